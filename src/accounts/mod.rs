@@ -1,0 +1,1 @@
+//! group(5) and passwd(5).

@@ -1,0 +1,1 @@
+//! qemu.conf as libvirt reads it.
