@@ -1,0 +1,369 @@
+//! The one edit of a group file: give a group its number, and make a user its member.
+//!
+//! Tools that rewrite the file from what they parsed (groupmod, usermod) drop or reorder what they do
+//! not understand. libvirtd refuses to start when a line that it needs is gone, so here only the
+//! bytes that have to change do, and the result is such that glibc reads it as wanted.
+
+#![forbid(unsafe_code)]
+
+use std::borrow::Cow;
+use std::fmt;
+
+use nix::unistd::Gid;
+
+use super::group::{Entry, first_entry};
+use super::line::{Line, lines};
+use super::number::is_space;
+
+/// What the group file shall say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Want<'a> {
+    /// The group's name.
+    pub group: &'a [u8],
+    /// Its number.
+    pub gid: Gid,
+    /// The user who shall be listed in the group's own entry, whatever other entries say.
+    pub member: Option<&'a [u8]>,
+}
+
+/// One difference between the file as it is and as it shall be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// The group's number is replaced.
+    SetGid {
+        /// The number that `getgrnam` finds now. The wanted one where the line is right but glibc
+        /// reads it wrongly: an indented last line of three fields and no newline.
+        from: Gid,
+        /// The wanted number.
+        to: Gid,
+    },
+    /// The group does not exist, and is added with this number.
+    AddGroup {
+        /// The wanted number.
+        gid: Gid,
+    },
+    /// The user is added to the group's members.
+    AddMember {
+        /// The user's name.
+        user: Vec<u8>,
+    },
+}
+
+/// Why a group file cannot say what is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EditError {
+    /// The name of a group or user cannot stand in a group file.
+    Name {
+        /// `group` or `member`.
+        field: &'static str,
+        /// The name.
+        name: Vec<u8>,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The number is no group ID (4294967295), or is root's (0), which is never given away.
+    Gid(Gid),
+}
+
+impl fmt::Display for EditError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name {
+                field,
+                name,
+                reason,
+            } => write!(
+                f,
+                "{field} name '{}' cannot stand in a group file: {reason}",
+                name.escape_ascii()
+            ),
+            Self::Gid(gid) => write!(f, "{gid} cannot be the number of the group"),
+        }
+    }
+}
+
+impl std::error::Error for EditError {}
+
+/// The file as it shall be, and how that differs from the file as it is. When nothing differs the
+/// file is borrowed and there are no changes.
+///
+/// The entry that `getgrnam` finds is edited: its number field is replaced, and the user is appended
+/// to its members, or put in front of them on a CRLF line, whose last member is lost to glibc. To
+/// glibc 4294967295 is a number, so a line that has it is the one to edit; lines with none
+/// (`kvm:x::`, `kvm:x:-1:`) it skips, and they are left alone. Where there is no entry, one is added at the end, or before the first
+/// entry of the NIS `compat` service, after which that service would not look.
+///
+/// # Errors
+///
+/// [`EditError`] where no line could say what is wanted, whatever is in the file.
+pub fn align<'a>(
+    file: &'a [u8],
+    want: &Want<'_>,
+) -> Result<(Cow<'a, [u8]>, Vec<Change>), EditError> {
+    check_name("group", want.group)?;
+    if let Some(member) = want.member {
+        check_name("member", member)?;
+    }
+    if matches!(want.gid.as_raw(), 0 | u32::MAX) {
+        return Err(EditError::Gid(want.gid));
+    }
+    let mut splices = Vec::new();
+    let mut changes = Vec::new();
+    match first_entry(file, want.group) {
+        Some(entry) => {
+            let from = entry.group.gid;
+            if from != want.gid || entry.misread {
+                splices.push((entry.gid_field.clone(), want.gid.to_string().into_bytes()));
+                changes.push(Change::SetGid { from, to: want.gid });
+            }
+            if entry.misread && want.member.is_none() {
+                // The colon ends the number for every glibc.
+                splices.push((entry.end..entry.end, b":".to_vec()));
+            }
+            if let Some(user) = want.member.filter(|user| !entry.group.has_member(user)) {
+                let (at, text) = new_member(file, &entry, user);
+                splices.push((at..at, text));
+                changes.push(Change::AddMember {
+                    user: user.to_vec(),
+                });
+            }
+        }
+        None => {
+            let at = compat_start(file);
+            let mut text = Vec::new();
+            if at > 0 && file.get(at - 1) != Some(&b'\n') {
+                text.push(b'\n');
+            }
+            text.extend_from_slice(want.group);
+            text.extend_from_slice(format!(":x:{}:", want.gid).as_bytes());
+            text.extend_from_slice(want.member.unwrap_or_default());
+            text.push(b'\n');
+            splices.push((at..at, text));
+            changes.push(Change::AddGroup { gid: want.gid });
+            changes.extend(want.member.map(|user| Change::AddMember {
+                user: user.to_vec(),
+            }));
+        }
+    }
+    if splices.is_empty() {
+        return Ok((Cow::Borrowed(file), changes));
+    }
+    let mut out = Vec::with_capacity(file.len() + 64);
+    let mut done = 0;
+    for (range, text) in splices {
+        out.extend_from_slice(file.get(done..range.start).unwrap_or_default());
+        out.extend_from_slice(&text);
+        done = range.end;
+    }
+    out.extend_from_slice(file.get(done..).unwrap_or_default());
+    Ok((Cow::Owned(out), changes))
+}
+
+/// Where to insert what, so that glibc sees `user` and still all other members.
+fn new_member(file: &[u8], entry: &Entry<'_>, user: &[u8]) -> (usize, Vec<u8>) {
+    let Some(list) = entry.list.clone() else {
+        return (entry.end, [b":", user].concat());
+    };
+    let text = file.get(list.clone()).unwrap_or_default();
+    if text.last() == Some(&b'\r') {
+        return (list.start, [user, b","].concat());
+    }
+    match text.iter().rfind(|b| !is_space(**b)) {
+        None | Some(b',') => (list.end, user.to_vec()),
+        Some(_) => (list.end, [b",", user].concat()),
+    }
+}
+
+/// Where the entries of the `compat` service begin; the file's length if there are none.
+fn compat_start(file: &[u8]) -> usize {
+    lines(file)
+        .find(|line| line.entry().is_some_and(Line::is_compat))
+        .map_or(file.len(), |line| line.start)
+}
+
+fn check_name(field: &'static str, name: &[u8]) -> Result<(), EditError> {
+    let reason = match name.first() {
+        None => "it is empty",
+        Some(b'+' | b'-') => "it starts with a sign, as entries of the NIS compat service do",
+        Some(b'#') => "it starts like a comment",
+        Some(first) if is_space(*first) => "it starts with a blank",
+        Some(_)
+            if name
+                .iter()
+                .any(|b| matches!(b, b':' | b',' | b'\n' | b'\r' | 0)) =>
+        {
+            "it contains a separator or a control character"
+        }
+        Some(_) => return Ok(()),
+    };
+    Err(EditError::Name {
+        field,
+        name: name.to_vec(),
+        reason,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn want(member: &str) -> Want<'_> {
+        Want {
+            group: b"kvm",
+            gid: Gid::from_raw(108),
+            member: (!member.is_empty()).then_some(member.as_bytes()),
+        }
+    }
+
+    fn text(bytes: &[u8]) -> String {
+        bytes.escape_ascii().to_string()
+    }
+
+    #[test]
+    fn edits() {
+        for (file, member, after) in [
+            (&b"kvm:x:424:\n"[..], "", &b"kvm:x:108:\n"[..]),
+            (b"kvm:x:424:\n", "nova", b"kvm:x:108:nova\n"),
+            (b"kvm:x:108:a", "nova", b"kvm:x:108:a,nova"),
+            (b"kvm:x:108:a,", "nova", b"kvm:x:108:a,nova"),
+            (b"kvm:x:108: \n", "nova", b"kvm:x:108: nova\n"),
+            (b"kvm:x:108:a, \n", "nova", b"kvm:x:108:a, nova\n"),
+            (b"kvm:x:108:a \n", "nova", b"kvm:x:108:a ,nova\n"),
+            (b"kvm:x:108:nova2\n", "nova", b"kvm:x:108:nova2,nova\n"),
+            (b"kvm:x:424\n", "nova", b"kvm:x:108:nova\n"),
+            (b"kvm:x:424", "", b"kvm:x:108"),
+            (
+                b"  kvm:!:  +0424:b\na:x:1:\n",
+                "b",
+                b"  kvm:!:108:b\na:x:1:\n",
+            ),
+            (b"kvm:x:108:\r\n", "nova", b"kvm:x:108:nova,\r\n"),
+            (
+                b"kvm:x:424:a,nova\r\n",
+                "nova",
+                b"kvm:x:108:nova,a,nova\r\n",
+            ),
+            (b"kvm:x:424:nova,a\r\n", "nova", b"kvm:x:108:nova,a\r\n"),
+            (b"kvm:x:424:a\0z\n", "nova", b"kvm:x:108:a,nova\0z\n"),
+            (b"kvm:x:424\0z\n", "nova", b"kvm:x:108:nova\0z\n"),
+            (b"kvm:x:424:a:b\n", "nova", b"kvm:x:108:a:b,nova\n"),
+            (
+                b"kvm:x:1:\nkvm:x:108:nova\n",
+                "nova",
+                b"kvm:x:108:nova\nkvm:x:108:nova\n",
+            ),
+            (b"kvm:x:-1:\nkvm:x:1:\n", "", b"kvm:x:-1:\nkvm:x:108:\n"),
+            (b"kvm:x::a\n", "b", b"kvm:x::a\nkvm:x:108:b\n"),
+            (
+                b"kvm:x:4294967295:\nkvm:x:1:\n",
+                "b",
+                b"kvm:x:108:b\nkvm:x:1:\n",
+            ),
+            (b"#kvm:x:108:\n", "", b"#kvm:x:108:\nkvm:x:108:\n"),
+            (b" kvm:x:108", "", b" kvm:x:108:"),
+            (b" kvm:x:424", "nova", b" kvm:x:108:nova"),
+            (b"", "nova", b"kvm:x:108:nova\n"),
+            (b"a:x:1:", "nova", b"a:x:1:\nkvm:x:108:nova\n"),
+            (b"a:x:1:\n\n", "nova", b"a:x:1:\n\nkvm:x:108:nova\n"),
+            (
+                b"a:x:1:\n+:::\n-b\n",
+                "nova",
+                b"a:x:1:\nkvm:x:108:nova\n+:::\n-b\n",
+            ),
+            (b"+", "nova", b"kvm:x:108:nova\n+"),
+            (b"a:x:1:\n +kvm:::", "", b"a:x:1:\nkvm:x:108:\n +kvm:::"),
+            (b"+\nkvm:x:1:\n", "", b"+\nkvm:x:108:\n"),
+        ] {
+            let want = want(member);
+            let (got, changes) = align(file, &want).unwrap();
+            assert_eq!(text(&got), text(after), "{}", text(file));
+            assert!(!changes.is_empty());
+            let (again, changes) = align(&got, &want).unwrap();
+            assert!(
+                matches!(again, Cow::Borrowed(_)) && changes.is_empty(),
+                "{}",
+                text(file)
+            );
+        }
+    }
+
+    #[test]
+    fn nothing_to_do() {
+        for (file, member) in [
+            (&b"kvm:x:108:"[..], ""),
+            (b"kvm:x:0108:a, nova", "nova"),
+            (b"kvm:x:108:nova\0\n", "nova"),
+            (b"kvm:x:108:nova,\r\n", "nova"),
+            (b"kvm:x:\nkvm:x:108:nova\nkvm:x:9:\n", "nova"),
+        ] {
+            let (got, changes) = align(file, &want(member)).unwrap();
+            assert!(matches!(got, Cow::Borrowed(_)), "{}", text(file));
+            assert_eq!(changes, []);
+        }
+    }
+
+    #[test]
+    fn changes_are_named() {
+        let gid = Gid::from_raw;
+        let user = || b"nova".to_vec();
+        assert_eq!(
+            align(b"kvm:x:424:", &want("nova")).unwrap().1,
+            [
+                Change::SetGid {
+                    from: gid(424),
+                    to: gid(108)
+                },
+                Change::AddMember { user: user() }
+            ]
+        );
+        assert_eq!(
+            align(b"", &want("nova")).unwrap().1,
+            [
+                Change::AddGroup { gid: gid(108) },
+                Change::AddMember { user: user() }
+            ]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_written() {
+        for name in [
+            "", " a", "\ta", "\x0ba", "+a", "-a", "#a", "a:b", "a,b", "a\nb", "a\r", "a\0b",
+        ] {
+            let name = name.as_bytes();
+            for want in [
+                Want {
+                    group: name,
+                    ..want("nova")
+                },
+                Want {
+                    member: Some(name),
+                    ..want("")
+                },
+            ] {
+                let error = align(b"kvm:x:1:\n", &want).unwrap_err();
+                assert!(matches!(error, EditError::Name { .. }), "{error}");
+            }
+        }
+        for gid in [0, u32::MAX] {
+            let want = Want {
+                gid: Gid::from_raw(gid),
+                ..want("")
+            };
+            assert_eq!(align(b"", &want), Err(EditError::Gid(want.gid)));
+        }
+        assert_eq!(
+            align(
+                b"",
+                &Want {
+                    group: b"k\nvm",
+                    ..want("")
+                }
+            )
+            .unwrap_err()
+            .to_string(),
+            "group name 'k\\nvm' cannot stand in a group file: \
+             it contains a separator or a control character"
+        );
+    }
+}

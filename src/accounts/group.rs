@@ -1,0 +1,245 @@
+//! group(5): which number a group has, and which groups a user is in.
+//!
+//! Source of the behaviour: glibc `nss_files` (seen with 2.36), what libvirtd asks when it starts
+//! (`getgrnam`) and each time it starts a guest (`getgrouplist`).
+
+#![forbid(unsafe_code)]
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use nix::unistd::Gid;
+
+use super::line::{Line, entries, lines};
+use super::number::trim_start;
+
+/// One entry of a group file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Group<'a> {
+    /// The group's name, without leading blanks.
+    pub name: &'a [u8],
+    /// The group's number; never 4294967295, which is no ID. 0 is possible.
+    pub gid: Gid,
+    /// Where the entry is: the 1-based number of its line.
+    pub line: usize,
+    members: &'a [u8],
+}
+
+impl<'a> Group<'a> {
+    /// The users that the entry lists, in its order, duplicates included. Blanks before a member do
+    /// not count, those after it do; so does the carriage return of a CRLF line, which is why the
+    /// last member of such a line is nobody.
+    pub fn members(&self) -> impl Iterator<Item = &'a [u8]> {
+        self.members
+            .split(|b| *b == b',')
+            .map(trim_start)
+            .filter(|member| !member.is_empty())
+    }
+
+    /// Whether glibc takes `user` for a member through this entry.
+    pub fn has_member(&self, user: &[u8]) -> bool {
+        self.members().any(|member| member == user)
+    }
+}
+
+/// An entry, and where an edit of it would have to write.
+pub(super) struct Entry<'a> {
+    pub(super) group: Group<'a>,
+    /// The number's field in the file, in bytes, blanks and sign included.
+    pub(super) gid_field: Range<usize>,
+    /// The member list in the file as far as C sees it; `None` where the line has three fields.
+    pub(super) list: Option<Range<usize>>,
+    /// Where the line ends for C: at its newline, a NUL, or the end of the file.
+    pub(super) end: usize,
+    /// Whether glibc may take bytes for part of the number that are not.
+    pub(super) misread: bool,
+}
+
+fn parse(line: Line<'_>) -> Option<Entry<'_>> {
+    let compat = line.is_compat();
+    let end = line.start + line.text.len();
+    let mut fields = line.fields();
+    let (name, _) = fields.string();
+    let entry = |gid, gid_field, list: Option<(usize, _)>| Entry {
+        group: Group {
+            name,
+            gid: Gid::from_raw(gid),
+            line: line.number,
+            members: list.map_or(&[][..], |(_, members)| members),
+        },
+        gid_field,
+        list: list.map(|(at, _)| at..end),
+        end,
+        misread: list.is_none() && line.is_misread(),
+    };
+    if compat && fields.rest.is_empty() {
+        return Some(entry(0, end..end, None));
+    }
+    fields.string();
+    let gid_at = fields.at;
+    let before = fields.rest;
+    let gid = if compat {
+        fields.number_or_empty()?
+    } else {
+        fields.number()?
+    };
+    let taken = before.len() - fields.rest.len();
+    let colon = before
+        .get(..taken)
+        .is_some_and(|field| field.ends_with(b":"));
+    Some(entry(
+        gid,
+        gid_at..gid_at + taken - usize::from(colon),
+        colon.then_some((fields.at, fields.rest)),
+    ))
+}
+
+/// A number that the kernel takes for "none".
+const NO_ID: Gid = Gid::from_raw(u32::MAX);
+
+fn usable(entry: Entry<'_>) -> Option<Group<'_>> {
+    Some(entry.group).filter(|group| group.gid != NO_ID)
+}
+
+/// The entry that `getgrnam` finds, with its places; also one whose number is no ID.
+pub(super) fn first_entry<'a>(file: &'a [u8], name: &[u8]) -> Option<Entry<'a>> {
+    entries(file)
+        .filter(|line| line.is_named(name))
+        .find_map(parse)
+}
+
+/// Every entry that a look-up by name or number can find. Not among them, as in glibc: blank lines,
+/// comments, entries of the NIS `compat` service (`+` and `-`), and lines whose number is missing, is
+/// followed by something else, or does not fit 32 bits (-1 is such a one). Lines of three fields are
+/// entries without members.
+///
+/// 4294967295 is a number to glibc, but no ID to the kernel: such lines are ignored here.
+pub fn groups(file: &[u8]) -> impl Iterator<Item = Group<'_>> {
+    entries(file).filter_map(parse).filter_map(usable)
+}
+
+/// The group of that name, as `getgrnam` finds it: the first entry (with an ID, see [`groups`]).
+pub fn by_name<'a>(file: &'a [u8], name: &[u8]) -> Option<Group<'a>> {
+    all_by_name(file, name).next()
+}
+
+/// Every entry of that name. Look-ups only see the first, but the members of all of them count.
+pub fn all_by_name<'a>(file: &'a [u8], name: &[u8]) -> impl Iterator<Item = Group<'a>> {
+    entries(file)
+        .filter(move |line| line.is_named(name))
+        .filter_map(parse)
+        .filter_map(usable)
+}
+
+/// Every entry with that number: each of these groups' members has what the number may do.
+pub fn all_by_gid(file: &[u8], gid: Gid) -> impl Iterator<Item = Group<'_>> {
+    groups(file).filter(move |group| group.gid == gid)
+}
+
+/// The groups that a process of `user` gets, as `getgrouplist` finds them: `primary` first, then
+/// each other number once, in the file's order.
+///
+/// More lines count than look-ups find (glibc `nss_files` initgroups): every entry of a name that
+/// occurs twice, entries of the `compat` service (an empty number there is 0), and comments: a
+/// `#kvm:x:108:nova` gives nova the number 108. 4294967295, which `getgrouplist` would return and
+/// setgroups(2) refuse, is left out.
+pub fn gids_of(file: &[u8], user: &[u8], primary: Gid) -> Vec<Gid> {
+    let mut seen = HashSet::from([primary.as_raw()]);
+    let mut gids = vec![primary];
+    for group in lines(file).filter_map(parse).filter_map(usable) {
+        if group.has_member(user) && seen.insert(group.gid.as_raw()) {
+            gids.push(group.gid);
+        }
+    }
+    gids
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(file: &[u8], name: &str) -> Option<(u32, usize, Vec<String>)> {
+        by_name(file, name.as_bytes()).map(|g| {
+            let members = g.members().map(|m| m.escape_ascii().to_string());
+            (g.gid.as_raw(), g.line, members.collect())
+        })
+    }
+
+    #[test]
+    fn by_name_is_getgrnam() {
+        for (file, gid, line, members) in [
+            (&b"kvm:x:108:"[..], 108, 1, &[][..]),
+            (b"root:x:0:\nkvm:x:108:nova,a\n", 108, 2, &["nova", "a"]),
+            (b"kvm:x:1:a\nkvm:x:2:b\n", 1, 1, &["a"]),
+            (b"\n#kvm:x:1:\n \tkvm::108: a,,\tb ,", 108, 3, &["a", "b "]),
+            (b"kvm:x: +0108:nova", 108, 1, &["nova"]),
+            (b"kvm:x:0:", 0, 1, &[]),
+            (b"kvm:x:108", 108, 1, &[]),
+            (
+                b"kvm:x:-1:\nkvm:x:4294967295:\nkvm:x::\nkvm:x:7 :\nkvm:x:108:",
+                108,
+                5,
+                &[],
+            ),
+            (b"kvm:x:99999999999999999999:\nkvm:x:5:", 5, 2, &[]),
+            (b"kvm\nkvm:x\nkvm:x:\nkvm:x:5:", 5, 4, &[]),
+            (b"kvm:x:108:nova\r\n", 108, 1, &["nova\\r"]),
+            (b"kvm:x:108:\r\n", 108, 1, &[]),
+            (b"kvm:x:1\r\nkvm:x:2:", 2, 2, &[]),
+            (b"kvm:x:108:a:b,c", 108, 1, &["a:b", "c"]),
+            (b"\0kvm:x:1:\nkv\0m:x:1:\nkvm:x:108:a\0,b\n", 108, 3, &["a"]),
+            (b"\xff\xfe:x:1:\nkvm:\xff:108:n\xf8", 108, 2, &["n\\xf8"]),
+            (b"+kvm:x:1:\n-kvm:x:1:\nkvmx:x:1:\nkvm:x:108:", 108, 4, &[]),
+        ] {
+            let members = members.iter().map(|m| (*m).to_string()).collect();
+            let want = Some((gid, line, members));
+            assert_eq!(found(file, "kvm"), want, "{}", file.escape_ascii());
+        }
+        for name in ["+kvm", "-kvm", "#kvm", " kvm", "kvm:x", "other", "+"] {
+            let file = b"+kvm:x:1:\n-kvm:x:1:\n#kvm:x:1:\n kvm:x:1:\n+\n";
+            assert_eq!(found(file, name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn all_entries() {
+        let file = b"kvm:x:108:a\nx:x:108:\nkvm:x:7:b\n+kvm:x:108:\n#kvm:x:108:\n";
+        let lines = |groups: Vec<Group<'_>>| groups.iter().map(|g| g.line).collect::<Vec<_>>();
+        assert_eq!(lines(all_by_name(file, b"kvm").collect()), [1, 3]);
+        assert_eq!(
+            lines(all_by_gid(file, Gid::from_raw(108)).collect()),
+            [1, 2]
+        );
+        assert_eq!(lines(groups(file).collect()), [1, 2, 3]);
+    }
+
+    #[test]
+    fn gids_of_is_getgrouplist() {
+        for (file, want) in [
+            (&b""[..], &[5][..]),
+            (b"a:x:1:nova\nb:x:2:x\nc:x:3:x,nova", &[5, 1, 3]),
+            (
+                b"kvm:x:1:nova\nkvm:x:2:nova\nd:x:1:nova\ne:x:5:nova",
+                &[5, 1, 2],
+            ),
+            (b"#a:x:1:nova\n  #b:x:2:nova\n", &[5, 1, 2]),
+            (b"+a:x::nova\n", &[5, 0]),
+            (b"+:::nova\n", &[5, 0]),
+            (b" +a:x::nova\n+\n+:\n-\n", &[5]),
+            (b"-a:x:7:nova\n", &[5, 7]),
+            (
+                b"a:x:1\nb:x::nova\nc:x:-1:nova\nd:x:4294967296:nova\n",
+                &[5],
+            ),
+            (b"a:x:1:nova\r\nb:x:2:nova,\r\n", &[5, 2]),
+            (b"a:x:1:nova:y\nb:x:2:nova \nc:x:3: nova", &[5, 3]),
+            (b"a:x:1:nova\0\nb:x:2:\0nova", &[5, 1]),
+        ] {
+            let got: Vec<_> = gids_of(file, b"nova", Gid::from_raw(5))
+                .iter()
+                .map(|g| g.as_raw())
+                .collect();
+            assert_eq!(got, want, "{}", file.escape_ascii());
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Lines and fields: what glibc's readers of all account files have in common.
+//!
+//! There are two readers, and they disagree. Look-ups (glibc `__nss_readline`) skip leading blanks,
+//! blank lines and `#` comments. The search for a user's groups (glibc `nss_files` initgroups) takes
+//! each line as it is: there a commented-out group that lists the user still counts.
+//!
+//! One glibc bug is left out: `__nss_readline` moves an indented line to the front of its buffer
+//! without the terminating NUL, so on an indented last line without a newline it sees some of the
+//! last bytes twice (` kvm:x:108` is read as `kvm:x:1088`). Later versions may not, so such a line is
+//! read as it is meant here, and [`Line::is_misread`] tells who edits it.
+
+#![forbid(unsafe_code)]
+
+use super::number::{strtoul, trim_start};
+
+/// One line of an account file.
+#[derive(Clone, Copy)]
+pub(crate) struct Line<'a> {
+    /// What C sees of the line: without its newline, and only up to a NUL.
+    pub(crate) text: &'a [u8],
+    /// Where `text` starts in the file, in bytes.
+    pub(crate) start: usize,
+    /// 1-based.
+    pub(crate) number: usize,
+    /// Whether a newline follows `text`.
+    pub(crate) ended: bool,
+    /// Whether blanks before `text` were skipped.
+    pub(crate) indented: bool,
+}
+
+impl<'a> Line<'a> {
+    /// The line as a look-up reads it: leading blanks gone; `None` for blank lines and comments.
+    pub(crate) fn entry(self) -> Option<Self> {
+        let text = trim_start(self.text);
+        let start = self.start + (self.text.len() - text.len());
+        match text.first() {
+            None | Some(b'#') => None,
+            Some(_) => Some(Self {
+                text,
+                start,
+                indented: start > self.start,
+                ..self
+            }),
+        }
+    }
+
+    /// Whether glibc may see more of this line than there is.
+    pub(crate) fn is_misread(self) -> bool {
+        self.indented && !self.ended
+    }
+
+    /// Whether this is an entry for the NIS `compat` service; the `files` service never finds it.
+    pub(crate) fn is_compat(self) -> bool {
+        matches!(self.text.first(), Some(b'+' | b'-'))
+    }
+
+    /// Whether the first of several fields is `name`. A cheap look before the line is parsed.
+    pub(crate) fn is_named(self, name: &[u8]) -> bool {
+        self.text
+            .strip_prefix(name)
+            .is_some_and(|rest| rest.first() == Some(&b':'))
+            && !name.contains(&b':')
+    }
+
+    /// The line's fields.
+    pub(crate) fn fields(self) -> Fields<'a> {
+        Fields {
+            rest: self.text,
+            at: self.start,
+        }
+    }
+}
+
+/// Every line of `file`, also blank ones and comments.
+pub(crate) fn lines(file: &[u8]) -> impl Iterator<Item = Line<'_>> {
+    let mut start = 0;
+    let mut number = 0;
+    std::iter::from_fn(move || {
+        let rest = file.get(start..).filter(|rest| !rest.is_empty())?;
+        let line = rest.split(|b| *b == b'\n').next()?;
+        let text = line.split(|b| *b == 0).next()?;
+        number += 1;
+        let found = Line {
+            text,
+            start,
+            number,
+            ended: rest.get(text.len()) == Some(&b'\n'),
+            indented: false,
+        };
+        start += line.len() + 1;
+        Some(found)
+    })
+}
+
+/// Every line that a look-up in the `files` service may find.
+pub(crate) fn entries(file: &[u8]) -> impl Iterator<Item = Line<'_>> {
+    lines(file)
+        .filter_map(Line::entry)
+        .filter(|line| !line.is_compat())
+}
+
+/// Reads one field after the other.
+pub(crate) struct Fields<'a> {
+    /// What is left of the line.
+    pub(crate) rest: &'a [u8],
+    /// Where `rest` starts in the file, in bytes.
+    pub(crate) at: usize,
+}
+
+impl<'a> Fields<'a> {
+    /// The text up to the next colon or the end. The flag says whether there was a colon.
+    pub(crate) fn string(&mut self) -> (&'a [u8], bool) {
+        match self.rest.iter().position(|b| *b == b':') {
+            Some(colon) => {
+                let (field, rest) = self.rest.split_at(colon);
+                self.rest = rest.get(1..).unwrap_or_default();
+                self.at += colon + 1;
+                (field, true)
+            }
+            None => {
+                let field = std::mem::take(&mut self.rest);
+                self.at += field.len();
+                (field, false)
+            }
+        }
+    }
+
+    /// The user or group number in the next field. `None` rejects the line: there is no number, one
+    /// that does not fit 32 bits (-1 is such a one), or something after it. 4294967295 does fit,
+    /// although it is no ID.
+    pub(crate) fn number(&mut self) -> Option<u32> {
+        let (field, _) = self.string();
+        let number = strtoul(field).filter(|number| number.rest.is_empty())?;
+        u32::try_from(number.value).ok()
+    }
+
+    /// As [`Self::number`] for entries of the NIS `compat` service: an empty field is 0, but there has
+    /// to be one.
+    pub(crate) fn number_or_empty(&mut self) -> Option<u32> {
+        match self.rest.first()? {
+            b':' => {
+                self.string();
+                Some(0)
+            }
+            _ => self.number(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_know_where_they_are() {
+        let file = b"a:1\n\n \t b\0c\n#d\r\n  #e\n+f\nlast";
+        let got: Vec<_> = lines(file)
+            .map(|l| {
+                (
+                    l.number,
+                    l.start,
+                    l.text,
+                    l.entry().map(|e| (e.start, e.text)),
+                )
+            })
+            .collect();
+        let want: Vec<(usize, usize, &[u8], Option<(usize, &[u8])>)> = vec![
+            (1, 0, b"a:1", Some((0, b"a:1"))),
+            (2, 4, b"", None),
+            (3, 5, b" \t b", Some((8, b"b"))),
+            (4, 12, b"#d\r", None),
+            (5, 16, b"  #e", None),
+            (6, 21, b"+f", Some((21, b"+f"))),
+            (7, 24, b"last", Some((24, b"last"))),
+        ];
+        assert_eq!(got, want);
+        assert_eq!(entries(file).count(), 3);
+        assert_eq!(lines(b"").count(), 0);
+    }
+
+    #[test]
+    fn numbers() {
+        for (field, id, or_empty) in [
+            (&b"108"[..], Some(108), Some(108)),
+            (b" +0108", Some(108), Some(108)),
+            (b"0:x", Some(0), Some(0)),
+            (b"4294967294", Some(4_294_967_294), Some(4_294_967_294)),
+            (b"4294967295", Some(u32::MAX), Some(u32::MAX)),
+            (b"4294967296", None, None),
+            (b"99999999999999999999", None, None),
+            (b"-1", None, None),
+            (b"-18446744073709551508:", Some(108), Some(108)),
+            (b"108 ", None, None),
+            (b"108\r", None, None),
+            (b"x", None, None),
+            (b" :", None, None),
+            (b":", None, Some(0)),
+            (b"", None, None),
+        ] {
+            let fields = || Fields { rest: field, at: 0 };
+            assert_eq!(fields().number(), id, "{}", field.escape_ascii());
+            assert_eq!(
+                fields().number_or_empty(),
+                or_empty,
+                "{}",
+                field.escape_ascii()
+            );
+        }
+    }
+}

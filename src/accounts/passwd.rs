@@ -1,0 +1,110 @@
+//! passwd(5): which user has a name or a number, and what its primary group is.
+//!
+//! libvirt goes from the configured user to a number, and at each start of a guest back from the
+//! number to a name, by whose memberships the guest gets its groups. So where two names share a
+//! number, the first one decides. Source of the behaviour: glibc `nss_files` (seen with 2.36).
+
+#![forbid(unsafe_code)]
+
+use nix::unistd::{Gid, Uid};
+
+use super::line::{Line, entries};
+
+/// One entry of a passwd file, as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct User<'a> {
+    /// The user's name, without leading blanks.
+    pub name: &'a [u8],
+    /// The user's number; never 4294967295, which is no ID.
+    pub uid: Uid,
+    /// The number of the user's primary group; never 4294967295.
+    pub gid: Gid,
+    /// Where the entry is: the 1-based number of its line.
+    pub line: usize,
+}
+
+fn parse(line: Line<'_>) -> Option<User<'_>> {
+    let mut fields = line.fields();
+    let (name, _) = fields.string();
+    fields.string();
+    Some(User {
+        name,
+        uid: Uid::from_raw(fields.number()?),
+        gid: Gid::from_raw(fields.number()?),
+        line: line.number,
+    })
+}
+
+fn is_usable(user: &User<'_>) -> bool {
+    user.uid.as_raw() != u32::MAX && user.gid.as_raw() != u32::MAX
+}
+
+/// Every entry that a look-up can find and whose numbers are IDs. Not among them, as in glibc: blank
+/// lines, comments, entries of the NIS `compat` service (`+` and `-`), and lines with a user or group
+/// number that is missing, is followed by something else, or does not fit 32 bits (-1 is such a one).
+/// What follows the group number may be missing.
+pub fn users(file: &[u8]) -> impl Iterator<Item = User<'_>> {
+    entries(file).filter_map(parse).filter(is_usable)
+}
+
+/// The user of that name, as `getpwnam` finds it: the first entry.
+///
+/// glibc takes 4294967295 for a number and finds the entry. It stands for "no ID" to the kernel, so
+/// where the first entry has it, there is no such user: a later entry of that name is not what
+/// libvirtd would find, and nothing here mends a passwd file.
+pub fn by_name<'a>(file: &'a [u8], name: &[u8]) -> Option<User<'a>> {
+    entries(file)
+        .filter(|line| line.is_named(name))
+        .find_map(parse)
+        .filter(is_usable)
+}
+
+/// The user with that number, as `getpwuid` finds it: the first entry; none if its group is no ID.
+pub fn by_uid(file: &[u8], uid: Uid) -> Option<User<'_>> {
+    entries(file)
+        .filter_map(parse)
+        .find(|user| user.uid == uid)
+        .filter(is_usable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_first() {
+        let file: &[u8] = b"root:x:0:0:root:/root:/bin/bash\n\
+            #nova:x:1:1::/:\n\
+            +nova:x:1:1::/:\n\
+            minus:x:4294967295:1::/:\n\
+            minus:x:1:1::/:\n\
+            large:x:8:4294967295::/:\n\
+            large:x:8:8::/:\n\
+            \n\
+            nova:x:1:\n\
+            nova:x:1\n\
+            nova:x: :1::\n\
+            nova:x:1 :1::\n\
+            nova:x:1:1\r\n\
+            \t nova::+42424:042436:a:b:c:d:e\n\
+            nova:x:7:7::/:\n\
+            alias:x:42424:9";
+        let nova = by_name(file, b"nova").unwrap();
+        assert_eq!(
+            (nova.uid.as_raw(), nova.gid.as_raw(), nova.line),
+            (42424, 42436, 14)
+        );
+        assert_eq!(by_uid(file, Uid::from_raw(42424)), Some(nova));
+        assert_eq!(by_uid(file, Uid::from_raw(1)).map(|u| u.line), Some(5));
+        assert_eq!(by_uid(file, Uid::from_raw(8)), None);
+        assert_eq!(by_uid(file, Uid::from_raw(u32::MAX)), None);
+        assert_eq!(by_name(file, b"alias").map(|u| u.gid.as_raw()), Some(9));
+        for name in ["+nova", "#nova", "nov", "nova:x", "", "minus", "large"] {
+            assert_eq!(by_name(file, name.as_bytes()), None, "{name}");
+        }
+        assert_eq!(
+            users(file).map(|u| u.line).collect::<Vec<_>>(),
+            [1, 5, 7, 14, 15, 16]
+        );
+    }
+}
