@@ -1,1 +1,503 @@
-//! qemu.conf as libvirt reads it.
+//! qemu.conf as libvirt reads it: which user and group QEMU will run as.
+//!
+//! libvirtd resolves both settings once, when it starts, and it refuses to start on a file that it
+//! cannot parse. So a guess that is more lenient than libvirt's own parser would prove the wrong
+//! identity, or miss why there is no libvirtd. Source of the behaviour: libvirt `virConfReadFile`
+//! (src/util/virconf.c) and `virGetUserID`/`virGetGroupID` (src/util/virutil.c), seen with 9.0.0.
+//!
+//! Other settings are parsed, because an error in them stops libvirtd too, but not judged.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use crate::accounts::number::strtoul;
+
+/// The largest file that libvirt reads, in bytes.
+pub const MAX_SIZE: usize = 10 * 1024 * 1024;
+
+/// The settings that decide whom QEMU runs as; `None` is the distribution's default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct QemuConf {
+    /// The first `user`.
+    pub user: Option<Setting>,
+    /// The first `group`.
+    pub group: Option<Setting>,
+}
+
+/// A setting's text, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// The text between the quotes, up to a NUL.
+    pub value: Vec<u8>,
+    /// The 1-based line of the setting's name.
+    pub line: usize,
+}
+
+/// Why libvirtd refuses to start with this file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SyntaxError {
+    /// The 1-based line that libvirt names, too; for a setting of the wrong type, the setting's line.
+    pub line: usize,
+    /// The setting in which the error is, if it is in one.
+    pub key: Option<String>,
+    /// What should have been there.
+    pub expected: &'static str,
+}
+
+impl fmt::Display for SyntaxError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}: expected {}", self.line, self.expected)?;
+        match &self.key {
+            Some(key) => write!(f, " in the setting '{key}'"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for SyntaxError {}
+
+/// Reads the file.
+///
+/// # Errors
+///
+/// [`SyntaxError`] where libvirtd refuses to start: anything that is no statement, no comment and no
+/// blank (a file of nothing but blanks is refused, too, an empty one is not), `user` or `group` with
+/// a number or a list, or a file of more than [`MAX_SIZE`] bytes. Where several are wrong, the first
+/// that libvirt names.
+pub fn parse(file: &[u8]) -> Result<QemuConf, SyntaxError> {
+    let error = |line, key, expected| SyntaxError {
+        line,
+        key,
+        expected,
+    };
+    if file.len() > MAX_SIZE {
+        return Err(error(1, None, "at most 10 MiB"));
+    }
+    let mut cursor = Cursor {
+        file,
+        at: 0,
+        line: 1,
+    };
+    let mut user = None;
+    let mut group = None;
+    let mut key = None;
+    while !cursor.at_end() {
+        let mut on_setting = |name: &[u8], line, value| {
+            let slot = match name {
+                b"user" => &mut user,
+                b"group" => &mut group,
+                _ => return,
+            };
+            slot.get_or_insert((line, value));
+        };
+        statement(&mut cursor, &mut key, &mut on_setting)
+            .and_then(|()| separator(&mut cursor))
+            .map_err(|expected| error(cursor.line, key.take(), expected))?;
+    }
+    let string = |name: &str, found: Option<(usize, Value)>| match found {
+        None => Ok(None),
+        Some((line, Value::String(value))) => Ok(Some(Setting { value, line })),
+        Some((line, Value::Other)) => Err(error(line, Some(name.to_owned()), "a string")),
+    };
+    Ok(QemuConf {
+        user: string("user", user)?,
+        group: string("group", group)?,
+    })
+}
+
+/// A value, as far as it matters.
+enum Value {
+    String(Vec<u8>),
+    Other,
+}
+
+/// What was expected where parsing stopped.
+type Expected = &'static str;
+
+struct Cursor<'a> {
+    file: &'a [u8],
+    at: usize,
+    line: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn at_end(&self) -> bool {
+        self.at >= self.file.len()
+    }
+
+    /// The byte here; at the end a NUL, as in C.
+    fn byte(&self) -> u8 {
+        self.file.get(self.at).copied().unwrap_or(0)
+    }
+
+    fn rest(&self) -> &'a [u8] {
+        self.file.get(self.at..).unwrap_or_default()
+    }
+
+    /// Goes on while `accept` says so, and returns what was passed.
+    fn take(&mut self, accept: impl Fn(u8) -> bool) -> &'a [u8] {
+        let rest = self.rest();
+        let len = rest.iter().position(|b| !accept(*b)).unwrap_or(rest.len());
+        self.at += len;
+        rest.get(..len).unwrap_or_default()
+    }
+
+    fn skip_blanks(&mut self) {
+        self.take(is_blank);
+    }
+
+    fn skip_lines(&mut self) {
+        let passed = self.take(|b| is_blank(b) || is_end_of_line(b));
+        self.line += newlines(passed);
+    }
+}
+
+fn is_blank(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t')
+}
+
+fn is_end_of_line(byte: u8) -> bool {
+    matches!(byte, b'\n' | b'\r')
+}
+
+fn newlines(text: &[u8]) -> usize {
+    text.iter().filter(|b| **b == b'\n').count()
+}
+
+fn statement(
+    cursor: &mut Cursor<'_>,
+    key: &mut Option<String>,
+    on_setting: &mut impl FnMut(&[u8], usize, Value),
+) -> Result<(), Expected> {
+    *key = None;
+    cursor.skip_lines();
+    if cursor.byte() == b'#' {
+        cursor.take(|b| !is_end_of_line(b));
+        return Ok(());
+    }
+    if !cursor.byte().is_ascii_alphabetic() {
+        return Err("a name");
+    }
+    let line = cursor.line;
+    let name = cursor.take(|b| b.is_ascii_alphanumeric() || b == b'_');
+    *key = Some(String::from_utf8_lossy(name).into_owned());
+    cursor.skip_blanks();
+    if cursor.byte() != b'=' {
+        return Err("an assignment");
+    }
+    cursor.at += 1;
+    let value = value(cursor)?;
+    cursor.skip_blanks();
+    if cursor.byte() == b'#' {
+        cursor.take(|b| !is_end_of_line(b));
+    }
+    on_setting(name, line, value);
+    Ok(())
+}
+
+fn separator(cursor: &mut Cursor<'_>) -> Result<(), Expected> {
+    cursor.skip_blanks();
+    if cursor.at_end() {
+        return Ok(());
+    }
+    match cursor.byte() {
+        b';' => cursor.at += 1,
+        byte if is_end_of_line(byte) => {}
+        _ => return Err("a separator"),
+    }
+    cursor.skip_lines();
+    Ok(())
+}
+
+/// Reads a value. Lists may hold lists, to any depth: a counter instead of recursion, so that no
+/// file exhausts the stack.
+fn value(cursor: &mut Cursor<'_>) -> Result<Value, Expected> {
+    let mut depth = 0usize;
+    loop {
+        cursor.skip_blanks();
+        let mut value = Value::Other;
+        match cursor.byte() {
+            b'"' | b'\'' => value = Value::String(string(cursor)?),
+            b'0'..=b'9' | b'-' | b'+' => number(cursor)?,
+            b'[' => {
+                cursor.at += 1;
+                cursor.skip_lines();
+                depth += 1;
+                if !cursor.at_end() && cursor.byte() != b']' {
+                    continue;
+                }
+            }
+            _ => return Err("a value"),
+        }
+        // A value, or `[` and nothing, is behind us: close lists, or go on to the next value.
+        loop {
+            if depth == 0 {
+                return Ok(value);
+            }
+            cursor.skip_lines();
+            if cursor.at_end() {
+                return Err("the end of the list");
+            }
+            if cursor.byte() == b',' {
+                cursor.at += 1;
+                cursor.skip_lines();
+                if cursor.byte() != b']' {
+                    break;
+                }
+            }
+            if cursor.byte() != b']' {
+                return Err("a separator in the list");
+            }
+            cursor.at += 1;
+            depth -= 1;
+            value = Value::Other;
+        }
+    }
+}
+
+fn number(cursor: &mut Cursor<'_>) -> Result<(), Expected> {
+    if matches!(cursor.byte(), b'-' | b'+') {
+        cursor.at += 1;
+    }
+    if cursor.take(|b| b.is_ascii_digit()).is_empty() {
+        return Err("a digit");
+    }
+    Ok(())
+}
+
+fn string(cursor: &mut Cursor<'_>) -> Result<Vec<u8>, Expected> {
+    const TRIPLE: &[u8] = b"\"\"\"";
+    let rest = cursor.rest();
+    let text = match rest.strip_prefix(TRIPLE) {
+        // An empty one is only seen if something follows it.
+        Some(inner) if rest.len() > 2 * TRIPLE.len() => {
+            let found = inner.windows(TRIPLE.len()).position(|w| w == TRIPLE);
+            let len = found.unwrap_or(inner.len());
+            let text = inner.get(..len).unwrap_or_default();
+            cursor.line += newlines(match found {
+                Some(_) => text,
+                // libvirt gives up before the last two bytes.
+                None => inner.get(..len - 2).unwrap_or_default(),
+            });
+            cursor.at += len + 2 * TRIPLE.len();
+            found.map(|_| text)
+        }
+        _ => {
+            let quote = cursor.byte();
+            cursor.at += 1;
+            let text = cursor.take(|b| b != quote && !is_end_of_line(b));
+            let closed = cursor.byte() == quote;
+            cursor.at += 1;
+            closed.then_some(text)
+        }
+    };
+    let text = text.ok_or("the end of the string")?;
+    Ok(text.split(|b| *b == 0).next().unwrap_or_default().to_vec())
+}
+
+/// What a value of `user` or `group` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IdSpec<'a> {
+    /// `+N`: always a number.
+    Number(u32),
+    /// Anything else: the name if there is one like that, and otherwise the number.
+    NameOrNumber {
+        /// The whole value.
+        name: &'a [u8],
+        /// The value as a number, if it is one and an ID.
+        number: Option<u32>,
+    },
+}
+
+/// How libvirt reads a value of `user` or `group`. `None` can be nobody: it is empty, or `+` is not
+/// followed by an ID. 4294967295, which libvirt reads from -1, too, is no ID.
+pub fn id_spec(value: &[u8]) -> Option<IdSpec<'_>> {
+    match value {
+        [] => None,
+        [b'+', digits @ ..] => id(digits).map(IdSpec::Number),
+        name => Some(IdSpec::NameOrNumber {
+            name,
+            number: id(name),
+        }),
+    }
+}
+
+/// An unsigned 32-bit number as libvirt's `virStrToLong_ui` reads it: negative ones wrap around.
+fn id(text: &[u8]) -> Option<u32> {
+    let number = strtoul(text).filter(|n| n.in_range && n.rest.is_empty())?;
+    let id = if number.negative {
+        u32::try_from(number.value.wrapping_neg())
+            .ok()?
+            .wrapping_neg()
+    } else {
+        u32::try_from(number.value).ok()?
+    };
+    (id != u32::MAX).then_some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn both(
+        file: &[u8],
+    ) -> Result<(Option<(String, usize)>, Option<(String, usize)>), SyntaxError> {
+        let show = |s: Setting| (s.value.iter().map(|b| char::from(*b)).collect(), s.line);
+        parse(file).map(|conf| (conf.user.map(show), conf.group.map(show)))
+    }
+
+    #[test]
+    fn settings() {
+        for (file, user, group) in [
+            (&b""[..], None, None),
+            (b"# user = \"a\"\n", None, None),
+            (b"#\n\n#", None, None),
+            (
+                b"user = \"nova\"\ngroup = \"kvm\"\n",
+                Some(("nova", 1)),
+                Some(("kvm", 2)),
+            ),
+            (b"user='nova'", Some(("nova", 1)), None),
+            (b"\n\r\n \tuser\t=\t\"a'b\" # c", Some(("a'b", 3)), None),
+            (
+                b"user='a\"b\\';group=\"\"",
+                Some(("a\"b\\", 1)),
+                Some(("", 1)),
+            ),
+            (
+                b"user=\"a\";\n\n group=\"b\";",
+                Some(("a", 1)),
+                Some(("b", 3)),
+            ),
+            (
+                b"user=\"a\"\rgroup=\"b\"\r\n",
+                Some(("a", 1)),
+                Some(("b", 1)),
+            ),
+            (b"user=\"a\"\nuser=7\nuser=\"b\"", Some(("a", 1)), None),
+            (
+                b"x=\"\"\"a\nb\"c\"\"\"\ngroup=\"\"\"\"\"\" ",
+                None,
+                Some(("", 3)),
+            ),
+            (
+                b"l = [ \"a\",\n 'b', [1,-2,[]],]\nuser='c'",
+                Some(("c", 3)),
+                None,
+            ),
+            (
+                b"l=[\n]\nl=[]#\nUser='a'\nuser_='b'\nuser='+108'",
+                Some(("+108", 6)),
+                None,
+            ),
+            (
+                b"x=1 #'\ny=-99999999999999999999\nz=+0;user='a'",
+                Some(("a", 3)),
+                None,
+            ),
+            (b"user='a\0b'", Some(("a", 1)), None),
+            (b"user='\xff'", Some(("\u{ff}", 1)), None),
+        ] {
+            let own = |s: Option<(&str, usize)>| s.map(|(value, line)| (value.to_owned(), line));
+            assert_eq!(
+                both(file),
+                Ok((own(user), own(group))),
+                "{}",
+                file.escape_ascii()
+            );
+        }
+    }
+
+    #[test]
+    fn errors() {
+        for (file, line, key, expected) in [
+            (&b"\n"[..], 2, "", "a name"),
+            (b" ", 1, "", "a name"),
+            (b"#\n=", 2, "", "a name"),
+            (b"_user='a'", 1, "", "a name"),
+            (b";", 1, "", "a name"),
+            (b"user='a';;", 1, "", "a name"),
+            (b"user", 1, "user", "an assignment"),
+            (b"user\n='a'", 1, "user", "an assignment"),
+            (b"us-er='a'", 1, "us", "an assignment"),
+            (b"user=", 1, "user", "a value"),
+            (b"user=\n'a'", 1, "user", "a value"),
+            (b"user=nova", 1, "user", "a value"),
+            (b"user='a", 1, "user", "the end of the string"),
+            (b"user=\"a\n\"", 1, "user", "the end of the string"),
+            (b"\nuser=\"\"\"a\nb\"\"", 3, "user", "the end of the string"),
+            (b"user=\"\"\"\"\"\"", 1, "user", "a separator"),
+            (b"x=- 1", 1, "x", "a digit"),
+            (b"x=1y", 1, "x", "a separator"),
+            (b"user='a' 'b'", 1, "user", "a separator"),
+            (b"x=['a' 'b']", 1, "x", "a separator in the list"),
+            (b"x=[1\n2]", 2, "x", "a separator in the list"),
+            (b"x=[,]", 1, "x", "a value"),
+            (b"x=[1,,]", 1, "x", "a value"),
+            (b"x=[1,#\n2]", 1, "x", "a value"),
+            (b"x=[", 1, "x", "the end of the list"),
+            (b"x=[[1]", 1, "x", "the end of the list"),
+            (b"x=[1,", 1, "x", "a value"),
+            (b"x=[1]]", 1, "x", "a separator"),
+            (b"\nuser=1", 2, "user", "a string"),
+            (b"group=['kvm']", 1, "group", "a string"),
+            (b"group=['kvm']\nuser=1", 2, "user", "a string"),
+            (b"user=1\nx", 2, "x", "an assignment"),
+            (b"user='a'\0", 1, "user", "a separator"),
+        ] {
+            let want = SyntaxError {
+                line,
+                key: (!key.is_empty()).then(|| key.to_owned()),
+                expected,
+            };
+            assert_eq!(both(file), Err(want), "{}", file.escape_ascii());
+        }
+        let error = parse(b"user = nova").unwrap_err().to_string();
+        assert_eq!(error, "line 1: expected a value in the setting 'user'");
+    }
+
+    #[test]
+    fn large_and_deep_files() {
+        let mut file = vec![b'#'; MAX_SIZE];
+        assert_eq!(parse(&file), Ok(QemuConf::default()));
+        file.push(b'#');
+        assert_eq!(parse(&file).unwrap_err().expected, "at most 10 MiB");
+        let deep = [b"x=", &b"[".repeat(1_000_000)[..], &b"]".repeat(1_000_000)].concat();
+        assert_eq!(parse(&deep), Ok(QemuConf::default()));
+    }
+
+    #[test]
+    fn ids() {
+        use IdSpec::{NameOrNumber, Number};
+        let name = |name, number| Some(NameOrNumber { name, number });
+        for (value, want) in [
+            (&b""[..], None),
+            (b"nova", name(b"nova", None)),
+            (b"108", name(b"108", Some(108))),
+            (b"0", name(b"0", Some(0))),
+            (b" 0108", name(b" 0108", Some(108))),
+            (b"108 ", name(b"108 ", None)),
+            (b"-108", name(b"-108", Some(4_294_967_188))),
+            (b"-4294967188", name(b"-4294967188", Some(108))),
+            (b"-1", name(b"-1", None)),
+            (b"4294967295", name(b"4294967295", None)),
+            (b"4294967296", name(b"4294967296", None)),
+            (b"+108", Some(Number(108))),
+            (b"+ 108", Some(Number(108))),
+            (b"++108", Some(Number(108))),
+            (b"+-0", Some(Number(0))),
+            (b"+4294967294", Some(Number(4_294_967_294))),
+            (b"+4294967295", None),
+            (b"+-1", None),
+            (b"+-4294967296", None),
+            (b"+18446744073709551616", None),
+            (b"+-18446744073709551616", None),
+            (b"+", None),
+            (b"+nova", None),
+            (b"+0x10", None),
+        ] {
+            assert_eq!(id_spec(value), want, "{}", value.escape_ascii());
+        }
+    }
+}
