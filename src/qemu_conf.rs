@@ -340,9 +340,9 @@ fn id(text: &[u8]) -> Option<u32> {
 mod tests {
     use super::*;
 
-    fn both(
-        file: &[u8],
-    ) -> Result<(Option<(String, usize)>, Option<(String, usize)>), SyntaxError> {
+    type Found = Option<(String, usize)>;
+
+    fn both(file: &[u8]) -> Result<(Found, Found), SyntaxError> {
         let show = |s: Setting| (s.value.iter().map(|b| char::from(*b)).collect(), s.line);
         parse(file).map(|conf| (conf.user.map(show), conf.group.map(show)))
     }

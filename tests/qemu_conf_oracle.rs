@@ -8,6 +8,8 @@
 //! would stop at a NUL.
 
 #![allow(unsafe_code)] // C functions of a library that is loaded at run time
+#![allow(clippy::unwrap_used)] // a panic is the report
+#![allow(clippy::missing_transmute_annotations)] // the fields give the types
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::fs::File;

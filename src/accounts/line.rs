@@ -164,7 +164,8 @@ mod tests {
                 )
             })
             .collect();
-        let want: Vec<(usize, usize, &[u8], Option<(usize, &[u8])>)> = vec![
+        type Found<'a> = (usize, &'a [u8]);
+        let want: Vec<(usize, usize, &[u8], Option<Found<'_>>)> = vec![
             (1, 0, b"a:1", Some((0, b"a:1"))),
             (2, 4, b"", None),
             (3, 5, b" \t b", Some((8, b"b"))),
