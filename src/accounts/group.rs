@@ -119,6 +119,9 @@ pub fn groups(file: &[u8]) -> impl Iterator<Item = Group<'_>> {
 }
 
 /// The group of that name, as `getgrnam` finds it: the first entry (with an ID, see [`groups`]).
+///
+/// An indented last line without a newline is read as it is meant; glibc 2.36 takes some of its last
+/// bytes twice, ` kvm:x:108` for 1088. [`align`](super::edit::align) makes such a line safe.
 pub fn by_name<'a>(file: &'a [u8], name: &[u8]) -> Option<Group<'a>> {
     all_by_name(file, name).next()
 }
