@@ -1,0 +1,349 @@
+//! POSIX access control lists as the kernel stores and judges them.
+//!
+//! With an ACL the mode's group bits are only its mask: `ls` shows `rw-` where the group's own
+//! entry may say `---`. Layout: include/uapi/linux/posix_acl_xattr.h; judgement:
+//! fs/posix_acl.c, `posix_acl_permission`; meaning: acl(5).
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use nix::unistd::{Gid, Uid};
+
+/// The extended attribute that holds the ACL.
+pub const XATTR: &std::ffi::CStr = c"system.posix_acl_access";
+
+/// `POSIX_ACL_XATTR_VERSION`
+const VERSION: u32 = 2;
+
+/// What is asked for: reading and writing, as QEMU opens the device.
+pub const READ_WRITE: u16 = 0o6;
+
+/// Whom an entry speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tag {
+    /// `user::`, the file's owner.
+    Owner,
+    /// `user:ID:`
+    User(Uid),
+    /// `group::`, the file's group.
+    OwningGroup,
+    /// `group:ID:`
+    Group(Gid),
+    /// `mask::`, the most that any entry but the owner's and the others' can give.
+    Mask,
+    /// `other::`
+    Other,
+}
+
+/// One entry: who may do what (`r` 4, `w` 2, `x` 1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// Whom it speaks of.
+    pub tag: Tag,
+    /// What they may do.
+    pub perm: u16,
+}
+
+/// An access control list with at least the three entries that mirror the mode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acl(Vec<Entry>);
+
+impl Acl {
+    /// Reads the attribute's bytes; `None` if they are not an ACL of the known version.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let (head, rest) = bytes.split_first_chunk::<4>()?;
+        if u32::from_le_bytes(*head) != VERSION || rest.len() % 8 != 0 {
+            return None;
+        }
+        let entries = rest.chunks_exact(8).map(|chunk| {
+            let short = |at: usize| u16::from_le_bytes([chunk[at], chunk[at + 1]]);
+            let id = u32::from_le_bytes([chunk[4], chunk[5], chunk[6], chunk[7]]);
+            let tag = match short(0) {
+                0x01 => Tag::Owner,
+                0x02 => Tag::User(Uid::from_raw(id)),
+                0x04 => Tag::OwningGroup,
+                0x08 => Tag::Group(Gid::from_raw(id)),
+                0x10 => Tag::Mask,
+                0x20 => Tag::Other,
+                _ => return None,
+            };
+            let perm = short(2);
+            Some(Entry { tag, perm })
+        });
+        let acl = Self(entries.collect::<Option<Vec<_>>>()?);
+        let base = [Tag::Owner, Tag::OwningGroup, Tag::Other];
+        base.iter()
+            .all(|tag| acl.get(*tag).is_some())
+            .then_some(acl)
+    }
+
+    /// The bytes that setxattr(2) takes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        /// `ACL_UNDEFINED_ID`
+        const NO_ID: u32 = u32::MAX;
+        let mut bytes = VERSION.to_le_bytes().to_vec();
+        for entry in &self.0 {
+            let (tag, id) = match entry.tag {
+                Tag::Owner => (0x01_u16, NO_ID),
+                Tag::User(uid) => (0x02, uid.as_raw()),
+                Tag::OwningGroup => (0x04, NO_ID),
+                Tag::Group(gid) => (0x08, gid.as_raw()),
+                Tag::Mask => (0x10, NO_ID),
+                Tag::Other => (0x20, NO_ID),
+            };
+            bytes.extend_from_slice(&tag.to_le_bytes());
+            bytes.extend_from_slice(&entry.perm.to_le_bytes());
+            bytes.extend_from_slice(&id.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// What the first entry with this tag may do.
+    pub fn get(&self, tag: Tag) -> Option<u16> {
+        let mut found = self.0.iter().filter(|entry| entry.tag == tag);
+        found.next().map(|entry| entry.perm)
+    }
+
+    /// The ACL with which owner and group may read and write, or exactly what `exact` says, and
+    /// nobody else may do more than before: where the mask is raised, the entries that it held
+    /// back are first reduced to what they could effectively do.
+    #[must_use]
+    pub fn repaired(&self, exact: Option<u16>) -> Self {
+        let class = |shift: u16, now: u16| match exact {
+            Some(mode) => mode >> shift & 0o7,
+            None if shift == 0 => now,
+            None => now | READ_WRITE,
+        };
+        let old_mask = self.get(Tag::Mask).unwrap_or(0o7);
+        let new_mask = class(3, old_mask);
+        let held_back = if new_mask & !old_mask == 0 {
+            0o7
+        } else {
+            old_mask
+        };
+        let repaired = self.0.iter().map(|entry| Entry {
+            tag: entry.tag,
+            perm: match entry.tag {
+                Tag::Owner => class(6, entry.perm),
+                Tag::OwningGroup => class(3, entry.perm),
+                Tag::Mask => new_mask,
+                Tag::Other => class(0, entry.perm),
+                Tag::User(_) | Tag::Group(_) => entry.perm & held_back,
+            },
+        });
+        Self(repaired.collect())
+    }
+
+    fn permits(&self, who: &Who<'_>, owner: Uid, group: Gid, want: u16) -> bool {
+        let mask = self.get(Tag::Mask).unwrap_or(0o7);
+        if who.uid == owner {
+            return self.get(Tag::Owner).is_some_and(|p| p & want == want);
+        }
+        if let Some(perm) = self.get(Tag::User(who.uid)) {
+            return perm & mask & want == want;
+        }
+        let mut in_a_group = false;
+        for entry in &self.0 {
+            let gid = match entry.tag {
+                Tag::OwningGroup => group,
+                Tag::Group(gid) => gid,
+                _ => continue,
+            };
+            if who.is_in(gid) {
+                in_a_group = true;
+                if entry.perm & mask & want == want {
+                    return true;
+                }
+            }
+        }
+        !in_a_group && self.get(Tag::Other).is_some_and(|p| p & want == want)
+    }
+}
+
+impl fmt::Display for Acl {
+    /// The short text form of acl(5).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, entry) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            let bit = |mask: u16, letter: char| if entry.perm & mask == 0 { '-' } else { letter };
+            let (r, w, x) = (bit(4, 'r'), bit(2, 'w'), bit(1, 'x'));
+            write!(f, "{comma}")?;
+            match entry.tag {
+                Tag::Owner => write!(f, "user:")?,
+                Tag::User(uid) => write!(f, "user:{uid}")?,
+                Tag::OwningGroup => write!(f, "group:")?,
+                Tag::Group(gid) => write!(f, "group:{gid}")?,
+                Tag::Mask => write!(f, "mask:")?,
+                Tag::Other => write!(f, "other:")?,
+            }
+            write!(f, ":{r}{w}{x}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A process without capabilities, as the kernel sees it when it asks for permission.
+#[derive(Debug, Clone, Copy)]
+pub struct Who<'a> {
+    /// The file system uid.
+    pub uid: Uid,
+    /// The file system gid.
+    pub gid: Gid,
+    /// The supplementary groups.
+    pub groups: &'a [Gid],
+}
+
+impl Who<'_> {
+    fn is_in(&self, gid: Gid) -> bool {
+        self.gid == gid || self.groups.contains(&gid)
+    }
+}
+
+/// Owner, group, mode and ACL of a file.
+#[derive(Debug, Clone, Copy)]
+pub struct Guard<'a> {
+    /// The owner.
+    pub uid: Uid,
+    /// The owning group.
+    pub gid: Gid,
+    /// The mode; its type bits do not matter.
+    pub mode: u16,
+    /// The ACL, if it has one.
+    pub acl: Option<&'a Acl>,
+}
+
+/// Whether discretionary access control lets `who` do `want` (fs/namei.c,
+/// `acl_permission_check`): the first class that fits decides, even when a later one gives more.
+pub fn permits(guard: &Guard<'_>, who: &Who<'_>, want: u16) -> bool {
+    if let Some(acl) = guard.acl {
+        return acl.permits(who, guard.uid, guard.gid, want);
+    }
+    let shift = if who.uid == guard.uid {
+        6
+    } else if who.is_in(guard.gid) {
+        3
+    } else {
+        0
+    };
+    guard.mode >> shift & want == want
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn acl(entries: &[(Tag, u16)]) -> Acl {
+        Acl(entries
+            .iter()
+            .map(|&(tag, perm)| Entry { tag, perm })
+            .collect())
+    }
+
+    fn uid(raw: u32) -> Tag {
+        Tag::User(Uid::from_raw(raw))
+    }
+
+    #[test]
+    fn bytes_survive_the_round_trip() {
+        let list = acl(&[
+            (Tag::Owner, 6),
+            (uid(1234), 6),
+            (Tag::OwningGroup, 0),
+            (Tag::Mask, 6),
+            (Tag::Other, 0),
+        ]);
+        assert_eq!(Acl::parse(&list.to_bytes()), Some(list.clone()));
+        assert_eq!(
+            list.to_string(),
+            "user::rw-,user:1234:rw-,group::---,mask::rw-,other::---"
+        );
+    }
+
+    #[test]
+    fn what_is_not_an_acl_is_not_read_as_one() {
+        let good = acl(&[(Tag::Owner, 6), (Tag::OwningGroup, 6), (Tag::Other, 0)]).to_bytes();
+        for length in 0..good.len() {
+            assert_eq!(Acl::parse(&good[..length]), None, "{length}");
+        }
+        let mut version_3 = good;
+        version_3[0] = 3;
+        assert_eq!(Acl::parse(&version_3), None);
+    }
+
+    #[test]
+    fn a_raised_mask_gives_nobody_more() {
+        let list = acl(&[
+            (Tag::Owner, 6),
+            (uid(1), 7),
+            (uid(2), 4),
+            (Tag::OwningGroup, 0),
+            (Tag::Group(Gid::from_raw(3)), 6),
+            (Tag::Mask, 4),
+            (Tag::Other, 0),
+        ]);
+        let want = acl(&[
+            (Tag::Owner, 6),
+            (uid(1), 4),
+            (uid(2), 4),
+            (Tag::OwningGroup, 6),
+            (Tag::Group(Gid::from_raw(3)), 4),
+            (Tag::Mask, 6),
+            (Tag::Other, 0),
+        ]);
+        assert_eq!(list.repaired(None), want);
+        assert_eq!(want.repaired(None), want, "nothing left to repair");
+    }
+
+    #[test]
+    fn an_exact_mode_reaches_every_class() {
+        let list = acl(&[
+            (Tag::Owner, 7),
+            (uid(1), 6),
+            (Tag::OwningGroup, 0),
+            (Tag::Mask, 6),
+            (Tag::Other, 4),
+        ]);
+        let want = acl(&[
+            (Tag::Owner, 6),
+            (uid(1), 6),
+            (Tag::OwningGroup, 6),
+            (Tag::Mask, 6),
+            (Tag::Other, 6),
+        ]);
+        assert_eq!(list.repaired(Some(0o666)), want);
+    }
+
+    #[test]
+    fn the_first_class_that_fits_decides() {
+        let groups = [Gid::from_raw(108)];
+        let qemu = Who {
+            uid: Uid::from_raw(999),
+            gid: Gid::from_raw(5),
+            groups: &groups,
+        };
+        // (owner, group, mode) => may QEMU read and write?
+        let table = [
+            ((0, 108, 0o660), true),
+            ((0, 108, 0o640), false),
+            ((0, 108, 0o606), false),
+            ((0, 7, 0o606), true),
+            ((0, 7, 0o660), false),
+            ((999, 108, 0o066), false),
+            ((999, 7, 0o600), true),
+            ((0, 5, 0o060), true),
+        ];
+        for ((owner, group, mode), allowed) in table {
+            let guard = Guard {
+                uid: Uid::from_raw(owner),
+                gid: Gid::from_raw(group),
+                mode,
+                acl: None,
+            };
+            assert_eq!(
+                permits(&guard, &qemu, READ_WRITE),
+                allowed,
+                "{owner}:{group} {mode:o}"
+            );
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The command line: verbs and options as text. What they mean is decided in `config`.
+#![forbid(unsafe_code)]
+
+use clap::{Args, Parser, Subcommand};
+
+/// Makes /dev/kvm usable by the QEMU user of a libvirt pod, and proves it.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    about,
+    disable_help_subcommand = true,
+    after_help = "Exit codes: 0 ok, 1 drift, 2 usage, 3 refused, 4 failed, 5 unproven, 6 absent"
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What the program can be asked to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Resolve the node's kvm GID, align the pod and the device with it, and prove that QEMU can
+    /// open KVM: the init step
+    #[command(after_help = "\
+Every option can also be given as an environment variable (--host-root as
+LIBVIRT_KVM_INIT_HOST_ROOT) and as a key of the --config file (host-root: /host).
+A flag beats the environment, which beats the file.
+
+Examples:
+  libvirt-kvm-init apply
+      in the libvirt image, before libvirtd; by hand on a node
+  libvirt-kvm-init apply --host-root /mnt/host-rootfs --settle 30s
+      after a step that reloads the KVM module
+  libvirt-kvm-init apply --dry-run --format json
+      what would be changed, for a program
+
+Exit codes: 0 ok, 1 drift (--dry-run), 2 usage, 3 refused, 4 failed, 5 unproven,
+6 absent")]
+    Apply(Options),
+}
+
+/// The options of `apply`. All are text here, and unset where the command line says nothing.
+#[derive(Debug, Default, Args)]
+#[allow(missing_docs, reason = "the help texts below are the documentation")]
+pub struct Options {
+    /// YAML file with any of these options as keys
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<String>,
+    /// The device as libvirtd sees it [default: /dev/kvm]
+    #[arg(long, value_name = "PATH")]
+    pub device: Option<String>,
+    /// Where the node's file system is seen [default: found]
+    #[arg(long, value_name = "DIR")]
+    pub host_root: Option<String>,
+    /// The root whose etc/passwd, etc/group and etc/libvirt/qemu.conf libvirtd uses [default: /]
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<String>,
+    /// The group that shall own the device [default: kvm]
+    #[arg(long, value_name = "NAME")]
+    pub group: Option<String>,
+    /// The number for it [default: what the node uses]
+    #[arg(long, value_name = "GID")]
+    pub gid: Option<String>,
+    /// The device's exact mode [default: at least 0660]
+    #[arg(long, value_name = "OCTAL")]
+    pub mode: Option<String>,
+    /// Whom QEMU runs as: a name, number or +number [default: from qemu.conf]
+    #[arg(long, value_name = "USER")]
+    pub qemu_user: Option<String>,
+    /// The group QEMU runs as: a name, number or +number [default: from qemu.conf]
+    #[arg(long, value_name = "GROUP")]
+    pub qemu_group: Option<String>,
+    /// libvirt's qemu.conf [default: ROOT/etc/libvirt/qemu.conf]
+    #[arg(long, value_name = "FILE")]
+    pub qemu_conf: Option<String>,
+    /// Write the aligned group file here and leave ROOT/etc/group alone
+    #[arg(long, value_name = "FILE")]
+    pub group_file_out: Option<String>,
+    /// How far the proof goes: api-version, create-vm or off [default: api-version]
+    #[arg(long, value_name = "HOW")]
+    pub proof: Option<String>,
+    /// What a node without KVM is: fail, or skip (exit 0) [default: fail]
+    #[arg(long, value_name = "HOW")]
+    pub missing: Option<String>,
+    /// Wait up to this long for the device to appear and hold still for 500 ms [default: 0s]
+    #[arg(long, value_name = "DURATION")]
+    pub settle: Option<String>,
+    /// Refuse on collisions, disagreements and an unknown host root
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub strict: Option<String>,
+    /// How the report is written: table or json [default: table]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+    /// Show what would be changed, and change nothing
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub dry_run: Option<String>,
+    /// Say more on stderr; twice for debugging
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Say less on stderr
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,416 @@
+//! Flags, environment and YAML, in this order of precedence, made into one [`Config`].
+//!
+//! Each value keeps where it came from, so that a bad one is named by its flag, its variable, or
+//! its file and line.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::unistd::Gid;
+
+use crate::cli::Options;
+use crate::exit::Usage;
+
+/// Where a value was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// `--name`
+    Flag(&'static str),
+    /// `LIBVIRT_KVM_INIT_NAME`
+    Env(&'static str),
+    /// Line and key of the configuration file.
+    File {
+        /// The file as it was named.
+        file: String,
+        /// Counted from 1.
+        line: usize,
+        /// The option's name.
+        key: &'static str,
+    },
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag(name) => write!(f, "--{name}"),
+            Self::Env(name) => f.write_str(&variable(name)),
+            Self::File { file, line, key } => write!(f, "{file}:{line}: {key}"),
+        }
+    }
+}
+
+/// The environment variable of an option.
+pub fn variable(option: &str) -> String {
+    let name = option.to_ascii_uppercase().replace('-', "_");
+    format!("LIBVIRT_KVM_INIT_{name}")
+}
+
+/// How far the proof goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProofKind {
+    /// Open the device and ask for the API version.
+    ApiVersion,
+    /// Also create a virtual machine.
+    CreateVm,
+    /// No proof.
+    Off,
+}
+
+/// What a node without KVM means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// Exit code 6.
+    Fail,
+    /// Exit code 0: guests run without KVM here.
+    Skip,
+}
+
+/// How the report is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// A text and where it was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    /// As it was written.
+    pub text: String,
+    /// Where.
+    pub origin: Origin,
+}
+
+/// Everything that `apply` was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The device as libvirtd sees it.
+    pub device: PathBuf,
+    /// Whether the device was named, not assumed.
+    pub device_given: bool,
+    /// Where the node's file system is seen, if that was said.
+    pub host_root: Option<PathBuf>,
+    /// The pod root.
+    pub root: PathBuf,
+    /// The group's name.
+    pub group: String,
+    /// An explicit target.
+    pub gid: Option<(Gid, Origin)>,
+    /// An exact mode.
+    pub mode: Option<u16>,
+    /// QEMU's user instead of qemu.conf's.
+    pub qemu_user: Option<Given>,
+    /// QEMU's group instead of qemu.conf's.
+    pub qemu_group: Option<Given>,
+    /// qemu.conf, if not the pod root's.
+    pub qemu_conf: Option<PathBuf>,
+    /// Where the aligned group file goes, if not over the pod root's.
+    pub group_file_out: Option<PathBuf>,
+    /// How far the proof goes.
+    pub proof: ProofKind,
+    /// What a node without KVM means.
+    pub missing: Missing,
+    /// How long to wait for the device to hold still.
+    pub settle: Duration,
+    /// Whether doubts are refusals.
+    pub strict: bool,
+    /// How the report is written.
+    pub format: Format,
+    /// Whether nothing may be changed.
+    pub dry_run: bool,
+}
+
+impl Config {
+    /// Puts flags, environment and the YAML file together. `env` answers for a variable's name,
+    /// `read` for the configuration file's content.
+    ///
+    /// # Errors
+    /// [`Usage`] for the first value that cannot be meant, and for a configuration file that
+    /// cannot be read.
+    pub fn resolve(
+        flags: &Options,
+        env: impl Fn(&str) -> Option<std::ffi::OsString>,
+        read: impl FnOnce(&Path) -> Result<Vec<u8>, String>,
+    ) -> Result<Self, Usage> {
+        let mut layers = Layers {
+            values: BTreeMap::new(),
+        };
+        let config_file = flag_or_env("config", flags.config.as_ref(), &env)?;
+        if let Some(Given { text, origin }) = config_file {
+            let content = read(Path::new(&text))
+                .map_err(|error| Usage(format!("{origin}: cannot read {text}: {error}")))?;
+            layers.add_yaml(&text, &content)?;
+        }
+        for (name, flag) in flags.named() {
+            if let Some(given) = flag_or_env(name, flag, &env)? {
+                layers.values.insert(name, given);
+            }
+        }
+        layers.config()
+    }
+}
+
+impl Options {
+    /// Every option that has a variable and a key, with the flag's text.
+    fn named(&self) -> [(&'static str, Option<&String>); 16] {
+        [
+            ("device", self.device.as_ref()),
+            ("host-root", self.host_root.as_ref()),
+            ("root", self.root.as_ref()),
+            ("group", self.group.as_ref()),
+            ("gid", self.gid.as_ref()),
+            ("mode", self.mode.as_ref()),
+            ("qemu-user", self.qemu_user.as_ref()),
+            ("qemu-group", self.qemu_group.as_ref()),
+            ("qemu-conf", self.qemu_conf.as_ref()),
+            ("group-file-out", self.group_file_out.as_ref()),
+            ("proof", self.proof.as_ref()),
+            ("missing", self.missing.as_ref()),
+            ("settle", self.settle.as_ref()),
+            ("strict", self.strict.as_ref()),
+            ("format", self.format.as_ref()),
+            ("dry-run", self.dry_run.as_ref()),
+        ]
+    }
+}
+
+fn flag_or_env(
+    name: &'static str,
+    flag: Option<&String>,
+    env: impl Fn(&str) -> Option<std::ffi::OsString>,
+) -> Result<Option<Given>, Usage> {
+    if let Some(text) = flag {
+        let (text, origin) = (text.clone(), Origin::Flag(name));
+        return Ok(Some(Given { text, origin }));
+    }
+    let origin = Origin::Env(name);
+    match env(&variable(name)) {
+        // Templates leave variables empty that nobody filled in.
+        Some(text) if text.is_empty() => Ok(None),
+        Some(text) => match text.into_string() {
+            Ok(text) => Ok(Some(Given { text, origin })),
+            Err(raw) => Err(Usage(format!("{origin}: {} is not UTF-8", raw.display()))),
+        },
+        None => Ok(None),
+    }
+}
+
+/// The value of each option that was given anywhere, the strongest layer's.
+struct Layers {
+    values: BTreeMap<&'static str, Given>,
+}
+
+impl Layers {
+    fn add_yaml(&mut self, file: &str, content: &[u8]) -> Result<(), Usage> {
+        let Ok(text) = std::str::from_utf8(content) else {
+            return Err(Usage(format!("{file}: not UTF-8, expected YAML")));
+        };
+        let options = marked_yaml::LoaderOptions::default().error_on_duplicate_keys(true);
+        let node = match marked_yaml::parse_yaml_with_options(0, text, options) {
+            Ok(node) => node,
+            Err(error) => return self.yaml_error(file, text, &error),
+        };
+        let line_of = |span: &marked_yaml::Span| span.start().map_or(1, marked_yaml::Marker::line);
+        let Some(mapping) = node.as_mapping() else {
+            let line = line_of(node.span());
+            return Err(Usage(format!(
+                "{file}:{line}: expected `option: value` lines"
+            )));
+        };
+        for (name, value) in mapping.iter() {
+            let line = line_of(name.span());
+            let names = Options::default().named().map(|(name, _)| name);
+            let Some(key) = names.into_iter().find(|known| *known == name.as_str()) else {
+                let known = names.join(", ");
+                let name = name.as_str();
+                return Err(Usage(format!(
+                    "{file}:{line}: unknown key `{name}`, expected one of: {known}"
+                )));
+            };
+            let Some(scalar) = value.as_scalar() else {
+                return Err(Usage(format!(
+                    "{file}:{line}: {key}: expected one value, not a list or mapping"
+                )));
+            };
+            if scalar.as_str().is_empty() {
+                continue;
+            }
+            let file = file.to_owned();
+            let origin = Origin::File { file, line, key };
+            let text = scalar.as_str().to_owned();
+            self.values.insert(key, Given { text, origin });
+        }
+        Ok(())
+    }
+
+    /// A file of nothing but comments is an empty configuration, everything else is an error.
+    fn yaml_error(
+        &self,
+        file: &str,
+        text: &str,
+        error: &marked_yaml::LoadError,
+    ) -> Result<(), Usage> {
+        let mut lines = text.lines().map(str::trim);
+        if lines.all(|line| line.is_empty() || line.starts_with('#') || line == "---") {
+            return Ok(());
+        }
+        if let marked_yaml::LoadError::DuplicateKey(inner) = error {
+            let line = inner
+                .key
+                .span()
+                .start()
+                .map_or(1, marked_yaml::Marker::line);
+            let key = inner.key.as_str();
+            return Err(Usage(format!(
+                "{file}:{line}: the key `{key}` is there twice, expected each once"
+            )));
+        }
+        Err(Usage(format!(
+            "{file}:{error}: expected `option: value` lines"
+        )))
+    }
+
+    fn config(&self) -> Result<Config, Usage> {
+        let path = |name| self.value(name, parse_path);
+        Ok(Config {
+            device: path("device")?.unwrap_or_else(|| PathBuf::from("/dev/kvm")),
+            device_given: self.values.contains_key("device"),
+            host_root: path("host-root")?,
+            root: path("root")?.unwrap_or_else(|| PathBuf::from("/")),
+            group: self
+                .value("group", parse_group)?
+                .unwrap_or_else(|| "kvm".to_owned()),
+            gid: self
+                .value("gid", parse_gid)?
+                .zip(self.values.get("gid").map(|given| given.origin.clone())),
+            mode: self.value("mode", parse_mode)?,
+            qemu_user: self.values.get("qemu-user").cloned(),
+            qemu_group: self.values.get("qemu-group").cloned(),
+            qemu_conf: path("qemu-conf")?,
+            group_file_out: path("group-file-out")?,
+            proof: self
+                .value("proof", parse_proof)?
+                .unwrap_or(ProofKind::ApiVersion),
+            missing: self
+                .value("missing", parse_missing)?
+                .unwrap_or(Missing::Fail),
+            settle: self.value("settle", parse_duration)?.unwrap_or_default(),
+            strict: self.value("strict", parse_bool)?.unwrap_or(false),
+            format: self.value("format", parse_format)?.unwrap_or(Format::Table),
+            dry_run: self.value("dry-run", parse_bool)?.unwrap_or(false),
+        })
+    }
+
+    fn value<T>(&self, name: &str, parse: Parser<T>) -> Result<Option<T>, Usage> {
+        let Some(Given { text, origin }) = self.values.get(name) else {
+            return Ok(None);
+        };
+        match parse(text) {
+            Ok(value) => Ok(Some(value)),
+            Err(expected) => Err(Usage(format!(
+                "{origin}: bad value `{text}`, expected {expected}"
+            ))),
+        }
+    }
+}
+
+/// Gives the value, or says what was expected instead.
+type Parser<T> = fn(&str) -> Result<T, &'static str>;
+
+fn parse_path(text: &str) -> Result<PathBuf, &'static str> {
+    if text.is_empty() || text.contains('\0') {
+        return Err("a path");
+    }
+    Ok(PathBuf::from(text))
+}
+
+fn parse_group(text: &str) -> Result<String, &'static str> {
+    // What shadow's tools accept as a name, a little wider; it ends up in a line of group(5).
+    let fine = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    let starts_well = text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
+    if starts_well && text.len() <= 32 && text.bytes().all(fine) {
+        return Ok(text.to_owned());
+    }
+    Err("a group's name: a letter or _, then letters, digits, _ . or -, at most 32")
+}
+
+/// A decimal GID that can own something.
+fn parse_gid(text: &str) -> Result<Gid, &'static str> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = digits.then(|| text.parse().ok()).flatten();
+    match number {
+        Some(raw) if is_id(raw) => Ok(Gid::from_raw(raw)),
+        _ => Err("a number from 1 to 4294967294"),
+    }
+}
+
+/// 0 is root's, and 4294967295 means "unchanged" to chown(2) and its like.
+pub fn is_id(raw: u32) -> bool {
+    raw != 0 && raw != u32::MAX
+}
+
+fn parse_mode(text: &str) -> Result<u16, &'static str> {
+    let text = text.strip_prefix("0o").unwrap_or(text);
+    let digits = text.len() <= 4 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let mode = digits.then(|| u16::from_str_radix(text, 8).ok()).flatten();
+    match mode {
+        Some(mode) if mode & 0o660 == 0o660 && mode & !0o666 == 0 => Ok(mode),
+        _ => Err("an octal mode with rw for owner and group and no x, such as 0660 or 0666"),
+    }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, &'static str> {
+    const EXPECTED: &str = "a whole number with its unit: 500ms, 30s, 2m, 1h";
+    let end = text.bytes().take_while(u8::is_ascii_digit).count();
+    let number: u64 = text[..end].parse().map_err(|_| EXPECTED)?;
+    let millis = match &text[end..] {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(EXPECTED),
+    };
+    // A day is longer than any boot; more would not fit poll(2)'s clock.
+    let total = number
+        .checked_mul(millis)
+        .filter(|total| *total <= 86_400_000);
+    total.map(Duration::from_millis).ok_or("at most 24h")
+}
+
+fn parse_bool(text: &str) -> Result<bool, &'static str> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "1" => Ok(true),
+        "false" | "no" | "off" | "0" => Ok(false),
+        _ => Err("true or false"),
+    }
+}
+
+fn parse_proof(text: &str) -> Result<ProofKind, &'static str> {
+    match text {
+        "api-version" => Ok(ProofKind::ApiVersion),
+        "create-vm" => Ok(ProofKind::CreateVm),
+        "off" => Ok(ProofKind::Off),
+        _ => Err("api-version, create-vm or off"),
+    }
+}
+
+fn parse_missing(text: &str) -> Result<Missing, &'static str> {
+    match text {
+        "fail" => Ok(Missing::Fail),
+        "skip" => Ok(Missing::Skip),
+        _ => Err("fail or skip"),
+    }
+}
+
+fn parse_format(text: &str) -> Result<Format, &'static str> {
+    match text {
+        "table" => Ok(Format::Table),
+        "json" => Ok(Format::Json),
+        _ => Err("table or json"),
+    }
+}

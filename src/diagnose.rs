@@ -1,0 +1,235 @@
+//! Why QEMU cannot open KVM: from what the child saw and what guards the device to one cause and
+//! one line of advice. Pure.
+//!
+//! The kernel asks discretionary access control first, then the cgroup's device filter, then the
+//! security module (fs/namei.c, `inode_permission`). The first two tell `EACCES` from `EPERM`; the
+//! third, and a `nodev` mount, answer `EACCES` too, and show only as the difference to what owner,
+//! mode and ACL would allow.
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+use crate::acl::{Guard, READ_WRITE, permits};
+use crate::observe::{Node, is_no_driver};
+use crate::prove::Sight;
+use crate::qemu::Identity;
+use crate::report::{Cause, Proof};
+use crate::sys::kvm::API_VERSION;
+
+/// What the judgement rests on.
+#[derive(Debug)]
+pub struct Scene<'a> {
+    /// The device's path.
+    pub device: &'a Path,
+    /// The device as it is now.
+    pub node: &'a Node,
+    /// The folders on the way to it, outermost first.
+    pub folders: &'a [(PathBuf, Node)],
+    /// Who tried.
+    pub identity: &'a Identity,
+}
+
+/// Whether owner, mode and ACL of a node let QEMU read and write.
+pub fn allows(node: &Node, identity: &Identity) -> bool {
+    // Root keeps its capabilities, and CAP_DAC_OVERRIDE asks nobody.
+    identity.uid.is_root() || permits(&guard(node), &identity.who(), READ_WRITE)
+}
+
+fn guard(node: &Node) -> Guard<'_> {
+    Guard {
+        uid: node.facts.uid,
+        gid: node.facts.gid,
+        mode: node.facts.mode,
+        acl: node.acl.as_ref(),
+    }
+}
+
+/// Turns what the child saw into the report's proof.
+pub fn diagnose(sight: Sight, scene: &Scene<'_>) -> Proof {
+    let failed = |errno: Errno, (cause, advice): (Cause, String)| Proof {
+        result: format!("{errno:?}"),
+        cause: Some(cause),
+        api_version: None,
+        advice: Some(advice),
+    };
+    let mismatch = |cause, api_version, advice: &str| Proof {
+        result: "mismatch".to_owned(),
+        cause: Some(cause),
+        api_version,
+        advice: Some(advice.to_owned()),
+    };
+    let path = scene.device.display();
+    match sight {
+        Sight::Ok(version) => Proof {
+            result: "ok".to_owned(),
+            cause: None,
+            api_version: Some(version),
+            advice: None,
+        },
+        Sight::OtherInode => mismatch(
+            Cause::Unknown,
+            None,
+            "the device was replaced while it was being proven: run again, with --settle 30s \
+             where a module is being reloaded",
+        ),
+        Sight::OtherVersion(version) => mismatch(
+            Cause::ApiVersion,
+            Some(version),
+            &format!("the kernel's KVM has API version {version}, QEMU wants {API_VERSION}"),
+        ),
+        Sight::NotDropped(step, errno) => not_dropped(step, errno, scene.identity),
+        Sight::Stat(errno) | Sight::Open(errno) => failed(errno, open_failed(errno, scene)),
+        Sight::Version(errno) => {
+            let advice = format!("{path} opens but does not answer as KVM does");
+            failed(errno, (Cause::NotKvm, advice))
+        }
+        Sight::CreateVm(errno) => failed(errno, create_vm_failed(errno)),
+        Sight::TimedOut => {
+            let advice = "the proof did not answer within 10 s: see whether a process of the QEMU \
+                          user stops others (kill -STOP), then run again";
+            failed(Errno::ETIMEDOUT, (Cause::Unknown, advice.to_owned()))
+        }
+        Sight::Killed => {
+            let advice = "the proof was killed before it answered: see `dmesg` for the kernel's \
+                          memory killer, then run again";
+            failed(Errno::EINTR, (Cause::Unknown, advice.to_owned()))
+        }
+    }
+}
+
+fn not_dropped(step: u8, errno: Errno, identity: &Identity) -> Proof {
+    let call = match step {
+        1 => format!("setresgid({})", identity.gid),
+        2 => format!("setgroups({} groups)", identity.groups.len()),
+        3 => format!("setresuid({})", identity.uid),
+        4 => "capset(nothing)".to_owned(),
+        _ => {
+            return Proof {
+                result: "mismatch".to_owned(),
+                cause: Some(Cause::Unknown),
+                api_version: None,
+                advice: Some(format!(
+                    "the kernel did not give the proof the credentials of {}: nothing was opened",
+                    identity.label()
+                )),
+            };
+        }
+    };
+    Proof {
+        result: format!("{errno:?}"),
+        cause: Some(Cause::Unknown),
+        api_version: None,
+        advice: Some(format!(
+            "{call} failed, so this container may not ask as {}: run it as root with CAP_SETUID \
+             and CAP_SETGID (privileged: true)",
+            identity.label()
+        )),
+    }
+}
+
+fn open_failed(errno: Errno, scene: &Scene<'_>) -> (Cause, String) {
+    let path = scene.device.display();
+    match errno {
+        Errno::EACCES => denied(scene),
+        Errno::EPERM => {
+            let advice = "the cgroup's device filter denies it to this container, which says \
+                          nothing of the node: run this step with privileged: true";
+            (Cause::DeviceCgroup, advice.to_owned())
+        }
+        Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP => {
+            let advice = format!(
+                "{path} went away: run again, with --settle 30s where a module is being reloaded"
+            );
+            (Cause::Missing, advice)
+        }
+        errno if is_no_driver(errno) => {
+            let advice = "no KVM driver answers: on the node run `modprobe kvm_intel` or \
+                          `modprobe kvm_amd`, and see `dmesg | grep -i kvm`";
+            (Cause::NoDriver, advice.to_owned())
+        }
+        Errno::EBUSY => (Cause::Busy, BUSY.to_owned()),
+        Errno::EISDIR => (Cause::NotKvm, format!("{path} is a directory: remove it")),
+        _ => {
+            let advice = format!("open({path}, O_RDWR) gave {errno:?}: {}", errno.desc());
+            (Cause::Unknown, advice)
+        }
+    }
+}
+
+const BUSY: &str = "another hypervisor holds the processor's virtualisation (VirtualBox, VMware, \
+                    Xen): stop it";
+
+/// `EACCES` has four reasons; the first that the facts bear out is it.
+fn denied(scene: &Scene<'_>) -> (Cause, String) {
+    let path = scene.device.display();
+    let identity = scene.identity;
+    let closed = scene.folders.iter().find(|(_, folder)| {
+        /// Searching a folder needs `x`.
+        const SEARCH: u16 = 0o1;
+        !identity.uid.is_root() && !permits(&guard(folder), &identity.who(), SEARCH)
+    });
+    let facts = &scene.node.facts;
+    if let Some((folder, node)) = closed {
+        let folder = folder.display();
+        let advice = format!(
+            "the folder {folder} ({}:{} {:04o}) does not let {} pass: chmod o+x {folder}",
+            node.facts.uid,
+            node.facts.gid,
+            node.facts.mode,
+            identity.label()
+        );
+        return (Cause::Ownership, advice);
+    }
+    if !allows(scene.node, identity) {
+        let plain = Node {
+            acl: None,
+            ..scene.node.clone()
+        };
+        if let Some(acl) = scene.node.acl.as_ref().filter(|_| allows(&plain, identity)) {
+            let advice = format!(
+                "its ACL ({acl}) denies {}: see `getfacl {path}`, remove the entry with `setfacl \
+                 -x` or all with `setfacl -b {path}`",
+                identity.label()
+            );
+            return (Cause::Acl, advice);
+        }
+        let groups: Vec<_> = identity.groups.iter().map(ToString::to_string).collect();
+        let advice = format!(
+            "{path} is {}:{} {:04o}, and {} with the groups {} may not read and write it",
+            facts.uid,
+            facts.gid,
+            facts.mode,
+            identity.label(),
+            groups.join(" ")
+        );
+        return (Cause::Ownership, advice);
+    }
+    if scene.node.nodev {
+        let advice = format!(
+            "{path} is on a mount with the option nodev, where no device opens: mount the node's \
+             /dev without it"
+        );
+        return (Cause::Nodev, advice);
+    }
+    let advice = format!(
+        "owner, mode and ACL of {path} allow it, so a security module denies it: see `dmesg` and \
+         `ausearch -m avc` for SELinux or AppArmor on the node"
+    );
+    (Cause::SecurityModule, advice)
+}
+
+fn create_vm_failed(errno: Errno) -> (Cause, String) {
+    match errno {
+        Errno::EBUSY => (Cause::Busy, BUSY.to_owned()),
+        errno if is_no_driver(errno) => {
+            let advice = "virtualisation is disabled in the firmware (BIOS): enable VT-x or AMD-V";
+            (Cause::NoDriver, advice.to_owned())
+        }
+        _ => {
+            let advice = format!("KVM_CREATE_VM gave {errno:?} ({})", errno.desc());
+            (Cause::Unknown, advice)
+        }
+    }
+}

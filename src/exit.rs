@@ -1,0 +1,73 @@
+//! Verdicts and the exit codes that stand for them, the same for every verb.
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+
+/// What the run came to. The exit code follows from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// The state is right and proven.
+    Ok,
+    /// QEMU cannot open KVM, or will not after the node's next event, and `apply` would mend it.
+    Drift,
+    /// A bad flag or configuration.
+    Usage,
+    /// A safety rule said no; nothing was changed.
+    Refused,
+    /// A system call or file operation failed.
+    Failed,
+    /// The state is right and QEMU still could not open KVM, or this container may not ask.
+    Unproven,
+    /// No KVM on this node; nothing was changed.
+    Absent,
+}
+
+impl Verdict {
+    /// The exit code.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::Drift => 1,
+            Self::Usage => 2,
+            Self::Refused => 3,
+            Self::Failed => 4,
+            Self::Unproven => 5,
+            Self::Absent => 6,
+        }
+    }
+
+    /// The word for it, as the report has it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Drift => "drift",
+            Self::Usage => "usage",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Unproven => "unproven",
+            Self::Absent => "absent",
+        }
+    }
+}
+
+/// A flag, variable or configuration file that cannot be meant: exit code 2.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage(pub String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// The verdict that an error stands for: [`Usage`] says so, everything else failed.
+pub fn verdict_of(error: &anyhow::Error) -> Verdict {
+    if error.downcast_ref::<Usage>().is_some() {
+        Verdict::Usage
+    } else {
+        Verdict::Failed
+    }
+}

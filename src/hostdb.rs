@@ -1,0 +1,192 @@
+//! The node's group database: group(5) files and userdb records, in the order in which a name
+//! service would ask them.
+#![forbid(unsafe_code)]
+
+use nix::unistd::Gid;
+use serde::Deserialize;
+
+use crate::accounts::group;
+
+/// Where distributions keep groups: the usual file, nss-altfiles (ostree, bootc), and Flatcar's
+/// usrfiles.
+pub const FILES: [&str; 3] = ["etc/group", "usr/lib/group", "usr/share/baselayout/group"];
+
+/// Where systemd-userdbd finds records (src/shared/userdb-dropin.h), in its order.
+pub const RECORD_FOLDERS: [&str; 5] = [
+    "etc/userdb",
+    "run/userdb",
+    "run/host/userdb",
+    "usr/local/lib/userdb",
+    "usr/lib/userdb",
+];
+
+/// Everything that was read.
+#[derive(Debug, Clone, Default)]
+pub struct HostDb {
+    /// Name below the host root, and content.
+    pub files: Vec<(&'static str, Vec<u8>)>,
+    /// The userdb records.
+    pub records: Vec<Record>,
+}
+
+/// One group of a userdb record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The group's name.
+    pub name: String,
+    /// Its number.
+    pub gid: Gid,
+    /// The file's name below the host root.
+    pub at: String,
+}
+
+/// A number and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The number; 0 is possible.
+    pub gid: Gid,
+    /// File and line below the host root.
+    pub at: String,
+}
+
+impl HostDb {
+    /// The number of the group `name`: the first file that knows it decides.
+    pub fn by_name(&self, name: &str) -> Option<Found> {
+        let in_files = self.files.iter().find_map(|(file, content)| {
+            let found = group::by_name(content, name.as_bytes())?;
+            let at = format!("/{file}:{}", found.line);
+            Some(Found { gid: found.gid, at })
+        });
+        in_files.or_else(|| {
+            let record = self.records.iter().find(|record| record.name == name)?;
+            let at = format!("/{}", record.at);
+            let gid = record.gid;
+            Some(Found { gid, at })
+        })
+    }
+
+    /// The group other than `name` that has this number, and where it stands. Nothing when `name`
+    /// has it too.
+    pub fn other_owner(&self, gid: Gid, name: &str) -> Option<(String, String)> {
+        if self.by_name(name).is_some_and(|found| found.gid == gid) {
+            return None;
+        }
+        let in_files = self.files.iter().find_map(|(file, content)| {
+            let found = group::all_by_gid(content, gid).next()?;
+            let owner = String::from_utf8_lossy(found.name).into_owned();
+            Some((owner, format!("/{file}:{}", found.line)))
+        });
+        in_files.or_else(|| {
+            let record = self.records.iter().find(|record| record.gid == gid)?;
+            Some((record.name.clone(), format!("/{}", record.at)))
+        })
+    }
+}
+
+/// Reads the userdb record in the file `at` (`<name>.group`, or a link `<gid>.group` to one).
+/// `None` if it is no group record, or one that userdbd would not find under this file name.
+pub fn record(at: &str, json: &[u8]) -> Option<Record> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Fields {
+        group_name: String,
+        gid: u32,
+    }
+    let fields: Fields = serde_json::from_slice(json).ok()?;
+    let file = at.rsplit('/').next()?;
+    let stem = file.strip_suffix(".group")?;
+    if stem != fields.group_name && stem != fields.gid.to_string() {
+        return None;
+    }
+    Some(Record {
+        name: fields.group_name,
+        gid: Gid::from_raw(fields.gid),
+        at: at.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn db() -> HostDb {
+        HostDb {
+            files: vec![
+                ("etc/group", b"root:x:0:\nnetdev:x:36:\n".to_vec()),
+                (
+                    "usr/lib/group",
+                    b"# ostree\nkvm:x:36:\nqemu:x:107:\n".to_vec(),
+                ),
+            ],
+            records: vec![Record {
+                name: "kvm".into(),
+                gid: Gid::from_raw(9),
+                at: "usr/lib/userdb/kvm.group".into(),
+            }],
+        }
+    }
+
+    #[test]
+    fn the_first_file_that_knows_the_name_decides() {
+        let found = db().by_name("kvm").unwrap();
+        assert_eq!(
+            (found.gid.as_raw(), found.at.as_str()),
+            (36, "/usr/lib/group:2")
+        );
+        assert_eq!(db().by_name("disk"), None);
+    }
+
+    #[test]
+    fn records_answer_when_no_file_does() {
+        let mut db = db();
+        db.files.clear();
+        let found = db.by_name("kvm").unwrap();
+        assert_eq!(
+            (found.gid.as_raw(), found.at.as_str()),
+            (9, "/usr/lib/userdb/kvm.group")
+        );
+    }
+
+    #[test]
+    fn a_number_that_is_also_the_groups_own_belongs_to_nobody_else() {
+        assert_eq!(db().other_owner(Gid::from_raw(36), "kvm"), None);
+        let (name, at) = db().other_owner(Gid::from_raw(107), "kvm").unwrap();
+        assert_eq!((name.as_str(), at.as_str()), ("qemu", "/usr/lib/group:3"));
+    }
+
+    #[test]
+    fn only_group_records_under_their_own_name_count() {
+        let table: [(&str, &str, Option<u32>); 6] = [
+            (
+                "usr/lib/userdb/kvm.group",
+                r#"{"groupName":"kvm","gid":78}"#,
+                Some(78),
+            ),
+            (
+                "usr/lib/userdb/78.group",
+                r#"{"groupName":"kvm","gid":78,"disposition":"system"}"#,
+                Some(78),
+            ),
+            (
+                "usr/lib/userdb/other.group",
+                r#"{"groupName":"kvm","gid":78}"#,
+                None,
+            ),
+            (
+                "usr/lib/userdb/kvm.group",
+                r#"{"userName":"kvm","uid":78}"#,
+                None,
+            ),
+            (
+                "usr/lib/userdb/kvm.group",
+                r#"{"groupName":"kvm","gid":-1}"#,
+                None,
+            ),
+            ("usr/lib/userdb/kvm.group", "kvm:x:78:", None),
+        ];
+        for (at, json, gid) in table {
+            let found = record(at, json.as_bytes()).map(|record| record.gid.as_raw());
+            assert_eq!(found, gid, "{at} {json}");
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! One snapshot of every fact that a decision rests on. Nothing here decides or changes anything.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::acl::Acl;
+use crate::config::Config;
+use crate::exit::Usage;
+use crate::hostdb::{FILES, HostDb, RECORD_FOLDERS, record};
+use crate::place::{self, HostRoot};
+use crate::sys::device::{Device, Facts};
+use crate::sys::file;
+use crate::sys::root::{Root, read_here};
+
+/// Where the group file of the pod root is.
+pub const GROUP_FILE: &str = "etc/group";
+
+/// Everything that was seen.
+#[derive(Debug)]
+pub struct Observed {
+    /// The node, if it can be seen from here.
+    pub host: Option<Host>,
+    /// The pod root.
+    pub pod: Pod,
+    /// What stands at the device's path.
+    pub device: Option<Node>,
+    /// Whether a KVM driver is registered.
+    pub driver: Driver,
+}
+
+/// What is seen of the node.
+#[derive(Debug)]
+pub struct Host {
+    /// Where its root is seen.
+    pub root: PathBuf,
+    /// Its groups.
+    pub db: HostDb,
+    /// What stands at dev/kvm below it.
+    pub node: Option<Facts>,
+}
+
+/// What is seen of the pod root.
+#[derive(Debug)]
+pub struct Pod {
+    /// Where it is.
+    pub root: PathBuf,
+    /// Whether it is the host root: then this is the node itself.
+    pub is_host: bool,
+    /// etc/group, if there is one.
+    pub group: Option<Vec<u8>>,
+    /// What an earlier run left at `--group-file-out`, if that is as it should be but for its
+    /// content.
+    pub group_out: Option<Vec<u8>>,
+    /// etc/passwd, empty if there is none.
+    pub passwd: Vec<u8>,
+    /// qemu.conf and what it is called.
+    pub qemu_conf: Option<Vec<u8>>,
+    /// The name of qemu.conf for messages.
+    pub qemu_conf_name: String,
+    /// etc/os-release.
+    pub os_release: Option<Vec<u8>>,
+}
+
+/// A device node and what guards it.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Kind, numbers, owner, mode.
+    pub facts: Facts,
+    /// Its ACL.
+    pub acl: Option<Acl>,
+    /// Whether it is on a `nodev` mount.
+    pub nodev: bool,
+    /// Whether its owner or group may be one that this user namespace does not map, and shows as
+    /// 65534.
+    pub unmapped: bool,
+}
+
+/// Whether anything answers behind 10:232.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// `/proc/misc` lists it.
+    Present,
+    /// `/proc/misc` does not list it, and nothing contradicts.
+    Absent,
+    /// Nothing could be learned.
+    Unknown,
+}
+
+/// Looks at everything. The second value is the device, found and still unopened, for the steps
+/// that change it.
+///
+/// # Errors
+/// [`Usage`] for what was given and is not there; otherwise the call that failed.
+pub fn observe(config: &Config) -> anyhow::Result<(Observed, Option<Device>)> {
+    let host_root = place::find(config.host_root.as_deref())?;
+    let pod_root = Root::open(&config.root)
+        .map_err(|error| Usage(format!("--root {}: {error}", config.root.display())))?;
+    let host = match &host_root {
+        HostRoot::At(root) => Some(host(root)?),
+        HostRoot::Nowhere => None,
+    };
+    let is_host = match &host_root {
+        HostRoot::At(root) => root.id()? == pod_root.id()?,
+        HostRoot::Nowhere => false,
+    };
+    let device = Device::find(&config.device)?;
+    let node = device.as_ref().map(node).transpose()?;
+    let driver = driver(device.as_ref());
+    let pod = pod(&pod_root, is_host, config)?;
+    let observed = Observed {
+        host,
+        pod,
+        device: node,
+        driver,
+    };
+    Ok((observed, device))
+}
+
+fn host(root: &Root) -> anyhow::Result<Host> {
+    let mut db = HostDb::default();
+    for name in FILES {
+        if let Some(content) = root.read(name)? {
+            db.files.push((name, content));
+        }
+    }
+    for folder in RECORD_FOLDERS {
+        for name in root.list(folder)? {
+            if !name.as_bytes().ends_with(b".group") {
+                continue;
+            }
+            let at = format!("{folder}/{}", name.display());
+            let json = root.read(&at)?.unwrap_or_default();
+            db.records.extend(record(&at, &json));
+        }
+    }
+    Ok(Host {
+        root: root.path().to_owned(),
+        db,
+        node: root.stat("dev/kvm")?.map(Facts::from),
+    })
+}
+
+fn pod(root: &Root, is_host: bool, config: &Config) -> anyhow::Result<Pod> {
+    let (qemu_conf, qemu_conf_name) = match &config.qemu_conf {
+        Some(path) => {
+            let content =
+                read_here(path).map_err(|error| Usage(format!("--qemu-conf: {error}")))?;
+            (Some(content), path.display().to_string())
+        }
+        None => {
+            let name = "etc/libvirt/qemu.conf";
+            (root.read(name)?, root.join(name).display().to_string())
+        }
+    };
+    let os_release = match root.read("etc/os-release")? {
+        None => root.read("usr/lib/os-release")?,
+        found => found,
+    };
+    let group_out = match &config.group_file_out {
+        Some(path) => file::read_public(path)?,
+        None => None,
+    };
+    Ok(Pod {
+        root: root.path().to_owned(),
+        is_host,
+        group: root.read(GROUP_FILE)?,
+        group_out,
+        passwd: root.read("etc/passwd")?.unwrap_or_default(),
+        qemu_conf,
+        qemu_conf_name,
+        os_release,
+    })
+}
+
+fn node(device: &Device) -> anyhow::Result<Node> {
+    let facts = device.facts();
+    if !facts.is_kvm() {
+        // Of what is not the device, only its kind is of interest.
+        return Ok(Node {
+            facts,
+            acl: None,
+            nodev: false,
+            unmapped: false,
+        });
+    }
+    /// What the kernel shows for an ID without a mapping (/proc/sys/kernel/overflowuid).
+    const OVERFLOW: u32 = 65534;
+    let shows_overflow = facts.uid.as_raw() == OVERFLOW || facts.gid.as_raw() == OVERFLOW;
+    Ok(Node {
+        facts,
+        acl: device.acl()?,
+        nodev: device.on_nodev_mount()?,
+        unmapped: shows_overflow && in_user_namespace(),
+    })
+}
+
+/// Whether some IDs are not mapped here (user_namespaces(7)).
+fn in_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let mut words = map.split_whitespace();
+    words.next() != Some("0") || words.next() != Some("0") || words.next() != Some("4294967295")
+}
+
+/// `/proc/misc` lists 232 if and only if a KVM driver is registered (drivers/char/misc.c). Where it
+/// does not, an open decides: on some architectures that is what loads the module.
+fn driver(device: Option<&Device>) -> Driver {
+    let listed = std::fs::read_to_string("/proc/misc").ok().map(|list| {
+        list.lines()
+            .any(|line| line.split_whitespace().eq(["232", "kvm"]))
+    });
+    if listed == Some(true) {
+        return Driver::Present;
+    }
+    let Some(device) = device.filter(|device| device.facts().is_kvm()) else {
+        return listed.map_or(Driver::Unknown, |_| Driver::Absent);
+    };
+    match device.try_open() {
+        Ok(()) => Driver::Present,
+        Err(error) if is_no_driver(error.errno) => Driver::Absent,
+        Err(_) => listed.map_or(Driver::Unknown, |_| Driver::Absent),
+    }
+}
+
+/// What open(2) answers when nothing is registered for a device's numbers.
+pub fn is_no_driver(errno: nix::errno::Errno) -> bool {
+    matches!(errno, nix::errno::Errno::ENODEV | nix::errno::Errno::ENXIO)
+}
+
+/// The folders above `device`, as found on the way to it, for a reason why it cannot be reached.
+pub fn folders_above(device: &Path) -> Vec<(PathBuf, Node)> {
+    let folder = device
+        .parent()
+        .and_then(|folder| folder.canonicalize().ok());
+    let Some(folder) = folder else {
+        return Vec::new();
+    };
+    let mut found: Vec<_> = folder
+        .ancestors()
+        .filter_map(|path| {
+            let device = Device::find(path).ok()??;
+            let node = Node {
+                facts: device.facts(),
+                acl: device.acl().ok()?,
+                nodev: false,
+                unmapped: false,
+            };
+            Some((path.to_owned(), node))
+        })
+        .collect();
+    found.reverse();
+    found
+}

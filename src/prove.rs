@@ -1,0 +1,212 @@
+//! The proof: QEMU's own first steps, done by a child that became the QEMU user.
+//!
+//! access(2) says yes where open(2) says no (a `nodev` mount, no driver), and root may open what
+//! QEMU may not. So the device is opened, by path as QEMU opens it, by a process with the
+//! credentials that libvirt gives to QEMU, and KVM is asked for its API version.
+
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, fstat, stat};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Pid};
+
+use crate::config::ProofKind;
+use crate::sys::device::Facts;
+use crate::sys::identity::{Credentials, become_user};
+use crate::sys::{self, Named, kvm, raw};
+
+/// How long the child may take. A process of the same user can stop it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the child saw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sight {
+    /// QEMU can open KVM; its API version.
+    Ok(i32),
+    /// The path leads to another inode than the one that was checked.
+    OtherInode,
+    /// The API version is not the one that QEMU accepts.
+    OtherVersion(i32),
+    /// The child could not become the QEMU user: the step and its errno. Nothing was opened.
+    NotDropped(u8, Errno),
+    /// stat(2) on the way to the device.
+    Stat(Errno),
+    /// open(2) of the device.
+    Open(Errno),
+    /// `KVM_GET_API_VERSION`
+    Version(Errno),
+    /// `KVM_CREATE_VM`
+    CreateVm(Errno),
+    /// The child did not answer in time and was killed.
+    TimedOut,
+    /// The child ended without an answer.
+    Killed,
+}
+
+/// Opens `device` as `who` in a forked child, and says what came of it. `checked` is the node that
+/// was looked at; the child opens nothing else.
+///
+/// # Errors
+/// When no child could be made or waited for.
+pub fn prove(
+    device: &Path,
+    checked: &Facts,
+    who: &Credentials,
+    kind: ProofKind,
+) -> sys::Result<Sight> {
+    let (mine, childs) =
+        nix::unistd::pipe2(OFlag::O_CLOEXEC).named(|| "pipe2(O_CLOEXEC)".to_owned())?;
+    match raw::fork().named(|| "fork()".to_owned())? {
+        ForkResult::Child => {
+            raw::close_all_but(childs.as_fd());
+            let sight = look(device, checked, who, kind);
+            let _ = nix::unistd::write(&childs, &encode(sight));
+            raw::exit_now(0)
+        }
+        ForkResult::Parent { child } => {
+            drop(childs);
+            let sight = listen(mine);
+            end(child, matches!(sight, Ok(Sight::TimedOut) | Err(_)))?;
+            sight
+        }
+    }
+}
+
+/// The child's part. Nothing before the identity is certain may touch the device.
+fn look(device: &Path, checked: &Facts, who: &Credentials, kind: ProofKind) -> Sight {
+    if let Err((step, errno)) = become_user(who) {
+        return Sight::NotDropped(step as u8, errno);
+    }
+    // Some devices act on being opened, so the path is looked at once more before it is.
+    match sys::retry(|| stat(device)) {
+        Ok(found) if same(&found.into(), checked) => {}
+        Ok(_) => return Sight::OtherInode,
+        Err(errno) => return Sight::Stat(errno),
+    }
+    let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+    let fd = match sys::retry(|| open(device, flags, Mode::empty())) {
+        Ok(fd) => fd,
+        Err(errno) => return Sight::Open(errno),
+    };
+    match fstat(&fd) {
+        Ok(found) if same(&found.into(), checked) => {}
+        Ok(_) => return Sight::OtherInode,
+        Err(errno) => return Sight::Open(errno),
+    }
+    let version = match kvm::api_version(fd.as_fd()) {
+        Ok(kvm::API_VERSION) => kvm::API_VERSION,
+        Ok(other) => return Sight::OtherVersion(other),
+        Err(errno) => return Sight::Version(errno),
+    };
+    if kind == ProofKind::CreateVm
+        && let Err(errno) = kvm::create_vm(fd.as_fd())
+    {
+        return Sight::CreateVm(errno);
+    }
+    Sight::Ok(version)
+}
+
+fn same(found: &Facts, checked: &Facts) -> bool {
+    found.is_kvm() && found.inode == checked.inode
+}
+
+fn listen(pipe: OwnedFd) -> sys::Result<Sight> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left.as_millis()).unwrap_or(PollTimeout::MAX);
+        let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, timeout) {
+            Ok(0) => return Ok(Sight::TimedOut),
+            Ok(_) => break,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno).named(|| "poll(the proof's answer)".to_owned()),
+        }
+    }
+    let mut answer = [0; 12];
+    // A pipe gives up to PIPE_BUF bytes in one piece or none at all.
+    match std::fs::File::from(pipe).read_exact(&mut answer) {
+        Ok(()) => Ok(decode(answer)),
+        Err(_) => Ok(Sight::Killed),
+    }
+}
+
+fn end(child: Pid, overdue: bool) -> sys::Result<()> {
+    if overdue {
+        let _ = kill(child, Signal::SIGKILL);
+    }
+    match sys::retry(|| waitpid(child, None)) {
+        // Somebody set SIGCHLD to be ignored: the kernel has already taken the child away.
+        Ok(_) | Err(Errno::ECHILD) => Ok(()),
+        Err(errno) => Err(errno).named(|| format!("waitpid({child})")),
+    }
+}
+
+fn encode(sight: Sight) -> [u8; 12] {
+    let (kind, value, errno) = match sight {
+        Sight::Ok(version) => (1, version, 0),
+        Sight::OtherInode => (2, 0, 0),
+        Sight::OtherVersion(version) => (3, version, 0),
+        Sight::NotDropped(step, errno) => (4, step.into(), errno as i32),
+        Sight::Stat(errno) => (5, 0, errno as i32),
+        Sight::Open(errno) => (6, 0, errno as i32),
+        Sight::Version(errno) => (7, 0, errno as i32),
+        Sight::CreateVm(errno) => (8, 0, errno as i32),
+        Sight::TimedOut => (9, 0, 0),
+        Sight::Killed => (10, 0, 0),
+    };
+    let mut bytes = [0; 12];
+    for (slot, number) in bytes.chunks_exact_mut(4).zip([kind, value, errno]) {
+        slot.copy_from_slice(&number.to_le_bytes());
+    }
+    bytes
+}
+
+fn decode(bytes: [u8; 12]) -> Sight {
+    let number =
+        |at: usize| i32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let (value, errno) = (number(4), Errno::from_raw(number(8)));
+    match number(0) {
+        1 => Sight::Ok(value),
+        2 => Sight::OtherInode,
+        3 => Sight::OtherVersion(value),
+        4 => Sight::NotDropped(u8::try_from(value).unwrap_or(0), errno),
+        5 => Sight::Stat(errno),
+        6 => Sight::Open(errno),
+        7 => Sight::Version(errno),
+        8 => Sight::CreateVm(errno),
+        9 => Sight::TimedOut,
+        _ => Sight::Killed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_survive_the_pipe() {
+        let sights = [
+            Sight::Ok(12),
+            Sight::OtherInode,
+            Sight::OtherVersion(13),
+            Sight::NotDropped(3, Errno::EPERM),
+            Sight::Stat(Errno::ENOENT),
+            Sight::Open(Errno::EACCES),
+            Sight::Version(Errno::ENOTTY),
+            Sight::CreateVm(Errno::EBUSY),
+            Sight::TimedOut,
+            Sight::Killed,
+        ];
+        for sight in sights {
+            assert_eq!(decode(encode(sight)), sight);
+        }
+    }
+}

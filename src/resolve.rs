@@ -1,0 +1,151 @@
+//! Which GID, and why.
+//!
+//! The pod follows the host: the number that the node's udev gives the device anyway is the only
+//! one that nobody fights over. What the pod's image says comes last.
+#![forbid(unsafe_code)]
+
+use nix::unistd::Gid;
+use serde::{Deserialize, Serialize};
+
+use crate::config::is_id;
+use crate::report::{Code, Warning};
+
+/// Where a candidate comes from, strongest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// `--gid`, its variable or its key.
+    Flag,
+    /// The node's group database.
+    HostGroup,
+    /// The device's own group.
+    Device,
+    /// The pod's group file.
+    PodGroup,
+}
+
+/// A number that could be the target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// The number; 0 and 4294967295 are skipped.
+    pub gid: Gid,
+    /// Where it comes from.
+    pub source: Source,
+    /// File and line, flag or path.
+    pub at: String,
+}
+
+/// What came of the candidates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolution {
+    /// Those that can be meant, strongest first: the first is the target.
+    pub candidates: Vec<Candidate>,
+    /// Skipped candidates and disagreements.
+    pub warnings: Vec<Warning>,
+}
+
+impl Resolution {
+    /// The strongest candidate.
+    pub fn target(&self) -> Option<&Candidate> {
+        self.candidates.first()
+    }
+
+    /// Whether two of those that speak for the node disagree.
+    pub fn disagreement(&self) -> Option<&Warning> {
+        let mut found = self.warnings.iter();
+        found.find(|warning| warning.code == Code::Disagreement)
+    }
+}
+
+/// Orders the candidates by strength, drops what is no ID, and compares those that speak for the
+/// node: `--gid` and the node's group database. That device or pod differ is what there is to
+/// change, never a disagreement.
+pub fn resolve(candidates: impl IntoIterator<Item = Candidate>) -> Resolution {
+    let mut warnings = Vec::new();
+    let mut usable = Vec::new();
+    for candidate in candidates {
+        if is_id(candidate.gid.as_raw()) {
+            usable.push(candidate);
+        } else if candidate.source != Source::Device {
+            // A device of group 0 is how the kernel makes it, and nothing to wonder about.
+            let (gid, at) = (candidate.gid, candidate.at);
+            let text =
+                format!("{at} gives the number {gid}, which is never a group for KVM: skipped");
+            warnings.push(Warning::new(Code::CandidateSkipped, text));
+        }
+    }
+    usable.sort_by_key(|candidate: &Candidate| candidate.source);
+    let mut speakers = usable
+        .iter()
+        .filter(|candidate| matches!(candidate.source, Source::Flag | Source::HostGroup));
+    if let (Some(first), Some(second)) = (speakers.next(), speakers.next())
+        && first.gid != second.gid
+    {
+        let text = format!(
+            "{} says {}, {} says {}: {} is used",
+            first.at, first.gid, second.at, second.gid, first.gid
+        );
+        warnings.push(Warning::new(Code::Disagreement, text));
+    }
+    Resolution {
+        candidates: usable,
+        warnings,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(gid: u32, source: Source) -> Candidate {
+        Candidate {
+            gid: Gid::from_raw(gid),
+            source,
+            at: format!("{source:?}"),
+        }
+    }
+
+    #[test]
+    fn the_strongest_usable_candidate_wins() {
+        use Source::{Device, Flag, HostGroup, PodGroup};
+        type Row<'a> = (&'a [(u32, Source)], Option<u32>, &'a [Code]);
+        let table: [Row<'_>; 9] = [
+            (
+                &[(424, PodGroup), (424, Device), (108, HostGroup)],
+                Some(108),
+                &[],
+            ),
+            (
+                &[(424, PodGroup), (500, Flag), (108, HostGroup)],
+                Some(500),
+                &[Code::Disagreement],
+            ),
+            (&[(108, Flag), (108, HostGroup)], Some(108), &[]),
+            (
+                &[(424, PodGroup), (0, HostGroup), (36, Device)],
+                Some(36),
+                &[Code::CandidateSkipped],
+            ),
+            (
+                &[(u32::MAX, HostGroup), (424, PodGroup)],
+                Some(424),
+                &[Code::CandidateSkipped],
+            ),
+            (&[(0, Device), (424, PodGroup)], Some(424), &[]),
+            (
+                &[(0, Device), (0, PodGroup)],
+                None,
+                &[Code::CandidateSkipped],
+            ),
+            (&[(777, Device), (424, PodGroup)], Some(777), &[]),
+            (&[], None, &[]),
+        ];
+        for (given, target, codes) in table {
+            let resolution = resolve(given.iter().map(|(gid, source)| candidate(*gid, *source)));
+            let got = resolution.target().map(|target| target.gid.as_raw());
+            assert_eq!(got, target, "{given:?}");
+            let got: Vec<_> = resolution.warnings.iter().map(|w| w.code).collect();
+            assert_eq!(got, codes, "{given:?}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What was seen and decided, in the report's words.
+#![forbid(unsafe_code)]
+
+use nix::sys::stat::SFlag;
+use nix::unistd::Gid;
+
+use crate::accounts::group;
+use crate::config::Config;
+use crate::exit::Verdict;
+use crate::observe::{GROUP_FILE, Node, Observed};
+use crate::plan::{Decision, wanted_mode};
+use crate::report::{Candidate, Device, Host, HostDevice, Pod, Qemu, Report, Target};
+use crate::sys::root::kind_name;
+
+/// The report so far: everything but verdict, changes and proof.
+pub fn report(seen: &Observed, decision: &Decision, config: &Config) -> Report {
+    let mut report = Report::new(Verdict::Ok, String::new());
+    report.target = decision.resolution.target().map(|target| Target {
+        gid: target.gid.as_raw(),
+        mode: seen
+            .device
+            .as_ref()
+            .filter(|node| node.facts.is_kvm())
+            .map(|node| octal(wanted_mode(node.facts.mode, config.mode))),
+        source: target.source,
+        at: target.at.clone(),
+    });
+    let candidate = |candidate: &crate::resolve::Candidate| Candidate {
+        gid: candidate.gid.as_raw(),
+        source: candidate.source,
+        at: candidate.at.clone(),
+    };
+    report.candidates = decision
+        .resolution
+        .candidates
+        .iter()
+        .map(candidate)
+        .collect();
+    report.device = Some(device(seen, config));
+    report.host = seen.host.as_ref().map(|host| Host {
+        root: host.root.display().to_string(),
+        device: host.node.map(|node| HostDevice {
+            uid: node.uid.as_raw(),
+            gid: node.gid.as_raw(),
+            mode: octal(node.mode),
+        }),
+        kvm_gid: host
+            .db
+            .by_name(&config.group)
+            .map(|found| found.gid.as_raw()),
+        udev: None,
+    });
+    report.pod = Some(pod(seen, config));
+    report.qemu = decision.identity.as_ref().map(|identity| Qemu {
+        user: identity.user.as_deref().map(lossy),
+        uid: identity.uid.as_raw(),
+        gid: identity.gid.as_raw(),
+        groups: identity.groups.iter().map(|gid| gid.as_raw()).collect(),
+        stand_in: identity.stand_in,
+    });
+    report.warnings.clone_from(&decision.warnings);
+    report
+}
+
+fn device(seen: &Observed, config: &Config) -> Device {
+    let path = config.device.display().to_string();
+    let Some(Node { facts, acl, .. }) = &seen.device else {
+        return Device {
+            path,
+            kind: "missing".to_owned(),
+            major: None,
+            minor: None,
+            uid: None,
+            gid: None,
+            mode: None,
+            acl: None,
+            same_inode_as_host: None,
+            group_on_host: None,
+            group_in_pod: None,
+        };
+    };
+    let is_device = matches!(facts.kind, SFlag::S_IFCHR | SFlag::S_IFBLK);
+    let on_host = seen.host.as_ref().and_then(|host| host.node);
+    let kind = kind_name(facts.kind);
+    let kind = kind.trim_start_matches("a ").replace(' ', "-");
+    Device {
+        path,
+        kind,
+        major: is_device.then_some(facts.major),
+        minor: is_device.then_some(facts.minor),
+        uid: is_device.then_some(facts.uid.as_raw()),
+        gid: is_device.then_some(facts.gid.as_raw()),
+        mode: is_device.then(|| octal(facts.mode)),
+        acl: acl.as_ref().map(ToString::to_string),
+        same_inode_as_host: on_host.map(|host| host.inode == facts.inode),
+        group_on_host: seen.host.as_ref().and_then(|host| {
+            let files = host.db.files.iter();
+            files.flat_map(|(_, file)| name_of(file, facts.gid)).next()
+        }),
+        group_in_pod: group_file(seen, config).and_then(|file| name_of(file, facts.gid)),
+    }
+}
+
+fn pod(seen: &Observed, config: &Config) -> Pod {
+    let own = seen.pod.root.join(GROUP_FILE);
+    let path = config.group_file_out.as_ref().filter(|_| !seen.pod.is_host);
+    let found = group_file(seen, config)
+        .and_then(|file| group::by_name(file, config.group.as_bytes()))
+        .map(|found| found.gid.as_raw());
+    Pod {
+        root: seen.pod.root.display().to_string(),
+        group: config.group.clone(),
+        kvm_gid: found,
+        group_file: path.unwrap_or(&own).display().to_string(),
+    }
+}
+
+/// The group file that libvirtd will read: what an earlier run left for it, or the image's.
+fn group_file<'a>(seen: &'a Observed, config: &Config) -> Option<&'a [u8]> {
+    let out = config
+        .group_file_out
+        .as_ref()
+        .and(seen.pod.group_out.as_deref());
+    out.or(seen.pod.group.as_deref())
+}
+
+fn name_of(file: &[u8], gid: Gid) -> Option<String> {
+    group::all_by_gid(file, gid)
+        .next()
+        .map(|found| lossy(found.name))
+}
+
+fn octal(mode: u16) -> String {
+    format!("{mode:04o}")
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

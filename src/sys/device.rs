@@ -1,0 +1,193 @@
+//! The device node: opened once without being opened, checked, and changed only through that.
+//!
+//! An `O_PATH|O_NOFOLLOW` descriptor opens nothing behind the node and cannot be swapped for
+//! another file afterwards. fchown(2), fchmod(2) and fgetxattr(2) refuse such a descriptor with
+//! `EBADF`, so owners go through fchownat(2) with `AT_EMPTY_PATH`, modes through fchmodat2(2) or,
+//! before Linux 6.6, like the ACL, through `/proc/self/fd`.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, open};
+use nix::sys::stat::{Mode, SFlag, fstat, major, minor};
+use nix::sys::statvfs::{FsFlags, fstatvfs};
+use nix::unistd::{Gid, Uid, fchownat};
+
+use super::root::kind;
+use super::{Named, Result, raw, retry};
+use crate::acl::{self, Acl};
+
+/// What stands at the device's path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// The kind of file.
+    pub kind: SFlag,
+    /// Major number, 0 for what is no device.
+    pub major: u64,
+    /// Minor number, 0 for what is no device.
+    pub minor: u64,
+    /// Owner.
+    pub uid: Uid,
+    /// Group.
+    pub gid: Gid,
+    /// Permission bits.
+    pub mode: u16,
+    /// Device and inode number of the node itself.
+    pub inode: (u64, u64),
+    /// Moves with every change, even one that changes nothing: seconds and nanoseconds.
+    pub ctime: (i64, i64),
+}
+
+impl From<nix::sys::stat::FileStat> for Facts {
+    fn from(stat: nix::sys::stat::FileStat) -> Self {
+        let kind = kind(&stat);
+        let is_device = kind == SFlag::S_IFCHR || kind == SFlag::S_IFBLK;
+        let (major, minor) = if is_device {
+            (major(stat.st_rdev), minor(stat.st_rdev))
+        } else {
+            (0, 0)
+        };
+        Self {
+            kind,
+            major,
+            minor,
+            uid: Uid::from_raw(stat.st_uid),
+            gid: Gid::from_raw(stat.st_gid),
+            mode: u16::try_from(stat.st_mode & 0o7777).unwrap_or(0),
+            inode: (stat.st_dev, stat.st_ino),
+            ctime: (stat.st_ctime, stat.st_ctime_nsec),
+        }
+    }
+}
+
+impl Facts {
+    /// Whether this is the character device 10:232.
+    pub fn is_kvm(&self) -> bool {
+        self.kind == SFlag::S_IFCHR
+            && (self.major, self.minor) == (super::kvm::MAJOR, super::kvm::MINOR)
+    }
+}
+
+/// A device node, found but not opened.
+#[derive(Debug)]
+pub struct Device {
+    fd: OwnedFd,
+    path: PathBuf,
+    facts: Facts,
+}
+
+impl Device {
+    /// Finds what stands at `path`, a link at its end not followed; `None` for nothing.
+    ///
+    /// # Errors
+    /// What the calls answer.
+    pub fn find(path: &Path) -> Result<Option<Self>> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let fd = match retry(|| open(path, flags, Mode::empty())) {
+            Ok(fd) => fd,
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
+            Err(errno) => {
+                return Err(errno).named(|| format!("open({}, O_PATH|O_NOFOLLOW)", path.display()));
+            }
+        };
+        let stat = fstat(&fd).named(|| format!("fstat({})", path.display()))?;
+        Ok(Some(Self {
+            fd,
+            path: path.to_owned(),
+            facts: stat.into(),
+        }))
+    }
+
+    /// What it was when it was found.
+    pub fn facts(&self) -> Facts {
+        self.facts
+    }
+
+    /// Its ACL, if it has one and its file system knows of ACLs.
+    ///
+    /// # Errors
+    /// What getxattr(2) answers; `EINVAL` for an ACL of unknown form.
+    pub fn acl(&self) -> Result<Option<Acl>> {
+        let call = || format!("getxattr({}, system.posix_acl_access)", self.path.display());
+        let Some(bytes) = raw::getxattr(&raw::proc_path(&self.fd), acl::XATTR).named(call)? else {
+            return Ok(None);
+        };
+        match Acl::parse(&bytes) {
+            Some(acl) => Ok(Some(acl)),
+            None => Err(Errno::EINVAL).named(call),
+        }
+    }
+
+    /// Whether its mount ignores devices (`nodev`), so that every open answers `EACCES`.
+    ///
+    /// # Errors
+    /// What fstatvfs(3) answers.
+    pub fn on_nodev_mount(&self) -> Result<bool> {
+        let call = || format!("fstatfs({})", self.path.display());
+        let mount = retry(|| fstatvfs(&self.fd)).named(call)?;
+        Ok(mount.flags().contains(FsFlags::ST_NODEV))
+    }
+
+    /// Sets owner and group of this very node.
+    ///
+    /// # Errors
+    /// What fchownat(2) answers: `EROFS` on a read-only mount, `EPERM` without `CAP_CHOWN`,
+    /// `EINVAL` for an ID that this user namespace does not map.
+    pub fn set_owner(&self, uid: Uid, gid: Gid) -> Result<()> {
+        let empty = Path::new("");
+        retry(|| {
+            fchownat(
+                self.fd.as_fd(),
+                empty,
+                Some(uid),
+                Some(gid),
+                AtFlags::AT_EMPTY_PATH,
+            )
+        })
+        .named(|| format!("fchownat({}, {uid}, {gid})", self.path.display()))
+    }
+
+    /// Sets the permission bits of this very node.
+    ///
+    /// # Errors
+    /// What chmod(2) answers: `EROFS`, `EPERM`.
+    pub fn set_mode(&self, mode: u16) -> Result<()> {
+        let bits = Mode::from_bits_truncate(mode.into());
+        let done = match raw::fchmodat2(self.fd.as_fd(), bits.bits()) {
+            // Older than Linux 6.6, or a filter that does not know the call.
+            Err(Errno::ENOSYS | Errno::EPERM) => self.chmod_by_proc(bits),
+            done => done,
+        };
+        done.named(|| format!("fchmodat({}, {mode:04o})", self.path.display()))
+    }
+
+    fn chmod_by_proc(&self, mode: Mode) -> nix::Result<()> {
+        let path = raw::proc_path(&self.fd);
+        let follow = nix::sys::stat::FchmodatFlags::FollowSymlink;
+        retry(|| nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, path.as_c_str(), mode, follow))
+    }
+
+    /// Sets the ACL, and with it the mode, of this very node in one step.
+    ///
+    /// # Errors
+    /// What setxattr(2) answers: `EROFS`, `EPERM`.
+    pub fn set_acl(&self, acl: &Acl) -> Result<()> {
+        let path = raw::proc_path(&self.fd);
+        raw::setxattr(&path, acl::XATTR, &acl.to_bytes())
+            .named(|| format!("setxattr({}, posix_acl_access, {acl})", self.path.display()))
+    }
+
+    /// Opens this very node for reading and writing with the rights of this process, to learn
+    /// whether a driver stands behind it.
+    ///
+    /// # Errors
+    /// What open(2) answers: `ENODEV` or `ENXIO` without a driver.
+    pub fn try_open(&self) -> Result<()> {
+        let path = raw::proc_path(&self.fd);
+        let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
+        retry(|| open(path.as_c_str(), flags, Mode::empty()))
+            .map(drop)
+            .named(|| format!("open({}, O_RDWR)", self.path.display()))
+    }
+}

@@ -1,0 +1,314 @@
+//! Replacing one small file, such that at every moment it is whole: the old one or the new one.
+//!
+//! By rename where that is possible. Over a mount point it is not (`EBUSY`): there the content is
+//! written in place, space first.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat, renameat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat};
+
+use super::root::{kind, read_regular};
+use super::{CallError, Named, Result, raw, retry};
+
+/// How long another run may hold the folder before this one gives up.
+pub const LOCK_WAIT: Duration = Duration::from_secs(10);
+/// How often a lock that is taken is asked for again.
+const LOCK_POLL: Duration = Duration::from_millis(5);
+
+/// A folder that one of our runs at a time may change files in (flock(2), released by the kernel
+/// when its holder ends, however it ends).
+#[derive(Debug)]
+pub struct Folder {
+    lock: Flock<OwnedFd>,
+    path: PathBuf,
+}
+
+/// Whose owner, mode and extended attributes a new file gets.
+#[derive(Debug, Clone, Copy)]
+pub enum Rights {
+    /// Those of the file that it replaces.
+    Kept,
+    /// Owner 0:0 and this mode.
+    Root(u16),
+}
+
+impl Folder {
+    /// Locks the folder, waiting up to [`LOCK_WAIT`] for another run. `path` is for messages.
+    ///
+    /// # Errors
+    /// `EWOULDBLOCK` when the wait was in vain.
+    pub fn lock(fd: OwnedFd, path: PathBuf) -> Result<Self> {
+        let start = Instant::now();
+        let mut fd = fd;
+        loop {
+            match Flock::lock(fd, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(Self { lock, path }),
+                Err((back, Errno::EWOULDBLOCK)) if start.elapsed() < LOCK_WAIT => {
+                    fd = back;
+                    sleep(LOCK_POLL);
+                }
+                Err((back, Errno::EINTR)) => fd = back,
+                Err((_, errno)) => {
+                    return Err(errno).named(|| {
+                        let seconds = start.elapsed().as_secs();
+                        format!("flock({}) for {seconds} s", path.display())
+                    });
+                }
+            }
+        }
+    }
+
+    /// The content of the regular file `name`, not through a link; `None` where there is none.
+    ///
+    /// # Errors
+    /// `ELOOP` for a link, `EINVAL` for anything else that is no regular file.
+    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let Some((fd, stat)) = self.find(name)? else {
+            return Ok(None);
+        };
+        let call = || format!("read({})", self.path.join(name).display());
+        if kind(&stat) == SFlag::S_IFLNK {
+            return Err(Errno::ELOOP).named(call);
+        }
+        read_regular(fd.as_fd(), &stat).named(call).map(Some)
+    }
+
+    /// Makes `content` the content of `name`: by rename, or in place where `name` is a mount
+    /// point.
+    ///
+    /// # Errors
+    /// What the calls answer: `EROFS`, `ENOSPC`, `EISDIR` for a folder in its place, `EXDEV` when
+    /// somebody else put another file there in the same moment.
+    pub fn replace(&self, name: &str, content: &[u8], rights: Rights) -> Result<()> {
+        let temporary = format!(".{name}.libvirt-kvm-init");
+        let new = self.write_new(&temporary, name, content, rights)?;
+        let renamed = retry(|| renameat(&*self.lock, temporary.as_str(), &*self.lock, name));
+        if let Err(errno) = renamed {
+            let _ = unlinkat(&*self.lock, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
+            if errno == Errno::EBUSY {
+                return self.write_in_place(name, content);
+            }
+            return Err(errno).named(|| {
+                let to = self.path.join(name);
+                format!("rename({temporary}, {})", to.display())
+            });
+        }
+        self.settle(name, &new)
+    }
+
+    /// A renamed file is durable once its folder is; and it must be the one that was written.
+    fn settle(&self, name: &str, new: &File) -> Result<()> {
+        let path = || self.path.join(name).display().to_string();
+        retry(|| nix::unistd::fsync(&*self.lock))
+            .named(|| format!("fsync({})", self.path.display()))?;
+        let written = fstat(new).named(|| format!("fstat({})", path()))?;
+        let stands = fstatat(&*self.lock, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+            .named(|| format!("fstatat({})", path()))?;
+        if (written.st_dev, written.st_ino) == (stands.st_dev, stands.st_ino) {
+            return Ok(());
+        }
+        let call = || format!("rename(…, {}), where another file stands now", path());
+        Err(Errno::EXDEV).named(call)
+    }
+
+    /// A whole and synced file under a temporary name. What a killed run left there is replaced:
+    /// the lock says that nobody else is at it.
+    fn write_new(
+        &self,
+        temporary: &str,
+        name: &str,
+        content: &[u8],
+        rights: Rights,
+    ) -> Result<File> {
+        let path = self.path.join(temporary);
+        let call = |what: &str| format!("{what}({})", path.display());
+        let flags =
+            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let create =
+            || retry(|| openat(&*self.lock, temporary, flags, Mode::S_IRUSR | Mode::S_IWUSR));
+        let fd = match create() {
+            Err(Errno::EEXIST) => {
+                unlinkat(&*self.lock, temporary, UnlinkatFlags::NoRemoveDir)
+                    .named(|| call("unlinkat"))?;
+                create()
+            }
+            done => done,
+        };
+        let mut file = File::from(fd.named(|| call("openat"))?);
+        let written = self.fill(&mut file, name, content, rights);
+        if written.is_err() {
+            let _ = unlinkat(&*self.lock, temporary, UnlinkatFlags::NoRemoveDir);
+        }
+        written.map(|()| file)
+    }
+
+    fn fill(&self, file: &mut File, name: &str, content: &[u8], rights: Rights) -> Result<()> {
+        let path = self.path.join(name);
+        let call = |what: &str| format!("{what}(the new {})", path.display());
+        file.write_all(content)
+            .map_err(errno_of)
+            .named(|| call("write"))?;
+        let like = match rights {
+            Rights::Kept => self.find(name)?,
+            Rights::Root(_) => None,
+        };
+        let (uid, gid, mode) = match (&like, rights) {
+            (Some((_, stat)), _) => (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777),
+            (None, Rights::Root(mode)) => (0, 0, mode.into()),
+            (None, Rights::Kept) => (0, 0, 0o644),
+        };
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        fchownat(
+            file.as_fd(),
+            "",
+            Some(uid),
+            Some(gid),
+            AtFlags::AT_EMPTY_PATH,
+        )
+        .named(|| call("fchown"))?;
+        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))
+            .map_err(errno_of)
+            .named(|| call("fchmod"))?;
+        if let Some((old, _)) = &like {
+            copy_attributes(old, file).named(|| call("setxattr"))?;
+        }
+        file.sync_all().map_err(errno_of).named(|| call("fsync"))
+    }
+
+    /// Writes over the file that a mount pins. A longer content first gets its space, as newlines
+    /// at the end, which parse as nothing; a shorter one is padded with newlines and then cut. In
+    /// between, every state parses as the old file or the new one. The one write that changes the
+    /// content is whole up to a page even when the process is killed in it.
+    fn write_in_place(&self, name: &str, content: &[u8]) -> Result<()> {
+        let path = self.path.join(name);
+        let call = |what: &str| format!("{what}({})", path.display());
+        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let fd =
+            retry(|| openat(&*self.lock, name, flags, Mode::empty())).named(|| call("open"))?;
+        let file = File::from(fd);
+        let old = file.metadata().map_err(errno_of).named(|| call("fstat"))?;
+        if !old.is_file() {
+            return Err(Errno::EINVAL).named(|| call("open"));
+        }
+        let old = old.len();
+        let new = content.len() as u64;
+        let mut padded = content.to_vec();
+        if new > old {
+            let space = vec![b'\n'; usize::try_from(new - old).unwrap_or(0)];
+            if let Err(error) = file.write_all_at(&space, old) {
+                let _ = file.set_len(old);
+                return Err(errno_of(error)).named(|| call("write"));
+            }
+        } else {
+            padded.resize(usize::try_from(old).unwrap_or(padded.len()), b'\n');
+        }
+        file.write_all_at(&padded, 0)
+            .map_err(errno_of)
+            .named(|| call("write"))?;
+        if new < old {
+            file.set_len(new)
+                .map_err(errno_of)
+                .named(|| call("ftruncate"))?;
+        }
+        file.sync_all().map_err(errno_of).named(|| call("fsync"))
+    }
+
+    fn find(&self, name: &str) -> Result<Option<(OwnedFd, FileStat)>> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let call = || format!("open({}, O_PATH)", self.path.join(name).display());
+        match retry(|| openat(&*self.lock, name, flags, Mode::empty())) {
+            Ok(fd) => {
+                let stat = fstat(&fd).named(call)?;
+                Ok(Some((fd, stat)))
+            }
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(errno).named(call),
+        }
+    }
+}
+
+/// Security labels and ACLs move to the new file, as rename would otherwise lose them.
+fn copy_attributes(old: &OwnedFd, new: &File) -> nix::Result<()> {
+    let (old, new) = (raw::proc_path(old), raw::proc_path(new));
+    let names = raw::listxattr(&old)?;
+    for name in names.split_inclusive(|byte| *byte == 0) {
+        let Ok(name) = std::ffi::CStr::from_bytes_with_nul(name) else {
+            continue;
+        };
+        let Some(value) = raw::getxattr(&old, name)? else {
+            continue;
+        };
+        if raw::getxattr(&new, name)?.as_ref() != Some(&value) {
+            raw::setxattr(&new, name, &value)?;
+        }
+    }
+    Ok(())
+}
+
+fn errno_of(error: std::io::Error) -> Errno {
+    match error.raw_os_error() {
+        Some(raw) => Errno::from_raw(raw),
+        // write(2) that wrote nothing.
+        None => Errno::ENOSPC,
+    }
+}
+
+/// The content of `path` if it is what this program leaves there: a regular file with one link,
+/// owned by root, 0644. `None` for anything else, which is to be replaced.
+///
+/// # Errors
+/// What the calls answer for a file that is there.
+pub fn read_public(path: &std::path::Path) -> Result<Option<Vec<u8>>> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let call = || format!("open({}, O_PATH|O_NOFOLLOW)", path.display());
+    let fd = match retry(|| nix::fcntl::open(path, flags, Mode::empty())) {
+        Ok(fd) => fd,
+        Err(Errno::ENOENT) => return Ok(None),
+        Err(errno) => return Err(errno).named(call),
+    };
+    let stat = fstat(&fd).named(call)?;
+    let as_left = kind(&stat) == SFlag::S_IFREG
+        && (stat.st_uid, stat.st_gid, stat.st_nlink) == (0, 0, 1)
+        && stat.st_mode & 0o7777 == 0o644;
+    if !as_left {
+        return Ok(None);
+    }
+    let content = read_regular(fd.as_fd(), &stat);
+    content
+        .named(|| format!("read({})", path.display()))
+        .map(Some)
+}
+
+/// Splits a path into the folder, opened, and the name in it.
+///
+/// # Errors
+/// `EINVAL` for a path without a name at its end; what open(2) answers for the folder.
+pub fn open_folder(path: &std::path::Path) -> Result<(OwnedFd, PathBuf, String)> {
+    let call = || format!("open({})", path.display());
+    let name = path.file_name().map(|name| name.as_bytes().to_vec());
+    let Some(name) = name.and_then(|name| String::from_utf8(name).ok()) else {
+        return Err(CallError {
+            call: call(),
+            errno: Errno::EINVAL,
+        });
+    };
+    let folder = match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
+        Some(parent) => parent.to_owned(),
+        None => PathBuf::from("/"),
+    };
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let fd = retry(|| nix::fcntl::open(&folder, flags, Mode::empty()))
+        .named(|| format!("open({}, O_DIRECTORY)", folder.display()))?;
+    Ok((fd, folder, name))
+}

@@ -1,0 +1,94 @@
+//! Becoming the QEMU user, and making sure of it.
+
+use caps::CapSet;
+use nix::errno::Errno;
+use nix::unistd::{self, Gid, Uid};
+
+/// A process' credentials as the kernel reports them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// The one uid: real, effective and saved.
+    pub uid: Uid,
+    /// The one gid: real, effective and saved.
+    pub gid: Gid,
+    /// The supplementary groups, sorted, each once.
+    pub groups: Vec<Gid>,
+}
+
+/// Which step of becoming somebody else failed, for the parent's report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Drop {
+    /// setresgid(2)
+    Gid = 1,
+    /// setgroups(2)
+    Groups,
+    /// setresuid(2)
+    Uid,
+    /// capset(2)
+    Capabilities,
+    /// The calls succeeded and the kernel reports other credentials than were asked for.
+    Verify,
+}
+
+/// Gives up this process' identity for `who`, in the order and with the outcome of libvirt
+/// (`virSetUIDGIDWithCaps`): gid, groups, uid, and no capability unless `who` is root.
+///
+/// Meant for a forked child: it cannot be undone.
+///
+/// # Errors
+/// The step that failed and its errno: `EPERM` without `CAP_SETGID` and `CAP_SETUID`, `EINVAL` for
+/// an ID that this user namespace does not map. setresuid(2) with 4294967295 succeeds and changes
+/// nothing, hence the last step, which asks the kernel what became of it (`EBADE`).
+pub fn become_user(who: &Credentials) -> Result<(), (Drop, Errno)> {
+    let at = |step| move |errno| (step, errno);
+    unistd::setresgid(who.gid, who.gid, who.gid).map_err(at(Drop::Gid))?;
+    unistd::setgroups(&who.groups).map_err(at(Drop::Groups))?;
+    unistd::setresuid(who.uid, who.uid, who.uid).map_err(at(Drop::Uid))?;
+    // Root keeps its capabilities, as libvirt lets it (user = "root").
+    if !who.uid.is_root() {
+        drop_capabilities().ok_or((Drop::Capabilities, Errno::last()))?;
+    }
+    // Other processes of this user must not be able to trace the one that will judge.
+    let _ = nix::sys::prctl::set_dumpable(false);
+    verify(who).ok_or((Drop::Verify, Errno::EBADE))
+}
+
+/// Empties the effective, permitted, inheritable and ambient sets. The bounding set stays, as it
+/// does for a QEMU that libvirt starts; it does not matter to open(2).
+fn drop_capabilities() -> Option<()> {
+    // Lowering the permitted set takes the effective and ambient ones down with it.
+    for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
+        let now = caps::read(None, set).ok()?;
+        if !now.is_empty() {
+            caps::clear(None, set).ok()?;
+        }
+    }
+    Some(())
+}
+
+fn verify(who: &Credentials) -> Option<()> {
+    let uids = unistd::getresuid().ok()?;
+    let gids = unistd::getresgid().ok()?;
+    let groups = normalised(unistd::getgroups().ok()?);
+    let same = [uids.real, uids.effective, uids.saved] == [who.uid; 3]
+        && [gids.real, gids.effective, gids.saved] == [who.gid; 3]
+        && groups == normalised(who.groups.clone());
+    let bare = who.uid.is_root()
+        || [
+            CapSet::Effective,
+            CapSet::Permitted,
+            CapSet::Inheritable,
+            CapSet::Ambient,
+        ]
+        .iter()
+        .all(|set| caps::read(None, *set).is_ok_and(|caps| caps.is_empty()));
+    (same && bare).then_some(())
+}
+
+/// Sorted and each once: the kernel sorts the list and keeps repeats.
+pub fn normalised(mut groups: Vec<Gid>) -> Vec<Gid> {
+    groups.sort_unstable_by_key(|gid| gid.as_raw());
+    groups.dedup();
+    groups
+}

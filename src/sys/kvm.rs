@@ -1,0 +1,36 @@
+//! The device's numbers and the first things that QEMU asks of it.
+
+use std::os::fd::BorrowedFd;
+
+use super::raw;
+
+/// Major number of the misc devices (include/uapi/linux/major.h, `MISC_MAJOR`).
+pub const MAJOR: u64 = 10;
+/// Minor number of KVM (include/linux/miscdevice.h, `KVM_MINOR`).
+pub const MINOR: u64 = 232;
+/// The only version that QEMU accepts (include/uapi/linux/kvm.h, `KVM_API_VERSION`).
+pub const API_VERSION: i32 = 12;
+
+/// `_IO(KVMIO, 0x00)`
+const KVM_GET_API_VERSION: u32 = 0xae00;
+/// `_IO(KVMIO, 0x01)`
+const KVM_CREATE_VM: u32 = 0xae01;
+
+/// Asks an open KVM device for its API version.
+///
+/// # Errors
+/// `ENOTTY` where something else than KVM was opened.
+pub fn api_version(fd: BorrowedFd<'_>) -> nix::Result<i32> {
+    super::retry(|| raw::ioctl_zero(fd, KVM_GET_API_VERSION))
+}
+
+/// Creates a virtual machine and lets go of it at once.
+///
+/// # Errors
+/// `EBUSY` where another hypervisor holds the processor's extensions; `EINTR` is retried, as QEMU
+/// does.
+pub fn create_vm(fd: BorrowedFd<'_>) -> nix::Result<()> {
+    let vm = super::retry(|| raw::ioctl_zero(fd, KVM_CREATE_VM))?;
+    raw::close(vm);
+    Ok(())
+}

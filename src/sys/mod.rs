@@ -1,0 +1,62 @@
+//! The only callers of system calls that look at or change the machine.
+//!
+//! Everything here works on descriptors that were opened without following a link and checked
+//! before use. `raw` is the one file of the crate that may say `unsafe`.
+
+pub mod device;
+pub mod file;
+pub mod identity;
+pub mod kvm;
+pub mod processes;
+pub(crate) mod raw;
+pub mod root;
+pub mod settle;
+
+use std::fmt;
+
+use nix::errno::Errno;
+
+/// A system call that failed: what was called, on what, and what came back.
+#[derive(Debug)]
+pub struct CallError {
+    /// The call with its arguments, as strace would show it.
+    pub call: String,
+    /// What the kernel answered.
+    pub errno: Errno,
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {:?} ({})", self.call, self.errno, self.errno.desc())
+    }
+}
+
+impl std::error::Error for CallError {}
+
+/// What every function of this folder returns.
+pub type Result<T> = std::result::Result<T, CallError>;
+
+/// Names the call that a bare errno came from.
+pub(crate) trait Named<T> {
+    /// `call` is only built when there is something to report.
+    fn named(self, call: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T> Named<T> for nix::Result<T> {
+    fn named(self, call: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|errno| CallError {
+            call: call(),
+            errno,
+        })
+    }
+}
+
+/// Repeats a call that a signal interrupted.
+pub(crate) fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            done => return done,
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! A folder seen as the root of a file system, such as the node's mounted into a pod.
+//!
+//! Reads below it cannot leave it: an absolute link (`etc/group -> /usr/lib/group`) resolves
+//! inside, `..` stops at the top, and links of `/proc` are not followed (openat2(2),
+//! `RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS`, Linux 5.6).
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+
+use super::{Named, Result, raw, retry};
+
+/// No file that is read here has reason to be larger; a sparse one could be endless.
+const MAX_FILE: u64 = 64 << 20;
+/// No folder that is listed here has reason to hold more names.
+const MAX_NAMES: usize = 10_000;
+
+/// An open folder that paths are resolved below.
+#[derive(Debug)]
+pub struct Root {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Root {
+    /// Opens the folder at `path`, following links to it.
+    ///
+    /// # Errors
+    /// What open(2) answers: `ENOENT`, `ENOTDIR`, `EACCES`.
+    pub fn open(path: &Path) -> Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let fd = retry(|| open(path, flags, Mode::empty()))
+            .named(|| format!("open({}, O_PATH|O_DIRECTORY)", path.display()))?;
+        let path = path.to_owned();
+        Ok(Self { fd, path })
+    }
+
+    /// Where it is seen from here.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Device and inode number, which tell two roots apart.
+    ///
+    /// # Errors
+    /// What fstat(2) answers.
+    pub fn id(&self) -> Result<(u64, u64)> {
+        let stat = fstat(&self.fd).named(|| format!("fstat({})", self.path.display()))?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+
+    /// `name` below this root, as a person would write it.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The content of the regular file `name`, or `None` where there is none.
+    ///
+    /// # Errors
+    /// What the calls answer; `EINVAL` for anything but a regular file, which is never opened, and
+    /// `EFBIG` for more than 64 MiB.
+    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let found = self.find(name, OFlag::empty())?;
+        let Some((fd, stat)) = found else {
+            return Ok(None);
+        };
+        let call = || describe(&self.join(name), &stat);
+        read_regular(fd.as_fd(), &stat).named(call).map(Some)
+    }
+
+    /// What `name` is, a link at its end not followed; `None` where there is nothing.
+    ///
+    /// # Errors
+    /// What the calls answer.
+    pub fn stat(&self, name: &str) -> Result<Option<FileStat>> {
+        let found = self.find(name, OFlag::O_NOFOLLOW)?;
+        Ok(found.map(|(_, stat)| stat))
+    }
+
+    /// The names in the folder `name`; none where there is no such folder.
+    ///
+    /// # Errors
+    /// What the calls answer; `E2BIG` for more than ten thousand names.
+    pub fn list(&self, name: &str) -> Result<Vec<OsString>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+        let fd = match self.open_below(name, flags) {
+            Ok(fd) => fd,
+            Err(error) if absent(error.errno) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let call = || format!("getdents64({})", self.join(name).display());
+        names_in(fd).named(call)
+    }
+
+    /// Opens the folder that holds `name`, and gives it with the last part of `name`.
+    ///
+    /// # Errors
+    /// What openat2(2) answers.
+    pub fn folder_of(&self, name: &str) -> Result<(OwnedFd, String)> {
+        let (folder, last) = name.rsplit_once('/').unwrap_or((".", name));
+        let fd = self.open_below(folder, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+        Ok((fd, last.to_owned()))
+    }
+
+    fn find(&self, name: &str, more: OFlag) -> Result<Option<(OwnedFd, FileStat)>> {
+        match self.open_below(name, OFlag::O_PATH | more) {
+            Ok(fd) => {
+                let stat = fstat(&fd).named(|| format!("fstat({})", self.join(name).display()))?;
+                Ok(Some((fd, stat)))
+            }
+            Err(error) if absent(error.errno) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn open_below(&self, name: &str, flags: OFlag) -> Result<OwnedFd> {
+        let how = OpenHow::new()
+            .flags(flags | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        // EAGAIN: a rename somewhere on the way while a `..` was resolved (openat2(2)).
+        let mut tries = 0;
+        loop {
+            match retry(|| openat2(&self.fd, name, how)) {
+                Err(Errno::EAGAIN) if tries < 64 => tries += 1,
+                done => return done.named(|| self.call(name)),
+            }
+        }
+    }
+
+    fn call(&self, name: &str) -> String {
+        format!("openat2({}, {name}, RESOLVE_IN_ROOT)", self.path.display())
+    }
+}
+
+/// Whether `path` is a mount point: the last step to it leaves its folder's mount
+/// (`RESOLVE_NO_XDEV`), which also sees a bind mount of the same file system.
+pub fn is_mount_point(path: &Path) -> bool {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return true;
+    };
+    let Ok(folder) = Root::open(folder) else {
+        return false;
+    };
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    matches!(retry(|| openat2(&folder.fd, name, how)), Err(Errno::EXDEV))
+}
+
+/// The content of the regular file at `path` in this process' own file system.
+///
+/// # Errors
+/// As [`Root::read`], and `ENOENT`.
+pub fn read_here(path: &Path) -> Result<Vec<u8>> {
+    let call = || format!("read({})", path.display());
+    let fd = retry(|| open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())).named(call)?;
+    let stat = fstat(&fd).named(call)?;
+    read_regular(fd.as_fd(), &stat).named(|| describe(path, &stat))
+}
+
+fn describe(path: &Path, stat: &FileStat) -> String {
+    match kind(stat) {
+        SFlag::S_IFREG => format!("read({})", path.display()),
+        other => format!("read({}), which is {}", path.display(), kind_name(other)),
+    }
+}
+
+/// Reads a regular file that was found by `O_PATH`: a fifo or device is refused unopened.
+pub(super) fn read_regular(fd: BorrowedFd<'_>, stat: &FileStat) -> nix::Result<Vec<u8>> {
+    if kind(stat) != SFlag::S_IFREG {
+        return Err(Errno::EINVAL);
+    }
+    let path = raw::proc_path(fd);
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
+    let file = File::from(retry(|| open(path.as_c_str(), flags, Mode::empty()))?);
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    if size > MAX_FILE {
+        return Err(Errno::EFBIG);
+    }
+    // One byte more, so that a file of the size it said is read in one go.
+    let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
+    let read = file.take(MAX_FILE + 1).read_to_end(&mut content);
+    match read {
+        Ok(got) if got as u64 > MAX_FILE => Err(Errno::EFBIG),
+        Ok(_) => Ok(content),
+        Err(error) => Err(Errno::from_raw(error.raw_os_error().unwrap_or(0))),
+    }
+}
+
+/// A kind of file in words.
+pub fn kind_name(kind: SFlag) -> &'static str {
+    match kind {
+        SFlag::S_IFREG => "a regular file",
+        SFlag::S_IFDIR => "a directory",
+        SFlag::S_IFLNK => "a symbolic link",
+        SFlag::S_IFIFO => "a fifo",
+        SFlag::S_IFSOCK => "a socket",
+        SFlag::S_IFBLK => "a block device",
+        SFlag::S_IFCHR => "a character device",
+        _ => "a file of unknown kind",
+    }
+}
+
+/// The type bits of a mode.
+pub fn kind(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
+}
+
+fn names_in(fd: OwnedFd) -> nix::Result<Vec<OsString>> {
+    let mut dir = nix::dir::Dir::from_fd(fd)?;
+    let mut names = Vec::new();
+    for entry in dir.iter() {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            names.push(OsString::from_vec(name));
+        }
+        if names.len() > MAX_NAMES {
+            return Err(Errno::E2BIG);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Whether an errno says that the path leads nowhere.
+fn absent(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOENT | Errno::ENOTDIR)
+}

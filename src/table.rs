@@ -1,0 +1,207 @@
+//! The report for people: node, pod and QEMU side by side, by number and name, within 80 columns.
+#![forbid(unsafe_code)]
+
+use std::fmt::Write;
+
+use crate::exit::Verdict;
+use crate::report::{Device, Report};
+
+/// A terminal's width.
+const WIDTH: usize = 80;
+/// The width of the first column.
+const LABEL: usize = 10;
+/// The width of the next ones.
+const COLUMN: usize = 23;
+
+/// The table. `colour` marks the verdict with terminal colours.
+pub fn table(report: &Report, colour: bool) -> String {
+    let mut text = String::new();
+    if let Some(device) = &report.device {
+        let rows = [
+            ["".to_owned(), "NODE".into(), "POD".into(), "QEMU".into()],
+            [
+                group_name(report),
+                node_gid(report),
+                pod_gid(report),
+                qemu(report),
+            ],
+            [
+                device.path.clone(),
+                node_device(report),
+                pod_device(device),
+                opens(report),
+            ],
+        ];
+        for row in rows {
+            push_row(&mut text, &row);
+        }
+        text.push('\n');
+    }
+    if let Some(target) = &report.target {
+        let mode = target.mode.as_ref().map(|mode| format!(", mode {mode}"));
+        let mode = mode.unwrap_or_default();
+        push(
+            &mut text,
+            "target",
+            &format!("{} from {}{mode}", target.gid, target.at),
+        );
+    }
+    if let Some(acl) = report
+        .device
+        .as_ref()
+        .and_then(|device| device.acl.as_ref())
+    {
+        push(&mut text, "acl", acl);
+    }
+    for change in &report.changes {
+        let label = if change.applied {
+            "changed"
+        } else {
+            "to change"
+        };
+        let action = serde_json::to_string(&change.action).unwrap_or_default();
+        let action = action.trim_matches('"');
+        let line = match &change.from {
+            Some(from) => format!("{action} {from} -> {}", change.to),
+            None => format!("{action} {}", change.to),
+        };
+        push(&mut text, label, &line);
+    }
+    for warning in &report.warnings {
+        let line = format!("{}: {}", warning.code.word(), warning.text);
+        push(&mut text, "warning", &line);
+    }
+    let cause = report
+        .proof
+        .cause
+        .and_then(|cause| serde_json::to_string(&cause).ok());
+    if let Some(cause) = cause {
+        push(&mut text, "cause", cause.trim_matches('"'));
+    }
+    if let Some(advice) = &report.proof.advice {
+        push(&mut text, "advice", advice);
+    }
+    let start = text.len();
+    push(&mut text, report.verdict.word(), &report.summary);
+    if colour {
+        paint(&mut text, start, report.verdict);
+    }
+    text
+}
+
+fn paint(text: &mut String, start: usize, verdict: Verdict) {
+    let code = match verdict {
+        Verdict::Ok => "\x1b[1;32m",
+        Verdict::Drift | Verdict::Absent => "\x1b[1;33m",
+        _ => "\x1b[1;31m",
+    };
+    text.insert_str(start + verdict.word().len(), "\x1b[0m");
+    text.insert_str(start, code);
+}
+
+fn group_name(report: &Report) -> String {
+    let pod = report.pod.as_ref().map(|pod| pod.group.clone());
+    format!("group {}", pod.unwrap_or_default())
+}
+
+fn node_gid(report: &Report) -> String {
+    match &report.host {
+        None => "not seen".to_owned(),
+        Some(host) => gid(host.kvm_gid),
+    }
+}
+
+fn pod_gid(report: &Report) -> String {
+    report
+        .pod
+        .as_ref()
+        .map_or_else(String::new, |pod| gid(pod.kvm_gid))
+}
+
+fn gid(gid: Option<u32>) -> String {
+    gid.map_or_else(|| "none".to_owned(), |gid| gid.to_string())
+}
+
+fn qemu(report: &Report) -> String {
+    let Some(qemu) = &report.qemu else {
+        return "not resolved".to_owned();
+    };
+    let name = match (&qemu.user, qemu.stand_in) {
+        (_, true) => "nobody",
+        (Some(user), _) => user,
+        (None, _) => "no name",
+    };
+    let more: Vec<_> = qemu.groups.iter().filter(|gid| **gid != qemu.gid).collect();
+    let more: String = more.iter().map(|gid| format!("+{gid}")).collect();
+    format!("{}:{}{more} ({name})", qemu.uid, qemu.gid)
+}
+
+fn node_device(report: &Report) -> String {
+    let Some(host) = &report.host else {
+        return "not seen".to_owned();
+    };
+    let same = report
+        .device
+        .as_ref()
+        .and_then(|device| device.same_inode_as_host);
+    match (&host.device, same) {
+        (_, Some(true)) => "the same".to_owned(),
+        (Some(device), _) => format!("{}:{} {}", device.uid, device.gid, device.mode),
+        (None, _) => "not seen".to_owned(),
+    }
+}
+
+fn pod_device(device: &Device) -> String {
+    let (Some(uid), Some(gid), Some(mode)) = (device.uid, device.gid, &device.mode) else {
+        return device.kind.clone();
+    };
+    let name = match (&device.group_in_pod, &device.group_on_host) {
+        (Some(pod), Some(host)) if pod == host => pod.clone(),
+        (Some(pod), Some(host)) => format!("pod {pod}, node {host}"),
+        (Some(pod), None) => format!("pod {pod}"),
+        (None, Some(host)) => format!("node {host}"),
+        (None, None) => "no name".to_owned(),
+    };
+    format!("{uid}:{gid} {mode} ({name})")
+}
+
+fn opens(report: &Report) -> String {
+    match (report.proof.result.as_str(), report.proof.api_version) {
+        ("ok", Some(version)) => format!("opens, API {version}"),
+        ("ok", None) => "opens".to_owned(),
+        ("off" | "none", _) => "not tried".to_owned(),
+        (result, _) => format!("cannot open: {result}"),
+    }
+}
+
+fn push_row(text: &mut String, row: &[String; 4]) {
+    let mut line = format!("{:LABEL$} ", row[0]);
+    for cell in &row[1..] {
+        let _ = write!(line, "{cell:COLUMN$}");
+    }
+    text.push_str(line.trim_end());
+    text.push('\n');
+}
+
+/// A labelled paragraph, wrapped between words.
+fn push(text: &mut String, label: &str, paragraph: &str) {
+    let mut line = format!("{label:LABEL$} ");
+    let indent = line.chars().count();
+    let mut used = indent;
+    for word in paragraph.split_whitespace() {
+        let length = word.chars().count();
+        if used > indent && used + 1 + length > WIDTH {
+            line.push('\n');
+            line.extend(std::iter::repeat_n(' ', indent));
+            used = indent;
+        }
+        if used > indent {
+            line.push(' ');
+            used += 1;
+        }
+        line.push_str(word);
+        used += length;
+    }
+    text.push_str(line.trim_end());
+    text.push('\n');
+}
