@@ -65,7 +65,10 @@ impl Work {
         let mut last_change = None;
         for _ in 0..ROUNDS {
             let (seen, device) = observe(config)?;
-            let decision = decide(&seen, config)?;
+            let mut decision = decide(&seen, config)?;
+            if config.dry_run {
+                decision.identity = decision.identity_now.take();
+            }
             let mut report = snapshot::report(&seen, &decision, config);
             let steps = match decision.course {
                 Course::Refuse(ref refusal) => {

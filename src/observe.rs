@@ -61,6 +61,14 @@ pub struct Pod {
     pub os_release: Option<Vec<u8>>,
 }
 
+impl Pod {
+    /// The group file that libvirtd would read now: what an earlier run left for it, or the
+    /// image's own.
+    pub fn effective_group(&self) -> Option<&[u8]> {
+        self.group_out.as_deref().or(self.group.as_deref())
+    }
+}
+
 /// A device node and what guards it.
 #[derive(Debug, Clone)]
 pub struct Node {

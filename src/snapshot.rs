@@ -97,14 +97,19 @@ fn device(seen: &Observed, config: &Config) -> Device {
             let files = host.db.files.iter();
             files.flat_map(|(_, file)| name_of(file, facts.gid)).next()
         }),
-        group_in_pod: group_file(seen, config).and_then(|file| name_of(file, facts.gid)),
+        group_in_pod: seen
+            .pod
+            .effective_group()
+            .and_then(|file| name_of(file, facts.gid)),
     }
 }
 
 fn pod(seen: &Observed, config: &Config) -> Pod {
     let own = seen.pod.root.join(GROUP_FILE);
     let path = config.group_file_out.as_ref().filter(|_| !seen.pod.is_host);
-    let found = group_file(seen, config)
+    let found = seen
+        .pod
+        .effective_group()
         .and_then(|file| group::by_name(file, config.group.as_bytes()))
         .map(|found| found.gid.as_raw());
     Pod {
@@ -113,15 +118,6 @@ fn pod(seen: &Observed, config: &Config) -> Pod {
         kvm_gid: found,
         group_file: path.unwrap_or(&own).display().to_string(),
     }
-}
-
-/// The group file that libvirtd will read: what an earlier run left for it, or the image's.
-fn group_file<'a>(seen: &'a Observed, config: &Config) -> Option<&'a [u8]> {
-    let out = config
-        .group_file_out
-        .as_ref()
-        .and(seen.pod.group_out.as_deref());
-    out.or(seen.pod.group.as_deref())
 }
 
 fn name_of(file: &[u8], gid: Gid) -> Option<String> {

@@ -74,15 +74,11 @@ fn verify(who: &Credentials) -> Option<()> {
     let same = [uids.real, uids.effective, uids.saved] == [who.uid; 3]
         && [gids.real, gids.effective, gids.saved] == [who.gid; 3]
         && groups == normalised(who.groups.clone());
+    // The kernel keeps the ambient set within the permitted one.
     let bare = who.uid.is_root()
-        || [
-            CapSet::Effective,
-            CapSet::Permitted,
-            CapSet::Inheritable,
-            CapSet::Ambient,
-        ]
-        .iter()
-        .all(|set| caps::read(None, *set).is_ok_and(|caps| caps.is_empty()));
+        || [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable]
+            .iter()
+            .all(|set| caps::read(None, *set).is_ok_and(|caps| caps.is_empty()));
     (same && bare).then_some(())
 }
 

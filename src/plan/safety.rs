@@ -1,0 +1,176 @@
+//! The safety rules: when nothing may be done, and why.
+
+use nix::sys::stat::SFlag;
+use nix::unistd::Gid;
+
+use super::{Decision, Refusal};
+use crate::accounts::group;
+use crate::config::Config;
+use crate::observe::{Driver, Observed};
+use crate::report::{Cause, Code, Warning};
+use crate::sys::root::kind_name;
+
+/// Groups whose powers no QEMU gets, and whose members get no KVM, by accident of a number.
+const GUARDED: [&str; 9] = [
+    "root", "disk", "kmem", "shadow", "sudo", "adm", "tty", "docker", "libvirt",
+];
+
+/// No node, or no driver behind it.
+pub fn absent(seen: &Observed, config: &Config) -> Option<(Cause, String, String)> {
+    let path = config.device.display();
+    let on_host = seen.host.as_ref().and_then(|host| host.node);
+    match &seen.device {
+        None if on_host.is_some_and(|node| node.is_kvm()) && !config.device_given => None,
+        None => {
+            let text = format!("{path} does not exist");
+            let advice = if seen.driver == Driver::Present {
+                "the KVM driver is loaded, so the node was lost: on the node run `udevadm trigger \
+                 --action=add --name-match=kvm`, or mount the node's /dev here"
+            } else {
+                "the KVM driver is not loaded: on the node run `modprobe kvm_intel` or `modprobe \
+                 kvm_amd`, and see `dmesg | grep -i kvm` for why it may refuse"
+            };
+            Some((Cause::Missing, text, advice.to_owned()))
+        }
+        Some(node) if node.facts.is_kvm() && seen.driver == Driver::Absent => {
+            let text = format!("{path} is there, but no KVM driver answers behind it");
+            let advice = "on the node run `modprobe kvm_intel` or `modprobe kvm_amd`, and see \
+                          `dmesg | grep -i kvm` for why it may refuse";
+            Some((Cause::NoDriver, text, advice.to_owned()))
+        }
+        Some(_) => None,
+    }
+}
+
+/// The target, once every safety rule has agreed to it.
+pub fn target(seen: &Observed, config: &Config, decision: &mut Decision) -> Result<Gid, Refusal> {
+    let path = config.device.display();
+    let no = |text: String| Refusal { text, cause: None };
+    check_device(seen, config, &mut decision.warnings)?;
+    if seen.host.is_none() {
+        let text = "this container does not see the node's file system, so the node's own number \
+                    is not known; mount it read-only at /mnt/host-rootfs, or give --host-root or \
+                    --gid";
+        if config.strict {
+            return Err(no(format!("--strict: {text}")));
+        }
+        decision
+            .warnings
+            .push(Warning::new(Code::HostRootUnknown, text));
+    }
+    if config.strict
+        && let Some(warning) = decision.resolution.disagreement()
+    {
+        return Err(no(format!("--strict: {}", warning.text)));
+    }
+    let Some(target) = decision.resolution.target() else {
+        return Err(no(format!(
+            "no number for the group {} was found: not on the node, not on {path}, not in the \
+             pod; give --gid",
+            config.group
+        )));
+    };
+    let (gid, at) = (target.gid, target.at.clone());
+    if let Some(host) = &seen.host
+        && config.gid.is_none()
+        && let Some((owner, place)) = host.db.other_owner(gid, &config.group)
+    {
+        return Err(no(format!(
+            "{at} gives the number {gid}, and on the node that is the group {owner} ({place}): \
+             its members would gain KVM; give --gid {gid} if that is meant"
+        )));
+    }
+    if !seen.pod.is_host {
+        let file = seen.pod.group.as_deref().unwrap_or_default();
+        for other in collisions(file, config, gid) {
+            let text = format!(
+                "the number {gid} is also the pod's group {other}: its members gain KVM, and QEMU \
+                 gains what {other} may"
+            );
+            let guarded = GUARDED.contains(&other.as_str()) && config.gid.is_none();
+            if guarded || config.strict {
+                let way_out = if guarded {
+                    format!("give --gid {gid} if that is meant")
+                } else {
+                    "leave out --strict if that is meant".to_owned()
+                };
+                return Err(no(format!("{text}; {way_out}")));
+            }
+            decision.warnings.push(Warning::new(Code::Collision, text));
+        }
+    }
+    Ok(gid)
+}
+
+/// Other groups of the pod with this number.
+pub fn collisions(file: &[u8], config: &Config, gid: Gid) -> impl Iterator<Item = String> {
+    group::all_by_gid(file, gid)
+        .filter(|other| other.name != config.group.as_bytes())
+        .map(|other| String::from_utf8_lossy(other.name).into_owned())
+}
+
+/// Only a character device 10:232 that is the node's own is ever touched.
+fn check_device(
+    seen: &Observed,
+    config: &Config,
+    warnings: &mut Vec<Warning>,
+) -> Result<(), Refusal> {
+    let path = config.device.display();
+    let on_host = seen.host.as_ref().and_then(|host| host.node);
+    let on_host = on_host.filter(|node| node.is_kvm());
+    let refusal = |cause, text| {
+        Err(Refusal {
+            text,
+            cause: Some(cause),
+        })
+    };
+    let private = format!(
+        "this container's /dev is not the node's: {path} is not the device that QEMU's guests \
+         share with the node"
+    );
+    let Some(node) = &seen.device else {
+        let text = format!(
+            "{path} does not exist here, and on the node it does: mount the node's /dev at /dev"
+        );
+        return refusal(Cause::Missing, text);
+    };
+    let facts = &node.facts;
+    if !facts.is_kvm() {
+        let why = match facts.kind {
+            SFlag::S_IFDIR => "a directory, which container runtimes make where the source of a \
+                               mount was missing: remove it and load the KVM module on the node"
+                .to_owned(),
+            SFlag::S_IFLNK => "a symbolic link, and none is followed: give --device what it \
+                               leads to, or remove it"
+                .to_owned(),
+            SFlag::S_IFCHR | SFlag::S_IFBLK => format!(
+                "{} {}:{}, and KVM is the character device 10:232: remove it and run `udevadm \
+                 trigger --action=add --name-match=kvm` on the node",
+                kind_name(facts.kind),
+                facts.major,
+                facts.minor
+            ),
+            other => format!(
+                "{}, and KVM is the character device 10:232: remove it and run `udevadm trigger \
+                 --action=add --name-match=kvm` on the node",
+                kind_name(other)
+            ),
+        };
+        return refusal(Cause::NotKvm, format!("{path} is {why}"));
+    }
+    match on_host {
+        Some(host) if host.inode != facts.inode => {
+            let shown = format!(
+                "here {}:{} {:04o}, on the node {}:{} {:04o}",
+                facts.uid, facts.gid, facts.mode, host.uid, host.gid, host.mode
+            );
+            let text = format!("{private} ({shown}); mount the node's /dev at /dev");
+            if config.device_given {
+                warnings.push(Warning::new(Code::PrivateDevice, text));
+                return Ok(());
+            }
+            Err(Refusal { text, cause: None })
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,249 @@
+//! What there is to do, and whom QEMU will run as once it is done.
+
+use std::borrow::Cow;
+
+use nix::unistd::{Gid, Uid};
+
+use super::safety::collisions;
+use super::{Decision, GroupStep, GroupWant, Step};
+use crate::accounts::edit::{self, align};
+use crate::accounts::{group, passwd};
+use crate::config::Config;
+use crate::exit::Usage;
+use crate::observe::{GROUP_FILE, Node, Observed};
+use crate::qemu::{self, Configured, Identity};
+use crate::qemu_conf::QemuConf;
+use crate::report::{Code, Warning};
+use crate::resolve::Resolution;
+
+pub fn steps(
+    seen: &Observed,
+    config: &Config,
+    conf: Option<&QemuConf>,
+    target: Gid,
+    decision: &mut Decision,
+) -> Result<Vec<Step>, Usage> {
+    let pod = &seen.pod;
+    let user = user(seen, config, conf);
+    let mut steps = Vec::new();
+    let group_file = if pod.is_host {
+        Cow::Borrowed(pod.group.as_deref().unwrap_or_default())
+    } else {
+        let user = user
+            .as_ref()
+            .map_err(|unknown| Usage(unknown.to_string()))?;
+        let want = GroupWant {
+            group: config.group.clone(),
+            gid: target,
+            member: member(user),
+        };
+        let (aligned, step) = group_step(seen, config, want)?;
+        note_leftovers(seen, config, step.as_ref(), decision);
+        steps.extend(step.map(Step::GroupFile));
+        aligned
+    };
+    let configured = Configured {
+        given: config.qemu_group.as_ref(),
+        conf,
+        conf_name: &pod.qemu_conf_name,
+    };
+    let os_release = pod.os_release.as_deref();
+    let identity_with = |file: &[u8]| {
+        let user = user.as_ref().map_err(Clone::clone)?;
+        qemu::identity(user, &configured, file, &pod.passwd, os_release)
+    };
+    decision.identity_now = pod
+        .effective_group()
+        .and_then(|file| identity_with(file).ok());
+    let identity = identity_with(&group_file);
+    let identity = match identity {
+        Err(unknown) if pod.is_host && unknown.is_absence() => {
+            let text = format!(
+                "this node has no QEMU user, so the proof is for uid and gid 65534 with the group \
+                 {target} alone; it says nothing of a pod's QEMU"
+            );
+            decision
+                .warnings
+                .push(Warning::new(Code::LimitedProof, text));
+            decision.identity_now = Some(Identity::nobody(target));
+            Identity::nobody(target)
+        }
+        other => other.map_err(|unknown| Usage(unknown.to_string()))?,
+    };
+    decision.identity = Some(identity);
+    if let Some(node) = &seen.device {
+        steps.extend(device_steps(node, config, target, &mut decision.warnings));
+    }
+    Ok(steps)
+}
+
+/// The group file as it shall be, and the step to it if it is not so yet.
+fn group_step<'a>(
+    seen: &'a Observed,
+    config: &Config,
+    want: GroupWant,
+) -> Result<(Cow<'a, [u8]>, Option<GroupStep>), Usage> {
+    let path = seen.pod.root.join(GROUP_FILE);
+    let Some(file) = &seen.pod.group else {
+        return Err(Usage(format!(
+            "{} does not exist: run this in the libvirt image, or give --root",
+            path.display()
+        )));
+    };
+    let (aligned, changes) = align(file, &want.as_want())
+        .map_err(|error| Usage(format!("{}: {error}", path.display())))?;
+    let stands = match &config.group_file_out {
+        Some(_) => seen.pod.group_out.as_deref(),
+        None => Some(&file[..]),
+    };
+    if stands == Some(&aligned[..]) {
+        return Ok((aligned, None));
+    }
+    let step = GroupStep {
+        want: Some(want),
+        out: config.group_file_out.clone(),
+        changes,
+    };
+    Ok((aligned, Some(step)))
+}
+
+/// What the renumbering leaves behind.
+fn note_leftovers(
+    seen: &Observed,
+    config: &Config,
+    step: Option<&GroupStep>,
+    decision: &mut Decision,
+) {
+    let file = seen.pod.group.as_deref().unwrap_or_default();
+    let lines: Vec<_> = group::all_by_name(file, config.group.as_bytes())
+        .map(|group| group.line.to_string())
+        .collect();
+    if lines.len() > 1 {
+        let text = format!(
+            "the pod has the group {} on lines {}: the first counts and is the one that is changed",
+            config.group,
+            lines.join(", ")
+        );
+        decision
+            .warnings
+            .push(Warning::new(Code::DuplicateGroup, text));
+    }
+    let changes = step.map(|step| &step.changes[..]).unwrap_or_default();
+    decision.renumbered = changes.iter().find_map(|change| match change {
+        edit::Change::SetGid { from, .. } => Some(*from),
+        _ => None,
+    });
+}
+
+/// The users whose primary group has this number.
+pub fn primary_users(passwd: &[u8], gid: Gid) -> Vec<String> {
+    passwd::users(passwd)
+        .filter(|user| user.gid == gid)
+        .map(|user| String::from_utf8_lossy(user.name).into_owned())
+        .collect()
+}
+
+fn device_steps(
+    node: &Node,
+    config: &Config,
+    target: Gid,
+    warnings: &mut Vec<Warning>,
+) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let facts = &node.facts;
+    let owner = (Uid::from_raw(0), target);
+    if node.unmapped {
+        let text = format!(
+            "{} belongs to {}:{}, which may be IDs that this user namespace does not map: owner \
+             and group are left alone",
+            config.device.display(),
+            facts.uid,
+            facts.gid
+        );
+        warnings.push(Warning::new(Code::UnmappedOwner, text));
+    } else if (facts.uid, facts.gid) != owner {
+        steps.push(Step::Owner {
+            from: (facts.uid, facts.gid),
+            to: owner,
+        });
+    }
+    // The owner first: what a wider mode gives then goes to the group that shall have it.
+    if let Some(acl) = &node.acl {
+        let repaired = acl.repaired(config.mode);
+        if repaired != *acl {
+            steps.push(Step::Acl {
+                from: acl.clone(),
+                to: repaired,
+            });
+        }
+    } else {
+        let to = wanted_mode(facts.mode, config.mode);
+        if to != facts.mode {
+            steps.push(Step::Mode {
+                from: facts.mode,
+                to,
+            });
+        }
+    }
+    steps
+}
+
+/// The exact mode if one was asked for, else what is there and `rw` for owner and group.
+pub fn wanted_mode(now: u16, exact: Option<u16>) -> u16 {
+    exact.unwrap_or(now | 0o660)
+}
+/// Where a missing KVM is accepted the pod still mounts the file that it was promised: aligned as
+/// far as that can be told, or the image's own.
+pub fn file_for_the_pod(
+    seen: &Observed,
+    config: &Config,
+    conf: Option<&QemuConf>,
+    resolution: &Resolution,
+) -> Vec<Step> {
+    let (Some(out), Some(file)) = (&config.group_file_out, &seen.pod.group) else {
+        return Vec::new();
+    };
+    let want = resolution
+        .target()
+        .filter(|target| collisions(file, config, target.gid).next().is_none());
+    let want = want.map(|target| GroupWant {
+        group: config.group.clone(),
+        gid: target.gid,
+        member: user(seen, config, conf).ok().and_then(|user| member(&user)),
+    });
+    let aligned = want.as_ref().map(|want| align(file, &want.as_want()));
+    let (content, changes) = match aligned {
+        Some(Ok(aligned)) => aligned,
+        _ => (Cow::Borrowed(&file[..]), Vec::new()),
+    };
+    if seen.pod.group_out.as_deref() == Some(&content[..]) {
+        return Vec::new();
+    }
+    vec![Step::GroupFile(GroupStep {
+        want,
+        out: Some(out.clone()),
+        changes,
+    })]
+}
+
+fn user(
+    seen: &Observed,
+    config: &Config,
+    conf: Option<&QemuConf>,
+) -> Result<qemu::User, qemu::Unknown> {
+    let configured = Configured {
+        given: config.qemu_user.as_ref(),
+        conf,
+        conf_name: &seen.pod.qemu_conf_name,
+    };
+    qemu::user(
+        &configured,
+        &seen.pod.passwd,
+        seen.pod.os_release.as_deref(),
+    )
+}
+
+/// Whom to list in the group: libvirt looks memberships up by name, and root needs none.
+fn member(user: &qemu::User) -> Option<Vec<u8>> {
+    user.name.clone().filter(|_| !user.uid.is_root())
+}
