@@ -6,7 +6,6 @@ mod safety;
 mod work;
 
 use std::path::PathBuf;
-pub use work::{primary_users, wanted_mode};
 
 use nix::unistd::{Gid, Uid};
 
@@ -17,9 +16,11 @@ use crate::config::Config;
 use crate::exit::Usage;
 use crate::observe::{GROUP_FILE, Observed};
 use crate::qemu::Identity;
-use crate::qemu_conf::{self};
+use crate::qemu_conf;
 use crate::report::{Cause, Warning};
 use crate::resolve::{Candidate, Resolution, Source, resolve};
+
+pub use work::{primary_users, wanted_mode};
 
 /// What is to be done.
 #[derive(Debug)]
