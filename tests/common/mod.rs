@@ -101,7 +101,7 @@ pub fn scratch() -> PathBuf {
         .expect("only inside in_namespace")
 }
 
-/// A new empty folder, or file's worth of path, below `scratch()`.
+/// A new empty folder below `scratch()`.
 fn scratch_dir() -> PathBuf {
     tempfile::Builder::new()
         .tempdir_in(scratch())
