@@ -1,6 +1,6 @@
 //! From what the proof's child saw to one cause. What a machine can be brought to show, the kvm
 //! tier shows; these are the rules themselves, with the causes that no test machine has.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
 //! Whom libvirt starts QEMU as, worked out from the pod root's files.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use libvirt_kvm_init::config::{Given, Origin};
 use libvirt_kvm_init::qemu::{Configured, Identity, Unknown, identity, user};
