@@ -225,7 +225,7 @@ fn create_vm_failed(errno: Errno) -> (Cause, String) {
         Errno::EBUSY => (Cause::Busy, BUSY.to_owned()),
         errno if is_no_driver(errno) => {
             let advice = "virtualisation is disabled in the firmware (BIOS): enable VT-x or AMD-V";
-            (Cause::NoDriver, advice.to_owned())
+            (Cause::Unknown, advice.to_owned())
         }
         _ => {
             let advice = format!("KVM_CREATE_VM gave {errno:?} ({})", errno.desc());

@@ -269,6 +269,18 @@ fn errno_of(error: std::io::Error) -> Errno {
     }
 }
 
+/// Device and inode number of what stands at `path`, a link not followed; `None` for nothing.
+///
+/// # Errors
+/// What the calls answer.
+pub fn inode(path: &std::path::Path) -> Result<Option<(u64, u64)>> {
+    match retry(|| nix::sys::stat::lstat(path)) {
+        Ok(stat) => Ok(Some((stat.st_dev, stat.st_ino))),
+        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+        Err(errno) => Err(errno).named(|| format!("lstat({})", path.display())),
+    }
+}
+
 /// The content of `path` if it is what this program leaves there: a regular file with one link,
 /// owned by root, 0644. `None` for anything else, which is to be replaced.
 ///

@@ -84,6 +84,15 @@ impl Root {
         Ok(found.map(|(_, stat)| stat))
     }
 
+    /// Device and inode number of what `name` leads to, links followed; `None` for nothing.
+    ///
+    /// # Errors
+    /// What the calls answer.
+    pub fn inode(&self, name: &str) -> Result<Option<(u64, u64)>> {
+        let found = self.find(name, OFlag::empty())?;
+        Ok(found.map(|(_, stat)| (stat.st_dev, stat.st_ino)))
+    }
+
     /// The names in the folder `name`; none where there is no such folder.
     ///
     /// # Errors
