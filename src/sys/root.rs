@@ -157,10 +157,15 @@ pub fn is_mount_point(path: &Path) -> bool {
     let Ok(folder) = Root::open(folder) else {
         return false;
     };
+    is_mounted(folder.fd.as_fd(), name)
+}
+
+/// Whether something is mounted on `name` in `folder`.
+pub(super) fn is_mounted<P: ?Sized + nix::NixPath>(folder: BorrowedFd<'_>, name: &P) -> bool {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS);
-    matches!(retry(|| openat2(&folder.fd, name, how)), Err(Errno::EXDEV))
+    matches!(retry(|| openat2(folder, name, how)), Err(Errno::EXDEV))
 }
 
 /// The content of the regular file at `path` in this process' own file system.
