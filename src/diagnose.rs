@@ -117,13 +117,23 @@ fn not_dropped(step: u8, errno: Errno, identity: &Identity) -> Proof {
             };
         }
     };
+    /// `NGROUPS_MAX` (include/uapi/linux/limits.h)
+    const MOST: usize = 65_536;
+    let way_out = match errno {
+        Errno::EINVAL if identity.groups.len() > MOST => {
+            "the kernel takes at most 65536 groups, so QEMU will not start either"
+        }
+        Errno::EINVAL => {
+            "this user namespace does not map that number: run it without hostUsers: false"
+        }
+        _ => "run it as root with CAP_SETUID and CAP_SETGID (privileged: true)",
+    };
     Proof {
         result: format!("{errno:?}"),
         cause: Some(Cause::Unknown),
         api_version: None,
         advice: Some(format!(
-            "{call} failed, so this container may not ask as {}: run it as root with CAP_SETUID \
-             and CAP_SETGID (privileged: true)",
+            "{call} failed, so this container may not ask as {}: {way_out}",
             identity.label()
         )),
     }
