@@ -62,10 +62,17 @@ impl Accounts {
         accounts
     }
 
-    /// What glibc reads from now on.
-    pub fn set(&self, passwd: &[u8], group: &[u8]) {
-        fs::write(&self.passwd, passwd).unwrap();
-        fs::write(&self.group, group).unwrap();
+    /// Asks while glibc reads these files. Afterwards it reads empty ones: setpriv would take the
+    /// number 108 for a group that is called so.
+    pub fn with<T>(&self, passwd: &[u8], group: &[u8], ask: impl FnOnce(&Self) -> T) -> T {
+        let set = |passwd: &[u8], group: &[u8]| {
+            fs::write(&self.passwd, passwd).unwrap();
+            fs::write(&self.group, group).unwrap();
+        };
+        set(passwd, group);
+        let answer = ask(self);
+        set(b"", b"");
+        answer
     }
 
     /// virGetUserID and virGetGroupID, then virGetGroupList; `None` where libvirtd would not start.

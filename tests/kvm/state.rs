@@ -120,7 +120,7 @@ const GROUPS: [&str; 22] = [
     "",
     "root:x:0:\n#kvm:x:108:nova\nkvm:x:424:\nnova:x:42424:\n",
     "root:x:0:\nkvm:x:424\nnova:x:42424:\n",
-    "root:x:0:\n\nbad line\nkvm:x:4294967295:nova\nkvm:x:424:\nnova:x:42424:\n",
+    "root:x:0:\n\nbad line\nbad:x:4294967295:bob\nkvm:x:424:\nnova:x:42424:\n",
 ];
 
 const HOST_GROUPS: [Option<&str>; 12] = [
@@ -273,7 +273,10 @@ impl State {
 
     /// The user and group that libvirtd was built with, or told by qemu.conf or by flags.
     pub fn configured(&self) -> Option<(String, String)> {
-        let known = |name: &str| self.passwd.contains(&format!("{name}:x:"));
+        let known = |name: &str| {
+            let mut lines = self.passwd.lines();
+            lines.any(|line| line.starts_with(&format!("{name}:")))
+        };
         let (user, group) = match self.build {
             Some("debian") => ("libvirt-qemu", "libvirt-qemu"),
             Some("ubuntu") => ("libvirt-qemu", "kvm"),
