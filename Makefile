@@ -28,7 +28,7 @@ test: build
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	if command -v cargo-deny >/dev/null; then cargo deny check; else echo "cargo-deny: not installed, not run"; fi
+	tests/deny
 
 clean:
 	cargo clean

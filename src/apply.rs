@@ -18,7 +18,7 @@ use crate::sys::settle::{self, Settled};
 
 /// How often the work is done again when somebody else changes the device meanwhile, before that
 /// is reported. udevd answering a reloaded module is over after one.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 
 /// Does what was asked and reports it.
 pub fn apply(config: &Config) -> Report {
@@ -31,7 +31,10 @@ pub fn apply(config: &Config) -> Report {
                 .view
                 .take()
                 .unwrap_or_else(|| Report::new(Verdict::Ok, ""));
-            report.verdict = verdict_of(&error);
+            report.verdict = match verdict_of(&error) {
+                Verdict::Refused if work.touched() => Verdict::Failed,
+                verdict => verdict,
+            };
             report.exit_code = report.verdict.code();
             report.summary = summary;
             report.proof = Proof::none(None, None);
@@ -106,6 +109,10 @@ impl Work {
         ))
     }
 
+    fn touched(&self) -> bool {
+        self.changes.iter().any(|change| change.applied)
+    }
+
     fn finish(self, mut report: Report) -> Report {
         report.changes = self.changes;
         let known = std::mem::take(&mut report.warnings);
@@ -119,8 +126,7 @@ impl Work {
 
     /// A rule said no. After a step of an earlier round it is a failure: something was changed.
     fn refuse(&self, mut report: Report, cause: Option<Cause>, text: &str) -> Report {
-        let touched = self.changes.iter().any(|change| change.applied);
-        report.verdict = if touched {
+        report.verdict = if self.touched() {
             Verdict::Failed
         } else {
             Verdict::Refused
@@ -147,7 +153,7 @@ impl Work {
         else {
             return Ok(report);
         };
-        let touched = self.changes.iter().any(|change| change.applied);
+        let touched = self.touched();
         report.verdict = if touched {
             Verdict::Failed
         } else {

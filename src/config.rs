@@ -4,6 +4,8 @@
 //! its file and line.
 #![forbid(unsafe_code)]
 
+mod values;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,9 @@ use nix::unistd::Gid;
 
 use crate::cli::Options;
 use crate::exit::Usage;
+
+use values::Parser;
+pub use values::is_id;
 
 /// Where a value was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -276,33 +281,35 @@ impl Layers {
     }
 
     fn config(&self) -> Result<Config, Usage> {
-        let path = |name| self.value(name, parse_path);
+        let path = |name| self.value(name, values::path);
         Ok(Config {
             device: path("device")?.unwrap_or_else(|| PathBuf::from("/dev/kvm")),
             device_given: self.values.contains_key("device"),
             host_root: path("host-root")?,
             root: path("root")?.unwrap_or_else(|| PathBuf::from("/")),
             group: self
-                .value("group", parse_group)?
+                .value("group", values::group)?
                 .unwrap_or_else(|| "kvm".to_owned()),
             gid: self
-                .value("gid", parse_gid)?
+                .value("gid", values::gid)?
                 .zip(self.values.get("gid").map(|given| given.origin.clone())),
-            mode: self.value("mode", parse_mode)?,
+            mode: self.value("mode", values::mode)?,
             qemu_user: self.values.get("qemu-user").cloned(),
             qemu_group: self.values.get("qemu-group").cloned(),
             qemu_conf: path("qemu-conf")?,
             group_file_out: path("group-file-out")?,
             proof: self
-                .value("proof", parse_proof)?
+                .value("proof", values::proof)?
                 .unwrap_or(ProofKind::ApiVersion),
             missing: self
-                .value("missing", parse_missing)?
+                .value("missing", values::missing)?
                 .unwrap_or(Missing::Fail),
-            settle: self.value("settle", parse_duration)?.unwrap_or_default(),
-            strict: self.value("strict", parse_bool)?.unwrap_or(false),
-            format: self.value("format", parse_format)?.unwrap_or(Format::Table),
-            dry_run: self.value("dry-run", parse_bool)?.unwrap_or(false),
+            settle: self.value("settle", values::duration)?.unwrap_or_default(),
+            strict: self.value("strict", values::bool)?.unwrap_or(false),
+            format: self
+                .value("format", values::format)?
+                .unwrap_or(Format::Table),
+            dry_run: self.value("dry-run", values::bool)?.unwrap_or(false),
         })
     }
 
@@ -316,101 +323,5 @@ impl Layers {
                 "{origin}: bad value `{text}`, expected {expected}"
             ))),
         }
-    }
-}
-
-/// Gives the value, or says what was expected instead.
-type Parser<T> = fn(&str) -> Result<T, &'static str>;
-
-fn parse_path(text: &str) -> Result<PathBuf, &'static str> {
-    if text.is_empty() || text.contains('\0') {
-        return Err("a path");
-    }
-    Ok(PathBuf::from(text))
-}
-
-fn parse_group(text: &str) -> Result<String, &'static str> {
-    // What shadow's tools accept as a name, a little wider; it ends up in a line of group(5).
-    let fine = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-    let starts_well = text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
-    if starts_well && text.len() <= 32 && text.bytes().all(fine) {
-        return Ok(text.to_owned());
-    }
-    Err("a group's name: a letter or _, then letters, digits, _ . or -, at most 32")
-}
-
-/// A decimal GID that can own something.
-fn parse_gid(text: &str) -> Result<Gid, &'static str> {
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let number = digits.then(|| text.parse().ok()).flatten();
-    match number {
-        Some(raw) if is_id(raw) => Ok(Gid::from_raw(raw)),
-        _ => Err("a number from 1 to 4294967294"),
-    }
-}
-
-/// 0 is root's, and 4294967295 means "unchanged" to chown(2) and its like.
-pub fn is_id(raw: u32) -> bool {
-    raw != 0 && raw != u32::MAX
-}
-
-fn parse_mode(text: &str) -> Result<u16, &'static str> {
-    let text = text.strip_prefix("0o").unwrap_or(text);
-    let digits = text.len() <= 4 && text.bytes().all(|byte| byte.is_ascii_digit());
-    let mode = digits.then(|| u16::from_str_radix(text, 8).ok()).flatten();
-    match mode {
-        Some(mode) if mode & 0o660 == 0o660 && mode & !0o666 == 0 => Ok(mode),
-        _ => Err("an octal mode with rw for owner and group and no x, such as 0660 or 0666"),
-    }
-}
-
-fn parse_duration(text: &str) -> Result<Duration, &'static str> {
-    const EXPECTED: &str = "a whole number with its unit: 500ms, 30s, 2m, 1h";
-    let end = text.bytes().take_while(u8::is_ascii_digit).count();
-    let number: u64 = text[..end].parse().map_err(|_| EXPECTED)?;
-    let millis = match &text[end..] {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(EXPECTED),
-    };
-    // A day is longer than any boot; more would not fit poll(2)'s clock.
-    let total = number
-        .checked_mul(millis)
-        .filter(|total| *total <= 86_400_000);
-    total.map(Duration::from_millis).ok_or("at most 24h")
-}
-
-fn parse_bool(text: &str) -> Result<bool, &'static str> {
-    match text.to_ascii_lowercase().as_str() {
-        "true" | "yes" | "on" | "1" => Ok(true),
-        "false" | "no" | "off" | "0" => Ok(false),
-        _ => Err("true or false"),
-    }
-}
-
-fn parse_proof(text: &str) -> Result<ProofKind, &'static str> {
-    match text {
-        "api-version" => Ok(ProofKind::ApiVersion),
-        "create-vm" => Ok(ProofKind::CreateVm),
-        "off" => Ok(ProofKind::Off),
-        _ => Err("api-version, create-vm or off"),
-    }
-}
-
-fn parse_missing(text: &str) -> Result<Missing, &'static str> {
-    match text {
-        "fail" => Ok(Missing::Fail),
-        "skip" => Ok(Missing::Skip),
-        _ => Err("fail or skip"),
-    }
-}
-
-fn parse_format(text: &str) -> Result<Format, &'static str> {
-    match text {
-        "table" => Ok(Format::Table),
-        "json" => Ok(Format::Json),
-        _ => Err("table or json"),
     }
 }

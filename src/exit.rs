@@ -63,10 +63,24 @@ impl std::fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
-/// The verdict that an error stands for: [`Usage`] says so, everything else failed.
+/// A safety rule that said no when the work had begun, and before anything was changed: exit code 3.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused(pub String);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// The verdict that an error stands for: [`Usage`] and [`Refused`] say so, everything else failed.
 pub fn verdict_of(error: &anyhow::Error) -> Verdict {
-    if error.downcast_ref::<Usage>().is_some() {
+    if error.is::<Usage>() {
         Verdict::Usage
+    } else if error.is::<Refused>() {
+        Verdict::Refused
     } else {
         Verdict::Failed
     }

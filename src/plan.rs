@@ -121,7 +121,7 @@ pub struct GroupWant {
 }
 
 impl GroupWant {
-    /// As [`align`] takes it.
+    /// As [`edit::align`] takes it.
     pub fn as_want(&self) -> Want<'_> {
         Want {
             group: self.group.as_bytes(),

@@ -145,6 +145,28 @@ pub struct Configured<'a> {
     pub conf_name: &'a str,
 }
 
+/// A name, number or +number to its number: with a plus it is never a name, and without one a name
+/// comes first (`virGetUserID`, `virGetGroupID`).
+fn number(
+    what: &'static str,
+    value: &[u8],
+    at: String,
+    explicit: bool,
+    named: impl Fn(&[u8]) -> Option<u32>,
+) -> Result<u32, Unknown> {
+    let found = match id_spec(value) {
+        Some(IdSpec::Number(number)) => Some(number),
+        Some(IdSpec::NameOrNumber { name, number }) => named(name).or(number),
+        None => None,
+    };
+    found.ok_or_else(|| Unknown::NotFound {
+        what,
+        value: String::from_utf8_lossy(value).into_owned(),
+        at,
+        explicit,
+    })
+}
+
 /// Resolves the user.
 ///
 /// # Errors
@@ -156,19 +178,8 @@ pub fn user(
 ) -> Result<User, Unknown> {
     let conf = configured.conf.and_then(|conf| conf.user.as_ref());
     let by_value = |value: &[u8], at: String, explicit: bool| {
-        let uid = match id_spec(value) {
-            Some(IdSpec::Number(raw)) => Some(Uid::from_raw(raw)),
-            Some(IdSpec::NameOrNumber { name, number }) => passwd::by_name(passwd, name)
-                .map(|user| user.uid)
-                .or(number.map(Uid::from_raw)),
-            None => None,
-        };
-        uid.ok_or_else(|| Unknown::NotFound {
-            what: "user",
-            value: String::from_utf8_lossy(value).into_owned(),
-            at,
-            explicit,
-        })
+        let named = |name: &[u8]| passwd::by_name(passwd, name).map(|user| user.uid.as_raw());
+        number("user", value, at, explicit, named).map(Uid::from_raw)
     };
     let uid = if let Some(given) = configured.given {
         by_value(given.text.as_bytes(), given.origin.to_string(), true)?
@@ -199,19 +210,8 @@ pub fn identity(
 ) -> Result<Identity, Unknown> {
     let conf = configured.conf.and_then(|conf| conf.group.as_ref());
     let by_value = |value: &[u8], at: String, explicit: bool| {
-        let gid = match id_spec(value) {
-            Some(IdSpec::Number(raw)) => Some(Gid::from_raw(raw)),
-            Some(IdSpec::NameOrNumber { name, number }) => group::by_name(group_file, name)
-                .map(|group| group.gid)
-                .or(number.map(Gid::from_raw)),
-            None => None,
-        };
-        gid.ok_or_else(|| Unknown::NotFound {
-            what: "group",
-            value: String::from_utf8_lossy(value).into_owned(),
-            at,
-            explicit,
-        })
+        let named = |name: &[u8]| group::by_name(group_file, name).map(|found| found.gid.as_raw());
+        number("group", value, at, explicit, named).map(Gid::from_raw)
     };
     let gid = if let Some(given) = configured.given {
         by_value(given.text.as_bytes(), given.origin.to_string(), true)?

@@ -106,7 +106,6 @@ fn device(seen: &Observed, config: &Config) -> Device {
 
 fn pod(seen: &Observed, config: &Config) -> Pod {
     let own = seen.pod.root.join(GROUP_FILE);
-    let path = config.group_file_out.as_ref().filter(|_| !seen.pod.is_host);
     let found = seen
         .pod
         .effective_group()
@@ -116,7 +115,12 @@ fn pod(seen: &Observed, config: &Config) -> Pod {
         root: seen.pod.root.display().to_string(),
         group: config.group.clone(),
         kvm_gid: found,
-        group_file: path.unwrap_or(&own).display().to_string(),
+        group_file: config
+            .group_file_out
+            .as_ref()
+            .unwrap_or(&own)
+            .display()
+            .to_string(),
     }
 }
 

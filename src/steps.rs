@@ -6,6 +6,7 @@ use nix::errno::Errno;
 
 use crate::accounts::edit::{self, align};
 use crate::config::Config;
+use crate::exit::Refused;
 use crate::observe::GROUP_FILE;
 use crate::plan::{GroupStep, Step};
 use crate::report::{Action, Change};
@@ -57,13 +58,16 @@ fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
         None => {
             let (fd, name) = root.folder_of(GROUP_FILE)?;
             let folder = Folder::lock(fd, root.join("etc"))?;
-            let read = folder.read(&name).map_err(|error| match error.errno {
-                Errno::ELOOP => anyhow::anyhow!(
-                    "{error}: {} is a symbolic link, and none is written through; give \
-                     --group-file-out and mount that file over it",
-                    source.display()
-                ),
-                _ => error.into(),
+            let read = folder.read(&name).map_err(|error| -> anyhow::Error {
+                match error.errno {
+                    Errno::ELOOP => Refused(format!(
+                        "{} is a symbolic link, and none is written through; give --group-file-out \
+                     and mount that file over it",
+                        source.display()
+                    ))
+                    .into(),
+                    _ => error.into(),
+                }
             })?;
             let file = read.ok_or_else(|| anyhow::anyhow!("{} went away", source.display()))?;
             let new = aligned(step, &file)?;

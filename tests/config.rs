@@ -1,5 +1,5 @@
 //! Flags, environment and YAML: precedence, and what is said of a value that cannot be meant.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use std::collections::HashMap;
 use std::ffi::OsString;

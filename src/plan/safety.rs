@@ -3,6 +3,7 @@
 use nix::sys::stat::SFlag;
 use nix::unistd::Gid;
 
+use super::work::writes_group_file;
 use super::{Decision, Refusal};
 use crate::accounts::group;
 use crate::config::Config;
@@ -80,7 +81,7 @@ pub fn target(seen: &Observed, config: &Config, decision: &mut Decision) -> Resu
              its members would gain KVM; give --gid {gid} if that is meant"
         )));
     }
-    if !seen.pod.is_host {
+    if writes_group_file(seen, config) {
         let file = seen.pod.group.as_deref().unwrap_or_default();
         for other in collisions(file, config, gid) {
             let text = format!(

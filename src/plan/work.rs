@@ -26,21 +26,23 @@ pub fn steps(
     let pod = &seen.pod;
     let user = user(seen, config, conf);
     let mut steps = Vec::new();
-    let group_file = if pod.is_host {
-        Cow::Borrowed(pod.group.as_deref().unwrap_or_default())
-    } else {
-        let user = user
-            .as_ref()
-            .map_err(|unknown| Usage(unknown.to_string()))?;
+    let group_file = if writes_group_file(seen, config) {
+        let member = match &user {
+            Ok(user) => member(user),
+            Err(unknown) if pod.is_host && unknown.is_absence() => None,
+            Err(unknown) => return Err(Usage(unknown.to_string())),
+        };
         let want = GroupWant {
             group: config.group.clone(),
             gid: target,
-            member: member(user),
+            member,
         };
         let (aligned, step) = group_step(seen, config, want)?;
         note_leftovers(seen, config, step.as_ref(), decision);
         steps.extend(step.map(Step::GroupFile));
         aligned
+    } else {
+        Cow::Borrowed(pod.group.as_deref().unwrap_or_default())
     };
     let configured = Configured {
         given: config.qemu_group.as_ref(),
@@ -52,10 +54,13 @@ pub fn steps(
         let user = user.as_ref().map_err(Clone::clone)?;
         qemu::identity(user, &configured, file, &pod.passwd, os_release)
     };
-    decision.identity_now = pod
-        .effective_group()
-        .and_then(|file| identity_with(file).ok());
     let identity = identity_with(&group_file);
+    decision.identity_now = if steps.is_empty() {
+        identity.clone().ok()
+    } else {
+        let now = pod.effective_group();
+        now.and_then(|file| identity_with(file).ok())
+    };
     let identity = match identity {
         Err(unknown) if pod.is_host && unknown.is_absence() => {
             let text = format!(
@@ -75,6 +80,11 @@ pub fn steps(
         steps.extend(device_steps(node, config, target, &mut decision.warnings));
     }
     Ok(steps)
+}
+
+/// On the node itself the group file is never edited; a file of its own can be made from it.
+pub fn writes_group_file(seen: &Observed, config: &Config) -> bool {
+    !seen.pod.is_host || config.group_file_out.is_some()
 }
 
 /// The group file as it shall be, and the step to it if it is not so yet.

@@ -96,7 +96,7 @@ impl Folder {
         if let Err(errno) = renamed {
             let _ = unlinkat(&*self.lock, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
             if errno == Errno::EBUSY {
-                return self.write_in_place(name, content);
+                return self.write_in_place(name, content, rights);
             }
             return Err(errno).named(|| {
                 let to = self.path.join(name);
@@ -167,18 +167,7 @@ impl Folder {
             (None, Rights::Root(mode)) => (0, 0, mode.into()),
             (None, Rights::Kept) => (0, 0, 0o644),
         };
-        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-        fchownat(
-            file.as_fd(),
-            "",
-            Some(uid),
-            Some(gid),
-            AtFlags::AT_EMPTY_PATH,
-        )
-        .named(|| call("fchown"))?;
-        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))
-            .map_err(errno_of)
-            .named(|| call("fchmod"))?;
+        give(file, uid, gid, mode).named(|| call("fchown, fchmod"))?;
         if let Some((old, _)) = &like {
             copy_attributes(old, file).named(|| call("setxattr"))?;
         }
@@ -189,7 +178,7 @@ impl Folder {
     /// at the end, which parse as nothing; a shorter one is padded with newlines and then cut. In
     /// between, every state parses as the old file or the new one. The one write that changes the
     /// content is whole up to a page even when the process is killed in it.
-    fn write_in_place(&self, name: &str, content: &[u8]) -> Result<()> {
+    fn write_in_place(&self, name: &str, content: &[u8], rights: Rights) -> Result<()> {
         let path = self.path.join(name);
         let call = |what: &str| format!("{what}({})", path.display());
         let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
@@ -199,6 +188,9 @@ impl Folder {
         let old = file.metadata().map_err(errno_of).named(|| call("fstat"))?;
         if !old.is_file() {
             return Err(Errno::EINVAL).named(|| call("open"));
+        }
+        if let Rights::Root(mode) = rights {
+            give(&file, 0, 0, mode.into()).named(|| call("fchown, fchmod"))?;
         }
         let old = old.len();
         let new = content.len() as u64;
@@ -235,6 +227,20 @@ impl Folder {
             Err(errno) => Err(errno).named(call),
         }
     }
+}
+
+/// Sets owner and mode where they differ.
+fn give(file: &File, uid: u32, gid: u32, mode: u32) -> nix::Result<()> {
+    let now = fstat(file)?;
+    if (now.st_uid, now.st_gid) != (uid, gid) {
+        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        fchownat(file.as_fd(), "", uid, gid, AtFlags::AT_EMPTY_PATH)?;
+    }
+    if now.st_mode & 0o7777 != mode {
+        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))
+            .map_err(errno_of)?;
+    }
+    Ok(())
 }
 
 /// Security labels and ACLs move to the new file, as rename would otherwise lose them.

@@ -38,6 +38,12 @@ pub fn wait(device: &Path, longest: Duration) -> Result<Settled> {
     let (Some(folder), Some(name)) = (device.parent(), device.file_name()) else {
         return Ok(Settled::Missing);
     };
+    let here = Path::new(".");
+    let folder = if folder.as_os_str().is_empty() {
+        here
+    } else {
+        folder
+    };
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
         .named(|| "inotify_init1()".into())?;
     let events = AddWatchFlags::IN_ATTRIB
