@@ -326,7 +326,10 @@ fn assert_predicted(state: &State, dry: &Run, run: &Run) {
     };
     assert_eq!(plan(&dry.report), plan(&run.report), "dry run, then apply");
     let then: &[i32] = match dry.code {
-        1 => &[0, 5], // TODO
+        // QEMU can now, but not with the number that the node's next event gives: a fixed group
+        // without a name in passwd is not for this program to change.
+        1 if dry.report.proof.result == "ok" => &[0, 5],
+        1 => &[0],
         0 => &[0],
         2 => &[2],
         3 => &[3],

@@ -221,8 +221,6 @@ impl State {
             Some("+4242"),
             Some("root"),
             Some("+0"),
-            Some("nobody-here"),
-            None,
             None,
         ]);
         let group = random.pick(&[
@@ -236,10 +234,13 @@ impl State {
             Some("108"),
             Some("424"),
             Some("+4242"),
-            Some("nothing-here"),
-            None,
             None,
         ]);
+        let (user, group) = match random.below(100) {
+            0..2 => (Some("nobody-here"), group),
+            2..4 => (user, Some("nothing-here")),
+            _ => (user, group),
+        };
         let build = random.pick(&[Some("debian"), Some("ubuntu"), Some("rocky"), None]);
         let out = if random.chance(25) {
             random.pick(&[Out::Fresh, Out::Fresh, Out::Stale, Out::WrongMode])
@@ -344,7 +345,7 @@ fn draw_options(random: &mut Random) -> Vec<&'static str> {
         15,
         &["--gid=108", "--gid=424", "--gid=700", "--gid=4294967294"],
     );
-    add(random, 10, &["--strict"]);
+    add(random, 6, &["--strict"]);
     add(
         random,
         15,
