@@ -175,7 +175,9 @@ impl Work {
                 .into());
             }
             for step in &steps {
-                if !config.dry_run {
+                if config.dry_run {
+                    self.changes.extend(steps::changes(step));
+                } else {
                     self.perform(step, config, None)?;
                 }
             }
