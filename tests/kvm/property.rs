@@ -14,7 +14,7 @@ use libvirt_kvm_init::report::{Cause, Report};
 use nix::errno::Errno;
 use nix::mount::MsFlags;
 
-use crate::common::{in_namespace, ok, program};
+use crate::common::{in_namespace, program};
 use crate::oracle::{self, Accounts, Identity, qemu, run_with};
 use crate::state::{DEVICE, Kind, Mount, OnHost, Out, Random, Stage, State, remount_dev};
 
@@ -64,6 +64,7 @@ fn verdicts_are_what_qemu_meets() {
             "apply refused",
             "apply unproven",
             "apply absent",
+            "dry-run ok",
             "dry-run drift",
         ] {
             assert!(seen(word) >= 5, "the states are not various enough: {word}");
@@ -545,7 +546,8 @@ fn follow_advice(stage: &Stage, state: &State, first: &Report, accounts: &Accoun
         );
         match cause {
             Cause::Acl => {
-                ok(Command::new("setfacl").args(["-b", DEVICE]));
+                let done = run_with(Command::new("setfacl").args(["-b", DEVICE]), b"");
+                assert_eq!(done.0, 0, "{done:?}");
             }
             Cause::Nodev => remount_dev(MsFlags::empty()),
             Cause::Ownership if advice.starts_with("the folder /dev ") => {

@@ -247,7 +247,7 @@ impl State {
         } else {
             Out::NotAsked
         };
-        Self {
+        let state = Self {
             kind,
             owner,
             mode,
@@ -265,7 +265,39 @@ impl State {
             out,
             options: draw_options(random),
             dry_run_first: random.chance(50),
+        };
+        // Else hardly anything would be right from the start.
+        if random.chance(12) {
+            state.made_right(random)
+        } else {
+            state
         }
+    }
+
+    /// The same with a pod and a device that agree with the node, but for one thing at most.
+    fn made_right(self, random: &mut Random) -> Self {
+        let mut right = Self {
+            kind: Kind::Kvm,
+            owner: (0, 108),
+            mode: random.pick(&[0o660, 0o666]),
+            acl: None,
+            pod_group: Some("root:x:0:\nkvm:x:108:nova\nnova:x:42424:\n".to_owned()),
+            host_group: Some("root:x:0:\nkvm:x:108:\n"),
+            user: Some("nova"),
+            group: Some("kvm"),
+            passwd: "nova:x:42424:42424::/:\n",
+            ..self.clone()
+        };
+        match random.below(8) {
+            0 => right.owner = self.owner,
+            1 => right.mode = self.mode,
+            2 => right.acl = self.acl,
+            3 => right.pod_group = self.pod_group,
+            4 => right.group = self.group,
+            5 => right.passwd = self.passwd,
+            _ => {}
+        }
+        right
     }
 
     pub fn has(&self, option: &str) -> bool {
@@ -278,13 +310,21 @@ impl State {
             let mut lines = self.passwd.lines();
             lines.any(|line| line.starts_with(&format!("{name}:")))
         };
+        let flag = |name: &str| {
+            let found = self
+                .options
+                .iter()
+                .find_map(|given| given.strip_prefix(name));
+            found.map(str::to_owned)
+        };
+        let given_group = flag("--qemu-group=").or_else(|| self.group.map(str::to_owned));
         let (user, group) = match self.build {
             Some("debian") => ("libvirt-qemu", "libvirt-qemu"),
             Some("ubuntu") => ("libvirt-qemu", "kvm"),
             Some("rocky") => ("qemu", "qemu"),
             _ if known("qemu") => ("qemu", "qemu"),
             // Debian's and Ubuntu's builds have different groups.
-            _ if self.group.is_some() => ("libvirt-qemu", "?"),
+            _ if given_group.is_some() => ("libvirt-qemu", "?"),
             _ => return None,
         };
         // An image that was assembled from another distribution's packages has only one of both.
@@ -293,15 +333,8 @@ impl State {
             "qemu" if !known("qemu") && known("libvirt-qemu") => "libvirt-qemu",
             user => user,
         };
-        let flag = |name: &str| {
-            let found = self
-                .options
-                .iter()
-                .find_map(|given| given.strip_prefix(name));
-            found.map(str::to_owned)
-        };
         let user = flag("--qemu-user=").unwrap_or_else(|| self.user.unwrap_or(user).to_owned());
-        let group = flag("--qemu-group=").unwrap_or_else(|| self.group.unwrap_or(group).to_owned());
+        let group = given_group.unwrap_or_else(|| group.to_owned());
         Some((user, group))
     }
 }
