@@ -3,11 +3,12 @@
 //! than before.
 
 use crate::config::{Config, Missing, ProofKind};
-use crate::diagnose::{Scene, diagnose};
+use crate::diagnose::{Scene, allows, closed_folder, diagnose};
 use crate::exit::{Usage, Verdict, verdict_of};
 use crate::observe::{GROUP_FILE, Observed, folders_above, observe};
 use crate::plan::{Course, Decision, Step, decide, primary_users};
 use crate::prove::{Sight, prove};
+use crate::qemu::Identity;
 use crate::report::{Action, Cause, Change, Code, Proof, Report, Warning};
 use crate::snapshot;
 use crate::steps;
@@ -73,6 +74,7 @@ impl Work {
         for _ in 0..ROUNDS {
             let (seen, device) = observe(config)?;
             let mut decision = decide(&seen, config)?;
+            let then = decision.identity.clone();
             if config.dry_run {
                 decision.identity = decision.identity_now.take();
             }
@@ -87,7 +89,8 @@ impl Work {
             self.note_old_number(&seen, &decision);
             if config.dry_run {
                 self.changes = steps.iter().flat_map(steps::changes).collect();
-                return self.judge_dry_run(config, &seen, &decision, report);
+                let opens = then.is_some_and(|then| would_open(config, &seen, steps, &then));
+                return self.judge_dry_run(config, &seen, &decision, report, opens);
             }
             self.view = Some(report.clone());
             if !steps.is_empty() {
@@ -180,7 +183,9 @@ impl Work {
                 .into());
             }
             for step in &steps {
-                if !config.dry_run {
+                if config.dry_run {
+                    self.changes.extend(steps::changes(step));
+                } else {
                     self.perform(step, config, None)?;
                 }
             }
@@ -195,6 +200,7 @@ impl Work {
         seen: &Observed,
         decision: &Decision,
         mut report: Report,
+        would_open: bool,
     ) -> anyhow::Result<Report> {
         report.proof = proof(config, seen, decision, &mut self.warnings)?;
         conclude(&mut report, decision);
@@ -205,13 +211,15 @@ impl Work {
                 Action::SetGroupGid | Action::AddGroup | Action::SetDeviceOwner
             )
         };
-        let pending = !self.changes.is_empty();
-        let mends = pending && report.verdict == Verdict::Unproven;
+        // What owner, mode, ACL and groups do not decide stays as it is, whatever is changed.
+        let by_rights = matches!(report.proof.result.as_str(), "EACCES" | "none");
+        let mends = report.verdict == Verdict::Unproven && by_rights && would_open;
         let drifts = report.verdict == Verdict::Ok && self.changes.iter().any(takes_back);
         if mends || drifts {
             report.verdict = Verdict::Drift;
             report.exit_code = Verdict::Drift.code();
-            let count = self.changes.len();
+            // A group file of its own that is only out of date has no change of its lines to show.
+            let count = self.changes.len().max(1);
             report.summary = format!(
                 "{count} change{} to make; nothing was changed (--dry-run)",
                 if count == 1 { "" } else { "s" }
@@ -306,6 +314,30 @@ fn proof(
         identity,
     };
     Ok(diagnose(sight, &scene))
+}
+
+/// Whether there is something to do, and QEMU could open the device once it is done, as far as
+/// rights and the mount tell.
+fn would_open(config: &Config, seen: &Observed, steps: &[Step], then: &Identity) -> bool {
+    let Some(mut node) = seen.device.clone().filter(|_| !steps.is_empty()) else {
+        return false;
+    };
+    for step in steps {
+        match step {
+            Step::GroupFile(_) => {}
+            Step::Owner { to, .. } => (node.facts.uid, node.facts.gid) = *to,
+            Step::Mode { to, .. } => node.facts.mode = *to,
+            Step::Acl { to, .. } => node.acl = Some(to.clone()),
+        }
+    }
+    let folders = folders_above(&config.device);
+    let scene = Scene {
+        device: &config.device,
+        node: &node,
+        folders: &folders,
+        identity: then,
+    };
+    !node.nodev && closed_folder(&scene).is_none() && allows(&node, then)
 }
 
 /// Whether the device is not as it was seen: then a failed proof says nothing yet.

@@ -37,6 +37,16 @@ pub fn allows(node: &Node, identity: &Identity) -> bool {
     identity.uid.is_root() || permits(&guard(node), &identity.who(), READ_WRITE)
 }
 
+/// The first folder on the way to the device that does not let QEMU pass.
+pub fn closed_folder<'a>(scene: &Scene<'a>) -> Option<&'a (PathBuf, Node)> {
+    /// Searching a folder needs `x`.
+    const SEARCH: u16 = 0o1;
+    let who = scene.identity.who();
+    let mut folders = scene.folders.iter();
+    folders
+        .find(|(_, folder)| !scene.identity.uid.is_root() && !permits(&guard(folder), &who, SEARCH))
+}
+
 fn guard(node: &Node) -> Guard<'_> {
     Guard {
         uid: node.facts.uid,
@@ -175,13 +185,8 @@ const BUSY: &str = "another hypervisor holds the processor's virtualisation (Vir
 fn denied(scene: &Scene<'_>) -> (Cause, String) {
     let path = scene.device.display();
     let identity = scene.identity;
-    let closed = scene.folders.iter().find(|(_, folder)| {
-        /// Searching a folder needs `x`.
-        const SEARCH: u16 = 0o1;
-        !identity.uid.is_root() && !permits(&guard(folder), &identity.who(), SEARCH)
-    });
     let facts = &scene.node.facts;
-    if let Some((folder, node)) = closed {
+    if let Some((folder, node)) = closed_folder(scene) {
         let folder = folder.display();
         let advice = format!(
             "the folder {folder} ({}:{} {:04o}) does not let {} pass: chmod o+x {folder}",

@@ -48,9 +48,9 @@ pub struct Pod {
     pub is_host: bool,
     /// etc/group, if there is one.
     pub group: Option<Vec<u8>>,
-    /// What an earlier run left at `--group-file-out`, if that is as it should be but for its
-    /// content.
-    pub group_out: Option<Vec<u8>>,
+    /// The regular file that stands at `--group-file-out`, from an earlier run or from somebody
+    /// else.
+    pub group_out: Option<file::Public>,
     /// etc/passwd, empty if there is none.
     pub passwd: Vec<u8>,
     /// qemu.conf and what it is called.
@@ -65,7 +65,15 @@ impl Pod {
     /// The group file that libvirtd would read now: what an earlier run left for it, or the
     /// image's own.
     pub fn effective_group(&self) -> Option<&[u8]> {
-        self.group_out.as_deref().or(self.group.as_deref())
+        // libvirtd is root and reads it whatever its mode.
+        let out = self.group_out.as_ref().map(|out| &out.content[..]);
+        out.or(self.group.as_deref())
+    }
+
+    /// What stands at `--group-file-out`, if it is as this program leaves it but for its content.
+    pub fn own_group_out(&self) -> Option<&[u8]> {
+        let out = self.group_out.as_ref().filter(|out| out.as_left);
+        out.map(|out| &out.content[..])
     }
 }
 

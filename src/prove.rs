@@ -73,7 +73,7 @@ pub fn prove(
         ForkResult::Parent { child } => {
             drop(childs);
             let sight = listen(mine);
-            end(child, matches!(sight, Ok(Sight::TimedOut) | Err(_)))?;
+            end(child)?;
             sight
         }
     }
@@ -138,10 +138,10 @@ fn listen(pipe: OwnedFd) -> sys::Result<Sight> {
     }
 }
 
-fn end(child: Pid, overdue: bool) -> sys::Result<()> {
-    if overdue {
-        let _ = kill(child, Signal::SIGKILL);
-    }
+/// Whatever the child still has to do does not matter: it has answered, or its time is over. Killed,
+/// it ends at once, also where a process of the same user stopped it after its answer.
+fn end(child: Pid) -> sys::Result<()> {
+    let _ = kill(child, Signal::SIGKILL);
     match sys::retry(|| waitpid(child, None)) {
         // Somebody set SIGCHLD to be ignored: the kernel has already taken the child away.
         Ok(_) | Err(Errno::ECHILD) => Ok(()),

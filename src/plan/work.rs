@@ -103,7 +103,7 @@ fn group_step<'a>(
     let (aligned, changes) = align(file, &want.as_want())
         .map_err(|error| Usage(format!("{}: {error}", path.display())))?;
     let stands = match &config.group_file_out {
-        Some(_) => seen.pod.group_out.as_deref(),
+        Some(_) => seen.pod.own_group_out(),
         None => Some(&file[..]),
     };
     if stands == Some(&aligned[..]) {
@@ -226,7 +226,7 @@ pub fn file_for_the_pod(
         Some(Ok(aligned)) => aligned,
         _ => (Cow::Borrowed(&file[..]), Vec::new()),
     };
-    if seen.pod.group_out.as_deref() == Some(&content[..]) {
+    if seen.pod.own_group_out() == Some(&content[..]) {
         return Vec::new();
     }
     vec![Step::GroupFile(GroupStep {

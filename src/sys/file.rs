@@ -287,12 +287,20 @@ pub fn inode(path: &std::path::Path) -> Result<Option<(u64, u64)>> {
     }
 }
 
-/// The content of `path` if it is what this program leaves there: a regular file with one link,
-/// owned by root, 0644. `None` for anything else, which is to be replaced.
+/// What stands where a file was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Public {
+    /// Its content.
+    pub content: Vec<u8>,
+    /// Whether all but the content is what this program leaves: one link, owned by root, 0644.
+    pub as_left: bool,
+}
+
+/// The regular file `path`. `None` for anything else, which is to be replaced.
 ///
 /// # Errors
 /// What the calls answer for a file that is there.
-pub fn read_public(path: &std::path::Path) -> Result<Option<Vec<u8>>> {
+pub fn read_public(path: &std::path::Path) -> Result<Option<Public>> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let call = || format!("open({}, O_PATH|O_NOFOLLOW)", path.display());
     let fd = match retry(|| nix::fcntl::open(path, flags, Mode::empty())) {
@@ -301,16 +309,17 @@ pub fn read_public(path: &std::path::Path) -> Result<Option<Vec<u8>>> {
         Err(errno) => return Err(errno).named(call),
     };
     let stat = fstat(&fd).named(call)?;
-    let as_left = kind(&stat) == SFlag::S_IFREG
-        && (stat.st_uid, stat.st_gid, stat.st_nlink) == (0, 0, 1)
-        && stat.st_mode & 0o7777 == 0o644;
-    if !as_left {
+    if kind(&stat) != SFlag::S_IFREG {
         return Ok(None);
     }
-    let content = read_regular(fd.as_fd(), &stat);
-    content
-        .named(|| format!("read({})", path.display()))
-        .map(Some)
+    let as_left =
+        (stat.st_uid, stat.st_gid, stat.st_nlink) == (0, 0, 1) && stat.st_mode & 0o7777 == 0o644;
+    match read_regular(fd.as_fd(), &stat) {
+        Ok(content) => Ok(Some(Public { content, as_left })),
+        // Nobody's group file; it is to be replaced as well.
+        Err(Errno::EFBIG) => Ok(None),
+        Err(errno) => Err(errno).named(|| format!("read({})", path.display())),
+    }
 }
 
 /// Splits a path into the folder, opened, and the name in it.

@@ -1,0 +1,18 @@
+//! The verdicts, with the distribution's QEMU as oracle: what the program says must be what a QEMU
+//! meets that is started as libvirt starts it. Needs root, a usable KVM, Debian's qemu-system-x86,
+//! acl, util-linux and strace: `cargo test --test kvm -- --ignored`.
+//!
+//! Left to pure tests, because no machine can be made to show them: a security module's denial,
+//! another API version, and a processor that another hypervisor holds.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bpf;
+mod causes;
+mod child;
+mod oracle;
+mod property;
+mod state;
