@@ -22,7 +22,9 @@ pub struct Cli {
 pub enum Verb {
     /// Resolve the node's kvm GID, align the pod and the device with it, and prove that QEMU can
     /// open KVM: the init step
-    #[command(after_help = "\
+    #[command(
+        next_line_help = true,
+        after_help = "\
 Every option can also be given as an environment variable (--host-root as
 LIBVIRT_KVM_INIT_HOST_ROOT) and as a key of the --config file (host-root: /host).
 A flag beats the environment, which beats the file.
@@ -36,7 +38,8 @@ Examples:
       what would be changed, for a program
 
 Exit codes: 0 ok, 1 drift (--dry-run), 2 usage, 3 refused, 4 failed, 5 unproven,
-6 absent")]
+6 absent"
+    )]
     Apply(Options),
 }
 

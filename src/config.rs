@@ -283,7 +283,10 @@ impl Layers {
     fn config(&self) -> Result<Config, Usage> {
         let path = |name| self.value(name, values::path);
         Ok(Config {
-            device: path("device")?.unwrap_or_else(|| PathBuf::from("/dev/kvm")),
+            // A slash at the end would ask for a folder.
+            device: path("device")?
+                .map(|path| path.components().collect())
+                .unwrap_or_else(|| PathBuf::from("/dev/kvm")),
             device_given: self.values.contains_key("device"),
             host_root: path("host-root")?,
             root: path("root")?.unwrap_or_else(|| PathBuf::from("/")),

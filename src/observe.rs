@@ -3,6 +3,8 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+
 use crate::acl::Acl;
 use crate::config::Config;
 use crate::exit::Usage;
@@ -145,8 +147,12 @@ fn host(root: &Root) -> anyhow::Result<Host> {
                 continue;
             }
             let at = format!("{folder}/{}", name.display());
-            let json = root.read(&at)?.unwrap_or_default();
-            db.records.extend(record(&at, &json));
+            let json = match root.read(&at) {
+                // userdbd finds no record in what is no file, either.
+                Err(error) if matches!(error.errno, Errno::EINVAL | Errno::EFBIG) => None,
+                read => read?,
+            };
+            db.records.extend(record(&at, &json.unwrap_or_default()));
         }
     }
     Ok(Host {
@@ -250,8 +256,8 @@ fn driver(device: Option<&Device>) -> Driver {
 }
 
 /// What open(2) answers when nothing is registered for a device's numbers.
-pub fn is_no_driver(errno: nix::errno::Errno) -> bool {
-    matches!(errno, nix::errno::Errno::ENODEV | nix::errno::Errno::ENXIO)
+pub fn is_no_driver(errno: Errno) -> bool {
+    matches!(errno, Errno::ENODEV | Errno::ENXIO)
 }
 
 /// The folders above `device`, as found on the way to it, for a reason why it cannot be reached.

@@ -122,6 +122,7 @@ fn out_advice(error: CallError) -> anyhow::Error {
              that did not exist: remove it from the volume, or delete the pod"
         }
         Errno::ENOENT | Errno::ENOTDIR => "mount the volume there first",
+        Errno::EMLINK => "the mounted file has other names (hard links): mount one that has none",
         Errno::EROFS => "mount the volume writable in this step",
         Errno::EPERM | Errno::EACCES => "run this step as root",
         Errno::ENOSPC | Errno::EDQUOT => "make space in that volume",

@@ -109,6 +109,15 @@ fn group_step<'a>(
     if stands == Some(&aligned[..]) {
         return Ok((aligned, None));
     }
+    // What changes for libvirtd is told from the file that it would read now.
+    let changes = match seen
+        .pod
+        .effective_group()
+        .map(|file| align(file, &want.as_want()))
+    {
+        Some(Ok((_, changes))) => changes,
+        _ => changes,
+    };
     let step = GroupStep {
         want: Some(want),
         out: config.group_file_out.clone(),

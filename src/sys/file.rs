@@ -4,10 +4,10 @@
 //! written in place, space first.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -183,7 +183,9 @@ impl Folder {
     /// Writes over the file that a mount pins. A longer content first gets its space, as newlines
     /// at the end, which parse as nothing; a shorter one is padded with newlines and then cut. In
     /// between, every state parses as the old file or the new one. The one write that changes the
-    /// content is whole up to a page even when the process is killed in it.
+    /// content begins where it differs, and is whole even if the process is killed in it as long as
+    /// it stays within a page: the kernel looks for a fatal signal only between pages
+    /// (mm/filemap.c, `generic_perform_write`).
     fn write_in_place(&self, name: &str, content: &[u8], rights: Rights) -> Result<()> {
         let path = self.path.join(name);
         let call = |what: &str| format!("{what}({})", path.display());
@@ -196,6 +198,10 @@ impl Folder {
             return Err(Errno::EINVAL).named(|| call("open"));
         }
         if let Rights::Root(mode) = rights {
+            // Its other names would see the change, and a rename cannot cut them off here.
+            if old.nlink() != 1 {
+                return Err(Errno::EMLINK).named(|| call("open"));
+            }
             give(&file, 0, 0, mode.into()).named(|| call("fchown, fchmod"))?;
         }
         let old = old.len();
@@ -210,7 +216,13 @@ impl Folder {
         } else {
             padded.resize(usize::try_from(old).unwrap_or(padded.len()), b'\n');
         }
-        file.write_all_at(&padded, 0)
+        let current = read_at_most(&file, old).named(|| call("read"))?;
+        let same = padded
+            .iter()
+            .zip(&current)
+            .take_while(|(a, b)| a == b)
+            .count();
+        file.write_all_at(&padded[same..], same as u64)
             .map_err(errno_of)
             .named(|| call("write"))?;
         if new < old {
@@ -265,6 +277,14 @@ fn copy_attributes(old: &OwnedFd, new: &File) -> nix::Result<()> {
         }
     }
     Ok(())
+}
+
+fn read_at_most(file: &File, length: u64) -> nix::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    file.take(length)
+        .read_to_end(&mut content)
+        .map_err(errno_of)?;
+    Ok(content)
 }
 
 fn errno_of(error: std::io::Error) -> Errno {
