@@ -14,8 +14,8 @@ use crate::snapshot;
 use crate::steps;
 use crate::sys::device::Device;
 use crate::sys::identity::{Credentials, normalised};
-use crate::sys::processes;
 use crate::sys::settle::{self, Settled};
+use crate::sys::{CallError, processes};
 
 /// How often the work is done again when somebody else changes the device meanwhile, before that
 /// is reported. udevd answering a reloaded module is over after one.
@@ -27,13 +27,17 @@ pub fn apply(config: &Config) -> Report {
     match work.run(config) {
         Ok(report) => work.finish(report),
         Err(error) => {
-            let summary = format!("{error:#}");
+            let advice = error.downcast_ref().and_then(CallError::advice);
+            let summary = match advice {
+                Some(advice) => format!("{error:#}; {advice}"),
+                None => format!("{error:#}"),
+            };
             let mut report = work
                 .view
                 .take()
                 .unwrap_or_else(|| Report::new(Verdict::Ok, ""));
             report.verdict = match verdict_of(&error) {
-                Verdict::Refused if work.touched() => Verdict::Failed,
+                Verdict::Refused | Verdict::Usage if work.touched() => Verdict::Failed,
                 verdict => verdict,
             };
             report.exit_code = report.verdict.code();
@@ -100,6 +104,10 @@ impl Work {
             if report.proof.result == "ok" || report.proof.result == "off" || !moved(&seen, config)
             {
                 conclude(&mut report, &decision);
+                if report.proof.cause == Some(Cause::NoDriver) && !self.touched() {
+                    report.verdict = Verdict::Absent;
+                    report.exit_code = absent_code(config);
+                }
                 return Ok(report);
             }
         }
@@ -181,7 +189,7 @@ impl Work {
                     self.perform(step, config, None)?;
                 }
             }
-            report.exit_code = Verdict::Ok.code();
+            report.exit_code = absent_code(config);
         }
         Ok(report)
     }
@@ -261,6 +269,14 @@ impl Work {
         }
         log::info!("{}", steps::line(step));
         Ok(())
+    }
+}
+
+/// Where guests may run without KVM its absence is accepted.
+fn absent_code(config: &Config) -> u8 {
+    match config.missing {
+        Missing::Fail => Verdict::Absent.code(),
+        Missing::Skip => Verdict::Ok.code(),
     }
 }
 

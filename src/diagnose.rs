@@ -127,13 +127,23 @@ fn not_dropped(step: u8, errno: Errno, identity: &Identity) -> Proof {
             };
         }
     };
+    /// `NGROUPS_MAX` (include/uapi/linux/limits.h)
+    const MOST: usize = 65_536;
+    let way_out = match errno {
+        Errno::EINVAL if identity.groups.len() > MOST => {
+            "the kernel takes at most 65536 groups, so QEMU will not start either"
+        }
+        Errno::EINVAL => {
+            "this user namespace does not map that number: run it without hostUsers: false"
+        }
+        _ => "run it as root with CAP_SETUID and CAP_SETGID (privileged: true)",
+    };
     Proof {
         result: format!("{errno:?}"),
         cause: Some(Cause::Unknown),
         api_version: None,
         advice: Some(format!(
-            "{call} failed, so this container may not ask as {}: run it as root with CAP_SETUID \
-             and CAP_SETGID (privileged: true)",
+            "{call} failed, so this container may not ask as {}: {way_out}",
             identity.label()
         )),
     }
@@ -230,7 +240,7 @@ fn create_vm_failed(errno: Errno) -> (Cause, String) {
         Errno::EBUSY => (Cause::Busy, BUSY.to_owned()),
         errno if is_no_driver(errno) => {
             let advice = "virtualisation is disabled in the firmware (BIOS): enable VT-x or AMD-V";
-            (Cause::NoDriver, advice.to_owned())
+            (Cause::Unknown, advice.to_owned())
         }
         _ => {
             let advice = format!("KVM_CREATE_VM gave {errno:?} ({})", errno.desc());

@@ -15,14 +15,16 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are answers; clap's own code for everything else is 2 as well.
-            let code = if error.use_stderr() {
-                Verdict::Usage.code()
-            } else {
-                0
-            };
             let _ = error.print();
-            return ExitCode::from(code);
+            // Help and version are answers.
+            if !error.use_stderr() {
+                return ExitCode::SUCCESS;
+            }
+            let text = error.to_string();
+            let first = text.lines().next().unwrap_or_default();
+            let why = first.strip_prefix("error: ");
+            let why = why.unwrap_or("a command is missing, see --help");
+            return say(&Report::new(Verdict::Usage, why), None);
         }
     };
     let Verb::Apply(options) = cli.verb;

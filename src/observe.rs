@@ -173,7 +173,19 @@ fn pod(root: &Root, is_host: bool, config: &Config) -> anyhow::Result<Pod> {
         found => found,
     };
     let group_out = match &config.group_file_out {
-        Some(path) => file::read_public(path)?,
+        Some(path) => {
+            if let Some(stands) = file::inode(path)?
+                && root.inode(GROUP_FILE)? == Some(stands)
+            {
+                return Err(Usage(format!(
+                    "--group-file-out {}: that is the group file that it is made from; name \
+                     another one, in a volume",
+                    path.display()
+                ))
+                .into());
+            }
+            file::read_public(path)?
+        }
         None => None,
     };
     Ok(Pod {

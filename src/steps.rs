@@ -57,7 +57,7 @@ fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
     match &step.out {
         None => {
             let (fd, name) = root.folder_of(GROUP_FILE)?;
-            let folder = Folder::lock(fd, root.join("etc"))?;
+            let folder = Folder::lock(fd, root.join("etc")).map_err(file_advice)?;
             let read = folder.read(&name).map_err(|error| -> anyhow::Error {
                 match error.errno {
                     Errno::ELOOP => Refused(format!(
@@ -83,7 +83,7 @@ fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
                 .ok_or_else(|| anyhow::anyhow!("{} went away", source.display()))?;
             let new = aligned(step, &file)?;
             let (fd, path, name) = open_folder(out).map_err(out_advice)?;
-            let folder = Folder::lock(fd, path)?;
+            let folder = Folder::lock(fd, path).map_err(out_advice)?;
             folder
                 .replace(&name, &new, Rights::Root(0o644))
                 .map_err(out_advice)
@@ -98,6 +98,9 @@ fn aligned<'a>(step: &GroupStep, file: &'a [u8]) -> anyhow::Result<Cow<'a, [u8]>
     }
 }
 
+const LOCKED: &str =
+    "another process holds a lock on that folder: find it with `lslocks`, then run again";
+
 fn file_advice(error: CallError) -> anyhow::Error {
     let advice = match error.errno {
         Errno::EROFS => {
@@ -106,6 +109,7 @@ fn file_advice(error: CallError) -> anyhow::Error {
         }
         Errno::EPERM | Errno::EACCES => "run this step as root",
         Errno::ENOSPC | Errno::EDQUOT => "make space in that file system",
+        Errno::EWOULDBLOCK => LOCKED,
         _ => "see whether another process changes it",
     };
     anyhow::anyhow!("{error}; {advice}")
@@ -121,6 +125,7 @@ fn out_advice(error: CallError) -> anyhow::Error {
         Errno::EROFS => "mount the volume writable in this step",
         Errno::EPERM | Errno::EACCES => "run this step as root",
         Errno::ENOSPC | Errno::EDQUOT => "make space in that volume",
+        Errno::EWOULDBLOCK => LOCKED,
         _ => "see whether another process changes it",
     };
     anyhow::anyhow!("{error}; {advice}")

@@ -174,13 +174,50 @@ fn opens(report: &Report) -> String {
     }
 }
 
+/// One row; what does not fit its column goes on below, what does not fit the first one before.
 fn push_row(text: &mut String, row: &[String; 4]) {
-    let mut line = format!("{:LABEL$} ", row[0]);
-    for cell in &row[1..] {
-        let _ = write!(line, "{cell:COLUMN$}");
+    let [label, cells @ ..] = row;
+    let mut label = label.as_str();
+    if label.chars().count() > LABEL {
+        text.push_str(label);
+        text.push('\n');
+        label = "";
     }
-    text.push_str(line.trim_end());
-    text.push('\n');
+    let cells = cells.each_ref().map(|cell| wrapped(cell, COLUMN - 1));
+    let height = cells.iter().map(Vec::len).max().unwrap_or(0);
+    for at in 0..height.max(1) {
+        let mut line = format!("{:LABEL$} ", if at == 0 { label } else { "" });
+        for cell in &cells {
+            let part = cell.get(at).map_or("", String::as_str);
+            let _ = write!(line, "{part:COLUMN$}");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+}
+
+/// Breaks a cell between words, and a word that is too wide before a `+` or wherever it must.
+fn wrapped(cell: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in cell.split_whitespace() {
+        let mut rest: Vec<char> = word.chars().collect();
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + rest.len() <= width => {
+                line.push(' ');
+                line.extend(rest);
+                continue;
+            }
+            _ => {}
+        }
+        while rest.len() > width {
+            let plus = rest[1..=width].iter().rposition(|char| *char == '+');
+            let tail = rest.split_off(plus.map_or(width, |at| at + 1));
+            lines.push(rest.into_iter().collect());
+            rest = tail;
+        }
+        lines.push(rest.into_iter().collect());
+    }
+    lines
 }
 
 /// A labelled paragraph, wrapped between words.
@@ -204,4 +241,42 @@ fn push(text: &mut String, label: &str, paragraph: &str) {
     }
     text.push_str(line.trim_end());
     text.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_wide_for_its_column_goes_on_below() {
+        let table = [
+            ("", &[][..]),
+            ("0:108 0660 (kvm)", &["0:108 0660 (kvm)"]),
+            (
+                "0:424 0660 (pod kvm, node libvirt)",
+                &["0:424 0660 (pod kvm,", "node libvirt)"],
+            ),
+            (
+                "42424:424+42424+501+1000000001 (nova)",
+                &["42424:424+42424+501", "+1000000001 (nova)"],
+            ),
+            (
+                "1:2 (a-name-that-is-wider-than-it-all)",
+                &["1:2", "(a-name-that-is-wider-", "than-it-all)"],
+            ),
+        ];
+        for (cell, want) in table {
+            assert_eq!(wrapped(cell, COLUMN - 1), want, "{cell}");
+        }
+    }
+
+    #[test]
+    fn a_label_that_is_too_wide_stands_above_its_row() {
+        let row = ["/dev/something/kvm", "the same", "x", "y"].map(str::to_owned);
+        let mut text = String::new();
+        push_row(&mut text, &row);
+        let want =
+            "/dev/something/kvm\n           the same               x                      y\n";
+        assert_eq!(text, want);
+    }
 }

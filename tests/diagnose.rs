@@ -120,7 +120,7 @@ fn each_answer_has_its_cause() {
         (
             Sight::CreateVm(Errno::ENODEV),
             "ENODEV",
-            Cause::NoDriver,
+            Cause::Unknown,
             "firmware",
         ),
         (Sight::TimedOut, "ETIMEDOUT", Cause::Unknown, "10 s"),

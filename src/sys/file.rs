@@ -17,7 +17,7 @@ use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat};
 
-use super::root::{kind, read_regular};
+use super::root::{is_mounted, kind, read_regular};
 use super::{CallError, Named, Result, raw, retry};
 
 /// How long another run may hold the folder before this one gives up.
@@ -91,7 +91,13 @@ impl Folder {
     /// somebody else put another file there in the same moment.
     pub fn replace(&self, name: &str, content: &[u8], rights: Rights) -> Result<()> {
         let temporary = format!(".{name}.libvirt-kvm-init");
-        let new = self.write_new(&temporary, name, content, rights)?;
+        let new = match self.write_new(&temporary, name, content, rights) {
+            // A writable file may be mounted into a read-only folder.
+            Err(error) if error.errno == Errno::EROFS && is_mounted(self.lock.as_fd(), name) => {
+                return self.write_in_place(name, content, rights);
+            }
+            done => done?,
+        };
         let renamed = retry(|| renameat(&*self.lock, temporary.as_str(), &*self.lock, name));
         if let Err(errno) = renamed {
             let _ = unlinkat(&*self.lock, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
@@ -269,6 +275,18 @@ fn errno_of(error: std::io::Error) -> Errno {
     }
 }
 
+/// Device and inode number of what stands at `path`, a link not followed; `None` for nothing.
+///
+/// # Errors
+/// What the calls answer.
+pub fn inode(path: &std::path::Path) -> Result<Option<(u64, u64)>> {
+    match retry(|| nix::sys::stat::lstat(path)) {
+        Ok(stat) => Ok(Some((stat.st_dev, stat.st_ino))),
+        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+        Err(errno) => Err(errno).named(|| format!("lstat({})", path.display())),
+    }
+}
+
 /// What stands where a file was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Public {
@@ -287,7 +305,7 @@ pub fn read_public(path: &std::path::Path) -> Result<Option<Public>> {
     let call = || format!("open({}, O_PATH|O_NOFOLLOW)", path.display());
     let fd = match retry(|| nix::fcntl::open(path, flags, Mode::empty())) {
         Ok(fd) => fd,
-        Err(Errno::ENOENT) => return Ok(None),
+        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
         Err(errno) => return Err(errno).named(call),
     };
     let stat = fstat(&fd).named(call)?;

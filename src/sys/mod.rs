@@ -25,6 +25,20 @@ pub struct CallError {
     pub errno: Errno,
 }
 
+impl CallError {
+    /// What to do next, where the errno alone says it.
+    pub fn advice(&self) -> Option<&'static str> {
+        match self.errno {
+            Errno::EACCES | Errno::EPERM => Some("run it as root (privileged: true)"),
+            Errno::ENOSYS => Some("it needs Linux 5.6 or newer"),
+            Errno::EINVAL | Errno::EISDIR => Some("expected a regular file there"),
+            Errno::EFBIG => Some("expected at most 64 MiB there"),
+            Errno::ELOOP => Some("a link there leads in a circle or out of its root"),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {:?} ({})", self.call, self.errno, self.errno.desc())

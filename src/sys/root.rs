@@ -84,6 +84,15 @@ impl Root {
         Ok(found.map(|(_, stat)| stat))
     }
 
+    /// Device and inode number of what `name` leads to, links followed; `None` for nothing.
+    ///
+    /// # Errors
+    /// What the calls answer.
+    pub fn inode(&self, name: &str) -> Result<Option<(u64, u64)>> {
+        let found = self.find(name, OFlag::empty())?;
+        Ok(found.map(|(_, stat)| (stat.st_dev, stat.st_ino)))
+    }
+
     /// The names in the folder `name`; none where there is no such folder.
     ///
     /// # Errors
@@ -148,10 +157,15 @@ pub fn is_mount_point(path: &Path) -> bool {
     let Ok(folder) = Root::open(folder) else {
         return false;
     };
+    is_mounted(folder.fd.as_fd(), name)
+}
+
+/// Whether something is mounted on `name` in `folder`.
+pub(super) fn is_mounted<P: ?Sized + nix::NixPath>(folder: BorrowedFd<'_>, name: &P) -> bool {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS);
-    matches!(retry(|| openat2(&folder.fd, name, how)), Err(Errno::EXDEV))
+    matches!(retry(|| openat2(folder, name, how)), Err(Errno::EXDEV))
 }
 
 /// The content of the regular file at `path` in this process' own file system.

@@ -55,6 +55,7 @@ pub fn wait(device: &Path, longest: Duration) -> Result<Settled> {
         Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(Settled::Missing),
         watched => watched.named(|| format!("inotify_add_watch({})", folder.display()))?,
     };
+    let mut moved = false;
     loop {
         let there = Device::find(device)?.is_some_and(|found| found.facts().is_kvm());
         let left = end.saturating_duration_since(Instant::now());
@@ -62,11 +63,13 @@ pub fn wait(device: &Path, longest: Duration) -> Result<Settled> {
         let quiet_needed = if there { QUIET } else { Duration::MAX };
         if !touched(&inotify, name, patience)? {
             return Ok(match (there, patience >= quiet_needed) {
-                (true, true) => Settled::Still,
-                (true, false) => Settled::Moving,
+                (true, false) if moved => Settled::Moving,
+                // Nothing happened, if only for a time that was asked to be shorter.
+                (true, _) => Settled::Still,
                 (false, _) => Settled::Missing,
             });
         }
+        moved = true;
     }
 }
 

@@ -1,0 +1,224 @@
+//! The pod's group file: whole at every moment, and every byte that need not change stays.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::time::Instant;
+
+use crate::common::{bind, detach, in_namespace, mount_tmpfs, ok, require_commands, set_owner};
+use crate::support::{
+    ALIGNED, KVM, Scene, bind_read_only, get_xattr, go, inode, names, owner, report, set_xattr,
+};
+
+const ODD: &[u8] =
+    b"# \xff\xfe comment\nroot:x:0:\r\n\n kvm:x:424:a,b\n+:::\nbad line\nnova:x:42424:";
+const ODD_ALIGNED: &[u8] =
+    b"# \xff\xfe comment\nroot:x:0:\r\n\n kvm:x:108:a,b,nova\n+:::\nbad line\nnova:x:42424:";
+
+#[test]
+#[ignore = "tier: root"]
+fn it_is_replaced_whole_with_owner_mode_and_attributes_and_no_other_byte_changes() {
+    require_commands(&["setfacl", "getfacl"]);
+    in_namespace(|| {
+        let scene = Scene::new();
+        let file = scene.pod.at("etc/group");
+        fs::write(&file, ODD).unwrap();
+        set_owner(&file, 3, 4, 0o640);
+        ok(std::process::Command::new("setfacl")
+            .args(["-m", "u:1234:r"])
+            .arg(&file));
+        let acl = get_xattr(&file, "system.posix_acl_access").unwrap();
+        // Not every kernel's tmpfs has these.
+        let has_user = set_xattr(&file, "user.test", b"kept").is_ok();
+        let (old, mode) = (inode(&file), owner(&file));
+        let mut pinned = fs::File::open(&file).unwrap();
+        go(&mut scene.apply()).code(0);
+        assert_eq!(fs::read(&file).unwrap(), ODD_ALIGNED);
+        assert_ne!(inode(&file), old);
+        assert_eq!(owner(&file), mode);
+        assert_eq!(get_xattr(&file, "system.posix_acl_access"), Some(acl));
+        if has_user {
+            assert_eq!(get_xattr(&file, "user.test").as_deref(), Some(&b"kept"[..]));
+        }
+        // Whoever had it open still reads the old one, whole.
+        let mut content = Vec::new();
+        pinned.read_to_end(&mut content).unwrap();
+        assert_eq!(content, ODD);
+        assert_eq!(names(&scene.pod.at("etc")), ["group", "libvirt", "passwd"]);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_bind_mounted_one_is_written_in_place() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let file = scene.pod.at("etc/group");
+        let source = scene.pod.at("group.source");
+        for (before, after) in [
+            // Longer, of the same length, shorter.
+            (
+                "kvm:x:42:\nnova:x:42424:\n",
+                "kvm:x:108:nova\nnova:x:42424:\n",
+            ),
+            (
+                "kvm:x:424:nova\nnova:x:42424:\n",
+                "kvm:x:108:nova\nnova:x:42424:\n",
+            ),
+            ("kvm:x:929292:nova\nz:x:1:", "kvm:x:108:nova\nz:x:1:"),
+            ("nova:x:42424:", "nova:x:42424:\nkvm:x:108:nova\n"),
+        ] {
+            fs::write(&source, before).unwrap();
+            bind(&source, &file);
+            let old = inode(&file);
+            go(&mut scene.apply()).code(0);
+            assert_eq!(fs::read_to_string(&file).unwrap(), after);
+            assert_eq!(fs::read_to_string(&source).unwrap(), after);
+            assert_eq!(inode(&file), old);
+            assert_eq!(names(&scene.pod.at("etc")), ["group", "libvirt", "passwd"]);
+            detach(&file);
+        }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn on_a_read_only_file_system_nothing_is_changed_and_the_way_out_is_named() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let etc = scene.pod.at("etc");
+        bind_read_only(&etc.clone(), &etc);
+        let before = scene.state();
+        let run = go(&mut scene.apply()).code(4);
+        run.says(&["failed: ", "EROFS", "--group-file-out"]);
+        assert_eq!(scene.state(), before);
+        assert_eq!(owner(KVM.as_ref()), (0, 424, 0o660));
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_writable_file_mounted_into_a_read_only_root_is_written() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let etc = scene.pod.at("etc");
+        let source = scene.pod.at("group.source");
+        fs::copy(etc.join("group"), &source).unwrap();
+        bind_read_only(&etc.clone(), &etc);
+        bind(&source, &etc.join("group"));
+        go(&mut scene.apply()).code(0);
+        assert_eq!(scene.pod.read("group.source"), ALIGNED);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn no_space_left_leaves_the_old_file() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let etc = scene.pod.at("etc");
+        let old = format!(
+            "{}{}",
+            "# filler\n".repeat(800),
+            scene.pod.read("etc/group")
+        );
+        mount_tmpfs(&etc, "size=8k,mode=755");
+        fs::write(etc.join("group"), &old).unwrap();
+        // A mounted etc hides the rest of it.
+        let run = go(scene
+            .apply()
+            .args(["--qemu-user=+42424", "--qemu-group=kvm"]));
+        run.code(4).says(&["ENOSPC", "make space"]);
+        assert_eq!(scene.pod.read("etc/group"), old);
+        assert_eq!(names(&etc), ["group"]);
+        assert_eq!(owner(KVM.as_ref()), (0, 424, 0o660));
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn no_space_left_leaves_a_mounted_file_as_it_was() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let (volume, file) = (
+            scene.pod.dir("volume").at("volume"),
+            scene.pod.at("etc/group"),
+        );
+        mount_tmpfs(&volume, "size=8k,mode=755");
+        // A page to the last byte, and another file in the only other page.
+        let line = "kvm:x:42:nova\n";
+        let old = format!("{line}#{}\n", "x".repeat(4096 - line.len() - 2));
+        fs::write(volume.join("group"), &old).unwrap();
+        fs::write(volume.join("filler"), "full").unwrap();
+        bind(&volume.join("group"), &file);
+        go(&mut scene.apply())
+            .code(4)
+            .says(&["ENOSPC", "make space"]);
+        assert_eq!(fs::read_to_string(&file).unwrap(), old);
+        fs::remove_file(volume.join("filler")).unwrap();
+        go(&mut scene.apply()).code(0);
+        let new = old.replacen("42", "108", 1);
+        assert_eq!(fs::read_to_string(&file).unwrap(), new);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn nothing_is_written_through_a_symbolic_link() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let target = scene.pod.at("usr/lib/group");
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::rename(scene.pod.at("etc/group"), &target).unwrap();
+        symlink("/usr/lib/group", scene.pod.at("etc/group")).unwrap();
+        let before = scene.state();
+        let run = go(&mut scene.apply()).code(3);
+        run.says(&["symbolic link", "--group-file-out"]);
+        assert_eq!(scene.state(), before);
+        // As a source it is as good as a file.
+        let out = scene.pod.at("out");
+        go(scene.apply().arg("--group-file-out").arg(&out)).code(0);
+        assert_eq!(fs::read_to_string(&out).unwrap(), ALIGNED);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_pod_without_one_is_no_pod() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        fs::remove_file(scene.pod.at("etc/group")).unwrap();
+        let before = scene.state();
+        let run = go(&mut scene.apply()).code(2);
+        run.says(&["usage: ", "etc/group does not exist", "--root"]);
+        assert_eq!(scene.state(), before);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_hundred_thousand_lines_are_no_trouble() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let file = scene.pod.at("etc/group");
+        for lines in [10, 1_000, 100_000] {
+            let many: String = (0..lines)
+                .map(|n| format!("group{n}:x:{}:a,b,c\n", 100_000 + n))
+                .collect();
+            fs::write(&file, format!("{many}kvm:x:424:\n")).unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+            let start = Instant::now();
+            let (code, _) = report(&mut scene.apply());
+            let changed = start.elapsed();
+            assert_eq!(code, 0);
+            let text = fs::read_to_string(&file).unwrap();
+            assert_eq!(text, format!("{many}kvm:x:108:nova\n"));
+            let start = Instant::now();
+            go(&mut scene.apply()).code(0);
+            println!(
+                "{lines} lines: {changed:?} to change, {:?} with nothing to do",
+                start.elapsed()
+            );
+        }
+    });
+}

@@ -1,0 +1,25 @@
+//! What needs root: the program on real device nodes, real mounts and real group files.
+//!
+//! `cargo test --test root -- --ignored` as root. Most of it needs a KVM driver as well, since
+//! without one there is nothing to be done on a node; what cannot run says so and fails.
+#![allow(missing_docs, clippy::disallowed_methods)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod support;
+
+mod candidates;
+mod device;
+mod group_file;
+mod group_file_out;
+mod input;
+mod place;
+mod races;
+mod rights;
+mod settle;

@@ -1,0 +1,274 @@
+//! Many runs at once, runs that are killed, and locks that others hold.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::common::{bind, in_namespace, mknod_kvm, require_commands};
+use crate::support::{KVM, Scene, go, names, owner};
+
+const MANY: u32 = 32;
+
+#[test]
+#[ignore = "tier: root"]
+fn concurrent_runs_on_one_pod_lose_nothing() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let users: String = (0..MANY)
+            .map(|n| format!("u{n}:x:{}:1:::\n", 2000 + n))
+            .collect();
+        let text = format!("{}{users}", scene.pod.read("etc/passwd"));
+        scene.pod.file("etc/passwd", &text);
+        // Each its own device, as each wants another number: what they share is the group file.
+        let different = |n: u32| {
+            let device = format!("/dev/kvm{n}");
+            mknod_kvm(Path::new(&device), 0, 0, 0o600);
+            let mut cmd = scene.apply();
+            cmd.arg("--device").arg(device);
+            cmd.arg(format!("--group=g{n}"))
+                .arg(format!("--gid={}", 3000 + n));
+            cmd.arg(format!("--qemu-user=u{n}"));
+            cmd
+        };
+        // One group and device, each another member.
+        let members = |n: u32| {
+            let mut cmd = scene.apply();
+            cmd.arg(format!("--qemu-user=u{n}"));
+            cmd
+        };
+        let all = |make: &dyn Fn(u32) -> Command| {
+            let mut cmds: Vec<_> = (0..MANY).map(make).collect();
+            let spawn = |cmd: &mut Command| {
+                let cmd = cmd.stdout(Stdio::piped()).stderr(Stdio::piped());
+                cmd.spawn().unwrap()
+            };
+            let children: Vec<_> = cmds.iter_mut().map(spawn).collect();
+            for child in children {
+                let out = child.wait_with_output().unwrap();
+                let err = String::from_utf8_lossy(&out.stderr).into_owned();
+                assert_eq!(out.status.code(), Some(0), "{err}");
+            }
+        };
+        all(&different);
+        all(&members);
+        let text = scene.pod.read("etc/group");
+        for n in 0..MANY {
+            let line = format!("\ng{n}:x:{}:u{n}\n", 3000 + n);
+            assert!(text.contains(&line), "{line} is not in {text}");
+        }
+        let kvm = text.lines().find(|line| line.starts_with("kvm:")).unwrap();
+        let members: Vec<_> = kvm.rsplit(':').next().unwrap().split(',').collect();
+        for n in 0..MANY {
+            assert!(members.contains(&format!("u{n}").as_str()), "u{n}: {kvm}");
+        }
+        assert!(members.contains(&"nova") && members.len() == 33, "{kvm}");
+        assert!(text.starts_with("root:x:0:\nkvm:x:108:nova,"), "{text}");
+        assert_eq!(text.lines().count(), 3 + 32);
+        assert_eq!(names(&scene.pod.at("etc")), ["group", "libvirt", "passwd"]);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_lock_whose_holder_was_killed_blocks_nobody() {
+    require_commands(&["flock"]);
+    in_namespace(|| {
+        let scene = Scene::new();
+        let mut holder = Command::new("flock")
+            .arg("--no-fork")
+            .arg(scene.pod.at("etc"))
+            .args(["sleep", "60"])
+            .spawn()
+            .unwrap();
+        let folder = || fs::File::open(scene.pod.at("etc")).unwrap();
+        while Flock::lock(folder(), FlockArg::LockExclusiveNonblock).is_ok() {
+            sleep(Duration::from_millis(5));
+        }
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            let run = scope.spawn(|| go(&mut scene.apply()).code(0));
+            sleep(Duration::from_millis(300));
+            assert!(!run.is_finished(), "it did not wait for the lock");
+            holder.kill().unwrap();
+            holder.wait().unwrap();
+        });
+        assert!(start.elapsed() < Duration::from_secs(5));
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_lock_that_is_not_given_back_fails_after_ten_seconds() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let folder = fs::File::open(scene.pod.at("etc")).unwrap();
+        let lock = Flock::lock(folder, FlockArg::LockExclusiveNonblock).unwrap();
+        let before = scene.state();
+        let start = Instant::now();
+        let run = go(&mut scene.apply()).code(4);
+        let took = start.elapsed();
+        run.says(&["failed: ", "flock(", "10 s", "lslocks"]);
+        assert!((10..13).contains(&took.as_secs()), "{took:?}");
+        assert_eq!(scene.state(), before);
+        drop(lock);
+        go(&mut scene.apply()).code(0);
+    });
+}
+
+/// A group file that takes a while to write.
+fn big(kvm: &str) -> String {
+    let many: String = (0..40_000)
+        .map(|n| format!("g{n}:x:{}:a,b\n", 100_000 + n))
+        .collect();
+    let (front, back) = many.split_at(many.len() / 2);
+    let (half, rest) = back.split_once('\n').unwrap();
+    format!("{front}{half}\n{kvm}\n{rest}")
+}
+
+fn kill_again_and_again(out: Option<&str>) {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let (old, new) = (big("kvm:x:424:"), big("kvm:x:108:nova"));
+        let file = scene.pod.at(out.unwrap_or("etc/group"));
+        scene.pod.dir("volume").file("etc/group", &old);
+        let apply = || {
+            let mut cmd = scene.apply();
+            if out.is_some() {
+                cmd.arg("--group-file-out").arg(&file);
+            }
+            cmd
+        };
+        let start = Instant::now();
+        go(&mut apply()).code(0);
+        let whole = start.elapsed();
+        let (mut olds, mut news, mut left_over) = (0, 0, 0);
+        const RUNS: u32 = 200;
+        for n in 0..RUNS {
+            fs::write(&file, &old).unwrap();
+            let mut cmd = apply();
+            let mut child = cmd
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            // Not in order, so that a slow machine still sees every moment.
+            sleep(whole * (n * 37 % RUNS) / RUNS);
+            let _ = child.kill();
+            child.wait().unwrap();
+            let text = fs::read(&file).unwrap();
+            if text == old.as_bytes() {
+                olds += 1;
+            } else if text == new.as_bytes() {
+                news += 1;
+            } else {
+                panic!(
+                    "run {n}: {} bytes, neither the old nor the new file",
+                    text.len()
+                );
+            }
+            let folder = names(file.parent().unwrap());
+            left_over += u32::from(folder.iter().any(|name| name.starts_with('.')));
+            let (uid, _, mode) = owner(Path::new(KVM));
+            assert!(uid == 0 && mode == 0o660);
+        }
+        println!("{whole:?} for a run; {olds} times old, {news} new, {left_over} with a leftover");
+        assert!(olds > 0 && news > 0, "killed always too early or too late");
+        fs::write(&file, &old).unwrap();
+        go(&mut apply()).code(0);
+        assert_eq!(fs::read(&file).unwrap(), new.as_bytes());
+        let folder = names(file.parent().unwrap());
+        assert!(
+            !folder.iter().any(|name| name.starts_with('.')),
+            "{folder:?}"
+        );
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_killed_run_leaves_the_old_group_file_or_the_new_one() {
+    kill_again_and_again(None);
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_killed_run_leaves_the_old_output_or_the_new_one() {
+    kill_again_and_again(Some("volume/group"));
+}
+
+/// Up to a page, one write is whole; a longer file that a mount pins can be torn.
+#[test]
+#[ignore = "tier: root"]
+fn a_run_killed_while_it_writes_in_place_leaves_what_reads_as_old_or_new() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let many: String = (0..150)
+            .map(|n| format!("g{n}:x:{}:a\n", 5000 + n))
+            .collect();
+        let (file, source) = (scene.pod.at("etc/group"), scene.pod.at("source"));
+        fs::write(&source, "").unwrap();
+        bind(&source, &file);
+        let read = || {
+            let text = fs::read_to_string(&source).unwrap();
+            text.trim_end_matches('\n').to_owned()
+        };
+        for (was, becomes) in [("42", "108"), ("929292", "108")] {
+            let old = format!("kvm:x:{was}:nova\n{many}nova:x:42424:");
+            let new = format!("kvm:x:{becomes}:nova\n{many}nova:x:42424:");
+            fs::write(&source, &old).unwrap();
+            let start = Instant::now();
+            go(&mut scene.apply()).code(0);
+            let whole = start.elapsed();
+            const RUNS: u32 = 200;
+            for n in 0..RUNS {
+                fs::write(&source, &old).unwrap();
+                let mut cmd = scene.apply();
+                let cmd = cmd.stdout(Stdio::null()).stderr(Stdio::null());
+                let mut child = cmd.spawn().unwrap();
+                sleep(whole * (n * 37 % RUNS) / RUNS);
+                let _ = child.kill();
+                child.wait().unwrap();
+                let text = read();
+                assert!(text == old || text == new, "run {n}: {text}");
+            }
+            go(&mut scene.apply()).code(0);
+            assert_eq!(read(), new);
+            assert_eq!(names(&scene.pod.at("etc")), ["group", "libvirt", "passwd"]);
+        }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_device_that_somebody_else_keeps_changing_ends_in_a_failure_that_says_so() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    crate::common::set_owner(Path::new(KVM), 0, 424, 0o600);
+                }
+            });
+            // Whether a run gets through is chance; what it says of a lost race is not.
+            let mut lost = 0;
+            for _ in 0..50 {
+                let run = go(&mut scene.apply());
+                match run.code {
+                    4 => {
+                        lost += 1;
+                        drop(run.says(&["changed by somebody else", "--settle"]));
+                    }
+                    code => assert!([0, 5].contains(&code), "{run}"),
+                }
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            println!("{lost} of 50 runs gave up");
+        });
+        go(&mut scene.apply()).code(0);
+    });
+}

@@ -1,0 +1,115 @@
+//! Runs that may not do everything: another user, fewer capabilities, a user namespace.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use caps::Capability::{CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_SETGID, CAP_SETUID};
+
+use crate::common::{bind, in_namespace, program, require_commands, run, scratch, set_owner};
+use crate::support::{ALIGNED, KVM, Scene, command, go, owner, warnings, without_capability};
+
+/// The program where every user can reach it.
+fn reachable() -> PathBuf {
+    let copy = scratch().join("kvm-init");
+    if !copy.exists() {
+        fs::write(&copy, "").unwrap();
+        bind(&program(), &copy);
+    }
+    copy
+}
+
+/// `apply` on this scene behind a wrapper that changes who runs it.
+fn behind(scene: &Scene, wrapper: &[&str]) -> Command {
+    let program = reachable().display().to_string();
+    let mut cmd = command(Path::new(wrapper[0]), &wrapper[1..]);
+    cmd.args([program.as_str(), "apply", "--root"])
+        .arg(scene.pod.path());
+    cmd.arg("--host-root").arg(scene.host.path());
+    cmd
+}
+
+const NOBODY: [&str; 4] = [
+    "setpriv",
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+];
+
+#[test]
+#[ignore = "tier: root"]
+fn an_unprivileged_run_cannot_prove_and_says_what_it_needs() {
+    require_commands(&["setpriv"]);
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let before = scene.state();
+        let run = go(&mut behind(&scene, &NOBODY)).code(5);
+        run.says(&["unproven: ", "EPERM", "CAP_SETUID", "CAP_SETGID"]);
+        go(behind(&scene, &NOBODY).args(["--proof", "off"])).code(0);
+        assert_eq!(scene.state(), before);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn an_unprivileged_run_changes_nothing_and_names_the_call() {
+    require_commands(&["setpriv"]);
+    in_namespace(|| {
+        let scene = Scene::new();
+        let before = scene.state();
+        let run = go(&mut behind(&scene, &NOBODY)).code(4);
+        run.says(&["failed: ", "EACCES", "etc", "as root"]);
+        // With the pod's file in order, the device is next.
+        assert_eq!(scene.state(), before);
+        scene.pod.file("etc/group", ALIGNED);
+        for (gid, mode, call) in [(424, 0o660, "fchownat("), (108, 0o640, "fchmodat(")] {
+            set_owner(Path::new(KVM), 0, gid, mode);
+            let run = go(&mut behind(&scene, &NOBODY)).code(4);
+            run.says(&["failed: ", call, "EPERM", "CAP_CHOWN"]);
+            assert_eq!(owner(Path::new(KVM)), (0, gid, mode));
+        }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn each_missing_capability_is_told_by_what_it_was_needed_for() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        // Root owns everything here, so only the device's group needs CAP_CHOWN.
+        let run = go(without_capability(&mut scene.apply(), CAP_CHOWN)).code(4);
+        run.says(&["fchownat(", "EPERM", "CAP_CHOWN"]);
+        assert_eq!(scene.pod.read("etc/group"), ALIGNED);
+        for capability in [CAP_DAC_OVERRIDE, CAP_FOWNER] {
+            set_owner(Path::new(KVM), 0, 424, 0o600);
+            go(without_capability(&mut scene.apply(), capability)).code(0);
+        }
+        for capability in [CAP_SETUID, CAP_SETGID] {
+            let run = go(without_capability(&mut scene.apply(), capability)).code(5);
+            run.says(&["EPERM", "CAP_SETUID", "CAP_SETGID"]);
+        }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn in_a_user_namespace_ids_without_a_mapping_are_left_alone() {
+    require_commands(&["unshare"]);
+    in_namespace(|| {
+        let (code, _, err) = run(Command::new("unshare").args(["-Ur", "true"]));
+        assert_eq!(code, 0, "this test needs user namespaces: {err}");
+        let inside = ["unshare", "--user", "--map-root-user"];
+        // 424 shows as 65534: whose it is cannot be told.
+        let scene = Scene::settled();
+        set_owner(Path::new(KVM), 0, 424, 0o600);
+        let run = go(behind(&scene, &inside).args(["--format", "json"])).code(5);
+        assert_eq!(warnings(&run.json()), ["unmapped-owner"]);
+        let run = run.says(&["unproven: ", "user namespace"]);
+        assert_eq!(owner(Path::new(KVM)).1, 424, "{run}");
+        // Root's own, but the target has no mapping.
+        set_owner(Path::new(KVM), 0, 0, 0o660);
+        let run = go(&mut behind(&scene, &inside)).code(4);
+        run.says(&["fchownat(", "EINVAL", "user namespace"]);
+        assert_eq!(owner(Path::new(KVM)), (0, 0, 0o660));
+    });
+}

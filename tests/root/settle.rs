@@ -1,0 +1,149 @@
+//! `--settle`: a device that appears, moves, or does not come.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
+
+use crate::common::{in_namespace, mknod_kvm, set_owner};
+use crate::support::{KVM, Scene, go, owner, report, warnings};
+
+fn kvm() -> &'static Path {
+    Path::new(KVM)
+}
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// Runs `apply --settle` while `meanwhile` does something to the device.
+fn settle(
+    scene: &Scene,
+    longest: &str,
+    meanwhile: impl FnOnce() + Send,
+) -> (i32, serde_json::Value, Duration) {
+    let mut cmd = scene.apply();
+    cmd.args(["--settle", longest]);
+    std::thread::scope(|scope| {
+        scope.spawn(meanwhile);
+        let start = Instant::now();
+        let (code, report) = report(&mut cmd);
+        (code, report, start.elapsed())
+    })
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_device_that_appears_and_is_answered_by_udev_is_waited_for() {
+    in_namespace(|| {
+        let scene = Scene::without_device();
+        let (code, report, took) = settle(&scene, "5s", || {
+            sleep(ms(300));
+            mknod_kvm(kvm(), 0, 0, 0o600);
+            sleep(ms(200));
+            set_owner(kvm(), 0, 108, 0o660);
+        });
+        assert_eq!(code, 0, "{report}");
+        assert_eq!(warnings(&report), [""; 0]);
+        assert!(took >= ms(1000) && took < ms(4000), "{took:?}");
+        // What udev did was not done again.
+        let changes = report["changes"].to_string();
+        assert!(!changes.contains("device"), "{changes}");
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_device_that_is_replaced_again_and_again_is_waited_for() {
+    in_namespace(|| {
+        let scene = Scene::with_device(0, 108, 0o660);
+        let (code, report, took) = settle(&scene, "10s", || {
+            for _ in 0..6 {
+                sleep(ms(200));
+                fs::remove_file(kvm()).unwrap();
+                sleep(ms(20));
+                mknod_kvm(kvm(), 0, 0, 0o600);
+            }
+        });
+        assert_eq!(code, 0, "{report}");
+        assert_eq!(owner(kvm()), (0, 108, 0o660));
+        assert!(took >= ms(1500) && took < ms(6000), "{took:?}");
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn one_that_never_holds_still_is_said_and_used_all_the_same() {
+    in_namespace(|| {
+        let scene = Scene::with_device(0, 108, 0o660);
+        let (code, report, took) = settle(&scene, "1s", || {
+            let end = Instant::now() + ms(1100);
+            while Instant::now() < end {
+                set_owner(kvm(), 0, 108, 0o660);
+                sleep(ms(50));
+            }
+        });
+        assert_eq!(code, 0, "{report}");
+        assert_eq!(warnings(&report), ["unsettled"]);
+        assert!(took >= ms(1000) && took < ms(3000), "{took:?}");
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn one_that_never_comes_is_absent_when_the_time_is_over_and_not_later() {
+    in_namespace(|| {
+        let scene = Scene::without_device();
+        let start = Instant::now();
+        go(scene.apply().args(["--settle", "1s"])).code(6);
+        let took = start.elapsed();
+        assert!(took >= ms(1000) && took < ms(2500), "{took:?}");
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn one_that_holds_still_costs_half_a_second() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let start = Instant::now();
+        let run = go(scene.apply().args(["--settle", "30s"])).code(0);
+        let took = start.elapsed();
+        assert!(took >= ms(500) && took < ms(2500), "{took:?} {run}");
+        // A shorter wait is no sign that somebody changes it.
+        let (code, report) = report(scene.apply().args(["--settle", "100ms"]));
+        assert_eq!((code, warnings(&report)), (0, vec![]));
+    });
+}
+
+/// User and system time of a child that has ended and was not yet waited for, in clock ticks.
+fn cpu_ticks(cmd: &mut Command) -> u64 {
+    let mut child = cmd
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = child.id();
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+    waitid(Id::Pid(Pid::from_raw(pid.cast_signed())), flags).unwrap();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    child.wait().unwrap();
+    let after_name = stat.rsplit_once(") ").unwrap().1;
+    let fields: Vec<_> = after_name.split(' ').collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn waiting_costs_no_processor_time() {
+    in_namespace(|| {
+        let scene = Scene::without_device();
+        let ticks = cpu_ticks(scene.apply().args(["--settle", "3s"]));
+        // A hundred ticks are a second; spinning would take three of them.
+        assert!(ticks < 30, "{ticks} ticks in 3 s of waiting");
+    });
+}
