@@ -314,8 +314,12 @@ pub fn read_public(path: &std::path::Path) -> Result<Option<Public>> {
     }
     let as_left =
         (stat.st_uid, stat.st_gid, stat.st_nlink) == (0, 0, 1) && stat.st_mode & 0o7777 == 0o644;
-    let content = read_regular(fd.as_fd(), &stat).named(|| format!("read({})", path.display()))?;
-    Ok(Some(Public { content, as_left }))
+    match read_regular(fd.as_fd(), &stat) {
+        Ok(content) => Ok(Some(Public { content, as_left })),
+        // Nobody's group file; it is to be replaced as well.
+        Err(Errno::EFBIG) => Ok(None),
+        Err(errno) => Err(errno).named(|| format!("read({})", path.display())),
+    }
 }
 
 /// Splits a path into the folder, opened, and the name in it.
