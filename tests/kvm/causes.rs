@@ -218,8 +218,8 @@ fn a_driver_that_answers_is_not_absent() {
     });
 }
 
-/// The first number that the node does not list as a device cannot be had for 10:232, so the
-/// missing driver itself is left to the pure tests; the node without one is absent by its list.
+/// With each kind of device filter that this machine has: version 1's controller, version 2's
+/// program. The proof meets it, and so does QEMU.
 #[test]
 #[ignore = "tier: kvm"]
 fn device_cgroup() {

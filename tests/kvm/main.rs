@@ -2,8 +2,9 @@
 //! meets that is started as libvirt starts it. Needs root, a usable KVM, Debian's qemu-system-x86,
 //! acl, util-linux and strace: `cargo test --test kvm -- --ignored`.
 //!
-//! Left to pure tests, because no machine can be made to show them: a security module's denial,
-//! another API version, and a processor that another hypervisor holds.
+//! Left to pure tests (tests/diagnose.rs), because a machine with a working KVM cannot be made to show
+//! them: a security module's denial, another API version, a missing driver, and a processor that
+//! another hypervisor holds.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 

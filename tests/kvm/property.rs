@@ -303,7 +303,11 @@ fn dry_run(stage: &Stage, state: &State, accounts: &Accounts) -> Run {
             }
             match run.code {
                 0 => assert!(works || state.has("--proof=off"), "{report:#?}"),
-                1 => assert!(!report.changes.is_empty(), "{report:#?}"),
+                // A group file of its own that is only out of date has no line to show.
+                1 => assert!(
+                    !report.changes.is_empty() || stage.out().is_some(),
+                    "{report:#?}"
+                ),
                 _ => assert!(!works, "{report:#?}"),
             }
         }
