@@ -364,6 +364,10 @@ fn conclude(report: &mut Report, decision: &Decision) {
         ),
         "ok" => (Verdict::Ok, format!("QEMU as {who} can open {path}")),
         "off" => (Verdict::Ok, format!("{path} is as it shall be; not proven")),
+        "none" => (
+            Verdict::Unproven,
+            format!("whether QEMU as {who} can open {path} could not be asked"),
+        ),
         result => (
             Verdict::Unproven,
             format!("QEMU as {who} cannot open {path}: {result}"),

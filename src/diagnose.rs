@@ -133,20 +133,20 @@ fn not_dropped(step: u8, errno: Errno, identity: &Identity) -> Proof {
         Errno::EINVAL if identity.groups.len() > MOST => {
             "the kernel takes at most 65536 groups, so QEMU will not start either"
         }
+        Errno::EINVAL if identity.groups.iter().any(|gid| gid.as_raw() == u32::MAX) => {
+            "a line of etc/group lists the QEMU user under 4294967295, which is no group, so QEMU \
+             will not start either: remove that line"
+        }
         Errno::EINVAL => {
             "this user namespace does not map that number: run it without hostUsers: false"
         }
         _ => "run it as root with CAP_SETUID and CAP_SETGID (privileged: true)",
     };
-    Proof {
-        result: format!("{errno:?}"),
-        cause: Some(Cause::Unknown),
-        api_version: None,
-        advice: Some(format!(
-            "{call} failed, so this container may not ask as {}: {way_out}",
-            identity.label()
-        )),
-    }
+    let advice = format!(
+        "{call} gave {errno:?} ({}), so nothing was opened: {way_out}",
+        errno.desc()
+    );
+    Proof::none(Some(Cause::Unknown), Some(advice))
 }
 
 fn open_failed(errno: Errno, scene: &Scene<'_>) -> (Cause, String) {

@@ -144,12 +144,12 @@ pub fn all_by_gid(file: &[u8], gid: Gid) -> impl Iterator<Item = Group<'_>> {
 ///
 /// More lines count than look-ups find (glibc `nss_files` initgroups): every entry of a name that
 /// occurs twice, entries of the `compat` service (an empty number there is 0), and comments: a
-/// `#kvm:x:108:nova` gives nova the number 108. 4294967295, which `getgrouplist` would return and
-/// setgroups(2) refuse, is left out.
+/// `#kvm:x:108:nova` gives nova the number 108. A line with 4294967295 counts as well, and no process
+/// of that user can be started: setgroups(2) answers `EINVAL`.
 pub fn gids_of(file: &[u8], user: &[u8], primary: Gid) -> Vec<Gid> {
     let mut seen = HashSet::from([primary.as_raw()]);
     let mut gids = vec![primary];
-    for group in lines(file).filter_map(parse).filter_map(usable) {
+    for Entry { group, .. } in lines(file).filter_map(parse) {
         if group.has_member(user) && seen.insert(group.gid.as_raw()) {
             gids.push(group.gid);
         }
@@ -235,6 +235,7 @@ mod tests {
                 &[5],
             ),
             (b"a:x:1:nova\r\nb:x:2:nova,\r\n", &[5, 2]),
+            (b"a:x:4294967295:nova\n", &[5, u32::MAX]),
             (b"a:x:1:nova:y\nb:x:2:nova \nc:x:3: nova", &[5, 3]),
             (b"a:x:1:nova\0\nb:x:2:\0nova", &[5, 1]),
         ] {
