@@ -134,6 +134,23 @@ impl Acl {
         Self(repaired.collect())
     }
 
+    /// The ACL after a chmod(2) to `mode`: the group's bits go to the mask, where there is one.
+    #[must_use]
+    pub fn with_mode(&self, mode: u16) -> Self {
+        let masked = self.get(Tag::Mask).is_some();
+        let entries = self.0.iter().map(|entry| Entry {
+            tag: entry.tag,
+            perm: match entry.tag {
+                Tag::Owner => mode >> 6 & 0o7,
+                Tag::Mask => mode >> 3 & 0o7,
+                Tag::OwningGroup if !masked => mode >> 3 & 0o7,
+                Tag::Other => mode & 0o7,
+                _ => entry.perm,
+            },
+        });
+        Self(entries.collect())
+    }
+
     fn permits(&self, who: &Who<'_>, owner: Uid, group: Gid, want: u16) -> bool {
         let mask = self.get(Tag::Mask).unwrap_or(0o7);
         if who.uid == owner {

@@ -2,20 +2,18 @@
 //! the device last, so that a run that is killed in between leaves a device that is no more open
 //! than before.
 
-use crate::config::{Config, Missing, ProofKind};
-use crate::diagnose::{Scene, allows, closed_folder, diagnose};
-use crate::exit::{Usage, Verdict, verdict_of};
-use crate::observe::{GROUP_FILE, Observed, folders_above, observe};
+use crate::check;
+use crate::config::{Config, Missing};
+use crate::exit::{Usage, Verdict};
+use crate::judge::{absent_code, conclude, failure, moved, proof};
+use crate::observe::{GROUP_FILE, Observed, observe};
 use crate::plan::{Course, Decision, Step, decide, primary_users};
-use crate::prove::{Sight, prove};
-use crate::qemu::Identity;
-use crate::report::{Action, Cause, Change, Code, Proof, Report, Warning};
+use crate::report::{Cause, Change, Code, Proof, Report, Warning};
 use crate::snapshot;
 use crate::steps;
 use crate::sys::device::Device;
-use crate::sys::identity::{Credentials, normalised};
+use crate::sys::processes;
 use crate::sys::settle::{self, Settled};
-use crate::sys::{CallError, processes};
 
 /// How often the work is done again when somebody else changes the device meanwhile, before that
 /// is reported. udevd answering a reloaded module is over after one.
@@ -24,25 +22,20 @@ const ROUNDS: usize = 5;
 /// Does what was asked and reports it.
 pub fn apply(config: &Config) -> Report {
     let mut work = Work::default();
+    if let Err(error) = work.settle(config) {
+        return failure(&error, None);
+    }
+    if config.dry_run {
+        return work.finish(check::judge(config));
+    }
     match work.run(config) {
         Ok(report) => work.finish(report),
         Err(error) => {
-            let advice = error.downcast_ref().and_then(CallError::advice);
-            let summary = match advice {
-                Some(advice) => format!("{error:#}; {advice}"),
-                None => format!("{error:#}"),
-            };
-            let mut report = work
-                .view
-                .take()
-                .unwrap_or_else(|| Report::new(Verdict::Ok, ""));
-            report.verdict = match verdict_of(&error) {
-                Verdict::Refused | Verdict::Usage if work.touched() => Verdict::Failed,
-                verdict => verdict,
-            };
-            report.exit_code = report.verdict.code();
-            report.summary = summary;
-            report.proof = Proof::none(None, None);
+            let mut report = failure(&error, work.view.take());
+            if work.touched() && matches!(report.verdict, Verdict::Refused | Verdict::Usage) {
+                report.verdict = Verdict::Failed;
+                report.exit_code = Verdict::Failed.code();
+            }
             work.finish(report)
         }
     }
@@ -58,26 +51,26 @@ struct Work {
 }
 
 impl Work {
-    fn run(&mut self, config: &Config) -> anyhow::Result<Report> {
-        if !config.settle.is_zero() {
-            let settled = settle::wait(&config.device, config.settle)?;
-            if settled == Settled::Moving {
-                let text = format!(
-                    "{} was still being changed after {:?}",
-                    config.device.display(),
-                    config.settle
-                );
-                self.warnings.push(Warning::new(Code::Unsettled, text));
-            }
+    /// Waits for the device to hold still, if that was asked for.
+    fn settle(&mut self, config: &Config) -> anyhow::Result<()> {
+        if !config.settle.is_zero()
+            && settle::wait(&config.device, config.settle)? == Settled::Moving
+        {
+            let text = format!(
+                "{} was still being changed after {:?}",
+                config.device.display(),
+                config.settle
+            );
+            self.warnings.push(Warning::new(Code::Unsettled, text));
         }
+        Ok(())
+    }
+
+    fn run(&mut self, config: &Config) -> anyhow::Result<Report> {
         let mut last_change = None;
         for _ in 0..ROUNDS {
             let (seen, device) = observe(config)?;
-            let mut decision = decide(&seen, config)?;
-            let then = decision.identity.clone();
-            if config.dry_run {
-                decision.identity = decision.identity_now.take();
-            }
+            let decision = decide(&seen, config)?;
             let mut report = snapshot::report(&seen, &decision, config);
             let steps = match decision.course {
                 Course::Refuse(ref refusal) => {
@@ -87,11 +80,6 @@ impl Work {
                 Course::Act(ref steps) => steps,
             };
             self.note_old_number(&seen, &decision);
-            if config.dry_run {
-                self.changes = steps.iter().flat_map(steps::changes).collect();
-                let opens = then.is_some_and(|then| would_open(config, &seen, steps, &then));
-                return self.judge_dry_run(config, &seen, &decision, report, opens);
-            }
             self.view = Some(report.clone());
             if !steps.is_empty() {
                 last_change = steps.last().cloned();
@@ -125,7 +113,7 @@ impl Work {
     }
 
     fn finish(self, mut report: Report) -> Report {
-        report.changes = self.changes;
+        report.changes.extend(self.changes);
         let known = std::mem::take(&mut report.warnings);
         for warning in self.warnings.into_iter().chain(known) {
             if !report.warnings.contains(&warning) {
@@ -183,47 +171,9 @@ impl Work {
                 .into());
             }
             for step in &steps {
-                if config.dry_run {
-                    self.changes.extend(steps::changes(step));
-                } else {
-                    self.perform(step, config, None)?;
-                }
+                self.perform(step, config, None)?;
             }
             report.exit_code = absent_code(config);
-        }
-        Ok(report)
-    }
-
-    fn judge_dry_run(
-        &mut self,
-        config: &Config,
-        seen: &Observed,
-        decision: &Decision,
-        mut report: Report,
-        would_open: bool,
-    ) -> anyhow::Result<Report> {
-        report.proof = proof(config, seen, decision, &mut self.warnings)?;
-        conclude(&mut report, decision);
-        // A device or a pod with another number than the node's is taken back by the next event.
-        let takes_back = |change: &Change| {
-            matches!(
-                change.action,
-                Action::SetGroupGid | Action::AddGroup | Action::SetDeviceOwner
-            )
-        };
-        // What owner, mode, ACL and groups do not decide stays as it is, whatever is changed.
-        let by_rights = matches!(report.proof.result.as_str(), "EACCES" | "none");
-        let mends = report.verdict == Verdict::Unproven && by_rights && would_open;
-        let drifts = report.verdict == Verdict::Ok && self.changes.iter().any(takes_back);
-        if mends || drifts {
-            report.verdict = Verdict::Drift;
-            report.exit_code = Verdict::Drift.code();
-            // A group file of its own that is only out of date has no change of its lines to show.
-            let count = self.changes.len().max(1);
-            report.summary = format!(
-                "{count} change{} to make; nothing was changed (--dry-run)",
-                if count == 1 { "" } else { "s" }
-            );
         }
         Ok(report)
     }
@@ -270,108 +220,4 @@ impl Work {
         log::info!("{}", steps::line(step));
         Ok(())
     }
-}
-
-/// Where guests may run without KVM its absence is accepted.
-fn absent_code(config: &Config) -> u8 {
-    match config.missing {
-        Missing::Fail => Verdict::Absent.code(),
-        Missing::Skip => Verdict::Ok.code(),
-    }
-}
-
-/// Proves for the identity that libvirt will use, or says why nobody asked.
-fn proof(
-    config: &Config,
-    seen: &Observed,
-    decision: &Decision,
-    warnings: &mut Vec<Warning>,
-) -> anyhow::Result<Proof> {
-    if config.proof == ProofKind::Off {
-        let text = "the proof was turned off (--proof off): whether QEMU can open KVM is unknown";
-        warnings.push(Warning::new(Code::Unproven, text));
-        let mut proof = Proof::none(None, None);
-        proof.result = "off".to_owned();
-        return Ok(proof);
-    }
-    let (Some(identity), Some(node)) = (&decision.identity, &seen.device) else {
-        return Ok(Proof::none(Some(Cause::Unknown), None));
-    };
-    let who = Credentials {
-        uid: identity.uid,
-        gid: identity.gid,
-        groups: normalised(identity.groups.clone()),
-    };
-    let sight = prove(&config.device, &node.facts, &who, config.proof)?;
-    let folders = match sight {
-        Sight::Ok(_) => Vec::new(),
-        _ => folders_above(&config.device),
-    };
-    let scene = Scene {
-        device: &config.device,
-        node,
-        folders: &folders,
-        identity,
-    };
-    Ok(diagnose(sight, &scene))
-}
-
-/// Whether there is something to do, and QEMU could open the device once it is done, as far as
-/// rights and the mount tell.
-fn would_open(config: &Config, seen: &Observed, steps: &[Step], then: &Identity) -> bool {
-    let Some(mut node) = seen.device.clone().filter(|_| !steps.is_empty()) else {
-        return false;
-    };
-    for step in steps {
-        match step {
-            Step::GroupFile(_) => {}
-            Step::Owner { to, .. } => (node.facts.uid, node.facts.gid) = *to,
-            Step::Mode { to, .. } => node.facts.mode = *to,
-            Step::Acl { to, .. } => node.acl = Some(to.clone()),
-        }
-    }
-    let folders = folders_above(&config.device);
-    let scene = Scene {
-        device: &config.device,
-        node: &node,
-        folders: &folders,
-        identity: then,
-    };
-    !node.nodev && closed_folder(&scene).is_none() && allows(&node, then)
-}
-
-/// Whether the device is not as it was seen: then a failed proof says nothing yet.
-fn moved(seen: &Observed, config: &Config) -> bool {
-    let before = seen.device.as_ref().map(|node| node.facts);
-    let now = Device::find(&config.device).ok().flatten();
-    now.map(|device| device.facts()) != before
-}
-
-/// The verdict on a state in which nothing is left to change.
-fn conclude(report: &mut Report, decision: &Decision) {
-    let who = decision.identity.as_ref().map(|identity| identity.label());
-    let who = who.unwrap_or_default();
-    let path = report.device.as_ref().map(|device| device.path.clone());
-    let path = path.unwrap_or_default();
-    let stand_in = decision
-        .identity
-        .as_ref()
-        .is_some_and(|identity| identity.stand_in);
-    (report.verdict, report.summary) = match report.proof.result.as_str() {
-        "ok" if stand_in => (
-            Verdict::Ok,
-            format!("the group can open {path}; this node has no QEMU user to prove it for"),
-        ),
-        "ok" => (Verdict::Ok, format!("QEMU as {who} can open {path}")),
-        "off" => (Verdict::Ok, format!("{path} is as it shall be; not proven")),
-        "none" => (
-            Verdict::Unproven,
-            format!("whether QEMU as {who} can open {path} could not be asked"),
-        ),
-        result => (
-            Verdict::Unproven,
-            format!("QEMU as {who} cannot open {path}: {result}"),
-        ),
-    };
-    report.exit_code = report.verdict.code();
 }

@@ -41,6 +41,35 @@ Exit codes: 0 ok, 1 drift (--dry-run), 2 usage, 3 refused, 4 failed, 5 unproven,
 6 absent"
     )]
     Apply(Options),
+    /// The same without writing: what is, what should be, whether QEMU can open KVM, and what will
+    /// happen next
+    #[command(
+        next_line_help = true,
+        after_help = "\
+Takes apply's options, in the same three ways. On a node where libvirtd runs in
+a container it looks at that container's files, so that the report shows the
+node's view and the pod's.
+
+Examples:
+  libvirt-kvm-init check
+      first thing in an incident: in the libvirt container, or on the node
+  libvirt-kvm-init check --format npd
+      as a custom plugin of node-problem-detector
+  libvirt-kvm-init check --format prometheus > FILE
+      for the textfile collector
+
+Exit codes: 0 ok, 1 drift, 2 usage, 3 refused, 4 failed, 5 unproven, 6 absent"
+    )]
+    Check(Options),
+}
+
+impl Verb {
+    /// The options, whichever the verb.
+    pub fn options(&self) -> &Options {
+        match self {
+            Self::Apply(options) | Self::Check(options) => options,
+        }
+    }
 }
 
 /// The options of `apply`. All are text here, and unset where the command line says nothing.
@@ -92,7 +121,7 @@ pub struct Options {
     /// Refuse on collisions, disagreements and an unknown host root
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub strict: Option<String>,
-    /// How the report is written: table or json [default: table]
+    /// How the report is written: table, json, npd or prometheus [default: table]
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
     /// Show what would be changed, and change nothing

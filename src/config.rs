@@ -80,6 +80,10 @@ pub enum Format {
     Table,
     /// For programs.
     Json,
+    /// For node-problem-detector: one line of at most 80 characters, and its own exit codes.
+    Npd,
+    /// For Prometheus: the text exposition format.
+    Prometheus,
 }
 
 /// A text and where it was given.
@@ -98,6 +102,8 @@ pub struct Config {
     pub device: PathBuf,
     /// Whether the device was named, not assumed.
     pub device_given: bool,
+    /// Whether a device that is not the node's is a warning, not a refusal.
+    pub private_ok: bool,
     /// Where the node's file system is seen, if that was said.
     pub host_root: Option<PathBuf>,
     /// The pod root.
@@ -288,6 +294,7 @@ impl Layers {
                 .map(|path| path.components().collect())
                 .unwrap_or_else(|| PathBuf::from("/dev/kvm")),
             device_given: self.values.contains_key("device"),
+            private_ok: self.values.contains_key("device"),
             host_root: path("host-root")?,
             root: path("root")?.unwrap_or_else(|| PathBuf::from("/")),
             group: self

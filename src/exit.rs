@@ -24,6 +24,17 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// All of them, by exit code.
+    pub const ALL: [Self; 7] = [
+        Self::Ok,
+        Self::Drift,
+        Self::Usage,
+        Self::Refused,
+        Self::Failed,
+        Self::Unproven,
+        Self::Absent,
+    ];
+
     /// The exit code.
     pub fn code(self) -> u8 {
         match self {

@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use clap::Parser;
 use libvirt_kvm_init::cli::{Cli, Options, Verb};
@@ -9,7 +10,7 @@ use libvirt_kvm_init::config::{Config, Format};
 use libvirt_kvm_init::exit::Verdict;
 use libvirt_kvm_init::report::Report;
 use libvirt_kvm_init::sys::root::read_here;
-use libvirt_kvm_init::{apply, table};
+use libvirt_kvm_init::{apply, check, monitors, table};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -27,14 +28,17 @@ fn main() -> ExitCode {
             return say(&Report::new(Verdict::Usage, why), None);
         }
     };
-    let Verb::Apply(options) = cli.verb;
-    start_log(&options);
+    let options = cli.verb.options();
+    start_log(options);
     let read = |path: &std::path::Path| read_here(path).map_err(|error| error.to_string());
-    let config = match Config::resolve(&options, |name| std::env::var_os(name), read) {
+    let config = match Config::resolve(options, |name| std::env::var_os(name), read) {
         Ok(config) => config,
         Err(usage) => return say(&Report::new(Verdict::Usage, usage.to_string()), None),
     };
-    let report = apply::apply(&config);
+    let report = match cli.verb {
+        Verb::Apply(_) => apply::apply(&config),
+        Verb::Check(_) => check::check(&config),
+    };
     say(&report, Some(config.format))
 }
 
@@ -68,6 +72,8 @@ fn say(report: &Report, format: Option<Format>) -> ExitCode {
             table::table(report, colour)
         }
         Some(Format::Json) => report.to_json().unwrap_or_default(),
+        Some(Format::Npd) => monitors::npd(report),
+        Some(Format::Prometheus) => monitors::prometheus(report, SystemTime::now()),
         None => String::new(),
     };
     let mut stdout = io::stdout().lock();
@@ -75,7 +81,10 @@ fn say(report: &Report, format: Option<Format>) -> ExitCode {
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush());
     drop(stdout);
-    let mut code = report.exit_code;
+    let mut code = match format {
+        Some(Format::Npd) => monitors::npd_code(report),
+        _ => report.exit_code,
+    };
     let mut stderr = io::stderr().lock();
     match written {
         // Whoever read the report has seen enough.

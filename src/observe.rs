@@ -4,7 +4,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::unistd::Gid;
 
+use crate::accounts::{group, passwd};
 use crate::acl::Acl;
 use crate::config::Config;
 use crate::exit::Usage;
@@ -13,6 +15,8 @@ use crate::place::{self, HostRoot};
 use crate::sys::device::{Device, Facts};
 use crate::sys::file;
 use crate::sys::root::{Root, read_here};
+use crate::udev::{self, Prediction};
+use crate::udev_read;
 
 /// Where the group file of the pod root is.
 pub const GROUP_FILE: &str = "etc/group";
@@ -39,6 +43,8 @@ pub struct Host {
     pub db: HostDb,
     /// What stands at dev/kvm below it.
     pub node: Option<Facts>,
+    /// What its udev will do to the device.
+    pub udev: Prediction,
 }
 
 /// What is seen of the pod root.
@@ -70,6 +76,12 @@ impl Pod {
         // libvirtd is root and reads it whatever its mode.
         let out = self.group_out.as_ref().map(|out| &out.content[..]);
         out.or(self.group.as_deref())
+    }
+
+    /// The number that libvirtd finds for the group.
+    pub fn gid(&self, group: &str) -> Option<Gid> {
+        let found = group::by_name(self.effective_group()?, group.as_bytes());
+        found.map(|found| found.gid)
     }
 
     /// What stands at `--group-file-out`, if it is as this program leaves it but for its content.
@@ -155,11 +167,25 @@ fn host(root: &Root) -> anyhow::Result<Host> {
             db.records.extend(record(&at, &json.unwrap_or_default()));
         }
     }
+    let udev = predict(root, &db)?;
     Ok(Host {
         root: root.path().to_owned(),
         db,
         node: root.stat("dev/kvm")?.map(Facts::from),
+        udev,
     })
+}
+
+/// Works out what the node's udev will do, from its rules and its names.
+fn predict(root: &Root, db: &HostDb) -> anyhow::Result<Prediction> {
+    let rules = udev_read::rules(root)?;
+    let udevd = udev_read::udevd(root)?;
+    let passwd = root.read("etc/passwd")?.unwrap_or_default();
+    let names = udev::Database {
+        group: &|name| db.by_name(name).map(|found| found.gid),
+        user: &|name| passwd::by_name(&passwd, name.as_bytes()).map(|user| user.uid),
+    };
+    Ok(udev::predict(&rules, &udevd, &names))
 }
 
 fn pod(root: &Root, is_host: bool, config: &Config) -> anyhow::Result<Pod> {

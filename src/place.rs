@@ -78,7 +78,7 @@ fn search() -> HostRoot {
 
 /// On the node: the initial PID namespace, no sign of a container, and PID 1's root is ours, as
 /// far as it can be read.
-fn on_the_node() -> bool {
+pub fn on_the_node() -> bool {
     in_initial_pid_namespace()
         && container_marker().is_none()
         && (Root::open(Path::new(PID_1)).is_err() || pid_1_has_our_root())

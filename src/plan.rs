@@ -2,6 +2,7 @@
 //! Pure: the same observation always gives the same decision.
 #![forbid(unsafe_code)]
 
+mod events;
 mod safety;
 mod work;
 
@@ -20,7 +21,7 @@ use crate::qemu_conf;
 use crate::report::{Cause, Warning};
 use crate::resolve::{Candidate, Resolution, Source, resolve};
 
-pub use work::{primary_users, wanted_mode};
+pub use work::{align_all, primary_users, wanted_mode};
 
 /// What is to be done.
 #[derive(Debug)]
@@ -101,8 +102,8 @@ pub enum Step {
 /// file is read again under the lock, so that concurrent runs lose nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupStep {
-    /// The group; `None` copies the file as it is.
-    pub want: Option<GroupWant>,
+    /// The groups, one after the other; none copies the file as it is.
+    pub wants: Vec<GroupWant>,
     /// Where the result goes, if not over the file itself.
     pub out: Option<PathBuf>,
     /// What differs.
@@ -152,10 +153,13 @@ pub fn decide(seen: &Observed, config: &Config) -> Result<Decision, Usage> {
         course: Course::Act(Vec::new()),
         identity: None,
         identity_now: None,
-        warnings: resolution.warnings.clone(),
+        warnings: events::warnings(seen, resolution.target().map(|target| target.gid)),
         renumbered: None,
         resolution,
     };
+    decision
+        .warnings
+        .extend(decision.resolution.warnings.clone());
     if let Some((cause, text, advice)) = safety::absent(seen, config) {
         let steps = work::file_for_the_pod(seen, config, conf.as_ref(), &decision.resolution);
         decision.course = Course::Absent {
@@ -186,6 +190,13 @@ fn candidates(seen: &Observed, config: &Config) -> Vec<Candidate> {
         found.push(Candidate { gid, source, at });
     }
     let host = seen.host.as_ref();
+    if let Some(outcome) = host.and_then(|host| host.udev.add.outcome())
+        && let Some(gid) = outcome.gid
+    {
+        let at = format!("the node's {}", outcome.rule);
+        let source = Source::Udev;
+        found.push(Candidate { gid, source, at });
+    }
     if let Some(group) = host.and_then(|host| host.db.by_name(&config.group)) {
         let (gid, at) = (group.gid, format!("the node's {}", group.at));
         let source = Source::HostGroup;

@@ -256,6 +256,25 @@ impl Proof {
     }
 }
 
+impl Cause {
+    /// The word, as JSON has it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Ownership => "ownership",
+            Self::Acl => "acl",
+            Self::DeviceCgroup => "device-cgroup",
+            Self::Nodev => "nodev",
+            Self::SecurityModule => "security-module",
+            Self::NoDriver => "no-driver",
+            Self::Missing => "missing",
+            Self::NotKvm => "not-kvm",
+            Self::Busy => "busy",
+            Self::ApiVersion => "api-version",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// The fixed list of warnings: alerts key on these words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -276,6 +295,22 @@ pub enum Code {
     OldGidInUse,
     /// This container's /dev is not the node's.
     PrivateDevice,
+    /// A running libvirtd resolved its group before the group file changed.
+    LibvirtdStale,
+    /// A name service cache answers libvirtd instead of the pod's files.
+    NscdSocket,
+    /// Everybody can open the device.
+    OpenToOthers,
+    /// Others than the QEMU user are members of the group.
+    OtherMembers,
+    /// The node's udev gives different groups at different events.
+    UdevEventsDiffer,
+    /// A rule about the device that the node's udevd ignores.
+    UdevIgnored,
+    /// A rule about the device whose outcome cannot be told.
+    UdevUnclear,
+    /// The running udevd applies numbers from before the node's files changed.
+    UdevdStale,
     /// The device's owner is not mapped in this user namespace.
     UnmappedOwner,
     /// The proof was turned off.
@@ -296,6 +331,14 @@ impl Code {
             Self::LimitedProof => "limited-proof",
             Self::OldGidInUse => "old-gid-in-use",
             Self::PrivateDevice => "private-device",
+            Self::LibvirtdStale => "libvirtd-stale",
+            Self::NscdSocket => "nscd-socket",
+            Self::OpenToOthers => "open-to-others",
+            Self::OtherMembers => "other-members",
+            Self::UdevEventsDiffer => "udev-events-differ",
+            Self::UdevIgnored => "udev-ignored",
+            Self::UdevUnclear => "udev-unclear",
+            Self::UdevdStale => "udevd-stale",
             Self::UnmappedOwner => "unmapped-owner",
             Self::Unproven => "unproven",
             Self::Unsettled => "unsettled",

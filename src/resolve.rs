@@ -16,6 +16,8 @@ use crate::report::{Code, Warning};
 pub enum Source {
     /// `--gid`, its variable or its key.
     Flag,
+    /// What the node's udev gives at an add event.
+    Udev,
     /// The node's group database.
     HostGroup,
     /// The device's own group.
@@ -58,7 +60,7 @@ impl Resolution {
 }
 
 /// Orders the candidates by strength, drops what is no ID, and compares those that speak for the
-/// node: `--gid` and the node's group database. That device or pod differ is what there is to
+/// node: `--gid`, its udev and its group database. That device or pod differ is what there is to
 /// change, never a disagreement.
 pub fn resolve(candidates: impl IntoIterator<Item = Candidate>) -> Resolution {
     let mut warnings = Vec::new();
@@ -77,10 +79,12 @@ pub fn resolve(candidates: impl IntoIterator<Item = Candidate>) -> Resolution {
     usable.sort_by_key(|candidate: &Candidate| candidate.source);
     let mut speakers = usable
         .iter()
-        .filter(|candidate| matches!(candidate.source, Source::Flag | Source::HostGroup));
-    if let (Some(first), Some(second)) = (speakers.next(), speakers.next())
-        && first.gid != second.gid
-    {
+        .filter(|candidate| candidate.source <= Source::HostGroup);
+    let first = speakers.next();
+    for second in speakers {
+        let Some(first) = first.filter(|first| first.gid != second.gid) else {
+            continue;
+        };
         let text = format!(
             "{} says {}, {} says {}: {} is used",
             first.at, first.gid, second.at, second.gid, first.gid
@@ -107,9 +111,19 @@ mod tests {
 
     #[test]
     fn the_strongest_usable_candidate_wins() {
-        use Source::{Device, Flag, HostGroup, PodGroup};
+        use Source::{Device, Flag, HostGroup, PodGroup, Udev};
         type Row<'a> = (&'a [(u32, Source)], Option<u32>, &'a [Code]);
-        let table: [Row<'_>; 9] = [
+        let table: [Row<'_>; 11] = [
+            (
+                &[(108, HostGroup), (929_292, Udev), (424, PodGroup)],
+                Some(929_292),
+                &[Code::Disagreement],
+            ),
+            (
+                &[(500, Flag), (108, Udev), (108, HostGroup)],
+                Some(500),
+                &[Code::Disagreement, Code::Disagreement],
+            ),
             (
                 &[(424, PodGroup), (424, Device), (108, HostGroup)],
                 Some(108),

@@ -9,8 +9,11 @@ use crate::config::Config;
 use crate::exit::Verdict;
 use crate::observe::{GROUP_FILE, Node, Observed};
 use crate::plan::{Decision, wanted_mode};
-use crate::report::{Candidate, Device, Host, HostDevice, Pod, Qemu, Report, Target};
+use crate::report::{
+    Candidate, Device, Host, HostDevice, Pod, Qemu, Report, Target, Udev, UdevEvent,
+};
 use crate::sys::root::kind_name;
+use crate::udev::{Event, Prediction};
 
 /// The report so far: everything but verdict, changes and proof.
 pub fn report(seen: &Observed, decision: &Decision, config: &Config) -> Report {
@@ -48,7 +51,7 @@ pub fn report(seen: &Observed, decision: &Decision, config: &Config) -> Report {
             .db
             .by_name(&config.group)
             .map(|found| found.gid.as_raw()),
-        udev: None,
+        udev: Some(udev(&host.udev)),
     });
     report.pod = Some(pod(seen, config));
     report.qemu = decision.identity.as_ref().map(|identity| Qemu {
@@ -60,6 +63,24 @@ pub fn report(seen: &Observed, decision: &Decision, config: &Config) -> Report {
     });
     report.warnings.clone_from(&decision.warnings);
     report
+}
+
+fn udev(prediction: &Prediction) -> Udev {
+    let event = |event| {
+        let outcome = prediction.of(event).outcome()?;
+        Some(UdevEvent {
+            gid: outcome.gid.map(|gid| gid.as_raw()),
+            mode: outcome.mode.map(octal),
+            rule: outcome.rule.clone(),
+        })
+    };
+    let ignored = prediction.ignored.iter();
+    Udev {
+        start: event(Event::Start),
+        add: event(Event::Add),
+        change: event(Event::Change),
+        ignored: ignored.map(|remark| remark.rule.clone()).collect(),
+    }
 }
 
 fn device(seen: &Observed, config: &Config) -> Device {

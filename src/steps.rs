@@ -4,11 +4,11 @@ use std::borrow::Cow;
 
 use nix::errno::Errno;
 
-use crate::accounts::edit::{self, align};
+use crate::accounts::edit;
 use crate::config::Config;
 use crate::exit::Refused;
 use crate::observe::GROUP_FILE;
-use crate::plan::{GroupStep, Step};
+use crate::plan::{GroupStep, Step, align_all};
 use crate::report::{Action, Change};
 use crate::sys::CallError;
 use crate::sys::device::Device;
@@ -92,10 +92,7 @@ fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
 }
 
 fn aligned<'a>(step: &GroupStep, file: &'a [u8]) -> anyhow::Result<Cow<'a, [u8]>> {
-    match &step.want {
-        Some(want) => Ok(align(file, &want.as_want())?.0),
-        None => Ok(Cow::Borrowed(file)),
-    }
+    Ok(align_all(file, &step.wants)?.0)
 }
 
 const LOCKED: &str =

@@ -71,12 +71,8 @@ pub fn table(report: &Report, colour: bool) -> String {
         let line = format!("{}: {}", warning.code.word(), warning.text);
         push(&mut text, "warning", &line);
     }
-    let cause = report
-        .proof
-        .cause
-        .and_then(|cause| serde_json::to_string(&cause).ok());
-    if let Some(cause) = cause {
-        push(&mut text, "cause", cause.trim_matches('"'));
+    if let Some(cause) = report.proof.cause {
+        push(&mut text, "cause", cause.word());
     }
     if let Some(advice) = &report.proof.advice {
         push(&mut text, "advice", advice);

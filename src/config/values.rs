@@ -107,6 +107,8 @@ pub fn format(text: &str) -> Result<Format, &'static str> {
     match text {
         "table" => Ok(Format::Table),
         "json" => Ok(Format::Json),
-        _ => Err("table or json"),
+        "npd" => Ok(Format::Npd),
+        "prometheus" => Ok(Format::Prometheus),
+        _ => Err("table, json, npd or prometheus"),
     }
 }

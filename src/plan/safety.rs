@@ -166,7 +166,7 @@ fn check_device(
                 facts.uid, facts.gid, facts.mode, host.uid, host.gid, host.mode
             );
             let text = format!("{private} ({shown}); mount the node's /dev at /dev");
-            if config.device_given {
+            if config.private_ok {
                 warnings.push(Warning::new(Code::PrivateDevice, text));
                 return Ok(());
             }

@@ -4,9 +4,10 @@ use std::borrow::Cow;
 
 use nix::unistd::{Gid, Uid};
 
+use super::events::other_numbers;
 use super::safety::collisions;
 use super::{Decision, GroupStep, GroupWant, Step};
-use crate::accounts::edit::{self, align};
+use crate::accounts::edit::{self, EditError, align};
 use crate::accounts::{group, passwd};
 use crate::config::Config;
 use crate::exit::Usage;
@@ -32,12 +33,8 @@ pub fn steps(
             Err(unknown) if pod.is_host && unknown.is_absence() => None,
             Err(unknown) => return Err(Usage(unknown.to_string())),
         };
-        let want = GroupWant {
-            group: config.group.clone(),
-            gid: target,
-            member,
-        };
-        let (aligned, step) = group_step(seen, config, want)?;
+        let wants = wants(seen, config, target, member);
+        let (aligned, step) = group_step(seen, config, wants)?;
         note_leftovers(seen, config, step.as_ref(), decision);
         steps.extend(step.map(Step::GroupFile));
         aligned
@@ -82,6 +79,52 @@ pub fn steps(
     Ok(steps)
 }
 
+/// The group with its number, and one more for each other number that an event of the node gives the
+/// device: as long as the node's events disagree, no single number lasts.
+fn wants(seen: &Observed, config: &Config, target: Gid, member: Option<Vec<u8>>) -> Vec<GroupWant> {
+    let name = &config.group;
+    let mut wants = vec![GroupWant {
+        group: name.clone(),
+        gid: target,
+        member: member.clone(),
+    }];
+    // Without a member there is nobody whom another number could lock out.
+    if member.is_some() && !seen.pod.is_host {
+        wants.extend(
+            other_numbers(seen, target)
+                .into_iter()
+                .map(|gid| GroupWant {
+                    group: format!("{name}-{gid}"),
+                    gid,
+                    member: member.clone(),
+                }),
+        );
+    }
+    wants
+}
+
+/// Brings a group file in line with one group after the other.
+///
+/// # Errors
+/// A name that cannot be written.
+pub fn align_all<'a>(
+    file: &'a [u8],
+    wants: &[GroupWant],
+) -> Result<(Cow<'a, [u8]>, Vec<edit::Change>), EditError> {
+    let (mut content, mut changes) = (Cow::Borrowed(file), Vec::new());
+    for want in wants {
+        let aligned = match align(&content, &want.as_want())? {
+            (Cow::Owned(aligned), more) => {
+                changes.extend(more);
+                aligned
+            }
+            (Cow::Borrowed(_), _) => continue,
+        };
+        content = Cow::Owned(aligned);
+    }
+    Ok((content, changes))
+}
+
 /// On the node itself the group file is never edited; a file of its own can be made from it.
 pub fn writes_group_file(seen: &Observed, config: &Config) -> bool {
     !seen.pod.is_host || config.group_file_out.is_some()
@@ -91,7 +134,7 @@ pub fn writes_group_file(seen: &Observed, config: &Config) -> bool {
 fn group_step<'a>(
     seen: &'a Observed,
     config: &Config,
-    want: GroupWant,
+    wants: Vec<GroupWant>,
 ) -> Result<(Cow<'a, [u8]>, Option<GroupStep>), Usage> {
     let path = seen.pod.root.join(GROUP_FILE);
     let Some(file) = &seen.pod.group else {
@@ -100,8 +143,8 @@ fn group_step<'a>(
             path.display()
         )));
     };
-    let (aligned, changes) = align(file, &want.as_want())
-        .map_err(|error| Usage(format!("{}: {error}", path.display())))?;
+    let (aligned, changes) =
+        align_all(file, &wants).map_err(|error| Usage(format!("{}: {error}", path.display())))?;
     let stands = match &config.group_file_out {
         Some(_) => seen.pod.own_group_out(),
         None => Some(&file[..]),
@@ -110,16 +153,13 @@ fn group_step<'a>(
         return Ok((aligned, None));
     }
     // What changes for libvirtd is told from the file that it would read now.
-    let changes = match seen
-        .pod
-        .effective_group()
-        .map(|file| align(file, &want.as_want()))
-    {
+    let now = seen.pod.effective_group();
+    let changes = match now.map(|file| align_all(file, &wants)) {
         Some(Ok((_, changes))) => changes,
         _ => changes,
     };
     let step = GroupStep {
-        want: Some(want),
+        wants,
         out: config.group_file_out.clone(),
         changes,
     };
@@ -222,24 +262,16 @@ pub fn file_for_the_pod(
     let (Some(out), Some(file)) = (&config.group_file_out, &seen.pod.group) else {
         return Vec::new();
     };
-    let want = resolution
-        .target()
-        .filter(|target| collisions(file, config, target.gid).next().is_none());
-    let want = want.map(|target| GroupWant {
-        group: config.group.clone(),
-        gid: target.gid,
-        member: user(seen, config, conf).ok().and_then(|user| member(&user)),
-    });
-    let aligned = want.as_ref().map(|want| align(file, &want.as_want()));
-    let (content, changes) = match aligned {
-        Some(Ok(aligned)) => aligned,
-        _ => (Cow::Borrowed(&file[..]), Vec::new()),
-    };
+    let target = resolution.target().map(|target| target.gid);
+    let target = target.filter(|gid| collisions(file, config, *gid).next().is_none());
+    let member = user(seen, config, conf).ok().and_then(|user| member(&user));
+    let wants = target.map_or_else(Vec::new, |gid| wants(seen, config, gid, member));
+    let (content, changes) = align_all(file, &wants).unwrap_or((Cow::Borrowed(file), Vec::new()));
     if seen.pod.own_group_out() == Some(&content[..]) {
         return Vec::new();
     }
     vec![Step::GroupFile(GroupStep {
-        want,
+        wants,
         out: Some(out.clone()),
         changes,
     })]

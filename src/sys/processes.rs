@@ -1,22 +1,78 @@
-//! Which running QEMUs still carry a group's old number.
+//! Other processes, as far as `/proc` shows them. They are only looked at.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use nix::unistd::Gid;
 
-/// The process IDs of QEMU processes whose credentials include `gid`, as far as `/proc` shows
-/// them; empty where it shows none. They are not disturbed by a change, they keep what they hold.
+/// Parts of a second that /proc counts in, the same on every architecture that runs KVM.
+const TICKS: i64 = 100;
+
+/// A process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its ID.
+    pub pid: u32,
+    /// Its name, at most 15 bytes.
+    pub name: String,
+    /// When it started, in seconds since 1970.
+    pub started: i64,
+    /// Device and inode number of its root, where that can be read.
+    pub root: Option<(u64, u64)>,
+}
+
+/// The processes with one of these names, oldest ID first.
+pub fn named(names: &[&str]) -> Vec<Process> {
+    let Some(boot) = boot_time() else {
+        return Vec::new();
+    };
+    let process = |pid| {
+        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+        let stat = String::from_utf8_lossy(&stat);
+        let (name, ticks) = name_and_start(&stat).filter(|(name, _)| names.contains(name))?;
+        let root = fs::metadata(format!("/proc/{pid}/root/")).ok();
+        Some(Process {
+            pid,
+            name: name.to_owned(),
+            started: boot + ticks / TICKS,
+            root: root.map(|root| (root.dev(), root.ino())),
+        })
+    };
+    pids().into_iter().filter_map(process).collect()
+}
+
+/// The process IDs of QEMU processes whose credentials include `gid`; empty where none can be
+/// seen. They are not disturbed by a change, they keep what they hold.
 pub fn qemus_with_group(gid: Gid) -> Vec<u32> {
+    let pids = pids().into_iter();
+    pids.filter(|pid| carries(*pid, gid).unwrap_or(false))
+        .collect()
+}
+
+fn pids() -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
-    let mut found: Vec<u32> = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| carries(*pid, gid).unwrap_or(false))
+    let names = entries.flatten().map(|entry| entry.file_name());
+    let mut pids: Vec<u32> = names
+        .filter_map(|name| name.to_str()?.parse().ok())
         .collect();
-    found.sort_unstable();
-    found
+    pids.sort_unstable();
+    pids
+}
+
+fn boot_time() -> Option<i64> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let boot = stat.lines().find_map(|line| line.strip_prefix("btime "))?;
+    boot.trim().parse().ok()
+}
+
+/// The process' name, and its start in ticks since boot (proc_pid_stat(5): the 22nd field).
+fn name_and_start(stat: &str) -> Option<(&str, i64)> {
+    let (_, rest) = stat.split_once('(')?;
+    let (name, rest) = rest.rsplit_once(')')?;
+    let ticks = rest.split_whitespace().nth(19)?.parse().ok()?;
+    Some((name, ticks))
 }
 
 fn carries(pid: u32, gid: Gid) -> Option<bool> {
@@ -31,4 +87,16 @@ fn carries(pid: u32, gid: Gid) -> Option<bool> {
     let has =
         |key| line(key).is_some_and(|ids: &str| ids.split_whitespace().any(|id| id == wanted));
     Some(has("Gid:") || has("Groups:"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_may_hold_anything() {
+        let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 9 9";
+        assert_eq!(name_and_start(stat), Some(("a) b (c)", 4242)));
+        assert_eq!(name_and_start("7 (a"), None);
+    }
 }

@@ -1,0 +1,152 @@
+//! `check`, and `apply --dry-run`: the same observation and decision without a write or a lock. It
+//! proves what is, says what should be, and what will happen next.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::Config;
+use crate::exit::Verdict;
+use crate::forecast::{coming, losses};
+use crate::judge::{absent_code, conclude, failure, moved, proof, would_open};
+use crate::observe::{Observed, observe};
+use crate::oddities::{self, LIBVIRTDS};
+use crate::place;
+use crate::plan::{Course, Decision, Step, decide};
+use crate::report::{Cause, Change, Proof, Report, Warning};
+use crate::snapshot;
+use crate::steps;
+use crate::sys::processes::named;
+use crate::sys::root::Root;
+
+/// How often the device is looked at again when it changed while it was being proven.
+const ROUNDS: usize = 3;
+
+/// Looks, proves and judges. On a node where libvirtd runs in a container the pod root is that
+/// container's, unless another one was named: the node's view and the pod's in one report.
+pub fn check(config: &Config) -> Report {
+    let root = libvirtds_root(config);
+    let config = &Config {
+        root: root.unwrap_or_else(|| config.root.clone()),
+        private_ok: true,
+        ..config.clone()
+    };
+    judge(config)
+}
+
+/// The root of the libvirtd that runs on this node, if it is not the node's own.
+fn libvirtds_root(config: &Config) -> Option<PathBuf> {
+    let here = Path::new("/");
+    if config.root != here || !place::on_the_node() {
+        return None;
+    }
+    let own = Root::open(here).and_then(|root| root.id()).ok()?;
+    let mut processes = named(&LIBVIRTDS).into_iter();
+    let found = processes.find(|process| process.root.is_some_and(|root| root != own))?;
+    Some(PathBuf::from(format!("/proc/{}/root", found.pid)))
+}
+
+/// What `apply --dry-run` shows: the same for this root, with `apply`'s own safety rules.
+pub fn judge(config: &Config) -> Report {
+    let mut warnings = Vec::new();
+    let mut report = run(config, &mut warnings).unwrap_or_else(|error| failure(&error, None));
+    for warning in warnings {
+        if !report.warnings.contains(&warning) {
+            report.warnings.push(warning);
+        }
+    }
+    report
+}
+
+fn run(config: &Config, warnings: &mut Vec<Warning>) -> anyhow::Result<Report> {
+    let mut round = 0;
+    loop {
+        round += 1;
+        let (seen, _device) = observe(config)?;
+        let mut decision = decide(&seen, config)?;
+        // What is proven is whom libvirt would start now, not whom it will once all is aligned.
+        let then = decision.identity.take();
+        decision.identity = decision.identity_now.take();
+        let mut report = snapshot::report(&seen, &decision, config);
+        report.warnings.extend(oddities::warnings(
+            &seen,
+            config,
+            decision.identity.as_ref(),
+        ));
+        let steps = match &decision.course {
+            Course::Refuse(refusal) => {
+                report.verdict = Verdict::Refused;
+                report.exit_code = Verdict::Refused.code();
+                report.summary.clone_from(&refusal.text);
+                report.proof = Proof::none(refusal.cause, None);
+                return Ok(report);
+            }
+            Course::Absent {
+                cause,
+                text,
+                advice,
+                steps,
+            } => {
+                report.changes = listed(steps);
+                report.verdict = Verdict::Absent;
+                report.exit_code = absent_code(config);
+                report.summary.clone_from(text);
+                report.proof = Proof::none(Some(*cause), Some(advice.clone()));
+                return Ok(report);
+            }
+            Course::Act(steps) => steps,
+        };
+        report.changes = listed(steps);
+        report.proof = proof(config, &seen, &decision, warnings)?;
+        let told = matches!(report.proof.result.as_str(), "ok" | "off");
+        if !told && round < ROUNDS && moved(&seen, config) {
+            continue;
+        }
+        conclude(&mut report, &decision);
+        if report.proof.cause == Some(Cause::NoDriver) {
+            report.verdict = Verdict::Absent;
+            report.exit_code = absent_code(config);
+        }
+        let mends = then.is_some_and(|then| would_open(config, &seen, steps, &then));
+        find_drift(&mut report, &seen, &decision, config, mends);
+        return Ok(report);
+    }
+}
+
+fn listed(steps: &[Step]) -> Vec<Change> {
+    steps.iter().flat_map(steps::changes).collect()
+}
+
+/// QEMU cannot open KVM and `apply` would mend it; or it can, and something that is known to come
+/// takes it away.
+fn find_drift(
+    report: &mut Report,
+    seen: &Observed,
+    decision: &Decision,
+    config: &Config,
+    mends: bool,
+) {
+    let by_rights = matches!(report.proof.result.as_str(), "EACCES" | "none");
+    let summary = match (report.verdict, &decision.identity) {
+        (Verdict::Unproven, _) if by_rights && mends => Some(format!(
+            "{}; `libvirt-kvm-init apply` mends it",
+            report.summary
+        )),
+        (Verdict::Ok, Some(identity)) if report.proof.result == "ok" => {
+            let losses = losses(coming(seen, config), identity);
+            losses.first().map(|loss| {
+                format!(
+                    "{}, but {} makes it {}, and then it cannot; `libvirt-kvm-init apply` in the \
+                     pod makes both agree",
+                    report.summary,
+                    loss.what,
+                    loss.numbers()
+                )
+            })
+        }
+        _ => None,
+    };
+    if let Some(summary) = summary {
+        report.summary = summary;
+        report.verdict = Verdict::Drift;
+        report.exit_code = Verdict::Drift.code();
+    }
+}

@@ -1,0 +1,106 @@
+//! What will happen to the device next, and whether QEMU can still open it then. Pure.
+//!
+//! A state that works can be about to end: the node's udev gives the device its own number at its
+//! next event, and the chart's libvirt.sh gives it the pod's number at the next container start.
+#![forbid(unsafe_code)]
+
+use nix::unistd::{Gid, Uid};
+
+use crate::config::Config;
+use crate::diagnose::allows;
+use crate::observe::{Node, Observed};
+use crate::qemu::Identity;
+use crate::udev::{Event, Outcome};
+
+/// Something that will happen to the device.
+#[derive(Debug, Clone)]
+pub struct Coming {
+    /// What happens, with its rule: `an udevd restart (/etc/udev/rules.d/99-kvm.rules:1)`.
+    pub what: String,
+    /// The device afterwards.
+    pub node: Node,
+}
+
+impl Coming {
+    /// Owner, group and mode afterwards: `0:108 0660`.
+    pub fn numbers(&self) -> String {
+        let facts = &self.node.facts;
+        format!("{}:{} {:04o}", facts.uid, facts.gid, facts.mode)
+    }
+}
+
+/// Everything that is known to come.
+pub fn coming(seen: &Observed, config: &Config) -> Vec<Coming> {
+    let Some(now) = &seen.device else {
+        return Vec::new();
+    };
+    let udev = seen.host.as_ref().map(|host| &host.udev);
+    let events = [
+        (Event::Start, "an udevd restart", false),
+        (Event::Add, "a module reload or reboot", true),
+        (
+            Event::Add,
+            "an add event (udevadm trigger --action=add)",
+            false,
+        ),
+        (Event::Change, "a change event (udevadm trigger)", false),
+    ];
+    let mut found: Vec<_> = events
+        .into_iter()
+        .filter_map(|(event, what, fresh)| {
+            let outcome = udev?.of(event).outcome()?;
+            let what = format!("{what} ({})", outcome.rule);
+            let node = after(now, outcome, fresh);
+            Some(Coming { what, node })
+        })
+        .collect();
+    found.extend(libvirt_sh(seen, now, config));
+    found
+}
+
+/// What takes the device away from a QEMU that can open it now.
+pub fn losses(coming: Vec<Coming>, identity: &Identity) -> Vec<Coming> {
+    coming
+        .into_iter()
+        .filter(|coming| !allows(&coming.node, identity))
+        .collect()
+}
+
+/// The device after an event: a fresh one, as the kernel makes it (0:0 0600), or the one that is
+/// there.
+fn after(now: &Node, outcome: &Outcome, fresh: bool) -> Node {
+    let mut node = now.clone();
+    if fresh {
+        node.facts.uid = Uid::from_raw(0);
+        node.facts.gid = Gid::from_raw(0);
+        node.facts.mode = 0o600;
+        node.acl = None;
+    }
+    node.facts.uid = outcome.uid.unwrap_or(node.facts.uid);
+    node.facts.gid = outcome.gid.unwrap_or(node.facts.gid);
+    if let Some(mode) = outcome.mode {
+        set_mode(&mut node, mode);
+    }
+    node
+}
+
+/// The chart's three lines, run in the pod at each start of its container: `chmod 660 /dev/kvm;
+/// chown root:kvm /dev/kvm`.
+fn libvirt_sh(seen: &Observed, now: &Node, config: &Config) -> Option<Coming> {
+    if seen.pod.is_host {
+        return None;
+    }
+    let gid = seen.pod.gid(&config.group)?;
+    let mut node = now.clone();
+    set_mode(&mut node, 0o660);
+    node.facts.uid = Uid::from_raw(0);
+    node.facts.gid = gid;
+    let what = "the next start of the chart's libvirt.sh".to_owned();
+    Some(Coming { what, node })
+}
+
+/// chmod(2): with an ACL the mode's group bits become the mask.
+fn set_mode(node: &mut Node, mode: u16) {
+    node.facts.mode = mode;
+    node.acl = node.acl.take().map(|acl| acl.with_mode(mode));
+}

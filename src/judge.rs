@@ -1,0 +1,131 @@
+//! The verdict on what was seen: proven, or what would mend it, or what will take it away.
+
+use crate::config::{Config, Missing, ProofKind};
+use crate::diagnose::{Scene, allows, closed_folder, diagnose};
+use crate::exit::{Verdict, verdict_of};
+use crate::observe::{Observed, folders_above};
+use crate::plan::{Decision, Step};
+use crate::prove::{Sight, prove};
+use crate::qemu::Identity;
+use crate::report::{Cause, Code, Proof, Report, Warning};
+use crate::sys::CallError;
+use crate::sys::device::Device;
+use crate::sys::identity::{Credentials, normalised};
+
+/// Where guests may run without KVM its absence is accepted.
+pub fn absent_code(config: &Config) -> u8 {
+    match config.missing {
+        Missing::Fail => Verdict::Absent.code(),
+        Missing::Skip => Verdict::Ok.code(),
+    }
+}
+
+/// Proves for the identity that libvirt will use, or says why nobody asked.
+pub fn proof(
+    config: &Config,
+    seen: &Observed,
+    decision: &Decision,
+    warnings: &mut Vec<Warning>,
+) -> anyhow::Result<Proof> {
+    if config.proof == ProofKind::Off {
+        let text = "the proof was turned off (--proof off): whether QEMU can open KVM is unknown";
+        warnings.push(Warning::new(Code::Unproven, text));
+        let mut proof = Proof::none(None, None);
+        proof.result = "off".to_owned();
+        return Ok(proof);
+    }
+    let (Some(identity), Some(node)) = (&decision.identity, &seen.device) else {
+        return Ok(Proof::none(Some(Cause::Unknown), None));
+    };
+    let who = Credentials {
+        uid: identity.uid,
+        gid: identity.gid,
+        groups: normalised(identity.groups.clone()),
+    };
+    let sight = prove(&config.device, &node.facts, &who, config.proof)?;
+    let folders = match sight {
+        Sight::Ok(_) => Vec::new(),
+        _ => folders_above(&config.device),
+    };
+    let scene = Scene {
+        device: &config.device,
+        node,
+        folders: &folders,
+        identity,
+    };
+    Ok(diagnose(sight, &scene))
+}
+
+/// Whether there is something to do, and QEMU could open the device once it is done, as far as
+/// rights and the mount tell.
+pub fn would_open(config: &Config, seen: &Observed, steps: &[Step], then: &Identity) -> bool {
+    let Some(mut node) = seen.device.clone().filter(|_| !steps.is_empty()) else {
+        return false;
+    };
+    for step in steps {
+        match step {
+            Step::GroupFile(_) => {}
+            Step::Owner { to, .. } => (node.facts.uid, node.facts.gid) = *to,
+            Step::Mode { to, .. } => node.facts.mode = *to,
+            Step::Acl { to, .. } => node.acl = Some(to.clone()),
+        }
+    }
+    let folders = folders_above(&config.device);
+    let scene = Scene {
+        device: &config.device,
+        node: &node,
+        folders: &folders,
+        identity: then,
+    };
+    !node.nodev && closed_folder(&scene).is_none() && allows(&node, then)
+}
+
+/// The verdict on a state in which nothing is left to change.
+pub fn conclude(report: &mut Report, decision: &Decision) {
+    let who = decision.identity.as_ref().map(|identity| identity.label());
+    let who = who.unwrap_or_default();
+    let path = report.device.as_ref().map(|device| device.path.clone());
+    let path = path.unwrap_or_default();
+    let stand_in = decision
+        .identity
+        .as_ref()
+        .is_some_and(|identity| identity.stand_in);
+    (report.verdict, report.summary) = match report.proof.result.as_str() {
+        "ok" if stand_in => (
+            Verdict::Ok,
+            format!("the group can open {path}; this node has no QEMU user to prove it for"),
+        ),
+        "ok" => (Verdict::Ok, format!("QEMU as {who} can open {path}")),
+        "off" => (Verdict::Ok, format!("{path} is as it shall be; not proven")),
+        "none" => (
+            Verdict::Unproven,
+            format!("whether QEMU as {who} can open {path} could not be asked"),
+        ),
+        result => (
+            Verdict::Unproven,
+            format!("QEMU as {who} cannot open {path}: {result}"),
+        ),
+    };
+    report.exit_code = report.verdict.code();
+}
+
+/// Whether the device is not as it was seen: then a failed proof says nothing yet.
+pub fn moved(seen: &Observed, config: &Config) -> bool {
+    let before = seen.device.as_ref().map(|node| node.facts);
+    let now = Device::find(&config.device).ok().flatten();
+    now.map(|device| device.facts()) != before
+}
+
+/// The report on a run that an error ended; `view` is what had been seen until then.
+pub fn failure(error: &anyhow::Error, view: Option<Report>) -> Report {
+    let advice = error.downcast_ref().and_then(CallError::advice);
+    let mut report = view.unwrap_or_else(|| Report::new(Verdict::Failed, ""));
+    report.summary = match advice {
+        Some(advice) => format!("{error:#}; {advice}"),
+        None => format!("{error:#}"),
+    };
+    report.verdict = verdict_of(error);
+    report.exit_code = report.verdict.code();
+    report.proof = Proof::none(None, None);
+    report
+}

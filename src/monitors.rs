@@ -1,0 +1,158 @@
+//! The report for monitors: node-problem-detector and Prometheus.
+#![forbid(unsafe_code)]
+
+use std::fmt::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::exit::Verdict;
+use crate::report::Report;
+
+/// What node-problem-detector shows of a message (`max_output_length` in its examples).
+const NPD_WIDTH: usize = 80;
+
+/// One line for node-problem-detector's custom plugin: the verdict, the cause, and the beginning of
+/// the summary.
+pub fn npd(report: &Report) -> String {
+    let mut line = report.verdict.word().to_owned();
+    if let Some(cause) = report.proof.cause {
+        let _ = write!(line, " ({})", cause.word());
+    }
+    let _ = write!(line, ": {}", report.summary);
+    let line: String = line
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    let mut short: String = line.chars().take(NPD_WIDTH).collect();
+    if short.len() < line.len() {
+        short = short.chars().take(NPD_WIDTH - 1).collect();
+        short.push('…');
+    }
+    short.push('\n');
+    short
+}
+
+/// node-problem-detector's exit codes: 0 fine, 1 problem, 2 unknown.
+pub fn npd_code(report: &Report) -> u8 {
+    match report.verdict {
+        // A missing KVM that is accepted is fine.
+        _ if report.exit_code == Verdict::Ok.code() => 0,
+        Verdict::Usage | Verdict::Failed => 2,
+        _ => 1,
+    }
+}
+
+/// Gauges in Prometheus' text exposition format.
+pub fn prometheus(report: &Report, now: SystemTime) -> String {
+    let mut text = String::new();
+    let verdicts = Verdict::ALL.map(|verdict| {
+        let set = u32::from(verdict == report.verdict);
+        (
+            format!("{{verdict=\"{}\"}}", verdict.word()),
+            set.to_string(),
+        )
+    });
+    let help = "1 for the verdict of the last run, 0 for every other one.";
+    gauge(&mut text, "verdict", help, &verdicts);
+    let cause = report.proof.cause.map_or("", |cause| cause.word());
+    let labels = format!(
+        "{{cause=\"{cause}\",result=\"{}\"}}",
+        escaped(&report.proof.result)
+    );
+    let help = "Always 1; what opening the device as QEMU came to, and why.";
+    gauge(&mut text, "proof_info", help, &[(labels, "1".to_owned())]);
+    let numbers = [
+        (
+            "target_gid",
+            "The group number that device and pod shall have.",
+            target(report),
+        ),
+        (
+            "device_gid",
+            "The group number of the device.",
+            device(report),
+        ),
+        (
+            "host_gid",
+            "The number of the group in the node's database.",
+            host(report),
+        ),
+        (
+            "pod_gid",
+            "The number of the group in the pod's group file.",
+            pod(report),
+        ),
+    ];
+    for (name, help, number) in numbers {
+        if let Some(number) = number {
+            gauge(
+                &mut text,
+                name,
+                help,
+                &[(String::new(), number.to_string())],
+            );
+        }
+    }
+    let mut counts: Vec<(&str, u32)> = Vec::new();
+    for warning in &report.warnings {
+        let word = warning.code.word();
+        match counts.iter_mut().find(|(code, _)| *code == word) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((word, 1)),
+        }
+    }
+    let warnings = counts.iter();
+    let warnings =
+        warnings.map(|(code, count)| (format!("{{code=\"{code}\"}}"), count.to_string()));
+    let warnings: Vec<_> = warnings.collect();
+    if !warnings.is_empty() {
+        gauge(
+            &mut text,
+            "warnings",
+            "Warnings of the last run by code.",
+            &warnings,
+        );
+    }
+    let seconds = now
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    let help = "When the last run ended, in seconds since 1970.";
+    gauge(
+        &mut text,
+        "last_run_timestamp_seconds",
+        help,
+        &[(String::new(), seconds.to_string())],
+    );
+    text
+}
+
+fn gauge(text: &mut String, name: &str, help: &str, samples: &[(String, String)]) {
+    let name = format!("libvirt_kvm_init_{name}");
+    let _ = writeln!(text, "# HELP {name} {help}");
+    let _ = writeln!(text, "# TYPE {name} gauge");
+    for (labels, value) in samples {
+        let _ = writeln!(text, "{name}{labels} {value}");
+    }
+}
+
+fn escaped(value: &str) -> String {
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}
+
+fn target(report: &Report) -> Option<u32> {
+    report.target.as_ref().map(|target| target.gid)
+}
+
+fn device(report: &Report) -> Option<u32> {
+    report.device.as_ref().and_then(|device| device.gid)
+}
+
+fn host(report: &Report) -> Option<u32> {
+    report.host.as_ref().and_then(|host| host.kvm_gid)
+}
+
+fn pod(report: &Report) -> Option<u32> {
+    report.pod.as_ref().and_then(|pod| pod.kvm_gid)
+}

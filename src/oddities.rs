@@ -1,0 +1,109 @@
+//! What `check` says beyond the verdict: things that will surprise somebody later. They are warnings
+//! with a fixed code and never change the exit code.
+
+use crate::accounts::group;
+use crate::config::Config;
+use crate::observe::{GROUP_FILE, Observed};
+use crate::qemu::Identity;
+use crate::report::{Code, Warning};
+use crate::sys::processes::{Process, named};
+use crate::sys::root::Root;
+use crate::udev_read;
+
+/// The daemons that start QEMU: the monolithic one, and the modular one for QEMU.
+pub const LIBVIRTDS: [&str; 2] = ["libvirtd", "virtqemud"];
+
+/// Everything odd about what was seen. What cannot be looked at is not reported as fine, it is just
+/// not reported: no verdict rests on it.
+pub fn warnings(seen: &Observed, config: &Config, identity: Option<&Identity>) -> Vec<Warning> {
+    let mut found = Vec::new();
+    found.extend(open_to_others(seen, config));
+    found.extend(other_members(seen, config, identity));
+    if let Ok(root) = Root::open(&seen.pod.root) {
+        found.extend(nscd(&root));
+        found.extend(libvirtd(&root, seen));
+    }
+    let host = seen
+        .host
+        .as_ref()
+        .and_then(|host| Root::open(&host.root).ok());
+    found.extend(host.as_ref().and_then(udevd));
+    found
+}
+
+fn open_to_others(seen: &Observed, config: &Config) -> Option<Warning> {
+    let facts = seen
+        .device
+        .as_ref()
+        .filter(|node| node.facts.is_kvm())?
+        .facts;
+    if facts.mode & 0o006 == 0 {
+        return None;
+    }
+    let path = config.device.display();
+    let text = format!(
+        "{path} is {:04o}: everybody on the node may open it",
+        facts.mode
+    );
+    Some(Warning::new(Code::OpenToOthers, text))
+}
+
+/// Who else gains KVM by the group.
+fn other_members(seen: &Observed, config: &Config, identity: Option<&Identity>) -> Option<Warning> {
+    let file = seen.pod.effective_group()?;
+    let found = group::by_name(file, config.group.as_bytes())?;
+    let qemu = identity.and_then(|identity| identity.user.as_deref());
+    let others = found.members().filter(|name| Some(*name) != qemu);
+    let others: Vec<_> = others.map(String::from_utf8_lossy).collect();
+    if others.is_empty() {
+        return None;
+    }
+    let text = format!(
+        "beside the QEMU user the pod's group {} has the members {}: they may open KVM, too",
+        config.group,
+        others.join(", ")
+    );
+    Some(Warning::new(Code::OtherMembers, text))
+}
+
+/// With the node's /run in the pod, the node's name service cache answers for the node.
+fn nscd(root: &Root) -> Option<Warning> {
+    let socket = ["run/nscd/socket", "var/run/nscd/socket"];
+    let socket = socket
+        .into_iter()
+        .find(|name| root.stat(name).is_ok_and(|stat| stat.is_some()))?;
+    let text = format!(
+        "{} exists: if the node's nscd answers there, libvirtd sees the node's groups and not \
+         this group file",
+        root.join(socket).display()
+    );
+    Some(Warning::new(Code::NscdSocket, text))
+}
+
+/// libvirtd resolves the configured group once, when it starts; memberships at each guest start.
+fn libvirtd(root: &Root, seen: &Observed) -> Option<Warning> {
+    let id = root.id().ok()?;
+    let process = named(&LIBVIRTDS)
+        .into_iter()
+        .find(|process| process.root == Some(id))?;
+    let changed = root.stat(GROUP_FILE).ok()??.st_mtime;
+    if changed <= process.started {
+        return None;
+    }
+    let Process { pid, name, .. } = process;
+    let text = format!(
+        "{name} (pid {pid}) started before {} changed: it may give QEMU the group's old number \
+         until it is restarted; memberships count at once",
+        seen.pod.root.join(GROUP_FILE).display()
+    );
+    Some(Warning::new(Code::LibvirtdStale, text))
+}
+
+fn udevd(root: &Root) -> Option<Warning> {
+    let pid = udev_read::stale(root).ok()??;
+    let text = format!(
+        "udevd (pid {pid}) looked its groups up before the node's group file changed: until it is \
+         restarted (systemctl restart systemd-udevd) it applies the old number"
+    );
+    Some(Warning::new(Code::UdevdStale, text))
+}

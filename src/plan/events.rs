@@ -1,0 +1,68 @@
+//! What the node's udev events mean for the plan: other numbers, and what is odd about its rules.
+
+use nix::unistd::Gid;
+
+use crate::config::is_id;
+use crate::observe::Observed;
+use crate::report::{Code, Warning};
+use crate::udev::Event;
+
+const EVENTS: [(Event, &str); 3] = [
+    (Event::Start, "when udevd starts"),
+    (Event::Add, "at an add event"),
+    (Event::Change, "at a change event"),
+];
+
+/// The numbers other than the target that some event of the node gives the device.
+pub fn other_numbers(seen: &Observed, target: Gid) -> Vec<Gid> {
+    let mut found = Vec::new();
+    for (event, _) in EVENTS {
+        let udev = seen.host.as_ref().map(|host| &host.udev);
+        let outcome = udev.and_then(|udev| udev.of(event).outcome());
+        let gid = outcome.and_then(|outcome| outcome.gid);
+        if let Some(gid) = gid.filter(|gid| is_id(gid.as_raw()) && *gid != target)
+            && !found.contains(&gid)
+        {
+            found.push(gid);
+        }
+    }
+    found
+}
+
+/// What is odd about the node's rules.
+pub fn warnings(seen: &Observed, target: Option<Gid>) -> Vec<Warning> {
+    let Some(udev) = seen.host.as_ref().map(|host| &host.udev) else {
+        return Vec::new();
+    };
+    let remark = |code, verb: &str, list: &[crate::udev::Remark]| {
+        let warning = |remark: &crate::udev::Remark| {
+            Warning::new(
+                code,
+                format!("the node's {} {verb}: {}", remark.rule, remark.why),
+            )
+        };
+        list.iter().map(warning).collect::<Vec<_>>()
+    };
+    let mut found = remark(Code::UdevIgnored, "is ignored by its udevd", &udev.ignored);
+    found.extend(remark(
+        Code::UdevUnclear,
+        "cannot be followed",
+        &udev.unclear,
+    ));
+    if let Some(target) = target
+        && !other_numbers(seen, target).is_empty()
+    {
+        let says = EVENTS.iter().filter_map(|(event, when)| {
+            let outcome = udev.of(*event).outcome()?;
+            Some(format!("{} {when} ({})", outcome.gid?, outcome.rule))
+        });
+        let says: Vec<_> = says.collect();
+        let text = format!(
+            "the node's udev gives the device different groups: {}; the QEMU user is made a member \
+             for each, and a rule with a static_node option would make the node agree with itself",
+            says.join(", ")
+        );
+        found.push(Warning::new(Code::UdevEventsDiffer, text));
+    }
+    found
+}
