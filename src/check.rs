@@ -125,7 +125,16 @@ fn find_drift(
     mends: bool,
 ) {
     let by_rights = matches!(report.proof.result.as_str(), "EACCES" | "none");
+    let out = config.group_file_out.as_ref().filter(|_| {
+        let writes = |step: &Step| matches!(step, Step::GroupFile(_));
+        matches!(&decision.course, Course::Act(steps) if steps.iter().any(writes))
+    });
     let summary = match (report.verdict, &decision.identity) {
+        (Verdict::Ok, _) if let Some(out) = out => Some(format!(
+            "{}, but {} is not as it shall be; `libvirt-kvm-init apply` mends it",
+            report.summary,
+            out.display()
+        )),
         (Verdict::Unproven, _) if by_rights && mends => Some(format!(
             "{}; `libvirt-kvm-init apply` mends it",
             report.summary

@@ -127,7 +127,7 @@ pub struct Options {
     /// Show what would be changed, and change nothing
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub dry_run: Option<String>,
-    /// Say more on stderr; twice for debugging
+    /// Say more on stderr
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,
     /// Say less on stderr

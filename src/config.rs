@@ -190,6 +190,19 @@ impl Options {
     }
 }
 
+/// The line at which a second YAML document begins.
+fn second_document(text: &str) -> Option<usize> {
+    let mut begun = false;
+    for (index, line) in text.lines().enumerate() {
+        let marker = line.starts_with("---");
+        if marker && begun {
+            return Some(index + 1);
+        }
+        begun |= !line.trim().is_empty() && !line.starts_with('#');
+    }
+    None
+}
+
 fn flag_or_env(
     name: &'static str,
     flag: Option<&String>,
@@ -221,7 +234,14 @@ impl Layers {
         let Ok(text) = std::str::from_utf8(content) else {
             return Err(Usage(format!("{file}: not UTF-8, expected YAML")));
         };
-        let options = marked_yaml::LoaderOptions::default().error_on_duplicate_keys(true);
+        let text = text.trim_start_matches('\u{feff}');
+        if let Some(line) = second_document(text) {
+            let why = "a second document, expected one";
+            return Err(Usage(format!("{file}:{line}: {why}")));
+        }
+        let options = marked_yaml::LoaderOptions::default()
+            .error_on_duplicate_keys(true)
+            .prevent_coercion(true);
         let node = match marked_yaml::parse_yaml_with_options(0, text, options) {
             Ok(node) => node,
             Err(error) => return self.yaml_error(file, text, &error),
@@ -248,7 +268,8 @@ impl Layers {
                     "{file}:{line}: {key}: expected one value, not a list or mapping"
                 )));
             };
-            if scalar.as_str().is_empty() {
+            let null = ["", "~", "null", "Null", "NULL"].contains(&scalar.as_str());
+            if scalar.as_str().is_empty() || null && scalar.may_coerce() {
                 continue;
             }
             let file = file.to_owned();

@@ -9,6 +9,7 @@ use libvirt_kvm_init::cli::{Cli, Options, Verb};
 use libvirt_kvm_init::config::{Config, Format};
 use libvirt_kvm_init::exit::Verdict;
 use libvirt_kvm_init::report::Report;
+use libvirt_kvm_init::sys::end_on_request;
 use libvirt_kvm_init::sys::root::read_here;
 use libvirt_kvm_init::{apply, check, monitors, table};
 
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     };
     let options = cli.verb.options();
     start_log(options);
+    end_on_request();
     let read = |path: &std::path::Path| read_here(path).map_err(|error| error.to_string());
     let config = match Config::resolve(options, |name| std::env::var_os(name), read) {
         Ok(config) => config,

@@ -4,6 +4,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::sys::stat::SFlag;
 use nix::unistd::Gid;
 
 use crate::accounts::{group, passwd};
@@ -34,6 +35,16 @@ pub struct Observed {
     pub driver: Driver,
 }
 
+/// With the node's /run in the pod, the node's name service cache would answer for the node.
+fn nscd(root: &Root) -> anyhow::Result<Option<PathBuf>> {
+    for name in ["run/nscd/socket", "var/run/nscd/socket"] {
+        if root.stat(name)?.is_some() {
+            return Ok(Some(root.join(name)));
+        }
+    }
+    Ok(None)
+}
+
 /// What is seen of the node.
 #[derive(Debug)]
 pub struct Host {
@@ -52,7 +63,8 @@ pub struct Host {
 pub struct Pod {
     /// Where it is.
     pub root: PathBuf,
-    /// Whether it is the host root: then this is the node itself.
+    /// Whether it is the host root, or its group file is the node's: then this is the node itself
+    /// as far as the group file goes.
     pub is_host: bool,
     /// etc/group, if there is one.
     pub group: Option<Vec<u8>>,
@@ -67,6 +79,8 @@ pub struct Pod {
     pub qemu_conf_name: String,
     /// etc/os-release.
     pub os_release: Option<Vec<u8>>,
+    /// A name service cache's socket, which libvirtd would ask before it reads any file.
+    pub nscd: Option<PathBuf>,
 }
 
 impl Pod {
@@ -123,6 +137,10 @@ pub enum Driver {
 /// [`Usage`] for what was given and is not there; otherwise the call that failed.
 pub fn observe(config: &Config) -> anyhow::Result<(Observed, Option<Device>)> {
     let host_root = place::find(config.host_root.as_deref())?;
+    match &host_root {
+        HostRoot::At(root) => log::debug!("host root: {}", root.path().display()),
+        HostRoot::Nowhere => log::debug!("host root: none is seen from here"),
+    }
     let pod_root = Root::open(&config.root)
         .map_err(|error| Usage(format!("--root {}: {error}", config.root.display())))?;
     let host = match &host_root {
@@ -136,7 +154,12 @@ pub fn observe(config: &Config) -> anyhow::Result<(Observed, Option<Device>)> {
     let device = Device::find(&config.device)?;
     let node = device.as_ref().map(node).transpose()?;
     let driver = driver(device.as_ref());
-    let pod = pod(&pod_root, is_host, config)?;
+    let host_root = match &host_root {
+        HostRoot::At(root) => Some(root),
+        HostRoot::Nowhere => None,
+    };
+    let is_host = is_host || is_the_nodes(pod_root.inode(GROUP_FILE)?, host_root)?;
+    let pod = pod(&pod_root, is_host, host_root, config)?;
     let observed = Observed {
         host,
         pod,
@@ -161,7 +184,11 @@ fn host(root: &Root) -> anyhow::Result<Host> {
             let at = format!("{folder}/{}", name.display());
             let json = match root.read(&at) {
                 // userdbd finds no record in what is no file, either.
-                Err(error) if matches!(error.errno, Errno::EINVAL | Errno::EFBIG) => None,
+                Err(error)
+                    if matches!(error.errno, Errno::EINVAL | Errno::EFBIG | Errno::ELOOP) =>
+                {
+                    None
+                }
                 read => read?,
             };
             db.records.extend(record(&at, &json.unwrap_or_default()));
@@ -188,7 +215,48 @@ fn predict(root: &Root, db: &HostDb) -> anyhow::Result<Prediction> {
     Ok(udev::predict(&rules, &udevd, &names))
 }
 
-fn pod(root: &Root, is_host: bool, config: &Config) -> anyhow::Result<Pod> {
+/// Whether an inode is one of the node's group files, by whatever path it was found.
+fn is_the_nodes(inode: Option<(u64, u64)>, host: Option<&Root>) -> anyhow::Result<bool> {
+    if let (Some(inode), Some(host)) = (inode, host) {
+        for name in FILES {
+            if host.inode(name)? == Some(inode) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// What stands at `--group-file-out`, once it is certain that it may be replaced.
+fn out_file(path: &Path, root: &Root, host: Option<&Root>) -> anyhow::Result<Option<file::Public>> {
+    let shown = path.display();
+    let no = |why: &str| {
+        Usage(format!(
+            "--group-file-out {shown}: {why}; name a file in a volume"
+        ))
+    };
+    let Some(stands) = Device::find(path)? else {
+        return Ok(None);
+    };
+    let facts = stands.facts();
+    if matches!(facts.kind, SFlag::S_IFCHR | SFlag::S_IFBLK) {
+        return Err(no("that is a device").into());
+    }
+    if root.inode(GROUP_FILE)? == Some(facts.inode) {
+        return Err(no("that is the group file that it is made from").into());
+    }
+    if is_the_nodes(Some(facts.inode), host)? {
+        return Err(no("that is the node's own group file").into());
+    }
+    let found = file::read_public(path)?;
+    let content = found.as_ref().map_or(&[][..], |found| &found.content);
+    if !content.trim_ascii().is_empty() && group::groups(content).next().is_none() {
+        return Err(no("that is a file of something else than groups").into());
+    }
+    Ok(found)
+}
+
+fn pod(root: &Root, is_host: bool, host: Option<&Root>, config: &Config) -> anyhow::Result<Pod> {
     let (qemu_conf, qemu_conf_name) = match &config.qemu_conf {
         Some(path) => {
             let content =
@@ -205,19 +273,7 @@ fn pod(root: &Root, is_host: bool, config: &Config) -> anyhow::Result<Pod> {
         found => found,
     };
     let group_out = match &config.group_file_out {
-        Some(path) => {
-            if let Some(stands) = file::inode(path)?
-                && root.inode(GROUP_FILE)? == Some(stands)
-            {
-                return Err(Usage(format!(
-                    "--group-file-out {}: that is the group file that it is made from; name \
-                     another one, in a volume",
-                    path.display()
-                ))
-                .into());
-            }
-            file::read_public(path)?
-        }
+        Some(path) => out_file(path, root, host)?,
         None => None,
     };
     Ok(Pod {
@@ -229,6 +285,7 @@ fn pod(root: &Root, is_host: bool, config: &Config) -> anyhow::Result<Pod> {
         qemu_conf,
         qemu_conf_name,
         os_release,
+        nscd: nscd(root)?,
     })
 }
 

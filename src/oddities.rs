@@ -20,7 +20,6 @@ pub fn warnings(seen: &Observed, config: &Config, identity: Option<&Identity>) -
     found.extend(open_to_others(seen, config));
     found.extend(other_members(seen, config, identity));
     if let Ok(root) = Root::open(&seen.pod.root) {
-        found.extend(nscd(&root));
         found.extend(libvirtd(&root, seen));
     }
     let host = seen
@@ -64,20 +63,6 @@ fn other_members(seen: &Observed, config: &Config, identity: Option<&Identity>) 
         others.join(", ")
     );
     Some(Warning::new(Code::OtherMembers, text))
-}
-
-/// With the node's /run in the pod, the node's name service cache answers for the node.
-fn nscd(root: &Root) -> Option<Warning> {
-    let socket = ["run/nscd/socket", "var/run/nscd/socket"];
-    let socket = socket
-        .into_iter()
-        .find(|name| root.stat(name).is_ok_and(|stat| stat.is_some()))?;
-    let text = format!(
-        "{} exists: if the node's nscd answers there, libvirtd sees the node's groups and not \
-         this group file",
-        root.join(socket).display()
-    );
-    Some(Warning::new(Code::NscdSocket, text))
 }
 
 /// libvirtd resolves the configured group once, when it starts; memberships at each guest start.

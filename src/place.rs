@@ -76,12 +76,13 @@ fn search() -> HostRoot {
     HostRoot::Nowhere
 }
 
-/// On the node: the initial PID namespace, no sign of a container, and PID 1's root is ours, as
-/// far as it can be read.
+/// On the node: the initial PID namespace, and PID 1's root is ours. Where that cannot be read,
+/// there must be no sign of a container. Where it can, it outranks every sign: a shell that was
+/// opened in a pod and changed its root to the node's still has Kubernetes' variables.
 pub fn on_the_node() -> bool {
+    let unreadable = || Root::open(Path::new(PID_1)).is_err();
     in_initial_pid_namespace()
-        && container_marker().is_none()
-        && (Root::open(Path::new(PID_1)).is_err() || pid_1_has_our_root())
+        && (pid_1_has_our_root() || container_marker().is_none() && unreadable())
 }
 
 fn in_initial_pid_namespace() -> bool {

@@ -18,7 +18,7 @@ use crate::exit::Usage;
 use crate::observe::{GROUP_FILE, Observed};
 use crate::qemu::Identity;
 use crate::qemu_conf;
-use crate::report::{Cause, Warning};
+use crate::report::{Cause, Code, Warning};
 use crate::resolve::{Candidate, Resolution, Source, resolve};
 
 pub use work::{align_all, primary_users, wanted_mode};
@@ -160,6 +160,14 @@ pub fn decide(seen: &Observed, config: &Config) -> Result<Decision, Usage> {
     decision
         .warnings
         .extend(decision.resolution.warnings.clone());
+    if let Some(socket) = &seen.pod.nscd {
+        let text = format!(
+            "{} exists: if the node's nscd answers there, libvirtd asks it and not the pod's group \
+             file, and the proof says nothing of that",
+            socket.display()
+        );
+        decision.warnings.push(Warning::new(Code::NscdSocket, text));
+    }
     if let Some((cause, text, advice)) = safety::absent(seen, config) {
         let steps = work::file_for_the_pod(seen, config, conf.as_ref(), &decision.resolution);
         decision.course = Course::Absent {

@@ -14,7 +14,7 @@ use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, fstat, stat};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 
 use crate::config::ProofKind;
@@ -63,6 +63,8 @@ pub fn prove(
 ) -> sys::Result<Sight> {
     let (mine, childs) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).named(|| "pipe2(O_CLOEXEC)".to_owned())?;
+    // Where SIGCHLD is ignored the kernel takes the child away, and its number may be another's.
+    raw::default_sigchld();
     match raw::fork().named(|| "fork()".to_owned())? {
         ForkResult::Child => {
             raw::close_all_but(childs.as_fd());
@@ -140,13 +142,24 @@ fn listen(pipe: OwnedFd) -> sys::Result<Sight> {
 
 /// Whatever the child still has to do does not matter: it has answered, or its time is over. Killed,
 /// it ends at once, also where a process of the same user stopped it after its answer.
+///
+/// A child that hangs in the kernel, or that may not be killed (no `CAP_KILL`), is left behind after
+/// a second: it holds nothing of ours.
 fn end(child: Pid) -> sys::Result<()> {
-    let _ = kill(child, Signal::SIGKILL);
-    match sys::retry(|| waitpid(child, None)) {
-        // Somebody set SIGCHLD to be ignored: the kernel has already taken the child away.
-        Ok(_) | Err(Errno::ECHILD) => Ok(()),
-        Err(errno) => Err(errno).named(|| format!("waitpid({child})")),
+    /// How often an unkillable child is asked for, and how long between.
+    const ASKS: u32 = 100;
+    const PAUSE: Duration = Duration::from_millis(10);
+    let killed = kill(child, Signal::SIGKILL).is_ok();
+    for ask in 0..ASKS {
+        // The first look is at once; a killed child takes a moment to end.
+        match sys::retry(|| waitpid(child, Some(WaitPidFlag::WNOHANG))) {
+            Ok(WaitStatus::StillAlive) if ask == 0 && killed => std::thread::yield_now(),
+            Ok(WaitStatus::StillAlive) => std::thread::sleep(PAUSE),
+            Ok(_) | Err(Errno::ECHILD) => return Ok(()),
+            Err(errno) => return Err(errno).named(|| format!("waitpid({child})")),
+        }
     }
+    Ok(())
 }
 
 fn encode(sight: Sight) -> [u8; 12] {

@@ -186,6 +186,8 @@ pub enum Action {
     SetDeviceMode,
     /// The device's ACL, and with it the permission bits.
     SetDeviceAcl,
+    /// The file of `--group-file-out`, where no line of its groups changes.
+    WriteGroupFile,
     /// The node's udev rule.
     WriteUdevRule,
 }
@@ -401,9 +403,23 @@ impl Report {
             .as_deref()
             .filter(|advice| !self.summary.contains(*advice));
         let word = self.verdict.word();
-        match advice {
+        let line = match advice {
             Some(advice) => format!("libvirt-kvm-init: {word}: {}; {advice}", self.summary),
             None => format!("libvirt-kvm-init: {word}: {}", self.summary),
+        };
+        plain(&line)
+    }
+}
+
+/// A text for a terminal or a log: names from files may hold anything.
+pub fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char.is_control() {
+            plain.extend(char.escape_default());
+        } else {
+            plain.push(char);
         }
     }
+    plain
 }

@@ -114,6 +114,7 @@ fn file_advice(error: CallError) -> anyhow::Error {
 
 fn out_advice(error: CallError) -> anyhow::Error {
     let advice = match error.errno {
+        Errno::EINVAL | Errno::ENAMETOOLONG => "give the path of a file, with a shorter name",
         Errno::EISDIR => {
             "a directory stands where the file belongs, as the kubelet makes one for a subPath \
              that did not exist: remove it from the volume, or delete the pod"
@@ -149,7 +150,14 @@ pub fn changes(step: &Step) -> Vec<Change> {
                     change(Action::AddMember, None, user)
                 }
             };
-            step.changes.iter().map(one).collect()
+            let lines: Vec<_> = step.changes.iter().map(one).collect();
+            match &step.out {
+                Some(out) if lines.is_empty() => {
+                    let out = out.display().to_string();
+                    vec![change(Action::WriteGroupFile, None, out)]
+                }
+                _ => lines,
+            }
         }
         Step::Owner { from, to } => {
             let (from, to) = (
@@ -179,11 +187,5 @@ pub fn line(step: &Step) -> String {
             None => format!("{action} {}", change.to),
         }
     });
-    let lines: Vec<_> = lines.collect();
-    match (step, lines.is_empty()) {
-        (Step::GroupFile(GroupStep { out: Some(out), .. }), true) => {
-            format!("write {}", out.display())
-        }
-        _ => lines.join(", "),
-    }
+    lines.collect::<Vec<_>>().join(", ")
 }

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use crate::exit::Verdict;
-use crate::report::{Device, Report};
+use crate::report::{Device, Report, plain};
 
 /// A terminal's width.
 const WIDTH: usize = 80;
@@ -172,14 +172,14 @@ fn opens(report: &Report) -> String {
 
 /// One row; what does not fit its column goes on below, what does not fit the first one before.
 fn push_row(text: &mut String, row: &[String; 4]) {
-    let [label, cells @ ..] = row;
+    let [label, cells @ ..] = row.each_ref().map(|cell| plain(cell));
     let mut label = label.as_str();
     if label.chars().count() > LABEL {
         text.push_str(label);
         text.push('\n');
         label = "";
     }
-    let cells = cells.each_ref().map(|cell| wrapped(cell, COLUMN - 1));
+    let cells = cells.map(|cell| wrapped(&cell, COLUMN - 1));
     let height = cells.iter().map(Vec::len).max().unwrap_or(0);
     for at in 0..height.max(1) {
         let mut line = format!("{:LABEL$} ", if at == 0 { label } else { "" });
@@ -218,6 +218,7 @@ fn wrapped(cell: &str, width: usize) -> Vec<String> {
 
 /// A labelled paragraph, wrapped between words.
 fn push(text: &mut String, label: &str, paragraph: &str) {
+    let paragraph = plain(paragraph);
     let mut line = format!("{label:LABEL$} ");
     let indent = line.chars().count();
     let mut used = indent;

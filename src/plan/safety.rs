@@ -83,24 +83,48 @@ pub fn target(seen: &Observed, config: &Config, decision: &mut Decision) -> Resu
     }
     if writes_group_file(seen, config) {
         let file = seen.pod.group.as_deref().unwrap_or_default();
-        for other in collisions(file, config, gid) {
-            let text = format!(
-                "the number {gid} is also the pod's group {other}: its members gain KVM, and QEMU \
-                 gains what {other} may"
-            );
-            let guarded = GUARDED.contains(&other.as_str()) && config.gid.is_none();
-            if guarded || config.strict {
-                let way_out = if guarded {
-                    format!("give --gid {gid} if that is meant")
-                } else {
-                    "leave out --strict if that is meant".to_owned()
-                };
-                return Err(no(format!("{text}; {way_out}")));
-            }
-            decision.warnings.push(Warning::new(Code::Collision, text));
-        }
+        let others: Vec<String> = collisions(file, config, gid).collect();
+        collision(&others, gid, config, &mut decision.warnings)?;
     }
     Ok(gid)
+}
+
+/// Whether the pod's other groups with the number may have it.
+fn collision(
+    others: &[String],
+    gid: Gid,
+    config: &Config,
+    warnings: &mut Vec<Warning>,
+) -> Result<(), Refusal> {
+    /// How many are named.
+    const NAMED: usize = 5;
+    let Some(first) = others.first() else {
+        return Ok(());
+    };
+    let guarded = others.iter().find(|name| GUARDED.contains(&name.as_str()));
+    let guarded = guarded.filter(|_| config.gid.is_none());
+    let mut names = guarded.unwrap_or(first).clone();
+    if guarded.is_none() && others.len() > 1 {
+        names = others[..others.len().min(NAMED)].join(", ");
+        if others.len() > NAMED {
+            names.push_str(&format!(" and {} more", others.len() - NAMED));
+        }
+    }
+    let text = format!(
+        "the number {gid} is also the pod's group {names}: its members gain KVM, and QEMU gains \
+         what {names} may"
+    );
+    if guarded.is_some() || config.strict {
+        let way_out = if guarded.is_some() {
+            format!("give --gid {gid} if that is meant")
+        } else {
+            "leave out --strict if that is meant".to_owned()
+        };
+        let text = format!("{text}; {way_out}");
+        return Err(Refusal { text, cause: None });
+    }
+    warnings.push(Warning::new(Code::Collision, text));
+    Ok(())
 }
 
 /// Other groups of the pod with this number.

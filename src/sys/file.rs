@@ -90,20 +90,16 @@ impl Folder {
     /// What the calls answer: `EROFS`, `ENOSPC`, `EISDIR` for a folder in its place, `EXDEV` when
     /// somebody else put another file there in the same moment.
     pub fn replace(&self, name: &str, content: &[u8], rights: Rights) -> Result<()> {
+        // A rename over it would be refused here, and in another mount namespace it would take the
+        // mount away.
+        if is_mounted(self.lock.as_fd(), name) {
+            return self.write_in_place(name, content, rights);
+        }
         let temporary = format!(".{name}.libvirt-kvm-init");
-        let new = match self.write_new(&temporary, name, content, rights) {
-            // A writable file may be mounted into a read-only folder.
-            Err(error) if error.errno == Errno::EROFS && is_mounted(self.lock.as_fd(), name) => {
-                return self.write_in_place(name, content, rights);
-            }
-            done => done?,
-        };
+        let new = self.write_new(&temporary, name, content, rights)?;
         let renamed = retry(|| renameat(&*self.lock, temporary.as_str(), &*self.lock, name));
         if let Err(errno) = renamed {
             let _ = unlinkat(&*self.lock, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
-            if errno == Errno::EBUSY {
-                return self.write_in_place(name, content, rights);
-            }
             return Err(errno).named(|| {
                 let to = self.path.join(name);
                 format!("rename({temporary}, {})", to.display())
@@ -292,18 +288,6 @@ fn errno_of(error: std::io::Error) -> Errno {
         Some(raw) => Errno::from_raw(raw),
         // write(2) that wrote nothing.
         None => Errno::ENOSPC,
-    }
-}
-
-/// Device and inode number of what stands at `path`, a link not followed; `None` for nothing.
-///
-/// # Errors
-/// What the calls answer.
-pub fn inode(path: &std::path::Path) -> Result<Option<(u64, u64)>> {
-    match retry(|| nix::sys::stat::lstat(path)) {
-        Ok(stat) => Ok(Some((stat.st_dev, stat.st_ino))),
-        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
-        Err(errno) => Err(errno).named(|| format!("lstat({})", path.display())),
     }
 }
 

@@ -12,6 +12,8 @@ pub(crate) mod raw;
 pub mod root;
 pub mod settle;
 
+pub use raw::end_on_request;
+
 use std::fmt;
 
 use nix::errno::Errno;
@@ -30,6 +32,10 @@ impl CallError {
     pub fn advice(&self) -> Option<&'static str> {
         match self.errno {
             Errno::EACCES | Errno::EPERM => Some("run it as root (privileged: true)"),
+            Errno::ENOENT if !std::path::Path::new("/proc/self").exists() => Some("mount /proc"),
+            Errno::EMFILE | Errno::ENFILE if self.call.starts_with("inotify") => {
+                Some("raise fs.inotify.max_user_instances on the node (sysctl)")
+            }
             Errno::ENOSYS => Some("it needs Linux 5.6 or newer"),
             Errno::EINVAL | Errno::EISDIR => Some("expected a regular file there"),
             Errno::EFBIG => Some("expected at most 64 MiB there"),

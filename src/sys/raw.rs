@@ -101,6 +101,26 @@ pub fn fork() -> Result<ForkResult> {
     unsafe { nix::unistd::fork() }
 }
 
+/// Lets children wait to be asked for, whatever was inherited.
+pub fn default_sigchld() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: installs no handler.
+    let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) };
+}
+
+/// Makes SIGTERM and SIGINT end this process also where it is the first of a PID namespace: the
+/// kernel keeps signals without a handler from that one.
+pub fn end_on_request() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    extern "C" fn end(number: libc::c_int) {
+        exit_now(128 + number);
+    }
+    for number in [Signal::SIGTERM, Signal::SIGINT] {
+        // SAFETY: the handler makes one call, _exit(2), which is async-signal-safe.
+        let _ = unsafe { signal(number, SigHandler::Handler(end)) };
+    }
+}
+
 /// Closes every descriptor but `keep` (close_range(2), Linux 5.9; one by one before that).
 pub fn close_all_but(keep: BorrowedFd<'_>) {
     let keep = keep.as_raw_fd();
@@ -121,7 +141,8 @@ fn close_range(first: RawFd, last: RawFd) {
     if Errno::result(done).is_err() {
         let limit = nix::unistd::sysconf(nix::unistd::SysconfVar::OPEN_MAX);
         let limit = limit.ok().flatten().unwrap_or(1024);
-        let limit = RawFd::try_from(limit).unwrap_or(1024).min(last);
+        // Only Linux 5.6 to 5.8 comes here; nobody has opened more before this program started.
+        let limit = RawFd::try_from(limit).unwrap_or(1024).min(65_536).min(last);
         for fd in first..=limit {
             // SAFETY: as above.
             unsafe { libc::close(fd) };

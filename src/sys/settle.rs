@@ -70,6 +70,13 @@ pub fn wait(device: &Path, longest: Duration) -> Result<Settled> {
             });
         }
         moved = true;
+        if Instant::now() >= end {
+            return Ok(if there {
+                Settled::Moving
+            } else {
+                Settled::Missing
+            });
+        }
     }
 }
 
