@@ -30,3 +30,5 @@ pub mod snapshot;
 pub mod steps;
 pub mod sys;
 pub mod table;
+pub mod udev;
+pub mod udev_read;

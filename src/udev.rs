@@ -1,0 +1,237 @@
+//! What the node's systemd-udevd will do to /dev/kvm, worked out from its rules.
+//!
+//! A rule is read and followed as udevd does it, down to what it drops; where that depends on
+//! something that is not in the rules (a program's output, a file, the udev database), the answer
+//! is [`Forecast::Unclear`] and says which rule. All of it was compared with the systemd-udevd of
+//! Debian 12 (252.39); [`version_of`]'s module says what is different elsewhere.
+//!
+//! Three things happen to a node. When udevd *starts*, only rules with `OPTIONS+="static_node=…"`
+//! count, and nothing that they compare. An *add* event (the module is loaded, boot, `udevadm
+//! trigger --action=add`) and a *change* event (a bare `udevadm trigger`) go through all rules. An
+//! event never resets what an earlier one gave, so each forecast is for a fresh 0:0 0600 node.
+//!
+//! Not looked at: `resolve_names` in udev.conf, properties given by `udevadm control --property`,
+//! and the ACL that logind's `uaccess` gives to someone who logs in at the console.
+#![forbid(unsafe_code)]
+
+mod given;
+mod glob;
+mod known;
+mod pair;
+mod pattern;
+mod rule;
+mod select;
+mod systemd;
+mod text;
+mod walk;
+
+use nix::unistd::{Gid, Uid};
+
+pub use select::{FOLDERS, Found, select};
+pub use systemd::{login_defs, version_of};
+
+/// A rules file that udevd reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleFile {
+    /// Its path on the node.
+    pub path: String,
+    /// Its bytes.
+    pub content: Vec<u8>,
+}
+
+/// What can happen to the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// udevd starts.
+    Start,
+    /// The device appears, or is said to.
+    Add,
+    /// The device is said to have changed.
+    Change,
+}
+
+/// What is known of the node's systemd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Udevd {
+    /// Its version, if that could be found.
+    pub version: Option<u32>,
+    /// The largest UID of the system's range.
+    pub system_uid_max: u32,
+    /// The largest GID of the system's range.
+    pub system_gid_max: u32,
+}
+
+impl Default for Udevd {
+    fn default() -> Self {
+        Self {
+            version: None,
+            system_uid_max: 999,
+            system_gid_max: 999,
+        }
+    }
+}
+
+/// Whom the node knows by name.
+#[derive(Clone, Copy)]
+pub struct Database<'a> {
+    /// The number of a group.
+    pub group: &'a dyn Fn(&str) -> Option<Gid>,
+    /// The number of a user.
+    pub user: &'a dyn Fn(&str) -> Option<Uid>,
+}
+
+/// What a fresh 0:0 0600 node becomes. What no rule gives is none, and stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// The owner.
+    pub uid: Option<Uid>,
+    /// The group.
+    pub gid: Option<Gid>,
+    /// The mode; 0660 where a rule gives a group other than 0 and none gives a mode.
+    pub mode: Option<u16>,
+    /// File and line that gave the group; without one, the mode; without that, the owner. The line
+    /// is the last one of a continued rule, as in udevd's own messages.
+    pub rule: String,
+}
+
+/// What an event does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Forecast {
+    /// No rule gives anything.
+    Untouched,
+    /// The node becomes this.
+    Becomes(Outcome),
+    /// That cannot be told from the rules alone; [`Prediction::unclear`] says which.
+    Unclear,
+}
+
+impl Forecast {
+    /// What the node becomes, where a rule says so and that is clear.
+    pub fn outcome(&self) -> Option<&Outcome> {
+        match self {
+            Self::Becomes(outcome) => Some(outcome),
+            Self::Untouched | Self::Unclear => None,
+        }
+    }
+}
+
+/// A rule and what is odd about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remark {
+    /// File and line.
+    pub rule: String,
+    /// Why.
+    pub why: String,
+}
+
+/// What will happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prediction {
+    /// When udevd starts.
+    pub start: Forecast,
+    /// At an add event.
+    pub add: Forecast,
+    /// At a change event.
+    pub change: Forecast,
+    /// Rules about the device, or parts of them, that this udevd leaves out.
+    pub ignored: Vec<Remark>,
+    /// Rules that bear on the device and cannot be followed. A rule that runs a program afterwards is
+    /// among them, though what the rules themselves give is clear.
+    pub unclear: Vec<Remark>,
+}
+
+impl Prediction {
+    /// The forecast for one event.
+    pub fn of(&self, event: Event) -> &Forecast {
+        match event {
+            Event::Start => &self.start,
+            Event::Add => &self.add,
+            Event::Change => &self.change,
+        }
+    }
+}
+
+/// The rules of one file, as udevd keeps them.
+struct File {
+    rules: Vec<rule::Rule>,
+    /// Whether `GOTO`s lead anywhere: they are linked after the last line was read.
+    linked: bool,
+}
+
+/// Works out what the events will do, from the files that udevd reads, in its order ([`select`]).
+pub fn predict(files: &[RuleFile], node: &Udevd, db: &Database<'_>) -> Prediction {
+    let mut notes = Notes::default();
+    let files: Vec<File> = files
+        .iter()
+        .map(|file| read(file, node, db, &mut notes))
+        .collect();
+    let start = walk::start(&files, &mut notes);
+    let add = walk::event(&files, b"add", &mut notes);
+    let change = walk::event(&files, b"change", &mut notes);
+    Prediction {
+        start,
+        add,
+        change,
+        ignored: notes.ignored,
+        unclear: notes.unclear,
+    }
+}
+
+fn read(file: &RuleFile, node: &Udevd, db: &Database<'_>, notes: &mut Notes) -> File {
+    let lines = text::lines(&file.content);
+    let at = |number: usize| format!("{}:{number}", file.path);
+    let about_kvm = |line: &[u8]| line.windows(3).any(|word| word == b"kvm");
+    for (number, line, why) in &lines.broken {
+        if about_kvm(line) {
+            notes.ignore(&at(*number), why);
+        }
+    }
+    let mut rules = Vec::new();
+    for (number, line) in &lines.rules {
+        match rule::rule(at(*number), line, node, db) {
+            Ok(rule) => rules.push(rule),
+            Err(why) if about_kvm(line) => notes.ignore(&at(*number), &why),
+            Err(_) => {}
+        }
+    }
+    if let Some(number) = lines.given_up {
+        let why = "longer than 16384 bytes, which ends the reading of this file";
+        notes.ignore(&at(number), why);
+        if !systemd::keeps_what_was_read(node) {
+            for rule in &mut rules {
+                let why = format!("line {number} is too long, and what is kept differs by version");
+                rule.doubt.get_or_insert(why);
+            }
+        }
+    }
+    let linked = lines.given_up.is_none();
+    File { rules, linked }
+}
+
+/// What is said besides the forecasts, each once.
+#[derive(Default)]
+struct Notes {
+    ignored: Vec<Remark>,
+    unclear: Vec<Remark>,
+}
+
+impl Notes {
+    fn ignore(&mut self, rule: &str, why: &str) {
+        push(&mut self.ignored, rule, why);
+    }
+
+    fn unclear(&mut self, rule: &str, why: &str) {
+        push(&mut self.unclear, rule, why);
+    }
+}
+
+fn push(list: &mut Vec<Remark>, rule: &str, why: &str) {
+    let (rule, why) = (rule.to_owned(), why.to_owned());
+    let remark = Remark { rule, why };
+    if !list.contains(&remark) {
+        list.push(remark);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,204 @@
+//! What rules give to a node, and what udevd makes of it.
+
+use nix::unistd::{Gid, Uid};
+
+use super::pair::Op;
+use super::{Forecast, Notes, Outcome, Remark};
+
+/// A value that rules assign one after the other.
+#[derive(Debug)]
+pub(super) struct Given<T> {
+    /// The value and the rule that gave it.
+    value: Option<(T, String)>,
+    fixed: Fixed,
+    /// Rules that may have given another one since.
+    doubts: Vec<Remark>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fixed {
+    No,
+    Maybe,
+    Yes,
+}
+
+/// What one assignment does to a value.
+pub(super) enum Assign<T> {
+    /// It becomes this.
+    Set(T),
+    /// It is as if no rule had given one.
+    Unset,
+    /// It stays; only a `:=` counts.
+    Keep,
+    /// That is not known.
+    Open,
+}
+
+impl<T> Default for Given<T> {
+    fn default() -> Self {
+        Self {
+            value: None,
+            fixed: Fixed::No,
+            doubts: Vec::new(),
+        }
+    }
+}
+
+impl<T> Given<T> {
+    /// One assignment in the rule `at`; `doubt` is why it may not happen.
+    pub(super) fn assign(&mut self, op: Op, new: Assign<T>, at: &str, doubt: Option<&str>) {
+        if self.fixed == Fixed::Yes {
+            return;
+        }
+        let fixed = (self.fixed == Fixed::Maybe).then_some("an earlier rule may be final");
+        let open = matches!(new, Assign::Open).then_some("its value has a substitution");
+        match doubt.or(fixed).or(open) {
+            Some(why) if !matches!(new, Assign::Keep) => {
+                let (rule, why) = (at.to_owned(), why.to_owned());
+                self.doubts.push(Remark { rule, why });
+            }
+            Some(_) => {}
+            None => match new {
+                Assign::Set(value) => {
+                    self.value = Some((value, at.to_owned()));
+                    self.doubts.clear();
+                }
+                Assign::Unset => {
+                    self.value = None;
+                    self.doubts.clear();
+                }
+                Assign::Keep | Assign::Open => {}
+            },
+        }
+        if op == Op::Final {
+            self.fixed = match doubt {
+                Some(_) => Fixed::Maybe,
+                None => Fixed::Yes,
+            };
+        }
+    }
+}
+
+/// All that rules give.
+#[derive(Debug, Default)]
+pub(super) struct Gifts {
+    pub(super) uid: Given<Uid>,
+    pub(super) gid: Given<Gid>,
+    pub(super) mode: Given<u16>,
+}
+
+/// A node that permissions are given to, once at an event and rule by rule when udevd starts.
+#[derive(Debug)]
+pub(super) struct Node {
+    uid: u32,
+    gid: u32,
+    mode: u16,
+    /// What any rule gave, and where.
+    by: [Option<String>; 3],
+    doubts: Vec<Remark>,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self {
+            uid: 0,
+            gid: 0,
+            mode: 0o600,
+            by: [None, None, None],
+            doubts: Vec::new(),
+        }
+    }
+}
+
+impl Node {
+    /// Gives it all at once.
+    pub(super) fn give(&mut self, gifts: Gifts) {
+        let Gifts { uid, gid, mode } = gifts;
+        for doubts in [uid.doubts, gid.doubts, mode.doubts] {
+            self.doubts.extend(doubts);
+        }
+        let new_uid = uid.value.as_ref().map_or(self.uid, |(uid, _)| uid.as_raw());
+        let new_gid = gid.value.as_ref().map_or(self.gid, |(gid, _)| gid.as_raw());
+        // A group without a mode is one that shall have access.
+        let given = gid.value.as_ref().filter(|(gid, _)| gid.as_raw() > 0);
+        let default = given.map(|(_, at)| (0o660, at.clone()));
+        let mode = mode.value.or(default);
+        let new_mode = mode.as_ref().map_or(self.mode, |(mode, _)| *mode);
+        // Whether the mode differs is asked of its last nine bits only.
+        let differs = (new_mode ^ self.mode) & 0o777 != 0;
+        if differs || new_uid != self.uid || new_gid != self.gid {
+            self.mode = new_mode;
+        }
+        (self.uid, self.gid) = (new_uid, new_gid);
+        let new = [
+            uid.value.map(|(_, at)| at),
+            gid.value.map(|(_, at)| at),
+            mode.map(|(_, at)| at),
+        ];
+        for (by, new) in self.by.iter_mut().zip(new) {
+            if new.is_some() {
+                *by = new;
+            }
+        }
+    }
+
+    /// What became of it.
+    pub(super) fn forecast(self, notes: &mut Notes) -> Forecast {
+        if !self.doubts.is_empty() {
+            for Remark { rule, why } in self.doubts {
+                notes.unclear(&rule, &why);
+            }
+            return Forecast::Unclear;
+        }
+        let [uid, gid, mode] = self.by;
+        let given = [&uid, &gid, &mode].map(Option::is_some);
+        let Some(rule) = gid.or(mode).or(uid) else {
+            return Forecast::Untouched;
+        };
+        Forecast::Becomes(Outcome {
+            uid: given[0].then_some(Uid::from_raw(self.uid)),
+            gid: given[1].then_some(Gid::from_raw(self.gid)),
+            mode: given[2].then_some(self.mode),
+            rule,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(steps: &[(Option<u32>, Option<u32>, Option<u16>)]) -> (u32, u32, u16) {
+        let mut node = Node::default();
+        for (uid, gid, mode) in steps {
+            let mut gifts = Gifts::default();
+            gifts.uid.value = uid.map(|uid| (Uid::from_raw(uid), String::new()));
+            gifts.gid.value = gid.map(|gid| (Gid::from_raw(gid), String::new()));
+            gifts.mode.value = mode.map(|mode| (mode, String::new()));
+            node.give(gifts);
+        }
+        (node.uid, node.gid, node.mode)
+    }
+
+    #[test]
+    fn gifts_are_applied_as_udevd_applies_them() {
+        let table = [
+            (vec![(None, None, None)], (0, 0, 0o600)),
+            (vec![(None, Some(5), None)], (0, 5, 0o660)),
+            (vec![(None, Some(0), None)], (0, 0, 0o600)),
+            (vec![(Some(7), None, None)], (7, 0, 0o600)),
+            (vec![(None, None, Some(0o666))], (0, 0, 0o666)),
+            (vec![(None, Some(5), Some(0o640))], (0, 5, 0o640)),
+            // The set-id bits alone are no difference, but come along with one.
+            (vec![(None, None, Some(0o4600))], (0, 0, 0o600)),
+            (vec![(None, Some(5), Some(0o4600))], (0, 5, 0o4600)),
+            (vec![(None, None, Some(0o2660))], (0, 0, 0o2660)),
+            // One rule after the other: the second finds what the first left.
+            (vec![(None, Some(5), None), (None, None, Some(0o666))], (0, 5, 0o666)),
+            (vec![(None, None, Some(0o666)), (None, Some(5), None)], (0, 5, 0o660)),
+        ];
+        for (steps, want) in table {
+            assert_eq!(after(&steps), want, "{steps:?}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! What is known of the device while an event's rules are followed.
+
+use std::collections::HashMap;
+
+use super::pair::Op;
+use super::pattern::Pattern;
+use super::rule::{Token, is_open};
+
+/// Whether a comparison holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Answer {
+    Yes,
+    No,
+    /// And why that is not known.
+    Unknown(String),
+}
+
+impl From<bool> for Answer {
+    fn from(yes: bool) -> Self {
+        if yes { Self::Yes } else { Self::No }
+    }
+}
+
+/// A value, or why it is not known.
+type Value = Result<Vec<u8>, String>;
+
+/// The device with all that rules compare. It has no parent device and no driver.
+pub(super) struct Device {
+    action: &'static [u8],
+    properties: HashMap<Vec<u8>, Value>,
+    /// Why any property may have been set.
+    tainted: Option<String>,
+    /// What is on it, as far as that is known.
+    tags: Result<Vec<Vec<u8>>, String>,
+    /// Whether a rule may have given it a link.
+    linked: bool,
+    /// The output of the last program.
+    result: Value,
+}
+
+const DEVPATH: &[u8] = b"/devices/virtual/misc/kvm";
+
+impl Device {
+    /// As the kernel announces it.
+    pub(super) fn new(action: &'static [u8]) -> Self {
+        let known: [(&str, &[u8]); 6] = [
+            ("ACTION", action),
+            ("DEVNAME", b"/dev/kvm"),
+            ("DEVPATH", DEVPATH),
+            ("MAJOR", b"10"),
+            ("MINOR", b"232"),
+            ("SUBSYSTEM", b"misc"),
+        ];
+        let unknown = [
+            "CURRENT_TAGS",
+            "DEVLINKS",
+            "SEQNUM",
+            "SYNTH_UUID",
+            "TAGS",
+            "USEC_INITIALIZED",
+        ];
+        let known = known.map(|(key, value)| (key.into(), Ok(value.to_vec())));
+        let unknown = unknown.map(|key| (key.into(), Err(format!("ENV{{{key}}} is not known"))));
+        Self {
+            action,
+            properties: known.into_iter().chain(unknown).collect(),
+            tainted: None,
+            tags: Ok(Vec::new()),
+            linked: false,
+            result: Ok(Vec::new()),
+        }
+    }
+
+    /// Whether a comparison holds; nothing for a token that sets something.
+    pub(super) fn compare(&self, token: &Token) -> Option<Answer> {
+        Some(match token {
+            Token::Action(pattern) => pattern.holds(self.action).into(),
+            Token::Devpath(pattern) => pattern.holds(DEVPATH).into(),
+            Token::Kernel(pattern) => pattern.holds(b"kvm").into(),
+            Token::Subsystem(pattern) => pattern.holds(b"misc").into(),
+            Token::Name(pattern) | Token::Driver(pattern) => pattern.holds(b"").into(),
+            Token::Devlink(_) if self.linked => {
+                Answer::Unknown("SYMLINK is compared, and a rule has set it".to_owned())
+            }
+            Token::Devlink(pattern) => pattern.holds_for_list(std::iter::empty()).into(),
+            Token::Env(key, pattern) => holds(&self.property(key), pattern),
+            Token::Tag(pattern) => match &self.tags {
+                Ok(tags) => pattern.holds_for_list(tags.iter().map(Vec::as_slice)).into(),
+                Err(why) => Answer::Unknown(why.clone()),
+            },
+            Token::Attr(name, pattern) => attribute(name, pattern),
+            Token::Elsewhere(what) => Answer::Unknown(format!("it asks for {what}")),
+            Token::Program => Answer::Unknown("it runs a PROGRAM".to_owned()),
+            Token::Import(what, _) => Answer::Unknown(format!("it asks for {what}")),
+            Token::ImportParent(op) => (*op == Op::NoMatch).into(),
+            Token::Result(pattern) => holds(&self.result, pattern),
+            Token::Owner(..)
+            | Token::Group(..)
+            | Token::Mode(..)
+            | Token::AddTag(..)
+            | Token::StaticNode(_)
+            | Token::SetEnv(..)
+            | Token::AddLink
+            | Token::Run(..) => return None,
+        })
+    }
+
+    /// What a comparison leaves behind, whatever its answer, once it may have been asked.
+    pub(super) fn asked(&mut self, token: &Token, at: &str) {
+        match token {
+            Token::Program => self.result = Err(format!("RESULT is from the PROGRAM in {at}")),
+            Token::Import(what, Some(key)) => {
+                let why = format!("a property is from {what} in {at}");
+                self.properties.insert(key.clone(), Err(why));
+            }
+            Token::Import(what, None) => {
+                let why = format!("properties may be from {what} in {at}");
+                let fixed = super::systemd::is_fixed_property;
+                let set = |(key, _): &(&Vec<u8>, &mut Value)| !fixed(key);
+                for (_, value) in self.properties.iter_mut().filter(set) {
+                    *value = Err(why.clone());
+                }
+                self.tainted = Some(why);
+            }
+            _ => {}
+        }
+    }
+
+    /// `ENV{key}=…`; `doubt` is why it may not happen.
+    pub(super) fn set_property(&mut self, op: Op, key: &[u8], value: &[u8], doubt: Option<&str>) {
+        if op == Op::Add && value.is_empty() {
+            return;
+        }
+        let before = self.property(key);
+        let new = match (doubt, is_open(value), before) {
+            (Some(why), ..) => Err(why.to_owned()),
+            (None, true, _) => {
+                let key = String::from_utf8_lossy(key);
+                Err(format!("ENV{{{key}}} was set with a substitution"))
+            }
+            (None, false, before) if op == Op::Add => before.map(|mut before| {
+                if !before.is_empty() {
+                    before.push(b' ');
+                }
+                before.extend_from_slice(value);
+                before
+            }),
+            (None, false, _) => Ok(value.to_vec()),
+        };
+        self.properties.insert(key.to_vec(), new);
+    }
+
+    /// `TAG+=…`
+    pub(super) fn set_tag(&mut self, op: Op, tag: &[u8], doubt: Option<&str>) {
+        let open = is_open(tag).then_some("TAG was set with a substitution");
+        if let Some(why) = doubt.or(open) {
+            self.tags = Err(why.to_owned());
+            return;
+        }
+        if matches!(op, Op::Assign | Op::Final) {
+            self.tags = Ok(Vec::new());
+        }
+        if let Ok(tags) = &mut self.tags {
+            tags.retain(|other| other != tag);
+            if op != Op::Remove && !tag.is_empty() && !tag.contains(&b':') {
+                tags.push(tag.to_vec());
+            }
+        }
+    }
+
+    /// `SYMLINK+=…`
+    pub(super) fn set_link(&mut self) {
+        self.linked = true;
+    }
+
+    fn property(&self, key: &[u8]) -> Value {
+        match (self.properties.get(key), &self.tainted) {
+            (Some(value), _) => value.clone(),
+            (None, Some(why)) => Err(why.clone()),
+            (None, None) => Ok(Vec::new()),
+        }
+    }
+}
+
+fn holds(value: &Value, pattern: &Pattern) -> Answer {
+    match value {
+        Ok(value) => pattern.holds(value).into(),
+        Err(why) => Answer::Unknown(why.clone()),
+    }
+}
+
+/// `ATTR{name}`: a comparison with a file that is not there never holds, not even `!=`.
+fn attribute(name: &[u8], pattern: &Pattern) -> Answer {
+    let elsewhere = |byte: &u8| matches!(byte, b'/' | b'[' | b'$' | b'%');
+    match name {
+        b"dev" => pattern.holds(b"10:232").into(),
+        b"subsystem" => pattern.holds(b"misc").into(),
+        b"uevent" | b"power" => Answer::Unknown("it asks for ATTR".to_owned()),
+        name if name.iter().any(elsewhere) => Answer::Unknown("it asks for ATTR".to_owned()),
+        _ => Answer::No,
+    }
+}

@@ -1,0 +1,455 @@
+//! What a line of rules means, or why udevd drops it.
+
+use nix::unistd::{Gid, Uid};
+
+use super::pair::{Op, Pair, pairs};
+use super::pattern::Pattern;
+use super::{Database, Udevd, systemd};
+
+/// One part of a rule. udevd sorts them by kind, comparisons first; so does [`Token::rank`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Token {
+    Action(Pattern),
+    Devpath(Pattern),
+    Kernel(Pattern),
+    Devlink(Pattern),
+    Name(Pattern),
+    Env(Vec<u8>, Pattern),
+    Tag(Pattern),
+    Subsystem(Pattern),
+    Driver(Pattern),
+    Attr(Vec<u8>, Pattern),
+    /// A comparison with what only the node knows.
+    Elsewhere(&'static str),
+    /// Something is run, and its output or exit code counts.
+    Program,
+    /// Properties come from somewhere: this one, or any.
+    Import(&'static str, Option<Vec<u8>>),
+    /// A property of the parent device; kvm has none.
+    ImportParent(Op),
+    Result(Pattern),
+    Owner(Op, Who<Uid>),
+    Group(Op, Who<Gid>),
+    Mode(Op, Bits),
+    AddTag(Op, Vec<u8>),
+    StaticNode(Vec<u8>),
+    SetEnv(Op, Vec<u8>, Vec<u8>),
+    AddLink,
+    Run(Op, Vec<u8>),
+}
+
+/// An owner or a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Who<Id> {
+    /// A number, or a name that has one.
+    Id(Id),
+    /// A name that the node does not know: as if nothing had been set before either.
+    Unknown(String),
+    /// A name that is looked up at the event and not found: nothing happens.
+    UnknownLate(String),
+    /// With a substitution.
+    Open,
+}
+
+/// A mode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Bits {
+    Bits(u16),
+    /// No octal number: nothing happens.
+    Broken(String),
+    /// With a substitution.
+    Open,
+}
+
+/// A line of rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Rule {
+    /// File and line.
+    pub(super) at: String,
+    /// Sorted.
+    pub(super) tokens: Vec<Token>,
+    pub(super) label: Option<Vec<u8>>,
+    pub(super) goto: Option<Vec<u8>>,
+    /// Why udevd drops the rule although it understands it.
+    pub(super) dropped: Option<String>,
+    /// Why it is not known whether udevd takes the rule.
+    pub(super) doubt: Option<String>,
+}
+
+impl Token {
+    fn rank(&self) -> u8 {
+        match self {
+            Self::Action(_) => 0,
+            Self::Devpath(_) => 1,
+            Self::Kernel(_) => 2,
+            Self::Devlink(_) => 3,
+            Self::Name(_) => 4,
+            Self::Env(..) => 5,
+            Self::Tag(_) => 6,
+            Self::Subsystem(_) => 7,
+            Self::Driver(_) => 8,
+            Self::Attr(..) => 9,
+            Self::Elsewhere(_) => 10,
+            Self::Program => 11,
+            Self::Import("IMPORT{file}", _) => 12,
+            Self::Import("IMPORT{program}", _) => 13,
+            Self::Import("IMPORT{builtin}", _) => 14,
+            Self::Import("IMPORT{db}", _) => 15,
+            Self::Import(..) => 16,
+            Self::ImportParent(_) => 17,
+            Self::Result(_) => 18,
+            // What still has to be worked out at the event goes before what is known.
+            Self::Owner(_, Who::Open | Who::UnknownLate(_)) => 19,
+            Self::Group(_, Who::Open | Who::UnknownLate(_)) => 20,
+            Self::Mode(_, Bits::Open | Bits::Broken(_)) => 21,
+            Self::Owner(..) => 22,
+            Self::Group(..) => 23,
+            Self::Mode(..) => 24,
+            Self::AddTag(..) => 25,
+            Self::StaticNode(_) => 26,
+            Self::SetEnv(..) => 27,
+            Self::AddLink => 28,
+            Self::Run(..) => 29,
+        }
+    }
+}
+
+/// Reads one line; an error is why udevd drops it.
+pub(super) fn rule(
+    at: String,
+    line: &[u8],
+    node: &Udevd,
+    db: &Database<'_>,
+) -> Result<Rule, String> {
+    let mut rule = Rule {
+        at,
+        tokens: Vec::new(),
+        label: None,
+        goto: None,
+        dropped: None,
+        doubt: None,
+    };
+    for pair in pairs(line)? {
+        let key = String::from_utf8_lossy(&pair.key).into_owned();
+        part(&mut rule, &key, pair, node, db).map_err(|why| format!("{key}: {why}"))?;
+    }
+    rule.tokens.sort_by_key(Token::rank);
+    Ok(rule)
+}
+
+type Parsed = Result<(), &'static str>;
+
+const BAD_OP: &str = "not with this operator";
+const BAD_ATTR: &str = "not with this in braces";
+
+fn part(rule: &mut Rule, key: &str, pair: Pair, node: &Udevd, db: &Database<'_>) -> Parsed {
+    let is_match = pair.op.is_match();
+    if pair.any_case {
+        rule.doubt(systemd::takes_any_case(node)?);
+        if !is_match || matches!(key, "TEST" | "PROGRAM" | "IMPORT") {
+            return Err("not with the prefix 'i'");
+        }
+    }
+    check(key, &pair)?;
+    let attr = pair.attr.clone().unwrap_or_default();
+    let token = match key {
+        "ACTION" => Token::Action(Pattern::new(&pair)),
+        "DEVPATH" => Token::Devpath(Pattern::new(&pair)),
+        "KERNEL" | "KERNELS" => Token::Kernel(Pattern::new(&pair)),
+        "SUBSYSTEM" => Token::Subsystem(Pattern::new(&pair)),
+        "SUBSYSTEMS" => Token::Subsystem(Pattern::new(&pair)),
+        "DRIVER" | "DRIVERS" => Token::Driver(Pattern::new(&pair)),
+        "ATTR" | "ATTRS" if is_match => Token::Attr(attr, Pattern::new(&pair)),
+        "TAG" | "TAGS" if is_match => Token::Tag(Pattern::new(&pair)),
+        "ENV" if is_match => Token::Env(attr, Pattern::new(&pair)),
+        "SYMLINK" if is_match => Token::Devlink(Pattern::new(&pair)),
+        "NAME" if is_match => Token::Name(Pattern::new(&pair)),
+        "RESULT" => Token::Result(Pattern::new(&pair)),
+        "CONST" => Token::Elsewhere("CONST"),
+        "SYSCTL" if is_match => Token::Elsewhere("SYSCTL"),
+        "TEST" => Token::Elsewhere("TEST"),
+        "PROGRAM" => Token::Program,
+        "IMPORT" => import(&attr, pair, node, rule)?,
+        "ENV" => Token::SetEnv(pair.op, attr, pair.value),
+        "TAG" => Token::AddTag(pair.op, pair.value),
+        "SYMLINK" => {
+            if pair.op == Op::Remove {
+                rule.doubt(systemd::removes_links(node)?);
+            }
+            Token::AddLink
+        }
+        "OPTIONS" => match option(&pair.value)? {
+            Some(name) => Token::StaticNode(name),
+            None => return Ok(()),
+        },
+        "OWNER" => Token::Owner(pair.op, owner(rule, &pair.value, node, db)),
+        "GROUP" => Token::Group(pair.op, group(rule, &pair.value, node, db)),
+        "MODE" => Token::Mode(pair.op, mode(&pair.value)),
+        "RUN" if attr == b"builtin" => {
+            builtin(&pair.value, node, rule)?;
+            return Ok(());
+        }
+        "RUN" => Token::Run(pair.op, pair.value),
+        "GOTO" => {
+            rule.goto.get_or_insert(pair.value);
+            return Ok(());
+        }
+        "LABEL" => {
+            rule.label = Some(pair.value);
+            return Ok(());
+        }
+        // NAME, ATTR, SYSCTL, SECLABEL: accepted, and without effect on owner, group and mode.
+        _ => return Ok(()),
+    };
+    rule.tokens.push(token);
+    Ok(())
+}
+
+/// Which keys there are, and what goes with them.
+fn check(key: &str, pair: &Pair) -> Parsed {
+    let attr = pair.attr.as_deref();
+    let is_match = pair.op.is_match();
+    let removes = pair.op == Op::Remove;
+    let (attr_ok, op_ok) = match key {
+        "ACTION" | "DEVPATH" | "KERNEL" | "SUBSYSTEM" | "DRIVER" | "KERNELS" | "SUBSYSTEMS"
+        | "DRIVERS" | "TAGS" | "RESULT" => (attr.is_none(), is_match),
+        "SYMLINK" | "TAG" => (attr.is_none(), true),
+        "NAME" => {
+            if !is_match && (pair.value.is_empty() || pair.value == b"%k") {
+                return Err("such a name is refused");
+            }
+            (attr.is_none(), !removes)
+        }
+        "ENV" => {
+            if !is_match && attr.is_some_and(systemd::is_fixed_property) {
+                return Err("this property cannot be set");
+            }
+            (attr.is_some_and(|attr| !attr.is_empty()), !removes)
+        }
+        "CONST" => (matches!(attr, Some(b"arch" | b"virt" | b"cvm")), is_match),
+        "ATTR" | "SYSCTL" => (attr.is_some_and(|attr| !attr.is_empty()), !removes),
+        "ATTRS" => (attr.is_some_and(|attr| !attr.is_empty()), is_match),
+        "TEST" => {
+            let mode = attr.filter(|attr| !attr.is_empty());
+            (mode.is_none_or(|mode| octal(mode).is_some()), is_match)
+        }
+        "PROGRAM" => (attr.is_none(), !removes),
+        "IMPORT" => (attr.is_some_and(|attr| !attr.is_empty()), !removes),
+        "OPTIONS" | "OWNER" | "GROUP" | "MODE" => (attr.is_none(), !is_match && !removes),
+        "SECLABEL" => (
+            attr.is_some_and(|attr| !attr.is_empty()),
+            !is_match && !removes,
+        ),
+        "RUN" => (
+            matches!(attr, None | Some(b"program" | b"builtin")),
+            !is_match && !removes,
+        ),
+        "GOTO" | "LABEL" => (attr.is_none(), pair.op == Op::Assign),
+        _ => return Err("no key that udev knows"),
+    };
+    match (attr_ok, op_ok) {
+        (false, _) => Err(BAD_ATTR),
+        (_, false) => Err(BAD_OP),
+        (true, true) => Ok(()),
+    }
+}
+
+impl Rule {
+    fn doubt(&mut self, why: Option<&str>) {
+        if let Some(why) = why {
+            self.doubt.get_or_insert_with(|| why.to_owned());
+        }
+    }
+}
+
+fn import(attr: &[u8], pair: Pair, node: &Udevd, rule: &mut Rule) -> Result<Token, &'static str> {
+    let one = Some(pair.value.clone());
+    Ok(match attr {
+        b"file" => Token::Import("IMPORT{file}", None),
+        b"program" => Token::Import("IMPORT{program}", None),
+        b"builtin" => {
+            builtin(&pair.value, node, rule)?;
+            Token::Import("IMPORT{builtin}", None)
+        }
+        b"db" => Token::Import("IMPORT{db}", one),
+        b"cmdline" => Token::Import("IMPORT{cmdline}", one),
+        b"parent" => Token::ImportParent(pair.op),
+        _ => return Err(BAD_ATTR),
+    })
+}
+
+fn builtin(command: &[u8], node: &Udevd, rule: &mut Rule) -> Parsed {
+    let name = command.split(|byte| *byte == b' ').next();
+    rule.doubt(systemd::has_builtin(node, name.unwrap_or_default())?);
+    Ok(())
+}
+
+/// The name of the static node, of an option that has one.
+fn option(value: &[u8]) -> Result<Option<Vec<u8>>, &'static str> {
+    let text = std::str::from_utf8(value).unwrap_or_default();
+    if let Some(priority) = text.strip_prefix("link_priority=") {
+        integer(priority).ok_or("no number for link_priority")?;
+    }
+    if let Some(level) = text.strip_prefix("log_level=") {
+        let names = [
+            "reset", "emerg", "alert", "crit", "err", "warning", "notice", "info", "debug", "null",
+        ];
+        let known = names.contains(&level) || integer(level).is_some_and(|n| (0..8).contains(&n));
+        known.then_some(()).ok_or("no level for log_level")?;
+    }
+    Ok(value.strip_prefix(b"static_node=").map(<[u8]>::to_vec))
+}
+
+fn integer(text: &str) -> Option<i64> {
+    let text = text.trim_start();
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let radix = |prefix: &str, radix| {
+        let digits = digits.strip_prefix(prefix)?;
+        i64::from_str_radix(digits, radix).ok()
+    };
+    radix("0x", 16)
+        .or_else(|| radix("0o", 8))
+        .or_else(|| radix("0b", 2))
+        .or_else(|| radix("0", 8))
+        .or_else(|| digits.parse().ok())
+}
+
+fn owner(rule: &mut Rule, value: &[u8], node: &Udevd, db: &Database<'_>) -> Who<Uid> {
+    let name = String::from_utf8_lossy(value).into_owned();
+    let known = match (id(value), name.as_str()) {
+        (Some(number), _) => Some(number),
+        (None, "root") => Some(0),
+        (None, name) => (db.user)(name).map(Uid::as_raw).filter(is_id),
+    };
+    let verdict = known.map(|uid| systemd::takes_id(node, uid, node.system_uid_max));
+    settle("user", rule, value, known.map(Uid::from_raw), verdict, node)
+}
+
+fn group(rule: &mut Rule, value: &[u8], node: &Udevd, db: &Database<'_>) -> Who<Gid> {
+    let name = String::from_utf8_lossy(value).into_owned();
+    let known = match (id(value), name.as_str()) {
+        (Some(number), _) => Some(number),
+        (None, "root") => Some(0),
+        (None, name) => (db.group)(name).map(Gid::as_raw).filter(is_id),
+    };
+    let verdict = known.map(|gid| systemd::takes_id(node, gid, node.system_gid_max));
+    settle("group", rule, value, known.map(Gid::from_raw), verdict, node)
+}
+
+/// What becomes of an owner or group, given what the node knows about it.
+fn settle<Id>(
+    what: &str,
+    rule: &mut Rule,
+    value: &[u8],
+    known: Option<Id>,
+    verdict: Option<systemd::Taken>,
+    node: &Udevd,
+) -> Who<Id> {
+    let name = String::from_utf8_lossy(value).into_owned();
+    if is_open(value) {
+        return Who::Open;
+    }
+    match (known, verdict) {
+        (Some(id), verdict) => {
+            match verdict {
+                Some(systemd::Taken::No(why)) => {
+                    let _ = rule.dropped.get_or_insert(format!("{what} {name}: {why}"));
+                }
+                Some(systemd::Taken::Unknown(why)) => rule.doubt(Some(why)),
+                Some(systemd::Taken::Yes) | None => {}
+            }
+            Who::Id(id)
+        }
+        // Such a value is taken for a substitution, and looked up only at the event.
+        (None, _) if value.first() == Some(&b'[') => Who::UnknownLate(name),
+        (None, _) => {
+            match systemd::drops_unknown(node) {
+                Some(true) => {
+                    let why = format!("the node knows no {what} '{name}'");
+                    let _ = rule.dropped.get_or_insert(why);
+                }
+                Some(false) => {}
+                None => rule.doubt(Some(
+                    "the node does not know a name in it, and what follows differs by version",
+                )),
+            }
+            Who::Unknown(name)
+        }
+    }
+}
+
+fn mode(value: &[u8]) -> Bits {
+    match octal(value) {
+        Some(bits) => Bits::Bits(bits),
+        None if is_open(value) => Bits::Open,
+        None => Bits::Broken(String::from_utf8_lossy(value).into_owned()),
+    }
+}
+
+/// Whether a value has a substitution in it.
+pub(super) fn is_open(value: &[u8]) -> bool {
+    value.iter().any(|byte| matches!(byte, b'$' | b'%'))
+}
+
+fn is_id(id: &u32) -> bool {
+    !matches!(*id, 0xffff | u32::MAX)
+}
+
+/// A user or group number: digits only, no leading zero, and none that stands for "no one".
+fn id(text: &[u8]) -> Option<u32> {
+    let digits = text.iter().all(u8::is_ascii_digit);
+    let zero = text.len() > 1 && text.first() == Some(&b'0');
+    let text = std::str::from_utf8(text).ok().filter(|_| digits && !zero)?;
+    text.parse().ok().filter(is_id)
+}
+
+/// A mode: octal digits after blanks, up to 7777.
+fn octal(text: &[u8]) -> Option<u16> {
+    let digits = text.trim_ascii_start();
+    let plain = !digits.is_empty() && digits.iter().all(|digit| (b'0'..=b'7').contains(digit));
+    let digits = std::str::from_utf8(digits).ok().filter(|_| plain)?;
+    let bits = u16::from_str_radix(digits, 8).ok();
+    bits.filter(|bits| *bits <= 0o7777)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_what_udevd_takes_for_numbers() {
+        for (text, want) in [
+            ("108", Some(108)),
+            ("0", Some(0)),
+            ("0108", None),
+            ("+108", None),
+            (" 108", None),
+            ("108 ", None),
+            ("", None),
+            ("65534", Some(65534)),
+            ("65535", None),
+            ("4294967294", Some(4_294_967_294)),
+            ("4294967295", None),
+            ("4294967296", None),
+            ("0x6c", None),
+        ] {
+            assert_eq!(id(text.as_bytes()), want, "{text}");
+        }
+        for (text, want) in [
+            ("0660", Some(0o660)),
+            ("660", Some(0o660)),
+            (" 0660", Some(0o660)),
+            ("0660 ", None),
+            ("0", Some(0)),
+            ("7777", Some(0o7777)),
+            ("10000", None),
+            ("0o660", None),
+            ("0680", None),
+            ("+660", None),
+            ("", None),
+            ("u=rw", None),
+        ] {
+            assert_eq!(octal(text.as_bytes()), want, "{text}");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Following the rules of all files through one event.
+
+use super::given::{Assign, Gifts, Given, Node};
+use super::known::{Answer, Device};
+use super::pair::Op;
+use super::rule::{Bits, Rule, Token, Who};
+use super::{File, Forecast, Notes};
+
+/// When udevd starts: each rule with a `static_node` gives what it says to that node at once,
+/// whatever it compares and wherever a `GOTO` leads.
+pub(super) fn start(files: &[File], notes: &mut Notes) -> Forecast {
+    let mut node = Node::default();
+    for rule in files.iter().flat_map(|file| &file.rules) {
+        let is_kvm = |token: &&Token| matches!(token, Token::StaticNode(name) if is_kvm(name));
+        let times = rule.tokens.iter().filter(is_kvm).count();
+        if times == 0 || is_dropped(rule, notes) {
+            continue;
+        }
+        let doubt = rule.doubt.as_deref();
+        let mut gifts = Gifts::default();
+        for token in &rule.tokens {
+            // Only plain values count here, and of several the last, `:=` or not.
+            match token {
+                Token::Owner(_, who @ (Who::Id(_) | Who::Unknown(_))) => {
+                    let new = who_is(who, rule, notes);
+                    gifts.uid.assign(Op::Assign, new, &rule.at, doubt);
+                }
+                Token::Group(_, who @ (Who::Id(_) | Who::Unknown(_))) => {
+                    let new = who_is(who, rule, notes);
+                    gifts.gid.assign(Op::Assign, new, &rule.at, doubt);
+                }
+                Token::Mode(_, Bits::Bits(bits)) => {
+                    let new = Assign::Set(*bits);
+                    gifts.mode.assign(Op::Assign, new, &rule.at, doubt);
+                }
+                _ => {}
+            }
+        }
+        node.give(gifts);
+    }
+    node.forecast(notes)
+}
+
+/// Whether a static node's name below /dev leads to kvm.
+fn is_kvm(name: &[u8]) -> bool {
+    let parts = name.split(|byte| *byte == b'/');
+    let parts = parts.filter(|part| !part.is_empty() && *part != b".");
+    parts.eq([b"kvm"])
+}
+
+/// An event: all rules, in order.
+pub(super) fn event(files: &[File], action: &'static [u8], notes: &mut Notes) -> Forecast {
+    let mut walk = Walk {
+        device: Device::new(action),
+        gifts: Gifts::default(),
+        runs: Vec::new(),
+        runs_fixed: false,
+    };
+    for file in files {
+        walk.file(file, notes);
+    }
+    for (rule, why) in walk.runs {
+        notes.unclear(&rule, &why);
+    }
+    let mut node = Node::default();
+    node.give(walk.gifts);
+    node.forecast(notes)
+}
+
+struct Walk {
+    device: Device,
+    gifts: Gifts,
+    /// Rules that run a program after the event, and what is to be said of them.
+    runs: Vec<(String, String)>,
+    runs_fixed: bool,
+}
+
+impl Walk {
+    fn file(&mut self, file: &File, notes: &mut Notes) {
+        let mut at = 0;
+        // Up to where rules may have been jumped over, and by which.
+        let mut skipped: Option<(usize, String)> = None;
+        while let Some(rule) = file.rules.get(at) {
+            if skipped.as_ref().is_some_and(|(to, _)| *to <= at) {
+                skipped = None;
+            }
+            let doubt = skipped.as_ref().map(|(_, why)| why.clone());
+            at += 1;
+            let Some(doubt) = self.rule(rule, doubt.or(rule.doubt.clone()), notes) else {
+                continue;
+            };
+            let target = rule.goto.as_ref().filter(|_| file.linked).and_then(|goto| {
+                let label = |later: &Rule| later.dropped.is_none() && later.label.as_ref() == Some(goto);
+                file.rules.iter().skip(at).position(label)
+            });
+            match (target, doubt) {
+                (None, _) => {}
+                (Some(distance), None) => at += distance,
+                (Some(distance), Some(why)) => {
+                    let to = (at + distance).max(skipped.map_or(0, |(to, _)| to));
+                    let why = format!("the GOTO in {} may jump over it: {why}", rule.at);
+                    skipped = Some((to, why));
+                }
+            }
+        }
+    }
+
+    /// Nothing where the rule does not apply, otherwise why that is not certain.
+    fn rule(
+        &mut self,
+        rule: &Rule,
+        mut doubt: Option<String>,
+        notes: &mut Notes,
+    ) -> Option<Option<String>> {
+        if !has_effect(rule) {
+            return None;
+        }
+        for token in &rule.tokens {
+            let Some(answer) = self.device.compare(token) else {
+                continue;
+            };
+            if rule.dropped.is_none() {
+                self.device.asked(token, &rule.at);
+            }
+            match answer {
+                Answer::Yes => {}
+                Answer::No => return None,
+                Answer::Unknown(why) => {
+                    doubt.get_or_insert(why);
+                }
+            }
+        }
+        if is_dropped(rule, notes) {
+            return None;
+        }
+        for token in &rule.tokens {
+            self.set(token, rule, doubt.as_deref(), notes);
+        }
+        Some(doubt)
+    }
+
+    fn set(&mut self, token: &Token, rule: &Rule, doubt: Option<&str>, notes: &mut Notes) {
+        match token {
+            Token::Owner(op, who) => assign(&mut self.gifts.uid, *op, who, rule, doubt, notes),
+            Token::Group(op, who) => assign(&mut self.gifts.gid, *op, who, rule, doubt, notes),
+            Token::Mode(op, bits) => {
+                let new = match bits {
+                    Bits::Bits(bits) => Assign::Set(*bits),
+                    Bits::Open => Assign::Open,
+                    Bits::Broken(text) => {
+                        notes.ignore(&rule.at, &format!("MODE=\"{text}\" is no mode"));
+                        Assign::Keep
+                    }
+                };
+                self.gifts.mode.assign(*op, new, &rule.at, doubt);
+            }
+            Token::SetEnv(op, key, value) => self.device.set_property(*op, key, value, doubt),
+            Token::AddTag(op, tag) => self.device.set_tag(*op, tag, doubt),
+            Token::AddLink => self.device.set_link(),
+            Token::Run(op, command) if !self.runs_fixed => {
+                self.runs_fixed = *op == Op::Final && doubt.is_none();
+                if *op != Op::Add && doubt.is_none() {
+                    self.runs.clear();
+                }
+                let command = String::from_utf8_lossy(command);
+                let why = format!("it runs '{command}' afterwards, which may change the node");
+                self.runs.push((rule.at.clone(), why));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn assign<Id: Copy>(
+    given: &mut Given<Id>,
+    op: Op,
+    who: &Who<Id>,
+    rule: &Rule,
+    doubt: Option<&str>,
+    notes: &mut Notes,
+) {
+    given.assign(op, who_is(who, rule, notes), &rule.at, doubt);
+}
+
+fn who_is<Id: Copy>(who: &Who<Id>, rule: &Rule, notes: &mut Notes) -> Assign<Id> {
+    match who {
+        Who::Id(id) => Assign::Set(*id),
+        Who::Open => Assign::Open,
+        Who::Unknown(name) | Who::UnknownLate(name) => {
+            notes.ignore(&rule.at, &format!("the node does not know the name '{name}'"));
+            match who {
+                Who::Unknown(_) => Assign::Unset,
+                _ => Assign::Keep,
+            }
+        }
+    }
+}
+
+/// Whether udevd drops the rule, which then is noted.
+fn is_dropped(rule: &Rule, notes: &mut Notes) -> bool {
+    if let Some(why) = &rule.dropped {
+        notes.ignore(&rule.at, why);
+    }
+    rule.dropped.is_some()
+}
+
+/// udevd does not even ask what a rule compares that could do nothing.
+fn has_effect(rule: &Rule) -> bool {
+    let sets = |token: &Token| {
+        matches!(
+            token,
+            Token::Program
+                | Token::Import(..)
+                | Token::ImportParent(_)
+                | Token::Owner(..)
+                | Token::Group(..)
+                | Token::Mode(..)
+                | Token::AddTag(..)
+                | Token::SetEnv(..)
+                | Token::AddLink
+                | Token::Run(..)
+        )
+    };
+    rule.goto.is_some() || rule.tokens.iter().any(sets)
+}

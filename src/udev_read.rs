@@ -1,0 +1,182 @@
+//! What the forecast in [`crate::udev`] is made from: rules, the version of systemd, and whether the
+//! running udevd still has older names in mind.
+//!
+//! Everything is read below the node's root, which it cannot leave; only `/proc` is this process' own.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use nix::errno::Errno;
+use nix::sys::stat::SFlag;
+
+use crate::hostdb;
+use crate::sys::Result;
+use crate::sys::root::{Root, kind};
+use crate::udev::{FOLDERS, Found, RuleFile, Udevd, login_defs, select, version_of};
+
+/// The rules files that udevd reads, in its order.
+///
+/// # Errors
+/// The call that failed, with the file's name: a rule that cannot be read could be the one that
+/// decides.
+pub fn rules(root: &Root) -> Result<Vec<RuleFile>> {
+    let mut found = Vec::new();
+    for (rank, folder, name) in names(root)? {
+        let content = content(root, &format!("{folder}/{name}"))?;
+        if let Some(content) = content {
+            found.push((rank, folder.to_owned(), name, content));
+        }
+    }
+    Ok(select(found))
+}
+
+/// Place, folder and name of every file that could be one with rules.
+fn names(root: &Root) -> Result<Vec<(usize, &'static str, String)>> {
+    let merged = root.inode("lib")? == root.inode("usr/lib")?;
+    let mut found = Vec::new();
+    for (rank, folder) in FOLDERS.into_iter().enumerate() {
+        if folder.starts_with("lib/") && merged {
+            continue;
+        }
+        let names = root.list(folder)?.into_iter().map(OsString::into_string);
+        let names = names.flatten().filter(|name| name.ends_with(".rules"));
+        found.extend(names.map(|name| (rank, folder, name)));
+    }
+    Ok(found)
+}
+
+/// What stands there; nothing for what udevd passes over, such as a folder.
+fn content(root: &Root, name: &str) -> Result<Option<Found>> {
+    let Some(stat) = root.stat(name)? else {
+        return Ok(None);
+    };
+    let is_link = kind(&stat) == SFlag::S_IFLNK;
+    if !is_link && kind(&stat) != SFlag::S_IFREG {
+        return Ok(None);
+    }
+    match root.read(name) {
+        Ok(Some(content)) if !content.is_empty() => Ok(Some(Found::Content(content))),
+        Ok(_) => Ok(Some(Found::Masked)),
+        // A link to a device (/dev/null), to a folder or in a circle has nothing to read, and hides.
+        Err(error) if is_link && matches!(error.errno, Errno::EINVAL | Errno::ELOOP) => {
+            Ok(Some(Found::Masked))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What can be learned about the node's systemd from its files.
+///
+/// # Errors
+/// The call that failed.
+pub fn udevd(root: &Root) -> Result<Udevd> {
+    let mut folders: Vec<String> = ["usr/lib", "usr/lib64", "lib"].map(str::to_owned).into();
+    for folder in ["usr/lib", "lib"] {
+        let names = root.list(folder)?.into_iter().map(OsString::into_string);
+        let per_machine = names.flatten().filter(|name| name.contains("-linux-"));
+        folders.extend(per_machine.map(|name| format!("{folder}/{name}")));
+    }
+    let mut version = None;
+    for folder in folders {
+        let names = root.list(&format!("{folder}/systemd"))?;
+        let versions = names.iter().filter_map(|name| version_of(name.to_str()?));
+        version = version.max(versions.max());
+    }
+    let defs = root.read("etc/login.defs")?.unwrap_or_default();
+    let usual = Udevd::default();
+    Ok(Udevd {
+        version,
+        system_uid_max: login_defs(&defs, "SYS_UID_MAX").unwrap_or(usual.system_uid_max),
+        system_gid_max: login_defs(&defs, "SYS_GID_MAX").unwrap_or(usual.system_gid_max),
+    })
+}
+
+/// The process ID of a running udevd that looked up names before they changed, where that can be
+/// seen: until it is restarted, or a rules file changes, it goes on with the old numbers.
+///
+/// # Errors
+/// The call on the node's files that failed.
+pub fn stale(root: &Root) -> Result<Option<u32>> {
+    let Some((pid, started)) = running(root.id()?) else {
+        return Ok(None);
+    };
+    let mut changed = (None, None);
+    for (_, folder, name) in names(root)? {
+        let file = root.stat(&format!("{folder}/{name}"))?;
+        changed.0 = changed.0.max(file.map(|stat| stat.st_mtime));
+    }
+    for folder in FOLDERS {
+        changed.0 = changed.0.max(root.stat(folder)?.map(|stat| stat.st_mtime));
+    }
+    for file in hostdb::FILES.into_iter().chain(["etc/passwd"]) {
+        changed.1 = changed.1.max(root.stat(file)?.map(|stat| stat.st_mtime));
+    }
+    let (rules, names) = changed;
+    Ok(is_stale(started, rules, names).then_some(pid))
+}
+
+/// Whether names changed after udevd last looked them up: when it started, or at the first event
+/// after its rules changed. All in seconds since 1970.
+pub fn is_stale(started: i64, rules: Option<i64>, names: Option<i64>) -> bool {
+    names.is_some_and(|names| names > started && rules.is_none_or(|rules| rules < names))
+}
+
+/// The udevd whose root is this one, and when it started.
+fn running(root: (u64, u64)) -> Option<(u32, i64)> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let boot = stat.lines().find_map(|line| line.strip_prefix("btime "))?;
+    let boot: i64 = boot.trim().parse().ok()?;
+    let pids = fs::read_dir("/proc").ok()?.flatten();
+    let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.find_map(|pid| {
+        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+        let stat = String::from_utf8_lossy(&stat);
+        let (_, ticks) = name_and_start(&stat).filter(|(name, _)| *name == "systemd-udevd")?;
+        let same = match fs::metadata(format!("/proc/{pid}/root")) {
+            Ok(its) => (its.dev(), its.ino()) == root,
+            Err(_) => true,
+        };
+        same.then_some((pid, boot + ticks / TICKS))
+    })
+}
+
+/// Parts of a second that /proc counts in, the same on every architecture that runs KVM.
+const TICKS: i64 = 100;
+
+/// The process' name, and its start in ticks since boot (proc_pid_stat(5): the 22nd field).
+fn name_and_start(stat: &str) -> Option<(&str, i64)> {
+    let (_, rest) = stat.split_once('(')?;
+    let (name, rest) = rest.rsplit_once(')')?;
+    let ticks = rest.split_whitespace().nth(19)?.parse().ok()?;
+    Some((name, ticks))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_stale_when_they_changed_after_they_were_looked_up() {
+        let table = [
+            (100, Some(50), Some(90), false),
+            (100, Some(50), Some(100), false),
+            (100, Some(50), Some(110), true),
+            // A changed rules file makes udevd look again, at the next event.
+            (100, Some(120), Some(110), false),
+            (100, Some(105), Some(110), true),
+            (100, None, Some(110), true),
+            (100, Some(50), None, false),
+        ];
+        for (started, rules, names, want) in table {
+            assert_eq!(is_stale(started, rules, names), want, "{started} {rules:?} {names:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_may_hold_anything() {
+        let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 9 9";
+        assert_eq!(name_and_start(stat), Some(("a) b (c)", 4242)));
+        assert_eq!(name_and_start("7 (a"), None);
+    }
+}
