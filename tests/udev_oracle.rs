@@ -3,7 +3,7 @@
 //! was predicted.
 //!
 //! The daemon runs in a private mount namespace with a /dev, /run, /etc and rules folders of its own.
-//! It is the one in `KVM_INIT_TEST_UDEV`, or in target/oracle/udev, where tests/run unpacks it: the
+//! It is the one in `KVM_INIT_TEST_UDEV`, or in target/oracle, where tests/run unpacks it: the
 //! package is never installed, since its scripts would start it on the machine's own /dev.
 #![allow(
     missing_docs,
@@ -35,15 +35,19 @@ const NODE: &str = "/dev/kvm";
 
 /// Where udev is unpacked.
 fn oracle() -> PathBuf {
-    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/oracle/udev");
-    let folder = std::env::var_os("KVM_INIT_TEST_UDEV").map_or(default, PathBuf::from);
-    assert!(
-        folder.join("bin/udevadm").is_file(),
-        "this test needs udev unpacked (not installed) in {}: run tests/run, or \
-         `apt-get download udev` and `dpkg -x` it there",
-        folder.display()
-    );
-    folder
+    let usual = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/oracle");
+    let unpacked = || fs::read_dir(&usual).into_iter().flatten().flatten();
+    let given = std::env::var_os("KVM_INIT_TEST_UDEV").map(PathBuf::from);
+    let folder = given.or_else(|| unpacked().map(|entry| entry.path()).max());
+    let folder = folder.filter(|folder| folder.join("bin/udevadm").is_file());
+    folder.unwrap_or_else(|| {
+        panic!(
+            "this test needs udev unpacked (not installed) in {}/udev-VERSION, or in the folder \
+             that KVM_INIT_TEST_UDEV names: run tests/run, or `apt-get download udev` and `dpkg \
+             -x` it there",
+            usual.display()
+        )
+    })
 }
 
 /// udevd and what it is asked with, in the namespace's own folders.
@@ -66,7 +70,10 @@ impl Oracle {
         symlink("udevadm", &udevd).unwrap();
         let stock = own.join("stock");
         fs::create_dir(&stock).unwrap();
-        for entry in fs::read_dir(from.join("lib/udev/rules.d")).unwrap().flatten() {
+        for entry in fs::read_dir(from.join("lib/udev/rules.d"))
+            .unwrap()
+            .flatten()
+        {
             fs::copy(entry.path(), stock.join(entry.file_name())).unwrap();
         }
         fresh_dev();
@@ -234,7 +241,8 @@ fn read_and_predict(version: u32) -> Prediction {
     };
     let group =
         |name: &str| Some(group::by_name(rule_sets::GROUP.as_bytes(), name.as_bytes())?.gid);
-    let user = |name: &str| Some(passwd::by_name(rule_sets::PASSWD.as_bytes(), name.as_bytes())?.uid);
+    let user =
+        |name: &str| Some(passwd::by_name(rule_sets::PASSWD.as_bytes(), name.as_bytes())?.uid);
     let db = Database {
         group: &group,
         user: &user,
@@ -252,12 +260,18 @@ fn compare(sets: &[RuleSet]) -> (Vec<String>, usize) {
         oracle.install(set);
         let prediction = read_and_predict(version);
         let real = oracle.ask();
-        for (event, real) in [Event::Start, Event::Add, Event::Change].into_iter().zip(real) {
+        for (event, real) in [Event::Start, Event::Add, Event::Change]
+            .into_iter()
+            .zip(real)
+        {
             match forecast(&prediction, event) {
                 None => {
                     unclear += 1;
                     if !set.may_be_unclear {
-                        wrong.push(format!("{set}\n{event:?}: unclear: {:?}", prediction.unclear));
+                        wrong.push(format!(
+                            "{set}\n{event:?}: unclear: {:?}",
+                            prediction.unclear
+                        ));
                     }
                 }
                 Some(said) if said == real => {}
@@ -287,10 +301,17 @@ fn machines_own() -> Option<(u64, u32, u32, u32, i64, i64)> {
 
 fn check(sets: &[RuleSet]) {
     common::require_root();
+    // The kernel's events reach every udevd: one comparison at a time on the machine.
+    let turn = fs::File::open(Path::new(KVM).join("uevent")).unwrap();
+    turn.lock().unwrap();
     let before = machines_own();
     let began = Instant::now();
     let (wrong, unclear) = in_namespace(|| compare(sets));
-    assert_eq!(machines_own(), before, "the machine's own {NODE} was touched");
+    assert_eq!(
+        machines_own(),
+        before,
+        "the machine's own {NODE} was touched"
+    );
     eprintln!(
         "{} rule sets, {} answers, {unclear} of them unclear, in {:.1} s",
         sets.len(),

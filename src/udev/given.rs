@@ -194,8 +194,14 @@ mod tests {
             (vec![(None, Some(5), Some(0o4600))], (0, 5, 0o4600)),
             (vec![(None, None, Some(0o2660))], (0, 0, 0o2660)),
             // One rule after the other: the second finds what the first left.
-            (vec![(None, Some(5), None), (None, None, Some(0o666))], (0, 5, 0o666)),
-            (vec![(None, None, Some(0o666)), (None, Some(5), None)], (0, 5, 0o660)),
+            (
+                vec![(None, Some(5), None), (None, None, Some(0o666))],
+                (0, 5, 0o666),
+            ),
+            (
+                vec![(None, None, Some(0o666)), (None, Some(5), None)],
+                (0, 5, 0o660),
+            ),
         ];
         for (steps, want) in table {
             assert_eq!(after(&steps), want, "{steps:?}");

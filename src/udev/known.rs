@@ -85,7 +85,9 @@ impl Device {
             Token::Devlink(pattern) => pattern.holds_for_list(std::iter::empty()).into(),
             Token::Env(key, pattern) => holds(&self.property(key), pattern),
             Token::Tag(pattern) => match &self.tags {
-                Ok(tags) => pattern.holds_for_list(tags.iter().map(Vec::as_slice)).into(),
+                Ok(tags) => pattern
+                    .holds_for_list(tags.iter().map(Vec::as_slice))
+                    .into(),
                 Err(why) => Answer::Unknown(why.clone()),
             },
             Token::Attr(name, pattern) => attribute(name, pattern),
@@ -160,11 +162,17 @@ impl Device {
         if matches!(op, Op::Assign | Op::Final) {
             self.tags = Ok(Vec::new());
         }
-        if let Ok(tags) = &mut self.tags {
-            tags.retain(|other| other != tag);
-            if op != Op::Remove && !tag.is_empty() && !tag.contains(&b':') {
-                tags.push(tag.to_vec());
-            }
+        // What is taken away still counts at a device's first event, as long as the udev database
+        // does not know it (seen with 252).
+        let tag = tag.to_vec();
+        let had = self.tags.as_ref().is_ok_and(|tags| tags.contains(&tag));
+        if op == Op::Remove && had {
+            let why = "TAG-= leaves what the udev database says";
+            self.tags = Err(why.to_owned());
+        }
+        let valid = !tag.iter().any(|byte| matches!(byte, b':' | b' '));
+        if let (Ok(tags), true) = (&mut self.tags, op != Op::Remove && valid && !had) {
+            tags.push(tag);
         }
     }
 

@@ -119,7 +119,11 @@ mod tests {
             ("KERNEL==\"bus\"", "class", false),
         ];
         for (text, value, want) in table {
-            assert_eq!(pattern(text).holds(value.as_bytes()), want, "{text} {value}");
+            assert_eq!(
+                pattern(text).holds(value.as_bytes()),
+                want,
+                "{text} {value}"
+            );
         }
     }
 

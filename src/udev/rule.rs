@@ -45,7 +45,9 @@ pub(super) enum Who<Id> {
     Id(Id),
     /// A name that the node does not know: as if nothing had been set before either.
     Unknown(String),
-    /// A name that is looked up at the event and not found: nothing happens.
+    /// A name that is looked up at the event.
+    Late(Id),
+    /// Such a name that is not found: nothing happens.
     UnknownLate(String),
     /// With a substitution.
     Open,
@@ -54,7 +56,7 @@ pub(super) enum Who<Id> {
 /// A mode.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Bits {
-    Bits(u16),
+    Octal(u16),
     /// No octal number: nothing happens.
     Broken(String),
     /// With a substitution.
@@ -99,8 +101,8 @@ impl Token {
             Self::ImportParent(_) => 17,
             Self::Result(_) => 18,
             // What still has to be worked out at the event goes before what is known.
-            Self::Owner(_, Who::Open | Who::UnknownLate(_)) => 19,
-            Self::Group(_, Who::Open | Who::UnknownLate(_)) => 20,
+            Self::Owner(_, Who::Open | Who::Late(_) | Who::UnknownLate(_)) => 19,
+            Self::Group(_, Who::Open | Who::Late(_) | Who::UnknownLate(_)) => 20,
             Self::Mode(_, Bits::Open | Bits::Broken(_)) => 21,
             Self::Owner(..) => 22,
             Self::Group(..) => 23,
@@ -165,7 +167,12 @@ fn part(rule: &mut Rule, key: &str, pair: Pair, node: &Udevd, db: &Database<'_>)
         "SYMLINK" if is_match => Token::Devlink(Pattern::new(&pair)),
         "NAME" if is_match => Token::Name(Pattern::new(&pair)),
         "RESULT" => Token::Result(Pattern::new(&pair)),
-        "CONST" => Token::Elsewhere("CONST"),
+        "CONST" => {
+            if attr == b"cvm" {
+                rule.doubt(systemd::has_cvm(node)?);
+            }
+            Token::Elsewhere("CONST")
+        }
         "SYSCTL" if is_match => Token::Elsewhere("SYSCTL"),
         "TEST" => Token::Elsewhere("TEST"),
         "PROGRAM" => Token::Program,
@@ -333,7 +340,14 @@ fn group(rule: &mut Rule, value: &[u8], node: &Udevd, db: &Database<'_>) -> Who<
         (None, name) => (db.group)(name).map(Gid::as_raw).filter(is_id),
     };
     let verdict = known.map(|gid| systemd::takes_id(node, gid, node.system_gid_max));
-    settle("group", rule, value, known.map(Gid::from_raw), verdict, node)
+    settle(
+        "group",
+        rule,
+        value,
+        known.map(Gid::from_raw),
+        verdict,
+        node,
+    )
 }
 
 /// What becomes of an owner or group, given what the node knows about it.
@@ -349,7 +363,10 @@ fn settle<Id>(
     if is_open(value) {
         return Who::Open;
     }
+    // Such a value is taken for a substitution, and looked up only at the event.
+    let late = value.first() == Some(&b'[');
     match (known, verdict) {
+        (Some(id), _) if late => Who::Late(id),
         (Some(id), verdict) => {
             match verdict {
                 Some(systemd::Taken::No(why)) => {
@@ -360,8 +377,7 @@ fn settle<Id>(
             }
             Who::Id(id)
         }
-        // Such a value is taken for a substitution, and looked up only at the event.
-        (None, _) if value.first() == Some(&b'[') => Who::UnknownLate(name),
+        (None, _) if late => Who::UnknownLate(name),
         (None, _) => {
             match systemd::drops_unknown(node) {
                 Some(true) => {
@@ -380,7 +396,7 @@ fn settle<Id>(
 
 fn mode(value: &[u8]) -> Bits {
     match octal(value) {
-        Some(bits) => Bits::Bits(bits),
+        Some(bits) => Bits::Octal(bits),
         None if is_open(value) => Bits::Open,
         None => Bits::Broken(String::from_utf8_lossy(value).into_owned()),
     }

@@ -68,7 +68,10 @@ mod tests {
         ];
         let folder = |rank: usize| FOLDERS[rank].to_owned();
         let found = found.map(|(rank, name, found)| (rank, folder(rank), name.to_owned(), found));
-        let paths: Vec<_> = select(found.into()).into_iter().map(|file| file.path).collect();
+        let paths: Vec<_> = select(found.into())
+            .into_iter()
+            .map(|file| file.path)
+            .collect();
         let want = [
             "/usr/lib/udev/rules.d/50-a.rules",
             "/run/udev/rules.d/70-d.rules",

@@ -29,7 +29,9 @@ pub(super) fn takes_id(node: &Udevd, id: u32, max: u32) -> Taken {
         return Taken::Yes;
     }
     match node.version {
-        Some(STRICT..LENIENT) => Taken::No("outside of the system's range, dropped by systemd 258 and 259"),
+        Some(STRICT..LENIENT) => {
+            Taken::No("outside of the system's range, dropped by systemd 258 and 259")
+        }
         Some(_) => Taken::Yes,
         None => Taken::Unknown(
             "a number outside of the system's range, which systemd 258 and 259 drop, and the \
@@ -53,6 +55,16 @@ pub(super) fn removes_links(node: &Udevd) -> Result<Option<&'static str>, &'stat
     since_some_version(node, "SYMLINK-= is not known to every systemd")
 }
 
+/// Whether `CONST{cvm}` is known, which came with 254.
+pub(super) fn has_cvm(node: &Udevd) -> Result<Option<&'static str>, &'static str> {
+    const WHY: &str = "CONST{cvm} is not known to every systemd";
+    match node.version {
+        Some(254..) => Ok(None),
+        Some(_) => Err(WHY),
+        None => Ok(Some(WHY)),
+    }
+}
+
 /// Whether there is such a built-in command.
 pub(super) fn has_builtin(node: &Udevd, name: &[u8]) -> Result<Option<&'static str>, &'static str> {
     let seen: [&[u8]; 11] = [
@@ -68,7 +80,12 @@ pub(super) fn has_builtin(node: &Udevd, name: &[u8]) -> Result<Option<&'static s
         b"uaccess",
         b"usb_id",
     ];
-    let later: [&[u8]; 4] = [b"net_driver", b"dissect_image", b"factory_reset", b"tpm2_id"];
+    let later: [&[u8]; 4] = [
+        b"net_driver",
+        b"dissect_image",
+        b"factory_reset",
+        b"tpm2_id",
+    ];
     if seen.contains(&name) {
         return Ok(None);
     }
@@ -125,12 +142,12 @@ pub fn version_of(file: &str) -> Option<u32> {
 /// where it was built to (`compat-mutable-uid-boundaries`, as Debian and Fedora do).
 pub fn login_defs(file: &[u8], key: &str) -> Option<u32> {
     let text = String::from_utf8_lossy(file);
-    let found = text.lines().filter_map(|line| {
+    let mut found = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         (words.next()? == key).then_some(())?;
         words.next()?.parse().ok()
     });
-    found.last()
+    found.next_back()
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ pub(super) fn start(files: &[File], notes: &mut Notes) -> Forecast {
                     let new = who_is(who, rule, notes);
                     gifts.gid.assign(Op::Assign, new, &rule.at, doubt);
                 }
-                Token::Mode(_, Bits::Bits(bits)) => {
+                Token::Mode(_, Bits::Octal(bits)) => {
                     let new = Assign::Set(*bits);
                     gifts.mode.assign(Op::Assign, new, &rule.at, doubt);
                 }
@@ -90,7 +90,8 @@ impl Walk {
                 continue;
             };
             let target = rule.goto.as_ref().filter(|_| file.linked).and_then(|goto| {
-                let label = |later: &Rule| later.dropped.is_none() && later.label.as_ref() == Some(goto);
+                let label =
+                    |later: &Rule| later.dropped.is_none() && later.label.as_ref() == Some(goto);
                 file.rules.iter().skip(at).position(label)
             });
             match (target, doubt) {
@@ -145,7 +146,7 @@ impl Walk {
             Token::Group(op, who) => assign(&mut self.gifts.gid, *op, who, rule, doubt, notes),
             Token::Mode(op, bits) => {
                 let new = match bits {
-                    Bits::Bits(bits) => Assign::Set(*bits),
+                    Bits::Octal(bits) => Assign::Set(*bits),
                     Bits::Open => Assign::Open,
                     Bits::Broken(text) => {
                         notes.ignore(&rule.at, &format!("MODE=\"{text}\" is no mode"));
@@ -184,10 +185,13 @@ fn assign<Id: Copy>(
 
 fn who_is<Id: Copy>(who: &Who<Id>, rule: &Rule, notes: &mut Notes) -> Assign<Id> {
     match who {
-        Who::Id(id) => Assign::Set(*id),
+        Who::Id(id) | Who::Late(id) => Assign::Set(*id),
         Who::Open => Assign::Open,
         Who::Unknown(name) | Who::UnknownLate(name) => {
-            notes.ignore(&rule.at, &format!("the node does not know the name '{name}'"));
+            notes.ignore(
+                &rule.at,
+                &format!("the node does not know the name '{name}'"),
+            );
             match who {
                 Who::Unknown(_) => Assign::Unset,
                 _ => Assign::Keep,

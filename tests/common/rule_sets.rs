@@ -118,7 +118,10 @@ pub fn written() -> Vec<RuleSet> {
             "stock, masked by a link",
             vec![
                 (USR, Content::Stock),
-                ("etc/udev/rules.d/50-udev-default.rules", Content::Link("/dev/null")),
+                (
+                    "etc/udev/rules.d/50-udev-default.rules",
+                    Content::Link("/dev/null"),
+                ),
             ],
         ),
         set(
@@ -132,18 +135,24 @@ pub fn written() -> Vec<RuleSet> {
             "stock, masked by a dangling link",
             vec![
                 (USR, Content::Stock),
-                ("etc/udev/rules.d/50-udev-default.rules", Content::Link("nowhere")),
+                (
+                    "etc/udev/rules.d/50-udev-default.rules",
+                    Content::Link("nowhere"),
+                ),
             ],
         ),
         set(
             "stock, masked by a link to a folder",
             vec![
                 (USR, Content::Stock),
-                ("etc/udev/rules.d/50-udev-default.rules", Content::Link("/etc")),
+                (
+                    "etc/udev/rules.d/50-udev-default.rules",
+                    Content::Link("/etc"),
+                ),
             ],
         ),
         set(
-            "stock, not masked by a folder",
+            "stock, masked by a folder",
             vec![
                 (USR, Content::Stock),
                 ("etc/udev/rules.d/50-udev-default.rules", Content::Folder),
@@ -153,7 +162,10 @@ pub fn written() -> Vec<RuleSet> {
             "stock, replaced",
             vec![
                 (USR, Content::Stock),
-                ("usr/local/lib/udev/rules.d/50-udev-default.rules", text(KOLLA)),
+                (
+                    "usr/local/lib/udev/rules.d/50-udev-default.rules",
+                    text(KOLLA),
+                ),
             ],
         ),
         set(
@@ -161,7 +173,10 @@ pub fn written() -> Vec<RuleSet> {
             vec![
                 (USR, Content::Stock),
                 ("etc/udev/rules.d/elsewhere", text(GENESTACK)),
-                ("etc/udev/rules.d/50-udev-default.rules", Content::Link("elsewhere")),
+                (
+                    "etc/udev/rules.d/50-udev-default.rules",
+                    Content::Link("elsewhere"),
+                ),
             ],
         ),
         set(
@@ -175,10 +190,22 @@ pub fn written() -> Vec<RuleSet> {
         set(
             "order is by name, not by folder",
             vec![
-                ("usr/lib/udev/rules.d/99-z.rules", text("KERNEL==\"kvm\", GROUP=\"5\"\n")),
-                ("etc/udev/rules.d/98-a.rules", text("KERNEL==\"kvm\", GROUP=\"6\"\n")),
-                ("run/udev/rules.d/9-b.rules", text("KERNEL==\"kvm\", MODE=\"0606\"\n")),
-                ("usr/local/lib/udev/rules.d/Z.rules", text("KERNEL==\"kvm\", OWNER=\"7\"\n")),
+                (
+                    "usr/lib/udev/rules.d/99-z.rules",
+                    text("KERNEL==\"kvm\", GROUP=\"5\"\n"),
+                ),
+                (
+                    "etc/udev/rules.d/98-a.rules",
+                    text("KERNEL==\"kvm\", GROUP=\"6\"\n"),
+                ),
+                (
+                    "run/udev/rules.d/9-b.rules",
+                    text("KERNEL==\"kvm\", MODE=\"0606\"\n"),
+                ),
+                (
+                    "usr/local/lib/udev/rules.d/Z.rules",
+                    text("KERNEL==\"kvm\", OWNER=\"7\"\n"),
+                ),
             ],
         ),
         set(
@@ -190,10 +217,13 @@ pub fn written() -> Vec<RuleSet> {
                 ("etc/udev/rules.d/99-x.rules.bak", text(K)),
             ],
         ),
-        set("a mask of blanks is none", vec![
-            (USR, Content::Stock),
-            ("etc/udev/rules.d/50-udev-default.rules", text("\n")),
-        ]),
+        set(
+            "a mask of blanks is none",
+            vec![
+                (USR, Content::Stock),
+                ("etc/udev/rules.d/50-udev-default.rules", text("\n")),
+            ],
+        ),
     ];
     let long = "x".repeat(20_000);
     let half = "x".repeat(9_000);
@@ -222,12 +252,18 @@ pub fn written() -> Vec<RuleSet> {
         ("16384 bytes", exact(16384).into_bytes()),
     ];
     for (name, body) in bodies {
-        let other = ("usr/lib/udev/rules.d/99-y.rules", text("KERNEL==\"kvm\", OWNER=\"8\"\n"));
+        let other = (
+            "usr/lib/udev/rules.d/99-y.rules",
+            text("KERNEL==\"kvm\", OWNER=\"8\"\n"),
+        );
         sets.push(set(name, vec![(ETC, text(body)), other]));
     }
     for rules in include_str!("rule_sets.txt").split("\n\n") {
         let rules = rules.trim_start_matches('\n');
-        let mut one = set(rules.lines().next().unwrap_or_default(), vec![(ETC, text(rules))]);
+        let mut one = set(
+            rules.lines().next().unwrap_or_default(),
+            vec![(ETC, text(rules))],
+        );
         one.may_be_unclear = rules.starts_with("# unclear");
         sets.push(one);
     }
@@ -237,7 +273,9 @@ pub fn written() -> Vec<RuleSet> {
 /// Put together from parts that matter, always the same.
 pub fn random(count: usize) -> Vec<RuleSet> {
     let mut dice = Dice(0x6b76_6d21);
-    (0..count).map(|number| random_set(number, &mut dice)).collect()
+    (0..count)
+        .map(|number| random_set(number, &mut dice))
+        .collect()
 }
 
 struct Dice(u64);
@@ -251,7 +289,9 @@ impl Dice {
     }
 
     fn of<'a>(&mut self, list: &[&'a str]) -> &'a str {
-        list.get(self.below(list.len())).copied().unwrap_or_default()
+        list.get(self.below(list.len()))
+            .copied()
+            .unwrap_or_default()
     }
 }
 
@@ -424,9 +464,13 @@ fn random_set(number: usize, dice: &mut Dice) -> RuleSet {
             files.push(Entry { path, content });
         }
     }
+    let takes_tags = |file: &Entry| match &file.content {
+        Content::Text(text) => text.windows(5).any(|word| word == b"TAG-="),
+        _ => false,
+    };
     RuleSet {
         name: format!("random {number}"),
+        may_be_unclear: files.iter().any(takes_tags),
         files,
-        may_be_unclear: false,
     }
 }
