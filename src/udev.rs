@@ -23,6 +23,7 @@ mod rule;
 mod select;
 mod systemd;
 mod text;
+mod value;
 mod walk;
 
 use nix::unistd::{Gid, Uid};

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use super::pair::Op;
 use super::pattern::Pattern;
-use super::rule::{Token, is_open};
+use super::rule::Token;
+use super::value::is_open;
 
 /// Whether a comparison holds.
 #[derive(Debug, Clone, PartialEq, Eq)]

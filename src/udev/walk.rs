@@ -3,7 +3,8 @@
 use super::given::{Assign, Gifts, Given, Node};
 use super::known::{Answer, Device};
 use super::pair::Op;
-use super::rule::{Bits, Rule, Token, Who};
+use super::rule::{Rule, Token};
+use super::value::{Bits, Who};
 use super::{File, Forecast, Notes};
 
 /// When udevd starts: each rule with a `static_node` gives what it says to that node at once,
