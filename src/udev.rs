@@ -159,7 +159,7 @@ struct File {
     linked: bool,
 }
 
-/// Works out what the events will do, from the files that udevd reads, in its order ([`select`]).
+/// Works out what the events will do, from the files that udevd reads, in its order ([`select()`]).
 pub fn predict(files: &[RuleFile], node: &Udevd, db: &Database<'_>) -> Prediction {
     let mut notes = Notes::default();
     let files: Vec<File> = files

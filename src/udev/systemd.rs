@@ -1,7 +1,7 @@
 //! What differs between versions of systemd, and what is known of the node's.
 //!
 //! Everything here was run against 252 only. What it says of other versions comes from their
-//! release notes and from reports of their users, and is [unverified]: 258 and 259 drop a whole
+//! release notes and from reports of their users, and is unverified: 258 and 259 drop a whole
 //! line whose OWNER or GROUP is unknown or outside of the system's range, and 260 takes the latter
 //! again, with a warning. Between 252 and 258 things changed at versions that are not known here;
 //! rules that hang on one are said to be unclear.
