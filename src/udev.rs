@@ -23,6 +23,7 @@ mod rule;
 mod select;
 mod systemd;
 mod text;
+mod value;
 mod walk;
 
 use nix::unistd::{Gid, Uid};
@@ -158,7 +159,7 @@ struct File {
     linked: bool,
 }
 
-/// Works out what the events will do, from the files that udevd reads, in its order ([`select`]).
+/// Works out what the events will do, from the files that udevd reads, in its order ([`select()`]).
 pub fn predict(files: &[RuleFile], node: &Udevd, db: &Database<'_>) -> Prediction {
     let mut notes = Notes::default();
     let files: Vec<File> = files

@@ -46,20 +46,18 @@ fn names(root: &Root) -> Result<Vec<(usize, &'static str, String)>> {
     Ok(found)
 }
 
-/// What stands there; nothing for what udevd passes over, such as a folder.
+/// What stands there; nothing if it went away.
 fn content(root: &Root, name: &str) -> Result<Option<Found>> {
     let Some(stat) = root.stat(name)? else {
         return Ok(None);
     };
-    let is_link = kind(&stat) == SFlag::S_IFLNK;
-    if !is_link && kind(&stat) != SFlag::S_IFREG {
-        return Ok(None);
-    }
+    let is_file = kind(&stat) == SFlag::S_IFREG;
     match root.read(name) {
         Ok(Some(content)) if !content.is_empty() => Ok(Some(Found::Content(content))),
         Ok(_) => Ok(Some(Found::Masked)),
-        // A link to a device (/dev/null), to a folder or in a circle has nothing to read, and hides.
-        Err(error) if is_link && matches!(error.errno, Errno::EINVAL | Errno::ELOOP) => {
+        // A folder, a device, and a link to one (/dev/null), to nowhere or in a circle: nothing to
+        // read, but the name is taken.
+        Err(error) if !is_file && matches!(error.errno, Errno::EINVAL | Errno::ELOOP) => {
             Ok(Some(Found::Masked))
         }
         Err(error) => Err(error),
@@ -153,8 +151,82 @@ fn name_and_start(stat: &str) -> Option<(&str, i64)> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)]
 mod tests {
     use super::*;
+
+    fn node(files: &[(&str, &str)]) -> (tempfile::TempDir, Root) {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            match text.strip_prefix("-> ") {
+                Some(to) => std::os::unix::fs::symlink(to, path).unwrap(),
+                None => fs::write(path, text).unwrap(),
+            }
+        }
+        let root = Root::open(folder.path()).unwrap();
+        (folder, root)
+    }
+
+    fn rules_of(files: &[(&str, &str)]) -> Vec<String> {
+        let (_own, root) = node(files);
+        let rules = rules(&root).unwrap().into_iter();
+        let show = |file: RuleFile| format!("{} {}", file.path, file.content.escape_ascii());
+        rules.map(show).collect()
+    }
+
+    #[test]
+    fn rules_are_found_below_the_root() {
+        let files = [
+            ("usr/lib/udev/rules.d/50-a.rules", "a"),
+            ("usr/lib/udev/rules.d/60-b.rules", "b"),
+            ("usr/lib/udev/rules.d/70-c.rules", "c"),
+            ("usr/lib/udev/rules.d/80-d.rules/x", ""),
+            ("etc/udev/rules.d/60-b.rules", "-> /dev/null"),
+            ("run/udev/rules.d/70-c.rules", ""),
+            ("etc/udev/rules.d/90-e.rules", "-> /usr/share/e"),
+            ("usr/share/e", "e"),
+        ];
+        let mut want = vec![
+            "/usr/lib/udev/rules.d/50-a.rules a".to_owned(),
+            "/etc/udev/rules.d/90-e.rules e".to_owned(),
+        ];
+        let merged = [&files[..], &[("lib", "-> usr/lib")]].concat();
+        assert_eq!(rules_of(&merged), want);
+
+        let own = [
+            ("lib/udev/rules.d/50-a.rules", "x"),
+            ("lib/udev/rules.d/99-f.rules", "f"),
+        ];
+        want.push("/lib/udev/rules.d/99-f.rules f".to_owned());
+        assert_eq!(rules_of(&[&files[..], &own].concat()), want);
+        assert_eq!(rules_of(&[]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_version_is_found_wherever_distributions_put_it() {
+        let table = [
+            ("usr/lib/systemd/libsystemd-shared-249.so", Some(249)),
+            (
+                "usr/lib/systemd/libsystemd-shared-258.2-1.fc43.so",
+                Some(258),
+            ),
+            ("usr/lib64/systemd/libsystemd-shared-254.so", Some(254)),
+            ("lib/systemd/libsystemd-shared-247.so", Some(247)),
+            (
+                "usr/lib/aarch64-linux-gnu/systemd/libsystemd-shared-257.so",
+                Some(257),
+            ),
+            ("usr/lib/other", None),
+        ];
+        for (file, version) in table {
+            let (_own, root) = node(&[(file, ""), ("etc/login.defs", "SYS_GID_MAX 499\n")]);
+            let found = udevd(&root).unwrap();
+            assert_eq!(found.version, version, "{file}");
+            assert_eq!((found.system_uid_max, found.system_gid_max), (999, 499));
+        }
+    }
 
     #[test]
     fn names_are_stale_when_they_changed_after_they_were_looked_up() {

@@ -75,6 +75,11 @@ fn bracket(pattern: &[u8], byte: u8) -> Option<(bool, usize)> {
 fn literal(pattern: &[u8], at: usize) -> Option<(u8, usize)> {
     match pattern.get(at)? {
         b'\\' => Some((*pattern.get(at + 1)?, at + 2)),
+        // A collating element or an equivalence class of one letter.
+        b'[' => match pattern.get(at + 1..at + 5) {
+            Some([b'.', byte, b'.', b']'] | [b'=', byte, b'=', b']']) => Some((*byte, at + 5)),
+            _ => Some((b'[', at + 1)),
+        },
         byte => Some((*byte, at + 1)),
     }
 }
@@ -131,6 +136,9 @@ mod tests {
             ("[k-]vm", "-vm", true),
             ("[[:lower:]]vm", "kvm", true),
             ("[[:digit:]]vm", "kvm", false),
+            ("[[.k.]]vm", "kvm", true),
+            ("[[=k=]]vm", "kvm", true),
+            ("[[k]vm", "[vm", true),
             ("[kvm", "kvm", false),
             ("[kvm", "[kvm", true),
             ("\\kvm", "kvm", true),

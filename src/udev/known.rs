@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use super::pair::Op;
 use super::pattern::Pattern;
-use super::rule::{Token, is_open};
+use super::rule::Token;
+use super::value::is_open;
 
 /// Whether a comparison holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,11 +163,17 @@ impl Device {
         if matches!(op, Op::Assign | Op::Final) {
             self.tags = Ok(Vec::new());
         }
-        if let Ok(tags) = &mut self.tags {
-            tags.retain(|other| other != tag);
-            if op != Op::Remove && !tag.is_empty() && !tag.contains(&b':') {
-                tags.push(tag.to_vec());
-            }
+        // What is taken away still counts at a device's first event, as long as the udev database
+        // does not know it (seen with 252).
+        let tag = tag.to_vec();
+        let had = self.tags.as_ref().is_ok_and(|tags| tags.contains(&tag));
+        if op == Op::Remove && had {
+            let why = "TAG-= leaves what the udev database says";
+            self.tags = Err(why.to_owned());
+        }
+        let valid = !tag.iter().any(|byte| matches!(byte, b':' | b' '));
+        if let (Ok(tags), true) = (&mut self.tags, op != Op::Remove && valid && !had) {
+            tags.push(tag);
         }
     }
 

@@ -269,7 +269,6 @@ mod tests {
             "KERNEL==\"kvm\", MODE",
             "KERNEL==\"kvm\\\"",
             "ENV{a==\"b\"",
-            "KERNEL~=\"kvm\"",
             "KERNEL =~ \"kvm\"",
             "KERNEL==e\"\\q\"",
             "KERNEL==e\"\\x00\"",

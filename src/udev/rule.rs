@@ -4,6 +4,7 @@ use nix::unistd::{Gid, Uid};
 
 use super::pair::{Op, Pair, pairs};
 use super::pattern::Pattern;
+use super::value::{Bits, Who, group, integer, mode, octal, owner};
 use super::{Database, Udevd, systemd};
 
 /// One part of a rule. udevd sorts them by kind, comparisons first; so does [`Token::rank`].
@@ -36,29 +37,6 @@ pub(super) enum Token {
     SetEnv(Op, Vec<u8>, Vec<u8>),
     AddLink,
     Run(Op, Vec<u8>),
-}
-
-/// An owner or a group.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Who<Id> {
-    /// A number, or a name that has one.
-    Id(Id),
-    /// A name that the node does not know: as if nothing had been set before either.
-    Unknown(String),
-    /// A name that is looked up at the event and not found: nothing happens.
-    UnknownLate(String),
-    /// With a substitution.
-    Open,
-}
-
-/// A mode.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Bits {
-    Bits(u16),
-    /// No octal number: nothing happens.
-    Broken(String),
-    /// With a substitution.
-    Open,
 }
 
 /// A line of rules.
@@ -99,8 +77,8 @@ impl Token {
             Self::ImportParent(_) => 17,
             Self::Result(_) => 18,
             // What still has to be worked out at the event goes before what is known.
-            Self::Owner(_, Who::Open | Who::UnknownLate(_)) => 19,
-            Self::Group(_, Who::Open | Who::UnknownLate(_)) => 20,
+            Self::Owner(_, Who::Open | Who::Late(_) | Who::UnknownLate(_)) => 19,
+            Self::Group(_, Who::Open | Who::Late(_) | Who::UnknownLate(_)) => 20,
             Self::Mode(_, Bits::Open | Bits::Broken(_)) => 21,
             Self::Owner(..) => 22,
             Self::Group(..) => 23,
@@ -165,7 +143,12 @@ fn part(rule: &mut Rule, key: &str, pair: Pair, node: &Udevd, db: &Database<'_>)
         "SYMLINK" if is_match => Token::Devlink(Pattern::new(&pair)),
         "NAME" if is_match => Token::Name(Pattern::new(&pair)),
         "RESULT" => Token::Result(Pattern::new(&pair)),
-        "CONST" => Token::Elsewhere("CONST"),
+        "CONST" => {
+            if attr == b"cvm" {
+                rule.doubt(systemd::has_cvm(node)?);
+            }
+            Token::Elsewhere("CONST")
+        }
         "SYSCTL" if is_match => Token::Elsewhere("SYSCTL"),
         "TEST" => Token::Elsewhere("TEST"),
         "PROGRAM" => Token::Program,
@@ -255,7 +238,8 @@ fn check(key: &str, pair: &Pair) -> Parsed {
 }
 
 impl Rule {
-    fn doubt(&mut self, why: Option<&str>) {
+    /// Notes why it is not known whether udevd takes the rule, the first reason only.
+    pub(super) fn doubt(&mut self, why: Option<&str>) {
         if let Some(why) = why {
             self.doubt.get_or_insert_with(|| why.to_owned());
         }
@@ -298,165 +282,4 @@ fn option(value: &[u8]) -> Result<Option<Vec<u8>>, &'static str> {
         known.then_some(()).ok_or("no level for log_level")?;
     }
     Ok(value.strip_prefix(b"static_node=").map(<[u8]>::to_vec))
-}
-
-fn integer(text: &str) -> Option<i64> {
-    let text = text.trim_start();
-    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
-    let radix = |prefix: &str, radix| {
-        let digits = digits.strip_prefix(prefix)?;
-        i64::from_str_radix(digits, radix).ok()
-    };
-    radix("0x", 16)
-        .or_else(|| radix("0o", 8))
-        .or_else(|| radix("0b", 2))
-        .or_else(|| radix("0", 8))
-        .or_else(|| digits.parse().ok())
-}
-
-fn owner(rule: &mut Rule, value: &[u8], node: &Udevd, db: &Database<'_>) -> Who<Uid> {
-    let name = String::from_utf8_lossy(value).into_owned();
-    let known = match (id(value), name.as_str()) {
-        (Some(number), _) => Some(number),
-        (None, "root") => Some(0),
-        (None, name) => (db.user)(name).map(Uid::as_raw).filter(is_id),
-    };
-    let verdict = known.map(|uid| systemd::takes_id(node, uid, node.system_uid_max));
-    settle("user", rule, value, known.map(Uid::from_raw), verdict, node)
-}
-
-fn group(rule: &mut Rule, value: &[u8], node: &Udevd, db: &Database<'_>) -> Who<Gid> {
-    let name = String::from_utf8_lossy(value).into_owned();
-    let known = match (id(value), name.as_str()) {
-        (Some(number), _) => Some(number),
-        (None, "root") => Some(0),
-        (None, name) => (db.group)(name).map(Gid::as_raw).filter(is_id),
-    };
-    let verdict = known.map(|gid| systemd::takes_id(node, gid, node.system_gid_max));
-    settle(
-        "group",
-        rule,
-        value,
-        known.map(Gid::from_raw),
-        verdict,
-        node,
-    )
-}
-
-/// What becomes of an owner or group, given what the node knows about it.
-fn settle<Id>(
-    what: &str,
-    rule: &mut Rule,
-    value: &[u8],
-    known: Option<Id>,
-    verdict: Option<systemd::Taken>,
-    node: &Udevd,
-) -> Who<Id> {
-    let name = String::from_utf8_lossy(value).into_owned();
-    if is_open(value) {
-        return Who::Open;
-    }
-    match (known, verdict) {
-        (Some(id), verdict) => {
-            match verdict {
-                Some(systemd::Taken::No(why)) => {
-                    let _ = rule.dropped.get_or_insert(format!("{what} {name}: {why}"));
-                }
-                Some(systemd::Taken::Unknown(why)) => rule.doubt(Some(why)),
-                Some(systemd::Taken::Yes) | None => {}
-            }
-            Who::Id(id)
-        }
-        // Such a value is taken for a substitution, and looked up only at the event.
-        (None, _) if value.first() == Some(&b'[') => Who::UnknownLate(name),
-        (None, _) => {
-            match systemd::drops_unknown(node) {
-                Some(true) => {
-                    let why = format!("the node knows no {what} '{name}'");
-                    let _ = rule.dropped.get_or_insert(why);
-                }
-                Some(false) => {}
-                None => rule.doubt(Some(
-                    "the node does not know a name in it, and what follows differs by version",
-                )),
-            }
-            Who::Unknown(name)
-        }
-    }
-}
-
-fn mode(value: &[u8]) -> Bits {
-    match octal(value) {
-        Some(bits) => Bits::Bits(bits),
-        None if is_open(value) => Bits::Open,
-        None => Bits::Broken(String::from_utf8_lossy(value).into_owned()),
-    }
-}
-
-/// Whether a value has a substitution in it.
-pub(super) fn is_open(value: &[u8]) -> bool {
-    value.iter().any(|byte| matches!(byte, b'$' | b'%'))
-}
-
-fn is_id(id: &u32) -> bool {
-    !matches!(*id, 0xffff | u32::MAX)
-}
-
-/// A user or group number: digits only, no leading zero, and none that stands for "no one".
-fn id(text: &[u8]) -> Option<u32> {
-    let digits = text.iter().all(u8::is_ascii_digit);
-    let zero = text.len() > 1 && text.first() == Some(&b'0');
-    let text = std::str::from_utf8(text).ok().filter(|_| digits && !zero)?;
-    text.parse().ok().filter(is_id)
-}
-
-/// A mode: octal digits after blanks, up to 7777.
-fn octal(text: &[u8]) -> Option<u16> {
-    let digits = text.trim_ascii_start();
-    let plain = !digits.is_empty() && digits.iter().all(|digit| (b'0'..=b'7').contains(digit));
-    let digits = std::str::from_utf8(digits).ok().filter(|_| plain)?;
-    let bits = u16::from_str_radix(digits, 8).ok();
-    bits.filter(|bits| *bits <= 0o7777)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_what_udevd_takes_for_numbers() {
-        for (text, want) in [
-            ("108", Some(108)),
-            ("0", Some(0)),
-            ("0108", None),
-            ("+108", None),
-            (" 108", None),
-            ("108 ", None),
-            ("", None),
-            ("65534", Some(65534)),
-            ("65535", None),
-            ("4294967294", Some(4_294_967_294)),
-            ("4294967295", None),
-            ("4294967296", None),
-            ("0x6c", None),
-        ] {
-            assert_eq!(id(text.as_bytes()), want, "{text}");
-        }
-        for (text, want) in [
-            ("0660", Some(0o660)),
-            ("660", Some(0o660)),
-            (" 0660", Some(0o660)),
-            ("0660 ", None),
-            ("0", Some(0)),
-            ("7777", Some(0o7777)),
-            ("10000", None),
-            ("0o660", None),
-            ("0680", None),
-            ("+660", None),
-            ("", None),
-            ("u=rw", None),
-        ] {
-            assert_eq!(octal(text.as_bytes()), want, "{text}");
-        }
-    }
 }

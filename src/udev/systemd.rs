@@ -1,7 +1,7 @@
 //! What differs between versions of systemd, and what is known of the node's.
 //!
 //! Everything here was run against 252 only. What it says of other versions comes from their
-//! release notes and from reports of their users, and is [unverified]: 258 and 259 drop a whole
+//! release notes and from reports of their users, and is unverified: 258 and 259 drop a whole
 //! line whose OWNER or GROUP is unknown or outside of the system's range, and 260 takes the latter
 //! again, with a warning. Between 252 and 258 things changed at versions that are not known here;
 //! rules that hang on one are said to be unclear.
@@ -53,6 +53,16 @@ pub(super) fn takes_any_case(node: &Udevd) -> Result<Option<&'static str>, &'sta
 /// Whether `SYMLINK-=` is known.
 pub(super) fn removes_links(node: &Udevd) -> Result<Option<&'static str>, &'static str> {
     since_some_version(node, "SYMLINK-= is not known to every systemd")
+}
+
+/// Whether `CONST{cvm}` is known, which came with 254.
+pub(super) fn has_cvm(node: &Udevd) -> Result<Option<&'static str>, &'static str> {
+    const WHY: &str = "CONST{cvm} is not known to every systemd";
+    match node.version {
+        Some(254..) => Ok(None),
+        Some(_) => Err(WHY),
+        None => Ok(Some(WHY)),
+    }
 }
 
 /// Whether there is such a built-in command.
@@ -132,12 +142,12 @@ pub fn version_of(file: &str) -> Option<u32> {
 /// where it was built to (`compat-mutable-uid-boundaries`, as Debian and Fedora do).
 pub fn login_defs(file: &[u8], key: &str) -> Option<u32> {
     let text = String::from_utf8_lossy(file);
-    let found = text.lines().filter_map(|line| {
+    let mut found = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         (words.next()? == key).then_some(())?;
         words.next()?.parse().ok()
     });
-    found.last()
+    found.next_back()
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 use super::given::{Assign, Gifts, Given, Node};
 use super::known::{Answer, Device};
 use super::pair::Op;
-use super::rule::{Bits, Rule, Token, Who};
+use super::rule::{Rule, Token};
+use super::value::{Bits, Who};
 use super::{File, Forecast, Notes};
 
 /// When udevd starts: each rule with a `static_node` gives what it says to that node at once,
@@ -29,7 +30,7 @@ pub(super) fn start(files: &[File], notes: &mut Notes) -> Forecast {
                     let new = who_is(who, rule, notes);
                     gifts.gid.assign(Op::Assign, new, &rule.at, doubt);
                 }
-                Token::Mode(_, Bits::Bits(bits)) => {
+                Token::Mode(_, Bits::Octal(bits)) => {
                     let new = Assign::Set(*bits);
                     gifts.mode.assign(Op::Assign, new, &rule.at, doubt);
                 }
@@ -146,7 +147,7 @@ impl Walk {
             Token::Group(op, who) => assign(&mut self.gifts.gid, *op, who, rule, doubt, notes),
             Token::Mode(op, bits) => {
                 let new = match bits {
-                    Bits::Bits(bits) => Assign::Set(*bits),
+                    Bits::Octal(bits) => Assign::Set(*bits),
                     Bits::Open => Assign::Open,
                     Bits::Broken(text) => {
                         notes.ignore(&rule.at, &format!("MODE=\"{text}\" is no mode"));
@@ -185,7 +186,7 @@ fn assign<Id: Copy>(
 
 fn who_is<Id: Copy>(who: &Who<Id>, rule: &Rule, notes: &mut Notes) -> Assign<Id> {
     match who {
-        Who::Id(id) => Assign::Set(*id),
+        Who::Id(id) | Who::Late(id) => Assign::Set(*id),
         Who::Open => Assign::Open,
         Who::Unknown(name) | Who::UnknownLate(name) => {
             notes.ignore(
