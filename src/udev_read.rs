@@ -4,14 +4,13 @@
 //! Everything is read below the node's root, which it cannot leave; only `/proc` is this process' own.
 
 use std::ffi::OsString;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 
 use crate::hostdb;
 use crate::sys::Result;
+use crate::sys::processes::named;
 use crate::sys::root::{Root, kind};
 use crate::udev::{FOLDERS, Found, RuleFile, Udevd, login_defs, select, version_of};
 
@@ -120,39 +119,18 @@ pub fn is_stale(started: i64, rules: Option<i64>, names: Option<i64>) -> bool {
     names.is_some_and(|names| names > started && rules.is_none_or(|rules| rules < names))
 }
 
-/// The udevd whose root is this one, and when it started.
+/// The udevd whose root is this one, as far as that can be read, and when it started.
 fn running(root: (u64, u64)) -> Option<(u32, i64)> {
-    let stat = fs::read_to_string("/proc/stat").ok()?;
-    let boot = stat.lines().find_map(|line| line.strip_prefix("btime "))?;
-    let boot: i64 = boot.trim().parse().ok()?;
-    let pids = fs::read_dir("/proc").ok()?.flatten();
-    let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.find_map(|pid| {
-        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-        let stat = String::from_utf8_lossy(&stat);
-        let (_, ticks) = name_and_start(&stat).filter(|(name, _)| *name == "systemd-udevd")?;
-        let same = match fs::metadata(format!("/proc/{pid}/root")) {
-            Ok(its) => (its.dev(), its.ino()) == root,
-            Err(_) => true,
-        };
-        same.then_some((pid, boot + ticks / TICKS))
-    })
-}
-
-/// Parts of a second that /proc counts in, the same on every architecture that runs KVM.
-const TICKS: i64 = 100;
-
-/// The process' name, and its start in ticks since boot (proc_pid_stat(5): the 22nd field).
-fn name_and_start(stat: &str) -> Option<(&str, i64)> {
-    let (_, rest) = stat.split_once('(')?;
-    let (name, rest) = rest.rsplit_once(')')?;
-    let ticks = rest.split_whitespace().nth(19)?.parse().ok()?;
-    Some((name, ticks))
+    let mut found = named(&["systemd-udevd"]).into_iter();
+    let found = found.find(|process| process.root.is_none_or(|its| its == root))?;
+    Some((found.pid, found.started))
 }
 
 #[cfg(test)]
 #[allow(clippy::disallowed_methods)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn node(files: &[(&str, &str)]) -> (tempfile::TempDir, Root) {
@@ -247,12 +225,5 @@ mod tests {
                 "{started} {rules:?} {names:?}"
             );
         }
-    }
-
-    #[test]
-    fn a_name_may_hold_anything() {
-        let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 9 9";
-        assert_eq!(name_and_start(stat), Some(("a) b (c)", 4242)));
-        assert_eq!(name_and_start("7 (a"), None);
     }
 }
