@@ -18,6 +18,8 @@ pub mod config;
 pub mod diagnose;
 pub mod exit;
 pub mod hostdb;
+#[cfg(feature = "logs")]
+pub mod logs;
 pub mod observe;
 pub mod place;
 pub mod plan;

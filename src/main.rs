@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use libvirt_kvm_init::cli::{Cli, Options, Verb};
+use libvirt_kvm_init::cli::{Cli, Verb};
 use libvirt_kvm_init::config::{Config, Format};
 use libvirt_kvm_init::exit::Verdict;
 use libvirt_kvm_init::report::Report;
@@ -25,8 +25,12 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let Verb::Apply(options) = cli.verb;
-    start_log(&options);
+    let options = match cli.verb {
+        Verb::Apply(options) => options,
+        #[cfg(feature = "logs")]
+        Verb::Logs(options) => return logs(&options),
+    };
+    start_log(options.verbose, options.quiet);
     let read = |path: &std::path::Path| read_here(path).map_err(|error| error.to_string());
     let config = match Config::resolve(&options, |name| std::env::var_os(name), read) {
         Ok(config) => config,
@@ -36,16 +40,39 @@ fn main() -> ExitCode {
     say(&report, Some(config.format))
 }
 
+#[cfg(feature = "logs")]
+fn logs(options: &libvirt_kvm_init::cli::LogOptions) -> ExitCode {
+    use libvirt_kvm_init::{config, logs};
+    start_log(options.verbose, options.quiet);
+    let format = config::format(options.format.as_ref(), |name| std::env::var_os(name));
+    let (report, text) = match format {
+        Ok(format) => {
+            let report = logs::run(&options.paths, options.quiet);
+            let text = match format {
+                Format::Json => report.to_json().unwrap_or_default(),
+                _ => report.table(),
+            };
+            (report, text)
+        }
+        Err(usage) => {
+            let report = logs::report::LogReport::failed(Verdict::Usage, usage.to_string());
+            (report, String::new())
+        }
+    };
+    let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
+    finish(&text, report.exit_code, closing)
+}
+
 /// Logs go to stderr as bare lines: container runtimes and journald add the time.
-fn start_log(options: &Options) {
-    let level = match (options.quiet, options.verbose) {
+fn start_log(verbose: u8, quiet: bool) {
+    let level = match (quiet, verbose) {
         (true, _) => log::LevelFilter::Error,
         (false, 0) => log::LevelFilter::Info,
         (false, _) => log::LevelFilter::Debug,
     };
     let mut builder = env_logger::Builder::new();
     builder.filter_level(level);
-    if options.verbose == 0 && !options.quiet {
+    if verbose == 0 && !quiet {
         builder.parse_default_env();
     }
     builder.format(|out, record| {
@@ -68,12 +95,16 @@ fn say(report: &Report, format: Option<Format>) -> ExitCode {
         Some(Format::Json) => report.to_json().unwrap_or_default(),
         None => String::new(),
     };
+    let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
+    finish(&text, report.exit_code, closing)
+}
+
+fn finish(text: &str, mut code: u8, closing: Option<String>) -> ExitCode {
     let mut stdout = io::stdout().lock();
     let written = stdout
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush());
     drop(stdout);
-    let mut code = report.exit_code;
     let mut stderr = io::stderr().lock();
     match written {
         // Whoever read the report has seen enough.
@@ -85,8 +116,8 @@ fn say(report: &Report, format: Option<Format>) -> ExitCode {
         }
         Ok(()) => {}
     }
-    if report.verdict != Verdict::Ok {
-        let _ = writeln!(stderr, "{}", report.closing_line());
+    if let Some(line) = closing {
+        let _ = writeln!(stderr, "{line}");
     }
     ExitCode::from(code)
 }
