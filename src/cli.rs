@@ -19,6 +19,7 @@ pub struct Cli {
 
 /// What the program can be asked to do.
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one of it")]
 pub enum Verb {
     /// Resolve the node's kvm GID, align the pod and the device with it, and prove that QEMU can
     /// open KVM: the init step

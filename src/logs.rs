@@ -14,9 +14,11 @@ pub mod report;
 pub mod scan;
 pub mod time;
 
-use std::cell::Cell;
+use std::fs::File;
 use std::io::{self, BufReader, ErrorKind, IsTerminal, Read, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flate2::read::MultiGzDecoder;
@@ -96,7 +98,12 @@ fn read_all(logs: Logs, stdin: bool, progress: bool) -> LogReport {
     if stdin {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |now| i64::try_from(now.as_secs()).unwrap_or(0));
-        run.stream(Path::new("-"), io::stdin().lock(), now);
+        let path = Path::new("-");
+        // Not std's own handle: that would copy once more.
+        match io::stdin().as_fd().try_clone_to_owned() {
+            Ok(fd) => run.stream(path, File::from(fd), now),
+            Err(error) => run.unreadable(path, said(&error)),
+        }
     }
     for Log {
         path,
@@ -127,10 +134,10 @@ impl Run {
     }
 
     /// Reads one stream; `reference` is when it was last written.
-    fn stream(&mut self, path: &Path, file: impl Read, reference: i64) {
+    fn stream(&mut self, path: &Path, file: impl Read + Send, reference: i64) {
         let number = u32::try_from(self.read.files).unwrap_or(u32::MAX);
         self.read.files += 1;
-        let bytes = Cell::new(0);
+        let bytes = AtomicU64::new(0);
         let before = self.read.bytes;
         let mut lines = Lines {
             stream: Stream::new(number),
@@ -147,12 +154,12 @@ impl Run {
             bytes: &bytes,
         })
         .and_then(|input| {
-            let told = |_| progress.tell(before + bytes.get());
+            let told = || progress.tell(before + bytes.load(Ordering::Relaxed));
             scanner.scan(input, |found| lines.take(found), told)
         });
         let stream = lines.stream;
         stream.end(&mut self.fold);
-        self.read.bytes += bytes.get();
+        self.read.bytes += bytes.into_inner();
         if let Err(error) = done {
             self.unreadable(path, said(&error));
         }
@@ -176,19 +183,19 @@ fn said(error: &io::Error) -> String {
 /// How much was read of what is stored.
 struct Counted<'a, R> {
     file: R,
-    bytes: &'a Cell<u64>,
+    bytes: &'a AtomicU64,
 }
 
 impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let got = self.file.read(buffer)?;
-        self.bytes.set(self.bytes.get() + got as u64);
+        self.bytes.fetch_add(got as u64, Ordering::Relaxed);
         Ok(got)
     }
 }
 
 /// Gzip is known by its first bytes, not by a name.
-fn unpacked<'a>(mut file: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+fn unpacked<'a>(mut file: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
     const LENGTH: usize = 6;
     let mut start = Vec::with_capacity(LENGTH);
     let begun = file.by_ref().take(LENGTH as u64).read_to_end(&mut start);
@@ -246,6 +253,24 @@ impl Lines<'_> {
             hit.who.domain.clone_from(&self.domain);
         }
         let timed = hit.utc.is_some() || hit.local.is_some();
+        // QEMU's output on a line of its own, within a record of Nova's: that one's time is this
+        // one's too, by another clock.
+        let continued = hit.local.is_none() && found.line.get(10) == Some(&b'T');
+        match time {
+            Some(stamp) if continued && !stamp.zoned => hit.local = Some(stamp.seconds),
+            _ => {}
+        }
+        if let Some(seconds) = hit.local {
+            self.time = Some(Stamp {
+                seconds,
+                zoned: false,
+            });
+        } else if !continued && let Some(seconds) = hit.utc {
+            self.time = Some(Stamp {
+                seconds,
+                zoned: true,
+            });
+        }
         if !timed && let Some(Stamp { seconds, zoned }) = time {
             let slot = if zoned { &mut hit.utc } else { &mut hit.local };
             *slot = Some(seconds);

@@ -12,7 +12,10 @@ use libvirt_kvm_init::config::{Config, Format, Missing, ProofKind};
 /// Resolves a command line over some variables and one YAML file.
 fn resolve(flags: &[&str], env: &[(&str, &str)], yaml: &str) -> Result<Config, String> {
     let command = ["libvirt-kvm-init", "apply"].iter().chain(flags);
-    let Verb::Apply(options) = Cli::try_parse_from(command).unwrap().verb;
+    #[allow(irrefutable_let_patterns, reason = "the only verb of the bare build")]
+    let Verb::Apply(options) = Cli::try_parse_from(command).unwrap().verb else {
+        panic!("apply is another verb")
+    };
     let env: HashMap<_, _> = env.iter().copied().collect();
     let env = |name: &str| env.get(name).map(OsString::from);
     let read = |_: &std::path::Path| Ok(yaml.as_bytes().to_vec());

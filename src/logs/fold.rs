@@ -19,12 +19,14 @@ use super::time::{self, Stamp};
 const NEAR: i64 = 10;
 /// How long after the failure a request may still print it.
 const REQUEST: i64 = 600;
+/// Further apart than any two zones, and all that is joined.
+const DAY: i64 = 86_400 + REQUEST;
 /// Incidents of one stream that further lines may join.
 const MAX_OPEN: usize = 16;
 /// Incidents that are kept to be joined with other streams'.
 const MAX_KEPT: usize = 16_384;
 /// Incidents that one is compared with.
-const MAX_LOOK: usize = 256;
+const MAX_LOOK: usize = 64;
 /// Guests that are told apart.
 const MAX_GUESTS: usize = 10_000;
 /// Requests that are named for each guest.
@@ -44,6 +46,8 @@ struct Incident {
     start: Option<i64>,
     utc: Option<i64>,
     local: Option<i64>,
+    /// The local time of the last line that joined it.
+    latest: Option<i64>,
     /// Whether a line of it said when, not only what stood before it.
     timed: bool,
 }
@@ -85,6 +89,13 @@ impl Incident {
         self.who.request.is_some() && self.who.request == other.who.request
     }
 
+    /// Whether this names nobody and has the time of the line before, as the lines of a traceback
+    /// have that of the record that they belong to.
+    fn continues(&self, open: &Self) -> bool {
+        let same_time = self.latest.is_some() && self.latest == open.latest;
+        same_time && self.who == Who::default()
+    }
+
     fn named(&self) -> bool {
         self.who.domain.is_some() || self.who.instance.is_some()
     }
@@ -112,6 +123,7 @@ impl Incident {
             self.errno = self.errno.or(other.errno);
         }
         self.forms |= other.forms;
+        self.latest = other.latest.or(self.latest);
         let who = &mut self.who;
         who.domain = who.domain.take().or(other.who.domain);
         who.instance = who.instance.or(other.who.instance);
@@ -167,6 +179,7 @@ impl Stream {
             start,
             utc: hit.utc,
             local: hit.local,
+            latest: hit.local,
             timed,
         };
         let score = |(place, open): (usize, &Incident)| {
@@ -179,7 +192,10 @@ impl Stream {
                 open.forms & new.forms != 0 || open.form > new.form && new.form == Form::Access;
             let joins = match open.apart(&new) {
                 Some(apart) if !new.timed && !open.timed => apart <= NEAR && !again,
-                Some(apart) => apart <= NEAR || apart <= REQUEST && open.same_request(&new),
+                Some(apart) => {
+                    let late = open.same_request(&new) || new.continues(open);
+                    apart <= NEAR || apart <= REQUEST && late
+                }
                 None => !again,
             };
             joins.then_some((shared, place))
@@ -245,7 +261,7 @@ impl Fold {
             self.kept = join(std::mem::take(&mut self.kept));
             // What cannot be kept is counted now, and joins nothing any more.
             if self.kept.len() > MAX_KEPT / 2 {
-                let rest = self.kept.split_off(MAX_KEPT / 4);
+                let rest = self.kept.split_off(self.kept.len() - MAX_KEPT / 4);
                 let oldest = std::mem::replace(&mut self.kept, rest);
                 self.count(oldest);
             }
@@ -341,10 +357,13 @@ fn join(mut incidents: Vec<Incident>) -> Vec<Incident> {
 fn pass(incidents: Vec<Incident>, by_name: bool) -> Vec<Incident> {
     let mut out: Vec<Incident> = Vec::with_capacity(incidents.len());
     for incident in incidents {
-        let from = out.len().saturating_sub(MAX_LOOK);
         let mut best: Option<(usize, (u32, i64))> = None;
         let mut strangers = 0;
-        for (place, earlier) in out.iter().enumerate().skip(from) {
+        for (place, earlier) in out.iter().enumerate().rev().take(MAX_LOOK) {
+            let (then, now) = (earlier.seconds(), incident.seconds());
+            if then.zip(now).is_none_or(|(then, now)| now - then > DAY) {
+                break;
+            }
             let Some(apart) = earlier.apart(&incident) else {
                 continue;
             };

@@ -75,28 +75,56 @@ impl Default for Anchors {
 }
 
 impl Anchors {
-    /// The first message whose anchor is at or after `from`: the anchor's place, the form, and the
-    /// end of the message. Anchors from `end` on are left alone.
-    pub fn next(&self, text: &[u8], from: usize, end: usize) -> Option<(usize, Form, usize)> {
-        let find = |finder: &Finder<'_>, from: usize| {
-            let place = finder.find(text.get(from..)?)? + from;
-            (place < end).then_some(place)
+    /// A search of `text`. Anchors from `end` on are left alone.
+    pub fn search<'a>(&'a self, text: &'a [u8], from: usize, end: usize) -> Search<'a> {
+        let mut search = Search {
+            anchors: self,
+            text,
+            end,
+            upper: None,
+            lower: None,
         };
-        let mut upper = find(&self.upper, from);
-        let mut lower = find(&self.lower, from);
+        search.upper = search.find(&self.upper, from);
+        search.lower = search.find(&self.lower, from);
+        search
+    }
+}
+
+/// One search: the next place of either anchor is kept, so that each byte is looked at once.
+#[derive(Debug)]
+pub struct Search<'a> {
+    anchors: &'a Anchors,
+    text: &'a [u8],
+    end: usize,
+    upper: Option<usize>,
+    lower: Option<usize>,
+}
+
+impl Search<'_> {
+    fn find(&self, finder: &Finder<'_>, from: usize) -> Option<usize> {
+        let place = finder.find(self.text.get(from..)?)? + from;
+        (place < self.end).then_some(place)
+    }
+
+    /// The next message whose anchor is at or after `from`: the anchor's place, the form, and the
+    /// end of the message.
+    pub fn next(&mut self, from: usize) -> Option<(usize, Form, usize)> {
+        let mut from = from;
         loop {
-            let at = match (upper, lower) {
+            if self.upper.is_some_and(|upper| upper < from) {
+                self.upper = self.find(&self.anchors.upper, from);
+            }
+            if self.lower.is_some_and(|lower| lower < from) {
+                self.lower = self.find(&self.anchors.lower, from);
+            }
+            let at = match (self.upper, self.lower) {
                 (Some(upper), Some(lower)) => upper.min(lower),
                 (one, other) => one.or(other)?,
             };
-            if let Some((form, after)) = message(text, at) {
+            if let Some((form, after)) = message(self.text, at) {
                 return Some((at, form, after));
             }
-            if upper == Some(at) {
-                upper = find(&self.upper, at + 3);
-            } else {
-                lower = find(&self.lower, at + 3);
-            }
+            from = at + 1;
         }
     }
 }
@@ -172,7 +200,8 @@ pub struct Who {
 
 /// What a line says, if it holds one of the messages. `reference` gives syslog's lines a year.
 pub fn read(line: &[u8], reference: i64) -> Option<Hit> {
-    let (at, form, after) = Anchors::default().next(line, 0, line.len())?;
+    let anchors = Anchors::default();
+    let (at, form, after) = anchors.search(line, 0, line.len()).next(0)?;
     Some(read_at(line, (at, form, after), reference))
 }
 

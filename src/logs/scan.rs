@@ -1,13 +1,16 @@
-//! A stream of any length through a buffer of fixed size.
+//! A stream of any length through two buffers of fixed size: while one is searched, the other is
+//! filled, since the kernel's copying (or unpacking) takes as long as the search.
 #![forbid(unsafe_code)]
 
 use std::io::{self, ErrorKind, Read};
+use std::sync::mpsc;
+use std::thread;
 
 use super::causes::Form;
 use super::patterns::{Anchors, REACH};
 
-/// How much is read at once: what fits the second-level cache.
-const BLOCK: usize = 256 << 10;
+/// How much is read at once.
+const BLOCK: usize = 1 << 20;
 /// How much stays in view behind the place of the search: a QEMU command line, a domain's XML.
 const BEHIND: usize = 48 << 10;
 /// How much of a line before its message is looked at, and how much after it.
@@ -28,86 +31,170 @@ pub struct Found<'a> {
 }
 
 /// Searches streams, one after the other.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Scanner {
-    buffer: Vec<u8>,
+    spare: Vec<Vec<u8>>,
     anchors: Anchors,
 }
 
-impl Default for Scanner {
-    fn default() -> Self {
+/// A buffer with its fill: from `start` what is left of the block before, from [`BEHIND`] its own.
+#[derive(Debug)]
+struct Block {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// `None` where more follows.
+    last: Option<io::Result<()>>,
+}
+
+impl Block {
+    /// Fills the buffer, or as much of it as there is to read.
+    fn fill(mut bytes: Vec<u8>, input: &mut impl Read) -> Self {
+        bytes.resize(BEHIND + BLOCK, 0);
+        let mut end = BEHIND;
+        let last = loop {
+            match input.read(&mut bytes[end..]) {
+                Ok(0) if end < bytes.len() => break Some(Ok(())),
+                Ok(got) => end += got,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => break Some(Err(error)),
+            }
+            if end == bytes.len() {
+                break None;
+            }
+        };
+        let start = BEHIND;
         Self {
-            buffer: vec![0; BEHIND + BLOCK],
-            anchors: Anchors::default(),
+            bytes,
+            start,
+            end,
+            last,
         }
     }
 }
 
+/// Where the search stands in a block.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// Anchors before this have been looked at.
+    from: usize,
+    /// The end of the last line that was told.
+    told: usize,
+    /// Whether nothing between that and here is out of sight.
+    whole: bool,
+}
+
 impl Scanner {
-    /// Reads `input` to its end and calls `found` for each line with a message. `read` is told of
-    /// each block.
+    /// Reads `input` to its end and calls `found` for each line with a message. `read` is called
+    /// after each block.
     ///
     /// # Errors
     /// What reading answers. What was found before that was told.
     pub fn scan(
         &mut self,
-        mut input: impl Read,
+        mut input: impl Read + Send,
         mut found: impl FnMut(Found<'_>),
-        mut read: impl FnMut(usize),
+        mut read: impl FnMut(),
     ) -> io::Result<()> {
-        let (mut filled, mut from, mut told) = (0_usize, 0_usize, 0_usize);
-        let (mut whole, mut ended) = (true, false);
-        while !ended {
-            if filled == self.buffer.len() {
-                let gone = from.saturating_sub(BEHIND);
-                self.buffer.copy_within(gone..filled, 0);
-                filled -= gone;
-                from -= gone;
-                whole &= told >= gone;
-                told = told.saturating_sub(gone);
-            }
-            match input.read(&mut self.buffer[filled..]) {
-                Ok(0) => ended = true,
-                Ok(got) => {
-                    filled += got;
-                    read(got);
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            }
-            let text = &self.buffer[..filled];
-            // An anchor near the end may belong to a message that has not been read yet.
-            let end = if ended {
-                filled
-            } else {
-                filled.saturating_sub(REACH)
-            };
-            loop {
-                let Some((at, form, after)) = self.anchors.next(text, from, end) else {
-                    from = from.max(end);
-                    break;
-                };
-                let limit = filled.min(after + LINE_AFTER);
-                let newline = memchr::memchr(b'\n', &text[after..limit]).map(|end| after + end);
-                if newline.is_none() && limit == filled && !ended {
-                    from = at;
-                    break;
-                }
-                let line_end = newline.unwrap_or(limit);
-                let earliest = told.max(at.saturating_sub(LINE_BEFORE));
-                let start = memchr::memrchr(b'\n', &text[earliest..at])
-                    .map_or(earliest, |end| earliest + end + 1);
-                found(Found {
-                    line: &text[start..line_end],
-                    message: (at - start, form, after - start),
-                    before: &text[told..start],
-                    whole,
-                });
-                told = line_end;
-                from = line_end;
-                whole = true;
-            }
+        let (one, other) = (self.spare.pop(), self.spare.pop());
+        let mut first = Block::fill(one.unwrap_or_default(), &mut input);
+        // No message may begin with what another stream left there.
+        first.bytes[..BEHIND].fill(0);
+        let place = Place {
+            from: BEHIND,
+            told: BEHIND,
+            whole: true,
+        };
+        let (mut block, mut place) = (first, place);
+        if block.last.is_some() {
+            self.search(&block, place, &mut found);
+            self.spare.extend(other);
+            return self.done(block);
         }
-        Ok(())
+        let (to_fill, fill) = mpsc::sync_channel::<Vec<u8>>(1);
+        let (to_search, search) = mpsc::sync_channel::<Block>(1);
+        thread::scope(|scope| {
+            let reader = move || {
+                for bytes in fill {
+                    let block = Block::fill(bytes, &mut input);
+                    let last = block.last.is_some();
+                    if to_search.send(block).is_err() || last {
+                        return;
+                    }
+                }
+            };
+            thread::Builder::new().spawn_scoped(scope, reader)?;
+            let _ = to_fill.send(other.unwrap_or_default());
+            loop {
+                place = self.search(&block, place, &mut found);
+                read();
+                if block.last.is_some() {
+                    return self.done(block);
+                }
+                let Ok(mut next) = search.recv() else {
+                    return Err(io::Error::other("the reader ended"));
+                };
+                // Every block but the last is full, so that its end is the next one's beginning.
+                let kept = block.end - BEHIND;
+                next.bytes[..BEHIND].copy_from_slice(&block.bytes[kept..block.end]);
+                next.start = block.start.saturating_sub(kept);
+                place.from = place.from.saturating_sub(kept);
+                place.whole &= place.told >= kept;
+                place.told = place.told.saturating_sub(kept);
+                let done = std::mem::replace(&mut block, next);
+                if block.last.is_none() {
+                    let _ = to_fill.send(done.bytes);
+                }
+            }
+        })
+    }
+
+    fn done(&mut self, block: Block) -> io::Result<()> {
+        self.spare.push(block.bytes);
+        block.last.unwrap_or(Ok(()))
+    }
+
+    fn search(
+        &self,
+        block: &Block,
+        Place {
+            mut from,
+            mut told,
+            mut whole,
+        }: Place,
+        found: &mut impl FnMut(Found<'_>),
+    ) -> Place {
+        let (text, ended) = (&block.bytes[..block.end], block.last.is_some());
+        // An anchor near the end may belong to a message that has not been read yet.
+        let end = if ended {
+            text.len()
+        } else {
+            text.len() - REACH
+        };
+        let mut search = self.anchors.search(text, from, end);
+        while let Some((at, form, after)) = search.next(from) {
+            let limit = text.len().min(after + LINE_AFTER);
+            let newline = memchr::memchr(b'\n', &text[after..limit]).map(|end| after + end);
+            if newline.is_none() && limit == text.len() && !ended {
+                return Place {
+                    from: at,
+                    told,
+                    whole,
+                };
+            }
+            let line_end = newline.unwrap_or(limit);
+            let earliest = told.max(at.saturating_sub(LINE_BEFORE)).max(block.start);
+            let start = memchr::memrchr(b'\n', &text[earliest..at])
+                .map_or(earliest, |end| earliest + end + 1);
+            found(Found {
+                line: &text[start..line_end],
+                message: (at - start, form, after - start),
+                before: &text[told.max(block.start)..start],
+                whole,
+            });
+            (from, told, whole) = (line_end, line_end, true);
+        }
+        let from = from.max(end);
+        Place { from, told, whole }
     }
 }
