@@ -14,11 +14,11 @@ pub mod report;
 pub mod scan;
 pub mod time;
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufReader, ErrorKind, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flate2::read::MultiGzDecoder;
@@ -134,10 +134,10 @@ impl Run {
     }
 
     /// Reads one stream; `reference` is when it was last written.
-    fn stream(&mut self, path: &Path, file: impl Read + Send, reference: i64) {
+    fn stream(&mut self, path: &Path, file: impl Read, reference: i64) {
         let number = u32::try_from(self.read.files).unwrap_or(u32::MAX);
         self.read.files += 1;
-        let bytes = AtomicU64::new(0);
+        let bytes = Cell::new(0);
         let before = self.read.bytes;
         let mut lines = Lines {
             stream: Stream::new(number),
@@ -154,12 +154,12 @@ impl Run {
             bytes: &bytes,
         })
         .and_then(|input| {
-            let told = || progress.tell(before + bytes.load(Ordering::Relaxed));
+            let told = || progress.tell(before + bytes.get());
             scanner.scan(input, |found| lines.take(found), told)
         });
         let stream = lines.stream;
         stream.end(&mut self.fold);
-        self.read.bytes += bytes.into_inner();
+        self.read.bytes += bytes.get();
         if let Err(error) = done {
             self.unreadable(path, said(&error));
         }
@@ -183,19 +183,19 @@ fn said(error: &io::Error) -> String {
 /// How much was read of what is stored.
 struct Counted<'a, R> {
     file: R,
-    bytes: &'a AtomicU64,
+    bytes: &'a Cell<u64>,
 }
 
 impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let got = self.file.read(buffer)?;
-        self.bytes.fetch_add(got as u64, Ordering::Relaxed);
+        self.bytes.set(self.bytes.get() + got as u64);
         Ok(got)
     }
 }
 
 /// Gzip is known by its first bytes, not by a name.
-fn unpacked<'a>(mut file: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
+fn unpacked<'a>(mut file: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     const LENGTH: usize = 6;
     let mut start = Vec::with_capacity(LENGTH);
     let begun = file.by_ref().take(LENGTH as u64).read_to_end(&mut start);

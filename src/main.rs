@@ -25,6 +25,10 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    #[allow(
+        clippy::infallible_destructuring_match,
+        reason = "the bare build has one verb"
+    )]
     let options = match cli.verb {
         Verb::Apply(options) => options,
         #[cfg(feature = "logs")]

@@ -77,18 +77,20 @@ impl Default for Anchors {
 impl Anchors {
     /// A search of `text`. Anchors from `end` on are left alone.
     pub fn search<'a>(&'a self, text: &'a [u8], from: usize, end: usize) -> Search<'a> {
-        let mut search = Search {
+        Search {
             anchors: self,
             text,
             end,
+            window: from,
             upper: None,
             lower: None,
-        };
-        search.upper = search.find(&self.upper, from);
-        search.lower = search.find(&self.lower, from);
-        search
+        }
     }
 }
+
+/// How much is searched for one anchor before it is for the other: what the first-level cache
+/// still holds then.
+const WINDOW: usize = 32 << 10;
 
 /// One search: the next place of either anchor is kept, so that each byte is looked at once.
 #[derive(Debug)]
@@ -96,20 +98,23 @@ pub struct Search<'a> {
     anchors: &'a Anchors,
     text: &'a [u8],
     end: usize,
+    /// No anchor before this is unknown.
+    window: usize,
     upper: Option<usize>,
     lower: Option<usize>,
 }
 
 impl Search<'_> {
     fn find(&self, finder: &Finder<'_>, from: usize) -> Option<usize> {
-        let place = finder.find(self.text.get(from..)?)? + from;
+        // An anchor is three bytes long, so that this ends with one that begins in the window.
+        let end = self.text.len().min(self.window + 2);
+        let place = finder.find(self.text.get(from..end)?)? + from;
         (place < self.end).then_some(place)
     }
 
     /// The next message whose anchor is at or after `from`: the anchor's place, the form, and the
     /// end of the message.
-    pub fn next(&mut self, from: usize) -> Option<(usize, Form, usize)> {
-        let mut from = from;
+    pub fn next(&mut self, mut from: usize) -> Option<(usize, Form, usize)> {
         loop {
             if self.upper.is_some_and(|upper| upper < from) {
                 self.upper = self.find(&self.anchors.upper, from);
@@ -119,7 +124,15 @@ impl Search<'_> {
             }
             let at = match (self.upper, self.lower) {
                 (Some(upper), Some(lower)) => upper.min(lower),
-                (one, other) => one.or(other)?,
+                (Some(at), None) | (None, Some(at)) => at,
+                (None, None) if self.window >= self.end => return None,
+                (None, None) => {
+                    let start = from.max(self.window);
+                    self.window = start + WINDOW;
+                    self.upper = self.find(&self.anchors.upper, start);
+                    self.lower = self.find(&self.anchors.lower, start);
+                    continue;
+                }
             };
             if let Some((form, after)) = message(self.text, at) {
                 return Some((at, form, after));

@@ -1,10 +1,7 @@
-//! A stream of any length through two buffers of fixed size: while one is searched, the other is
-//! filled, since the kernel's copying (or unpacking) takes as long as the search.
+//! A stream of any length through a buffer of fixed size.
 #![forbid(unsafe_code)]
 
 use std::io::{self, ErrorKind, Read};
-use std::sync::mpsc;
-use std::thread;
 
 use super::causes::Form;
 use super::patterns::{Anchors, REACH};
@@ -33,7 +30,8 @@ pub struct Found<'a> {
 /// Searches streams, one after the other.
 #[derive(Debug, Default)]
 pub struct Scanner {
-    spare: Vec<Vec<u8>>,
+    /// The last stream's buffer.
+    spare: Vec<u8>,
     anchors: Anchors,
 }
 
@@ -92,66 +90,36 @@ impl Scanner {
     /// What reading answers. What was found before that was told.
     pub fn scan(
         &mut self,
-        mut input: impl Read + Send,
+        mut input: impl Read,
         mut found: impl FnMut(Found<'_>),
         mut read: impl FnMut(),
     ) -> io::Result<()> {
-        let (one, other) = (self.spare.pop(), self.spare.pop());
-        let mut first = Block::fill(one.unwrap_or_default(), &mut input);
+        let mut block = Block::fill(std::mem::take(&mut self.spare), &mut input);
         // No message may begin with what another stream left there.
-        first.bytes[..BEHIND].fill(0);
-        let place = Place {
+        block.bytes[..BEHIND].fill(0);
+        let mut place = Place {
             from: BEHIND,
             told: BEHIND,
             whole: true,
         };
-        let (mut block, mut place) = (first, place);
-        if block.last.is_some() {
-            self.search(&block, place, &mut found);
-            self.spare.extend(other);
-            return self.done(block);
-        }
-        let (to_fill, fill) = mpsc::sync_channel::<Vec<u8>>(1);
-        let (to_search, search) = mpsc::sync_channel::<Block>(1);
-        thread::scope(|scope| {
-            let reader = move || {
-                for bytes in fill {
-                    let block = Block::fill(bytes, &mut input);
-                    let last = block.last.is_some();
-                    if to_search.send(block).is_err() || last {
-                        return;
-                    }
-                }
-            };
-            thread::Builder::new().spawn_scoped(scope, reader)?;
-            let _ = to_fill.send(other.unwrap_or_default());
-            loop {
-                place = self.search(&block, place, &mut found);
-                read();
-                if block.last.is_some() {
-                    return self.done(block);
-                }
-                let Ok(mut next) = search.recv() else {
-                    return Err(io::Error::other("the reader ended"));
-                };
-                // Every block but the last is full, so that its end is the next one's beginning.
-                let kept = block.end - BEHIND;
-                next.bytes[..BEHIND].copy_from_slice(&block.bytes[kept..block.end]);
-                next.start = block.start.saturating_sub(kept);
-                place.from = place.from.saturating_sub(kept);
-                place.whole &= place.told >= kept;
-                place.told = place.told.saturating_sub(kept);
-                let done = std::mem::replace(&mut block, next);
-                if block.last.is_none() {
-                    let _ = to_fill.send(done.bytes);
-                }
+        loop {
+            place = self.search(&block, place, &mut found);
+            read();
+            if let Some(last) = block.last {
+                self.spare = block.bytes;
+                return last;
             }
-        })
-    }
-
-    fn done(&mut self, block: Block) -> io::Result<()> {
-        self.spare.push(block.bytes);
-        block.last.unwrap_or(Ok(()))
+            // Every block but the last is full: its end is the next one's beginning.
+            block.bytes.copy_within(BLOCK.., 0);
+            let start = block.start.saturating_sub(BLOCK);
+            block = Block {
+                start,
+                ..Block::fill(block.bytes, &mut input)
+            };
+            place.from = place.from.saturating_sub(BLOCK);
+            place.whole &= place.told >= BLOCK;
+            place.told = place.told.saturating_sub(BLOCK);
+        }
     }
 
     fn search(
