@@ -19,6 +19,7 @@ pub struct Cli {
 
 /// What the program can be asked to do.
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one of it")]
 pub enum Verb {
     /// Resolve the node's kvm GID, align the pod and the device with it, and prove that QEMU can
     /// open KVM: the init step
@@ -61,15 +62,42 @@ Examples:
 Exit codes: 0 ok, 1 drift, 2 usage, 3 refused, 4 failed, 5 unproven, 6 absent"
     )]
     Check(Options),
+    /// Find the guests that could not start for want of KVM in the logs of Nova, libvirt and QEMU
+    #[cfg(feature = "logs")]
+    #[command(after_help = "\
+Without PATH it reads those of /var/log/libvirt, /var/log/nova and
+/var/log/kolla/nova that exist. Folders are read with all below them, gzip is
+unpacked, links in folders are not followed.
+
+Examples:
+  libvirt-kvm-init logs
+      on a node, or in its libvirt pod
+  kubectl logs ds/nova-compute-default -c nova-compute | libvirt-kvm-init logs -
+      what a pod said
+  libvirt-kvm-init logs --format json /var/log/nova | jq '.guests[].instance'
+      for a program
+
+Exit codes: 0 none found, 1 found, 2 usage, 4 none found and not all was read")]
+    Logs(LogOptions),
 }
 
-impl Verb {
-    /// The options, whichever the verb.
-    pub fn options(&self) -> &Options {
-        match self {
-            Self::Apply(options) | Self::Check(options) => options,
-        }
-    }
+/// The options of `logs`.
+#[cfg(feature = "logs")]
+#[derive(Debug, Default, Args)]
+#[allow(missing_docs, reason = "the help texts below are the documentation")]
+pub struct LogOptions {
+    /// Files and folders, or - for standard input
+    #[arg(value_name = "PATH")]
+    pub paths: Vec<std::path::PathBuf>,
+    /// How the report is written: table or json [default: table]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+    /// Say more on stderr
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Say less on stderr, and show no progress
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 /// The options of `apply`. All are text here, and unset where the command line says nothing.

@@ -166,6 +166,21 @@ impl Config {
     }
 }
 
+/// The format of a verb that takes no other option: flag, then environment, then the table.
+///
+/// # Errors
+/// [`Usage`] for a word that is no format.
+#[cfg(feature = "logs")]
+pub fn format(
+    flag: Option<&String>,
+    env: impl Fn(&str) -> Option<std::ffi::OsString>,
+) -> Result<Format, Usage> {
+    let given = flag_or_env("format", flag, env)?;
+    let values = given.map(|given| ("format", given)).into_iter().collect();
+    let format = Layers { values }.value("format", values::log_format)?;
+    Ok(format.unwrap_or(Format::Table))
+}
+
 impl Options {
     /// Every option that has a variable and a key, with the flag's text.
     fn named(&self) -> [(&'static str, Option<&String>); 16] {

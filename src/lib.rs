@@ -21,6 +21,8 @@ pub mod exit;
 pub mod forecast;
 pub mod hostdb;
 pub mod judge;
+#[cfg(feature = "logs")]
+pub mod logs;
 pub mod monitors;
 pub mod observe;
 pub mod oddities;

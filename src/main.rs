@@ -29,31 +29,58 @@ fn main() -> ExitCode {
             return say(&Report::new(Verdict::Usage, why), None);
         }
     };
-    let options = cli.verb.options();
-    start_log(options);
     end_on_request();
+    match cli.verb {
+        Verb::Apply(options) => run(&options, apply::apply),
+        Verb::Check(options) => run(&options, check::check),
+        #[cfg(feature = "logs")]
+        Verb::Logs(options) => logs(&options),
+    }
+}
+
+/// A verb that looks at the device and reports on it.
+fn run(options: &Options, verb: impl Fn(&Config) -> Report) -> ExitCode {
+    start_log(options.verbose, options.quiet);
     let read = |path: &std::path::Path| read_here(path).map_err(|error| error.to_string());
-    let config = match Config::resolve(options, |name| std::env::var_os(name), read) {
-        Ok(config) => config,
-        Err(usage) => return say(&Report::new(Verdict::Usage, usage.to_string()), None),
+    match Config::resolve(options, |name| std::env::var_os(name), read) {
+        Ok(config) => say(&verb(&config), Some(config.format)),
+        Err(usage) => say(&Report::new(Verdict::Usage, usage.to_string()), None),
+    }
+}
+
+#[cfg(feature = "logs")]
+fn logs(options: &libvirt_kvm_init::cli::LogOptions) -> ExitCode {
+    use libvirt_kvm_init::{config, logs};
+    start_log(options.verbose, options.quiet);
+    let format = config::format(options.format.as_ref(), |name| std::env::var_os(name));
+    let (report, text) = match format {
+        Ok(format) => {
+            let report = logs::run(&options.paths, options.quiet);
+            let text = match format {
+                Format::Json => report.to_json().unwrap_or_default(),
+                _ => report.table(),
+            };
+            (report, text)
+        }
+        Err(usage) => {
+            let report = logs::report::LogReport::failed(Verdict::Usage, usage.to_string());
+            (report, String::new())
+        }
     };
-    let report = match cli.verb {
-        Verb::Apply(_) => apply::apply(&config),
-        Verb::Check(_) => check::check(&config),
-    };
-    say(&report, Some(config.format))
+    let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
+    finish(&text, report.exit_code, closing)
 }
 
 /// Logs go to stderr as bare lines: container runtimes and journald add the time.
-fn start_log(options: &Options) {
-    let level = match (options.quiet, options.verbose) {
+fn start_log(verbose: u8, quiet: bool) {
+    let level = match (quiet, verbose) {
         (true, _) => log::LevelFilter::Error,
         (false, 0) => log::LevelFilter::Info,
         (false, _) => log::LevelFilter::Debug,
     };
     let mut builder = env_logger::Builder::new();
     builder.filter_level(level);
-    if options.verbose == 0 && !options.quiet {
+    if verbose == 0 && !quiet {
         builder.parse_default_env();
     }
     builder.format(|out, record| {
@@ -78,15 +105,20 @@ fn say(report: &Report, format: Option<Format>) -> ExitCode {
         Some(Format::Prometheus) => monitors::prometheus(report, SystemTime::now()),
         None => String::new(),
     };
+    let code = match format {
+        Some(Format::Npd) => monitors::npd_code(report),
+        _ => report.exit_code,
+    };
+    let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
+    finish(&text, code, closing)
+}
+
+fn finish(text: &str, mut code: u8, closing: Option<String>) -> ExitCode {
     let mut stdout = io::stdout().lock();
     let written = stdout
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush());
     drop(stdout);
-    let mut code = match format {
-        Some(Format::Npd) => monitors::npd_code(report),
-        _ => report.exit_code,
-    };
     let mut stderr = io::stderr().lock();
     match written {
         // Whoever read the report has seen enough.
@@ -98,8 +130,8 @@ fn say(report: &Report, format: Option<Format>) -> ExitCode {
         }
         Ok(()) => {}
     }
-    if report.verdict != Verdict::Ok {
-        let _ = writeln!(stderr, "{}", report.closing_line());
+    if let Some(line) = closing {
+        let _ = writeln!(stderr, "{line}");
     }
     ExitCode::from(code)
 }

@@ -6,17 +6,19 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::Parser;
-use libvirt_kvm_init::cli::Cli;
+use libvirt_kvm_init::cli::{Cli, Verb};
 use libvirt_kvm_init::config::{Config, Format, Missing, ProofKind};
 
 /// Resolves a command line over some variables and one YAML file.
 fn resolve(flags: &[&str], env: &[(&str, &str)], yaml: &str) -> Result<Config, String> {
     let command = ["libvirt-kvm-init", "apply"].iter().chain(flags);
-    let verb = Cli::try_parse_from(command).unwrap().verb;
+    let Verb::Apply(options) = Cli::try_parse_from(command).unwrap().verb else {
+        panic!("apply is another verb")
+    };
     let env: HashMap<_, _> = env.iter().copied().collect();
     let env = |name: &str| env.get(name).map(OsString::from);
     let read = |_: &std::path::Path| Ok(yaml.as_bytes().to_vec());
-    Config::resolve(verb.options(), env, read).map_err(|usage| usage.0)
+    Config::resolve(&options, env, read).map_err(|usage| usage.0)
 }
 
 #[test]

@@ -112,3 +112,12 @@ pub fn format(text: &str) -> Result<Format, &'static str> {
         _ => Err("table, json, npd or prometheus"),
     }
 }
+
+/// How the report on logs is written; monitors ask `check`.
+#[cfg(feature = "logs")]
+pub fn log_format(text: &str) -> Result<Format, &'static str> {
+    match format(text) {
+        Ok(format @ (Format::Table | Format::Json)) => Ok(format),
+        _ => Err("table or json"),
+    }
+}

@@ -54,6 +54,29 @@ pub fn become_user(who: &Credentials) -> Result<(), (Drop, Errno)> {
     verify(who).ok_or((Drop::Verify, Errno::EBADE))
 }
 
+/// The identity of nobody: it owns nothing and is in no group that matters.
+#[cfg(feature = "logs")]
+const NOBODY: u32 = 65_534;
+
+/// Gives up everything that this process may do but what its open descriptors allow: uid and gid
+/// 65534, no other group, no capability, and no way to get any by executing a program. Without
+/// root there is no identity to give up, and only the rest is done. It cannot be undone.
+///
+/// # Errors
+/// As [`become_user`].
+#[cfg(feature = "logs")]
+pub fn become_nobody() -> Result<(), (Drop, Errno)> {
+    let _ = nix::sys::prctl::set_no_new_privs();
+    if unistd::geteuid().is_root() {
+        return become_user(&Credentials {
+            uid: Uid::from_raw(NOBODY),
+            gid: Gid::from_raw(NOBODY),
+            groups: Vec::new(),
+        });
+    }
+    drop_capabilities().ok_or((Drop::Capabilities, Errno::last()))
+}
+
 /// Empties the effective, permitted, inheritable and ambient sets. The bounding set stays, as it
 /// does for a QEMU that libvirt starts; it does not matter to open(2).
 fn drop_capabilities() -> Option<()> {

@@ -11,6 +11,8 @@ pub mod processes;
 pub(crate) mod raw;
 pub mod root;
 pub mod settle;
+#[cfg(feature = "logs")]
+pub mod tree;
 
 pub use raw::end_on_request;
 
