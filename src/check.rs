@@ -11,9 +11,10 @@ use crate::observe::{Observed, observe};
 use crate::oddities::{self, LIBVIRTDS};
 use crate::place;
 use crate::plan::{Course, Decision, Step, decide};
-use crate::report::{Cause, Change, Proof, Report, Warning};
+use crate::report::{Cause, Change, Code, Proof, Report, Warning};
 use crate::snapshot;
 use crate::steps;
+use crate::sys::device::{Device, Facts};
 use crate::sys::processes::named;
 use crate::sys::root::Root;
 
@@ -24,12 +25,57 @@ const ROUNDS: usize = 3;
 /// container's, unless another one was named: the node's view and the pod's in one report.
 pub fn check(config: &Config) -> Report {
     let root = libvirtds_root(config);
+    let pods = root.clone();
     let config = &Config {
         root: root.unwrap_or_else(|| config.root.clone()),
         private_ok: true,
         ..config.clone()
     };
-    judge(config)
+    let mut report = judge(config);
+    if let Some(pods) = pods {
+        find_private_device(&mut report, &pods, config);
+    }
+    report
+}
+
+/// What was proven is the node's device. A container that was not given the node's /dev has another
+/// one, or none, and its QEMU opens that.
+fn find_private_device(report: &mut Report, pods: &Path, config: &Config) {
+    let Ok(Some(ours)) = Device::find(&config.device) else {
+        return;
+    };
+    let ours = ours.facts();
+    let found = Root::open(pods).and_then(|root| root.stat(&config.device.to_string_lossy()));
+    // What cannot be looked at is not reported as odd.
+    let Ok(found) = found else {
+        return;
+    };
+    let theirs = found.map(Facts::from);
+    if theirs.is_some_and(|theirs| theirs.inode == ours.inode) || !ours.is_kvm() {
+        return;
+    }
+    let path = config.device.display();
+    let shown = |facts: &Facts| format!("{}:{} {:04o}", facts.uid, facts.gid, facts.mode);
+    let there = theirs.filter(Facts::is_kvm);
+    let there = there.map_or_else(|| "no KVM device".to_owned(), |facts| shown(&facts));
+    let text = format!(
+        "libvirtd's /dev ({}) is not the node's: {path} is {there} there, and {} here; mount the \
+         node's /dev at /dev in that container",
+        pods.join("dev").display(),
+        shown(&ours)
+    );
+    report
+        .warnings
+        .push(Warning::new(Code::PrivateDevice, text));
+    if matches!(report.verdict, Verdict::Ok | Verdict::Drift) && report.proof.result == "ok" {
+        report.verdict = Verdict::Unproven;
+        report.exit_code = Verdict::Unproven.code();
+        report.summary = format!(
+            "{}, but that is the node's: libvirtd's own {path} is another one ({there}), and it \
+             was not opened; run this in the pod",
+            report.summary
+        );
+    }
 }
 
 /// The root of the libvirtd that runs on this node, if it is not the node's own.
@@ -41,7 +87,8 @@ fn libvirtds_root(config: &Config) -> Option<PathBuf> {
     let own = Root::open(here).and_then(|root| root.id()).ok()?;
     let mut processes = named(&LIBVIRTDS).into_iter();
     let found = processes.find(|process| process.root.is_some_and(|root| root != own))?;
-    Some(PathBuf::from(format!("/proc/{}/root", found.pid)))
+    log::debug!("{} (pid {}) runs in a container", found.name, found.pid);
+    Some(found.root_path())
 }
 
 /// What `apply --dry-run` shows: the same for this root, with `apply`'s own safety rules.

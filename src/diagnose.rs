@@ -15,7 +15,7 @@ use crate::acl::{Guard, READ_WRITE, permits};
 use crate::observe::{Node, is_no_driver};
 use crate::prove::Sight;
 use crate::qemu::Identity;
-use crate::report::{Cause, Proof};
+use crate::report::{Cause, Permission, Proof};
 use crate::sys::kvm::API_VERSION;
 
 /// What the judgement rests on.
@@ -56,17 +56,38 @@ fn guard(node: &Node) -> Guard<'_> {
     }
 }
 
+/// What owner, group, mode and ACL of the device and of the folders above it say, whatever open(2)
+/// does; nothing where this user namespace hides whose it is.
+pub fn computed(scene: &Scene<'_>) -> Option<Permission> {
+    let known = scene.node.facts.is_kvm() && !scene.node.unmapped;
+    known.then(
+        || match allows(scene.node, scene.identity) && closed_folder(scene).is_none() {
+            true => Permission::Allowed,
+            false => Permission::Denied,
+        },
+    )
+}
+
 /// Turns what the child saw into the report's proof.
 pub fn diagnose(sight: Sight, scene: &Scene<'_>) -> Proof {
+    Proof {
+        computed: computed(scene),
+        ..judged(sight, scene)
+    }
+}
+
+fn judged(sight: Sight, scene: &Scene<'_>) -> Proof {
     let failed = |errno: Errno, (cause, advice): (Cause, String)| Proof {
         result: format!("{errno:?}"),
         cause: Some(cause),
+        computed: None,
         api_version: None,
         advice: Some(advice),
     };
     let mismatch = |cause, api_version, advice: &str| Proof {
         result: "mismatch".to_owned(),
         cause: Some(cause),
+        computed: None,
         api_version,
         advice: Some(advice.to_owned()),
     };
@@ -75,6 +96,7 @@ pub fn diagnose(sight: Sight, scene: &Scene<'_>) -> Proof {
         Sight::Ok(version) => Proof {
             result: "ok".to_owned(),
             cause: None,
+            computed: None,
             api_version: Some(version),
             advice: None,
         },
@@ -119,6 +141,7 @@ fn not_dropped(step: u8, errno: Errno, identity: &Identity) -> Proof {
             return Proof {
                 result: "mismatch".to_owned(),
                 cause: Some(Cause::Unknown),
+                computed: None,
                 api_version: None,
                 advice: Some(format!(
                     "the kernel did not give the proof the credentials of {}: nothing was opened",

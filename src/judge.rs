@@ -1,7 +1,7 @@
 //! The verdict on what was seen: proven, or what would mend it, or what will take it away.
 
 use crate::config::{Config, Missing, ProofKind};
-use crate::diagnose::{Scene, allows, closed_folder, diagnose};
+use crate::diagnose::{Scene, allows, closed_folder, computed, diagnose};
 use crate::exit::{Verdict, verdict_of};
 use crate::observe::{Observed, folders_above};
 use crate::plan::{Decision, Step};
@@ -32,6 +32,14 @@ pub fn proof(
         warnings.push(Warning::new(Code::Unproven, text));
         let mut proof = Proof::none(None, None);
         proof.result = "off".to_owned();
+        if let (Some(identity), Some(node)) = (&decision.identity, &seen.device) {
+            proof.computed = computed(&Scene {
+                device: &config.device,
+                node,
+                folders: &folders_above(&config.device),
+                identity,
+            });
+        }
         return Ok(proof);
     }
     let (Some(identity), Some(node)) = (&decision.identity, &seen.device) else {

@@ -7,8 +7,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::exit::Verdict;
 use crate::report::Report;
 
-/// What node-problem-detector shows of a message (`max_output_length` in its examples).
+/// What node-problem-detector takes of a message (`max_output_length`): it counts bytes, and cuts
+/// through a character.
 const NPD_WIDTH: usize = 80;
+
+/// What stands for the rest of a message.
+const MORE: &str = "...";
 
 /// One line for node-problem-detector's custom plugin: the verdict, the cause, and the beginning of
 /// the summary.
@@ -18,17 +22,15 @@ pub fn npd(report: &Report) -> String {
         let _ = write!(line, " ({})", cause.word());
     }
     let _ = write!(line, ": {}", report.summary);
-    let line: String = line
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    let mut short: String = line.chars().take(NPD_WIDTH).collect();
-    if short.len() < line.len() {
-        short = short.chars().take(NPD_WIDTH - 1).collect();
-        short.push('…');
+    let ends_line = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
+    let blank = |c| if ends_line(c) { ' ' } else { c };
+    let mut line: String = line.chars().map(blank).collect();
+    if line.len() > NPD_WIDTH {
+        line.truncate(line.floor_char_boundary(NPD_WIDTH - MORE.len()));
+        line.push_str(MORE);
     }
-    short.push('\n');
-    short
+    line.push('\n');
+    line
 }
 
 /// node-problem-detector's exit codes: 0 fine, 1 problem, 2 unknown.

@@ -66,11 +66,15 @@ fn other_members(seen: &Observed, config: &Config, identity: Option<&Identity>) 
 }
 
 /// libvirtd resolves the configured group once, when it starts; memberships at each guest start.
+/// The one that is meant reads this very file, by whatever root: two mount namespaces may share a
+/// root folder, and a file in a volume has several paths.
 fn libvirtd(root: &Root, seen: &Observed) -> Option<Warning> {
-    let id = root.id().ok()?;
-    let process = named(&LIBVIRTDS)
-        .into_iter()
-        .find(|process| process.root == Some(id))?;
+    let file = root.inode(GROUP_FILE).ok()??;
+    let reads_it = |process: &Process| {
+        let its = Root::open(&process.root_path()).ok();
+        its.and_then(|its| its.inode(GROUP_FILE).ok()?) == Some(file)
+    };
+    let process = named(&LIBVIRTDS).into_iter().find(reads_it)?;
     let changed = root.stat(GROUP_FILE).ok()??.st_mtime;
     if changed <= process.started {
         return None;

@@ -233,6 +233,16 @@ pub enum Cause {
     Unknown,
 }
 
+/// What owner, group, mode and ACL say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Permission {
+    /// QEMU may read and write the device, and pass the folders above it.
+    Allowed,
+    /// It may not.
+    Denied,
+}
+
 /// Whether QEMU can open KVM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proof {
@@ -240,6 +250,8 @@ pub struct Proof {
     pub result: String,
     /// Why not; null where it can, and where nobody asked.
     pub cause: Option<Cause>,
+    /// What the permissions say by themselves; null where they cannot be told.
+    pub computed: Option<Permission>,
     /// What KVM answered.
     pub api_version: Option<i32>,
     /// What to do about it.
@@ -252,6 +264,7 @@ impl Proof {
         Self {
             result: "none".to_owned(),
             cause,
+            computed: None,
             api_version: None,
             advice,
         }

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use crate::exit::Verdict;
-use crate::report::{Device, Report, plain};
+use crate::report::{Device, Permission, Report, plain};
 
 /// A terminal's width.
 const WIDTH: usize = 80;
@@ -52,6 +52,9 @@ pub fn table(report: &Report, colour: bool) -> String {
         .and_then(|device| device.acl.as_ref())
     {
         push(&mut text, "acl", acl);
+    }
+    if let Some(permission) = permission(report) {
+        push(&mut text, "permission", &permission);
     }
     for change in &report.changes {
         let label = if change.applied {
@@ -170,13 +173,33 @@ fn opens(report: &Report) -> String {
     }
 }
 
+/// What the permissions say by themselves, beside what open(2) said.
+fn permission(report: &Report) -> Option<String> {
+    let proof = &report.proof;
+    let acl = report.device.as_ref()?.acl.is_some();
+    let by = match (proof.computed?, acl) {
+        (Permission::Allowed, false) => "owner, group and mode allow it",
+        (Permission::Allowed, true) => "owner, group, mode and ACL allow it",
+        (Permission::Denied, false) => "owner, group and mode deny it",
+        (Permission::Denied, true) => "owner, group, mode and ACL deny it",
+    };
+    let said = match proof.result.as_str() {
+        "ok" => "open says yes".to_owned(),
+        "off" | "none" => "open was not asked".to_owned(),
+        result => format!("open says {result}"),
+    };
+    Some(format!("{by}; {said}"))
+}
+
 /// One row; what does not fit its column goes on below, what does not fit the first one before.
 fn push_row(text: &mut String, row: &[String; 4]) {
     let [label, cells @ ..] = row.each_ref().map(|cell| plain(cell));
     let mut label = label.as_str();
     if label.chars().count() > LABEL {
-        text.push_str(label);
-        text.push('\n');
+        for piece in pieces(label, WIDTH) {
+            text.push_str(&piece);
+            text.push('\n');
+        }
         label = "";
     }
     let cells = cells.map(|cell| wrapped(&cell, COLUMN - 1));
@@ -216,13 +239,31 @@ fn wrapped(cell: &str, width: usize) -> Vec<String> {
     lines
 }
 
+/// A word in pieces that fit: broken after a `/`, or wherever it must.
+fn pieces(word: &str, width: usize) -> Vec<String> {
+    let mut rest: Vec<char> = word.chars().collect();
+    let mut found = Vec::new();
+    while rest.len() > width {
+        let slash = rest[..width].iter().rposition(|char| *char == '/');
+        let tail = rest.split_off(slash.filter(|at| *at > 0).map_or(width, |at| at + 1));
+        found.push(rest.into_iter().collect());
+        rest = tail;
+    }
+    found.push(rest.into_iter().collect());
+    found
+}
+
 /// A labelled paragraph, wrapped between words.
 fn push(text: &mut String, label: &str, paragraph: &str) {
     let paragraph = plain(paragraph);
     let mut line = format!("{label:LABEL$} ");
     let indent = line.chars().count();
     let mut used = indent;
-    for word in paragraph.split_whitespace() {
+    let room = WIDTH - indent;
+    for word in paragraph
+        .split_whitespace()
+        .flat_map(|word| pieces(word, room))
+    {
         let length = word.chars().count();
         if used > indent && used + 1 + length > WIDTH {
             line.push('\n');
@@ -233,7 +274,7 @@ fn push(text: &mut String, label: &str, paragraph: &str) {
             line.push(' ');
             used += 1;
         }
-        line.push_str(word);
+        line.push_str(&word);
         used += length;
     }
     text.push_str(line.trim_end());

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use nix::unistd::Gid;
 
@@ -19,6 +20,13 @@ pub struct Process {
     pub started: i64,
     /// Device and inode number of its root, where that can be read.
     pub root: Option<(u64, u64)>,
+}
+
+impl Process {
+    /// Where its root is seen.
+    pub fn root_path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.pid))
+    }
 }
 
 /// The processes with one of these names, oldest ID first.
