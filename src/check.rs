@@ -182,10 +182,13 @@ fn find_drift(
             report.summary,
             out.display()
         )),
-        (Verdict::Unproven, _) if by_rights && mends => Some(format!(
-            "{}; `libvirt-kvm-init apply` mends it",
-            report.summary
-        )),
+        (Verdict::Unproven, _) if by_rights && mends => {
+            let place = if seen.pod.is_host { "" } else { " in the pod" };
+            Some(format!(
+                "{}; `libvirt-kvm-init apply`{place} mends it",
+                report.summary
+            ))
+        }
         (Verdict::Ok, Some(identity)) if report.proof.result == "ok" => {
             let losses = losses(coming(seen, config), identity);
             losses.first().map(|loss| {

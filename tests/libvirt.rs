@@ -280,14 +280,9 @@ impl Pod {
 
     /// The cure, as the pod's init step runs it. Gives the identity that the program computed for QEMU.
     fn apply(&self) -> Identity {
-        let mut cmd = Command::new(program());
-        cmd.args(["apply", "--format", "json", "--host-root"])
-            .arg(self.host.path());
-        let (code, stdout, stderr) = run(&mut cmd);
-        assert_eq!(code, 0, "{cmd:?}\n{stdout}\n{stderr}");
-        let report: serde_json::Value =
-            serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout}"));
-        assert_eq!(report["verdict"], "ok", "{stdout}");
+        let (code, report) = self.report("apply");
+        assert_eq!(code, 0, "{report}");
+        assert_eq!(report["verdict"], "ok", "{report}");
         let number = |v: &serde_json::Value| -> u32 { v.as_u64().unwrap().try_into().unwrap() };
         let qemu = &report["qemu"];
         let mut groups: Vec<u32> = qemu["groups"]
@@ -302,6 +297,29 @@ impl Pod {
             gid: number(&qemu["gid"]),
             groups,
         }
+    }
+
+    /// A verb's exit code and report.
+    fn report(&self, verb: &str) -> (i32, serde_json::Value) {
+        let mut cmd = Command::new(program());
+        cmd.args([verb, "--format", "json", "--host-root"])
+            .arg(self.host.path());
+        let (code, stdout, stderr) = run(&mut cmd);
+        let report = serde_json::from_str(&stdout);
+        (
+            code,
+            report.unwrap_or_else(|e| panic!("{e}: {cmd:?}\n{stdout}\n{stderr}")),
+        )
+    }
+
+    /// What `check` says: its exit code, and whether the running libvirtd is older than the group file.
+    fn check(&self) -> (i32, bool) {
+        let (code, report) = self.report("check");
+        let warnings = report["warnings"].as_array().unwrap();
+        let stale = warnings
+            .iter()
+            .any(|warning| warning["code"] == "libvirtd-stale");
+        (code, stale)
     }
 
     /// The chart's lines; `kvm` is what the pod's /etc/group says.
@@ -378,13 +396,19 @@ fn live_libvirtd() {
         let mut pod = Pod::new();
         pod.chart();
         assert_eq!(pod.device_gid(), IMAGE);
+        // Times are compared by the second.
+        std::thread::sleep(Duration::from_secs(2));
         pod.start_libvirtd();
+        assert_eq!(pod.check(), (0, false), "the chart's number works now");
         assert_eq!(pod.starts("the chart has taken the node").gid, IMAGE);
 
         pod.udev();
+        assert_eq!(pod.check(), (1, false), "and now it does not");
         pod.fails("an event of the node has taken it back");
 
+        std::thread::sleep(Duration::from_secs(2));
         pod.apply();
+        assert_eq!(pod.check(), (0, true), "a warning, which is no verdict");
         let seen = pod.starts("after apply, libvirtd not restarted");
         assert_eq!(
             seen.gid, IMAGE,

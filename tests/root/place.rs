@@ -16,13 +16,13 @@ use crate::support::{
 };
 
 /// A root in which the program can run, whether it is static or not.
-struct Jail {
-    tree: Tree,
+pub struct Jail {
+    pub tree: Tree,
 }
 
 impl Jail {
     /// From a pod or a host tree, with a device as the kernel makes it.
-    fn new(tree: Tree) -> Self {
+    pub fn new(tree: Tree) -> Self {
         require_kvm();
         // unshare(1) wants a root that is a mount point.
         bind(tree.path(), tree.path());
@@ -45,7 +45,12 @@ impl Jail {
     /// `apply` in it, in the machine's PID namespace. The right to look into PID 1 is taken away, so
     /// that its root cannot be compared: what it is differs between machines.
     fn apply(&self) -> Command {
-        let mut cmd = command(Path::new("/kvm-init"), &["apply"]);
+        self.on_the_node("/kvm-init", &["apply"])
+    }
+
+    /// A command in it, as [`Jail::apply`].
+    pub fn on_the_node(&self, program: &str, args: &[&str]) -> Command {
+        let mut cmd = command(Path::new(program), args);
         below(&mut cmd, self.tree.path());
         without_capability(&mut cmd, CAP_SYS_PTRACE);
         cmd
@@ -61,7 +66,7 @@ impl Jail {
 }
 
 /// Panics where the machine's own PID namespace is not the initial one.
-fn require_initial_pid_namespace() {
+pub fn require_initial_pid_namespace() {
     let link = fs::read_link("/proc/self/ns/pid").unwrap();
     assert_eq!(
         link.to_str(),

@@ -10,7 +10,7 @@ use crate::common::{bind, in_namespace, program, require_commands, run, scratch,
 use crate::support::{ALIGNED, KVM, Scene, command, go, owner, warnings, without_capability};
 
 /// The program where every user can reach it.
-fn reachable() -> PathBuf {
+pub fn reachable() -> PathBuf {
     let copy = scratch().join("kvm-init");
     if !copy.exists() {
         fs::write(&copy, "").unwrap();

@@ -249,6 +249,11 @@ pub fn names(folder: &Path) -> Vec<String> {
 /// Bind-mounts `source` read-only on `target`.
 pub fn bind_read_only(source: &Path, target: &Path) {
     bind(source, target);
+    make_read_only(target);
+}
+
+/// Makes a mount read-only in this namespace.
+pub fn make_read_only(target: &Path) {
     let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
     mount(None::<&str>, target, None::<&str>, flags, None::<&str>)
         .unwrap_or_else(|e| panic!("remount {} read-only: {e}", target.display()));

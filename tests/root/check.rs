@@ -1,0 +1,474 @@
+//! `check`: harmless wherever it runs, both views on the node, and what it only warns of.
+
+use std::fs::{self, FileTimes};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, SystemTime};
+
+use crate::common::{
+    Tree, bind, detach, fresh_dev, in_namespace, mknod_kvm, mount_tmpfs, program, require_commands,
+    require_kvm, run, scratch, set_owner,
+};
+use crate::place::{Jail, require_initial_pid_namespace};
+use crate::rights::reachable;
+use crate::support::{
+    ALIGNED, KVM, Scene, command, go, make_read_only, owner, report, state, warnings,
+};
+
+/// `check` for this pod on this node, behind a wrapper.
+fn behind(scene: &Scene, wrapper: &[&str]) -> Command {
+    let program = reachable().display().to_string();
+    let mut words = wrapper.to_vec();
+    words.extend([program.as_str(), "check", "--root"]);
+    let mut cmd = command(Path::new(words[0]), &words[1..]);
+    cmd.arg(scene.pod.path());
+    cmd.arg("--host-root").arg(scene.host.path());
+    cmd
+}
+
+fn check(scene: &Scene) -> Command {
+    behind(scene, &["env"])
+}
+
+/// What it is, the scene, more options, the exit code.
+type Case<'a> = (&'a str, fn() -> Scene, &'a [&'a str], i32);
+
+/// A system call's name and what it was called with, of a line that strace wrote.
+fn call(line: &str) -> Option<(&str, &str)> {
+    let (_pid, rest) = line.split_once(' ')?;
+    rest.trim_start().split_once('(')
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn nothing_is_written_and_no_lock_is_taken() {
+    require_commands(&["strace"]);
+    const NEVER: [&str; 16] = [
+        "flock",
+        "chmod",
+        "chown",
+        "setxattr",
+        "removexattr",
+        "rename",
+        "unlink",
+        "link",
+        "mkdir",
+        "rmdir",
+        "mknod",
+        "truncate",
+        "fallocate",
+        "utime",
+        "mount",
+        "creat",
+    ];
+    in_namespace(|| {
+        let table: [Case; 5] = [
+            ("all is well", Scene::settled, &[], 0),
+            ("the incident", || Scene::with_device(0, 108, 0o660), &[], 1),
+            ("the chart has taken the device", Scene::new, &[], 0),
+            (
+                "a new machine too",
+                Scene::settled,
+                &["--proof", "create-vm"],
+                0,
+            ),
+            ("another group file", Scene::new, &["--group-file-out"], 1),
+        ];
+        for (what, scene, more, want) in table {
+            let scene = scene();
+            let (trace, out) = (scratch().join("trace"), scratch().join("out"));
+            let trace = trace.to_str().unwrap();
+            let mut cmd = behind(&scene, &["strace", "-f", "-q", "-o", trace]);
+            cmd.args(more);
+            if more.contains(&"--group-file-out") {
+                cmd.arg(&out);
+            }
+            let before = scene.state();
+            let ran = go(&mut cmd).code(want);
+            assert_eq!(scene.state(), before, "{what}");
+            assert!(!out.exists(), "{what}");
+            let calls = fs::read_to_string(trace).unwrap();
+            let mut writable = Vec::new();
+            for line in calls.lines() {
+                let Some((name, args)) = call(line) else {
+                    continue;
+                };
+                let name = name.trim_start_matches("read");
+                let never = NEVER.iter().find(|never| name.contains(*never));
+                assert!(never.is_none(), "{what}: {line}\n{ran}");
+                assert!(!args.contains("F_SETLK"), "{what}: {line}");
+                let writes = ["O_RDWR", "O_WRONLY", "O_CREAT", "O_TRUNC"];
+                if name.contains("open") && writes.iter().any(|flag| args.contains(flag)) {
+                    writable.push(line);
+                }
+            }
+            let main = calls.split_whitespace().next().unwrap();
+            let [opened] = writable[..] else {
+                panic!("{what}: {writable:?}");
+            };
+            assert!(opened.contains("\"/dev/kvm\", O_RDWR"), "{what}: {opened}");
+            let opener = opened.split_whitespace().next().unwrap();
+            assert_ne!(opener, main, "{what}: only the proof's child opens it");
+        }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn read_only_file_systems_make_no_difference() {
+    let table: [(fn() -> Scene, i32); 2] = [
+        (Scene::settled, 0),
+        (|| Scene::with_device(0, 108, 0o660), 1),
+    ];
+    for (scene, code) in table {
+        in_namespace(|| {
+            let scene = scene();
+            let writable = report(&mut check(&scene));
+            assert_eq!(writable.0, code, "{}", writable.1);
+            let device = scene.host.at("dev");
+            let scratch = scratch();
+            for place in [Path::new("/"), Path::new("/dev"), &scratch, &device] {
+                make_read_only(place);
+            }
+            for file in ["/new", "/dev/new", &format!("{}/new", scratch.display())] {
+                let error = fs::write(file, "").unwrap_err();
+                assert_eq!(error.raw_os_error(), Some(libc::EROFS), "{file}");
+            }
+            assert_eq!(report(&mut check(&scene)), writable);
+        });
+    }
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn two_capabilities_are_enough_and_none_is_not() {
+    require_commands(&["setpriv"]);
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let before = scene.state();
+        let with = |bounding: &str| {
+            let bounding = format!("--bounding-set={bounding}");
+            behind(&scene, &["setpriv", "--inh-caps=-all", &bounding])
+        };
+        let (code, found) = report(&mut with("-all,+setuid,+setgid"));
+        assert_eq!((code, &found["proof"]["result"]), (0, &"ok".into()));
+        for too_few in ["-all,+setuid", "-all,+setgid", "-all"] {
+            let ran = go(&mut with(too_few)).code(5);
+            let ran = ran.says(&["could not be asked", "EPERM", "CAP_SETUID", "CAP_SETGID"]);
+            assert!(ran.out.contains("open was not asked"), "{ran}");
+        }
+        assert_eq!(scene.state(), before);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_private_dev_is_shown_beside_the_nodes_and_apply_refuses_it() {
+    in_namespace(|| {
+        require_kvm();
+        fresh_dev();
+        let (host, pod) = (Tree::host(108), Tree::pod(108));
+        mknod_kvm(Path::new(KVM), 0, 108, 0o666);
+        mknod_kvm(&host.at("dev/kvm"), 0, 424, 0o660);
+        let run = |verb: &str| {
+            let mut cmd = command(&program(), &[verb, "--root"]);
+            cmd.arg(pod.path()).arg("--host-root").arg(host.path());
+            cmd
+        };
+        let before = state(&[host.path(), pod.path(), Path::new("/dev")]);
+        let (code, found) = report(&mut run("check"));
+        assert_eq!(code, 0, "{found}");
+        assert_eq!(warnings(&found), ["private-device", "open-to-others"]);
+        assert_eq!(found["device"]["same_inode_as_host"], false);
+        assert_eq!(found["device"]["gid"], 108);
+        assert_eq!(found["host"]["device"]["gid"], 424);
+        let table = go(&mut run("check")).code(0).out;
+        assert!(
+            table.contains("0:424 0660") && table.contains("0:108 0666"),
+            "{table}"
+        );
+        go(&mut run("apply")).code(3);
+        assert_eq!(state(&[host.path(), pod.path(), Path::new("/dev")]), before);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn what_is_odd_is_a_warning_and_changes_no_exit_code() {
+    type Odd = fn(&Scene);
+    let table: [(&str, Odd); 3] = [
+        ("nscd-socket", |scene| {
+            scene.pod.file("run/nscd/socket", "");
+        }),
+        ("open-to-others", |_| {
+            set_owner(Path::new(KVM), 0, 108, 0o666)
+        }),
+        ("other-members", |scene| {
+            let file = scene
+                .pod
+                .read("etc/group")
+                .replace(":nova\n", ":nova,ada,bob\n");
+            scene.pod.file("etc/group", &file);
+        }),
+    ];
+    in_namespace(|| {
+        for (code, odd) in table {
+            // All is well, with it and without it.
+            let scene = Scene::settled();
+            assert_eq!(warnings(&report(&mut check(&scene)).1), [""; 0]);
+            odd(&scene);
+            let (exit, found) = report(&mut check(&scene));
+            assert_eq!(
+                (exit, warnings(&found)),
+                (0, vec![code.to_owned()]),
+                "{found}"
+            );
+            // And nothing is well.
+            let scene = Scene::with_device(0, 108, 0o660);
+            assert_eq!(report(&mut check(&scene)).0, 1);
+            odd(&scene);
+            let want = i32::from(code != "open-to-others");
+            let (exit, found) = report(&mut check(&scene));
+            assert_eq!(exit, want, "{found}");
+            assert!(
+                warnings(&found).iter().any(|found| found == code),
+                "{found}"
+            );
+        }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn the_computed_permission_stands_beside_what_open_said() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        for (mode, more, result, computed, line) in [
+            (
+                0o660,
+                "api-version",
+                "ok",
+                "allowed",
+                "mode allow it; open says yes",
+            ),
+            (
+                0o600,
+                "api-version",
+                "EACCES",
+                "denied",
+                "mode deny it; open says EACCES",
+            ),
+            (
+                0o600,
+                "off",
+                "off",
+                "denied",
+                "mode deny it; open was not asked",
+            ),
+        ] {
+            set_owner(Path::new(KVM), 0, 108, mode);
+            let (_, found) = report(check(&scene).args(["--proof", more]));
+            assert_eq!(found["proof"]["result"], result, "{found}");
+            assert_eq!(found["proof"]["computed"], computed, "{found}");
+            let ran = go(check(&scene).args(["--proof", more]));
+            assert!(ran.out.contains(line), "{ran}");
+        }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn monitors_get_what_they_can_read() {
+    in_namespace(|| {
+        for (scene, problem) in [
+            (Scene::settled(), 0),
+            (Scene::with_device(0, 108, 0o660), 1),
+        ] {
+            let ran = run(check(&scene).args(["--format", "npd"]));
+            assert_eq!(ran.0, problem, "{ran:?}");
+            assert!(ran.1.len() <= 81 && ran.1.lines().count() == 1, "{ran:?}");
+            let ran = run(check(&scene).args(["--format", "prometheus"]));
+            assert_eq!(ran.0, problem, "{ran:?}");
+            let text = scratch().join("metrics");
+            fs::write(&text, &ran.1).unwrap();
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            if !std::env::split_paths(&path).any(|dir| dir.join("promtool").is_file()) {
+                println!("promtool is not installed: only the checker of tests/formats.rs ran");
+                continue;
+            }
+            let mut promtool = Command::new("promtool");
+            promtool.args(["check", "metrics"]);
+            let out = promtool.stdin(fs::File::open(&text).unwrap()).output();
+            let out = out.unwrap();
+            let said = [out.stdout, out.stderr].concat();
+            let said = String::from_utf8_lossy(&said);
+            assert!(out.status.success() && said.trim().is_empty(), "{said}");
+        }
+        let mut unknown = command(
+            &program(),
+            &["check", "--format", "npd", "--root", "/nowhere"],
+        );
+        assert_eq!(run(&mut unknown).0, 2);
+    });
+}
+
+/// A process named libvirtd below a root. It ends with the value.
+struct Libvirtd {
+    child: Child,
+    root: PathBuf,
+}
+
+impl Libvirtd {
+    fn start(pod: &Jail) -> Self {
+        let sh = fs::canonicalize("/bin/sh").unwrap();
+        pod.tree.file("libvirtd", "");
+        bind(&sh, &pod.tree.at("libvirtd"));
+        let mut cmd = pod.on_the_node("/libvirtd", &["-c", "echo here; read line"]);
+        let mut child = cmd
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut here = [0];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut here).unwrap();
+        let root = PathBuf::from(format!("/proc/{}/root", child.id()));
+        Self { child, root }
+    }
+}
+
+impl Drop for Libvirtd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Hides the machine's own libvirtds from a jail.
+fn hide_others(jail: &Jail, ours: u32) {
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap();
+        let Ok(comm) = fs::read_to_string(entry.path().join("comm")) else {
+            continue;
+        };
+        let is_one = ["libvirtd", "virtqemud"].contains(&comm.trim());
+        if name.parse::<u32>().is_ok_and(|pid| pid != ours) && is_one {
+            mount_tmpfs(&jail.tree.at("proc").join(name), "mode=755");
+        }
+    }
+}
+
+/// A node, and a pod on it with a libvirtd.
+fn node_with_pod() -> (Jail, Jail, Libvirtd) {
+    require_initial_pid_namespace();
+    let node = Jail::new(Tree::host(108));
+    let pod = Jail::new(Tree::pod(424));
+    bind(&node.tree.at("dev"), &pod.tree.at("dev"));
+    set_owner(&node.tree.at("dev/kvm"), 0, 108, 0o660);
+    let libvirtd = Libvirtd::start(&pod);
+    hide_others(&node, libvirtd.child.id());
+    (node, pod, libvirtd)
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn on_the_node_both_views_are_in_one_report() {
+    in_namespace(|| {
+        let (node, pod, libvirtd) = node_with_pod();
+        let check = || node.on_the_node("/kvm-init", &["check"]);
+        let everything = || {
+            state(&[
+                &node.tree.at("etc"),
+                &node.tree.at("dev"),
+                &pod.tree.at("etc"),
+            ])
+        };
+        let before = everything();
+        let (code, found) = report(&mut check());
+        assert_eq!(code, 1, "{found}");
+        assert_eq!(found["host"]["root"], "/");
+        assert_eq!(found["host"]["kvm_gid"], 108);
+        assert_eq!(found["pod"]["root"], libvirtd.root.to_str().unwrap());
+        assert_eq!(found["pod"]["kvm_gid"], 424);
+        assert_eq!(found["qemu"]["user"], "nova");
+        assert_eq!(found["qemu"]["uid"], 42424);
+        assert_eq!(found["proof"]["result"], "EACCES");
+        assert_eq!(warnings(&found), [""; 0]);
+        go(&mut check())
+            .code(1)
+            .says(&["drift: ", "nova", "apply` in the pod mends it"]);
+        assert_eq!(everything(), before);
+        // Once the pod agrees.
+        pod.tree.file("etc/group", ALIGNED);
+        let (code, found) = report(&mut check());
+        assert_eq!((code, warnings(&found)), (0, vec![]), "{found}");
+        assert_eq!(found["device"]["same_inode_as_host"], true);
+        // When the libvirtd has ended there is only the node.
+        drop(libvirtd);
+        let (code, found) = report(&mut check());
+        assert_eq!(code, 0, "{found}");
+        assert_eq!(found["pod"]["root"], "/");
+        assert_eq!(warnings(&found), ["limited-proof"]);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_libvirtd_with_a_dev_of_its_own_is_not_proven_by_the_nodes_device() {
+    in_namespace(|| {
+        let (node, pod, libvirtd) = node_with_pod();
+        pod.tree.file("etc/group", ALIGNED);
+        let check = || node.on_the_node("/kvm-init", &["check"]);
+        assert_eq!(report(&mut check()).0, 0);
+        detach(&pod.tree.at("dev"));
+        for there in ["0:0 0600", "no KVM device"] {
+            let (code, found) = report(&mut check());
+            assert_eq!(code, 5, "{found}");
+            assert_eq!(warnings(&found), ["private-device"]);
+            let text = found["warnings"][0]["text"].as_str().unwrap();
+            let root = libvirtd.root.to_str().unwrap();
+            for part in [there, "0:108 0660", root] {
+                assert!(text.contains(part), "{part}: {text}");
+            }
+            go(&mut check()).code(5).says(&["another one", there]);
+            let _ = fs::remove_file(pod.tree.at("dev/kvm"));
+        }
+        assert_eq!(owner(&node.tree.at("dev/kvm")), (0, 108, 0o660));
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_libvirtd_that_is_older_than_the_group_file_is_a_warning() {
+    in_namespace(|| {
+        let (node, pod, libvirtd) = node_with_pod();
+        pod.tree.file("etc/group", ALIGNED);
+        let hour = Duration::from_secs(3600);
+        let now = SystemTime::now();
+        for (changed, want) in [(now - hour, vec![]), (now + hour, vec!["libvirtd-stale"])] {
+            let file = fs::File::options()
+                .write(true)
+                .open(pod.tree.at("etc/group"));
+            let times = FileTimes::new().set_modified(changed);
+            file.unwrap().set_times(times).unwrap();
+            let mut check = node.on_the_node("/kvm-init", &["check"]);
+            let (code, found) = report(&mut check);
+            assert_eq!(
+                (code, warnings(&found)),
+                (0, want.iter().map(ToString::to_string).collect())
+            );
+            if !want.is_empty() {
+                let text = found["warnings"][0]["text"].as_str().unwrap();
+                let pid = format!("(pid {})", libvirtd.child.id());
+                assert!(text.contains(&pid), "{text}");
+            }
+        }
+        // The table stays within a terminal with such a root, too.
+        let table = go(&mut node.on_the_node("/kvm-init", &["check"]))
+            .code(0)
+            .out;
+        assert!(
+            table.lines().all(|line| line.chars().count() <= 80),
+            "{table}"
+        );
+    });
+}
