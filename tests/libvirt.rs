@@ -302,8 +302,9 @@ impl Pod {
     /// A verb's exit code and report.
     fn report(&self, verb: &str) -> (i32, serde_json::Value) {
         let mut cmd = Command::new(program());
-        cmd.args([verb, "--format", "json", "--host-root"])
-            .arg(self.host.path());
+        // Named as what is no default: `check` would look for a libvirtd in another container.
+        cmd.args([verb, "--format", "json", "--root", "/proc/self/root"]);
+        cmd.arg("--host-root").arg(self.host.path());
         let (code, stdout, stderr) = run(&mut cmd);
         let report = serde_json::from_str(&stdout);
         (
