@@ -19,14 +19,17 @@ pub fn warnings(seen: &Observed, config: &Config, identity: Option<&Identity>) -
     let mut found = Vec::new();
     found.extend(open_to_others(seen, config));
     found.extend(other_members(seen, config, identity));
+    // Looking at all processes is the most expensive thing here.
+    let [one, other] = LIBVIRTDS;
+    let processes = named(&[one, other, udev_read::UDEVD]);
     if let Ok(root) = Root::open(&seen.pod.root) {
-        found.extend(libvirtd(&root, seen));
+        found.extend(libvirtd(&root, seen, &processes));
     }
     let host = seen
         .host
         .as_ref()
         .and_then(|host| Root::open(&host.root).ok());
-    found.extend(host.as_ref().and_then(udevd));
+    found.extend(host.as_ref().and_then(|host| udevd(host, &processes)));
     found
 }
 
@@ -68,13 +71,16 @@ fn other_members(seen: &Observed, config: &Config, identity: Option<&Identity>) 
 /// libvirtd resolves the configured group once, when it starts; memberships at each guest start.
 /// The one that is meant reads this very file, by whatever root: two mount namespaces may share a
 /// root folder, and a file in a volume has several paths.
-fn libvirtd(root: &Root, seen: &Observed) -> Option<Warning> {
+fn libvirtd(root: &Root, seen: &Observed, processes: &[Process]) -> Option<Warning> {
     let file = root.inode(GROUP_FILE).ok()??;
-    let reads_it = |process: &Process| {
+    let reads_it = |process: &&Process| {
+        if !LIBVIRTDS.contains(&process.name.as_str()) {
+            return false;
+        }
         let its = Root::open(&process.root_path()).ok();
         its.and_then(|its| its.inode(GROUP_FILE).ok()?) == Some(file)
     };
-    let process = named(&LIBVIRTDS).into_iter().find(reads_it)?;
+    let process = processes.iter().find(reads_it)?;
     let changed = root.stat(GROUP_FILE).ok()??.st_mtime;
     if changed <= process.started {
         return None;
@@ -88,8 +94,8 @@ fn libvirtd(root: &Root, seen: &Observed) -> Option<Warning> {
     Some(Warning::new(Code::LibvirtdStale, text))
 }
 
-fn udevd(root: &Root) -> Option<Warning> {
-    let pid = udev_read::stale(root).ok()??;
+fn udevd(root: &Root, processes: &[Process]) -> Option<Warning> {
+    let pid = udev_read::stale(root, processes).ok()??;
     let text = format!(
         "udevd (pid {pid}) looked its groups up before the node's group file changed: until it is \
          restarted (systemctl restart systemd-udevd) it applies the old number"

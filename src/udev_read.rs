@@ -10,7 +10,7 @@ use nix::sys::stat::SFlag;
 
 use crate::hostdb;
 use crate::sys::Result;
-use crate::sys::processes::named;
+use crate::sys::processes::Process;
 use crate::sys::root::{Root, kind};
 use crate::udev::{FOLDERS, Found, RuleFile, Udevd, login_defs, select, version_of};
 
@@ -94,8 +94,8 @@ pub fn udevd(root: &Root) -> Result<Udevd> {
 ///
 /// # Errors
 /// The call on the node's files that failed.
-pub fn stale(root: &Root) -> Result<Option<u32>> {
-    let Some((pid, started)) = running(root.id()?) else {
+pub fn stale(root: &Root, processes: &[Process]) -> Result<Option<u32>> {
+    let Some((pid, started)) = running(root.id()?, processes) else {
         return Ok(None);
     };
     let mut changed = (None, None);
@@ -119,9 +119,12 @@ pub fn is_stale(started: i64, rules: Option<i64>, names: Option<i64>) -> bool {
     names.is_some_and(|names| names > started && rules.is_none_or(|rules| rules < names))
 }
 
+/// The name of udevd's process.
+pub const UDEVD: &str = "systemd-udevd";
+
 /// The udevd whose root is this one, as far as that can be read, and when it started.
-fn running(root: (u64, u64)) -> Option<(u32, i64)> {
-    let mut found = named(&["systemd-udevd"]).into_iter();
+fn running(root: (u64, u64), processes: &[Process]) -> Option<(u32, i64)> {
+    let mut found = processes.iter().filter(|process| process.name == UDEVD);
     let found = found.find(|process| process.root.is_none_or(|its| its == root))?;
     Some((found.pid, found.started))
 }

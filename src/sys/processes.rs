@@ -1,6 +1,7 @@
 //! Other processes, as far as `/proc` shows them. They are only looked at.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -31,10 +32,10 @@ impl Process {
 
 /// The processes with one of these names, oldest ID first.
 pub fn named(names: &[&str]) -> Vec<Process> {
-    let Some(boot) = boot_time() else {
-        return Vec::new();
-    };
+    // Few processes are meant, and the kernel makes these files when they are read: `comm` is cheap,
+    // `stat` is not, and the node's own `stat` least of all.
     let process = |pid| {
+        has_name(pid, names)?;
         let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
         let stat = String::from_utf8_lossy(&stat);
         let (name, ticks) = name_and_start(&stat).filter(|(name, _)| names.contains(name))?;
@@ -42,11 +43,24 @@ pub fn named(names: &[&str]) -> Vec<Process> {
         Some(Process {
             pid,
             name: name.to_owned(),
-            started: boot + ticks / TICKS,
+            started: boot_time()? + ticks / TICKS,
             root: root.map(|root| (root.dev(), root.ino())),
         })
     };
     pids().into_iter().filter_map(process).collect()
+}
+
+fn has_name(pid: u32, names: &[&str]) -> Option<()> {
+    /// Longer than any name and its newline.
+    const ROOM: usize = 32;
+    let mut name = [0; ROOM];
+    let mut file = fs::File::open(format!("/proc/{pid}/comm")).ok()?;
+    let length = file.read(&mut name).ok()?;
+    let name = name[..length].trim_ascii_end();
+    names
+        .iter()
+        .any(|want| want.as_bytes() == name)
+        .then_some(())
 }
 
 /// The process IDs of QEMU processes whose credentials include `gid`; empty where none can be
