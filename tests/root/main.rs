@@ -15,6 +15,7 @@ mod common;
 mod support;
 
 mod candidates;
+mod confined;
 mod device;
 mod group_file;
 mod group_file_out;
