@@ -47,17 +47,18 @@ fn names(root: &Root) -> Result<Vec<(usize, &'static str, String)>> {
 
 /// What stands there; nothing if it went away.
 fn content(root: &Root, name: &str) -> Result<Option<Found>> {
-    let Some(stat) = root.stat(name)? else {
-        return Ok(None);
-    };
-    let is_file = kind(&stat) == SFlag::S_IFREG;
     match root.read(name) {
         Ok(Some(content)) if !content.is_empty() => Ok(Some(Found::Content(content))),
-        Ok(_) => Ok(Some(Found::Masked)),
-        // A folder, a device, and a link to one (/dev/null), to nowhere or in a circle: nothing to
-        // read, but the name is taken.
-        Err(error) if !is_file && matches!(error.errno, Errno::EINVAL | Errno::ELOOP) => {
-            Ok(Some(Found::Masked))
+        Ok(Some(_)) => Ok(Some(Found::Masked)),
+        // A link to nowhere takes the name as well.
+        Ok(None) => Ok(root.stat(name)?.map(|_| Found::Masked)),
+        // A folder, a device, and a link to one (/dev/null) or in a circle: nothing to read, but
+        // the name is taken.
+        Err(error) if matches!(error.errno, Errno::EINVAL | Errno::ELOOP) => {
+            match root.stat(name)? {
+                Some(stat) if kind(&stat) == SFlag::S_IFREG => Err(error),
+                found => Ok(found.map(|_| Found::Masked)),
+            }
         }
         Err(error) => Err(error),
     }

@@ -110,6 +110,13 @@ fn empty_variables_and_keys_are_as_if_they_were_not_there() {
     assert_eq!(resolve(&[], &env, "gid: 5").unwrap().gid, None);
     let config = resolve(&["--config", "c.yaml"], &[], "gid:\nmode: ''\n").unwrap();
     assert_eq!((config.gid, config.mode), (None, None));
+    let config = resolve(&["--config", "c.yaml"], &[], "group: ~\nroot: null\n").unwrap();
+    assert_eq!(
+        (config.group.as_str(), config.root.to_str()),
+        ("kvm", Some("/"))
+    );
+    let config = resolve(&["--config", "c.yaml"], &[], "\u{feff}group: 'null'\n").unwrap();
+    assert_eq!(config.group, "null");
     for empty in ["", "# nothing\n\n", "---\n"] {
         resolve(&["--config", "c.yaml"], &[], empty).unwrap();
     }
@@ -232,6 +239,12 @@ fn what_cannot_be_meant_is_named_with_its_place_and_what_was_expected() {
             &["c.yaml:1", "unknown key", "`config`"],
         ),
         (file, &[], "gid: &a 1\n", &["c.yaml:1"]),
+        (
+            file,
+            &[],
+            "gid: 108\n---\ngid: 0\n",
+            &["c.yaml:2", "second document"],
+        ),
     ];
     for (flags, env, yaml, parts) in table {
         let Err(text) = resolve(flags, env, yaml) else {

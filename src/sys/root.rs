@@ -5,8 +5,6 @@
 //! `RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS`, Linux 5.6).
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -193,18 +191,27 @@ pub(super) fn read_regular(fd: BorrowedFd<'_>, stat: &FileStat) -> nix::Result<V
     }
     let path = raw::proc_path(fd);
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
-    let file = File::from(retry(|| open(path.as_c_str(), flags, Mode::empty()))?);
     let size = u64::try_from(stat.st_size).unwrap_or(0);
     if size > MAX_FILE {
         return Err(Errno::EFBIG);
     }
-    // One byte more, so that a file of the size it said is read in one go.
-    let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
-    let read = file.take(MAX_FILE + 1).read_to_end(&mut content);
-    match read {
-        Ok(got) if got as u64 > MAX_FILE => Err(Errno::EFBIG),
-        Ok(_) => Ok(content),
-        Err(error) => Err(Errno::from_raw(error.raw_os_error().unwrap_or(0))),
+    let file = retry(|| open(path.as_c_str(), flags, Mode::empty()))?;
+    // One byte more than it said: then giving just what it said means that this was all.
+    let mut content = vec![0; usize::try_from(size).unwrap_or(0) + 1];
+    let mut got = 0;
+    loop {
+        let more = retry(|| nix::unistd::read(&file, &mut content[got..]))?;
+        got += more;
+        if more == 0 || got as u64 == size {
+            content.truncate(got);
+            return Ok(content);
+        }
+        if got as u64 > MAX_FILE {
+            return Err(Errno::EFBIG);
+        }
+        if got == content.len() {
+            content.resize(got * 2, 0);
+        }
     }
 }
 

@@ -172,7 +172,7 @@ fn it_is_never_the_file_that_it_is_made_from() {
         let before = scene.state();
         for out in [&own, &other] {
             let run = go(scene.apply().arg("--group-file-out").arg(out));
-            assert!([2, 3].contains(&run.code), "{run}");
+            let run = run.code(2);
             assert_eq!(scene.state(), before, "{run}");
         }
     });

@@ -16,6 +16,7 @@ mod support;
 
 mod candidates;
 mod check;
+mod confined;
 mod device;
 mod group_file;
 mod group_file_out;

@@ -1,0 +1,135 @@
+//! What belongs to the node stays the node's, by whatever path a pod comes to see it.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::common::{bind, in_namespace, mknod_char, ok};
+use crate::support::{ALIGNED, KVM, Scene, go};
+
+#[test]
+#[ignore = "tier: root"]
+fn the_nodes_group_file_is_not_edited_through_a_pods_mount_of_it() {
+    in_namespace(|| {
+        for whole_folder in [false, true] {
+            let scene = Scene::with_device(0, 424, 0o660);
+            scene.host.file("etc/passwd", "nova:x:42424:42424:::\n");
+            scene.host.file(
+                "etc/libvirt/qemu.conf",
+                "user = \"nova\"\ngroup = \"kvm\"\n",
+            );
+            let (node, pod) = if whole_folder {
+                ("etc", "etc")
+            } else {
+                ("etc/group", "etc/group")
+            };
+            bind(&scene.host.at(node), &scene.pod.at(pod));
+            let before = scene.host.read("etc/group");
+            for more in [&[][..], &["--gid", "500"]] {
+                go(scene.apply().args(more).arg("--proof=off")).code(0);
+                assert_eq!(scene.host.read("etc/group"), before);
+            }
+        }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn the_output_replaces_no_device_and_no_file_of_something_else() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        scene.pod.dir("volume");
+        let null = scene.pod.at("volume/null");
+        mknod_char(&null, (1, 3), 0, 0, 0o666);
+        let secrets = scene.pod.at("volume/secrets");
+        fs::write(&secrets, "password=1\n").unwrap();
+        let node = scene.host.at("etc/group");
+        let before = scene.state();
+        for (out, why) in [
+            (Path::new(KVM), "device"),
+            (&null, "device"),
+            (&secrets, "something else than groups"),
+            (&node, "the node's own group file"),
+        ] {
+            let run = go(scene.apply().arg("--group-file-out").arg(out));
+            let run = run.code(2).says(&["--group-file-out", why]);
+            assert_eq!(scene.state(), before, "{run}");
+        }
+        // A link to one of them is not followed, and is what is replaced.
+        let link = scene.pod.at("volume/link");
+        symlink(&node, &link).unwrap();
+        go(scene.apply().arg("--group-file-out").arg(&link)).code(0);
+        assert_eq!(fs::read_to_string(&link).unwrap(), ALIGNED);
+        assert_eq!(scene.host.read("etc/group"), "root:x:0:\nkvm:x:108:\n");
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_mount_in_another_namespace_is_written_in_place_and_stays() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let volume = scene.pod.at("volume");
+        fs::write(&volume, scene.pod.read("etc/group")).unwrap();
+        // Another container, in a mount namespace of its own, where the file is mounted.
+        let script = format!(
+            "mount --bind {} {} && echo ready && exec sleep 60",
+            volume.display(),
+            scene.pod.at("etc/group").display()
+        );
+        let mut other = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", &script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0; 6];
+        std::io::Read::read_exact(other.stdout.as_mut().unwrap(), &mut ready).unwrap();
+        let root = format!("/proc/{}/root{}", other.id(), scene.pod.path().display());
+        let mut cmd = crate::support::apply();
+        cmd.args(["--root", &root, "--host-root"])
+            .arg(scene.host.path());
+        let run = go(&mut cmd);
+        let seen = fs::read_to_string(format!("{root}/etc/group"));
+        let mounts = ok(Command::new("cat").arg(format!("/proc/{}/mountinfo", other.id())));
+        other.kill().unwrap();
+        other.wait().unwrap();
+        let run = run.code(0);
+        assert_eq!(seen.unwrap(), ALIGNED);
+        assert_eq!(fs::read_to_string(&volume).unwrap(), ALIGNED, "{run}");
+        assert!(mounts.contains("/etc/group"), "{mounts}");
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_dry_run_tells_of_an_output_that_is_not_there() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let out = scene.pod.at("out");
+        let mut cmd = scene.apply();
+        cmd.arg("--group-file-out").arg(&out);
+        let run = go(cmd.args(["--dry-run", "--format=json"]));
+        let run = run.code(1);
+        assert_eq!(run.json()["changes"][0]["action"], "write-group-file");
+        assert!(!out.exists());
+        let run = go(scene
+            .apply()
+            .args(["--format=json", "--group-file-out"])
+            .arg(&out));
+        let run = run.code(0);
+        assert_eq!(run.json()["changes"][0]["applied"], true);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn what_files_say_cannot_steer_a_terminal() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let conf = "user = \"\"\"no\nva\u{1b}[2J\"\"\"\ngroup = \"kvm\"\n";
+        scene.pod.file("etc/libvirt/qemu.conf", conf);
+        let run = go(&mut scene.apply());
+        run.code(2).says(&["no\\nva\\u{1b}[2J"]);
+    });
+}
