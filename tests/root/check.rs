@@ -3,6 +3,7 @@
 use std::fs::{self, FileTimes};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crate::common::{
@@ -357,6 +358,12 @@ fn hide_others(jail: &Jail, ours: u32) {
     }
 }
 
+/// One test at a time has processes named libvirtd.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A node, and a pod on it with a libvirtd.
 fn node_with_pod() -> (Jail, Jail, Libvirtd) {
     require_initial_pid_namespace();
@@ -387,6 +394,7 @@ fn date_group_file(pod: &Jail, changed: SystemTime) {
 #[test]
 #[ignore = "tier: root"]
 fn on_the_node_both_views_are_in_one_report() {
+    let _alone = alone();
     in_namespace(|| {
         let (node, pod, libvirtd) = node_with_pod();
         let check = || node.on_the_node("/kvm-init", &["check"]);
@@ -429,6 +437,7 @@ fn on_the_node_both_views_are_in_one_report() {
 #[test]
 #[ignore = "tier: root"]
 fn a_libvirtd_with_a_dev_of_its_own_is_not_proven_by_the_nodes_device() {
+    let _alone = alone();
     in_namespace(|| {
         let (node, pod, libvirtd) = node_with_pod();
         align(&pod);
@@ -454,6 +463,7 @@ fn a_libvirtd_with_a_dev_of_its_own_is_not_proven_by_the_nodes_device() {
 #[test]
 #[ignore = "tier: root"]
 fn a_libvirtd_that_is_older_than_the_group_file_is_a_warning() {
+    let _alone = alone();
     in_namespace(|| {
         let (node, pod, libvirtd) = node_with_pod();
         align(&pod);
