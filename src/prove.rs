@@ -75,7 +75,10 @@ pub fn prove(
         ForkResult::Parent { child } => {
             drop(childs);
             let sight = listen(mine);
-            end(child)?;
+            end(
+                child,
+                matches!(sight, Ok(ref sight) if *sight != Sight::TimedOut),
+            )?;
             sight
         }
     }
@@ -145,15 +148,15 @@ fn listen(pipe: OwnedFd) -> sys::Result<Sight> {
 ///
 /// A child that hangs in the kernel, or that may not be killed (no `CAP_KILL`), is left behind after
 /// a second: it holds nothing of ours.
-fn end(child: Pid) -> sys::Result<()> {
+fn end(child: Pid, answered: bool) -> sys::Result<()> {
     /// How often an unkillable child is asked for, and how long between.
     const ASKS: u32 = 100;
     const PAUSE: Duration = Duration::from_millis(10);
     let killed = kill(child, Signal::SIGKILL).is_ok();
-    for ask in 0..ASKS {
-        // The first look is at once; a killed child takes a moment to end.
-        match sys::retry(|| waitpid(child, Some(WaitPidFlag::WNOHANG))) {
-            Ok(WaitStatus::StillAlive) if ask == 0 && killed => std::thread::yield_now(),
+    // One that has answered has nothing left to hang in.
+    let flags = (!(killed && answered)).then_some(WaitPidFlag::WNOHANG);
+    for _ in 0..ASKS {
+        match sys::retry(|| waitpid(child, flags)) {
             Ok(WaitStatus::StillAlive) => std::thread::sleep(PAUSE),
             Ok(_) | Err(Errno::ECHILD) => return Ok(()),
             Err(errno) => return Err(errno).named(|| format!("waitpid({child})")),
