@@ -9,6 +9,7 @@ use nix::unistd::{Gid, Uid};
 use crate::config::Config;
 use crate::diagnose::allows;
 use crate::observe::{Node, Observed};
+use crate::plan::is_private;
 use crate::qemu::Identity;
 use crate::udev::{Event, Outcome};
 
@@ -34,7 +35,9 @@ pub fn coming(seen: &Observed, config: &Config) -> Vec<Coming> {
     let Some(now) = &seen.device else {
         return Vec::new();
     };
-    let udev = seen.host.as_ref().map(|host| &host.udev);
+    // udev looks after the node's device, not after one that a container has for itself.
+    let host = seen.host.as_ref().filter(|_| !is_private(seen));
+    let udev = host.map(|host| &host.udev);
     let events = [
         (Event::Start, "an udevd restart", false),
         (Event::Add, "a module reload or reboot", true),
@@ -85,16 +88,17 @@ fn after(now: &Node, outcome: &Outcome, fresh: bool) -> Node {
 }
 
 /// The chart's three lines, run in the pod at each start of its container: `chmod 660 /dev/kvm;
-/// chown root:kvm /dev/kvm`.
+/// chown root:kvm /dev/kvm`. Where the pod has no such group only the first one does anything.
 fn libvirt_sh(seen: &Observed, now: &Node, config: &Config) -> Option<Coming> {
     if seen.pod.is_host {
         return None;
     }
-    let gid = seen.pod.gid(&config.group)?;
     let mut node = now.clone();
     set_mode(&mut node, 0o660);
-    node.facts.uid = Uid::from_raw(0);
-    node.facts.gid = gid;
+    if let Some(gid) = seen.pod.gid(&config.group) {
+        node.facts.uid = Uid::from_raw(0);
+        node.facts.gid = gid;
+    }
     let what = "the next start of the chart's libvirt.sh".to_owned();
     Some(Coming { what, node })
 }

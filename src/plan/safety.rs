@@ -134,6 +134,16 @@ pub fn collisions(file: &[u8], config: &Config, gid: Gid) -> impl Iterator<Item 
         .map(|other| String::from_utf8_lossy(other.name).into_owned())
 }
 
+/// Whether the device is another one than the node's.
+pub fn is_private(seen: &Observed) -> bool {
+    let on_host = seen.host.as_ref().and_then(|host| host.node);
+    let on_host = on_host.filter(|node| node.is_kvm());
+    on_host.is_some_and(|host| {
+        let here = seen.device.as_ref().map(|node| node.facts.inode);
+        here.is_some_and(|inode| inode != host.inode)
+    })
+}
+
 /// Only a character device 10:232 that is the node's own is ever touched.
 fn check_device(
     seen: &Observed,
