@@ -86,6 +86,8 @@ pub struct State {
     pub on_host: OnHost,
     pub pod_group: Option<String>,
     pub host_group: Option<&'static str>,
+    /// The node's udev rules.
+    pub rules: &'static str,
     pub passwd: &'static str,
     pub user: Option<&'static str>,
     pub group: Option<&'static str>,
@@ -137,6 +139,23 @@ const HOST_GROUPS: [Option<&str>; 12] = [
     Some("root:x:0:\nrender:x:108:\nkvm:x:108:\n"),
     None,
 ];
+
+/// Nothing, what Debian ships, what Fedora ships, a mode alone, a pinned number beside Debian's, and
+/// a group that is nobody's.
+const RULES: [&str; 9] = [
+    "",
+    "",
+    DEBIAN,
+    DEBIAN,
+    DEBIAN,
+    "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0666\", OPTIONS+=\"static_node=kvm\"\n",
+    "KERNEL==\"kvm\", MODE=\"0666\"\n",
+    "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n\
+     KERNEL==\"kvm\", GROUP=\"929292\", MODE=\"0660\"\n",
+    "KERNEL==\"kvm\", GROUP=\"nothing-here\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n",
+];
+const DEBIAN: &str =
+    "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
 
 const ROOT: &str = "root:x:0:0:root:/root:/bin/sh\n";
 const PASSWDS: [&str; 10] = [
@@ -257,6 +276,7 @@ impl State {
             on_host,
             pod_group,
             host_group: random.pick(&HOST_GROUPS),
+            rules: random.pick(&RULES),
             passwd,
             user,
             group,
@@ -435,6 +455,9 @@ impl Stage {
         if let Some(group) = state.host_group {
             host.file("etc/group", group);
         }
+        if !state.rules.is_empty() {
+            host.file("usr/lib/udev/rules.d/50-udev-default.rules", state.rules);
+        }
         match state.on_host {
             OnHost::Nothing => {}
             OnHost::Same => bind(Path::new("/dev"), &host.at("dev")),
@@ -463,7 +486,6 @@ impl Stage {
     /// The program's arguments for this state.
     pub fn arguments(&self, state: &State) -> Vec<String> {
         let mut words: Vec<String> = [
-            "apply",
             "--format=json",
             &format!("--root={}", self.pod.path().display()),
             &format!("--host-root={}", self.host.path().display()),
@@ -496,6 +518,25 @@ impl Stage {
             self.host.path(),
             self.out.parent().unwrap(),
         ]
+    }
+
+    /// The node as its udev sees it.
+    pub fn nodes_device(&self, state: &State) -> PathBuf {
+        match state.on_host {
+            OnHost::Other => self.host.at("dev/kvm"),
+            OnHost::Nothing | OnHost::Same => PathBuf::from(DEVICE),
+        }
+    }
+
+    /// Makes the device anew, as it was drawn.
+    pub fn restore_device(&self, state: &State) {
+        remount_dev(MsFlags::empty());
+        fs::remove_file(DEVICE).unwrap();
+        if state.on_host == OnHost::Other {
+            fs::remove_file(self.host.at("dev/kvm")).unwrap();
+            mknod_kvm(&self.host.at("dev/kvm"), 0, 108, 0o660);
+        }
+        place_device(state);
     }
 
     /// Takes the state away again.
