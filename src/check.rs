@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::config::{Config, Missing};
+use crate::diagnose::allows;
 use crate::exit::Verdict;
 use crate::forecast::{coming, losses};
 use crate::judge::{
@@ -13,6 +14,7 @@ use crate::observe::{Observed, observe};
 use crate::oddities::{self, LIBVIRTDS};
 use crate::place;
 use crate::plan::{Course, Decision, Step, decide, is_private};
+use crate::qemu::Identity;
 use crate::report::{Cause, Change, Proof, Report, Warning};
 use crate::snapshot;
 use crate::steps;
@@ -110,8 +112,7 @@ fn run(config: &Config, warnings: &mut Vec<Warning>) -> anyhow::Result<Report> {
             report.verdict = Verdict::Absent;
             report.exit_code = absent_code(config);
         }
-        let mends = then.is_some_and(|then| would_open(config, &seen, steps, &then));
-        find_drift(&mut report, &seen, &decision, config, mends);
+        find_drift(&mut report, &seen, &decision, config, then.as_ref());
         return Ok(report);
     }
 }
@@ -130,8 +131,12 @@ fn find_drift(
     seen: &Observed,
     decision: &Decision,
     config: &Config,
-    mends: bool,
+    then: Option<&Identity>,
 ) {
+    let mends = match &decision.course {
+        Course::Act(steps) => then.is_some_and(|then| would_open(config, seen, steps, then)),
+        Course::Refuse(_) | Course::Absent { .. } => false,
+    };
     // `apply` changes no device but the node's, unless that one was named.
     let shut = is_private(seen) && !config.device_given;
     let by_rights = matches!(report.proof.result.as_str(), "EACCES" | "none");
@@ -159,6 +164,8 @@ fn find_drift(
             losses.first().map(|loss| {
                 let way_out = if shut {
                     NOT_THE_NODES
+                } else if loss.by_udev && !then.is_some_and(|then| allows(&loss.node, then)) {
+                    "`apply` cannot prevent that: change the rule on the node"
                 } else {
                     "`libvirt-kvm-init apply` in the pod makes both agree"
                 };

@@ -20,6 +20,8 @@ pub struct Coming {
     pub what: String,
     /// The device afterwards.
     pub node: Node,
+    /// Whether the node's udev does it, and not the chart.
+    pub by_udev: bool,
 }
 
 impl Coming {
@@ -54,7 +56,11 @@ pub fn coming(seen: &Observed, config: &Config) -> Vec<Coming> {
             let outcome = udev?.of(event).outcome()?;
             let what = format!("{what} ({})", outcome.rule);
             let node = after(now, outcome, fresh);
-            Some(Coming { what, node })
+            Some(Coming {
+                what,
+                node,
+                by_udev: true,
+            })
         })
         .collect();
     found.extend(libvirt_sh(seen, now, config));
@@ -100,7 +106,11 @@ fn libvirt_sh(seen: &Observed, now: &Node, config: &Config) -> Option<Coming> {
         node.facts.gid = gid;
     }
     let what = "the next start of the chart's libvirt.sh".to_owned();
-    Some(Coming { what, node })
+    Some(Coming {
+        what,
+        node,
+        by_udev: false,
+    })
 }
 
 /// chmod(2): with an ACL the mode's group bits become the mask.

@@ -270,6 +270,21 @@ fn try_out(state: &State, accounts: &Accounts) -> Vec<String> {
             assert_out_is_there(&stage);
             assert_nobody_gained(state, acl_before.as_ref());
             assert_again_is_nothing(&stage, state, &after);
+            let checked = look(&stage, state, &["check"], who.as_ref(), works);
+            assert!(matches!(checked.code, 0 | 1), "{:#?}", checked.report);
+            let lasts = live_through(&stage, state, accounts, &checked, who.as_ref());
+            words.extend(lasts.map(|word| format!("apply, then {word}")));
+            // A rule that gives no group, or group 0, leaves nothing that a pod could follow.
+            let nodes_fault = checked
+                .report
+                .summary
+                .contains("change the rule on the node");
+            let member = who.as_ref().is_some_and(|who| who.name.is_some());
+            assert!(
+                checked.code == 0 || nodes_fault || !member,
+                "after apply: {:#?}",
+                checked.report
+            );
         }
         2 => {
             assert_untouched(&before, &after);
@@ -420,6 +435,7 @@ fn live_through(
     }
     let mut known = BTreeMap::from([(guard(), true)]);
     let mut losses = Vec::new();
+    let restore = stage.keep_device(state);
     for coming in coming(stage, report, accounts) {
         // udev and the chart's container do not see the pod's read-only mount.
         if state.mount == Mount::ReadOnly {
@@ -432,7 +448,7 @@ fn live_through(
         if !works {
             losses.push(coming);
         }
-        stage.restore_device(state);
+        restore();
     }
     match checked.code {
         0 => assert!(losses.is_empty(), "ok, but: {losses:?} {report:#?}"),

@@ -1,7 +1,7 @@
 //! The states that are drawn, and how they are made.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -55,6 +55,16 @@ pub enum Mount {
     Normal,
     Nodev,
     ReadOnly,
+}
+
+impl Mount {
+    fn options(self) -> MsFlags {
+        match self {
+            Self::Normal => MsFlags::empty(),
+            Self::Nodev => MsFlags::MS_NODEV,
+            Self::ReadOnly => MsFlags::MS_RDONLY,
+        }
+    }
 }
 
 /// What the host root shows at dev/kvm.
@@ -528,15 +538,24 @@ impl Stage {
         }
     }
 
-    /// Makes the device anew, as it was drawn.
-    pub fn restore_device(&self, state: &State) {
-        remount_dev(MsFlags::empty());
-        fs::remove_file(DEVICE).unwrap();
-        if state.on_host == OnHost::Other {
-            fs::remove_file(self.host.at("dev/kvm")).unwrap();
-            mknod_kvm(&self.host.at("dev/kvm"), 0, 108, 0o660);
+    /// Makes a device anew, as it was when this was called.
+    pub fn keep_device<'a>(&'a self, state: &'a State) -> impl Fn() + 'a {
+        let meta = fs::metadata(DEVICE).unwrap();
+        let acl = scratch().join("acl");
+        fs::write(&acl, ok(Command::new("getfacl").args(["-ncpE", DEVICE]))).unwrap();
+        move || {
+            remount_dev(MsFlags::empty());
+            fs::remove_file(DEVICE).unwrap();
+            let (uid, gid) = (meta.uid(), meta.gid());
+            mknod_kvm(Path::new(DEVICE), uid, gid, meta.mode() & 0o7777);
+            let from = format!("--set-file={}", acl.display());
+            ok(Command::new("setfacl").args([&from, DEVICE]));
+            if state.on_host == OnHost::Other {
+                fs::remove_file(self.host.at("dev/kvm")).unwrap();
+                mknod_kvm(&self.host.at("dev/kvm"), 0, 108, 0o660);
+            }
+            remount_dev(state.mount.options());
         }
-        place_device(state);
     }
 
     /// Takes the state away again.
@@ -575,11 +594,7 @@ fn place_device(state: &State) {
         ok(Command::new("setfacl").args(["--set", acl, DEVICE]));
     }
     set_owner(Path::new("/dev"), 0, 0, state.folder);
-    remount_dev(match state.mount {
-        Mount::Normal => MsFlags::empty(),
-        Mount::Nodev => MsFlags::MS_NODEV,
-        Mount::ReadOnly => MsFlags::MS_RDONLY,
-    });
+    remount_dev(state.mount.options());
 }
 
 /// Gives this namespace's /dev these options, and no others.

@@ -453,6 +453,28 @@ fn one_apply_outlasts_every_event_of_a_node_that_disagrees_with_itself() {
     });
 }
 
+/// For the sake of an event QEMU gets nothing that is more than KVM.
+#[test]
+#[ignore = "tier: kvm"]
+fn a_guarded_group_is_not_given_away_for_an_event() {
+    with_udevd(|oracle| {
+        install(oracle, "Genestack", GENESTACKS);
+        for (other, gets) in [("libvirt", false), ("disk", false), ("render", true)] {
+            place((0, 108, 0o660));
+            let pod = pod(&format!("{other}:x:108:\nkvm:x:424:nova\n"));
+            let applied = run("apply", &pod);
+            assert_eq!(applied.exit_code, 0, "{applied:#?}");
+            assert!(warns(&applied, Code::Collision), "{applied:#?}");
+            assert_eq!(who(&pod).groups.contains(&108), gets, "{applied:#?}");
+            let checked = run("check", &pod);
+            assert_eq!(checked.exit_code, u8::from(!gets), "{checked:#?}");
+            let locked_out = live_through(oracle, &pod);
+            let want = [(Start, (0, 108, 0o660))];
+            assert_eq!(locked_out, want[..usize::from(!gets)]);
+        }
+    });
+}
+
 /// When the node or the group file was last changed.
 fn ctime(pod: &Tree) -> [(i64, i64); 2] {
     use std::os::unix::fs::MetadataExt;
