@@ -4,9 +4,9 @@
 
 use crate::check;
 use crate::config::{Config, Missing};
-use crate::exit::{Usage, Verdict};
-use crate::judge::{absent_code, conclude, failure, moved, proof};
-use crate::observe::{GROUP_FILE, Observed, observe};
+use crate::exit::Verdict;
+use crate::judge::{absent_code, conclude, failure, group_file_for_the_pod, moved, proof};
+use crate::observe::{Observed, observe};
 use crate::plan::{Course, Decision, Step, decide, primary_users};
 use crate::report::{Cause, Change, Code, Proof, Report, Warning};
 use crate::snapshot;
@@ -162,14 +162,7 @@ impl Work {
         report.summary = text;
         report.proof = Proof::none(Some(cause), Some(advice));
         if config.missing == Missing::Skip && !touched {
-            if config.group_file_out.is_some() && seen.pod.group.is_none() {
-                let path = seen.pod.root.join(GROUP_FILE);
-                return Err(Usage(format!(
-                    "{} does not exist: run this in the libvirt image",
-                    path.display()
-                ))
-                .into());
-            }
+            group_file_for_the_pod(config, seen)?;
             for step in &steps {
                 self.perform(step, config, None)?;
             }

@@ -3,14 +3,18 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::Config;
+use crate::config::{Config, Missing};
+use crate::diagnose::allows;
 use crate::exit::Verdict;
 use crate::forecast::{coming, losses};
-use crate::judge::{absent_code, conclude, failure, moved, proof, would_open};
+use crate::judge::{
+    absent_code, conclude, failure, group_file_for_the_pod, moved, proof, would_open,
+};
 use crate::observe::{Observed, observe};
 use crate::oddities::{self, LIBVIRTDS};
 use crate::place;
-use crate::plan::{Course, Decision, Step, decide};
+use crate::plan::{Course, Decision, Step, decide, is_private};
+use crate::qemu::Identity;
 use crate::report::{Cause, Change, Code, Proof, Report, Warning};
 use crate::snapshot;
 use crate::steps;
@@ -132,7 +136,10 @@ fn run(config: &Config, warnings: &mut Vec<Warning>) -> anyhow::Result<Report> {
                 advice,
                 steps,
             } => {
-                report.changes = listed(steps);
+                if config.missing == Missing::Skip {
+                    group_file_for_the_pod(config, &seen)?;
+                    report.changes = listed(steps);
+                }
                 report.verdict = Verdict::Absent;
                 report.exit_code = absent_code(config);
                 report.summary.clone_from(text);
@@ -152,8 +159,7 @@ fn run(config: &Config, warnings: &mut Vec<Warning>) -> anyhow::Result<Report> {
             report.verdict = Verdict::Absent;
             report.exit_code = absent_code(config);
         }
-        let mends = then.is_some_and(|then| would_open(config, &seen, steps, &then));
-        find_drift(&mut report, &seen, &decision, config, mends);
+        find_drift(&mut report, &seen, &decision, config, then.as_ref());
         return Ok(report);
     }
 }
@@ -162,6 +168,9 @@ fn listed(steps: &[Step]) -> Vec<Change> {
     steps.iter().flat_map(steps::changes).collect()
 }
 
+const NOT_THE_NODES: &str =
+    "this container's /dev is not the node's, and `apply` leaves it alone: mount the node's";
+
 /// QEMU cannot open KVM and `apply` would mend it; or it can, and something that is known to come
 /// takes it away.
 fn find_drift(
@@ -169,19 +178,30 @@ fn find_drift(
     seen: &Observed,
     decision: &Decision,
     config: &Config,
-    mends: bool,
+    then: Option<&Identity>,
 ) {
+    let mends = match &decision.course {
+        Course::Act(steps) => then.is_some_and(|then| would_open(config, seen, steps, then)),
+        Course::Refuse(_) | Course::Absent { .. } => false,
+    };
+    // `apply` changes no device but the node's, unless that one was named.
+    let shut = is_private(seen) && !config.device_given;
     let by_rights = matches!(report.proof.result.as_str(), "EACCES" | "none");
     let out = config.group_file_out.as_ref().filter(|_| {
         let writes = |step: &Step| matches!(step, Step::GroupFile(_));
         matches!(&decision.course, Course::Act(steps) if steps.iter().any(writes))
     });
     let summary = match (report.verdict, &decision.identity) {
-        (Verdict::Ok, _) if let Some(out) = out => Some(format!(
+        (Verdict::Ok, _) if let Some(out) = out.filter(|_| !shut) => Some(format!(
             "{}, but {} is not as it shall be; `libvirt-kvm-init apply` mends it",
             report.summary,
             out.display()
         )),
+        (Verdict::Unproven, _) if by_rights && shut => {
+            report.summary.push_str("; ");
+            report.summary.push_str(NOT_THE_NODES);
+            None
+        }
         (Verdict::Unproven, _) if by_rights && mends => {
             let place = if seen.pod.is_host { "" } else { " in the pod" };
             Some(format!(
@@ -192,9 +212,15 @@ fn find_drift(
         (Verdict::Ok, Some(identity)) if report.proof.result == "ok" => {
             let losses = losses(coming(seen, config), identity);
             losses.first().map(|loss| {
+                let way_out = if shut {
+                    NOT_THE_NODES
+                } else if loss.by_udev && !then.is_some_and(|then| allows(&loss.node, then)) {
+                    "`apply` cannot prevent that: change the rule on the node"
+                } else {
+                    "`libvirt-kvm-init apply` in the pod makes both agree"
+                };
                 format!(
-                    "{}, but {} makes it {}, and then it cannot; `libvirt-kvm-init apply` in the \
-                     pod makes both agree",
+                    "{}, but {} makes it {}, and then it cannot; {way_out}",
                     report.summary,
                     loss.what,
                     loss.numbers()

@@ -9,6 +9,7 @@ use nix::unistd::{Gid, Uid};
 use crate::config::Config;
 use crate::diagnose::allows;
 use crate::observe::{Node, Observed};
+use crate::plan::is_private;
 use crate::qemu::Identity;
 use crate::udev::{Event, Outcome};
 
@@ -19,6 +20,8 @@ pub struct Coming {
     pub what: String,
     /// The device afterwards.
     pub node: Node,
+    /// Whether the node's udev does it, and not the chart.
+    pub by_udev: bool,
 }
 
 impl Coming {
@@ -34,7 +37,9 @@ pub fn coming(seen: &Observed, config: &Config) -> Vec<Coming> {
     let Some(now) = &seen.device else {
         return Vec::new();
     };
-    let udev = seen.host.as_ref().map(|host| &host.udev);
+    // udev looks after the node's device, not after one that a container has for itself.
+    let host = seen.host.as_ref().filter(|_| !is_private(seen));
+    let udev = host.map(|host| &host.udev);
     let events = [
         (Event::Start, "an udevd restart", false),
         (Event::Add, "a module reload or reboot", true),
@@ -51,7 +56,11 @@ pub fn coming(seen: &Observed, config: &Config) -> Vec<Coming> {
             let outcome = udev?.of(event).outcome()?;
             let what = format!("{what} ({})", outcome.rule);
             let node = after(now, outcome, fresh);
-            Some(Coming { what, node })
+            Some(Coming {
+                what,
+                node,
+                by_udev: true,
+            })
         })
         .collect();
     found.extend(libvirt_sh(seen, now, config));
@@ -85,18 +94,23 @@ fn after(now: &Node, outcome: &Outcome, fresh: bool) -> Node {
 }
 
 /// The chart's three lines, run in the pod at each start of its container: `chmod 660 /dev/kvm;
-/// chown root:kvm /dev/kvm`.
+/// chown root:kvm /dev/kvm`. Where the pod has no such group only the first one does anything.
 fn libvirt_sh(seen: &Observed, now: &Node, config: &Config) -> Option<Coming> {
     if seen.pod.is_host {
         return None;
     }
-    let gid = seen.pod.gid(&config.group)?;
     let mut node = now.clone();
     set_mode(&mut node, 0o660);
-    node.facts.uid = Uid::from_raw(0);
-    node.facts.gid = gid;
+    if let Some(gid) = seen.pod.gid(&config.group) {
+        node.facts.uid = Uid::from_raw(0);
+        node.facts.gid = gid;
+    }
     let what = "the next start of the chart's libvirt.sh".to_owned();
-    Some(Coming { what, node })
+    Some(Coming {
+        what,
+        node,
+        by_udev: false,
+    })
 }
 
 /// chmod(2): with an ACL the mode's group bits become the mask.

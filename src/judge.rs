@@ -2,8 +2,8 @@
 
 use crate::config::{Config, Missing, ProofKind};
 use crate::diagnose::{Scene, allows, closed_folder, computed, diagnose};
-use crate::exit::{Verdict, verdict_of};
-use crate::observe::{Observed, folders_above};
+use crate::exit::{Usage, Verdict, verdict_of};
+use crate::observe::{GROUP_FILE, Observed, folders_above};
 use crate::plan::{Decision, Step};
 use crate::prove::{Sight, prove};
 use crate::qemu::Identity;
@@ -18,6 +18,21 @@ pub fn absent_code(config: &Config) -> u8 {
         Missing::Fail => Verdict::Absent.code(),
         Missing::Skip => Verdict::Ok.code(),
     }
+}
+
+/// Where a missing KVM is accepted the pod still mounts the file that it was promised.
+///
+/// # Errors
+/// [`Usage`] without anything to make it from.
+pub fn group_file_for_the_pod(config: &Config, seen: &Observed) -> Result<(), Usage> {
+    if config.group_file_out.is_none() || seen.pod.group.is_some() {
+        return Ok(());
+    }
+    let path = seen.pod.root.join(GROUP_FILE);
+    Err(Usage(format!(
+        "{} does not exist: run this in the libvirt image",
+        path.display()
+    )))
 }
 
 /// Proves for the identity that libvirt will use, or says why nobody asked.
@@ -90,8 +105,10 @@ pub fn would_open(config: &Config, seen: &Observed, steps: &[Step], then: &Ident
 
 /// The verdict on a state in which nothing is left to change.
 pub fn conclude(report: &mut Report, decision: &Decision) {
-    let who = decision.identity.as_ref().map(|identity| identity.label());
-    let who = who.unwrap_or_default();
+    let who = match &decision.identity {
+        Some(identity) => format!("QEMU as {}", identity.label()),
+        None => "QEMU".to_owned(),
+    };
     let path = report.device.as_ref().map(|device| device.path.clone());
     let path = path.unwrap_or_default();
     let stand_in = decision
@@ -103,15 +120,15 @@ pub fn conclude(report: &mut Report, decision: &Decision) {
             Verdict::Ok,
             format!("the group can open {path}; this node has no QEMU user to prove it for"),
         ),
-        "ok" => (Verdict::Ok, format!("QEMU as {who} can open {path}")),
+        "ok" => (Verdict::Ok, format!("{who} can open {path}")),
         "off" => (Verdict::Ok, format!("{path} is as it shall be; not proven")),
         "none" => (
             Verdict::Unproven,
-            format!("whether QEMU as {who} can open {path} could not be asked"),
+            format!("whether {who} can open {path} could not be asked"),
         ),
         result => (
             Verdict::Unproven,
-            format!("QEMU as {who} cannot open {path}: {result}"),
+            format!("{who} cannot open {path}: {result}"),
         ),
     };
     report.exit_code = report.verdict.code();

@@ -21,6 +21,7 @@ use crate::qemu_conf;
 use crate::report::{Cause, Code, Warning};
 use crate::resolve::{Candidate, Resolution, Source, resolve};
 
+pub use safety::is_private;
 pub use work::{align_all, primary_users, wanted_mode};
 
 /// What is to be done.

@@ -59,7 +59,7 @@ pub fn warnings(seen: &Observed, target: Option<Gid>) -> Vec<Warning> {
         let says: Vec<_> = says.collect();
         let text = format!(
             "the node's udev gives the device different groups: {}; the QEMU user is made a member \
-             for each, and a rule with a static_node option would make the node agree with itself",
+             for each that it may have, and a rule with a static_node option would make the node agree with itself",
             says.join(", ")
         );
         found.push(Warning::new(Code::UdevEventsDiffer, text));

@@ -3,6 +3,7 @@
 use nix::sys::stat::SFlag;
 use nix::unistd::Gid;
 
+use super::events::other_numbers;
 use super::work::writes_group_file;
 use super::{Decision, Refusal};
 use crate::accounts::group;
@@ -85,8 +86,44 @@ pub fn target(seen: &Observed, config: &Config, decision: &mut Decision) -> Resu
         let file = seen.pod.group.as_deref().unwrap_or_default();
         let others: Vec<String> = collisions(file, config, gid).collect();
         collision(&others, gid, config, &mut decision.warnings)?;
+        let (_, told) = further_numbers(seen, config, gid);
+        if let Some(warning) = told.first().filter(|_| config.strict) {
+            return Err(no(format!("--strict: {}", warning.text)));
+        }
     }
     Ok(gid)
+}
+
+/// The numbers that other events of the node give, as far as the QEMU user may have them; and what is
+/// odd about them. What a guarded group of the pod may is given to nobody for an event's sake.
+pub fn further_numbers(seen: &Observed, config: &Config, target: Gid) -> (Vec<Gid>, Vec<Warning>) {
+    let file = seen.pod.group.as_deref().unwrap_or_default();
+    let (mut free, mut told) = (Vec::new(), Vec::new());
+    for gid in other_numbers(seen, target) {
+        let own = format!("{}-{gid}", config.group);
+        let others: Vec<_> = collisions(file, config, gid)
+            .filter(|name| *name != own)
+            .collect();
+        let guarded = others.iter().find(|name| GUARDED.contains(&name.as_str()));
+        let text = match (guarded, others.first()) {
+            (Some(name), _) => format!(
+                "an event of the node gives the device the number {gid}, which is also the pod's \
+                 group {name}: QEMU is not made its member, and that event locks it out"
+            ),
+            (None, Some(name)) => format!(
+                "an event of the node gives the device the number {gid}, which is also the pod's \
+                 group {name}: its members gain KVM, and QEMU gains what {name} may"
+            ),
+            (None, None) => String::new(),
+        };
+        if guarded.is_none() {
+            free.push(gid);
+        }
+        if !text.is_empty() {
+            told.push(Warning::new(Code::Collision, text));
+        }
+    }
+    (free, told)
 }
 
 /// Whether the pod's other groups with the number may have it.
@@ -132,6 +169,16 @@ pub fn collisions(file: &[u8], config: &Config, gid: Gid) -> impl Iterator<Item 
     group::all_by_gid(file, gid)
         .filter(|other| other.name != config.group.as_bytes())
         .map(|other| String::from_utf8_lossy(other.name).into_owned())
+}
+
+/// Whether the device is another one than the node's.
+pub fn is_private(seen: &Observed) -> bool {
+    let on_host = seen.host.as_ref().and_then(|host| host.node);
+    let on_host = on_host.filter(|node| node.is_kvm());
+    on_host.is_some_and(|host| {
+        let here = seen.device.as_ref().map(|node| node.facts.inode);
+        here.is_some_and(|inode| inode != host.inode)
+    })
 }
 
 /// Only a character device 10:232 that is the node's own is ever touched.

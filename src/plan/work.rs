@@ -4,8 +4,7 @@ use std::borrow::Cow;
 
 use nix::unistd::{Gid, Uid};
 
-use super::events::other_numbers;
-use super::safety::collisions;
+use super::safety::{collisions, further_numbers};
 use super::{Decision, GroupStep, GroupWant, Step};
 use crate::accounts::edit::{self, EditError, align};
 use crate::accounts::{group, passwd};
@@ -33,6 +32,10 @@ pub fn steps(
             Err(unknown) if pod.is_host && unknown.is_absence() => None,
             Err(unknown) => return Err(Usage(unknown.to_string())),
         };
+        if member.is_some() && !pod.is_host {
+            let (_, told) = further_numbers(seen, config, target);
+            decision.warnings.extend(told);
+        }
         let wants = wants(seen, config, target, member);
         let (aligned, step) = group_step(seen, config, wants)?;
         note_leftovers(seen, config, step.as_ref(), decision);
@@ -91,7 +94,8 @@ fn wants(seen: &Observed, config: &Config, target: Gid, member: Option<Vec<u8>>)
     // Without a member there is nobody whom another number could lock out.
     if member.is_some() && !seen.pod.is_host {
         wants.extend(
-            other_numbers(seen, target)
+            further_numbers(seen, config, target)
+                .0
                 .into_iter()
                 .map(|gid| GroupWant {
                     group: format!("{name}-{gid}"),

@@ -58,7 +58,8 @@ impl fmt::Display for RuleSet {
     }
 }
 
-fn set(name: &str, files: Vec<(&str, Content)>) -> RuleSet {
+/// A set that the forecast must be clear about.
+pub fn set(name: &str, files: Vec<(&str, Content)>) -> RuleSet {
     let entry = |(path, content): (&str, Content)| Entry {
         path: path.to_owned(),
         content,
@@ -70,19 +71,20 @@ fn set(name: &str, files: Vec<(&str, Content)>) -> RuleSet {
     }
 }
 
-fn text(text: impl AsRef<[u8]>) -> Content {
+pub fn text(text: impl AsRef<[u8]>) -> Content {
     Content::Text(text.as_ref().to_vec())
 }
 
 const ETC: &str = "etc/udev/rules.d/99-x.rules";
 const USR: &str = "usr/lib/udev/rules.d";
-const FEDORA: &str = "ACTION!=\"add\", GOTO=\"default_end\"\n\
+pub const FEDORA: &str = "ACTION!=\"add\", GOTO=\"default_end\"\n\
     SUBSYSTEM==\"misc\", KERNEL==\"tun\", MODE=\"0666\", OPTIONS+=\"static_node=net/tun\"\n\
     KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0666\", OPTIONS+=\"static_node=kvm\"\n\
     LABEL=\"default_end\"\n";
-const GENESTACK: &str = "KERNEL==\"kvm\", GROUP=\"929292\", MODE=\"0660\"\n";
-const KOLLA: &str = "KERNEL==\"kvm\", GROUP=\"42427\", MODE=\"0660\"\n";
-const K: &str = "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
+pub const GENESTACK: &str = "KERNEL==\"kvm\", GROUP=\"929292\", MODE=\"0660\"\n";
+pub const KOLLA: &str = "KERNEL==\"kvm\", GROUP=\"42427\", MODE=\"0660\"\n";
+/// Debian's line.
+pub const K: &str = "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
 
 /// What distributions and people write, and every corner that is known.
 pub fn written() -> Vec<RuleSet> {

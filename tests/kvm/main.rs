@@ -1,6 +1,6 @@
 //! The verdicts, with the distribution's QEMU as oracle: what the program says must be what a QEMU
 //! meets that is started as libvirt starts it. Needs root, a usable KVM, Debian's qemu-system-x86,
-//! acl, util-linux and strace: `cargo test --test kvm -- --ignored`.
+//! acl, util-linux and strace, and a udev that tests/run unpacks: `cargo test --test kvm -- --ignored`.
 //!
 //! Left to pure tests (tests/diagnose.rs), because a machine with a working KVM cannot be made to show
 //! them: a security module's denial, another API version, a missing driver, and a processor that
@@ -10,6 +10,10 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/rule_sets.rs"]
+mod rule_sets;
+#[path = "../common/udevd.rs"]
+mod udev;
 
 mod bpf;
 mod causes;
@@ -17,3 +21,4 @@ mod child;
 mod oracle;
 mod property;
 mod state;
+mod udevd;

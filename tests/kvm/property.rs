@@ -1,20 +1,21 @@
-//! Some hundred drawn states: what `apply` says, and leaves, against what QEMU meets.
+//! Some hundred drawn states: what `check` foresees, what `apply` says, and what it leaves, against
+//! what QEMU meets.
 //!
 //! `KVM_TEST_STATE=N` replays one of them, `KVM_TEST_SEED` and `KVM_TEST_STATES` draw others.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use libvirt_kvm_init::exit::Verdict;
-use libvirt_kvm_init::report::{Cause, Report};
+use libvirt_kvm_init::report::{Cause, Report, UdevEvent};
 use nix::errno::Errno;
 use nix::mount::MsFlags;
 
-use crate::common::{in_namespace, program};
+use crate::common::{in_namespace, mknod_kvm, program};
 use crate::oracle::{self, Accounts, Identity, qemu, run_with};
 use crate::state::{DEVICE, Kind, Mount, OnHost, Out, Random, Stage, State, remount_dev};
 
@@ -40,7 +41,7 @@ fn verdicts_are_what_qemu_meets() {
             // Each state from its own seed, so that one alone can be replayed.
             let mut random = Random((seed + index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let state = State::draw(&mut random);
-            match catch_unwind(AssertUnwindSafe(|| check(&state, &accounts))) {
+            match catch_unwind(AssertUnwindSafe(|| try_out(&state, &accounts))) {
                 Ok(words) => words
                     .into_iter()
                     .for_each(|word| *tally.entry(word).or_insert(0) += 1),
@@ -66,6 +67,10 @@ fn verdicts_are_what_qemu_meets() {
             "apply absent",
             "dry-run ok",
             "dry-run drift",
+            "check ok",
+            "check drift",
+            "check unproven",
+            "it comes true",
         ] {
             assert!(seen(word) >= 5, "the states are not various enough: {word}");
         }
@@ -152,9 +157,13 @@ struct Run {
     report: Report,
 }
 
-fn apply(stage: &Stage, state: &State, more: &[&str]) -> Run {
+fn apply(stage: &Stage, state: &State) -> Run {
+    run(stage, state, &["apply"])
+}
+
+fn run(stage: &Stage, state: &State, verb: &[&str]) -> Run {
     let mut cmd = Command::new(program());
-    let (code, stdout, stderr) = run_with(cmd.args(stage.arguments(state)).args(more), b"");
+    let (code, stdout, stderr) = run_with(cmd.args(verb).args(stage.arguments(state)), b"");
     let report: Report = serde_json::from_str(&stdout)
         .unwrap_or_else(|e| panic!("{cmd:?}: code {code}, not a report: {e}\n{stdout}{stderr}"));
     assert_eq!(code, i32::from(report.exit_code), "exit code and report");
@@ -194,21 +203,40 @@ fn assert_identity(report: &Report, who: Option<&Identity>) {
     assert!(!qemu.stand_in);
 }
 
-fn check(state: &State, accounts: &Accounts) -> Vec<String> {
+fn try_out(state: &State, accounts: &Accounts) -> Vec<String> {
     let stage = Stage::build(state);
     let mut words = Vec::new();
+    let who = identity_now(&stage, state, accounts);
+    let works = who.as_ref().map(qemu).is_some_and(|qemu| qemu.works);
+    let checked = look(&stage, state, &["check"], who.as_ref(), works);
+    words.push(format!("check {}", checked.report.verdict.word()));
+    words.extend(live_through(
+        &stage,
+        state,
+        accounts,
+        &checked,
+        who.as_ref(),
+    ));
     let predicted = state.dry_run_first.then(|| {
-        let run = dry_run(&stage, state, accounts);
+        let run = look(&stage, state, &["apply", "--dry-run"], who.as_ref(), works);
         words.push(format!("dry-run {}", run.report.verdict.word()));
         run
     });
     let before = snapshot(&stage);
     let acl_before = acl();
-    let run = apply(&stage, state, &[]);
+    let run = apply(&stage, state);
     let after = snapshot(&stage);
     words.push(format!("apply {}", run.report.verdict.word()));
+    // `check` looks at a device that is not the node's, and `apply` leaves it alone.
+    let private = state.on_host == OnHost::Other && !state.has("--device");
     if let Some(predicted) = predicted {
         assert_predicted(state, &predicted, &run);
+    }
+    if private && matches!(checked.code, 0 | 1 | 2 | 5) {
+        assert_eq!(run.code, 3, "a private /dev: {:#?}", run.report);
+        assert!(checked.code != 1 || works, "{:#?}", checked.report);
+    } else {
+        assert_predicted(state, &checked, &run);
     }
     let who = identity_now(&stage, state, accounts);
     let meets = who.as_ref().map(qemu);
@@ -242,6 +270,21 @@ fn check(state: &State, accounts: &Accounts) -> Vec<String> {
             assert_out_is_there(&stage);
             assert_nobody_gained(state, acl_before.as_ref());
             assert_again_is_nothing(&stage, state, &after);
+            let checked = look(&stage, state, &["check"], who.as_ref(), works);
+            assert!(matches!(checked.code, 0 | 1), "{:#?}", checked.report);
+            let lasts = live_through(&stage, state, accounts, &checked, who.as_ref());
+            words.extend(lasts.map(|word| format!("apply, then {word}")));
+            // A rule that gives no group, or group 0, leaves nothing that a pod could follow.
+            let nodes_fault = checked
+                .report
+                .summary
+                .contains("change the rule on the node");
+            let member = who.as_ref().is_some_and(|who| who.name.is_some());
+            assert!(
+                checked.code == 0 || nodes_fault || !member,
+                "after apply: {:#?}",
+                checked.report
+            );
         }
         2 => {
             assert_untouched(&before, &after);
@@ -277,21 +320,20 @@ fn check(state: &State, accounts: &Accounts) -> Vec<String> {
     words
 }
 
-/// A dry run changes nothing, and 0, 5 and 6 say of the state as it is what QEMU meets in it.
-fn dry_run(stage: &Stage, state: &State, accounts: &Accounts) -> Run {
+/// `check` and a dry run change nothing, and 0, 5 and 6 say of the state as it is what QEMU meets
+/// in it.
+fn look(stage: &Stage, state: &State, verb: &[&str], who: Option<&Identity>, works: bool) -> Run {
     let before = snapshot(stage);
-    let run = apply(stage, state, &["--dry-run"]);
+    let run = run(stage, state, verb);
     assert_untouched(&before, &snapshot(stage));
     let report = &run.report;
     assert!(report.changes.iter().all(|change| !change.applied));
-    let who = identity_now(stage, state, accounts);
-    let works = who.as_ref().map(qemu).is_some_and(|qemu| qemu.works);
     let proven = report.proof.result == "ok";
     match run.code {
         0 if report.verdict == Verdict::Absent => assert!(!works, "{report:#?}"),
         0 | 1 | 5 => {
             if report.qemu.is_some() {
-                assert_identity(report, who.as_ref());
+                assert_identity(report, who);
             } else {
                 assert_eq!(
                     who, None,
@@ -303,9 +345,10 @@ fn dry_run(stage: &Stage, state: &State, accounts: &Accounts) -> Run {
             }
             match run.code {
                 0 => assert!(works || state.has("--proof=off"), "{report:#?}"),
-                // A group file of its own that is only out of date has no line to show.
+                // What is to come needs no change now, and a group file of its own that is only out
+                // of date has no line to show.
                 1 => assert!(
-                    !report.changes.is_empty() || stage.out().is_some(),
+                    works || !report.changes.is_empty() || stage.out().is_some(),
                     "{report:#?}"
                 ),
                 _ => assert!(!works, "{report:#?}"),
@@ -316,6 +359,112 @@ fn dry_run(stage: &Stage, state: &State, accounts: &Accounts) -> Run {
         code => panic!("code {code}: {report:#?}"),
     }
     run
+}
+
+/// Something that happens to the device sooner or later.
+#[derive(Debug)]
+enum Coming {
+    /// An event of the node's udev: a device as the kernel makes it, or the one that is there.
+    Event { fresh: bool, event: UdevEvent },
+    /// The chart's libvirt.sh: `chmod 660 /dev/kvm; chown root:kvm /dev/kvm`, with the pod's kvm if
+    /// it has one.
+    LibvirtSh(Option<u32>),
+}
+
+impl Coming {
+    /// Does it.
+    fn befall(&self, stage: &Stage, state: &State) {
+        match self {
+            Self::Event { fresh, event } => {
+                let node = stage.nodes_device(state);
+                if *fresh {
+                    fs::remove_file(&node).unwrap();
+                    mknod_kvm(&node, 0, 0, 0o600);
+                }
+                chown(&node, None, event.gid).unwrap();
+                if let Some(mode) = &event.mode {
+                    let mode = u32::from_str_radix(mode, 8).unwrap();
+                    fs::set_permissions(&node, fs::Permissions::from_mode(mode)).unwrap();
+                }
+            }
+            Self::LibvirtSh(gid) => {
+                fs::set_permissions(DEVICE, fs::Permissions::from_mode(0o660)).unwrap();
+                if gid.is_some() {
+                    chown(DEVICE, Some(0), *gid).unwrap();
+                }
+            }
+        }
+    }
+}
+
+/// Everything that is to come: what the report says of the node's udev, and what the chart does.
+fn coming(stage: &Stage, report: &Report, accounts: &Accounts) -> Vec<Coming> {
+    let file = fs::read(stage.group_file().unwrap()).unwrap();
+    let kvm = accounts.with(b"", &file, |glibc| glibc.gid_of("kvm"));
+    let mut all = vec![Coming::LibvirtSh(kvm)];
+    let host = report.host.as_ref().expect("a host root");
+    let udev = host.udev.clone().expect("a forecast");
+    for (fresh, event) in [
+        (false, udev.start),
+        (true, udev.add.clone()),
+        (false, udev.add),
+        (false, udev.change),
+    ] {
+        all.extend(event.map(|event| Coming::Event { fresh, event }));
+    }
+    all
+}
+
+/// Where QEMU works, `check` knows whether something takes that away: it is done to the node, and
+/// QEMU started.
+fn live_through(
+    stage: &Stage,
+    state: &State,
+    accounts: &Accounts,
+    checked: &Run,
+    who: Option<&Identity>,
+) -> Option<String> {
+    let report = &checked.report;
+    if report.proof.result != "ok" {
+        return None;
+    }
+    // A group file of its own is out of date: that is drift whatever comes.
+    let stale_out = checked.code == 1 && report.summary.contains("is not as it shall be");
+    if stale_out {
+        return Some("only the group file".to_owned());
+    }
+    let mut known = BTreeMap::from([(guard(), true)]);
+    let mut losses = Vec::new();
+    let restore = stage.keep_device(state);
+    for coming in coming(stage, report, accounts) {
+        // udev and the chart's container do not see the pod's read-only mount.
+        if state.mount == Mount::ReadOnly {
+            remount_dev(MsFlags::empty());
+        }
+        coming.befall(stage, state);
+        let works = *known
+            .entry(guard())
+            .or_insert_with(|| qemu(who.unwrap()).works);
+        if !works {
+            losses.push(coming);
+        }
+        restore();
+    }
+    match checked.code {
+        0 => assert!(losses.is_empty(), "ok, but: {losses:?} {report:#?}"),
+        1 => assert!(!losses.is_empty(), "drift, and nothing comes: {report:#?}"),
+        code => panic!("{code} with a proof that is ok: {report:#?}"),
+    }
+    Some(match losses.len() {
+        0 => "it lasts".to_owned(),
+        _ => "it comes true".to_owned(),
+    })
+}
+
+/// What lets QEMU open the device, or not.
+fn guard() -> (u32, u32, u32, Option<BTreeMap<String, String>>) {
+    let meta = fs::symlink_metadata(DEVICE).unwrap();
+    (meta.uid(), meta.gid(), meta.mode(), acl())
 }
 
 /// What a dry run says is what apply then does. Only a read-only /dev shows at the attempt alone.
@@ -440,11 +589,17 @@ fn assert_left(
     assert_eq!(other_lines(&file), other_lines(old), "the other lines");
 }
 
+/// Whether a line is kvm's, or that of a further number that an event of the node gives.
+fn is_kvms(line: &[u8]) -> bool {
+    let line = line.trim_ascii_start();
+    line.starts_with(b"kvm:") || line.starts_with(b"kvm-")
+}
+
 /// The lines of a group file that are not kvm's.
 fn other_lines(file: &[u8]) -> Vec<&[u8]> {
     let lines = file.split(|byte| *byte == b'\n');
     lines
-        .filter(|line| !line.is_empty() && !line.trim_ascii_start().starts_with(b"kvm:"))
+        .filter(|line| !line.is_empty() && !is_kvms(line))
         .collect()
 }
 
@@ -462,7 +617,7 @@ fn assert_out_is_there(stage: &Stage) {
 }
 
 fn assert_again_is_nothing(stage: &Stage, state: &State, after: &Snapshot) {
-    let again = apply(stage, state, &[]);
+    let again = apply(stage, state);
     assert_eq!(again.code, 0, "the second run: {:#?}", again.report);
     assert_eq!(again.report.changes, [], "the second run");
     assert_untouched(after, &snapshot(stage));
@@ -555,6 +710,9 @@ fn follow_advice(stage: &Stage, state: &State, first: &Report, accounts: &Accoun
             }
             Cause::Nodev => remount_dev(MsFlags::empty()),
             Cause::Ownership if advice.starts_with("the folder /dev ") => {
+                if state.mount == Mount::ReadOnly {
+                    return "advice, then read-only".to_owned();
+                }
                 let mode = fs::metadata("/dev").unwrap().mode();
                 fs::set_permissions("/dev", fs::Permissions::from_mode(mode | 0o001)).unwrap();
             }
@@ -574,7 +732,7 @@ fn follow_advice(stage: &Stage, state: &State, first: &Report, accounts: &Accoun
             other => panic!("{other:?}: {report:#?}"),
         }
         done.push(advice);
-        let run = apply(stage, state, &[]);
+        let run = apply(stage, state);
         match run.code {
             0 => {
                 let who = identity_now(stage, state, accounts).unwrap();

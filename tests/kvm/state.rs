@@ -1,7 +1,7 @@
 //! The states that are drawn, and how they are made.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -57,6 +57,16 @@ pub enum Mount {
     ReadOnly,
 }
 
+impl Mount {
+    fn options(self) -> MsFlags {
+        match self {
+            Self::Normal => MsFlags::empty(),
+            Self::Nodev => MsFlags::MS_NODEV,
+            Self::ReadOnly => MsFlags::MS_RDONLY,
+        }
+    }
+}
+
 /// What the host root shows at dev/kvm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnHost {
@@ -86,6 +96,8 @@ pub struct State {
     pub on_host: OnHost,
     pub pod_group: Option<String>,
     pub host_group: Option<&'static str>,
+    /// The node's udev rules.
+    pub rules: &'static str,
     pub passwd: &'static str,
     pub user: Option<&'static str>,
     pub group: Option<&'static str>,
@@ -137,6 +149,23 @@ const HOST_GROUPS: [Option<&str>; 12] = [
     Some("root:x:0:\nrender:x:108:\nkvm:x:108:\n"),
     None,
 ];
+
+/// Nothing, what Debian ships, what Fedora ships, a mode alone, a pinned number beside Debian's, and
+/// a group that is nobody's.
+const RULES: [&str; 9] = [
+    "",
+    "",
+    DEBIAN,
+    DEBIAN,
+    DEBIAN,
+    "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0666\", OPTIONS+=\"static_node=kvm\"\n",
+    "KERNEL==\"kvm\", MODE=\"0666\"\n",
+    "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n\
+     KERNEL==\"kvm\", GROUP=\"929292\", MODE=\"0660\"\n",
+    "KERNEL==\"kvm\", GROUP=\"nothing-here\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n",
+];
+const DEBIAN: &str =
+    "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
 
 const ROOT: &str = "root:x:0:0:root:/root:/bin/sh\n";
 const PASSWDS: [&str; 10] = [
@@ -257,6 +286,7 @@ impl State {
             on_host,
             pod_group,
             host_group: random.pick(&HOST_GROUPS),
+            rules: random.pick(&RULES),
             passwd,
             user,
             group,
@@ -435,6 +465,9 @@ impl Stage {
         if let Some(group) = state.host_group {
             host.file("etc/group", group);
         }
+        if !state.rules.is_empty() {
+            host.file("usr/lib/udev/rules.d/50-udev-default.rules", state.rules);
+        }
         match state.on_host {
             OnHost::Nothing => {}
             OnHost::Same => bind(Path::new("/dev"), &host.at("dev")),
@@ -463,7 +496,6 @@ impl Stage {
     /// The program's arguments for this state.
     pub fn arguments(&self, state: &State) -> Vec<String> {
         let mut words: Vec<String> = [
-            "apply",
             "--format=json",
             &format!("--root={}", self.pod.path().display()),
             &format!("--host-root={}", self.host.path().display()),
@@ -496,6 +528,34 @@ impl Stage {
             self.host.path(),
             self.out.parent().unwrap(),
         ]
+    }
+
+    /// The node as its udev sees it.
+    pub fn nodes_device(&self, state: &State) -> PathBuf {
+        match state.on_host {
+            OnHost::Other => self.host.at("dev/kvm"),
+            OnHost::Nothing | OnHost::Same => PathBuf::from(DEVICE),
+        }
+    }
+
+    /// Makes a device anew, as it was when this was called.
+    pub fn keep_device<'a>(&'a self, state: &'a State) -> impl Fn() + 'a {
+        let meta = fs::metadata(DEVICE).unwrap();
+        let acl = scratch().join("acl");
+        fs::write(&acl, ok(Command::new("getfacl").args(["-ncpE", DEVICE]))).unwrap();
+        move || {
+            remount_dev(MsFlags::empty());
+            fs::remove_file(DEVICE).unwrap();
+            let (uid, gid) = (meta.uid(), meta.gid());
+            mknod_kvm(Path::new(DEVICE), uid, gid, meta.mode() & 0o7777);
+            let from = format!("--set-file={}", acl.display());
+            ok(Command::new("setfacl").args([&from, DEVICE]));
+            if state.on_host == OnHost::Other {
+                fs::remove_file(self.host.at("dev/kvm")).unwrap();
+                mknod_kvm(&self.host.at("dev/kvm"), 0, 108, 0o660);
+            }
+            remount_dev(state.mount.options());
+        }
     }
 
     /// Takes the state away again.
@@ -534,11 +594,7 @@ fn place_device(state: &State) {
         ok(Command::new("setfacl").args(["--set", acl, DEVICE]));
     }
     set_owner(Path::new("/dev"), 0, 0, state.folder);
-    remount_dev(match state.mount {
-        Mount::Normal => MsFlags::empty(),
-        Mount::Nodev => MsFlags::MS_NODEV,
-        Mount::ReadOnly => MsFlags::MS_RDONLY,
-    });
+    remount_dev(state.mount.options());
 }
 
 /// Gives this namespace's /dev these options, and no others.
