@@ -6,9 +6,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use nix::mount::{MsFlags, mount};
+
 use crate::common::{
-    Tree, bind, detach, fresh_dev, in_namespace, mknod_kvm, mount_tmpfs, program, require_commands,
-    require_kvm, run, scratch, set_owner,
+    Tree, bind, detach, fresh_dev, in_namespace, mknod_kvm, program, require_commands, require_kvm,
+    run, scratch, set_owner,
 };
 use crate::place::{Jail, require_initial_pid_namespace};
 use crate::rights::reachable;
@@ -344,18 +346,21 @@ impl Drop for Libvirtd {
     }
 }
 
-/// Hides the machine's own libvirtds from a jail.
-fn hide_others(jail: &Jail, ours: u32) {
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
+/// `check` on the node, which does not see the machine's own daemons: they come and go, and what
+/// they are does not matter here.
+fn check_on(node: &Jail, ours: u32) -> Command {
+    let proc = node.tree.at("proc");
+    for entry in fs::read_dir(&proc).unwrap().flatten() {
         let name = entry.file_name().into_string().unwrap();
-        let Ok(comm) = fs::read_to_string(entry.path().join("comm")) else {
-            continue;
-        };
-        let is_one = ["libvirtd", "virtqemud"].contains(&comm.trim());
-        if name.parse::<u32>().is_ok_and(|pid| pid != ours) && is_one {
-            mount_tmpfs(&jail.tree.at("proc").join(name), "mode=755");
+        let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        let is_one = ["libvirtd", "virtqemud", "systemd-udevd"].contains(&comm.trim());
+        if is_one && name.parse::<u32>().is_ok_and(|pid| pid != ours) {
+            let (what, flags) = (Some("tmpfs"), MsFlags::empty());
+            // It may have ended by now.
+            let _ = mount(what, &entry.path(), what, flags, None::<&str>);
         }
     }
+    node.on_the_node("/kvm-init", &["check"])
 }
 
 /// One test at a time has processes named libvirtd.
@@ -373,7 +378,6 @@ fn node_with_pod() -> (Jail, Jail, Libvirtd) {
     set_owner(&node.tree.at("dev/kvm"), 0, 108, 0o660);
     date_group_file(&pod, SystemTime::now() - Duration::from_secs(3600));
     let libvirtd = Libvirtd::start(&pod);
-    hide_others(&node, libvirtd.child.id());
     (node, pod, libvirtd)
 }
 
@@ -397,7 +401,8 @@ fn on_the_node_both_views_are_in_one_report() {
     let _alone = alone();
     in_namespace(|| {
         let (node, pod, libvirtd) = node_with_pod();
-        let check = || node.on_the_node("/kvm-init", &["check"]);
+        let ours = libvirtd.child.id();
+        let check = || check_on(&node, ours);
         let everything = || {
             state(&[
                 &node.tree.at("etc"),
@@ -441,7 +446,8 @@ fn a_libvirtd_with_a_dev_of_its_own_is_not_proven_by_the_nodes_device() {
     in_namespace(|| {
         let (node, pod, libvirtd) = node_with_pod();
         align(&pod);
-        let check = || node.on_the_node("/kvm-init", &["check"]);
+        let ours = libvirtd.child.id();
+        let check = || check_on(&node, ours);
         assert_eq!(report(&mut check()).0, 0);
         detach(&pod.tree.at("dev"));
         for there in ["0:0 0600", "no KVM device"] {
@@ -471,7 +477,7 @@ fn a_libvirtd_that_is_older_than_the_group_file_is_a_warning() {
         let now = SystemTime::now();
         for (changed, want) in [(now - hour, vec![]), (now + hour, vec!["libvirtd-stale"])] {
             date_group_file(&pod, changed);
-            let mut check = node.on_the_node("/kvm-init", &["check"]);
+            let mut check = check_on(&node, libvirtd.child.id());
             let (code, found) = report(&mut check);
             assert_eq!(
                 (code, warnings(&found)),
@@ -484,9 +490,7 @@ fn a_libvirtd_that_is_older_than_the_group_file_is_a_warning() {
             }
         }
         // The table stays within a terminal with such a root, too.
-        let table = go(&mut node.on_the_node("/kvm-init", &["check"]))
-            .code(0)
-            .out;
+        let table = go(&mut check_on(&node, libvirtd.child.id())).code(0).out;
         assert!(
             table.lines().all(|line| line.chars().count() <= 80),
             "{table}"
