@@ -350,7 +350,7 @@ fn with_udevd(f: impl FnOnce(&Oracle) + Send) {
     let _turn = turn();
     let before = machines_own();
     in_namespace(|| {
-        oracle::require();
+        oracle::require_tools();
         let oracle = Oracle::new(NODES_GROUPS, USERS);
         container();
         f(&oracle);
