@@ -17,7 +17,8 @@ pub struct Process {
     pub pid: u32,
     /// Its name, at most 15 bytes.
     pub name: String,
-    /// When it started, in seconds since 1970.
+    /// When it had started for certain, in seconds since 1970: /proc tells both the boot and the
+    /// time since then rounded down.
     pub started: i64,
     /// Device and inode number of its root, where that can be read.
     pub root: Option<(u64, u64)>,
@@ -43,7 +44,7 @@ pub fn named(names: &[&str]) -> Vec<Process> {
         Some(Process {
             pid,
             name: name.to_owned(),
-            started: boot_time()? + ticks / TICKS,
+            started: boot_time()? + (ticks + TICKS) / TICKS,
             root: root.map(|root| (root.dev(), root.ino())),
         })
     };

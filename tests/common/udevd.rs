@@ -225,7 +225,18 @@ pub fn machines_own() -> Option<(u64, u32, u32, u32, i64, i64)> {
 /// The kernel's events reach every udevd: one comparison at a time on the machine, as long as this
 /// lives.
 pub fn turn() -> fs::File {
-    let turn = fs::File::open(Path::new(KVM).join("uevent")).unwrap();
+    let turn = uevent();
     turn.lock().unwrap();
     turn
+}
+
+/// For tests that run no udevd, and cause events for others.
+pub fn shared_turn() -> fs::File {
+    let turn = uevent();
+    turn.lock_shared().unwrap();
+    turn
+}
+
+fn uevent() -> fs::File {
+    fs::File::open(Path::new(KVM).join("uevent")).unwrap()
 }

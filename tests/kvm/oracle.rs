@@ -1,6 +1,7 @@
 //! What libvirt and QEMU do, found without the program: identities by asking glibc, verdicts by
 //! starting QEMU.
 
+use std::cell::RefCell;
 use std::ffi::CString;
 use std::fs;
 use std::io::Write;
@@ -195,8 +196,20 @@ pub fn run_with(cmd: &mut Command, input: &[u8]) -> (i32, String, String) {
     )
 }
 
-/// What every test of this tier needs; it fails with a clear text where that is missing.
+thread_local! {
+    static SHARED_TURN: RefCell<Option<fs::File>> = const { RefCell::new(None) };
+}
+
+/// What every test of this tier needs; it fails with a clear text where that is missing. The kernel
+/// sends a change event to every udevd whenever a virtual machine begins or ends: until this thread
+/// ends no test has one running.
 pub fn require() {
+    require_tools();
+    SHARED_TURN.set(Some(crate::udev::shared_turn()));
+}
+
+/// The same for a test that has a udevd running.
+pub fn require_tools() {
     require_commands(&["qemu-system-x86_64", "setpriv", "setfacl", "getfacl"]);
     require_kvm();
 }

@@ -350,7 +350,7 @@ fn with_udevd(f: impl FnOnce(&Oracle) + Send) {
     let _turn = turn();
     let before = machines_own();
     in_namespace(|| {
-        oracle::require();
+        oracle::require_tools();
         let oracle = Oracle::new(NODES_GROUPS, USERS);
         container();
         f(&oracle);
@@ -482,6 +482,25 @@ fn ctime(pod: &Tree) -> [(i64, i64); 2] {
         let meta = fs::metadata(path).unwrap();
         (meta.ctime(), meta.ctime_nsec())
     })
+}
+
+/// The kernel sends one for each virtual machine that begins or ends, so the node's rules are applied
+/// at each start of a guest.
+#[test]
+#[ignore = "tier: kvm"]
+fn a_guest_is_a_change_event() {
+    with_udevd(|oracle| {
+        install(oracle, "Genestack", GENESTACKS);
+        place((0, 0, 0o600));
+        let daemon = oracle.start();
+        assert_eq!(state(), (0, 108, 0o660));
+        let pod = pod(P108);
+        assert!(qemu(&who(&pod)).works);
+        ok(oracle.udevadm("settle").arg("--timeout=10"));
+        assert_eq!(state(), (0, 929_292, 0o660));
+        assert!(!qemu(&who(&pod)).works, "the second guest");
+        drop(daemon);
+    });
 }
 
 /// udevd looks groups up when it reads its rules: a group that is renumbered later is news to it only
