@@ -16,7 +16,7 @@ use crate::udev::{Event, Outcome};
 /// Something that will happen to the device.
 #[derive(Debug, Clone)]
 pub struct Coming {
-    /// What happens, with its rule: `an udevd restart (/etc/udev/rules.d/99-kvm.rules:1)`.
+    /// What happens, with its rule: `a udevd restart (/etc/udev/rules.d/99-kvm.rules:1)`.
     pub what: String,
     /// The device afterwards.
     pub node: Node,
@@ -41,14 +41,19 @@ pub fn coming(seen: &Observed, config: &Config) -> Vec<Coming> {
     let host = seen.host.as_ref().filter(|_| !is_private(seen));
     let udev = host.map(|host| &host.udev);
     let events = [
-        (Event::Start, "an udevd restart", false),
+        (Event::Start, "a udevd restart", false),
         (Event::Add, "a module reload or reboot", true),
         (
             Event::Add,
             "an add event (udevadm trigger --action=add)",
             false,
         ),
-        (Event::Change, "a change event (udevadm trigger)", false),
+        // virt/kvm/kvm_main.c, kvm_uevent_notify_change: one for each VM that is made or ends.
+        (
+            Event::Change,
+            "a change event (udevadm trigger, or any guest's start or end)",
+            false,
+        ),
     ];
     let mut found: Vec<_> = events
         .into_iter()

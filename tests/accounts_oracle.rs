@@ -20,6 +20,11 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, getgrouplist};
 use uzers::os::unix::GroupExt;
 
+#[path = "common/random.rs"]
+mod random;
+
+use random::Random;
+
 /// The account files that glibc sees in this thread.
 struct Etc {
     group: File,
@@ -103,23 +108,6 @@ fn with_etc(test: impl FnOnce(&mut Etc) + Send + 'static) {
     let thread = std::thread::spawn(move || test(&mut Etc::cover(&path)));
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
-    }
-}
-
-/// A small generator (xorshift64*): the same files in every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let high = self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33;
-        usize::try_from(high).unwrap() % bound
-    }
-
-    fn pick<'a>(&mut self, from: &[&'a [u8]]) -> &'a [u8] {
-        from[self.below(from.len())]
     }
 }
 
@@ -218,7 +206,7 @@ fn random_group(random: &mut Random) -> Vec<u8> {
             continue;
         }
         file.extend(random.pick(NAMES));
-        file.extend(random.pick(&[b":x:", b":x:", b"::", b":!:", b":x y:", b":"]));
+        file.extend(random.pick::<&[u8]>(&[b":x:", b":x:", b"::", b":!:", b":x y:", b":"]));
         file.extend(random.pick(NUMBERS));
         if random.below(8) > 0 {
             file.push(b':');
@@ -475,7 +463,7 @@ fn random_passwd(random: &mut Random) -> Vec<u8> {
             continue;
         }
         file.extend(random.pick(NAMES));
-        file.extend(random.pick(&[b":x:", b":x:", b"::", b":"]));
+        file.extend(random.pick::<&[u8]>(&[b":x:", b":x:", b"::", b":"]));
         for _ in 0..random.below(10).min(2) {
             // Mostly good numbers: a line needs two of them.
             let good = random.below(3) > 0;
@@ -484,7 +472,7 @@ fn random_passwd(random: &mut Random) -> Vec<u8> {
                 file.push(b':');
             }
         }
-        file.extend(random.pick(&[
+        file.extend(random.pick::<&[u8]>(&[
             b"::",
             b"::/:",
             b"g:/h:/s",

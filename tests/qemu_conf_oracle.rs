@@ -18,6 +18,11 @@ use std::os::unix::fs::FileExt;
 
 use libvirt_kvm_init::qemu_conf::{IdSpec, MAX_SIZE, Setting, SyntaxError, id_spec, parse};
 
+#[path = "common/random.rs"]
+mod random;
+
+use random::Random;
+
 type ErrorFunc = unsafe extern "C" fn(*mut c_void, *mut c_void);
 
 unsafe extern "C" fn be_quiet(_: *mut c_void, _: *mut c_void) {}
@@ -204,23 +209,6 @@ fn compare(libvirt: &Libvirt, text: &[u8]) -> (bool, bool) {
     }
 }
 
-/// A small generator (xorshift64*): the same files in every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let high = self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33;
-        usize::try_from(high).unwrap() % bound
-    }
-
-    fn pick<'a>(&mut self, from: &[&'a [u8]]) -> &'a [u8] {
-        from[self.below(from.len())]
-    }
-}
-
 const TOKENS: &[&[u8]] = &[
     b"user",
     b"group",
@@ -304,14 +292,14 @@ const VALUES: &[&[u8]] = &[
 fn statements(random: &mut Random) -> Vec<u8> {
     let mut file = Vec::new();
     for _ in 0..random.below(6) {
-        file.extend(random.pick(&[b"", b"", b" ", b"\n", b"# user = 'x'\n", b"\t"]));
-        file.extend(random.pick(&[
+        file.extend(random.pick::<&[u8]>(&[b"", b"", b" ", b"\n", b"# user = 'x'\n", b"\t"]));
+        file.extend(random.pick::<&[u8]>(&[
             b"user", b"user", b"group", b"group", b"x_1", b"User", b"1", b"",
         ]));
-        file.extend(random.pick(&[b" = ", b"=", b"\t=\t", b"= ", b" ", b"=\n"]));
+        file.extend(random.pick::<&[u8]>(&[b" = ", b"=", b"\t=\t", b"= ", b" ", b"=\n"]));
         let good = random.below(5) > 0;
         file.extend(random.pick(if good { &VALUES[..7] } else { VALUES }));
-        file.extend(random.pick(&[
+        file.extend(random.pick::<&[u8]>(&[
             b"\n", b"\n", b"\r\n", b" # c\n", b"#\n", b";", b" ; ", b"", b"\r",
         ]));
     }

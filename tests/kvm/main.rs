@@ -10,6 +10,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/random.rs"]
+mod random;
 #[path = "../common/rule_sets.rs"]
 mod rule_sets;
 #[path = "../common/udevd.rs"]

@@ -17,7 +17,8 @@ use nix::mount::MsFlags;
 
 use crate::common::{in_namespace, mknod_kvm, program};
 use crate::oracle::{self, Accounts, Identity, qemu, run_with};
-use crate::state::{DEVICE, Kind, Mount, OnHost, Out, Random, Stage, State, remount_dev};
+use crate::random::Random;
+use crate::state::{DEVICE, Kind, Mount, OnHost, Out, Stage, State, remount_dev};
 
 const SEED: u64 = 0x006b_766d_0232;
 const STATES: usize = 400;

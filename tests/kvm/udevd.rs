@@ -52,7 +52,7 @@ impl Happens {
     /// What `check` calls it.
     fn called(self) -> &'static str {
         match self {
-            Start => "an udevd restart",
+            Start => "a udevd restart",
             Reload => "a module reload or reboot",
             Add => "an add event",
             Change => "a change event",

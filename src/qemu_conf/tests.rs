@@ -1,0 +1,162 @@
+use super::*;
+
+type Found = Option<(String, usize)>;
+
+fn both(file: &[u8]) -> Result<(Found, Found), SyntaxError> {
+    let show = |s: Setting| (s.value.iter().map(|b| char::from(*b)).collect(), s.line);
+    parse(file).map(|conf| (conf.user.map(show), conf.group.map(show)))
+}
+
+#[test]
+fn settings() {
+    for (file, user, group) in [
+        (&b""[..], None, None),
+        (b"# user = \"a\"\n", None, None),
+        (b"#\n\n#", None, None),
+        (
+            b"user = \"nova\"\ngroup = \"kvm\"\n",
+            Some(("nova", 1)),
+            Some(("kvm", 2)),
+        ),
+        (b"user='nova'", Some(("nova", 1)), None),
+        (b"\n\r\n \tuser\t=\t\"a'b\" # c", Some(("a'b", 3)), None),
+        (
+            b"user='a\"b\\';group=\"\"",
+            Some(("a\"b\\", 1)),
+            Some(("", 1)),
+        ),
+        (
+            b"user=\"a\";\n\n group=\"b\";",
+            Some(("a", 1)),
+            Some(("b", 3)),
+        ),
+        (
+            b"user=\"a\"\rgroup=\"b\"\r\n",
+            Some(("a", 1)),
+            Some(("b", 1)),
+        ),
+        (b"user=\"a\"\nuser=7\nuser=\"b\"", Some(("a", 1)), None),
+        (
+            b"x=\"\"\"a\nb\"c\"\"\"\ngroup=\"\"\"\"\"\" ",
+            None,
+            Some(("", 3)),
+        ),
+        (
+            b"l = [ \"a\",\n 'b', [1,-2,[]],]\nuser='c'",
+            Some(("c", 3)),
+            None,
+        ),
+        (
+            b"l=[\n]\nl=[]#\nUser='a'\nuser_='b'\nuser='+108'",
+            Some(("+108", 6)),
+            None,
+        ),
+        (
+            b"x=1 #'\ny=-99999999999999999999\nz=+0;user='a'",
+            Some(("a", 3)),
+            None,
+        ),
+        (b"user='a\0b'", Some(("a", 1)), None),
+        (b"user='\xff'", Some(("\u{ff}", 1)), None),
+    ] {
+        let own = |s: Option<(&str, usize)>| s.map(|(value, line)| (value.to_owned(), line));
+        assert_eq!(
+            both(file),
+            Ok((own(user), own(group))),
+            "{}",
+            file.escape_ascii()
+        );
+    }
+}
+
+#[test]
+fn errors() {
+    for (file, line, key, expected) in [
+        (&b"\n"[..], 2, "", "a name"),
+        (b" ", 1, "", "a name"),
+        (b"#\n=", 2, "", "a name"),
+        (b"_user='a'", 1, "", "a name"),
+        (b";", 1, "", "a name"),
+        (b"user='a';;", 1, "", "a name"),
+        (b"user", 1, "user", "an assignment"),
+        (b"user\n='a'", 1, "user", "an assignment"),
+        (b"us-er='a'", 1, "us", "an assignment"),
+        (b"user=", 1, "user", "a value"),
+        (b"user=\n'a'", 1, "user", "a value"),
+        (b"user=nova", 1, "user", "a value"),
+        (b"user='a", 1, "user", "the end of the string"),
+        (b"user=\"a\n\"", 1, "user", "the end of the string"),
+        (b"\nuser=\"\"\"a\nb\"\"", 3, "user", "the end of the string"),
+        (b"user=\"\"\"\"\"\"", 1, "user", "a separator"),
+        (b"x=- 1", 1, "x", "a digit"),
+        (b"x=1y", 1, "x", "a separator"),
+        (b"user='a' 'b'", 1, "user", "a separator"),
+        (b"x=['a' 'b']", 1, "x", "a separator in the list"),
+        (b"x=[1\n2]", 2, "x", "a separator in the list"),
+        (b"x=[,]", 1, "x", "a value"),
+        (b"x=[1,,]", 1, "x", "a value"),
+        (b"x=[1,#\n2]", 1, "x", "a value"),
+        (b"x=[", 1, "x", "the end of the list"),
+        (b"x=[[1]", 1, "x", "the end of the list"),
+        (b"x=[1,", 1, "x", "a value"),
+        (b"x=[1]]", 1, "x", "a separator"),
+        (b"\nuser=1", 2, "user", "a string"),
+        (b"group=['kvm']", 1, "group", "a string"),
+        (b"group=['kvm']\nuser=1", 2, "user", "a string"),
+        (b"user=1\nx", 2, "x", "an assignment"),
+        (b"user='a'\0", 1, "user", "a separator"),
+    ] {
+        let want = SyntaxError {
+            line,
+            key: (!key.is_empty()).then(|| key.to_owned()),
+            expected,
+        };
+        assert_eq!(both(file), Err(want), "{}", file.escape_ascii());
+    }
+    let error = parse(b"user = nova").unwrap_err().to_string();
+    assert_eq!(error, "line 1: expected a value in the setting 'user'");
+}
+
+#[test]
+fn large_and_deep_files() {
+    let mut file = vec![b'#'; MAX_SIZE];
+    assert_eq!(parse(&file), Ok(QemuConf::default()));
+    file.push(b'#');
+    assert_eq!(parse(&file).unwrap_err().expected, "at most 10 MiB");
+    let deep = [b"x=", &b"[".repeat(1_000_000)[..], &b"]".repeat(1_000_000)].concat();
+    assert_eq!(parse(&deep), Ok(QemuConf::default()));
+}
+
+#[test]
+fn ids() {
+    use IdSpec::{NameOrNumber, Number};
+    let name = |name, number| Some(NameOrNumber { name, number });
+    for (value, want) in [
+        (&b""[..], None),
+        (b"nova", name(b"nova", None)),
+        (b"108", name(b"108", Some(108))),
+        (b"0", name(b"0", Some(0))),
+        (b" 0108", name(b" 0108", Some(108))),
+        (b"108 ", name(b"108 ", None)),
+        (b"-108", name(b"-108", Some(4_294_967_188))),
+        (b"-4294967188", name(b"-4294967188", Some(108))),
+        (b"-1", name(b"-1", None)),
+        (b"4294967295", name(b"4294967295", None)),
+        (b"4294967296", name(b"4294967296", None)),
+        (b"+108", Some(Number(108))),
+        (b"+ 108", Some(Number(108))),
+        (b"++108", Some(Number(108))),
+        (b"+-0", Some(Number(0))),
+        (b"+4294967294", Some(Number(4_294_967_294))),
+        (b"+4294967295", None),
+        (b"+-1", None),
+        (b"+-4294967296", None),
+        (b"+18446744073709551616", None),
+        (b"+-18446744073709551616", None),
+        (b"+", None),
+        (b"+nova", None),
+        (b"+0x10", None),
+    ] {
+        assert_eq!(id_spec(value), want, "{}", value.escape_ascii());
+    }
+}
