@@ -21,13 +21,12 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 #[allow(clippy::large_enum_variant, reason = "there is one of it")]
 pub enum Verb {
-    /// Resolve the node's kvm GID, align the pod and the device with it, and prove that QEMU can
-    /// open KVM: the init step
+    /// Align pod and device with the node's kvm GID, and prove it: the init step
     #[command(
         next_line_help = true,
         after_help = "\
 Every option can also be given as an environment variable (--host-root as
-LIBVIRT_KVM_INIT_HOST_ROOT) and as a key of the --config file (host-root: /host).
+LIBVIRT_KVM_INIT_HOST_ROOT) and as a key of the --config file (host-root).
 A flag beats the environment, which beats the file.
 
 Examples:
@@ -42,8 +41,7 @@ Exit codes: 0 ok, 1 drift (--dry-run), 2 usage, 3 refused, 4 failed, 5 unproven,
 6 absent"
     )]
     Apply(Options),
-    /// The same without writing: what is, what should be, whether QEMU can open KVM, and what will
-    /// happen next
+    /// The same without writing: what is, what should be, and what comes next
     #[command(
         next_line_help = true,
         after_help = "\
@@ -62,7 +60,7 @@ Examples:
 Exit codes: 0 ok, 1 drift, 2 usage, 3 refused, 4 failed, 5 unproven, 6 absent"
     )]
     Check(Options),
-    /// Find the guests that could not start for want of KVM in the logs of Nova, libvirt and QEMU
+    /// Find guests that could not start for want of KVM in logs
     #[cfg(feature = "logs")]
     #[command(after_help = "\
 Without PATH it reads those of /var/log/libvirt, /var/log/nova and
@@ -89,7 +87,7 @@ pub struct LogOptions {
     /// Files and folders, or - for standard input
     #[arg(value_name = "PATH")]
     pub paths: Vec<std::path::PathBuf>,
-    /// How the report is written: table or json [default: table]
+    /// The report: table or json [default: table]
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
     /// Say more on stderr
@@ -113,7 +111,7 @@ pub struct Options {
     /// Where the node's file system is seen [default: found]
     #[arg(long, value_name = "DIR")]
     pub host_root: Option<String>,
-    /// The root whose etc/passwd, etc/group and etc/libvirt/qemu.conf libvirtd uses [default: /]
+    /// The root whose passwd, group and qemu.conf libvirtd uses [default: /]
     #[arg(long, value_name = "DIR")]
     pub root: Option<String>,
     /// The group that shall own the device [default: kvm]
@@ -125,10 +123,10 @@ pub struct Options {
     /// The device's exact mode [default: at least 0660]
     #[arg(long, value_name = "OCTAL")]
     pub mode: Option<String>,
-    /// Whom QEMU runs as: a name, number or +number [default: from qemu.conf]
+    /// QEMU's user: a name, number or +number [default: from qemu.conf]
     #[arg(long, value_name = "USER")]
     pub qemu_user: Option<String>,
-    /// The group QEMU runs as: a name, number or +number [default: from qemu.conf]
+    /// QEMU's group: a name, number or +number [default: from qemu.conf]
     #[arg(long, value_name = "GROUP")]
     pub qemu_group: Option<String>,
     /// libvirt's qemu.conf [default: ROOT/etc/libvirt/qemu.conf]
@@ -137,19 +135,19 @@ pub struct Options {
     /// Write the aligned group file here and leave ROOT/etc/group alone
     #[arg(long, value_name = "FILE")]
     pub group_file_out: Option<String>,
-    /// How far the proof goes: api-version, create-vm or off [default: api-version]
+    /// The proof: api-version, create-vm or off [default: api-version]
     #[arg(long, value_name = "HOW")]
     pub proof: Option<String>,
     /// What a node without KVM is: fail, or skip (exit 0) [default: fail]
     #[arg(long, value_name = "HOW")]
     pub missing: Option<String>,
-    /// Wait up to this long for the device to appear and hold still for 500 ms [default: 0s]
+    /// Wait up to this long for the device to hold still [default: 0s]
     #[arg(long, value_name = "DURATION")]
     pub settle: Option<String>,
     /// Refuse on collisions, disagreements and an unknown host root
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub strict: Option<String>,
-    /// How the report is written: table, json, npd or prometheus [default: table]
+    /// The report: table, json, npd or prometheus [default: table]
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
     /// Show what would be changed, and change nothing

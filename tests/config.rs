@@ -255,3 +255,14 @@ fn what_cannot_be_meant_is_named_with_its_place_and_what_was_expected() {
         }
     }
 }
+
+#[test]
+fn help_fits_a_terminal() {
+    for verb in [&["--help"][..], &["apply", "--help"], &["check", "--help"]] {
+        let command = ["libvirt-kvm-init"].iter().chain(verb);
+        let help = Cli::try_parse_from(command).unwrap_err().to_string();
+        for line in help.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
+}
