@@ -21,7 +21,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 #[allow(clippy::large_enum_variant, reason = "there is one of it")]
 pub enum Verb {
-    /// Align pod and device with the node's kvm GID, and prove it: the init step
+    /// Align pod and device with the node's kvm GID: the init step
     #[command(
         next_line_help = true,
         after_help = "\
