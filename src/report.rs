@@ -192,6 +192,34 @@ pub enum Action {
     WriteUdevRule,
 }
 
+impl Action {
+    /// The word, as JSON has it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::SetGroupGid => "set-group-gid",
+            Self::AddGroup => "add-group",
+            Self::AddMember => "add-member",
+            Self::SetDeviceOwner => "set-device-owner",
+            Self::SetDeviceMode => "set-device-mode",
+            Self::SetDeviceAcl => "set-device-acl",
+            Self::WriteGroupFile => "write-group-file",
+            Self::WriteUdevRule => "write-udev-rule",
+        }
+    }
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            action, from, to, ..
+        } = self;
+        match from {
+            Some(from) => write!(f, "{} {from} -> {to}", action.word()),
+            None => write!(f, "{} {to}", action.word()),
+        }
+    }
+}
+
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {

@@ -179,13 +179,6 @@ pub fn changes(step: &Step) -> Vec<Change> {
 
 /// One line for the log.
 pub fn line(step: &Step) -> String {
-    let lines = changes(step).into_iter().map(|change| {
-        let action = serde_json::to_string(&change.action).unwrap_or_default();
-        let action = action.trim_matches('"');
-        match change.from {
-            Some(from) => format!("{action} {from} -> {}", change.to),
-            None => format!("{action} {}", change.to),
-        }
-    });
+    let lines = changes(step).into_iter().map(|change| change.to_string());
     lines.collect::<Vec<_>>().join(", ")
 }

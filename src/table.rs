@@ -62,13 +62,7 @@ pub fn table(report: &Report, colour: bool) -> String {
         } else {
             "to change"
         };
-        let action = serde_json::to_string(&change.action).unwrap_or_default();
-        let action = action.trim_matches('"');
-        let line = match &change.from {
-            Some(from) => format!("{action} {from} -> {}", change.to),
-            None => format!("{action} {}", change.to),
-        };
-        push(&mut text, label, &line);
+        push(&mut text, label, &change.to_string());
     }
     for warning in &report.warnings {
         let line = format!("{}: {}", warning.code.word(), warning.text);

@@ -29,3 +29,23 @@ fn it_is_one_line() {
     let text = report.to_json().unwrap();
     assert_eq!(text.find('\n'), Some(text.len() - 1));
 }
+
+#[test]
+fn changes_are_called_in_text_what_json_calls_them() {
+    use libvirt_kvm_init::report::Action::{
+        AddGroup, AddMember, SetDeviceAcl, SetDeviceMode, SetDeviceOwner, SetGroupGid,
+        WriteGroupFile, WriteUdevRule,
+    };
+    for action in [
+        SetGroupGid,
+        AddGroup,
+        AddMember,
+        SetDeviceOwner,
+        SetDeviceMode,
+        SetDeviceAcl,
+        WriteGroupFile,
+        WriteUdevRule,
+    ] {
+        assert_eq!(serde_json::to_value(action).unwrap(), action.word());
+    }
+}

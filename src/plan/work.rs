@@ -16,6 +16,11 @@ use crate::qemu_conf::QemuConf;
 use crate::report::{Code, Warning};
 use crate::resolve::Resolution;
 
+/// Every step to the target, the group file first and the device last; whom QEMU is now and will be
+/// goes into `decision`.
+///
+/// # Errors
+/// [`Usage`] for a QEMU user or group that is not there, and a pod root without group file.
 pub fn steps(
     seen: &Observed,
     config: &Config,
@@ -255,6 +260,7 @@ fn device_steps(
 pub fn wanted_mode(now: u16, exact: Option<u16>) -> u16 {
     exact.unwrap_or(now | 0o660)
 }
+
 /// Where a missing KVM is accepted the pod still mounts the file that it was promised: aligned as
 /// far as that can be told, or the image's own.
 pub fn file_for_the_pod(

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use nix::dir::{Dir, Type};
+use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -149,8 +149,7 @@ fn names(fd: OwnedFd) -> nix::Result<(Dir, Vec<std::ffi::OsString>)> {
         if name == b"." || name == b".." {
             continue;
         }
-        // What is surely nothing to read need not be kept; but it shall be counted.
-        if names.len() >= MAX_FILES && entry.file_type() != Some(Type::Directory) {
+        if names.len() >= MAX_FILES {
             return Err(Errno::E2BIG);
         }
         names.push(OsStr::from_bytes(name).to_owned());
