@@ -28,6 +28,9 @@ mod walk;
 
 use nix::unistd::{Gid, Uid};
 
+use rule::{Place, Rule, rule};
+use text::{Lines, lines};
+
 pub use select::{FOLDERS, Found, select};
 pub use systemd::{login_defs, version_of};
 
@@ -153,8 +156,8 @@ impl Prediction {
 }
 
 /// The rules of one file, as udevd keeps them.
-struct File {
-    rules: Vec<rule::Rule>,
+struct File<'a> {
+    rules: Vec<Rule<'a>>,
     /// Whether `GOTO`s lead anywhere: they are linked after the last line was read.
     linked: bool,
 }
@@ -162,9 +165,11 @@ struct File {
 /// Works out what the events will do, from the files that udevd reads, in its order ([`select()`]).
 pub fn predict(files: &[RuleFile], node: &Udevd, db: &Database<'_>) -> Prediction {
     let mut notes = Notes::default();
-    let files: Vec<File> = files
+    let lines: Vec<_> = files.iter().map(|file| lines(&file.content)).collect();
+    let files: Vec<_> = files
         .iter()
-        .map(|file| read(file, node, db, &mut notes))
+        .zip(&lines)
+        .map(|(file, lines)| read(&file.path, lines, node, db, &mut notes))
         .collect();
     let start = walk::start(&files, &mut notes);
     let add = walk::event(&files, b"add", &mut notes);
@@ -178,26 +183,30 @@ pub fn predict(files: &[RuleFile], node: &Udevd, db: &Database<'_>) -> Predictio
     }
 }
 
-fn read(file: &RuleFile, node: &Udevd, db: &Database<'_>, notes: &mut Notes) -> File {
-    let lines = text::lines(&file.content);
-    let at = |number: usize| format!("{}:{number}", file.path);
-    let about_kvm = |line: &[u8]| line.windows(3).any(|word| word == b"kvm");
+fn read<'a>(
+    file: &'a str,
+    lines: &'a Lines<'_>,
+    node: &Udevd,
+    db: &Database<'_>,
+    notes: &mut Notes,
+) -> File<'a> {
+    let at = |line: usize| Place { file, line };
     for (number, line, why) in &lines.broken {
         if about_kvm(line) {
-            notes.ignore(&at(*number), why);
+            notes.ignore(at(*number), why);
         }
     }
     let mut rules = Vec::new();
     for (number, line) in &lines.rules {
-        match rule::rule(at(*number), line, node, db) {
-            Ok(rule) => rules.push(rule),
-            Err(why) if about_kvm(line) => notes.ignore(&at(*number), &why),
+        match rule(at(*number), line, node, db) {
+            Ok(rule) => rules.extend(rule),
+            Err(why) if about_kvm(line) => notes.ignore(at(*number), &why),
             Err(_) => {}
         }
     }
     if let Some(number) = lines.given_up {
         let why = "longer than 16384 bytes, which ends the reading of this file";
-        notes.ignore(&at(number), why);
+        notes.ignore(at(number), why);
         if !systemd::keeps_what_was_read(node) {
             for rule in &mut rules {
                 let why = format!("line {number} is too long, and what is kept differs by version");
@@ -209,6 +218,11 @@ fn read(file: &RuleFile, node: &Udevd, db: &Database<'_>, notes: &mut Notes) -> 
     File { rules, linked }
 }
 
+/// Whether a line has the device's name in it: only of such ones is said that udevd drops them.
+fn about_kvm(line: &[u8]) -> bool {
+    line.windows(3).any(|word| word == b"kvm")
+}
+
 /// What is said besides the forecasts, each once.
 #[derive(Default)]
 struct Notes {
@@ -217,17 +231,17 @@ struct Notes {
 }
 
 impl Notes {
-    fn ignore(&mut self, rule: &str, why: &str) {
+    fn ignore(&mut self, rule: Place<'_>, why: &str) {
         push(&mut self.ignored, rule, why);
     }
 
-    fn unclear(&mut self, rule: &str, why: &str) {
+    fn unclear(&mut self, rule: Place<'_>, why: &str) {
         push(&mut self.unclear, rule, why);
     }
 }
 
-fn push(list: &mut Vec<Remark>, rule: &str, why: &str) {
-    let (rule, why) = (rule.to_owned(), why.to_owned());
+fn push(list: &mut Vec<Remark>, rule: Place<'_>, why: &str) {
+    let (rule, why) = (rule.to_string(), why.to_owned());
     let remark = Remark { rule, why };
     if !list.contains(&remark) {
         list.push(remark);

@@ -3,16 +3,17 @@
 use nix::unistd::{Gid, Uid};
 
 use super::pair::Op;
-use super::{Forecast, Notes, Outcome, Remark};
+use super::rule::Place;
+use super::{Forecast, Notes, Outcome};
 
 /// A value that rules assign one after the other.
 #[derive(Debug)]
-pub(super) struct Given<T> {
+pub(super) struct Given<'a, T> {
     /// The value and the rule that gave it.
-    value: Option<(T, String)>,
+    value: Option<(T, Place<'a>)>,
     fixed: Fixed,
     /// Rules that may have given another one since.
-    doubts: Vec<Remark>,
+    doubts: Vec<(Place<'a>, String)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +35,7 @@ pub(super) enum Assign<T> {
     Open,
 }
 
-impl<T> Default for Given<T> {
+impl<T> Default for Given<'_, T> {
     fn default() -> Self {
         Self {
             value: None,
@@ -44,9 +45,9 @@ impl<T> Default for Given<T> {
     }
 }
 
-impl<T> Given<T> {
+impl<'a, T> Given<'a, T> {
     /// One assignment in the rule `at`; `doubt` is why it may not happen.
-    pub(super) fn assign(&mut self, op: Op, new: Assign<T>, at: &str, doubt: Option<&str>) {
+    pub(super) fn assign(&mut self, op: Op, new: Assign<T>, at: Place<'a>, doubt: Option<&str>) {
         if self.fixed == Fixed::Yes {
             return;
         }
@@ -54,13 +55,12 @@ impl<T> Given<T> {
         let open = matches!(new, Assign::Open).then_some("its value has a substitution");
         match doubt.or(fixed).or(open) {
             Some(why) if !matches!(new, Assign::Keep) => {
-                let (rule, why) = (at.to_owned(), why.to_owned());
-                self.doubts.push(Remark { rule, why });
+                self.doubts.push((at, why.to_owned()));
             }
             Some(_) => {}
             None => match new {
                 Assign::Set(value) => {
-                    self.value = Some((value, at.to_owned()));
+                    self.value = Some((value, at));
                     self.doubts.clear();
                 }
                 Assign::Unset => {
@@ -81,24 +81,24 @@ impl<T> Given<T> {
 
 /// All that rules give.
 #[derive(Debug, Default)]
-pub(super) struct Gifts {
-    pub(super) uid: Given<Uid>,
-    pub(super) gid: Given<Gid>,
-    pub(super) mode: Given<u16>,
+pub(super) struct Gifts<'a> {
+    pub(super) uid: Given<'a, Uid>,
+    pub(super) gid: Given<'a, Gid>,
+    pub(super) mode: Given<'a, u16>,
 }
 
 /// A node that permissions are given to, once at an event and rule by rule when udevd starts.
 #[derive(Debug)]
-pub(super) struct Node {
+pub(super) struct Node<'a> {
     uid: u32,
     gid: u32,
     mode: u16,
     /// What any rule gave, and where.
-    by: [Option<String>; 3],
-    doubts: Vec<Remark>,
+    by: [Option<Place<'a>>; 3],
+    doubts: Vec<(Place<'a>, String)>,
 }
 
-impl Default for Node {
+impl Default for Node<'_> {
     fn default() -> Self {
         Self {
             uid: 0,
@@ -110,9 +110,9 @@ impl Default for Node {
     }
 }
 
-impl Node {
+impl<'a> Node<'a> {
     /// Gives it all at once.
-    pub(super) fn give(&mut self, gifts: Gifts) {
+    pub(super) fn give(&mut self, gifts: Gifts<'a>) {
         let Gifts { uid, gid, mode } = gifts;
         for doubts in [uid.doubts, gid.doubts, mode.doubts] {
             self.doubts.extend(doubts);
@@ -121,7 +121,7 @@ impl Node {
         let new_gid = gid.value.as_ref().map_or(self.gid, |(gid, _)| gid.as_raw());
         // A group without a mode is one that shall have access.
         let given = gid.value.as_ref().filter(|(gid, _)| gid.as_raw() > 0);
-        let default = given.map(|(_, at)| (0o660, at.clone()));
+        let default = given.map(|(_, at)| (0o660, *at));
         let mode = mode.value.or(default);
         let new_mode = mode.as_ref().map_or(self.mode, |(mode, _)| *mode);
         // Whether the mode differs is asked of its last nine bits only.
@@ -145,21 +145,21 @@ impl Node {
     /// What became of it.
     pub(super) fn forecast(self, notes: &mut Notes) -> Forecast {
         if !self.doubts.is_empty() {
-            for Remark { rule, why } in self.doubts {
-                notes.unclear(&rule, &why);
+            for (rule, why) in self.doubts {
+                notes.unclear(rule, &why);
             }
             return Forecast::Unclear;
         }
         let [uid, gid, mode] = self.by;
         let given = [&uid, &gid, &mode].map(Option::is_some);
-        let Some(rule) = gid.or(mode).or(uid) else {
+        let Some(place) = gid.or(mode).or(uid) else {
             return Forecast::Untouched;
         };
         Forecast::Becomes(Outcome {
             uid: given[0].then_some(Uid::from_raw(self.uid)),
             gid: given[1].then_some(Gid::from_raw(self.gid)),
             mode: given[2].then_some(self.mode),
-            rule,
+            rule: place.to_string(),
         })
     }
 }
@@ -169,12 +169,13 @@ mod tests {
     use super::*;
 
     fn after(steps: &[(Option<u32>, Option<u32>, Option<u16>)]) -> (u32, u32, u16) {
+        let at = Place { file: "", line: 1 };
         let mut node = Node::default();
         for (uid, gid, mode) in steps {
             let mut gifts = Gifts::default();
-            gifts.uid.value = uid.map(|uid| (Uid::from_raw(uid), String::new()));
-            gifts.gid.value = gid.map(|gid| (Gid::from_raw(gid), String::new()));
-            gifts.mode.value = mode.map(|mode| (mode, String::new()));
+            gifts.uid.value = uid.map(|uid| (Uid::from_raw(uid), at));
+            gifts.gid.value = gid.map(|gid| (Gid::from_raw(gid), at));
+            gifts.mode.value = mode.map(|mode| (mode, at));
             node.give(gifts);
         }
         (node.uid, node.gid, node.mode)

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::pair::Op;
+use super::pair::{Op, Pair};
 use super::pattern::Pattern;
-use super::rule::Token;
+use super::rule::{Place, Token};
 use super::value::is_open;
 
 /// Whether a comparison holds.
@@ -40,6 +40,29 @@ pub(super) struct Device {
 }
 
 const DEVPATH: &[u8] = b"/devices/virtual/misc/kvm";
+const KERNEL: &[u8] = b"kvm";
+const SUBSYSTEM: &[u8] = b"misc";
+const ACTIONS: [&[u8]; 2] = [b"add", b"change"];
+
+/// Whether a comparison holds at no event, and is asked before anything that leaves a trace.
+pub(super) fn never(pair: &Pair<'_>) -> bool {
+    if !pair.op.is_match() {
+        return false;
+    }
+    let holds = |value: &[u8]| Pattern::new(pair).holds(value);
+    match pair.key {
+        b"SUBSYSTEM" | b"SUBSYSTEMS" => !holds(SUBSYSTEM),
+        b"KERNEL" | b"KERNELS" => !holds(KERNEL),
+        b"ACTION" => !ACTIONS.into_iter().any(holds),
+        b"DEVPATH" => !holds(DEVPATH),
+        b"DRIVER" | b"DRIVERS" => !holds(b""),
+        b"ATTR" | b"ATTRS" => {
+            let name = pair.attr.unwrap_or_default();
+            attribute(name, &Pattern::new(pair)) == Answer::No
+        }
+        _ => false,
+    }
+}
 
 impl Device {
     /// As the kernel announces it.
@@ -50,7 +73,7 @@ impl Device {
             ("DEVPATH", DEVPATH),
             ("MAJOR", b"10"),
             ("MINOR", b"232"),
-            ("SUBSYSTEM", b"misc"),
+            ("SUBSYSTEM", SUBSYSTEM),
         ];
         let unknown = [
             "CURRENT_TAGS",
@@ -73,12 +96,12 @@ impl Device {
     }
 
     /// Whether a comparison holds; nothing for a token that sets something.
-    pub(super) fn compare(&self, token: &Token) -> Option<Answer> {
+    pub(super) fn compare(&self, token: &Token<'_>) -> Option<Answer> {
         Some(match token {
             Token::Action(pattern) => pattern.holds(self.action).into(),
             Token::Devpath(pattern) => pattern.holds(DEVPATH).into(),
-            Token::Kernel(pattern) => pattern.holds(b"kvm").into(),
-            Token::Subsystem(pattern) => pattern.holds(b"misc").into(),
+            Token::Kernel(pattern) => pattern.holds(KERNEL).into(),
+            Token::Subsystem(pattern) => pattern.holds(SUBSYSTEM).into(),
             Token::Name(pattern) | Token::Driver(pattern) => pattern.holds(b"").into(),
             Token::Devlink(_) if self.linked => {
                 Answer::Unknown("SYMLINK is compared, and a rule has set it".to_owned())
@@ -109,12 +132,12 @@ impl Device {
     }
 
     /// What a comparison leaves behind, whatever its answer, once it may have been asked.
-    pub(super) fn asked(&mut self, token: &Token, at: &str) {
+    pub(super) fn asked(&mut self, token: &Token<'_>, at: Place<'_>) {
         match token {
             Token::Program => self.result = Err(format!("RESULT is from the PROGRAM in {at}")),
             Token::Import(what, Some(key)) => {
                 let why = format!("a property is from {what} in {at}");
-                self.properties.insert(key.clone(), Err(why));
+                self.properties.insert(key.to_vec(), Err(why));
             }
             Token::Import(what, None) => {
                 let why = format!("properties may be from {what} in {at}");
@@ -191,7 +214,7 @@ impl Device {
     }
 }
 
-fn holds(value: &Value, pattern: &Pattern) -> Answer {
+fn holds(value: &Value, pattern: &Pattern<'_>) -> Answer {
     match value {
         Ok(value) => pattern.holds(value).into(),
         Err(why) => Answer::Unknown(why.clone()),
@@ -199,11 +222,11 @@ fn holds(value: &Value, pattern: &Pattern) -> Answer {
 }
 
 /// `ATTR{name}`: a comparison with a file that is not there never holds, not even `!=`.
-fn attribute(name: &[u8], pattern: &Pattern) -> Answer {
+fn attribute(name: &[u8], pattern: &Pattern<'_>) -> Answer {
     let elsewhere = |byte: &u8| matches!(byte, b'/' | b'[' | b'$' | b'%');
     match name {
         b"dev" => pattern.holds(b"10:232").into(),
-        b"subsystem" => pattern.holds(b"misc").into(),
+        b"subsystem" => pattern.holds(SUBSYSTEM).into(),
         b"uevent" | b"power" => Answer::Unknown("it asks for ATTR".to_owned()),
         name if name.iter().any(elsewhere) => Answer::Unknown("it asks for ATTR".to_owned()),
         _ => Answer::No,

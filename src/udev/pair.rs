@@ -1,5 +1,7 @@
 //! One line of rules as keys, operators and quoted values.
 
+use std::borrow::Cow;
+
 use super::text::{is_blank, trim};
 
 /// What stands between a key and its value.
@@ -28,17 +30,17 @@ impl Op {
 
 /// `KEY{attr}op"value"`
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Pair {
-    pub(super) key: Vec<u8>,
-    pub(super) attr: Option<Vec<u8>>,
+pub(super) struct Pair<'a> {
+    pub(super) key: &'a [u8],
+    pub(super) attr: Option<&'a [u8]>,
     pub(super) op: Op,
-    pub(super) value: Vec<u8>,
+    pub(super) value: Cow<'a, [u8]>,
     /// Whether the value was written `i"…"`.
     pub(super) any_case: bool,
 }
 
 /// Splits a line; an error is what makes udevd drop all of it.
-pub(super) fn pairs(line: &[u8]) -> Result<Vec<Pair>, &'static str> {
+pub(super) fn pairs(line: &[u8]) -> Result<Vec<Pair<'_>>, &'static str> {
     let mut found = Vec::new();
     let mut rest = line;
     loop {
@@ -54,7 +56,7 @@ pub(super) fn pairs(line: &[u8]) -> Result<Vec<Pair>, &'static str> {
     }
 }
 
-fn pair(text: &[u8]) -> Result<(Pair, &[u8]), &'static str> {
+fn pair(text: &[u8]) -> Result<(Pair<'_>, &[u8]), &'static str> {
     let length = (0..text.len())
         .find(|at| match (text.get(*at), text.get(*at + 1)) {
             (Some(b'=' | b'{'), _) => true,
@@ -68,12 +70,11 @@ fn pair(text: &[u8]) -> Result<(Pair, &[u8]), &'static str> {
     if let Some(inside) = rest.strip_prefix(b"{") {
         let end = inside.iter().position(|byte| *byte == b'}');
         let (name, after) = inside.split_at(end.ok_or("a '{' without its '}'")?);
-        attr = Some(name.to_vec());
+        attr = Some(name);
         rest = after.get(1..).unwrap_or_default();
     }
     let (op, rest) = operator(trim(rest)).ok_or("no operator that udev knows")?;
     let (value, any_case, rest) = value(trim(rest))?;
-    let key = key.to_vec();
     let pair = Pair {
         key,
         attr,
@@ -98,8 +99,10 @@ fn operator(text: &[u8]) -> Option<(Op, &[u8])> {
         .find_map(|(word, op)| Some((*op, text.strip_prefix(*word)?)))
 }
 
+type Value<'a> = (Cow<'a, [u8]>, bool, &'a [u8]);
+
 /// The value, whether case does not matter, and what follows the closing quote.
-fn value(text: &[u8]) -> Result<(Vec<u8>, bool, &[u8]), &'static str> {
+fn value(text: &[u8]) -> Result<Value<'_>, &'static str> {
     let (escaped, any_case, text) = match text {
         [b'"', rest @ ..] => (false, false, rest),
         [b'e', b'"', rest @ ..] => (true, false, rest),
@@ -107,8 +110,13 @@ fn value(text: &[u8]) -> Result<(Vec<u8>, bool, &[u8]), &'static str> {
         [b'e', b'i', b'"', rest @ ..] | [b'i', b'e', b'"', rest @ ..] => (true, true, rest),
         _ => return Err("a value that is not in double quotes"),
     };
-    let mut plain = Vec::new();
-    let mut at = 0;
+    let special = |byte: &u8| matches!(byte, b'"' | b'\\');
+    let mut at = text.iter().position(special).unwrap_or(text.len());
+    let (start, _) = text.split_at(at);
+    if let Some([b'"', rest @ ..]) = text.get(at..) {
+        return Ok((Cow::Borrowed(start), any_case, rest));
+    }
+    let mut plain = start.to_vec();
     loop {
         match (text.get(at), text.get(at + 1)) {
             (None, _) => return Err("a value without its closing quote"),
@@ -131,7 +139,7 @@ fn value(text: &[u8]) -> Result<(Vec<u8>, bool, &[u8]), &'static str> {
         plain = unescape(&plain).ok_or("an escape sequence that udev does not know")?;
     }
     let rest = text.get(at + 1..).unwrap_or_default();
-    Ok((plain, any_case, rest))
+    Ok((Cow::Owned(plain), any_case, rest))
 }
 
 /// The escapes of C, and `\s` for a blank.
@@ -200,11 +208,8 @@ mod tests {
         let text = |bytes: &[u8]| bytes.escape_ascii().to_string();
         let pairs = pairs(line.as_bytes())?;
         let show = |pair: &Pair| {
-            let attr = pair
-                .attr
-                .as_deref()
-                .map(|attr| format!("{{{}}}", text(attr)));
-            let (key, value) = (text(&pair.key), text(&pair.value));
+            let attr = pair.attr.map(|attr| format!("{{{}}}", text(attr)));
+            let (key, value) = (text(pair.key), text(&pair.value));
             let case = if pair.any_case { "i" } else { "" };
             format!(
                 "{key}{} {:?} {case}{value}",

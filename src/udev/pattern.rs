@@ -1,17 +1,18 @@
 //! The right side of a comparison.
 
+use std::borrow::Cow;
+
 use super::glob;
-use super::pair::Pair;
+use super::pair::{Op, Pair};
 
 /// What a value is compared with.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Pattern {
+pub(super) struct Pattern<'a> {
     /// `==` rather than `!=`.
     wanted: bool,
     kind: Kind,
-    /// Whether nothing at all is one of the alternatives.
-    or_empty: bool,
-    alternatives: Vec<Vec<u8>>,
+    /// The alternatives, as written.
+    value: Cow<'a, [u8]>,
     any_case: bool,
 }
 
@@ -24,11 +25,11 @@ enum Kind {
     Glob,
 }
 
-impl Pattern {
+impl<'a> Pattern<'a> {
     /// Of a pair with `==` or `!=`.
-    pub(super) fn new(pair: &Pair) -> Self {
-        let value = pair.value.as_slice();
-        let mut wanted = pair.op == super::pair::Op::Match;
+    pub(super) fn new(pair: &Pair<'a>) -> Self {
+        let value = &*pair.value;
+        let mut wanted = pair.op == Op::Match;
         let kind = if pair.key == b"SUBSYSTEM" && is_subsystem(value) {
             Kind::Subsystem
         } else if value.is_empty() {
@@ -42,42 +43,41 @@ impl Pattern {
         } else {
             Kind::Plain
         };
-        let parts = || value.split(|byte| *byte == b'|');
-        let fold = |part: &[u8]| match pair.any_case {
-            true => part.to_ascii_lowercase(),
-            false => part.to_vec(),
-        };
         Self {
             wanted,
             kind,
-            or_empty: parts().any(<[u8]>::is_empty),
-            alternatives: parts().filter(|part| !part.is_empty()).map(fold).collect(),
+            value: pair.value.clone(),
             any_case: pair.any_case,
         }
     }
 
     /// Whether the comparison holds for one value.
     pub(super) fn holds(&self, value: &[u8]) -> bool {
-        let folded = match self.any_case {
-            true => value.to_ascii_lowercase(),
-            false => value.to_vec(),
+        let lower;
+        let value = if self.any_case {
+            lower = value.to_ascii_lowercase();
+            &lower
+        } else {
+            value
         };
+        let mut parts = self.value.split(|byte| *byte == b'|');
         let found = match self.kind {
             Kind::Empty => value.is_empty(),
-            Kind::Subsystem => is_subsystem(&folded),
-            _ if self.or_empty && value.is_empty() => true,
-            Kind::Plain => self.alternatives.contains(&folded),
-            Kind::Glob => {
-                let mut patterns = self.alternatives.iter();
-                patterns.any(|pattern| glob::matches(pattern, &folded))
+            Kind::Subsystem => is_subsystem(value),
+            _ if value.is_empty() && parts.clone().any(<[u8]>::is_empty) => true,
+            Kind::Plain if self.any_case => parts.any(|part| part.eq_ignore_ascii_case(value)),
+            Kind::Plain => parts.any(|part| part == value),
+            Kind::Glob if self.any_case => {
+                parts.any(|part| glob::matches(&part.to_ascii_lowercase(), value))
             }
+            Kind::Glob => parts.any(|part| glob::matches(part, value)),
         };
         found == self.wanted
     }
 
     /// Whether the comparison holds for a list, as of tags: `==` if any is meant, `!=` if none is.
     /// A list of nothing is `!= ""` and with it `== "?*"`.
-    pub(super) fn holds_for_list<'a>(&self, mut list: impl Iterator<Item = &'a [u8]>) -> bool {
+    pub(super) fn holds_for_list<'v>(&self, mut list: impl Iterator<Item = &'v [u8]>) -> bool {
         let met = list.any(|value| self.holds(value) == self.wanted);
         met == self.wanted
     }
@@ -92,7 +92,7 @@ mod tests {
     use super::super::pair::pairs;
     use super::*;
 
-    fn pattern(text: &str) -> Pattern {
+    fn pattern(text: &str) -> Pattern<'_> {
         let pairs = pairs(text.as_bytes()).unwrap();
         Pattern::new(&pairs[0])
     }

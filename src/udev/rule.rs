@@ -1,60 +1,77 @@
 //! What a line of rules means, or why udevd drops it.
 
+use std::borrow::Cow;
+use std::fmt;
+
 use nix::unistd::{Gid, Uid};
 
+use super::known::never;
 use super::pair::{Op, Pair, pairs};
 use super::pattern::Pattern;
 use super::value::{Bits, Who, group, integer, mode, octal, owner};
-use super::{Database, Udevd, systemd};
+use super::{Database, Udevd, about_kvm, systemd};
 
 /// One part of a rule. udevd sorts them by kind, comparisons first; so does [`Token::rank`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Token {
-    Action(Pattern),
-    Devpath(Pattern),
-    Kernel(Pattern),
-    Devlink(Pattern),
-    Name(Pattern),
-    Env(Vec<u8>, Pattern),
-    Tag(Pattern),
-    Subsystem(Pattern),
-    Driver(Pattern),
-    Attr(Vec<u8>, Pattern),
+pub(super) enum Token<'a> {
+    Action(Pattern<'a>),
+    Devpath(Pattern<'a>),
+    Kernel(Pattern<'a>),
+    Devlink(Pattern<'a>),
+    Name(Pattern<'a>),
+    Env(&'a [u8], Pattern<'a>),
+    Tag(Pattern<'a>),
+    Subsystem(Pattern<'a>),
+    Driver(Pattern<'a>),
+    Attr(&'a [u8], Pattern<'a>),
     /// A comparison with what only the node knows.
     Elsewhere(&'static str),
     /// Something is run, and its output or exit code counts.
     Program,
     /// Properties come from somewhere: this one, or any.
-    Import(&'static str, Option<Vec<u8>>),
+    Import(&'static str, Option<Cow<'a, [u8]>>),
     /// A property of the parent device; kvm has none.
     ImportParent(Op),
-    Result(Pattern),
+    Result(Pattern<'a>),
     Owner(Op, Who<Uid>),
     Group(Op, Who<Gid>),
     Mode(Op, Bits),
-    AddTag(Op, Vec<u8>),
-    StaticNode(Vec<u8>),
-    SetEnv(Op, Vec<u8>, Vec<u8>),
+    AddTag(Op, Cow<'a, [u8]>),
+    /// Whether it is kvm's.
+    StaticNode(bool),
+    SetEnv(Op, &'a [u8], Cow<'a, [u8]>),
     AddLink,
-    Run(Op, Vec<u8>),
+    Run(Op, Cow<'a, [u8]>),
+}
+
+/// File and line of a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place<'a> {
+    pub(super) file: &'a str,
+    pub(super) line: usize,
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}:{}", self.file, self.line)
+    }
 }
 
 /// A line of rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Rule {
-    /// File and line.
-    pub(super) at: String,
+pub(super) struct Rule<'a> {
+    pub(super) at: Place<'a>,
     /// Sorted.
-    pub(super) tokens: Vec<Token>,
-    pub(super) label: Option<Vec<u8>>,
-    pub(super) goto: Option<Vec<u8>>,
+    pub(super) tokens: Vec<Token<'a>>,
+    pub(super) label: Option<Cow<'a, [u8]>>,
+    pub(super) goto: Option<Cow<'a, [u8]>>,
     /// Why udevd drops the rule although it understands it.
     pub(super) dropped: Option<String>,
     /// Why it is not known whether udevd takes the rule.
     pub(super) doubt: Option<String>,
 }
 
-impl Token {
+impl Token<'_> {
     fn rank(&self) -> u8 {
         match self {
             Self::Action(_) => 0,
@@ -92,13 +109,17 @@ impl Token {
     }
 }
 
-/// Reads one line; an error is why udevd drops it.
-pub(super) fn rule(
-    at: String,
-    line: &[u8],
+/// Reads one line: nothing where it cannot matter to kvm, and an error is why udevd drops it.
+pub(super) fn rule<'a>(
+    at: Place<'a>,
+    line: &'a [u8],
     node: &Udevd,
     db: &Database<'_>,
-) -> Result<Rule, String> {
+) -> Result<Option<Rule<'a>>, String> {
+    let pairs = pairs(line)?;
+    if is_idle(&pairs) && !about_kvm(line) {
+        return Ok(None);
+    }
     let mut rule = Rule {
         at,
         tokens: Vec::new(),
@@ -107,12 +128,22 @@ pub(super) fn rule(
         dropped: None,
         doubt: None,
     };
-    for pair in pairs(line)? {
-        let key = String::from_utf8_lossy(&pair.key).into_owned();
-        part(&mut rule, &key, pair, node, db).map_err(|why| format!("{key}: {why}"))?;
+    for pair in pairs {
+        let key = std::str::from_utf8(pair.key).unwrap_or_default();
+        let written = pair.key;
+        part(&mut rule, key, pair, node, db)
+            .map_err(|why| format!("{}: {why}", String::from_utf8_lossy(written)))?;
     }
     rule.tokens.sort_by_key(Token::rank);
-    Ok(rule)
+    Ok(Some(rule))
+}
+
+/// Whether a rule does nothing at any event of kvm, and udevd may as well have dropped it: it
+/// compares something that never holds, and before anything that leaves a trace; no `GOTO` leads to
+/// it, and it says nothing to a static node.
+fn is_idle(pairs: &[Pair<'_>]) -> bool {
+    let counts_anyway = |pair: &Pair<'_>| matches!(pair.key, b"LABEL" | b"OPTIONS");
+    pairs.iter().any(never) && !pairs.iter().any(counts_anyway)
 }
 
 type Parsed = Result<(), &'static str>;
@@ -120,7 +151,13 @@ type Parsed = Result<(), &'static str>;
 const BAD_OP: &str = "not with this operator";
 const BAD_ATTR: &str = "not with this in braces";
 
-fn part(rule: &mut Rule, key: &str, pair: Pair, node: &Udevd, db: &Database<'_>) -> Parsed {
+fn part<'a>(
+    rule: &mut Rule<'a>,
+    key: &str,
+    pair: Pair<'a>,
+    node: &Udevd,
+    db: &Database<'_>,
+) -> Parsed {
     let is_match = pair.op.is_match();
     if pair.any_case {
         rule.doubt(systemd::takes_any_case(node)?);
@@ -129,7 +166,7 @@ fn part(rule: &mut Rule, key: &str, pair: Pair, node: &Udevd, db: &Database<'_>)
         }
     }
     check(key, &pair)?;
-    let attr = pair.attr.clone().unwrap_or_default();
+    let attr = pair.attr.unwrap_or_default();
     let token = match key {
         "ACTION" => Token::Action(Pattern::new(&pair)),
         "DEVPATH" => Token::Devpath(Pattern::new(&pair)),
@@ -152,7 +189,7 @@ fn part(rule: &mut Rule, key: &str, pair: Pair, node: &Udevd, db: &Database<'_>)
         "SYSCTL" if is_match => Token::Elsewhere("SYSCTL"),
         "TEST" => Token::Elsewhere("TEST"),
         "PROGRAM" => Token::Program,
-        "IMPORT" => import(&attr, pair, node, rule)?,
+        "IMPORT" => import(attr, pair, node, rule)?,
         "ENV" => Token::SetEnv(pair.op, attr, pair.value),
         "TAG" => Token::AddTag(pair.op, pair.value),
         "SYMLINK" => {
@@ -162,7 +199,7 @@ fn part(rule: &mut Rule, key: &str, pair: Pair, node: &Udevd, db: &Database<'_>)
             Token::AddLink
         }
         "OPTIONS" => match option(&pair.value)? {
-            Some(name) => Token::StaticNode(name),
+            Some(name) => Token::StaticNode(is_kvm(name)),
             None => return Ok(()),
         },
         "OWNER" => Token::Owner(pair.op, owner(rule, &pair.value, node, db)),
@@ -189,8 +226,8 @@ fn part(rule: &mut Rule, key: &str, pair: Pair, node: &Udevd, db: &Database<'_>)
 }
 
 /// Which keys there are, and what goes with them.
-fn check(key: &str, pair: &Pair) -> Parsed {
-    let attr = pair.attr.as_deref();
+fn check(key: &str, pair: &Pair<'_>) -> Parsed {
+    let attr = pair.attr;
     let is_match = pair.op.is_match();
     let removes = pair.op == Op::Remove;
     let (attr_ok, op_ok) = match key {
@@ -198,7 +235,7 @@ fn check(key: &str, pair: &Pair) -> Parsed {
         | "DRIVERS" | "TAGS" | "RESULT" => (attr.is_none(), is_match),
         "SYMLINK" | "TAG" => (attr.is_none(), true),
         "NAME" => {
-            if !is_match && (pair.value.is_empty() || pair.value == b"%k") {
+            if !is_match && (pair.value.is_empty() || *pair.value == *b"%k") {
                 return Err("such a name is refused");
             }
             (attr.is_none(), !removes)
@@ -237,7 +274,7 @@ fn check(key: &str, pair: &Pair) -> Parsed {
     }
 }
 
-impl Rule {
+impl Rule<'_> {
     /// Notes why it is not known whether udevd takes the rule, the first reason only.
     pub(super) fn doubt(&mut self, why: Option<&str>) {
         if let Some(why) = why {
@@ -246,8 +283,12 @@ impl Rule {
     }
 }
 
-fn import(attr: &[u8], pair: Pair, node: &Udevd, rule: &mut Rule) -> Result<Token, &'static str> {
-    let one = Some(pair.value.clone());
+fn import<'a>(
+    attr: &[u8],
+    pair: Pair<'a>,
+    node: &Udevd,
+    rule: &mut Rule<'_>,
+) -> Result<Token<'a>, &'static str> {
     Ok(match attr {
         b"file" => Token::Import("IMPORT{file}", None),
         b"program" => Token::Import("IMPORT{program}", None),
@@ -255,21 +296,21 @@ fn import(attr: &[u8], pair: Pair, node: &Udevd, rule: &mut Rule) -> Result<Toke
             builtin(&pair.value, node, rule)?;
             Token::Import("IMPORT{builtin}", None)
         }
-        b"db" => Token::Import("IMPORT{db}", one),
-        b"cmdline" => Token::Import("IMPORT{cmdline}", one),
+        b"db" => Token::Import("IMPORT{db}", Some(pair.value)),
+        b"cmdline" => Token::Import("IMPORT{cmdline}", Some(pair.value)),
         b"parent" => Token::ImportParent(pair.op),
         _ => return Err(BAD_ATTR),
     })
 }
 
-fn builtin(command: &[u8], node: &Udevd, rule: &mut Rule) -> Parsed {
+fn builtin(command: &[u8], node: &Udevd, rule: &mut Rule<'_>) -> Parsed {
     let name = command.split(|byte| *byte == b' ').next();
     rule.doubt(systemd::has_builtin(node, name.unwrap_or_default())?);
     Ok(())
 }
 
 /// The name of the static node, of an option that has one.
-fn option(value: &[u8]) -> Result<Option<Vec<u8>>, &'static str> {
+fn option(value: &[u8]) -> Result<Option<&[u8]>, &'static str> {
     let text = std::str::from_utf8(value).unwrap_or_default();
     if let Some(priority) = text.strip_prefix("link_priority=") {
         integer(priority).ok_or("no number for link_priority")?;
@@ -281,5 +322,12 @@ fn option(value: &[u8]) -> Result<Option<Vec<u8>>, &'static str> {
         let known = names.contains(&level) || integer(level).is_some_and(|n| (0..8).contains(&n));
         known.then_some(()).ok_or("no level for log_level")?;
     }
-    Ok(value.strip_prefix(b"static_node=").map(<[u8]>::to_vec))
+    Ok(value.strip_prefix(b"static_node="))
+}
+
+/// Whether a static node's name below /dev leads to kvm.
+fn is_kvm(name: &[u8]) -> bool {
+    let parts = name.split(|byte| *byte == b'/');
+    let parts = parts.filter(|part| !part.is_empty() && *part != b".");
+    parts.eq([b"kvm"])
 }

@@ -1,16 +1,18 @@
 //! A rules file as lines: line ends, comments, continuations, and what is too long.
 
+use std::borrow::Cow;
+
 /// The length that udevd allows a line, with its continuations.
 pub(super) const LINE_MAX: usize = 16384;
 
 /// What was found in a file.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Lines {
+pub(super) struct Lines<'a> {
     /// Each rule's text, continuations joined, with the number of its last line: udevd's own
     /// messages count so.
-    pub(super) rules: Vec<(usize, Vec<u8>)>,
+    pub(super) rules: Vec<(usize, Cow<'a, [u8]>)>,
     /// Lines that udevd leaves out: number, text, and why.
-    pub(super) broken: Vec<(usize, Vec<u8>, &'static str)>,
+    pub(super) broken: Vec<(usize, Cow<'a, [u8]>, &'static str)>,
     /// The number of the line, longer than [`LINE_MAX`] by itself, at which udevd gives up.
     pub(super) given_up: Option<usize>,
 }
@@ -27,9 +29,9 @@ pub(super) fn trim(text: &[u8]) -> &[u8] {
 }
 
 /// Splits a file.
-pub(super) fn lines(file: &[u8]) -> Lines {
+pub(super) fn lines(file: &[u8]) -> Lines<'_> {
     let mut found = Lines::default();
-    let mut continued: Option<Vec<u8>> = None;
+    let mut continued: Option<Cow<'_, [u8]>> = None;
     let mut too_long = false;
     let mut number = 0;
     let mut rest = file;
@@ -40,21 +42,21 @@ pub(super) fn lines(file: &[u8]) -> Lines {
             found.given_up = Some(number);
             return found;
         }
-        let mut line = trim(raw).to_vec();
+        let mut line = Cow::Borrowed(trim(raw));
         // A comment is dropped even between the parts of a continued line.
         if line.first() == Some(&b'#') {
             continue;
         }
         if let Some(start) = continued.as_mut().filter(|_| !too_long) {
             too_long = start.len() + line.len() >= LINE_MAX;
-            start.extend_from_slice(&line);
+            start.to_mut().extend_from_slice(&line);
             if !too_long {
                 line.clone_from(start);
             }
         }
         if line.last() == Some(&b'\\') {
             if !too_long {
-                line.pop();
+                without_last(&mut line);
                 continued = Some(line);
             }
             continue;
@@ -75,6 +77,15 @@ pub(super) fn lines(file: &[u8]) -> Lines {
     found
 }
 
+fn without_last(line: &mut Cow<'_, [u8]>) {
+    match line {
+        Cow::Borrowed(line) => *line = line.split_last().map_or(&[], |(_, rest)| rest),
+        Cow::Owned(line) => {
+            line.pop();
+        }
+    }
+}
+
 /// The first line and what follows it. NUL, CR and LF all end a line, and different ones in a row
 /// count as one end; nothing follows a NUL in such a row.
 fn next_line(text: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -83,15 +94,16 @@ fn next_line(text: &[u8]) -> Option<(&[u8], &[u8])> {
     }
     let is_end = |byte: &u8| matches!(byte, 0 | b'\n' | b'\r');
     let length = text.iter().position(is_end).unwrap_or(text.len());
-    let mut seen: Vec<u8> = Vec::new();
-    for byte in text.iter().skip(length) {
+    let (line, rest) = text.split_at(length);
+    let mut ends = 0;
+    for byte in rest {
+        let seen = rest.get(..ends).unwrap_or_default();
         if !is_end(byte) || seen.contains(byte) || seen.contains(&0) {
             break;
         }
-        seen.push(*byte);
+        ends += 1;
     }
-    let (line, rest) = text.split_at(length);
-    Some((line, rest.get(seen.len()..).unwrap_or_default()))
+    Some((line, rest.get(ends..).unwrap_or_default()))
 }
 
 #[cfg(test)]
@@ -99,7 +111,8 @@ mod tests {
     use super::*;
 
     fn rules(file: &[u8]) -> Vec<(usize, String)> {
-        let text = |(number, text): (usize, Vec<u8>)| (number, text.escape_ascii().to_string());
+        let text =
+            |(number, text): (usize, Cow<'_, [u8]>)| (number, text.escape_ascii().to_string());
         lines(file).rules.into_iter().map(text).collect()
     }
 
@@ -127,16 +140,18 @@ mod tests {
     #[test]
     fn what_is_too_long_or_unfinished_is_said() {
         let found = lines(b"a\nb\\");
-        assert_eq!(found.rules, [(1, b"a".to_vec())]);
+        assert_eq!(found.rules, [(1, Cow::from(&b"a"[..]))]);
         assert_eq!(found.broken[0].0, 2);
 
         let half = "x".repeat(9000);
-        let found = lines(format!("{half}\\\n{half}\\\ny\nz\n").as_bytes());
-        assert_eq!(found.rules, [(4, b"z".to_vec())]);
+        let text = format!("{half}\\\n{half}\\\ny\nz\n");
+        let found = lines(text.as_bytes());
+        assert_eq!(found.rules, [(4, Cow::from(&b"z"[..]))]);
         assert_eq!(found.broken[0].0, 3);
 
-        let found = lines(format!("a\n{half}{half}\nb\n").as_bytes());
-        assert_eq!(found.rules, [(1, b"a".to_vec())]);
+        let text = format!("a\n{half}{half}\nb\n");
+        let found = lines(text.as_bytes());
+        assert_eq!(found.rules, [(1, Cow::from(&b"a"[..]))]);
         assert_eq!(found.given_up, Some(2));
     }
 }

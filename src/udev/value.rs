@@ -31,7 +31,12 @@ pub(super) enum Bits {
 }
 
 /// What `OWNER=` says.
-pub(super) fn owner(rule: &mut Rule, value: &[u8], node: &Udevd, db: &Database<'_>) -> Who<Uid> {
+pub(super) fn owner(
+    rule: &mut Rule<'_>,
+    value: &[u8],
+    node: &Udevd,
+    db: &Database<'_>,
+) -> Who<Uid> {
     let name = String::from_utf8_lossy(value).into_owned();
     let known = match (id(value), name.as_str()) {
         (Some(number), _) => Some(number),
@@ -43,7 +48,12 @@ pub(super) fn owner(rule: &mut Rule, value: &[u8], node: &Udevd, db: &Database<'
 }
 
 /// What `GROUP=` says.
-pub(super) fn group(rule: &mut Rule, value: &[u8], node: &Udevd, db: &Database<'_>) -> Who<Gid> {
+pub(super) fn group(
+    rule: &mut Rule<'_>,
+    value: &[u8],
+    node: &Udevd,
+    db: &Database<'_>,
+) -> Who<Gid> {
     let name = String::from_utf8_lossy(value).into_owned();
     let known = match (id(value), name.as_str()) {
         (Some(number), _) => Some(number),
@@ -64,7 +74,7 @@ pub(super) fn group(rule: &mut Rule, value: &[u8], node: &Udevd, db: &Database<'
 /// What becomes of an owner or group, given what the node knows about it.
 fn settle<Id>(
     what: &str,
-    rule: &mut Rule,
+    rule: &mut Rule<'_>,
     value: &[u8],
     known: Option<Id>,
     verdict: Option<systemd::Taken>,

@@ -3,18 +3,17 @@
 use super::given::{Assign, Gifts, Given, Node};
 use super::known::{Answer, Device};
 use super::pair::Op;
-use super::rule::{Rule, Token};
+use super::rule::{Place, Rule, Token};
 use super::value::{Bits, Who};
 use super::{File, Forecast, Notes};
 
 /// When udevd starts: each rule with a `static_node` gives what it says to that node at once,
 /// whatever it compares and wherever a `GOTO` leads.
-pub(super) fn start(files: &[File], notes: &mut Notes) -> Forecast {
+pub(super) fn start(files: &[File<'_>], notes: &mut Notes) -> Forecast {
     let mut node = Node::default();
     for rule in files.iter().flat_map(|file| &file.rules) {
-        let is_kvm = |token: &&Token| matches!(token, Token::StaticNode(name) if is_kvm(name));
-        let times = rule.tokens.iter().filter(is_kvm).count();
-        if times == 0 || is_dropped(rule, notes) {
+        let is_named = rule.tokens.contains(&Token::StaticNode(true));
+        if !is_named || is_dropped(rule, notes) {
             continue;
         }
         let doubt = rule.doubt.as_deref();
@@ -24,15 +23,15 @@ pub(super) fn start(files: &[File], notes: &mut Notes) -> Forecast {
             match token {
                 Token::Owner(_, who @ (Who::Id(_) | Who::Unknown(_))) => {
                     let new = who_is(who, rule, notes);
-                    gifts.uid.assign(Op::Assign, new, &rule.at, doubt);
+                    gifts.uid.assign(Op::Assign, new, rule.at, doubt);
                 }
                 Token::Group(_, who @ (Who::Id(_) | Who::Unknown(_))) => {
                     let new = who_is(who, rule, notes);
-                    gifts.gid.assign(Op::Assign, new, &rule.at, doubt);
+                    gifts.gid.assign(Op::Assign, new, rule.at, doubt);
                 }
                 Token::Mode(_, Bits::Octal(bits)) => {
                     let new = Assign::Set(*bits);
-                    gifts.mode.assign(Op::Assign, new, &rule.at, doubt);
+                    gifts.mode.assign(Op::Assign, new, rule.at, doubt);
                 }
                 _ => {}
             }
@@ -42,15 +41,8 @@ pub(super) fn start(files: &[File], notes: &mut Notes) -> Forecast {
     node.forecast(notes)
 }
 
-/// Whether a static node's name below /dev leads to kvm.
-fn is_kvm(name: &[u8]) -> bool {
-    let parts = name.split(|byte| *byte == b'/');
-    let parts = parts.filter(|part| !part.is_empty() && *part != b".");
-    parts.eq([b"kvm"])
-}
-
 /// An event: all rules, in order.
-pub(super) fn event(files: &[File], action: &'static [u8], notes: &mut Notes) -> Forecast {
+pub(super) fn event(files: &[File<'_>], action: &'static [u8], notes: &mut Notes) -> Forecast {
     let mut walk = Walk {
         device: Device::new(action),
         gifts: Gifts::default(),
@@ -61,23 +53,23 @@ pub(super) fn event(files: &[File], action: &'static [u8], notes: &mut Notes) ->
         walk.file(file, notes);
     }
     for (rule, why) in walk.runs {
-        notes.unclear(&rule, &why);
+        notes.unclear(rule, &why);
     }
     let mut node = Node::default();
     node.give(walk.gifts);
     node.forecast(notes)
 }
 
-struct Walk {
+struct Walk<'a> {
     device: Device,
-    gifts: Gifts,
+    gifts: Gifts<'a>,
     /// Rules that run a program after the event, and what is to be said of them.
-    runs: Vec<(String, String)>,
+    runs: Vec<(Place<'a>, String)>,
     runs_fixed: bool,
 }
 
-impl Walk {
-    fn file(&mut self, file: &File, notes: &mut Notes) {
+impl<'a> Walk<'a> {
+    fn file(&mut self, file: &File<'a>, notes: &mut Notes) {
         let mut at = 0;
         // Up to where rules may have been jumped over, and by which.
         let mut skipped: Option<(usize, String)> = None;
@@ -91,8 +83,9 @@ impl Walk {
                 continue;
             };
             let target = rule.goto.as_ref().filter(|_| file.linked).and_then(|goto| {
-                let label =
-                    |later: &Rule| later.dropped.is_none() && later.label.as_ref() == Some(goto);
+                let label = |later: &Rule<'_>| {
+                    later.dropped.is_none() && later.label.as_ref() == Some(goto)
+                };
                 file.rules.iter().skip(at).position(label)
             });
             match (target, doubt) {
@@ -110,7 +103,7 @@ impl Walk {
     /// Nothing where the rule does not apply, otherwise why that is not certain.
     fn rule(
         &mut self,
-        rule: &Rule,
+        rule: &Rule<'a>,
         mut doubt: Option<String>,
         notes: &mut Notes,
     ) -> Option<Option<String>> {
@@ -122,7 +115,7 @@ impl Walk {
                 continue;
             };
             if rule.dropped.is_none() {
-                self.device.asked(token, &rule.at);
+                self.device.asked(token, rule.at);
             }
             match answer {
                 Answer::Yes => {}
@@ -141,7 +134,7 @@ impl Walk {
         Some(doubt)
     }
 
-    fn set(&mut self, token: &Token, rule: &Rule, doubt: Option<&str>, notes: &mut Notes) {
+    fn set(&mut self, token: &Token<'_>, rule: &Rule<'a>, doubt: Option<&str>, notes: &mut Notes) {
         match token {
             Token::Owner(op, who) => assign(&mut self.gifts.uid, *op, who, rule, doubt, notes),
             Token::Group(op, who) => assign(&mut self.gifts.gid, *op, who, rule, doubt, notes),
@@ -150,11 +143,11 @@ impl Walk {
                     Bits::Octal(bits) => Assign::Set(*bits),
                     Bits::Open => Assign::Open,
                     Bits::Broken(text) => {
-                        notes.ignore(&rule.at, &format!("MODE=\"{text}\" is no mode"));
+                        notes.ignore(rule.at, &format!("MODE=\"{text}\" is no mode"));
                         Assign::Keep
                     }
                 };
-                self.gifts.mode.assign(*op, new, &rule.at, doubt);
+                self.gifts.mode.assign(*op, new, rule.at, doubt);
             }
             Token::SetEnv(op, key, value) => self.device.set_property(*op, key, value, doubt),
             Token::AddTag(op, tag) => self.device.set_tag(*op, tag, doubt),
@@ -170,31 +163,31 @@ impl Walk {
                     return;
                 }
                 let why = format!("it runs '{command}' afterwards, which may change the node");
-                self.runs.push((rule.at.clone(), why));
+                self.runs.push((rule.at, why));
             }
             _ => {}
         }
     }
 }
 
-fn assign<Id: Copy>(
-    given: &mut Given<Id>,
+fn assign<'a, Id: Copy>(
+    given: &mut Given<'a, Id>,
     op: Op,
     who: &Who<Id>,
-    rule: &Rule,
+    rule: &Rule<'a>,
     doubt: Option<&str>,
     notes: &mut Notes,
 ) {
-    given.assign(op, who_is(who, rule, notes), &rule.at, doubt);
+    given.assign(op, who_is(who, rule, notes), rule.at, doubt);
 }
 
-fn who_is<Id: Copy>(who: &Who<Id>, rule: &Rule, notes: &mut Notes) -> Assign<Id> {
+fn who_is<Id: Copy>(who: &Who<Id>, rule: &Rule<'_>, notes: &mut Notes) -> Assign<Id> {
     match who {
         Who::Id(id) | Who::Late(id) => Assign::Set(*id),
         Who::Open => Assign::Open,
         Who::Unknown(name) | Who::UnknownLate(name) => {
             notes.ignore(
-                &rule.at,
+                rule.at,
                 &format!("the node does not know the name '{name}'"),
             );
             match who {
@@ -206,16 +199,16 @@ fn who_is<Id: Copy>(who: &Who<Id>, rule: &Rule, notes: &mut Notes) -> Assign<Id>
 }
 
 /// Whether udevd drops the rule, which then is noted.
-fn is_dropped(rule: &Rule, notes: &mut Notes) -> bool {
+fn is_dropped(rule: &Rule<'_>, notes: &mut Notes) -> bool {
     if let Some(why) = &rule.dropped {
-        notes.ignore(&rule.at, why);
+        notes.ignore(rule.at, why);
     }
     rule.dropped.is_some()
 }
 
 /// udevd does not even ask what a rule compares that could do nothing.
-fn has_effect(rule: &Rule) -> bool {
-    let sets = |token: &Token| {
+fn has_effect(rule: &Rule<'_>) -> bool {
+    let sets = |token: &Token<'_>| {
         matches!(
             token,
             Token::Program
