@@ -11,7 +11,7 @@ use crate::judge::{
     absent_code, conclude, failure, group_file_for_the_pod, moved, proof, would_open,
 };
 use crate::observe::{Observed, observe};
-use crate::oddities::{self, LIBVIRTDS};
+use crate::oddities::{self, is_libvirtd};
 use crate::place;
 use crate::plan::{Course, Decision, Step, decide, is_private};
 use crate::qemu::Identity;
@@ -19,7 +19,7 @@ use crate::report::{Cause, Change, Code, Proof, Report, Warning};
 use crate::snapshot;
 use crate::steps;
 use crate::sys::device::{Device, Facts};
-use crate::sys::processes::named;
+use crate::sys::processes::Process;
 use crate::sys::root::Root;
 
 /// How often the device is looked at again when it changed while it was being proven.
@@ -28,14 +28,15 @@ const ROUNDS: usize = 3;
 /// Looks, proves and judges. On a node where libvirtd runs in a container the pod root is that
 /// container's, unless another one was named: the node's view and the pod's in one report.
 pub fn check(config: &Config) -> Report {
-    let root = libvirtds_root(config);
+    let daemons = oddities::daemons();
+    let root = libvirtds_root(config, &daemons);
     let pods = root.clone();
     let config = &Config {
         root: root.unwrap_or_else(|| config.root.clone()),
         private_ok: true,
         ..config.clone()
     };
-    let mut report = judge(config);
+    let mut report = judged(config, &daemons);
     if let Some(pods) = pods {
         find_private_device(&mut report, &pods, config);
     }
@@ -83,22 +84,28 @@ fn find_private_device(report: &mut Report, pods: &Path, config: &Config) {
 }
 
 /// The root of the libvirtd that runs on this node, if it is not the node's own.
-fn libvirtds_root(config: &Config) -> Option<PathBuf> {
+fn libvirtds_root(config: &Config, daemons: &[Process]) -> Option<PathBuf> {
     let here = Path::new("/");
     if config.root != here || !place::on_the_node() {
         return None;
     }
     let own = Root::open(here).and_then(|root| root.id()).ok()?;
-    let mut processes = named(&LIBVIRTDS).into_iter();
-    let found = processes.find(|process| process.root.is_some_and(|root| root != own))?;
+    let elsewhere = |process: &&Process| process.root.is_some_and(|root| root != own);
+    let mut libvirtds = daemons.iter().filter(|process| is_libvirtd(process));
+    let found = libvirtds.find(elsewhere)?;
     log::debug!("{} (pid {}) runs in a container", found.name, found.pid);
     Some(found.root_path())
 }
 
 /// What `apply --dry-run` shows: the same for this root, with `apply`'s own safety rules.
 pub fn judge(config: &Config) -> Report {
+    judged(config, &oddities::daemons())
+}
+
+fn judged(config: &Config, daemons: &[Process]) -> Report {
     let mut warnings = Vec::new();
-    let mut report = run(config, &mut warnings).unwrap_or_else(|error| failure(&error, None));
+    let mut report =
+        run(config, daemons, &mut warnings).unwrap_or_else(|error| failure(&error, None));
     for warning in warnings {
         if !report.warnings.contains(&warning) {
             report.warnings.push(warning);
@@ -107,7 +114,11 @@ pub fn judge(config: &Config) -> Report {
     report
 }
 
-fn run(config: &Config, warnings: &mut Vec<Warning>) -> anyhow::Result<Report> {
+fn run(
+    config: &Config,
+    daemons: &[Process],
+    warnings: &mut Vec<Warning>,
+) -> anyhow::Result<Report> {
     let mut round = 0;
     loop {
         round += 1;
@@ -121,6 +132,7 @@ fn run(config: &Config, warnings: &mut Vec<Warning>) -> anyhow::Result<Report> {
             &seen,
             config,
             decision.identity.as_ref(),
+            daemons,
         ));
         let steps = match &decision.course {
             Course::Refuse(refusal) => {

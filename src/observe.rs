@@ -14,8 +14,8 @@ use crate::exit::Usage;
 use crate::hostdb::{FILES, HostDb, RECORD_FOLDERS, record};
 use crate::place::{self, HostRoot};
 use crate::sys::device::{Device, Facts};
-use crate::sys::file;
 use crate::sys::root::{Root, read_here};
+use crate::sys::{file, proc};
 use crate::udev::{self, Prediction};
 use crate::udev_read;
 
@@ -313,7 +313,7 @@ fn node(device: &Device) -> anyhow::Result<Node> {
 
 /// Whether some IDs are not mapped here (user_namespaces(7)).
 fn in_user_namespace() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let map = proc::text("/proc/self/uid_map").unwrap_or_default();
     let mut words = map.split_whitespace();
     words.next() != Some("0") || words.next() != Some("0") || words.next() != Some("4294967295")
 }
@@ -321,7 +321,7 @@ fn in_user_namespace() -> bool {
 /// `/proc/misc` lists 232 if and only if a KVM driver is registered (drivers/char/misc.c). Where it
 /// does not, an open decides: on some architectures that is what loads the module.
 fn driver(device: Option<&Device>) -> Driver {
-    let listed = std::fs::read_to_string("/proc/misc").ok().map(|list| {
+    let listed = proc::text("/proc/misc").map(|list| {
         list.lines()
             .any(|line| line.split_whitespace().eq(["232", "kvm"]))
     });

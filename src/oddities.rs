@@ -11,25 +11,39 @@ use crate::sys::root::Root;
 use crate::udev_read;
 
 /// The daemons that start QEMU: the monolithic one, and the modular one for QEMU.
-pub const LIBVIRTDS: [&str; 2] = ["libvirtd", "virtqemud"];
+const LIBVIRTDS: [&str; 2] = ["libvirtd", "virtqemud"];
+
+/// Whether this is a daemon that starts QEMU.
+pub fn is_libvirtd(process: &Process) -> bool {
+    LIBVIRTDS.contains(&process.name.as_str())
+}
+
+/// The running daemons that are of interest: those that start QEMU, and udevd. To find them is the
+/// most expensive thing here, for all processes are looked at.
+pub fn daemons() -> Vec<Process> {
+    let [one, other] = LIBVIRTDS;
+    named(&[one, other, udev_read::UDEVD])
+}
 
 /// Everything odd about what was seen. What cannot be looked at is not reported as fine, it is just
 /// not reported: no verdict rests on it.
-pub fn warnings(seen: &Observed, config: &Config, identity: Option<&Identity>) -> Vec<Warning> {
+pub fn warnings(
+    seen: &Observed,
+    config: &Config,
+    identity: Option<&Identity>,
+    daemons: &[Process],
+) -> Vec<Warning> {
     let mut found = Vec::new();
     found.extend(open_to_others(seen, config));
     found.extend(other_members(seen, config, identity));
-    // Looking at all processes is the most expensive thing here.
-    let [one, other] = LIBVIRTDS;
-    let processes = named(&[one, other, udev_read::UDEVD]);
     if let Ok(root) = Root::open(&seen.pod.root) {
-        found.extend(libvirtd(&root, seen, &processes));
+        found.extend(libvirtd(&root, seen, daemons));
     }
     let host = seen
         .host
         .as_ref()
         .and_then(|host| Root::open(&host.root).ok());
-    found.extend(host.as_ref().and_then(|host| udevd(host, &processes)));
+    found.extend(host.as_ref().and_then(|host| udevd(host, daemons)));
     found
 }
 
@@ -74,7 +88,7 @@ fn other_members(seen: &Observed, config: &Config, identity: Option<&Identity>) 
 fn libvirtd(root: &Root, seen: &Observed, processes: &[Process]) -> Option<Warning> {
     let file = root.inode(GROUP_FILE).ok()??;
     let reads_it = |process: &&Process| {
-        if !LIBVIRTDS.contains(&process.name.as_str()) {
+        if !is_libvirtd(process) {
             return false;
         }
         let its = Root::open(&process.root_path()).ok();

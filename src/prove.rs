@@ -10,10 +10,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::{Mode, fstat, stat};
+use nix::sys::stat::{fstat, stat};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 
@@ -95,8 +95,7 @@ fn look(device: &Path, checked: &Facts, who: &Credentials, kind: ProofKind) -> S
         Ok(_) => return Sight::OtherInode,
         Err(errno) => return Sight::Stat(errno),
     }
-    let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
-    let fd = match sys::retry(|| open(device, flags, Mode::empty())) {
+    let fd = match sys::open(device, OFlag::O_RDWR | OFlag::O_NOCTTY) {
         Ok(fd) => fd,
         Err(errno) => return Sight::Open(errno),
     };

@@ -26,6 +26,7 @@ mod text;
 mod value;
 mod walk;
 
+use memchr::memmem;
 use nix::unistd::{Gid, Uid};
 
 use rule::{Place, Rule, rule};
@@ -197,8 +198,9 @@ fn read<'a>(
         }
     }
     let mut rules = Vec::new();
+    let mut room = Vec::new();
     for (number, line) in &lines.rules {
-        match rule(at(*number), line, node, db) {
+        match rule(at(*number), line, &mut room, node, db) {
             Ok(rule) => rules.extend(rule),
             Err(why) if about_kvm(line) => notes.ignore(at(*number), &why),
             Err(_) => {}
@@ -220,7 +222,7 @@ fn read<'a>(
 
 /// Whether a line has the device's name in it: only of such ones is said that udevd drops them.
 fn about_kvm(line: &[u8]) -> bool {
-    line.windows(3).any(|word| word == b"kvm")
+    memmem::find(line, b"kvm").is_some()
 }
 
 /// What is said besides the forecasts, each once.

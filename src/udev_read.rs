@@ -11,7 +11,7 @@ use nix::sys::stat::SFlag;
 use crate::hostdb;
 use crate::sys::Result;
 use crate::sys::processes::Process;
-use crate::sys::root::{Root, kind};
+use crate::sys::root::{Folder, Root, kind};
 use crate::udev::{FOLDERS, Found, RuleFile, Udevd, login_defs, select, version_of};
 
 /// The rules files that udevd reads, in its order.
@@ -21,35 +21,60 @@ use crate::udev::{FOLDERS, Found, RuleFile, Udevd, login_defs, select, version_o
 /// decides.
 pub fn rules(root: &Root) -> Result<Vec<RuleFile>> {
     let mut found = Vec::new();
-    for (rank, folder, name) in names(root)? {
-        let content = content(root, &format!("{folder}/{name}"))?;
-        if let Some(content) = content {
-            found.push((rank, folder.to_owned(), name, content));
+    for (rank, name, folder) in folders(root)? {
+        for (file, is_file) in named_rules(&folder) {
+            let content = match is_file {
+                true => folder.read(file)?.map(found_content),
+                false => None,
+            };
+            let content = match content {
+                None => other_content(root, &format!("{name}/{file}"))?,
+                content => content,
+            };
+            if let Some(content) = content {
+                found.push((rank, name.to_owned(), file.to_owned(), content));
+            }
         }
     }
     Ok(select(found))
 }
 
-/// Place, folder and name of every file that could be one with rules.
-fn names(root: &Root) -> Result<Vec<(usize, &'static str, String)>> {
-    let merged = root.inode("lib")? == root.inode("usr/lib")?;
+/// Place and name of every folder that could have rules, and what is in it.
+fn folders(root: &Root) -> Result<Vec<(usize, &'static str, Folder)>> {
+    let merged = is_merged(root)?;
     let mut found = Vec::new();
-    for (rank, folder) in FOLDERS.into_iter().enumerate() {
-        if folder.starts_with("lib/") && merged {
+    for (rank, name) in FOLDERS.into_iter().enumerate() {
+        if name.starts_with("lib/") && merged {
             continue;
         }
-        let names = root.list(folder)?.into_iter().map(OsString::into_string);
-        let names = names.flatten().filter(|name| name.ends_with(".rules"));
-        found.extend(names.map(|name| (rank, folder, name)));
+        found.extend(root.folder(name)?.map(|folder| (rank, name, folder)));
     }
     Ok(found)
 }
 
-/// What stands there; nothing if it went away.
-fn content(root: &Root, name: &str) -> Result<Option<Found>> {
+/// The names in a folder that could be rules files', and whether they are regular files for certain.
+fn named_rules(folder: &Folder) -> impl Iterator<Item = (&str, bool)> {
+    let entries = folder.entries.iter();
+    let entries = entries.filter_map(|(name, is_file)| Some((name.to_str()?, *is_file)));
+    entries.filter(|(name, _)| name.ends_with(".rules"))
+}
+
+fn found_content(content: Vec<u8>) -> Found {
+    match content.is_empty() {
+        true => Found::Masked,
+        false => Found::Content(content),
+    }
+}
+
+/// Whether lib and usr/lib are the same folder.
+fn is_merged(root: &Root) -> Result<bool> {
+    Ok(root.inode("lib")? == root.inode("usr/lib")?)
+}
+
+/// What stands there, a link perhaps; nothing if it went away.
+fn other_content(root: &Root, name: &str) -> Result<Option<Found>> {
     match root.read(name) {
-        Ok(Some(content)) if !content.is_empty() => Ok(Some(Found::Content(content))),
-        Ok(Some(_)) => Ok(Some(Found::Masked)),
+        Ok(Some(content)) => Ok(Some(found_content(content))),
         // A link to nowhere takes the name as well.
         Ok(None) => Ok(root.stat(name)?.map(|_| Found::Masked)),
         // A folder, a device, and a link to one (/dev/null) or in a circle: nothing to read, but
@@ -69,8 +94,13 @@ fn content(root: &Root, name: &str) -> Result<Option<Found>> {
 /// # Errors
 /// The call that failed.
 pub fn udevd(root: &Root) -> Result<Udevd> {
-    let mut folders: Vec<String> = ["usr/lib", "usr/lib64", "lib"].map(str::to_owned).into();
-    for folder in ["usr/lib", "lib"] {
+    let libs: &[&str] = match is_merged(root)? {
+        true => &["usr/lib"],
+        false => &["usr/lib", "lib"],
+    };
+    let mut folders = vec!["usr/lib64".to_owned()];
+    for folder in libs {
+        folders.push((*folder).to_owned());
         let names = root.list(folder)?.into_iter().map(OsString::into_string);
         let per_machine = names.flatten().filter(|name| name.contains("-linux-"));
         folders.extend(per_machine.map(|name| format!("{folder}/{name}")));
@@ -100,9 +130,11 @@ pub fn stale(root: &Root, processes: &[Process]) -> Result<Option<u32>> {
         return Ok(None);
     };
     let mut changed = (None, None);
-    for (_, folder, name) in names(root)? {
-        let file = root.stat(&format!("{folder}/{name}"))?;
-        changed.0 = changed.0.max(file.map(|stat| stat.st_mtime));
+    for (_, name, folder) in folders(root)? {
+        for (file, _) in named_rules(&folder) {
+            let file = root.stat(&format!("{name}/{file}"))?;
+            changed.0 = changed.0.max(file.map(|stat| stat.st_mtime));
+        }
     }
     for folder in FOLDERS {
         changed.0 = changed.0.max(root.stat(folder)?.map(|stat| stat.st_mtime));

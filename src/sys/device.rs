@@ -9,13 +9,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open};
+use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{Mode, SFlag, fstat, major, minor};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{Gid, Uid, fchownat};
 
 use super::root::kind;
-use super::{Named, Result, raw, retry};
+use super::{Named, Result, open, raw, retry};
 use crate::acl::{self, Acl};
 
 /// What stands at the device's path.
@@ -83,8 +83,7 @@ impl Device {
     /// # Errors
     /// What the calls answer.
     pub fn find(path: &Path) -> Result<Option<Self>> {
-        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = match retry(|| open(path, flags, Mode::empty())) {
+        let fd = match open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW) {
             Ok(fd) => fd,
             Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
             Err(errno) => {
@@ -185,8 +184,8 @@ impl Device {
     /// What open(2) answers: `ENODEV` or `ENXIO` without a driver.
     pub fn try_open(&self) -> Result<()> {
         let path = raw::proc_path(&self.fd);
-        let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
-        retry(|| open(path.as_c_str(), flags, Mode::empty()))
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
+        open(path.as_c_str(), flags)
             .map(drop)
             .named(|| format!("open({}, O_RDWR)", self.path.display()))
     }

@@ -18,7 +18,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat};
 
 use super::root::{is_mounted, kind, read_regular};
-use super::{CallError, Named, Result, raw, retry};
+use super::{CallError, Named, Result, open, raw, retry};
 
 /// How long another run may hold the folder before this one gives up.
 pub const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -305,9 +305,8 @@ pub struct Public {
 /// # Errors
 /// What the calls answer for a file that is there.
 pub fn read_public(path: &std::path::Path) -> Result<Option<Public>> {
-    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let call = || format!("open({}, O_PATH|O_NOFOLLOW)", path.display());
-    let fd = match retry(|| nix::fcntl::open(path, flags, Mode::empty())) {
+    let fd = match open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW) {
         Ok(fd) => fd,
         Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
         Err(errno) => return Err(errno).named(call),
@@ -344,8 +343,7 @@ pub fn open_folder(path: &std::path::Path) -> Result<(OwnedFd, PathBuf, String)>
         Some(parent) => parent.to_owned(),
         None => PathBuf::from("/"),
     };
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let fd = retry(|| nix::fcntl::open(&folder, flags, Mode::empty()))
+    let fd = open(&folder, OFlag::O_RDONLY | OFlag::O_DIRECTORY)
         .named(|| format!("open({}, O_DIRECTORY)", folder.display()))?;
     Ok((fd, folder, name))
 }

@@ -7,6 +7,7 @@ pub mod device;
 pub mod file;
 pub mod identity;
 pub mod kvm;
+pub mod proc;
 pub mod processes;
 pub(crate) mod raw;
 pub mod root;
@@ -18,7 +19,12 @@ pub use raw::end_on_request;
 
 use std::fmt;
 
+use std::os::fd::OwnedFd;
+
+use nix::NixPath;
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::sys::stat::Mode;
 
 /// A system call that failed: what was called, on what, and what came back.
 #[derive(Debug)]
@@ -71,6 +77,11 @@ impl<T> Named<T> for nix::Result<T> {
             errno,
         })
     }
+}
+
+/// open(2) with `O_CLOEXEC`, by openat(2): musl's open() asks for that flag by a second call.
+pub(crate) fn open<P: ?Sized + NixPath>(path: &P, flags: OFlag) -> nix::Result<OwnedFd> {
+    retry(|| openat(AT_FDCWD, path, flags | OFlag::O_CLOEXEC, Mode::empty()))
 }
 
 /// Repeats a call that a signal interrupted.

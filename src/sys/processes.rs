@@ -1,11 +1,14 @@
 //! Other processes, as far as `/proc` shows them. They are only looked at.
 
-use std::fs;
-use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use nix::unistd::Gid;
+use nix::dir::Dir;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, stat};
+use nix::unistd::{Gid, Pid, getpgid, read};
+
+use super::{open, proc, retry};
 
 /// Parts of a second that /proc counts in, the same on every architecture that runs KVM.
 const TICKS: i64 = 100;
@@ -36,56 +39,68 @@ pub fn named(names: &[&str]) -> Vec<Process> {
     // Few processes are meant, and the kernel makes these files when they are read: `comm` is cheap,
     // `stat` is not, and the node's own `stat` least of all.
     let process = |pid| {
-        has_name(pid, names)?;
-        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-        let stat = String::from_utf8_lossy(&stat);
-        let (name, ticks) = name_and_start(&stat).filter(|(name, _)| names.contains(name))?;
-        let root = fs::metadata(format!("/proc/{pid}/root/")).ok();
+        let line = proc::text(&format!("/proc/{pid}/stat"))?;
+        let (name, ticks) = name_and_start(&line).filter(|(name, _)| names.contains(name))?;
+        let root = stat(format!("/proc/{pid}/root/").as_str()).ok();
         Some(Process {
             pid,
             name: name.to_owned(),
             started: boot_time()? + (ticks + TICKS) / TICKS,
-            root: root.map(|root| (root.dev(), root.ino())),
+            root: root.map(|root| (root.st_dev, root.st_ino)),
         })
     };
-    pids().into_iter().filter_map(process).collect()
+    let Some((folder, pids)) = pids() else {
+        return Vec::new();
+    };
+    let pids = pids.into_iter().filter(|pid| !is_kernels(*pid));
+    let meant = pids.filter(|pid| has_name(&folder, *pid, names));
+    meant.filter_map(process).collect()
 }
 
-fn has_name(pid: u32, names: &[&str]) -> Option<()> {
+/// Threads of the kernel, most of what /proc shows on a quiet node, have no process group. To ask
+/// for it costs a tenth of opening a file.
+fn is_kernels(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().map(Pid::from_raw);
+    getpgid(pid).is_ok_and(|group| group.as_raw() == 0)
+}
+
+fn has_name(folder: &OwnedFd, pid: u32, names: &[&str]) -> bool {
     /// Longer than any name and its newline.
     const ROOM: usize = 32;
+    let path = format!("{pid}/comm");
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let Ok(file) = retry(|| openat(folder, path.as_str(), flags, Mode::empty())) else {
+        return false;
+    };
     let mut name = [0; ROOM];
-    let mut file = fs::File::open(format!("/proc/{pid}/comm")).ok()?;
-    let length = file.read(&mut name).ok()?;
+    let length = retry(|| read(&file, &mut name)).unwrap_or(0);
     let name = name[..length].trim_ascii_end();
-    names
-        .iter()
-        .any(|want| want.as_bytes() == name)
-        .then_some(())
+    names.iter().any(|want| want.as_bytes() == name)
 }
 
 /// The process IDs of QEMU processes whose credentials include `gid`; empty where none can be
 /// seen. They are not disturbed by a change, they keep what they hold.
 pub fn qemus_with_group(gid: Gid) -> Vec<u32> {
-    let pids = pids().into_iter();
-    pids.filter(|pid| carries(*pid, gid).unwrap_or(false))
-        .collect()
+    let pids = pids().map(|(_, pids)| pids).unwrap_or_default();
+    let carries = |pid: &u32| carries(*pid, gid).unwrap_or(false);
+    pids.into_iter().filter(carries).collect()
 }
 
-fn pids() -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
+/// The folder `/proc`, and the process IDs in it.
+fn pids() -> Option<(OwnedFd, Vec<u32>)> {
+    let folder = open("/proc", OFlag::O_RDONLY | OFlag::O_DIRECTORY).ok()?;
+    let entries = Dir::from_fd(folder.try_clone().ok()?).ok()?;
+    let pid = |entry: nix::Result<nix::dir::Entry>| {
+        let entry = entry.ok()?;
+        entry.file_name().to_str().ok()?.parse().ok()
     };
-    let names = entries.flatten().map(|entry| entry.file_name());
-    let mut pids: Vec<u32> = names
-        .filter_map(|name| name.to_str()?.parse().ok())
-        .collect();
+    let mut pids: Vec<u32> = entries.into_iter().filter_map(pid).collect();
     pids.sort_unstable();
-    pids
+    Some((folder, pids))
 }
 
 fn boot_time() -> Option<i64> {
-    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let stat = proc::text("/proc/stat")?;
     let boot = stat.lines().find_map(|line| line.strip_prefix("btime "))?;
     boot.trim().parse().ok()
 }
@@ -99,8 +114,7 @@ fn name_and_start(stat: &str) -> Option<(&str, i64)> {
 }
 
 fn carries(pid: u32, gid: Gid) -> Option<bool> {
-    let status = fs::read(format!("/proc/{pid}/status")).ok()?;
-    let status = String::from_utf8_lossy(&status);
+    let status = proc::text(&format!("/proc/{pid}/status"))?;
     let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key));
     let name = line("Name:")?.trim();
     if !name.starts_with("qemu-") && name != "kvm" {

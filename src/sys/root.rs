@@ -9,14 +9,20 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use nix::dir::{Dir, Type};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
-use super::{Named, Result, raw, retry};
+use super::{Named, Result, open, raw, retry};
 
 /// No file that is read here has reason to be larger; a sparse one could be endless.
 const MAX_FILE: u64 = 64 << 20;
+/// How a file is opened to be read: whatever it may turn out to be, nothing waits for it.
+const READ: OFlag = OFlag::O_RDONLY
+    .union(OFlag::O_CLOEXEC)
+    .union(OFlag::O_NOCTTY)
+    .union(OFlag::O_NONBLOCK);
 /// No folder that is listed here has reason to hold more names.
 const MAX_NAMES: usize = 10_000;
 
@@ -33,8 +39,7 @@ impl Root {
     /// # Errors
     /// What open(2) answers: `ENOENT`, `ENOTDIR`, `EACCES`.
     pub fn open(path: &Path) -> Result<Self> {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let fd = retry(|| open(path, flags, Mode::empty()))
+        let fd = open(path, OFlag::O_PATH | OFlag::O_DIRECTORY)
             .named(|| format!("open({}, O_PATH|O_DIRECTORY)", path.display()))?;
         let path = path.to_owned();
         Ok(Self { fd, path })
@@ -96,14 +101,26 @@ impl Root {
     /// # Errors
     /// What the calls answer; `E2BIG` for more than ten thousand names.
     pub fn list(&self, name: &str) -> Result<Vec<OsString>> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
-        let fd = match self.open_below(name, flags) {
+        let entries = self.folder(name)?.map(|folder| folder.entries);
+        let entries = entries.unwrap_or_default().into_iter();
+        Ok(entries.map(|(name, _)| name).collect())
+    }
+
+    /// The folder `name` and what is in it, sorted; `None` where there is no such folder.
+    ///
+    /// # Errors
+    /// As [`Root::list`].
+    pub fn folder(&self, name: &str) -> Result<Option<Folder>> {
+        let fd = match self.open_below(name, OFlag::O_RDONLY | OFlag::O_DIRECTORY) {
             Ok(fd) => fd,
-            Err(error) if absent(error.errno) => return Ok(Vec::new()),
+            Err(error) if absent(error.errno) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let call = || format!("getdents64({})", self.join(name).display());
-        names_in(fd).named(call)
+        let path = self.join(name);
+        let listed = fd.try_clone().map_err(|_| Errno::EMFILE);
+        let entries = listed.and_then(entries_in);
+        let entries = entries.named(|| format!("getdents64({})", path.display()))?;
+        Ok(Some(Folder { fd, path, entries }))
     }
 
     /// Opens the folder that holds `name`, and gives it with the last part of `name`.
@@ -146,6 +163,37 @@ impl Root {
     }
 }
 
+/// A folder that was listed.
+#[derive(Debug)]
+pub struct Folder {
+    fd: OwnedFd,
+    path: PathBuf,
+    /// Each name in it, and whether it is a regular file's for certain.
+    pub entries: Vec<(OsString, bool)>,
+}
+
+impl Folder {
+    /// The content of an entry that was listed as a regular file; `None` where it is none any more.
+    ///
+    /// It costs half of [`Root::read`], which has to find out what it opens.
+    ///
+    /// # Errors
+    /// What the calls answer; `EFBIG` for more than 64 MiB.
+    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let call = || format!("read({}/{name})", self.path.display());
+        let flags = READ | OFlag::O_NOFOLLOW;
+        match retry(|| openat(&self.fd, name, flags, Mode::empty())) {
+            Ok(file) => match fstat(&file).and_then(|stat| read_open(&file, &stat)) {
+                Err(Errno::EINVAL) => Ok(None),
+                done => done.named(call).map(Some),
+            },
+            Err(Errno::ELOOP | Errno::ENXIO | Errno::ENODEV) => Ok(None),
+            Err(errno) if absent(errno) => Ok(None),
+            Err(errno) => Err(errno).named(call),
+        }
+    }
+}
+
 /// Whether `path` is a mount point: the last step to it leaves its folder's mount
 /// (`RESOLVE_NO_XDEV`), which also sees a bind mount of the same file system.
 pub fn is_mount_point(path: &Path) -> bool {
@@ -172,7 +220,7 @@ pub(super) fn is_mounted<P: ?Sized + nix::NixPath>(folder: BorrowedFd<'_>, name:
 /// As [`Root::read`], and `ENOENT`.
 pub fn read_here(path: &Path) -> Result<Vec<u8>> {
     let call = || format!("read({})", path.display());
-    let fd = retry(|| open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())).named(call)?;
+    let fd = open(path, OFlag::O_PATH).named(call)?;
     let stat = fstat(&fd).named(call)?;
     read_regular(fd.as_fd(), &stat).named(|| describe(path, &stat))
 }
@@ -186,21 +234,29 @@ fn describe(path: &Path, stat: &FileStat) -> String {
 
 /// Reads a regular file that was found by `O_PATH`: a fifo or device is refused unopened.
 pub(super) fn read_regular(fd: BorrowedFd<'_>, stat: &FileStat) -> nix::Result<Vec<u8>> {
-    if kind(stat) != SFlag::S_IFREG {
-        return Err(Errno::EINVAL);
-    }
+    readable(stat)?;
     let path = raw::proc_path(fd);
-    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
+    let file = open(path.as_c_str(), READ)?;
+    read_open(&file, stat)
+}
+
+/// The size of a regular file that may be read.
+fn readable(stat: &FileStat) -> nix::Result<u64> {
     let size = u64::try_from(stat.st_size).unwrap_or(0);
-    if size > MAX_FILE {
-        return Err(Errno::EFBIG);
+    match kind(stat) {
+        SFlag::S_IFREG if size > MAX_FILE => Err(Errno::EFBIG),
+        SFlag::S_IFREG => Ok(size),
+        _ => Err(Errno::EINVAL),
     }
-    let file = retry(|| open(path.as_c_str(), flags, Mode::empty()))?;
+}
+
+fn read_open(file: &OwnedFd, stat: &FileStat) -> nix::Result<Vec<u8>> {
+    let size = readable(stat)?;
     // One byte more than it said: then giving just what it said means that this was all.
     let mut content = vec![0; usize::try_from(size).unwrap_or(0) + 1];
     let mut got = 0;
     loop {
-        let more = retry(|| nix::unistd::read(&file, &mut content[got..]))?;
+        let more = retry(|| nix::unistd::read(file, &mut content[got..]))?;
         got += more;
         if more == 0 || got as u64 == size {
             content.truncate(got);
@@ -234,20 +290,21 @@ pub fn kind(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
 }
 
-fn names_in(fd: OwnedFd) -> nix::Result<Vec<OsString>> {
-    let mut dir = nix::dir::Dir::from_fd(fd)?;
-    let mut names = Vec::new();
-    for entry in dir.iter() {
-        let name = entry?.file_name().to_bytes().to_vec();
+fn entries_in(fd: OwnedFd) -> nix::Result<Vec<(OsString, bool)>> {
+    let mut entries = Vec::new();
+    for entry in Dir::from_fd(fd)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
-            names.push(OsString::from_vec(name));
+            let is_file = entry.file_type() == Some(Type::File);
+            entries.push((OsString::from_vec(name.to_vec()), is_file));
         }
-        if names.len() > MAX_NAMES {
+        if entries.len() > MAX_NAMES {
             return Err(Errno::E2BIG);
         }
     }
-    names.sort_unstable();
-    Ok(names)
+    entries.sort_unstable();
+    Ok(entries)
 }
 
 /// Whether an errno says that the path leads nowhere.

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use memchr::memchr2;
+
 use super::text::{is_blank, trim};
 
 /// What stands between a key and its value.
@@ -39,16 +41,16 @@ pub(super) struct Pair<'a> {
     pub(super) any_case: bool,
 }
 
-/// Splits a line; an error is what makes udevd drop all of it.
-pub(super) fn pairs(line: &[u8]) -> Result<Vec<Pair<'_>>, &'static str> {
-    let mut found = Vec::new();
+/// Splits a line into `found`, whatever was in it; an error is what makes udevd drop all of the line.
+pub(super) fn pairs<'a>(line: &'a [u8], found: &mut Vec<Pair<'a>>) -> Result<(), &'static str> {
+    found.clear();
     let mut rest = line;
     loop {
         let skip = |byte: &&u8| is_blank(**byte) || **byte == b',';
         let skipped = rest.iter().take_while(skip).count();
         rest = rest.get(skipped..).unwrap_or_default();
         if rest.is_empty() {
-            return Ok(found);
+            return Ok(());
         }
         let (pair, after) = pair(rest)?;
         found.push(pair);
@@ -110,8 +112,7 @@ fn value(text: &[u8]) -> Result<Value<'_>, &'static str> {
         [b'e', b'i', b'"', rest @ ..] | [b'i', b'e', b'"', rest @ ..] => (true, true, rest),
         _ => return Err("a value that is not in double quotes"),
     };
-    let special = |byte: &u8| matches!(byte, b'"' | b'\\');
-    let mut at = text.iter().position(special).unwrap_or(text.len());
+    let mut at = memchr2(b'"', b'\\', text).unwrap_or(text.len());
     let (start, _) = text.split_at(at);
     if let Some([b'"', rest @ ..]) = text.get(at..) {
         return Ok((Cow::Borrowed(start), any_case, rest));
@@ -206,7 +207,8 @@ mod tests {
 
     fn shown(line: &str) -> Result<Vec<String>, &'static str> {
         let text = |bytes: &[u8]| bytes.escape_ascii().to_string();
-        let pairs = pairs(line.as_bytes())?;
+        let mut found = Vec::new();
+        pairs(line.as_bytes(), &mut found)?;
         let show = |pair: &Pair| {
             let attr = pair.attr.map(|attr| format!("{{{}}}", text(attr)));
             let (key, value) = (text(pair.key), text(&pair.value));
@@ -217,7 +219,7 @@ mod tests {
                 pair.op
             )
         };
-        Ok(pairs.iter().map(show).collect())
+        Ok(found.iter().map(show).collect())
     }
 
     #[test]
@@ -283,7 +285,7 @@ mod tests {
             "KERNEL=='kvm'",
             "\u{feff}# a comment behind a byte order mark",
         ] {
-            assert!(pairs(line.as_bytes()).is_err(), "{line}");
+            assert!(pairs(line.as_bytes(), &mut Vec::new()).is_err(), "{line}");
         }
     }
 }

@@ -93,8 +93,9 @@ mod tests {
     use super::*;
 
     fn pattern(text: &str) -> Pattern<'_> {
-        let pairs = pairs(text.as_bytes()).unwrap();
-        Pattern::new(&pairs[0])
+        let mut found = Vec::new();
+        pairs(text.as_bytes(), &mut found).unwrap();
+        Pattern::new(&found[0])
     }
 
     #[test]

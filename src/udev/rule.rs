@@ -109,15 +109,16 @@ impl Token<'_> {
     }
 }
 
-/// Reads one line: nothing where it cannot matter to kvm, and an error is why udevd drops it.
+/// Reads one line, by way of `room`: nothing where it cannot matter to kvm, and an error is why udevd drops it.
 pub(super) fn rule<'a>(
     at: Place<'a>,
     line: &'a [u8],
+    room: &mut Vec<Pair<'a>>,
     node: &Udevd,
     db: &Database<'_>,
 ) -> Result<Option<Rule<'a>>, String> {
-    let pairs = pairs(line)?;
-    if is_idle(&pairs) && !about_kvm(line) {
+    pairs(line, room)?;
+    if is_idle(room) && !about_kvm(line) {
         return Ok(None);
     }
     let mut rule = Rule {
@@ -128,7 +129,7 @@ pub(super) fn rule<'a>(
         dropped: None,
         doubt: None,
     };
-    for pair in pairs {
+    for pair in room.drain(..) {
         let key = std::str::from_utf8(pair.key).unwrap_or_default();
         let written = pair.key;
         part(&mut rule, key, pair, node, db)

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use memchr::memchr3;
+
 /// The length that udevd allows a line, with its continuations.
 pub(super) const LINE_MAX: usize = 16384;
 
@@ -93,7 +95,7 @@ fn next_line(text: &[u8]) -> Option<(&[u8], &[u8])> {
         return None;
     }
     let is_end = |byte: &u8| matches!(byte, 0 | b'\n' | b'\r');
-    let length = text.iter().position(is_end).unwrap_or(text.len());
+    let length = memchr3(0, b'\n', b'\r', text).unwrap_or(text.len());
     let (line, rest) = text.split_at(length);
     let mut ends = 0;
     for byte in rest {
