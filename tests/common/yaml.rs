@@ -1,4 +1,5 @@
 //! YAML as JSON values, for manifests and Helm values.
+#![allow(dead_code)]
 
 use marked_yaml::types::MarkedScalarNode;
 use marked_yaml::{LoaderOptions, Node};
