@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::{FIXTURES, Way, cases, golden_path, project, read, values};
+use crate::{FIXTURES, Way, cases, golden_path, project, read, values, yaml};
 
 /// Copies a folder with all below it: what a person does with a Component.
 fn copy(from: &Path, to: &Path) {
@@ -85,16 +85,22 @@ fn the_goldens_are_what_kustomize_builds() {
     }
 }
 
+/// The block of YAML in helm-patch/README.md that has `part` in it.
+fn block(part: &str) -> String {
+    let readme = read(&project("helm-patch/README.md"));
+    let mut blocks = readme.split("```yaml\n").skip(1);
+    let block = blocks.find_map(|block| {
+        let block = block.split("```").next()?;
+        block.contains(part).then(|| block.to_owned())
+    });
+    block.unwrap_or_else(|| panic!("no {part} in the README"))
+}
+
 /// The overlay that helm-patch/README.md tells people to write.
 #[test]
 #[ignore = "tier: kustomize"]
 fn the_overlay_of_the_readme_gives_the_golden() {
-    let readme = read(&project("helm-patch/README.md"));
-    let overlay = readme
-        .split("```yaml\n")
-        .find(|block| block.contains("\ncomponents:\n"))
-        .and_then(|block| block.split("```").next())
-        .expect("an overlay in the README");
+    let overlay = block("\ncomponents:\n");
     for (way, fixture, resource) in [
         (Way::Kustomize, "genestack/base", "../base"),
         (Way::Exec, "genestack/talos", "../talos"),
@@ -111,6 +117,22 @@ fn the_overlay_of_the_readme_gives_the_golden() {
             "{fixture}: {built}"
         );
     }
+}
+
+/// To try one node, all DaemonSets of the chart wait for their pods to be deleted.
+#[test]
+#[ignore = "tier: kustomize"]
+fn the_readmes_patch_for_one_node_first_meets_every_daemonset() {
+    let workspace = workspace();
+    let overlay = kustomization("label-overrides", Way::Kustomize) + &block("OnDelete");
+    let built = try_build(workspace.path(), &overlay).unwrap();
+    let (mut waiting, mut rolling) = (0, 0);
+    for document in yaml::documents(&built) {
+        let strategy = &document["spec"]["updateStrategy"];
+        waiting += u32::from(*strategy == serde_json::json!({ "type": "OnDelete" }));
+        rolling += u32::from(strategy["type"] == "RollingUpdate");
+    }
+    assert_eq!((waiting, rolling), (2, 0), "{built}");
 }
 
 /// What the patches rest on is asked for, so that another pod is not patched wrongly in silence.
