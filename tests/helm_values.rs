@@ -1,7 +1,7 @@
 //! The scripts of helm-patch/values, run by real shells with the real program in a pod made for the test:
 //! this namespace's `/` with its own /etc and /dev, and the node's root at /mnt/host-rootfs.
 //!
-//! Needs root and KVM. Loading modules is the one thing that is not done: `modprobe` only notes how it
+//! Needs root, KVM and shellcheck. Loading modules is the one thing that is not done: `modprobe` only notes how it
 //! is called.
 #![allow(clippy::disallowed_methods)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -94,6 +94,21 @@ fn owner(path: &str) -> (u32, u32, u32) {
 /// The lines of the chart's libvirt.sh, which run before libvirtd.
 fn chart() {
     ok(Command::new("sh").args(["-ec", "chmod 660 /dev/kvm; chown root:kvm /dev/kvm"]));
+}
+
+#[test]
+#[ignore = "tier: kvm"]
+fn shellcheck_has_nothing_to_say() {
+    common::require_commands(&["shellcheck"]);
+    let dir = tempfile::tempdir().unwrap();
+    for (file, path) in [
+        ("hooks.yaml", "/conf/hooks/scripts/daemon"),
+        ("init-modules.yaml", "/conf/init_modules/script"),
+    ] {
+        let at = dir.path().join(file);
+        fs::write(&at, script(file, path)).unwrap();
+        ok(Command::new("shellcheck").arg(at));
+    }
 }
 
 mod hooks {
@@ -248,6 +263,7 @@ mod init_modules {
                 &host.at("run/libvirt-kvm-init/group"),
                 Path::new("/etc/group"),
             );
+            ok(Command::new("mount").args(["-o", "remount,bind,ro", "/etc/group"]));
             fs::write(
                 "/etc/libvirt/qemu.conf",
                 "user = \"nova\"\ngroup = \"kvm\"\n",
