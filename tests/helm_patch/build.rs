@@ -1,0 +1,190 @@
+//! The tier `kustomize`: the goldens are what `kubectl kustomize` makes of fixtures and patches.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::{FIXTURES, Way, cases, golden_path, project, read, values, yaml};
+
+/// Copies a folder with all below it: what a person does with a Component.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// A folder with the fixtures and the Components, for overlays beside them.
+fn workspace() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    copy(&project("tests/fixtures"), &dir.path().join("fixtures"));
+    copy(&project("helm-patch"), &dir.path().join("helm-patch"));
+    dir
+}
+
+/// What kustomize makes of `kustomization` in a folder of its own beside the fixtures, or why not.
+fn try_build(workspace: &Path, kustomization: &str) -> Result<String, String> {
+    let overlay = workspace.join("overlay");
+    fs::create_dir_all(&overlay).unwrap();
+    fs::write(overlay.join("kustomization.yaml"), kustomization).unwrap();
+    kustomize(&overlay)
+}
+
+fn kustomize(folder: &Path) -> Result<String, String> {
+    let output = Command::new("kubectl")
+        .arg("kustomize")
+        .arg(folder)
+        .output()
+        .expect("this tier needs kubectl");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    if output.status.success() {
+        assert_eq!(stderr, "", "kustomize warns");
+        return Ok(String::from_utf8(output.stdout).unwrap());
+    }
+    Err(stderr)
+}
+
+fn kustomization(fixture: &str, way: Way) -> String {
+    let resources = format!("resources:\n  - ../fixtures/{fixture}\n");
+    match way {
+        Way::Plain => resources,
+        Way::Kustomize | Way::Exec => format!(
+            "{resources}components:\n  - ../helm-patch/{}\nimages:\n  - name: libvirt-kvm-init\n    \
+             newName: example/libvirt-kvm-init\n    newTag: 0.1.0\n",
+            way.name()
+        ),
+        Way::Hooks | Way::InitModules => resources + &values::as_the_chart_renders_them(way),
+    }
+}
+
+#[test]
+#[ignore = "tier: kustomize"]
+fn the_goldens_are_what_kustomize_builds() {
+    let workspace = workspace();
+    let update = std::env::var_os("KVM_INIT_UPDATE_GOLDENS").is_some_and(|value| value == "1");
+    for (fixture, way) in cases() {
+        let built = try_build(workspace.path(), &kustomization(fixture, way)).unwrap();
+        let path = golden_path(fixture, way);
+        if update {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, built).unwrap();
+            continue;
+        }
+        assert!(
+            read(&path) == built,
+            "{} differs from what is built: `KVM_INIT_UPDATE_GOLDENS=1 cargo test --test helm_patch \
+             -- --ignored` writes it anew, and git shows the difference",
+            path.display()
+        );
+    }
+}
+
+/// The block of YAML in helm-patch/README.md that has `part` in it.
+fn block(part: &str) -> String {
+    let readme = read(&project("helm-patch/README.md"));
+    let mut blocks = readme.split("```yaml\n").skip(1);
+    let block = blocks.find_map(|block| {
+        let block = block.split("```").next()?;
+        block.contains(part).then(|| block.to_owned())
+    });
+    block.unwrap_or_else(|| panic!("no {part} in the README"))
+}
+
+/// The overlay that helm-patch/README.md tells people to write.
+#[test]
+#[ignore = "tier: kustomize"]
+fn the_overlay_of_the_readme_gives_the_golden() {
+    let overlay = block("\ncomponents:\n");
+    for (way, fixture, resource) in [
+        (Way::Kustomize, "genestack/base", "../base"),
+        (Way::Exec, "genestack/talos", "../talos"),
+    ] {
+        // Genestack's folders: base, talos, and the overlay that is the operator's.
+        let workspace = tempfile::tempdir().unwrap();
+        copy(&project("tests/fixtures/genestack"), workspace.path());
+        let component = project("helm-patch").join(way.name());
+        copy(&component, &workspace.path().join("overlay/kvm-init"));
+        let overlay = overlay.replace("../base", resource);
+        let built = try_build(workspace.path(), &overlay).unwrap();
+        assert!(
+            built == read(&golden_path(fixture, way)),
+            "{fixture}: {built}"
+        );
+    }
+}
+
+/// To try one node, all DaemonSets of the chart wait for their pods to be deleted.
+#[test]
+#[ignore = "tier: kustomize"]
+fn the_readmes_patch_for_one_node_first_meets_every_daemonset() {
+    let workspace = workspace();
+    let overlay = kustomization("label-overrides", Way::Kustomize) + &block("OnDelete");
+    let built = try_build(workspace.path(), &overlay).unwrap();
+    let (mut waiting, mut rolling) = (0, 0);
+    for document in yaml::documents(&built) {
+        let strategy = &document["spec"]["updateStrategy"];
+        waiting += u32::from(*strategy == serde_json::json!({ "type": "OnDelete" }));
+        rolling += u32::from(strategy["type"] == "RollingUpdate");
+    }
+    assert_eq!((waiting, rolling), (2, 0), "{built}");
+}
+
+/// What the patches rest on is asked for, so that another pod is not patched wrongly in silence.
+#[test]
+#[ignore = "tier: kustomize"]
+fn a_pod_that_is_not_as_expected_fails_the_build() {
+    for (way, change, why) in [
+        (
+            Way::Kustomize,
+            "- {op: replace, path: /spec/template/spec/containers/0/name, value: other}",
+            "/spec/template/spec/containers/0/name",
+        ),
+        (
+            Way::Exec,
+            "- {op: replace, path: /spec/template/spec/containers/0/name, value: other}",
+            "/spec/template/spec/containers/0/name",
+        ),
+        (
+            Way::Exec,
+            "- {op: add, path: /spec/template/spec/containers/0/envFrom, value: [{secretRef: {name: mine}}]}",
+            "/spec/template/spec/containers/0/envFrom",
+        ),
+        (
+            Way::Exec,
+            "- {op: remove, path: /spec/template/spec/containers/0/command}",
+            "/spec/template/spec/containers/0/command",
+        ),
+    ] {
+        let workspace = workspace();
+        let changed = workspace.path().join("fixtures/changed");
+        fs::create_dir(&changed).unwrap();
+        let text = format!(
+            "resources:\n  - ../chart-2026.1\npatches:\n  - target:\n      kind: DaemonSet\n    \
+             patch: |-\n      {change}\n"
+        );
+        fs::write(changed.join("kustomization.yaml"), text).unwrap();
+        let error = try_build(workspace.path(), &kustomization("changed", way)).unwrap_err();
+        assert!(error.contains(why), "{way:?} {change}: {error}");
+    }
+}
+
+#[test]
+fn there_is_no_golden_without_a_case() {
+    let mut known: Vec<_> = cases()
+        .map(|(fixture, way)| golden_path(fixture, way))
+        .collect();
+    let mut found: Vec<_> = fs::read_dir(project("tests/goldens"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    known.sort();
+    found.sort();
+    assert_eq!(found, known);
+    assert_eq!(known.len(), FIXTURES.len() * Way::ALL.len());
+}

@@ -1,0 +1,72 @@
+//! What the patches have run is what the program understands.
+
+use clap::Parser;
+use libvirt_kvm_init::cli::{Cli, Verb};
+use libvirt_kvm_init::config::Config;
+
+use crate::values::script;
+use crate::{Way, golden, yaml};
+
+/// The command that a container has in a golden.
+fn command(way: Way, list: &str, name: &str) -> Vec<String> {
+    let sets = yaml::documents(&golden("genestack/base", way));
+    let containers = sets[0]["spec"]["template"]["spec"][list].as_array();
+    let found = containers.unwrap().iter().find(|it| it["name"] == name);
+    let words = found.unwrap()["command"].as_array().unwrap().iter();
+    words
+        .map(|word| word.as_str().unwrap().to_owned())
+        .collect()
+}
+
+/// The words of the one call in a script, its continuation lines and variables resolved.
+fn call(way: Way) -> Vec<String> {
+    let text = script(way)
+        .replace("\\\n", " ")
+        .replace("\"$host", "/mnt/host-rootfs")
+        .replace('"', "");
+    let line = text
+        .lines()
+        .find(|line| line.contains("libvirt-kvm-init apply"));
+    let words = line.unwrap().split_whitespace();
+    words
+        .skip_while(|word| *word != "libvirt-kvm-init")
+        .take_while(|word| !word.starts_with(['>', '&']))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn options(words: &[String]) -> Config {
+    let cli = Cli::try_parse_from(words).unwrap_or_else(|e| panic!("{words:?}: {e}"));
+    let Verb::Apply(options) = cli.verb else {
+        panic!("{words:?}")
+    };
+    Config::resolve(&options, |_| None, |_| Err("no file".to_owned())).unwrap()
+}
+
+#[test]
+fn the_program_understands_what_the_patches_give_it() {
+    let step = command(Way::Kustomize, "initContainers", "libvirt-kvm-init");
+    let mut wrapper = command(Way::Exec, "containers", "libvirt");
+    let wrapped = wrapper.split_off(wrapper.iter().position(|word| word == "--").unwrap());
+    assert_eq!(wrapped, ["--", "/tmp/libvirt.sh"]);
+    assert_eq!(wrapper[1], "exec");
+    // It takes apply's options.
+    wrapper[1] = "apply".to_owned();
+    for words in [step, wrapper, call(Way::Hooks), call(Way::InitModules)] {
+        let config = options(&words);
+        let shown = |path: &Option<std::path::PathBuf>| {
+            path.as_ref().map(|path| path.display().to_string())
+        };
+        assert_eq!(
+            shown(&config.host_root).as_deref(),
+            Some("/mnt/host-rootfs"),
+            "{words:?}"
+        );
+        assert_eq!(config.settle.as_secs(), 30, "{words:?}");
+    }
+    let config = options(&call(Way::InitModules));
+    assert_eq!(
+        config.device.display().to_string(),
+        "/mnt/host-rootfs/dev/kvm"
+    );
+}

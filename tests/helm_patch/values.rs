@@ -1,0 +1,109 @@
+//! The Helm values: what the chart makes of them, and their scripts.
+//!
+//! Helm is not needed: the chart appends `pod.mounts.libvirt.libvirt.volumeMounts` as it stands to the
+//! libvirt container's mounts, which is done here by hand. Where it keeps the scripts is its own
+//! business: a hook is found by libvirtd at /etc/libvirt/hooks/daemon, and the other is what
+//! libvirt-init-modules runs.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::{Way, project, read, yaml};
+
+/// A values file.
+fn values(way: Way) -> Value {
+    let name = match way {
+        Way::Hooks => "hooks",
+        Way::InitModules => "init-modules",
+        _ => panic!("{way:?} is no values file"),
+    };
+    yaml::parse(&read(&project(&format!("helm-patch/values/{name}.yaml"))))
+}
+
+/// The script in a values file.
+pub fn script(way: Way) -> String {
+    let conf = &values(way)["conf"];
+    let script = match way {
+        Way::Hooks => &conf["hooks"]["scripts"]["daemon"],
+        _ => &conf["init_modules"]["script"],
+    };
+    script.as_str().unwrap().to_owned()
+}
+
+/// The rest of a kustomization that does to the pod what the chart's template does with the values.
+pub fn as_the_chart_renders_them(way: Way) -> String {
+    let mounts = &values(way)["pod"]["mounts"]["libvirt"]["libvirt"]["volumeMounts"];
+    let operations = mounts.as_array().unwrap().iter().map(|mount| {
+        let path = "/spec/template/spec/containers/0/volumeMounts/-";
+        serde_json::json!({ "op": "add", "path": path, "value": mount })
+    });
+    let target = serde_json::json!({
+        "kind": "DaemonSet", "labelSelector": "application=libvirt,component=libvirt",
+    });
+    let patch =
+        serde_json::json!({ "target": target, "patch": operations.collect::<Value>().to_string() });
+    format!("patches:\n  - {patch}\n")
+}
+
+/// The keys of an object and of the objects in it.
+fn keys(prefix: &str, value: &Value, found: &mut Vec<String>) {
+    let Some(entries) = value.as_object() else {
+        return found.push(prefix.to_owned());
+    };
+    for (key, value) in entries {
+        keys(&format!("{prefix}.{key}"), value, found);
+    }
+}
+
+/// A value that the chart does not know does nothing, in silence.
+#[test]
+fn the_values_are_the_charts() {
+    for (way, expected) in [
+        (
+            Way::Hooks,
+            [
+                ".conf.hooks.enabled",
+                ".conf.hooks.scripts.daemon",
+                ".pod.mounts.libvirt.libvirt.volumeMounts",
+            ],
+        ),
+        (
+            Way::InitModules,
+            [
+                ".conf.init_modules.enabled",
+                ".conf.init_modules.script",
+                ".pod.mounts.libvirt.libvirt.volumeMounts",
+            ],
+        ),
+    ] {
+        let mut found = Vec::new();
+        keys("", &values(way), &mut found);
+        found.sort();
+        assert_eq!(found, expected, "{way:?}");
+    }
+    assert_eq!(values(Way::Hooks)["conf"]["hooks"]["enabled"], true);
+    assert_eq!(
+        values(Way::InitModules)["conf"]["init_modules"]["enabled"],
+        true
+    );
+}
+
+#[test]
+fn the_scripts_are_shell_and_no_template() {
+    for (way, interpreter) in [(Way::Hooks, "sh"), (Way::InitModules, "bash")] {
+        let script = script(way);
+        let first = script.lines().next().unwrap();
+        assert_eq!(first, format!("#!/bin/{interpreter}"), "{way:?}");
+        assert!(!script.contains("{{"), "{way:?}: Helm would read it");
+        let parsed = Command::new(interpreter)
+            .args(["-n", "-c", &script])
+            .output();
+        let parsed = parsed.unwrap();
+        let said = String::from_utf8_lossy(&parsed.stderr);
+        assert!(
+            parsed.status.success() && said.is_empty(),
+            "{way:?}: {said}"
+        );
+    }
+}
