@@ -14,61 +14,29 @@
 )]
 
 mod common;
+#[path = "common/guest.rs"]
+mod guest;
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use guest::{Guest, IMAGE, Identity, NODE, NOVA};
 
 use common::{
     Tree, bind, detach, fresh_dev, in_namespace, mknod_kvm, ok, program, run, scratch, set_owner,
 };
 
 const DEVICE: &str = "/dev/kvm";
-/// What the node's udev gives the device.
-const NODE: u32 = 108;
-/// What the image calls kvm.
-const IMAGE: u32 = 424;
-const NOVA: u32 = 42424;
-const SOCKET: &str = "/run/libvirt/libvirt-sock";
-const ERROR: &str = "Could not access KVM kernel module: Permission denied";
-
-/// No disks and no firmware's wishes. The CPU is one that needs neither vmx nor svm of the machine.
-const DOMAIN: &str = "<domain type='kvm'>
-  <name>guest</name>
-  <uuid>6b7ab1f6-0d33-4d4e-9c1a-5b9f2a0c4e11</uuid>
-  <memory unit='MiB'>64</memory>
-  <os><type arch='x86_64' machine='q35'>hvm</type></os>
-  <cpu mode='custom' match='exact' check='none'>
-    <model fallback='allow'>qemu64</model>
-    <feature policy='disable' name='svm'/>
-  </cpu>
-  <devices>
-    <emulator>/usr/bin/qemu-system-x86_64</emulator>
-    <controller type='usb' model='none'/>
-    <memballoon model='none'/>
-  </devices>
-</domain>
-";
-
-/// The lines of the chart's libvirt.sh that run after every init step.
-const CHART: &str = "if [ -c /dev/kvm ]; then chmod 660 /dev/kvm; chown root:kvm /dev/kvm; fi";
 
 /// The pod: this namespace's `/`, with the node's root beside it.
 struct Pod {
     host: Tree,
+    guest: Guest,
     libvirtd: Option<Child>,
-}
-
-/// With which ids the guest's QEMU runs.
-#[derive(Debug, PartialEq, Eq)]
-struct Identity {
-    uid: u32,
-    gid: u32,
-    /// Sorted.
-    groups: Vec<u32>,
 }
 
 impl Pod {
@@ -103,40 +71,15 @@ impl Pod {
         fresh_dev();
         mknod_kvm(Path::new(DEVICE), 0, NODE, 0o660);
 
-        // The image's accounts: the distribution's lines stay, for libvirtd looks up its built-in defaults too.
-        let keep = |file: &str| -> String {
-            let text = fs::read_to_string(file).unwrap();
-            text.lines()
-                .filter(|l| {
-                    let mut fields = l.split(':');
-                    let (name, id) = (
-                        fields.next().unwrap_or_default(),
-                        fields.nth(1).unwrap_or_default(),
-                    );
-                    !["kvm", "nova"].contains(&name) && !["108", "424", "42424"].contains(&id)
-                })
-                .map(|l| format!("{l}\n"))
-                .collect()
-        };
-        let group = keep("/etc/group") + &format!("kvm:x:{IMAGE}:nova\nnova:x:{NOVA}:\n");
-        let passwd =
-            keep("/etc/passwd") + &format!("nova:x:{NOVA}:{NOVA}::/var/lib/nova:/bin/sh\n");
+        let (group, passwd) = guest::accounts();
         fs::write("/etc/group", group).unwrap();
         fs::write("/etc/passwd", passwd).unwrap();
 
         let libvirt = Path::new("/etc/libvirt");
-        fs::write(
-            libvirt.join("qemu.conf"),
-            "user = \"nova\"\ngroup = \"kvm\"\nsecurity_driver = \"none\"\nstdio_handler = \"file\"\n",
-        )
-        .unwrap();
-        fs::write(
-            libvirt.join("libvirtd.conf"),
-            "auth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\n",
-        )
-        .unwrap();
+        fs::write(libvirt.join("qemu.conf"), guest::QEMU_CONF).unwrap();
+        fs::write(libvirt.join("libvirtd.conf"), guest::LIBVIRTD_CONF).unwrap();
         fs::create_dir_all(libvirt.join("qemu")).unwrap();
-        fs::write(libvirt.join("qemu/guest.xml"), DOMAIN).unwrap();
+        fs::write(libvirt.join("qemu/guest.xml"), guest::DOMAIN).unwrap();
 
         let host = Tree::host(NODE);
         bind(Path::new("/dev"), &host.at("dev"));
@@ -144,8 +87,15 @@ impl Pod {
             fs::metadata(host.at("dev/kvm")).unwrap().ino(),
             fs::metadata(DEVICE).unwrap().ino()
         );
+        guest::only_qemu(&scratch().join("tools"));
         Self {
             host,
+            guest: Guest {
+                run: "/run/libvirt".into(),
+                logs: "/var/log/libvirt".into(),
+                messages: scratch().join("libvirtd.log"),
+                proc: PathBuf::new(),
+            },
             libvirtd: None,
         }
     }
@@ -153,24 +103,13 @@ impl Pod {
     /// Starts libvirtd with the QEMU driver alone and only one QEMU to find. It ends when its standard input
     /// does, and its guests with it.
     fn start_libvirtd(&mut self) {
-        let (bin, drivers) = (scratch().join("bin"), scratch().join("drivers"));
-        if !bin.exists() {
-            fs::create_dir_all(&bin).unwrap();
-            fs::create_dir_all(&drivers).unwrap();
-            symlink(
-                "/usr/bin/qemu-system-x86_64",
-                bin.join("qemu-system-x86_64"),
-            )
-            .unwrap();
-            symlink(qemu_driver(), drivers.join("libvirt_driver_qemu.so")).unwrap();
-        }
         let init = "exec 3<&0
             PATH=$BIN LIBVIRT_DRIVER_DIR=$DRIVERS $LIBVIRTD 3<&- & l=$!
             (read x <&3; kill $l; /bin/sleep 10; kill -9 $l) & wait $l";
         let log = fs::File::options()
             .create(true)
             .append(true)
-            .open(scratch().join("libvirtd.log"))
+            .open(&self.guest.messages)
             .unwrap();
         let mut child = Command::new("unshare")
             .args([
@@ -182,8 +121,8 @@ impl Pod {
                 "-c",
                 init,
             ])
-            .env("BIN", bin)
-            .env("DRIVERS", drivers)
+            .env("BIN", scratch().join("tools/bin"))
+            .env("DRIVERS", scratch().join("tools/drivers"))
             .env("LIBVIRTD", "/usr/sbin/libvirtd")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -191,14 +130,18 @@ impl Pod {
             .spawn()
             .unwrap();
         let began = Instant::now();
-        while UnixStream::connect(SOCKET).is_err() {
+        while UnixStream::connect(self.guest.socket()).is_err() {
             let ended = child.try_wait().unwrap();
             if ended.is_some() || began.elapsed() > Duration::from_secs(30) {
                 let _ = child.kill();
-                panic!("libvirtd does not answer ({ended:?}):\n{}", self.log());
+                panic!(
+                    "libvirtd does not answer ({ended:?}):\n{}",
+                    self.guest.said()
+                );
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+        self.guest.proc = format!("/proc/{}/root/proc", child.id()).into();
         self.libvirtd = Some(child);
     }
 
@@ -206,75 +149,6 @@ impl Pod {
     fn stop_libvirtd(&mut self) {
         if let Some(mut child) = self.libvirtd.take() {
             child.wait().unwrap(); // closes its standard input first
-        }
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(scratch().join("libvirtd.log")).unwrap_or_default()
-    }
-
-    fn virsh(&self, args: &[&str]) -> (i32, String, String) {
-        let began = Instant::now();
-        let out = run(Command::new("timeout")
-            .args(["-k", "5", "180", "virsh", "-q", "-c", "qemu:///system"])
-            .args(args)
-            .env("LC_ALL", "C"));
-        eprintln!(
-            "virsh {}: {} after {:.1?}",
-            args.join(" "),
-            out.0,
-            began.elapsed()
-        );
-        out
-    }
-
-    /// The guest cannot start, for the incident's reason.
-    fn fails(&self, when: &str) {
-        let (code, _, stderr) = self.virsh(&["start", "guest"]);
-        let log = fs::read_to_string("/var/log/libvirt/qemu/guest.log").unwrap_or_default();
-        assert_ne!(code, 0, "{when}: the guest starts");
-        assert!(
-            stderr.contains(ERROR) || log.contains(ERROR),
-            "{when}: another error\n{stderr}\n{log}"
-        );
-    }
-
-    /// The guest starts and runs; then it is destroyed. Gives the identity of its QEMU.
-    fn starts(&self, when: &str) -> Identity {
-        let (code, _, stderr) = self.virsh(&["start", "guest"]);
-        assert_eq!(code, 0, "{when}: {stderr}\n{}", self.log());
-        let (_, state, _) = self.virsh(&["domstate", "guest"]);
-        assert_eq!(state.trim(), "running", "{when}");
-        let identity = self.identity();
-        eprintln!("{when}: QEMU runs as {identity:?}");
-        let (code, _, stderr) = self.virsh(&["destroy", "guest"]);
-        assert_eq!(code, 0, "{when}: {stderr}");
-        identity
-    }
-
-    /// From the status of the guest's QEMU, by libvirtd's own /proc.
-    fn identity(&self) -> Identity {
-        let pid = fs::read_to_string("/run/libvirt/qemu/guest.pid").unwrap();
-        let outer = self.libvirtd.as_ref().unwrap().id();
-        let status =
-            fs::read_to_string(format!("/proc/{outer}/root/proc/{}/status", pid.trim())).unwrap();
-        let ids = |key: &str| -> Vec<u32> {
-            let line = status.lines().find_map(|l| l.strip_prefix(key)).unwrap();
-            line.split_whitespace()
-                .map(|n| n.parse().unwrap())
-                .collect()
-        };
-        let (uid, gid, mut groups) = (ids("Uid:"), ids("Gid:"), ids("Groups:"));
-        assert!(
-            uid.iter().all(|u| u == &uid[0]) && gid.iter().all(|g| g == &gid[0]),
-            "{status}"
-        );
-        assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
-        groups.sort_unstable();
-        Identity {
-            uid: uid[0],
-            gid: gid[0],
-            groups,
         }
     }
 
@@ -325,7 +199,7 @@ impl Pod {
 
     /// The chart's lines; `kvm` is what the pod's /etc/group says.
     fn chart(&self) {
-        ok(Command::new("sh").args(["-ec", CHART]));
+        ok(Command::new("sh").args(["-ec", guest::CHART]));
     }
 
     /// The node's udev handles an event.
@@ -344,15 +218,6 @@ impl Drop for Pod {
     }
 }
 
-/// libvirt's QEMU driver, where the distribution has put it.
-fn qemu_driver() -> PathBuf {
-    ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"]
-        .iter()
-        .map(|dir| Path::new(dir).join("libvirt/connection-driver/libvirt_driver_qemu.so"))
-        .find(|path| path.is_file())
-        .expect("this tier needs libvirt's QEMU driver, which this machine does not have")
-}
-
 /// A node is rebooted, the pod comes up, a guest is started; then the pod is restarted with `apply` in it.
 #[test]
 #[ignore = "tier: libvirt"]
@@ -360,12 +225,12 @@ fn pod_restart() {
     in_namespace(|| {
         let mut pod = Pod::new();
         pod.start_libvirtd();
-        pod.fails("node 108, image 424");
+        pod.guest.fails("node 108, image 424");
         pod.stop_libvirtd();
 
         let computed = pod.apply();
         pod.start_libvirtd();
-        let seen = pod.starts("after apply and a restart of the pod");
+        let seen = pod.guest.starts("after apply and a restart of the pod");
         assert_eq!(
             seen,
             Identity {
@@ -381,10 +246,10 @@ fn pod_restart() {
 
         pod.chart();
         assert_eq!(pod.device_gid(), NODE, "the chart's kvm is the node's now");
-        pod.starts("after the chart's own chown");
+        pod.guest.starts("after the chart's own chown");
 
         pod.udev();
-        pod.starts("after an event of the node");
+        pod.guest.starts("after an event of the node");
     });
 }
 
@@ -401,16 +266,16 @@ fn live_libvirtd() {
         std::thread::sleep(Duration::from_secs(2));
         pod.start_libvirtd();
         assert_eq!(pod.check(), (0, false), "the chart's number works now");
-        assert_eq!(pod.starts("the chart has taken the node").gid, IMAGE);
+        assert_eq!(pod.guest.starts("the chart has taken the node").gid, IMAGE);
 
         pod.udev();
         assert_eq!(pod.check(), (1, false), "and now it does not");
-        pod.fails("an event of the node has taken it back");
+        pod.guest.fails("an event of the node has taken it back");
 
         std::thread::sleep(Duration::from_secs(2));
         pod.apply();
         assert_eq!(pod.check(), (0, true), "a warning, which is no verdict");
-        let seen = pod.starts("after apply, libvirtd not restarted");
+        let seen = pod.guest.starts("after apply, libvirtd not restarted");
         assert_eq!(
             seen.gid, IMAGE,
             "libvirtd resolves the configured group once"
@@ -419,6 +284,7 @@ fn live_libvirtd() {
 
         pod.chart();
         pod.udev();
-        pod.starts("after the chart's chown and an event of the node");
+        pod.guest
+            .starts("after the chart's chown and an event of the node");
     });
 }
