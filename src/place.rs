@@ -26,7 +26,7 @@ pub enum HostRoot {
 /// Finds the node's root, or takes the one that was given.
 ///
 /// # Errors
-/// [`Usage`] for a given root that is not there, or that is this container's own.
+/// [`Usage`] for a given root that is not there, that is empty, or that is this container's own.
 pub fn find(given: Option<&Path>) -> Result<HostRoot, Usage> {
     match given {
         Some(path) => take(path).map(HostRoot::At),
@@ -53,6 +53,16 @@ fn take(path: &Path) -> Result<Root, Usage> {
         return Err(Usage(format!(
             "--host-root {shown}: this is the container's own root, not the node's; mount the \
              node's root file system, for example at /mnt/host-rootfs"
+        )));
+    }
+    // A mount point without its mount: what the node says would be unknown, without a word.
+    if ["etc", "usr"]
+        .iter()
+        .all(|name| matches!(root.stat(name), Ok(None)))
+    {
+        return Err(Usage(format!(
+            "--host-root {shown}: neither etc nor usr is in it, so nothing is mounted there; mount \
+             the node's root file system there, or leave the option out"
         )));
     }
     Ok(root)

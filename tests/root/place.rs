@@ -232,7 +232,9 @@ fn a_given_host_root_must_be_one() {
             ("/etc/group", "ENOTDIR"),
             ("/", "own root"),
             ("/usr/..", "own root"),
+            ("/empty", "nothing is mounted there"),
         ];
+        pod.tree.dir("empty");
         for (given, why) in table {
             let mut cmd = pod.apply_in_pod();
             cmd.env("KUBERNETES_SERVICE_HOST", "10.0.0.1");
