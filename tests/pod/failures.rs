@@ -1,0 +1,354 @@
+//! What a step that cannot do its work says, and that it leaves all as it was.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::VolumeMount;
+
+use crate::common::{mount_tmpfs, program, set_owner};
+use crate::guest::{self, IMAGE, NODE};
+use crate::kubelet::{Ended, HOST, Pod, STEP};
+use crate::node::{DEVICE, Node, device, on_a_node};
+
+const OUT: &str = "--group-file-out=/pod-shared/group";
+const GIVEN: &str = "--host-root=/mnt/host-rootfs";
+
+/// The patched pod, in which the binary is already; no step waits long for a device.
+pub fn with_step(node: &Node) -> Pod<'_> {
+    let mut pod = Pod::new(node, "genestack-base-kustomize");
+    pod.replace(STEP, "--settle=30s", &["--settle=200ms"]);
+    before_ours(&pod);
+    pod
+}
+
+/// The pod whose libvirt container is wrapped, with a command that says so when it runs.
+fn wrapped(node: &Node) -> Pod<'_> {
+    let mut pod = Pod::new(node, "genestack-base-exec");
+    pod.replace("libvirt", "--settle=30s", &["--settle=200ms"]);
+    let command = ["sh", "-c", "grep ^kvm: /etc/group; exit 7"];
+    pod.replace("libvirt", "/tmp/libvirt.sh", &command);
+    before_ours(&pod);
+    pod
+}
+
+/// What the steps before ours leave in the pod.
+fn before_ours(pod: &Pod) {
+    let options = pod.volume("pod-shared").join("libvirtd.conf");
+    fs::write(&options, guest::LIBVIRTD_CONF).unwrap();
+    set_owner(&options, 65534, 65534, 0o644);
+    let install = pod.step("libvirt-kvm-init-install");
+    assert_eq!(install.code, 0, "{install:?}");
+}
+
+/// Where the step's group file goes.
+pub fn output(pod: &Pod) -> PathBuf {
+    pod.volume("pod-shared").join("group")
+}
+
+/// All that a step could change: which inodes they are, when they were changed, whose they are.
+fn state(pod: &Pod) -> Vec<String> {
+    let mut places = vec![PathBuf::from(DEVICE), pod.node.at("etc/group")];
+    let mut volume: Vec<_> = fs::read_dir(pod.volume("pod-shared"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    volume.sort();
+    places.append(&mut volume);
+    let shown = |path: &PathBuf| match fs::symlink_metadata(path) {
+        // A file that came and went is no change.
+        Ok(it) if it.is_dir() => path.display().to_string(),
+        Ok(it) => format!(
+            "{}: {} {}:{} {:o} {} {}.{:09}",
+            path.display(),
+            it.ino(),
+            it.uid(),
+            it.gid(),
+            it.mode(),
+            it.len(),
+            it.ctime(),
+            it.ctime_nsec()
+        ),
+        Err(e) => format!("{}: {e}", path.display()),
+    };
+    places.iter().map(shown).collect()
+}
+
+/// The step ends with this code, says this in its last line, and changes nothing.
+pub fn refuses(pod: &Pod, code: i32, reason: &str) -> Ended {
+    let before = state(pod);
+    let ended = pod.step(STEP);
+    says(&ended, code, reason);
+    assert_eq!(state(pod), before, "{reason}");
+    ended
+}
+
+fn says(ended: &Ended, code: i32, reason: &str) {
+    assert_eq!(ended.code, code, "{reason}: {ended:?}");
+    let verdict = match code {
+        2 => "usage",
+        3 => "refused",
+        4 => "failed",
+        5 => "unproven",
+        6 => "absent",
+        _ => panic!("{code} is no failure"),
+    };
+    let start = format!("libvirt-kvm-init: {verdict}: ");
+    assert!(ended.reason().starts_with(&start), "{ended:?}");
+    assert!(ended.reason().contains(reason), "{reason}: {ended:?}");
+    assert_eq!(ended.group(), None, "{reason}");
+}
+
+/// The wrapper ends so, and the command did not run.
+fn wrapper_refuses(pod: &Pod, code: i32, reason: &str) {
+    let before = state(pod);
+    let ended = pod.libvirt();
+    says(&ended, code, reason);
+    assert_eq!(ended.stdout, "", "{ended:?}");
+    assert_eq!(state(pod), before, "{reason}");
+}
+
+/// The wrapper aligns the group, and becomes the command.
+fn wrapper_goes_on(pod: &Pod, gid: u32) -> Ended {
+    let ended = pod.libvirt();
+    assert_eq!(ended.code, 7, "{ended:?}");
+    assert_eq!(ended.stdout, format!("kvm:x:{gid}:nova\n"), "{ended:?}");
+    ended
+}
+
+/// The step succeeds and leaves the pod's group file, with this number.
+pub fn goes_on(pod: &Pod, gid: u32) -> Ended {
+    let ended = pod.step(STEP);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let image = pod.image.read("etc/group");
+    let old = format!("\nkvm:x:{IMAGE}:nova\n");
+    let group = image.replace(&old, &format!("\nkvm:x:{gid}:nova\n"));
+    assert_eq!(fs::read_to_string(output(pod)).unwrap(), group);
+    let file = fs::metadata(output(pod)).unwrap();
+    assert_eq!(
+        (file.uid(), file.gid(), file.mode()),
+        (0, 0, 0o100_644),
+        "{ended:?}"
+    );
+    ended
+}
+
+#[test]
+#[ignore = "tier: pod"]
+fn a_node_without_the_device() {
+    on_a_node(|node| {
+        let mut pod = with_step(node);
+        fs::remove_file(DEVICE).unwrap();
+        refuses(&pod, 6, "/dev/kvm does not exist");
+        assert!(!output(&pod).exists());
+        pod.options = vec![("LIBVIRT_KVM_INIT_MISSING", "skip")];
+        let ended = goes_on(&pod, NODE);
+        assert!(ended.reason().contains("/dev/kvm does not exist"));
+        assert!(!Path::new(DEVICE).exists());
+    });
+    on_a_node(|node| {
+        let pod = wrapped(node);
+        fs::remove_file(DEVICE).unwrap();
+        wrapper_refuses(&pod, 6, "/dev/kvm does not exist");
+    });
+}
+
+#[test]
+#[ignore = "tier: pod"]
+fn a_private_dev() {
+    on_a_node(|node| {
+        let mut pod = with_step(node);
+        pod.unmount(STEP, "/dev");
+        refuses(&pod, 3, "mount the node's /dev at /dev");
+        assert!(!output(&pod).exists());
+
+        // Where libvirtd is started in the same container, its guests would have that device.
+        let mut pod = wrapped(node);
+        pod.unmount("libvirt", "/dev");
+        let ended = wrapper_goes_on(&pod, NODE);
+        assert!(ended.stderr.contains("private-device"), "{ended:?}");
+        assert_eq!(device(), (0, NODE, 0o660));
+    });
+}
+
+#[test]
+#[ignore = "tier: pod"]
+fn the_nodes_root_is_missing() {
+    on_a_node(|node| {
+        let mut pod = with_step(node);
+        pod.unmount(STEP, HOST);
+        refuses(&pod, 2, "--host-root /mnt/host-rootfs");
+        assert!(!output(&pod).exists());
+        // Its mount point is in the image, and nothing is mounted there.
+        pod.image.dir(HOST.trim_start_matches('/'));
+        refuses(&pod, 2, "nothing is mounted there");
+        pod.replace(STEP, GIVEN, &["--strict"]);
+        refuses(&pod, 3, "does not see the node's file system");
+        pod.replace(STEP, "--strict", &[]);
+        // What the node says is not known: the device has a number, and the pod takes it.
+        let ended = goes_on(&pod, NODE);
+        assert!(ended.stdout.contains("host-root-unknown"), "{ended:?}");
+    });
+    on_a_node(|node| {
+        let mut pod = wrapped(node);
+        pod.unmount("libvirt", HOST);
+        wrapper_refuses(&pod, 2, "--host-root /mnt/host-rootfs");
+        pod.replace("libvirt", GIVEN, &[]);
+        let ended = wrapper_goes_on(&pod, NODE);
+        assert!(ended.stderr.contains("host-root-unknown"), "{ended:?}");
+    });
+}
+
+#[test]
+#[ignore = "tier: pod"]
+fn a_read_only_root() {
+    on_a_node(|node| {
+        let mut pod = with_step(node);
+        pod.replace(STEP, OUT, &[]);
+        refuses(&pod, 4, "give --group-file-out");
+
+        let mut pod = wrapped(node);
+        let context = pod.container("libvirt").security_context.as_mut();
+        context.unwrap().read_only_root_filesystem = Some(true);
+        wrapper_refuses(&pod, 4, "give --group-file-out");
+        // Where nothing must change it does not matter.
+        let aligned = pod.image.read("etc/group");
+        let aligned = aligned.replace(&format!(":{IMAGE}:nova"), &format!(":{NODE}:nova"));
+        pod.image.file("etc/group", &aligned);
+        let ended = wrapper_goes_on(&pod, NODE);
+        assert_eq!(ended.group(), None);
+    });
+}
+
+/// Both ways at once.
+#[test]
+#[ignore = "tier: pod"]
+fn the_wrapper_below_a_mounted_file() {
+    on_a_node(|node| {
+        let mut pod = wrapped(node);
+        fs::copy(pod.image.at("etc/group"), output(&pod)).unwrap();
+        let mounts = &mut pod.container("libvirt").volume_mounts;
+        mounts.get_or_insert_default().push(VolumeMount {
+            name: "pod-shared".to_owned(),
+            mount_path: "/etc/group".to_owned(),
+            sub_path: Some("group".to_owned()),
+            read_only: Some(true),
+            ..VolumeMount::default()
+        });
+        wrapper_refuses(&pod, 4, "open(/etc/group): EROFS");
+    });
+}
+
+#[test]
+#[ignore = "tier: pod"]
+fn a_group_file_that_cannot_be_written() {
+    on_a_node(|node| {
+        let mut pod = with_step(node);
+        goes_on(&pod, NODE);
+        let old = "root:x:0:\nkvm:x:555:nova\n";
+        fs::write(output(&pod), old).unwrap();
+        let spec = pod.spec.clone();
+
+        let mounts = &mut pod.container(STEP).volume_mounts;
+        let volume = mounts
+            .iter_mut()
+            .flatten()
+            .find(|it| it.name == "pod-shared");
+        volume.unwrap().read_only = Some(true);
+        refuses(&pod, 4, "mount the volume writable in this step");
+        pod.spec = spec.clone();
+
+        // A volume that is full.
+        let small = pod.volume("pod-shared").join("small");
+        fs::create_dir(&small).unwrap();
+        mount_tmpfs(&small, "size=4k");
+        fs::write(small.join("group"), old).unwrap();
+        pod.replace(STEP, OUT, &["--group-file-out=/pod-shared/small/group"]);
+        refuses(&pod, 4, "ENOSPC");
+        assert_eq!(fs::read_to_string(small.join("group")).unwrap(), old);
+        assert_eq!(fs::read_dir(&small).unwrap().count(), 1);
+        pod.spec = spec;
+
+        assert_eq!(fs::read_to_string(output(&pod)).unwrap(), old);
+        goes_on(&pod, NODE);
+    });
+}
+
+/// What a kubelet makes where the file that it mounts is missing: the libvirt container does not start, and
+/// the step says why from then on.
+#[test]
+#[ignore = "tier: pod"]
+fn a_pod_that_was_started_without_the_file() {
+    on_a_node(|node| {
+        let pod = with_step(node);
+        let ended = pod.libvirt();
+        assert_ne!(ended.code, 0);
+        assert!(!ended.stderr.contains("chown root:kvm"), "{ended:?}");
+        assert!(output(&pod).is_dir());
+        refuses(&pod, 4, "/pod-shared/group");
+    });
+}
+
+/// An emptyDir is older than a container: it outlives restarts of the pod's sandbox, and of the node.
+#[test]
+#[ignore = "tier: pod"]
+fn an_old_volume() {
+    on_a_node(|node| {
+        let pod = with_step(node);
+        goes_on(&pod, NODE);
+        let before = state(&pod);
+        let install = pod.step("libvirt-kvm-init-install");
+        assert_eq!(install.code, 0, "{install:?}");
+        let again = goes_on(&pod, NODE);
+        assert!(!again.stdout.contains("changed"), "{again:?}");
+        assert_eq!(state(&pod), before);
+
+        // Left by another image, and by another version.
+        fs::write(output(&pod), "root:x:0:\nkvm:x:555:nova\nold:x:1234:\n").unwrap();
+        let binary = pod.volume("pod-shared").join(STEP);
+        fs::remove_file(&binary).unwrap();
+        fs::write(&binary, "#!/bin/sh\nexit 0\n").unwrap();
+        let image = pod.image.read("etc/group");
+        pod.image.file("etc/group", &(image + "new:x:4321:\n"));
+        assert!(pod.init().is_ok());
+        goes_on(&pod, NODE);
+        let file = fs::metadata(&binary).unwrap();
+        assert_eq!((file.uid(), file.mode()), (0, 0o100_755));
+        assert_eq!(fs::read(&binary).unwrap(), fs::read(program()).unwrap());
+    });
+}
+
+/// A pod whose step fails stays there.
+#[test]
+#[ignore = "tier: pod"]
+fn the_pod_stays_in_its_init_step() {
+    on_a_node(|node| {
+        let pod = with_step(node);
+        // The number is another group's in the image, and one that must not be given away.
+        let image = pod.image.read("etc/group");
+        let disk = image.replace("\ndisk:x:6:", &format!("\ndisk:x:{NODE}:"));
+        assert_ne!(disk, image);
+        pod.image.file("etc/group", &disk);
+        let (step, ended) = pod.init().unwrap_err();
+        assert_eq!(step, STEP);
+        says(&ended, 3, "disk");
+        assert!(!output(&pod).exists());
+    });
+}
+
+#[test]
+#[ignore = "tier: pod"]
+fn a_hook_that_fails_ends_libvirtd() {
+    on_a_node(|node| {
+        let mut pod = Pod::new(node, "genestack-base-values-hooks");
+        pod.with_hook();
+        pod.unmount("libvirt", HOST);
+        assert!(pod.init().is_ok());
+        let ended = pod.libvirt();
+        assert_eq!(ended.code, 128 + 9, "{ended:?}");
+        assert_eq!(ended.group(), None);
+        assert!(ended.stderr.contains("usage: --host-root"), "{ended:?}");
+        let last = "libvirt-kvm-init: exit code 2: libvirtd is stopped";
+        assert_eq!(ended.reason(), last);
+    });
+}

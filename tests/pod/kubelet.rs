@@ -1,0 +1,362 @@
+//! A pod as a kubelet runs it, from what the patches render.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{Container, PodSpec, Volume, VolumeMount};
+
+use crate::common::{Tree, ok, run, scratch};
+use crate::guest::{self, Guest};
+use crate::node::{Image, Node, Running, copy_program, written_by};
+use crate::yaml;
+
+pub const STEP: &str = "libvirt-kvm-init";
+/// Where the node's root is in containers.
+pub const HOST: &str = "/mnt/host-rootfs";
+
+/// What stands for the chart's script that loads KVM's module anew: the node's device is another inode
+/// then, and nobody's but root's.
+const MODULES: &str = "#!/bin/sh
+set -e
+rm /mnt/host-rootfs/dev/kvm
+mknod -m 600 /mnt/host-rootfs/dev/kvm c 10 232
+: >/etc/modprobe.d_host/loaded
+";
+
+/// What stands for the chart's script that writes libvirtd's options.
+const OPTIONS: &str = "#!/bin/sh
+exec cp /etc/libvirt/libvirtd.conf.image /tmp/pod-shared/libvirtd.conf
+";
+
+/// A pod of a DaemonSet, and its folders on the node.
+pub struct Pod<'a> {
+    pub node: &'a Node,
+    pub spec: PodSpec,
+    /// What is in the config map of options.
+    pub options: Vec<(&'static str, &'static str)>,
+    /// The libvirt image, to be changed before anything is run.
+    pub image: Tree,
+    libvirt: Image,
+    folder: PathBuf,
+    pub guest: Guest,
+    main: Option<(String, Running)>,
+}
+
+/// How a container ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+    /// What the container has written into its own layer.
+    pub layer: PathBuf,
+}
+
+impl Ended {
+    /// What `kubectl describe` ends with: the last line.
+    pub fn reason(&self) -> &str {
+        self.stderr.lines().last().unwrap_or_default()
+    }
+
+    /// The container's own group file, where it is not the image's any more.
+    pub fn group(&self) -> Option<String> {
+        fs::read_to_string(self.layer.join("etc/group")).ok()
+    }
+}
+
+impl<'a> Pod<'a> {
+    /// What a golden says.
+    pub fn new(node: &'a Node, golden: &str) -> Self {
+        let file = format!("{}/tests/goldens/{golden}.yaml", env!("CARGO_MANIFEST_DIR"));
+        let documents = yaml::documents(&fs::read_to_string(file).unwrap());
+        let set: DaemonSet = serde_json::from_value(documents[0].clone()).unwrap();
+        let spec = set.spec.unwrap().template.spec.unwrap();
+        let (libvirt, image) = Image::libvirt(node);
+        image.file("etc/libvirt/libvirtd.conf.image", guest::LIBVIRTD_CONF);
+        let folder = tempfile::Builder::new().prefix("pod").tempdir_in(scratch());
+        let mut pod = Self {
+            node,
+            spec,
+            options: Vec::new(),
+            image,
+            libvirt,
+            folder: folder.unwrap().keep(),
+            guest: Guest {
+                run: node.at("run/libvirt"),
+                logs: PathBuf::new(),
+                messages: PathBuf::new(),
+                proc: "/proc".into(),
+            },
+            main: None,
+        };
+        pod.guest.logs = pod.volume("logs");
+        for volume in pod.spec.volumes.iter().flatten() {
+            pod.volume(&volume.name);
+        }
+        let domains = pod.volume("etc-libvirt-qemu");
+        fs::write(domains.join("guest.xml"), guest::DOMAIN).unwrap();
+        pod
+    }
+
+    /// Makes the image one that has the program in it and the hook of helm-patch/values, where the chart puts
+    /// hooks.
+    pub fn with_hook(&self) {
+        let values = format!(
+            "{}/helm-patch/values/hooks.yaml",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        let values = yaml::parse(&fs::read_to_string(values).unwrap());
+        let hook = values.pointer("/conf/hooks/scripts/daemon").unwrap();
+        let hooks = "etc/libvirt/hooks/daemon";
+        self.image.file(hooks, hook.as_str().unwrap());
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(self.image.at(hooks), mode).unwrap();
+        copy_program(&self.image.at("usr/local/bin/libvirt-kvm-init"));
+    }
+
+    /// Where a volume is on the node; made if it is not there.
+    pub fn volume(&self, name: &str) -> PathBuf {
+        let mut volumes = self.spec.volumes.iter().flatten();
+        let volume = volumes.find(|volume| volume.name == name);
+        let volume = volume.unwrap_or_else(|| panic!("no volume {name}"));
+        // libvirt would make cgroups for its guests: it finds none here, and goes without.
+        if let Some(at) = volume.host_path.as_ref().filter(|_| name != "cgroup") {
+            let path = self.node.at(&at.path);
+            if !path.exists() {
+                fs::create_dir_all(&path).unwrap();
+            }
+            return path;
+        }
+        let path = self.folder.join("volumes").join(name);
+        if !path.exists() {
+            fs::create_dir_all(&path).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+            fill(volume, &path);
+        }
+        path
+    }
+
+    /// One of the pod's containers.
+    pub fn container(&mut self, name: &str) -> &mut Container {
+        let init = self.spec.init_containers.iter_mut().flatten();
+        let mut all = init.chain(&mut self.spec.containers);
+        all.find(|container| container.name == name).unwrap()
+    }
+
+    /// Replaces a word of a container's command.
+    pub fn replace(&mut self, container: &str, old: &str, new: &[&str]) {
+        let command = self.container(container).command.as_mut().unwrap();
+        let at = command.iter().position(|word| word == old);
+        let at = at.unwrap_or_else(|| panic!("no {old} in {command:?}"));
+        command.splice(at..=at, new.iter().map(|word| (*word).to_owned()));
+    }
+
+    /// Takes a mount from a container.
+    pub fn unmount(&mut self, container: &str, path: &str) {
+        let mounts = self.container(container).volume_mounts.as_mut().unwrap();
+        let before = mounts.len();
+        mounts.retain(|mount| mount.mount_path != path);
+        assert_eq!(mounts.len() + 1, before, "{path}");
+    }
+
+    /// The container as `podman run` is told it.
+    fn command(&self, container: &Container) -> (String, Command) {
+        // One that names no command runs what its image does.
+        let entry = "/libvirt-kvm-init".to_owned();
+        let (image, command) = match &container.command {
+            Some(command) => (&self.libvirt, command),
+            None => (&Image::program(), &vec![entry]),
+        };
+        let (mut podman, name, root) = self.node.run(&container.name, image);
+        for (on, option) in [
+            (self.spec.host_network, "--network=host"),
+            (self.spec.host_pid, "--pid=host"),
+            (self.spec.host_ipc, "--ipc=host"),
+        ] {
+            podman.args(on.unwrap_or(false).then_some(option));
+        }
+        rights(container, &mut podman);
+        for mount in container.volume_mounts.iter().flatten() {
+            podman.arg("-v").arg(self.mount(mount));
+        }
+        podman.arg("-v").arg(self.termination_log(container));
+        for (key, value) in self.options.iter().filter(|_| container.env_from.is_some()) {
+            podman.args(["-e", &format!("{key}={value}")]);
+        }
+        podman.arg("--rootfs").arg(root).args(command);
+        podman.args(container.args.iter().flatten());
+        (name, podman)
+    }
+
+    fn mount(&self, mount: &VolumeMount) -> String {
+        let mut source = self.volume(&mount.name);
+        if let Some(inner) = &mount.sub_path {
+            source.push(inner);
+            // So the kubelet does, too.
+            if !source.exists() {
+                fs::create_dir_all(&source).unwrap();
+            }
+        }
+        let mut option = match mount.mount_propagation.as_deref() {
+            Some("HostToContainer") => "rslave",
+            Some("Bidirectional") => "rshared",
+            _ => "rprivate",
+        }
+        .to_owned();
+        if mount.read_only == Some(true) {
+            option += ",ro";
+        }
+        format!("{}:{}:{option}", source.display(), mount.mount_path)
+    }
+
+    fn termination_log(&self, container: &Container) -> String {
+        let file = self.folder.join(format!("{}.termination", container.name));
+        fs::write(&file, "").unwrap();
+        let at = container.termination_message_path.as_deref();
+        let at = at.unwrap_or("/dev/termination-log");
+        format!("{}:{at}", file.display())
+    }
+
+    /// Runs the libvirt container to its end.
+    pub fn libvirt(&self) -> Ended {
+        self.ended(&self.spec.containers[0])
+    }
+
+    /// Runs an init container to its end.
+    pub fn step(&self, name: &str) -> Ended {
+        let mut steps = self.spec.init_containers.iter().flatten();
+        let step = steps.find(|step| step.name == name);
+        self.ended(step.unwrap_or_else(|| panic!("no init container {name}")))
+    }
+
+    /// Runs a container to its end.
+    pub fn ended(&self, container: &Container) -> Ended {
+        let began = Instant::now();
+        let (name, mut podman) = self.command(container);
+        let (code, stdout, stderr) = run(&mut podman);
+        eprintln!(
+            "{}: {code} after {:.1?}\n{stdout}{stderr}",
+            container.name,
+            began.elapsed()
+        );
+        Ended {
+            code,
+            stdout,
+            stderr,
+            layer: written_by(&name),
+        }
+    }
+
+    /// Runs the init containers one after the other, until one fails. The one that waits for other
+    /// services is left out: there is no cluster.
+    pub fn init(&self) -> Result<(), (String, Ended)> {
+        let steps = self.spec.init_containers.iter().flatten();
+        for step in steps.filter(|step| step.name != "init") {
+            let ended = self.ended(step);
+            if ended.code != 0 {
+                return Err((step.name.clone(), ended));
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the libvirt container, and waits until its libvirtd answers.
+    pub fn start(&mut self) {
+        assert!(self.main.is_none());
+        let (name, mut command) = self.command(&self.spec.containers[0]);
+        self.guest.messages = self.folder.join(format!("{name}.log"));
+        let log = fs::File::create_new(&self.guest.messages).unwrap();
+        let _ = fs::remove_file(self.guest.socket());
+        let began = Instant::now();
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        let mut running = Running::start(&mut command);
+        while UnixStream::connect(self.guest.socket()).is_err() {
+            let ended = running.ended();
+            if ended.is_some() || began.elapsed() > Duration::from_secs(60) {
+                panic!("{name}: no libvirtd ({ended:?}):\n{}", self.guest.said());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        eprintln!("{name}: libvirtd answers after {:.1?}", began.elapsed());
+        self.main = Some((name, running));
+    }
+
+    /// Ends the libvirt container.
+    pub fn stop(&mut self) {
+        let (name, running) = self.main.take().expect("it runs");
+        ok(self.node.podman("stop").args(["--time=10", &name]));
+        running.end();
+    }
+
+    /// `kubectl exec` in the libvirt container.
+    pub fn exec(&self, words: &[&str]) -> (i32, String, String) {
+        let (name, _) = self.main.as_ref().expect("it runs");
+        run(self.node.podman("exec").arg(name).args(words))
+    }
+
+    /// The libvirt container's own group file.
+    pub fn group(&self) -> String {
+        let (code, stdout, stderr) = self.exec(&["cat", "/etc/group"]);
+        assert_eq!(code, 0, "{stderr}");
+        stdout
+    }
+}
+
+/// What config maps and secrets contain.
+fn fill(volume: &Volume, path: &Path) {
+    let libvirt = format!(
+        "#!/bin/sh\nset -ex\n{}\nPATH=/opt/libvirt/bin:/usr/local/bin \
+         LIBVIRT_DRIVER_DIR=/opt/libvirt/drivers exec /usr/sbin/libvirtd\n",
+        guest::CHART
+    );
+    if volume.empty_dir.is_some() {
+        return;
+    }
+    let files: &[(&str, &str)] = match volume.name.as_str() {
+        "libvirt-bin" => &[
+            ("libvirt.sh", &libvirt),
+            ("libvirt-init-modules.sh", MODULES),
+            ("init-dynamic-options.sh", OPTIONS),
+        ],
+        "libvirt-etc" => &[("qemu.conf", guest::QEMU_CONF)],
+        _ => &[],
+    };
+    let config = volume.config_map.as_ref().and_then(|it| it.default_mode);
+    let secret = volume.secret.as_ref().and_then(|it| it.default_mode);
+    let mode = config.or(secret).unwrap_or(0o644);
+    // As the kubelet does it, so that all of it can be replaced at once.
+    fs::create_dir(path.join("..2026")).unwrap();
+    symlink("..2026", path.join("..data")).unwrap();
+    for (name, text) in files {
+        let file = path.join("..2026").join(name);
+        fs::write(&file, text).unwrap();
+        let mode = fs::Permissions::from_mode(mode.try_into().unwrap());
+        fs::set_permissions(&file, mode).unwrap();
+        symlink(Path::new("..data").join(name), path.join(name)).unwrap();
+    }
+}
+
+/// Whom the container runs as, and what it may do.
+fn rights(container: &Container, podman: &mut Command) {
+    let context = container.security_context.clone().unwrap_or_default();
+    let user = context.run_as_user.unwrap_or(0);
+    podman.args(["--user", &user.to_string()]);
+    if context.privileged == Some(true) {
+        podman.arg("--privileged");
+    }
+    let drop = context.capabilities.unwrap_or_default().drop;
+    for capability in drop.iter().flatten() {
+        podman.args(["--cap-drop", capability]);
+    }
+    if context.allow_privilege_escalation == Some(false) {
+        podman.args(["--security-opt", "no-new-privileges"]);
+    }
+    if context.read_only_root_filesystem == Some(true) {
+        podman.args(["--read-only", "--read-only-tmpfs=false"]);
+    }
+}

@@ -1,0 +1,150 @@
+//! The chart's order of events: the module is loaded anew, the node answers later, the steps run, the
+//! chart's own script takes the device, and libvirtd starts a guest. Then the node handles an event, and
+//! the libvirt container alone is started anew.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+
+use crate::common::in_namespace;
+use crate::guest::{IMAGE, Identity, NODE, NOVA};
+use crate::kubelet::{HOST, Pod, STEP};
+use crate::node::{self, DEVICE, Node, Running, on_a_node};
+use crate::udev;
+
+const NODES: (u32, u32, u32) = (0, NODE, 0o660);
+
+/// As whom QEMU runs in a pod that follows its node.
+fn aligned() -> Identity {
+    Identity {
+        uid: NOVA,
+        gid: NODE,
+        groups: vec![NODE, NOVA],
+    }
+}
+
+/// The image's group file, in which only kvm's number is another one.
+fn expected(pod: &Pod) -> String {
+    let image = pod.image.read("etc/group");
+    let old = format!("\nkvm:x:{IMAGE}:nova\n");
+    assert!(image.contains(&old));
+    image.replace(&old, &format!("\nkvm:x:{NODE}:nova\n"))
+}
+
+/// What every way must stand. The init containers have run.
+fn guests_start_whatever_happens(pod: &mut Pod) {
+    pod.start();
+    assert_eq!(pod.guest.starts("after the steps"), aligned());
+    assert_eq!(node::device(), NODES, "the chart's kvm is the node's");
+    assert_eq!(pod.group(), expected(pod));
+
+    pod.node.event();
+    assert_eq!(node::device(), NODES);
+    pod.guest.starts("after an event of the node");
+
+    let check = ["libvirt-kvm-init", "check", "--host-root", HOST];
+    let (code, stdout, stderr) = pod.exec(&check);
+    assert_eq!(code, 0, "{stdout}{stderr}");
+
+    pod.stop();
+    pod.start();
+    assert_eq!(
+        pod.guest.starts("after a restart of the container"),
+        aligned()
+    );
+    assert_eq!(pod.group(), expected(pod));
+    pod.node.event();
+    pod.guest.starts("after that and an event of the node");
+    pod.stop();
+}
+
+/// Runs the init containers, while the node answers to the module step.
+fn init(pod: &Pod) {
+    let before = fs::metadata(DEVICE).unwrap();
+    let answer = pod
+        .node
+        .answers(&pod.volume("etc-modprobe-d").join("loaded"));
+    if let Err((step, ended)) = pod.init() {
+        panic!("{step}: {ended:?}");
+    }
+    assert!(answer.end().success(), "the node's answer");
+    assert_ne!(fs::metadata(DEVICE).unwrap().ino(), before.ino());
+}
+
+#[test]
+#[ignore = "tier: pod"]
+fn the_mounted_file() {
+    let _turn = udev::turn();
+    in_namespace(|| {
+        let node = Node::with_udevd();
+        let mut pod = Pod::new(&node, "genestack-base-kustomize");
+        init(&pod);
+        assert_eq!(node::device(), NODES);
+        guests_start_whatever_happens(&mut pod);
+    });
+}
+
+#[test]
+#[ignore = "tier: pod"]
+fn the_entrypoint_wrapper() {
+    on_a_node(|node| {
+        let mut pod = Pod::new(node, "chart-2026.1-exec");
+        init(&pod);
+        guests_start_whatever_happens(&mut pod);
+    });
+}
+
+#[test]
+#[ignore = "tier: pod"]
+fn the_daemon_hook() {
+    on_a_node(|node| {
+        let mut pod = Pod::new(node, "genestack-talos-values-hooks");
+        pod.with_hook();
+        init(&pod);
+        guests_start_whatever_happens(&mut pod);
+    });
+}
+
+/// What the patches are for: the chart alone takes the device, and the node's next event takes it back.
+#[test]
+#[ignore = "tier: pod"]
+fn without_a_patch_a_guest_starts_once() {
+    on_a_node(|node| {
+        let mut pod = Pod::new(node, "genestack-base-plain");
+        init(&pod);
+        pod.start();
+        assert_eq!(
+            pod.guest.starts("the chart has taken the device").gid,
+            IMAGE
+        );
+        assert_eq!(node::device(), (0, IMAGE, 0o660));
+        node.event();
+        pod.guest.fails("an event of the node has taken it back");
+        pod.stop();
+    });
+}
+
+/// The module is loaded anew, and its device comes into being, under the step.
+#[test]
+#[ignore = "tier: pod"]
+fn the_step_waits_for_the_device() {
+    on_a_node(|node| {
+        let pod = Pod::new(node, "genestack-base-kustomize");
+        let install = pod.step("libvirt-kvm-init-install");
+        assert_eq!(install.code, 0, "{install:?}");
+        fs::remove_file(DEVICE).unwrap();
+        let note = node.at("run/loaded");
+        let answer = node.answers(&note);
+        let load = "sleep 1; mknod -m 600 /dev/kvm c 10 232; : >\"$1\"";
+        let mut module = Command::new("sh");
+        let module = Running::start(module.args(["-ec", load, "sh"]).arg(&note));
+        let step = pod.step(STEP);
+        assert!(module.end().success());
+        assert_eq!(step.code, 0, "{step:?}");
+        assert_eq!(node::device(), NODES);
+        assert!(answer.end().success());
+        assert_eq!(node::device(), NODES);
+        // By then the node had answered: there was nothing to do but to wait.
+        assert!(!step.stdout.contains("set-device-owner"), "{step:?}");
+    });
+}
