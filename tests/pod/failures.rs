@@ -96,6 +96,8 @@ fn says(ended: &Ended, code: i32, reason: &str) {
     let start = format!("libvirt-kvm-init: {verdict}: ");
     assert!(ended.reason().starts_with(&start), "{ended:?}");
     assert!(ended.reason().contains(reason), "{reason}: {ended:?}");
+    // What Kubernetes shows of a log are its last 2048 bytes.
+    assert!(ended.reason().len() < 2048, "{ended:?}");
     assert_eq!(ended.group(), None, "{reason}");
 }
 

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Command;
 
 use crate::common::in_namespace;
@@ -68,6 +69,8 @@ fn init(pod: &Pod) {
         panic!("{step}: {ended:?}");
     }
     assert!(answer.end().success(), "the node's answer");
+    // Where a container's last message goes by default is a file in /dev, which is the node's.
+    assert!(!Path::new("/dev/termination-log").exists());
     assert_ne!(fs::metadata(DEVICE).unwrap().ino(), before.ino());
 }
 
