@@ -4,7 +4,7 @@ use crate::config::{Config, Missing, ProofKind};
 use crate::diagnose::{Scene, allows, closed_folder, computed, diagnose};
 use crate::exit::{Usage, Verdict, verdict_of};
 use crate::observe::{GROUP_FILE, Observed, folders_above};
-use crate::plan::{Decision, Step};
+use crate::plan::{Decision, Step, is_private};
 use crate::prove::{Sight, prove};
 use crate::qemu::Identity;
 use crate::report::{Cause, Code, Proof, Report, Warning};
@@ -53,12 +53,14 @@ pub fn proof(
                 node,
                 folders: &folders_above(&config.device),
                 identity,
+                remedy: "",
             });
         }
         return Ok(proof);
     }
     let (Some(identity), Some(node)) = (&decision.identity, &seen.device) else {
-        return Ok(Proof::none(Some(Cause::Unknown), None));
+        let why = decision.no_identity_now.as_ref().map(ToString::to_string);
+        return Ok(Proof::none(Some(Cause::Unknown), why));
     };
     let who = Credentials {
         uid: identity.uid,
@@ -75,8 +77,37 @@ pub fn proof(
         node,
         folders: &folders,
         identity,
+        remedy: &remedy(config, seen, decision, identity),
     };
     Ok(diagnose(sight, &scene))
+}
+
+/// What gives the QEMU user the device where owner, group and mode deny it.
+fn remedy(config: &Config, seen: &Observed, decision: &Decision, identity: &Identity) -> String {
+    let Some(target) = decision.resolution.target().map(|target| target.gid) else {
+        return "give --gid".to_owned();
+    };
+    if is_private(seen) && !config.device_given {
+        return "mount the node's /dev at /dev".to_owned();
+    }
+    if seen.device.as_ref().is_some_and(|node| node.unmapped) {
+        return "this user namespace does not show whose it is: run it without hostUsers: false"
+            .to_owned();
+    }
+    let in_it = identity.gid == target || identity.groups.contains(&target);
+    match identity.user.as_deref().map(String::from_utf8_lossy) {
+        None if !in_it && !identity.stand_in => format!(
+            "libvirt gives no other group to a uid without a name: name {} in {}, or set group = \
+             \"+{target}\" in {}",
+            identity.uid,
+            seen.pod.root.join("etc/passwd").display(),
+            seen.pod.qemu_conf_name
+        ),
+        Some(user) if !in_it && seen.pod.is_host && config.group_file_out.is_none() => {
+            format!("run `usermod -a -G {} {user}` on the node", config.group)
+        }
+        _ => "`libvirt-kvm-init apply` mends it".to_owned(),
+    }
 }
 
 /// Whether there is something to do, and QEMU could open the device once it is done, as far as
@@ -99,8 +130,10 @@ pub fn would_open(config: &Config, seen: &Observed, steps: &[Step], then: &Ident
         node: &node,
         folders: &folders,
         identity: then,
+        remedy: "",
     };
-    !node.nodev && closed_folder(&scene).is_none() && allows(&node, then)
+    // `apply` leaves alone whose numbers it cannot see.
+    !node.nodev && !node.unmapped && closed_folder(&scene).is_none() && allows(&node, then)
 }
 
 /// The verdict on a state in which nothing is left to change.

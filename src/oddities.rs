@@ -54,7 +54,8 @@ fn open_to_others(seen: &Observed, config: &Config) -> Option<Warning> {
 fn other_members(seen: &Observed, config: &Config, identity: Option<&Identity>) -> Option<Warning> {
     let file = seen.pod.effective_group()?;
     let found = group::by_name(file, config.group.as_bytes())?;
-    let qemu = identity.and_then(|identity| identity.user.as_deref());
+    // Without an identity the QEMU user itself would be among the others.
+    let qemu = identity?.user.as_deref();
     let others = found.members().filter(|name| Some(*name) != qemu);
     let others: Vec<_> = others.map(String::from_utf8_lossy).collect();
     if others.is_empty() {
@@ -97,8 +98,9 @@ fn libvirtd(root: &Root, seen: &Observed, processes: &[Process]) -> Option<Warni
 fn udevd(root: &Root, processes: &[Process]) -> Option<Warning> {
     let pid = udev_read::stale(root, processes).ok()??;
     let text = format!(
-        "udevd (pid {pid}) looked its groups up before the node's group file changed: until it is \
-         restarted (systemctl restart systemd-udevd) it applies the old number"
+        "udevd (pid {pid}) looked its groups up before the node's group or passwd file changed: if a \
+         number changed there, it applies the old one until it is restarted (systemctl restart \
+         systemd-udevd)"
     );
     Some(Warning::new(Code::UdevdStale, text))
 }

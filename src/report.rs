@@ -340,6 +340,8 @@ pub enum Code {
     PrivateDevice,
     /// A running libvirtd resolved its group before the group file changed.
     LibvirtdStale,
+    /// A libvirtd runs, and its root may not be looked at.
+    LibvirtdUnseen,
     /// A name service cache answers libvirtd instead of the pod's files.
     NscdSocket,
     /// Everybody can open the device.
@@ -375,6 +377,7 @@ impl Code {
             Self::OldGidInUse => "old-gid-in-use",
             Self::PrivateDevice => "private-device",
             Self::LibvirtdStale => "libvirtd-stale",
+            Self::LibvirtdUnseen => "libvirtd-unseen",
             Self::NscdSocket => "nscd-socket",
             Self::OpenToOthers => "open-to-others",
             Self::OtherMembers => "other-members",
@@ -452,11 +455,17 @@ impl Report {
     }
 }
 
+/// Whether a character ends a line, or is not seen itself and moves what is: separators, joiners, and
+/// the controls of writing direction.
+pub fn is_format(char: char) -> bool {
+    matches!(char, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
 /// A text for a terminal or a log: names from files may hold anything.
 pub fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for char in text.chars() {
-        if char.is_control() {
+        if char.is_control() || is_format(char) {
             plain.extend(char.escape_default());
         } else {
             plain.push(char);

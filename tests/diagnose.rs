@@ -51,6 +51,7 @@ fn seen(sight: Sight, node: &Node, folders: &[(PathBuf, Node)]) -> Proof {
             node,
             folders,
             identity: &nova(),
+            remedy: "",
         },
     )
 }
