@@ -93,10 +93,9 @@ fn find_private_device(report: &mut Report, pods: &Path, config: &Config) {
             )
         } else {
             // `apply` in that pod refuses a device that is not the node's.
-            format!(
-                "libvirtd's own {path} is not the node's ({there}), and it was not opened: mount \
-                 the node's /dev at /dev in that container, and run this again"
-            )
+            let way_out = "mount the node's /dev at /dev in that container, and run this again";
+            report.proof.advice = Some(way_out.to_owned());
+            format!("libvirtd's own {path} is not the node's ({there}), and it was not opened")
         };
     }
 }

@@ -497,3 +497,99 @@ fn a_libvirtd_that_is_older_than_the_group_file_is_a_warning() {
         );
     });
 }
+
+/// To look at another process' root takes more than the proof does.
+#[test]
+#[ignore = "tier: root"]
+fn a_libvirtd_that_may_not_be_looked_at_is_not_taken_for_none() {
+    require_commands(&["setpriv"]);
+    let _alone = alone();
+    in_namespace(|| {
+        let (node, _pod, libvirtd) = node_with_pod();
+        let _ = check_on(&node, libvirtd.child.id());
+        let few = "--bounding-set=-all,+setuid,+setgid";
+        let words = ["--inh-caps=-all", few, "/kvm-init", "check"];
+        let (code, found) = report(&mut node.on_the_node("/usr/bin/setpriv", &words));
+        assert_eq!((code, &found["pod"]["root"]), (0, &"/".into()), "{found}");
+        let told = warnings(&found);
+        assert_eq!(told, ["limited-proof", "libvirtd-unseen"]);
+        let text = found["warnings"][1]["text"].as_str().unwrap();
+        for part in [libvirtd.root.to_str().unwrap(), "CAP_SYS_PTRACE"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    });
+}
+
+/// The same node by a mount without devices: QEMU opens that one.
+#[test]
+#[ignore = "tier: root"]
+fn a_libvirtd_whose_dev_ignores_devices_is_not_proven_by_the_nodes_mount() {
+    let _alone = alone();
+    in_namespace(|| {
+        let (node, pod, libvirtd) = node_with_pod();
+        align(&pod);
+        let check = || check_on(&node, libvirtd.child.id());
+        assert_eq!(report(&mut check()).0, 0);
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NODEV;
+        let none = None::<&str>;
+        mount(none, &pod.tree.at("dev"), none, flags, none).unwrap();
+        let (code, found) = report(&mut check());
+        assert_eq!(code, 5, "{found}");
+        assert_eq!(warnings(&found), ["private-device"]);
+        go(&mut check()).code(5).says(&["option nodev"]);
+    });
+}
+
+/// `apply` refuses a device that is not the node's, so it is not what mends it.
+#[test]
+#[ignore = "tier: root"]
+fn with_a_dev_of_its_own_there_is_no_drift_either() {
+    let _alone = alone();
+    in_namespace(|| {
+        let (node, pod, libvirtd) = node_with_pod();
+        let ours = libvirtd.child.id();
+        assert_eq!(report(&mut check_on(&node, ours)).0, 1);
+        detach(&pod.tree.at("dev"));
+        let ran = go(&mut check_on(&node, ours)).code(5);
+        let ran = ran.says(&["mount the node's /dev"]);
+        assert!(!ran.err.contains("mends it"), "{ran}");
+    });
+}
+
+/// Whoever is the QEMU user, nobody can say where there is nothing to prove.
+#[test]
+#[ignore = "tier: root"]
+fn the_qemu_user_is_not_among_the_others() {
+    in_namespace(|| {
+        let scene = Scene::without_device();
+        let (code, found) = report(&mut check(&scene));
+        assert_eq!((code, warnings(&found)), (6, vec![]), "{found}");
+    });
+}
+
+/// The exit code is that of the last line, and the one that the monitor knows.
+#[test]
+#[ignore = "tier: root"]
+fn a_report_that_cannot_be_written_is_the_last_word() {
+    in_namespace(|| {
+        let scene = Scene::with_device(0, 108, 0o660);
+        for (format, code) in [("table", 4), ("json", 4), ("prometheus", 4), ("npd", 2)] {
+            let full = fs::File::options().write(true).open("/dev/full").unwrap();
+            let mut cmd = check(&scene);
+            cmd.args(["--format", format]).stdout(full);
+            let ran = cmd
+                .stdin(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let out = ran.wait_with_output().unwrap();
+            let out = (
+                out.status.code().unwrap(),
+                String::from_utf8_lossy(&out.stderr).into_owned(),
+            );
+            assert_eq!(out.0, code, "{format}: {}", out.1);
+            let last = out.1.lines().last().unwrap();
+            assert!(last.contains("write(stdout)"), "{format}: {}", out.1);
+        }
+    });
+}
