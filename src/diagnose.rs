@@ -43,6 +43,14 @@ pub fn allows(node: &Node, identity: &Identity) -> bool {
     identity.uid.is_root() || permits(&guard(node), &identity.who(), READ_WRITE)
 }
 
+/// Whether QEMU as root gets to the device by `CAP_DAC_OVERRIDE` alone.
+pub fn needs_override(scene: &Scene<'_>) -> bool {
+    let who = scene.identity.who();
+    let passes = |(_, folder): &(PathBuf, Node)| permits(&guard(folder), &who, SEARCH);
+    scene.identity.uid.is_root()
+        && !(permits(&guard(scene.node), &who, READ_WRITE) && scene.folders.iter().all(passes))
+}
+
 /// The first folder on the way to the device that does not let QEMU pass.
 pub fn closed_folder<'a>(scene: &Scene<'a>) -> Option<&'a (PathBuf, Node)> {
     let who = scene.identity.who();

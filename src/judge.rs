@@ -1,7 +1,9 @@
 //! The verdict on what was seen: proven, or what would mend it, or what will take it away.
 
+use nix::errno::Errno;
+
 use crate::config::{Config, Missing, ProofKind};
-use crate::diagnose::{Scene, allows, closed_folder, computed, diagnose};
+use crate::diagnose::{Scene, allows, closed_folder, computed, diagnose, needs_override};
 use crate::exit::{Usage, Verdict, verdict_of};
 use crate::observe::{GROUP_FILE, Observed, folders_above};
 use crate::plan::{Decision, Step, is_private};
@@ -10,7 +12,7 @@ use crate::qemu::Identity;
 use crate::report::{Cause, Code, Proof, Report, Warning};
 use crate::sys::CallError;
 use crate::sys::device::Device;
-use crate::sys::identity::{Credentials, normalised};
+use crate::sys::identity::{Credentials, normalised, overrides_rights};
 
 /// Where guests may run without KVM its absence is accepted.
 pub fn absent_code(config: &Config) -> u8 {
@@ -79,6 +81,20 @@ pub fn proof(
         identity,
         remedy: &remedy(config, seen, decision, identity),
     };
+    let denied = matches!(
+        sight,
+        Sight::Open(Errno::EACCES) | Sight::Stat(Errno::EACCES)
+    );
+    if denied && needs_override(&scene) && !overrides_rights() {
+        let advice = format!(
+            "{} opens by CAP_DAC_OVERRIDE alone, which QEMU as root has and this process has not: \
+             run it with that capability (privileged: true)",
+            config.device.display()
+        );
+        let mut proof = Proof::none(Some(Cause::Unknown), Some(advice));
+        proof.computed = computed(&scene);
+        return Ok(proof);
+    }
     Ok(diagnose(sight, &scene))
 }
 

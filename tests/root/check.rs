@@ -164,6 +164,25 @@ fn two_capabilities_are_enough_and_none_is_not() {
     });
 }
 
+/// libvirt leaves root its capabilities; where this process lacks the one that counts, it could not ask.
+#[test]
+#[ignore = "tier: root"]
+fn root_without_its_rights_is_no_security_module() {
+    require_commands(&["setpriv"]);
+    in_namespace(|| {
+        let scene = Scene::with_device(1000, 1000, 0o600);
+        let conf = "user = \"root\"\ngroup = \"kvm\"\n";
+        scene.pod.file("etc/libvirt/qemu.conf", conf);
+        assert_eq!(report(&mut check(&scene)).1["proof"]["result"], "ok");
+        let few = "--bounding-set=-all,+setuid,+setgid";
+        let (code, found) = report(&mut behind(&scene, &["setpriv", "--inh-caps=-all", few]));
+        assert_eq!((code, &found["proof"]["cause"]), (5, &"unknown".into()));
+        assert_eq!(found["proof"]["result"], "none", "{found}");
+        let advice = found["proof"]["advice"].as_str().unwrap();
+        assert!(advice.contains("CAP_DAC_OVERRIDE"), "{advice}");
+    });
+}
+
 #[test]
 #[ignore = "tier: root"]
 fn a_private_dev_is_shown_beside_the_nodes_and_apply_refuses_it() {
