@@ -227,6 +227,10 @@ fn check_device(
                 "{}, and KVM is the character device 10:232: give --device its path",
                 described(facts)
             ),
+            kind if kind != SFlag::S_IFLNK && on_host.is_some() => format!(
+                "{}, and the node's is the device: mount the node's /dev at /dev",
+                described(facts)
+            ),
             SFlag::S_IFDIR => format!(
                 "a directory, which container runtimes make where the source of a mount was \
                  missing: remove it (`rmdir {path}`) and load the KVM module on the node"

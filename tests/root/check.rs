@@ -164,6 +164,27 @@ fn two_capabilities_are_enough_and_none_is_not() {
     });
 }
 
+/// What is wrong with the container's own /dev is nothing to remove from the node's.
+#[test]
+#[ignore = "tier: root"]
+fn the_nodes_device_is_not_removed_for_what_a_container_has() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        detach(&scene.host.at("dev"));
+        mknod_kvm(&scene.host.at("dev/kvm"), 0, 108, 0o660);
+        for make in [
+            |at: &Path| fs::write(at, "").unwrap(),
+            |at: &Path| fs::create_dir(at).unwrap(),
+        ] {
+            fs::remove_file(KVM).unwrap();
+            make(Path::new(KVM));
+            let ran = go(&mut check(&scene)).code(3);
+            let ran = ran.says(&["mount the node's /dev at /dev"]);
+            assert!(!ran.err.contains("rm"), "{ran}");
+        }
+    });
+}
+
 /// libvirt leaves root its capabilities; where this process lacks the one that counts, it could not ask.
 #[test]
 #[ignore = "tier: root"]
@@ -572,6 +593,18 @@ fn with_a_dev_of_its_own_there_is_no_drift_either() {
         let ran = go(&mut check_on(&node, ours)).code(5);
         let ran = ran.says(&["mount the node's /dev"]);
         assert!(!ran.err.contains("mends it"), "{ran}");
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_run_folder_that_leads_nowhere_hides_nothing() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        scene.pod.dir("run");
+        std::os::unix::fs::symlink("nscd", scene.pod.at("run/nscd")).unwrap();
+        let (code, found) = report(&mut check(&scene));
+        assert_eq!((code, warnings(&found)), (0, vec![]), "{found}");
     });
 }
 
