@@ -15,7 +15,7 @@ use crate::acl::{Guard, READ_WRITE, permits};
 use crate::observe::{Node, is_no_driver};
 use crate::prove::Sight;
 use crate::qemu::Identity;
-use crate::report::{Cause, Permission, Proof};
+use crate::report::{Cause, Permission, Proof, some_of};
 use crate::sys::device::Facts;
 use crate::sys::kvm::API_VERSION;
 
@@ -230,6 +230,9 @@ fn open_failed(errno: Errno, scene: &Scene<'_>) -> (Cause, String) {
 const BUSY: &str = "another hypervisor holds the processor's virtualisation (VirtualBox, VMware, \
                     Xen): stop it";
 
+/// How many groups a line names.
+const GROUPS: usize = 16;
+
 /// `EACCES` has four reasons; the first that the facts bear out is it.
 fn denied(scene: &Scene<'_>) -> (Cause, String) {
     let path = scene.device.display();
@@ -283,7 +286,7 @@ fn denied(scene: &Scene<'_>) -> (Cause, String) {
             facts.gid,
             facts.mode,
             identity.label(),
-            groups.join(" "),
+            some_of(&groups, GROUPS, " "),
             scene.remedy
         );
         return (Cause::Ownership, advice);

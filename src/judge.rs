@@ -9,7 +9,7 @@ use crate::observe::{GROUP_FILE, Observed, folders_above};
 use crate::plan::{Decision, Step, is_private};
 use crate::prove::{Sight, prove};
 use crate::qemu::Identity;
-use crate::report::{Cause, Code, Proof, Report, Warning};
+use crate::report::{APPLY, Cause, Code, Proof, Report, Warning};
 use crate::sys::CallError;
 use crate::sys::device::Device;
 use crate::sys::identity::{Credentials, normalised, overrides_rights};
@@ -122,7 +122,7 @@ fn remedy(config: &Config, seen: &Observed, decision: &Decision, identity: &Iden
         Some(user) if !in_it && seen.pod.is_host && config.group_file_out.is_none() => {
             format!("run `usermod -a -G {} {user}` on the node", config.group)
         }
-        _ => "`libvirt-kvm-init apply` mends it".to_owned(),
+        _ => APPLY.to_owned(),
     }
 }
 

@@ -5,7 +5,7 @@ use crate::accounts::group;
 use crate::config::Config;
 use crate::observe::{GROUP_FILE, Observed};
 use crate::qemu::Identity;
-use crate::report::{Code, Warning};
+use crate::report::{Code, Warning, some_of};
 use crate::sys::processes::{Process, named};
 use crate::sys::root::Root;
 use crate::udev_read;
@@ -52,19 +52,23 @@ fn open_to_others(seen: &Observed, config: &Config) -> Option<Warning> {
 
 /// Who else gains KVM by the group.
 fn other_members(seen: &Observed, config: &Config, identity: Option<&Identity>) -> Option<Warning> {
+    /// How many are named.
+    const NAMED: usize = 5;
     let file = seen.pod.effective_group()?;
     let found = group::by_name(file, config.group.as_bytes())?;
     // Without an identity the QEMU user itself would be among the others.
     let qemu = identity?.user.as_deref();
     let others = found.members().filter(|name| Some(*name) != qemu);
-    let others: Vec<_> = others.map(String::from_utf8_lossy).collect();
+    let others: Vec<String> = others
+        .map(|name| String::from_utf8_lossy(name).into_owned())
+        .collect();
     if others.is_empty() {
         return None;
     }
     let text = format!(
         "beside the QEMU user the pod's group {} has the members {}: they may open KVM, too",
         config.group,
-        others.join(", ")
+        some_of(&others, NAMED, ", ")
     );
     Some(Warning::new(Code::OtherMembers, text))
 }

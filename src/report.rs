@@ -10,6 +10,9 @@ use crate::resolve::Source;
 /// The version of the JSON form.
 pub const SCHEMA: u32 = 1;
 
+/// The advice where it is this program's own business.
+pub const APPLY: &str = "`libvirt-kvm-init apply` mends it";
+
 /// Everything that a run found, changed and proved. A part is null where the run did not get to
 /// it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -446,6 +449,12 @@ impl Report {
             .advice
             .as_deref()
             .filter(|advice| !self.summary.contains(*advice));
+        // Once is enough.
+        let twice = self.summary.contains("`libvirt-kvm-init apply`");
+        let advice = advice.map(|advice| match advice.strip_suffix(APPLY) {
+            Some(rest) if twice => rest.trim_end_matches("; "),
+            _ => advice,
+        });
         let word = self.verdict.word();
         let line = match advice {
             Some(advice) => format!("libvirt-kvm-init: {word}: {}; {advice}", self.summary),
@@ -453,6 +462,15 @@ impl Report {
         };
         plain(&line)
     }
+}
+
+/// The first `most` of a list, and how many more there are: one line has to hold it.
+pub fn some_of(list: &[String], most: usize, between: &str) -> String {
+    let mut text = list[..list.len().min(most)].join(between);
+    if list.len() > most {
+        text.push_str(&format!(" and {} more", list.len() - most));
+    }
+    text
 }
 
 /// Whether a character ends a line, or is not seen itself and moves what is: separators, joiners, and

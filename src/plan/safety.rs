@@ -9,7 +9,7 @@ use super::{Decision, Refusal};
 use crate::accounts::group;
 use crate::config::Config;
 use crate::observe::{Driver, Observed};
-use crate::report::{Cause, Code, Warning};
+use crate::report::{Cause, Code, Warning, some_of};
 use crate::sys::device::Facts;
 use crate::sys::root::kind_name;
 
@@ -146,10 +146,7 @@ fn collision(
     let guarded = guarded.filter(|_| config.gid.is_none());
     let mut names = guarded.unwrap_or(first).clone();
     if guarded.is_none() && others.len() > 1 {
-        names = others[..others.len().min(NAMED)].join(", ");
-        if others.len() > NAMED {
-            names.push_str(&format!(" and {} more", others.len() - NAMED));
-        }
+        names = some_of(others, NAMED, ", ");
     }
     let text = format!(
         "the number {gid} is also the pod's group {names}: its members gain KVM, and QEMU gains \

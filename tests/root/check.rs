@@ -608,6 +608,30 @@ fn a_run_folder_that_leads_nowhere_hides_nothing() {
     });
 }
 
+#[test]
+#[ignore = "tier: root"]
+fn of_very_many_members_a_few_are_named() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let names: Vec<_> = (0..3000).map(|number| format!("user{number}")).collect();
+        let members = format!("nova,{}\n", names.join(","));
+        let file = scene.pod.read("etc/group").replace("nova\n", &members);
+        scene.pod.file("etc/group", &file);
+        let (code, found) = report(&mut check(&scene));
+        assert_eq!(
+            (code, warnings(&found)),
+            (0, vec!["other-members".to_owned()])
+        );
+        let text = found["warnings"][0]["text"].as_str().unwrap();
+        assert!(text.contains("user4 and 2995 more:"), "{text}");
+        // Where something is wrong the last line says everything once.
+        let scene = Scene::with_device(0, 108, 0o660);
+        let ran = go(&mut check(&scene)).code(1);
+        let last = ran.err.lines().last().unwrap();
+        assert_eq!(last.matches("mends it").count(), 1, "{last}");
+    });
+}
+
 /// Whoever is the QEMU user, nobody can say where there is nothing to prove.
 #[test]
 #[ignore = "tier: root"]
