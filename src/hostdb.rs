@@ -156,6 +156,8 @@ mod tests {
             (found.gid.as_raw(), found.at.as_str()),
             (9, "/usr/lib/userdb/kvm.group")
         );
+        assert_eq!(db.name_of(Gid::from_raw(9)).as_deref(), Some("kvm"));
+        assert_eq!(db.name_of(Gid::from_raw(36)), None);
     }
 
     #[test]
