@@ -73,7 +73,7 @@ fn logs(options: &libvirt_kvm_init::cli::LogOptions) -> ExitCode {
         }
     };
     let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
-    finish(&text, report.exit_code, closing)
+    finish(&text, report.exit_code, Verdict::Failed.code(), closing)
 }
 
 /// Logs go to stderr as bare lines: container runtimes and journald add the time.
@@ -110,33 +110,35 @@ fn say(report: &Report, format: Option<Format>) -> ExitCode {
         Some(Format::Prometheus) => monitors::prometheus(report, SystemTime::now()),
         None => String::new(),
     };
-    let code = match format {
-        Some(Format::Npd) => monitors::npd_code(report),
-        _ => report.exit_code,
+    let (code, unwritten) = match format {
+        Some(Format::Npd) => (monitors::npd_code(report), monitors::NPD_UNKNOWN),
+        _ => (report.exit_code, Verdict::Failed.code()),
     };
     let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
-    finish(&text, code, closing)
+    finish(&text, code, unwritten, closing)
 }
 
-fn finish(text: &str, mut code: u8, closing: Option<String>) -> ExitCode {
+/// `unwritten` is the exit code for a report that could not be written.
+fn finish(text: &str, mut code: u8, unwritten: u8, closing: Option<String>) -> ExitCode {
     let mut stdout = io::stdout().lock();
     let written = stdout
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush());
     drop(stdout);
     let mut stderr = io::stderr().lock();
+    if let Some(line) = closing {
+        let _ = writeln!(stderr, "{line}");
+    }
+    // The last line says why the exit code is what it is.
     match written {
         // Whoever read the report has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
         Err(error) => {
             let line = format!("libvirt-kvm-init: failed: write(stdout): {error}");
             let _ = writeln!(stderr, "{line}");
-            code = Verdict::Failed.code();
+            code = unwritten;
         }
         Ok(()) => {}
-    }
-    if let Some(line) = closing {
-        let _ = writeln!(stderr, "{line}");
     }
     ExitCode::from(code)
 }

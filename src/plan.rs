@@ -16,7 +16,7 @@ use crate::acl::Acl;
 use crate::config::Config;
 use crate::exit::Usage;
 use crate::observe::{GROUP_FILE, Observed};
-use crate::qemu::Identity;
+use crate::qemu::{self, Identity};
 use crate::qemu_conf;
 use crate::report::{Cause, Code, Warning};
 use crate::resolve::{Candidate, Resolution, Source, resolve};
@@ -36,6 +36,8 @@ pub struct Decision {
     pub identity: Option<Identity>,
     /// Whom libvirt would start QEMU as now; unknown where it would not even start itself.
     pub identity_now: Option<Identity>,
+    /// Why that is unknown.
+    pub no_identity_now: Option<qemu::Unknown>,
     /// What is odd.
     pub warnings: Vec<Warning>,
     /// The number that the pod's group has now and shall lose.
@@ -154,6 +156,7 @@ pub fn decide(seen: &Observed, config: &Config) -> Result<Decision, Usage> {
         course: Course::Act(Vec::new()),
         identity: None,
         identity_now: None,
+        no_identity_now: None,
         warnings: events::warnings(seen, resolution.target().map(|target| target.gid)),
         renumbered: None,
         resolution,

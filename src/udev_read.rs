@@ -101,7 +101,14 @@ pub fn udevd(root: &Root) -> Result<Udevd> {
     let mut folders = vec!["usr/lib64".to_owned()];
     for folder in libs {
         folders.push((*folder).to_owned());
-        let names = root.list(folder)?.into_iter().map(OsString::into_string);
+        let names = match root.list(folder) {
+            // Where everything lies in one folder: what a node like this machine would have.
+            Err(error) if error.errno == Errno::E2BIG => {
+                vec![format!("{}-linux-gnu", std::env::consts::ARCH).into()]
+            }
+            names => names?,
+        };
+        let names = names.into_iter().map(OsString::into_string);
         let per_machine = names.flatten().filter(|name| name.contains("-linux-"));
         folders.extend(per_machine.map(|name| format!("{folder}/{name}")));
     }
@@ -239,6 +246,19 @@ mod tests {
             let found = udevd(&root).unwrap();
             assert_eq!(found.version, version, "{file}");
             assert_eq!((found.system_uid_max, found.system_gid_max), (999, 499));
+        }
+    }
+
+    #[test]
+    fn a_folder_of_very_many_libraries_does_not_hide_the_version() {
+        let triple = format!("{}-linux-gnu", std::env::consts::ARCH);
+        for at in ["usr/lib/systemd", &format!("usr/lib/{triple}/systemd")] {
+            let library = format!("{at}/libsystemd-shared-258.so");
+            let (own, root) = node(&[(&library, "")]);
+            for number in 0..10_001 {
+                fs::write(own.path().join(format!("usr/lib/{number}.so")), "").unwrap();
+            }
+            assert_eq!(udevd(&root).unwrap().version, Some(258), "{at}");
         }
     }
 

@@ -13,6 +13,7 @@ use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use super::{Named, Result, open, raw, retry};
 
@@ -94,6 +95,19 @@ impl Root {
     pub fn inode(&self, name: &str) -> Result<Option<(u64, u64)>> {
         let found = self.find(name, OFlag::empty())?;
         Ok(found.map(|(_, stat)| (stat.st_dev, stat.st_ino)))
+    }
+
+    /// Whether the mount that `name` is on ignores devices (`nodev`); not where there is nothing.
+    ///
+    /// # Errors
+    /// What the calls answer.
+    pub fn is_nodev(&self, name: &str) -> Result<bool> {
+        let Some((fd, _)) = self.find(name, OFlag::O_NOFOLLOW)? else {
+            return Ok(false);
+        };
+        let call = || format!("fstatfs({})", self.join(name).display());
+        let mount = retry(|| fstatvfs(&fd)).named(call)?;
+        Ok(mount.flags().contains(FsFlags::ST_NODEV))
     }
 
     /// The names in the folder `name`; none where there is no such folder.

@@ -21,6 +21,7 @@ mod device;
 mod group_file;
 mod group_file_out;
 mod input;
+mod node_view;
 mod place;
 mod races;
 mod rights;
