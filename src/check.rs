@@ -233,7 +233,8 @@ fn find_drift(
     let shut = is_private(seen) && !config.device_given;
     // Where the permissions allow it already something else denies it.
     let by_rights = matches!(report.proof.result.as_str(), "EACCES" | "none")
-        && report.proof.computed != Some(Permission::Allowed);
+        && report.proof.computed != Some(Permission::Allowed)
+        && decision.kept_out.is_none();
     let out = config.group_file_out.as_ref().filter(|_| {
         let writes = |step: &Step| matches!(step, Step::GroupFile(_));
         matches!(&decision.course, Course::Act(steps) if steps.iter().any(writes))

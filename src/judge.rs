@@ -60,6 +60,13 @@ pub fn proof(
         }
         return Ok(proof);
     }
+    if let Some(place) = &decision.kept_out {
+        let advice = format!(
+            "add \"/dev/kvm\" to cgroup_device_acl ({place}) and restart libvirtd: no guest gets a \
+             device that is not in that list"
+        );
+        return Ok(Proof::none(Some(Cause::DeviceCgroup), Some(advice)));
+    }
     let (Some(identity), Some(node)) = (&decision.identity, &seen.device) else {
         let why = decision.no_identity_now.as_ref().map(ToString::to_string);
         return Ok(Proof::none(Some(Cause::Unknown), why));
@@ -171,6 +178,10 @@ pub fn conclude(report: &mut Report, decision: &Decision) {
         ),
         "ok" => (Verdict::Ok, format!("{who} can open {path}")),
         "off" => (Verdict::Ok, format!("{path} is as it shall be; not proven")),
+        "none" if let Some(place) = &decision.kept_out => (
+            Verdict::Unproven,
+            format!("no guest gets {path}: cgroup_device_acl in {place} leaves it out"),
+        ),
         "none" => (
             Verdict::Unproven,
             format!("whether {who} can open {path} could not be asked"),

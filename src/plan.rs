@@ -42,6 +42,8 @@ pub struct Decision {
     pub warnings: Vec<Warning>,
     /// The number that the pod's group has now and shall lose.
     pub renumbered: Option<Gid>,
+    /// Where qemu.conf keeps /dev/kvm from every guest, whatever its owner and mode: file and line.
+    pub kept_out: Option<String>,
 }
 
 /// How it goes on.
@@ -159,6 +161,10 @@ pub fn decide(seen: &Observed, config: &Config) -> Result<Decision, Usage> {
         no_identity_now: None,
         warnings: events::warnings(seen, resolution.target().map(|target| target.gid)),
         renumbered: None,
+        kept_out: conf
+            .as_ref()
+            .and_then(|conf| conf.keeps_kvm_out)
+            .map(|line| format!("{}:{line}", seen.pod.qemu_conf_name)),
         resolution,
     };
     decision
