@@ -3,7 +3,8 @@
 //!
 //! Everything is read below the node's root, which it cannot leave; only `/proc` is this process' own.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
 use nix::sys::stat::SFlag;
@@ -27,12 +28,14 @@ pub fn rules(root: &Root) -> Result<Vec<RuleFile>> {
                 true => folder.read(file)?.map(found_content),
                 false => None,
             };
+            // Names need not be text, and only of text is made a path to follow.
+            let shown = file.to_string_lossy().into_owned();
             let content = match content {
-                None => other_content(root, &format!("{name}/{file}"))?,
+                None => other_content(root, &format!("{name}/{shown}"))?,
                 content => content,
             };
             if let Some(content) = content {
-                found.push((rank, name.to_owned(), file.to_owned(), content));
+                found.push((rank, name.to_owned(), shown, content));
             }
         }
     }
@@ -53,10 +56,10 @@ fn folders(root: &Root) -> Result<Vec<(usize, &'static str, Folder)>> {
 }
 
 /// The names in a folder that could be rules files', and whether they are regular files for certain.
-fn named_rules(folder: &Folder) -> impl Iterator<Item = (&str, bool)> {
+fn named_rules(folder: &Folder) -> impl Iterator<Item = (&OsStr, bool)> {
     let entries = folder.entries.iter();
-    let entries = entries.filter_map(|(name, is_file)| Some((name.to_str()?, *is_file)));
-    entries.filter(|(name, _)| name.ends_with(".rules"))
+    let entries = entries.map(|(name, is_file)| (name.as_os_str(), *is_file));
+    entries.filter(|(name, _)| name.as_bytes().ends_with(b".rules"))
 }
 
 fn found_content(content: Vec<u8>) -> Found {
@@ -139,7 +142,7 @@ pub fn stale(root: &Root, processes: &[Process]) -> Result<Option<u32>> {
     let mut changed = (None, None);
     for (_, name, folder) in folders(root)? {
         for (file, _) in named_rules(&folder) {
-            let file = root.stat(&format!("{name}/{file}"))?;
+            let file = root.stat(&format!("{name}/{}", file.display()))?;
             changed.0 = changed.0.max(file.map(|stat| stat.st_mtime));
         }
     }
@@ -195,6 +198,16 @@ mod tests {
         let rules = rules(&root).unwrap().into_iter();
         let show = |file: RuleFile| format!("{} {}", file.path, file.content.escape_ascii());
         rules.map(show).collect()
+    }
+
+    #[test]
+    fn a_rules_files_name_may_be_any_bytes() {
+        let (own, root) = node(&[("etc/udev/rules.d/x", "")]);
+        let folder = own.path().join("etc/udev/rules.d");
+        fs::write(folder.join(OsStr::from_bytes(b"99-\xff.rules")), "a").unwrap();
+        let rules = rules(&root).unwrap();
+        assert_eq!(rules[0].path, "/etc/udev/rules.d/99-\u{fffd}.rules");
+        assert_eq!(rules[0].content, b"a");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! inside, `..` stops at the top, and links of `/proc` are not followed (openat2(2),
 //! `RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS`, Linux 5.6).
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -193,8 +193,8 @@ impl Folder {
     ///
     /// # Errors
     /// What the calls answer; `EFBIG` for more than 64 MiB.
-    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        let call = || format!("read({}/{name})", self.path.display());
+    pub fn read(&self, name: &OsStr) -> Result<Option<Vec<u8>>> {
+        let call = || format!("read({}/{})", self.path.display(), name.display());
         let flags = READ | OFlag::O_NOFOLLOW;
         match retry(|| openat(&self.fd, name, flags, Mode::empty())) {
             Ok(file) => match fstat(&file).and_then(|stat| read_open(&file, &stat)) {
