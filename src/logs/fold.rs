@@ -364,19 +364,16 @@ fn pass(incidents: Vec<Incident>, by_name: bool) -> Vec<Incident> {
             if then.zip(now).is_none_or(|(then, now)| now - then > DAY) {
                 break;
             }
+            let common = |stream| incident.streams.contains(stream);
+            if earlier.streams.iter().any(common) {
+                continue;
+            }
             let Some(apart) = earlier.apart(&incident) else {
                 continue;
             };
             let Some(shared) = earlier.shared(&incident) else {
                 continue;
             };
-            if earlier
-                .streams
-                .iter()
-                .any(|stream| incident.streams.contains(stream))
-            {
-                continue;
-            }
             if apart > NEAR && (apart > REQUEST || !earlier.same_request(&incident)) {
                 continue;
             }
