@@ -19,8 +19,8 @@ use super::causes::Form;
 use super::patterns::{Anchors, REACH};
 
 /// How much is read at once.
-const BLOCK: usize = 1 << 20;
-/// How much before a block stays in view: a QEMU command line, a domain's XML.
+const BLOCK: usize = 2 << 20;
+/// How much before a message is in view: a QEMU command line, a domain's XML.
 const BEHIND: usize = 48 << 10;
 /// How much of a line before its message is looked at, and how much after it.
 const LINE_BEFORE: usize = 16 << 10;
@@ -40,9 +40,9 @@ pub struct Found<'a> {
     pub line: &'a [u8],
     /// Where in `line` the message's anchor is, its form, and where it ends.
     pub message: (usize, Form, usize),
-    /// What stands before the line, back to the last message.
+    /// What stands before the line, back to the last one that was told, or as far as is in view.
     pub before: &'a [u8],
-    /// Whether `before` reaches back that far, or to the start.
+    /// Whether `before` reaches back to that line, or to the start.
     pub whole: bool,
 }
 
@@ -125,11 +125,7 @@ impl Block {
 
     /// What is filled, and the end of the block in it: anchors before that are its own.
     fn text(&self) -> (&[u8], usize) {
-        let end = if self.ended {
-            self.end
-        } else {
-            BEHIND + BLOCK
-        };
+        let end = if self.ended { self.end } else { BEHIND + BLOCK };
         (&self.bytes[..self.end], end)
     }
 
@@ -156,8 +152,8 @@ struct Sifted {
     thread: usize,
     len: u64,
     last: Option<io::Result<()>>,
-    /// The block, where it holds a message, and where the first one's anchor is.
-    block: Option<(Block, usize)>,
+    /// The block, where it holds a message, and where the anchors of the first and of the last are.
+    block: Option<(Block, (usize, usize))>,
 }
 
 impl Scanner {
@@ -176,7 +172,8 @@ impl Scanner {
         let mut told = 0;
         loop {
             let last = block.fill(|bytes, _| input.read(bytes));
-            told = search(&self.anchors, &block, BEHIND, told, &mut found);
+            let end = block.text().1;
+            told = search(&self.anchors, &block, BEHIND, end, told, &mut found);
             read(block.len());
             if let Some(last) = last {
                 self.spare = block.bytes;
@@ -234,8 +231,8 @@ impl Scanner {
                     };
                     continue;
                 };
-                if let Some((block, first)) = block {
-                    told = search(anchors, &block, first, told, &mut found);
+                if let Some((block, (first, last))) = block {
+                    told = search(anchors, &block, first, last + 1, told, &mut found);
                     if let Some(thread) = threads.get(thread) {
                         let _ = thread.send(block);
                     }
@@ -277,8 +274,14 @@ fn sift(
         let last = block.fill(|bytes, place| file.read_at(bytes, place));
         let (ended, len) = (last.is_some(), block.len());
         let (text, end) = block.text();
-        let block = match anchors.search(text, BEHIND, end).next(BEHIND) {
-            Some((first, ..)) => Some((block, first)),
+        let mut search = anchors.search(text, BEHIND, end);
+        let (mut from, mut places) = (BEHIND, None);
+        while let Some((at, ..)) = search.next(from) {
+            from = at + 1;
+            places = Some(places.map_or((at, at), |(first, _)| (first, at)));
+        }
+        let block = match places {
+            Some(places) => Some((block, places)),
             None => {
                 quiet = Some(block);
                 None
@@ -297,33 +300,37 @@ fn sift(
     }
 }
 
-/// Tells the lines of a block with a message whose anchor is at `from` or after it. `told` is the
-/// end, in the stream, of the last line that was told, and so is what comes back.
+/// Tells the lines of a block with a message whose anchor is at `from` or after it, and before
+/// `end`. `told` is the end, in the stream, of the last line that was told, and so is what comes
+/// back.
 fn search(
     anchors: &Anchors,
     block: &Block,
     from: usize,
+    end: usize,
     told: u64,
     found: &mut impl FnMut(Found<'_>),
 ) -> u64 {
-    let (text, end) = block.text();
-    let mut whole = told >= block.place(block.start);
-    let mut told = block.index(told).max(block.start);
-    let mut from = from.max(told);
+    let (text, _) = block.text();
+    let mut told = told;
+    let mut from = from.max(block.index(told));
     let mut search = anchors.search(text, from, end);
     while let Some((at, form, after)) = search.next(from) {
         let limit = text.len().min(after + LINE_AFTER);
         let line_end = memchr::memchr(b'\n', &text[after..limit]).map_or(limit, |end| after + end);
-        let earliest = told.max(at.saturating_sub(LINE_BEFORE));
+        let view = block.start.max(at - BEHIND);
+        let whole = told >= block.place(view);
+        let view = view.max(block.index(told));
+        let earliest = view.max(at - LINE_BEFORE);
         let start =
             memchr::memrchr(b'\n', &text[earliest..at]).map_or(earliest, |end| earliest + end + 1);
         found(Found {
             line: &text[start..line_end],
             message: (at - start, form, after - start),
-            before: &text[told..start],
+            before: &text[view..start],
             whole,
         });
-        (from, told, whole) = (line_end, line_end, true);
+        (from, told) = (line_end, block.place(line_end));
     }
-    block.place(told)
+    told
 }
