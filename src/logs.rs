@@ -267,10 +267,14 @@ impl Lines<'_> {
         }
         let timed = hit.utc.is_some() || hit.local.is_some();
         // QEMU's output on a line of its own, within a record of Nova's: that one's time is this
-        // one's too, by another clock.
+        // one's too, by another clock, as long as the two may show the same moment.
         let continued = hit.local.is_none() && found.line.get(10) == Some(&b'T');
-        match time {
-            Some(stamp) if continued && !stamp.zoned => hit.local = Some(stamp.seconds),
+        match (time, hit.utc) {
+            (Some(stamp), Some(utc)) if continued && !stamp.zoned => {
+                if (stamp.seconds - utc).abs() <= fold::DAY {
+                    hit.local = Some(stamp.seconds);
+                }
+            }
             _ => {}
         }
         if let Some(seconds) = hit.local {

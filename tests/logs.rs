@@ -131,6 +131,10 @@ fn each_message_has_its_cause() {
             "Emulator '/usr/bin/q' does not support virt type 'kvm'",
             Cause::Missing,
         ),
+        (
+            "invalid argument: could not find capabilities for arch=x86_64 domaintype=kvm ",
+            Cause::Missing,
+        ),
     ];
     for (line, expected) in table {
         let hit = read(line.as_bytes(), 0).unwrap_or_else(|| panic!("{line}"));
@@ -317,6 +321,18 @@ fn a_traceback_without_any_name_is_one_failure() {
         report.guests[0].first.as_deref(),
         Some("2026-02-10T07:15:02Z")
     );
+}
+
+#[test]
+fn what_qemu_says_days_later_is_no_part_of_novas_record() {
+    let (_, report) = text(&format!(
+        "2026-02-08 07:15:03.022 7 ERROR nova [instance: 6f1c2d3e-0001-4a5b-8c6d-000000000001] \
+         Could not access KVM kernel module: Permission denied\n{FAILURE}"
+    ));
+    let times: Vec<_> = report.guests.iter().map(|guest| &guest.first).collect();
+    assert_eq!(times.len(), 2, "{report:?}");
+    assert_eq!(times[0].as_deref(), Some("2026-02-10T07:15:01Z"));
+    assert_eq!(times[1].as_deref(), Some("2026-02-08T07:15:03"));
 }
 
 #[test]
