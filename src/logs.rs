@@ -269,13 +269,12 @@ impl Lines<'_> {
         // QEMU's output on a line of its own, within a record of Nova's: that one's time is this
         // one's too, by another clock, as long as the two may show the same moment.
         let continued = hit.local.is_none() && found.line.get(10) == Some(&b'T');
-        match (time, hit.utc) {
-            (Some(stamp), Some(utc)) if continued && !stamp.zoned => {
-                if (stamp.seconds - utc).abs() <= fold::DAY {
-                    hit.local = Some(stamp.seconds);
-                }
-            }
-            _ => {}
+        if continued
+            && let (Some(stamp), Some(utc)) = (time, hit.utc)
+            && !stamp.zoned
+            && (stamp.seconds - utc).abs() <= fold::DAY
+        {
+            hit.local = Some(stamp.seconds);
         }
         if let Some(seconds) = hit.local {
             self.time = Some(Stamp {
