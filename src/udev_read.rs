@@ -92,7 +92,8 @@ fn other_content(root: &Root, name: &str) -> Result<Option<Found>> {
     }
 }
 
-/// What can be learned about the node's systemd from its files.
+/// What can be learned about the node's systemd from its files. The range of system users and groups
+/// is only looked up where such a version may ask for it.
 ///
 /// # Errors
 /// The call that failed.
@@ -101,33 +102,49 @@ pub fn udevd(root: &Root) -> Result<Udevd> {
         true => &["usr/lib"],
         false => &["usr/lib", "lib"],
     };
-    let mut folders = vec!["usr/lib64".to_owned()];
-    for folder in libs {
-        folders.push((*folder).to_owned());
-        let names = match root.list(folder) {
-            // Where everything lies in one folder: what a node like this machine would have.
-            Err(error) if error.errno == Errno::E2BIG => {
-                vec![format!("{}-linux-gnu", std::env::consts::ARCH).into()]
-            }
+    let mut udevd = Udevd {
+        version: version(root, libs)?,
+        ..Udevd::default()
+    };
+    if udevd.asks_for_the_range() {
+        let defs = root.read("etc/login.defs")?.unwrap_or_default();
+        let max = |key, usual| login_defs(&defs, key).unwrap_or(usual);
+        udevd.system_uid_max = max("SYS_UID_MAX", udevd.system_uid_max);
+        udevd.system_gid_max = max("SYS_GID_MAX", udevd.system_gid_max);
+    }
+    Ok(udevd)
+}
+
+/// The largest version of systemd that has its library in one of these folders.
+fn version(root: &Root, libs: &[&str]) -> Result<Option<u32>> {
+    let here = format!("{}-linux-gnu", std::env::consts::ARCH);
+    let mut version = version_in(root, "usr/lib64")?;
+    for lib in libs {
+        for folder in [(*lib).to_owned(), format!("{lib}/{here}")] {
+            version = version.max(version_in(root, &folder)?);
+        }
+    }
+    if version.is_some() {
+        return Ok(version);
+    }
+    // A node of another architecture than this program's, or with another name for it.
+    for lib in libs {
+        let names = match root.list(lib) {
+            Err(error) if error.errno == Errno::E2BIG => continue,
             names => names?,
         };
         let names = names.into_iter().map(OsString::into_string);
-        let per_machine = names.flatten().filter(|name| name.contains("-linux-"));
-        folders.extend(per_machine.map(|name| format!("{folder}/{name}")));
+        for name in names.flatten().filter(|name| name.contains("-linux-")) {
+            version = version.max(version_in(root, &format!("{lib}/{name}"))?);
+        }
     }
-    let mut version = None;
-    for folder in folders {
-        let names = root.list(&format!("{folder}/systemd"))?;
-        let versions = names.iter().filter_map(|name| version_of(name.to_str()?));
-        version = version.max(versions.max());
-    }
-    let defs = root.read("etc/login.defs")?.unwrap_or_default();
-    let usual = Udevd::default();
-    Ok(Udevd {
-        version,
-        system_uid_max: login_defs(&defs, "SYS_UID_MAX").unwrap_or(usual.system_uid_max),
-        system_gid_max: login_defs(&defs, "SYS_GID_MAX").unwrap_or(usual.system_gid_max),
-    })
+    Ok(version)
+}
+
+fn version_in(root: &Root, lib: &str) -> Result<Option<u32>> {
+    let names = root.list(&format!("{lib}/systemd"))?;
+    let versions = names.iter().filter_map(|name| version_of(name.to_str()?));
+    Ok(versions.max())
 }
 
 /// The process ID of a running udevd that looked up names before they changed, where that can be
@@ -258,7 +275,13 @@ mod tests {
             let (_own, root) = node(&[(file, ""), ("etc/login.defs", "SYS_GID_MAX 499\n")]);
             let found = udevd(&root).unwrap();
             assert_eq!(found.version, version, "{file}");
-            assert_eq!((found.system_uid_max, found.system_gid_max), (999, 499));
+            // Only where it makes a difference.
+            let gid_max = if matches!(version, None | Some(258)) {
+                499
+            } else {
+                999
+            };
+            assert_eq!((found.system_uid_max, found.system_gid_max), (999, gid_max));
         }
     }
 
