@@ -109,12 +109,16 @@ pub fn default_sigchld() -> Option<SigHandler> {
     unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }.ok()
 }
 
-/// Puts back what [`default_sigchld`] gave.
+/// Puts back what [`default_sigchld`] gave. Where SIGCHLD is blocked, this also takes back the one that
+/// the child's end left pending: setting a signal to be ignored discards it (sigaction(2)), and SIGCHLD
+/// is ignored by default.
 pub fn restore_sigchld(was: Option<SigHandler>) {
-    if let Some(SigHandler::SigIgn) = was {
-        // SAFETY: installs no handler.
-        let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) };
-    }
+    let was = match was {
+        Some(SigHandler::SigIgn) => SigHandler::SigIgn,
+        _ => SigHandler::SigDfl,
+    };
+    // SAFETY: installs no handler.
+    let _ = unsafe { signal(Signal::SIGCHLD, was) };
 }
 
 /// Makes SIGTERM and SIGINT end this process also where it is the first of a PID namespace: the
