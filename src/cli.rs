@@ -44,7 +44,7 @@ Exit codes: 0 ok, 1 drift (--dry-run), 2 usage, 3 refused, 4 failed, 5 unproven,
 6 absent"
     )]
     Apply(Options),
-    /// The same without writing: what is, what should be, and what comes next
+    /// The same without writing: what is, what should be, what comes next
     #[command(
         next_line_help = true,
         after_help = "\
