@@ -42,7 +42,7 @@ image-list:
 	@[ -n "$(BUILDER)" ] || { echo "make image needs podman or buildah" >&2; exit 1; }
 	@$(BUILDER) manifest rm $(IMAGE) >/dev/null 2>&1 || true
 	set -e; for arch in $(foreach arch,$(ARCHES),$(OCI_$(arch)):$(arch)); do \
-	    $(BUILDER) build --file Containerfile --platform "linux/$${arch%:*}" --format oci \
+	    $(BUILDER) build --file Containerfile --platform "linux/$${arch%:*}" --format oci --layers=false \
 	        --manifest $(IMAGE) --build-arg VERSION=$(VERSION) --timestamp "$(EPOCH)" \
 	        $(SOURCE:%=--label org.opencontainers.image.source=%) \
 	        "target/$${arch#*:}-unknown-linux-musl/release"; \

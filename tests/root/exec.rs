@@ -55,6 +55,14 @@ fn it_aligns_reports_on_stderr_and_becomes_the_command() {
         let (code, ..) = scene.exec_sh(&[], "true");
         assert_eq!(code, 0);
         assert_eq!(scene.state(), before);
+        // No KVM on this node, and that is accepted.
+        let options = ["--device=/dev/absent", "--missing=skip"];
+        let (code, out, err) = scene.exec_sh(&options, "echo out");
+        assert_eq!((code, out.as_str()), (0, "out\n"), "{err}");
+        assert!(
+            last(&err).starts_with("libvirt-kvm-init: absent: "),
+            "{err}"
+        );
         let quiet = scene.exec_sh(&["-q"], "true");
         assert_eq!(quiet, (0, String::new(), String::new()));
     });

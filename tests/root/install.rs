@@ -210,6 +210,9 @@ fn a_folder_that_is_missing_is_a_usage_error() {
             .code(2)
             .says(&["usage: ", "mount the volume"]);
     }
+    go(&mut command(&program(), &["install", ""]))
+        .code(2)
+        .says(&["usage: ", "<DIR>"]);
     go(&mut command(&program(), &["install"]))
         .code(2)
         .says(&["<DIR>"]);
@@ -300,5 +303,26 @@ fn root_without_capabilities_installs_into_a_volume_that_everybody_may_write() {
         let start = Instant::now();
         assert!(!written(&volume));
         assert!(start.elapsed() < Duration::from_secs(5));
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn who_is_not_root_is_told_and_leaves_nothing() {
+    use std::os::unix::process::CommandExt;
+    in_namespace(|| {
+        let volume = volume();
+        go(&mut install(&volume)).code(0);
+        let other = scratch().join("other");
+        fs::create_dir(&other).unwrap();
+        mount_tmpfs(&other, "mode=777");
+        let as_nobody = |folder: &Path| {
+            let mut cmd = command(&volume.join(NAME), &["install"]);
+            go(cmd.arg(folder).uid(65_534).gid(65_534))
+        };
+        as_nobody(&other).code(4).says(&["EPERM", "as root"]);
+        assert!(names(&other).is_empty());
+        // What is right needs no right.
+        as_nobody(&volume).code(0);
     });
 }
