@@ -1,6 +1,9 @@
 //! The command line: verbs and options as text. What they mean is decided in `config`.
 #![forbid(unsafe_code)]
 
+use std::ffi::OsString;
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand};
 
 /// Makes /dev/kvm usable by the QEMU user of a libvirt pod, and proves it.
@@ -41,7 +44,7 @@ Exit codes: 0 ok, 1 drift (--dry-run), 2 usage, 3 refused, 4 failed, 5 unproven,
 6 absent"
     )]
     Apply(Options),
-    /// The same without writing: what is, what should be, and what comes next
+    /// The same without writing: what is, what should be, what comes next
     #[command(
         next_line_help = true,
         after_help = "\
@@ -60,6 +63,35 @@ Examples:
 Exit codes: 0 ok, 1 drift, 2 usage, 3 refused, 4 failed, 5 unproven, 6 absent"
     )]
     Check(Options),
+    /// Align this container, then become a command: an entrypoint wrapper
+    #[command(
+        next_line_help = true,
+        after_help = "\
+Takes apply's options but --dry-run, in the same three ways. Stdout is the
+command's: the report goes to stderr. The command is only started once apply
+ended with 0, and finds itself as if it had been started without this program.
+
+Examples:
+  libvirt-kvm-init exec -- /tmp/libvirt.sh
+      before the command of the libvirt container
+  libvirt-kvm-init exec --host-root /mnt/host-rootfs --settle 30s -- libvirtd -l
+      with apply's options
+
+Exit codes: apply's, and 126 for a command that cannot run, 127 for one that
+is not there; else the command's"
+    )]
+    Exec(ExecOptions),
+    /// Put this binary into a volume, for images that do not contain it
+    #[command(after_help = "\
+The binary becomes DIR/libvirt-kvm-init, owned by root, mode 0755. It is left
+alone if it is there already.
+
+Examples:
+  libvirt-kvm-init install /pod-shared
+      as an init container, from this project's image
+
+Exit codes: 0 ok, 2 usage, 4 failed")]
+    Install(InstallOptions),
     /// Find guests that could not start for want of KVM in logs
     #[cfg(feature = "logs")]
     #[command(after_help = "\
@@ -79,6 +111,29 @@ Exit codes: 0 none found, 1 found, 2 usage, 4 none found and not all was read")]
     Logs(LogOptions),
 }
 
+/// The options of `exec`.
+#[derive(Debug, Default, Args)]
+#[allow(missing_docs, reason = "the help texts below are the documentation")]
+pub struct ExecOptions {
+    #[command(flatten)]
+    pub apply: Options,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// The options of `install`.
+#[derive(Debug, Default, Args)]
+#[allow(missing_docs, reason = "the help texts below are the documentation")]
+pub struct InstallOptions {
+    /// The folder, in the volume
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// The report: table or json [default: table]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+}
+
 /// The options of `logs`.
 #[cfg(feature = "logs")]
 #[derive(Debug, Default, Args)]
@@ -86,7 +141,7 @@ Exit codes: 0 none found, 1 found, 2 usage, 4 none found and not all was read")]
 pub struct LogOptions {
     /// Files and folders, or - for standard input
     #[arg(value_name = "PATH")]
-    pub paths: Vec<std::path::PathBuf>,
+    pub paths: Vec<PathBuf>,
     /// The report: table or json [default: table]
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,

@@ -170,7 +170,6 @@ impl Config {
 ///
 /// # Errors
 /// [`Usage`] for a word that is no format.
-#[cfg(feature = "logs")]
 pub fn format(
     flag: Option<&String>,
     env: impl Fn(&str) -> Option<std::ffi::OsString>,

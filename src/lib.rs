@@ -17,9 +17,11 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod diagnose;
+pub mod exec;
 pub mod exit;
 pub mod forecast;
 pub mod hostdb;
+pub mod install;
 pub mod judge;
 #[cfg(feature = "logs")]
 pub mod logs;

@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use clap::Parser;
-use libvirt_kvm_init::cli::{Cli, Options, Verb};
-use libvirt_kvm_init::config::{Config, Format};
-use libvirt_kvm_init::exit::Verdict;
-use libvirt_kvm_init::report::Report;
+use libvirt_kvm_init::cli::{Cli, ExecOptions, InstallOptions, Options, Verb};
+use libvirt_kvm_init::config::{self, Config, Format};
+use libvirt_kvm_init::exit::{Usage, Verdict};
+use libvirt_kvm_init::install::Installed;
+use libvirt_kvm_init::report::{Report, plain};
 use libvirt_kvm_init::sys::end_on_request;
 use libvirt_kvm_init::sys::root::read_here;
-use libvirt_kvm_init::{apply, check, monitors, table};
+use libvirt_kvm_init::{apply, check, exec, install, monitors, table};
 
 /// musl's own allocator asks the kernel for memory at almost every turn, which is a third of the time
 /// of a run that only reads some files.
@@ -27,35 +28,100 @@ fn main() -> ExitCode {
             if !error.use_stderr() {
                 return ExitCode::SUCCESS;
             }
-            let text = error.to_string();
-            let first = text.lines().next().unwrap_or_default();
-            let why = first.strip_prefix("error: ");
-            let why = why.unwrap_or("a command is missing, see --help");
-            return say(&Report::new(Verdict::Usage, why), None);
+            return say(&Report::new(Verdict::Usage, why(&error)), None);
         }
     };
     end_on_request();
     match cli.verb {
         Verb::Apply(options) => run(&options, apply::apply),
         Verb::Check(options) => run(&options, check::check),
+        Verb::Exec(options) => exec(&options),
+        Verb::Install(options) => install(&options),
         #[cfg(feature = "logs")]
         Verb::Logs(options) => logs(&options),
+    }
+}
+
+/// What is wrong with the command line, in one line.
+fn why(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let mut lines = text.lines();
+    let first = lines.next().and_then(|line| line.strip_prefix("error: "));
+    match first {
+        None => "a command is missing, see --help".to_owned(),
+        // What is missing is on the next line.
+        Some(first) if first.ends_with(':') => {
+            format!("{first} {}", lines.next().unwrap_or_default().trim())
+        }
+        Some(first) => first.to_owned(),
     }
 }
 
 /// A verb that looks at the device and reports on it.
 fn run(options: &Options, verb: impl Fn(&Config) -> Report) -> ExitCode {
     start_log(options.verbose, options.quiet);
-    let read = |path: &std::path::Path| read_here(path).map_err(|error| error.to_string());
-    match Config::resolve(options, |name| std::env::var_os(name), read) {
+    match resolve(options) {
         Ok(config) => say(&verb(&config), Some(config.format)),
         Err(usage) => say(&Report::new(Verdict::Usage, usage.to_string()), None),
     }
 }
 
+fn resolve(options: &Options) -> Result<Config, Usage> {
+    let read = |path: &std::path::Path| read_here(path).map_err(|error| error.to_string());
+    Config::resolve(options, |name| std::env::var_os(name), read)
+}
+
+/// Aligns in a child, and becomes the command.
+fn exec(options: &ExecOptions) -> ExitCode {
+    let ending = exec::exec(&options.command, || align(&options.apply));
+    if let Some(text) = ending.text {
+        let line = plain(&format!("libvirt-kvm-init: {text}"));
+        let _ = writeln!(io::stderr(), "{line}");
+    }
+    ExitCode::from(ending.code)
+}
+
+/// The child's part: all is said on stderr, since stdout is the command's. Where nobody reads that, the
+/// command is started all the same.
+fn align(options: &Options) -> u8 {
+    start_log(options.verbose, options.quiet);
+    let (report, format) = match resolve(options).and_then(exec::configure) {
+        Ok(config) => (apply::apply(&config), Some(config.format)),
+        Err(usage) => (Report::new(Verdict::Usage, usage.to_string()), None),
+    };
+    let mut text = String::new();
+    let ok = report.verdict == Verdict::Ok;
+    if !(ok && options.quiet) {
+        text = render(&report, format, io::stderr().is_terminal());
+    }
+    if !ok {
+        text = format!("{text}{}\n", report.closing_line());
+    }
+    let _ = io::stderr().write_all(text.as_bytes());
+    report.exit_code
+}
+
+fn install(options: &InstallOptions) -> ExitCode {
+    let format = config::format(options.format.as_ref(), |name| std::env::var_os(name));
+    let (report, format) = match format {
+        Ok(format) => (install::install(&options.folder), format),
+        Err(usage) => {
+            let usage = usage.to_string();
+            let report = Installed::failed(Verdict::Usage, &options.folder, usage);
+            (report, Format::Table)
+        }
+    };
+    let text = match format {
+        Format::Json => report.to_json().unwrap_or_default(),
+        _ => report.line(),
+    };
+    let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
+    finish(&text, report.exit_code, Verdict::Failed.code(), closing)
+}
+
 #[cfg(feature = "logs")]
 fn logs(options: &libvirt_kvm_init::cli::LogOptions) -> ExitCode {
-    use libvirt_kvm_init::{config, logs};
+    use libvirt_kvm_init::logs;
     start_log(options.verbose, options.quiet);
     let format = config::format(options.format.as_ref(), |name| std::env::var_os(name));
     let (report, text) = match format {
@@ -98,24 +164,26 @@ fn start_log(verbose: u8, quiet: bool) {
 /// The report on stdout, flushed; then, if something is wrong, one line on stderr that says what:
 /// the last thing written, so that Kubernetes' FallbackToLogsOnError shows it.
 fn say(report: &Report, format: Option<Format>) -> ExitCode {
-    let text = match format {
-        Some(Format::Table) => {
-            let stdout = io::stdout();
-            let colour = stdout.is_terminal()
-                && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
-            table::table(report, colour)
-        }
-        Some(Format::Json) => report.to_json().unwrap_or_default(),
-        Some(Format::Npd) => monitors::npd(report),
-        Some(Format::Prometheus) => monitors::prometheus(report, SystemTime::now()),
-        None => String::new(),
-    };
+    let text = render(report, format, io::stdout().is_terminal());
     let (code, unwritten) = match format {
         Some(Format::Npd) => (monitors::npd_code(report), monitors::NPD_UNKNOWN),
         _ => (report.exit_code, Verdict::Failed.code()),
     };
     let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
     finish(&text, code, unwritten, closing)
+}
+
+fn render(report: &Report, format: Option<Format>, terminal: bool) -> String {
+    match format {
+        Some(Format::Table) => {
+            let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+            table::table(report, colour)
+        }
+        Some(Format::Json) => report.to_json().unwrap_or_default(),
+        Some(Format::Npd) => monitors::npd(report),
+        Some(Format::Prometheus) => monitors::prometheus(report, SystemTime::now()),
+        None => String::new(),
+    }
 }
 
 /// `unwritten` is the exit code for a report that could not be written.

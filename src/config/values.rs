@@ -114,7 +114,6 @@ pub fn format(text: &str) -> Result<Format, &'static str> {
 }
 
 /// How the report on logs is written; monitors ask `check`.
-#[cfg(feature = "logs")]
 pub fn log_format(text: &str) -> Result<Format, &'static str> {
     match format(text) {
         Ok(format @ (Format::Table | Format::Json)) => Ok(format),

@@ -95,8 +95,25 @@ impl Folder {
         if is_mounted(self.lock.as_fd(), name) {
             return self.write_in_place(name, content, rights);
         }
-        let temporary = format!(".{name}.libvirt-kvm-init");
-        let new = self.write_new(&temporary, name, content, rights)?;
+        self.replace_by_rename(name, rights, |file| file.write_all(content))
+    }
+
+    /// As [`Folder::replace`], with what `fill` writes, and never in place.
+    ///
+    /// # Errors
+    /// As there, and `EBUSY` where `name` is a mount point.
+    pub(super) fn replace_by_rename(
+        &self,
+        name: &str,
+        rights: Rights,
+        fill: impl FnOnce(&mut File) -> std::io::Result<()>,
+    ) -> Result<()> {
+        if is_mounted(self.lock.as_fd(), name) {
+            let call = || format!("rename(…, {})", self.path.join(name).display());
+            return Err(Errno::EBUSY).named(call);
+        }
+        let temporary = temporary(name);
+        let new = self.write_new(&temporary, name, rights, fill)?;
         let renamed = retry(|| renameat(&*self.lock, temporary.as_str(), &*self.lock, name));
         if let Err(errno) = renamed {
             let _ = unlinkat(&*self.lock, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
@@ -108,8 +125,17 @@ impl Folder {
         self.settle(name, &new)
     }
 
+    /// Takes away what a killed run left beside `name`, if it can.
+    pub fn clear(&self, name: &str) {
+        let _ = unlinkat(
+            &*self.lock,
+            temporary(name).as_str(),
+            UnlinkatFlags::NoRemoveDir,
+        );
+    }
+
     /// A renamed file is durable once its folder is; and it must be the one that was written.
-    fn settle(&self, name: &str, new: &File) -> Result<()> {
+    fn settle(&self, name: &str, new: &OwnedFd) -> Result<()> {
         let path = || self.path.join(name).display().to_string();
         retry(|| nix::unistd::fsync(&*self.lock))
             .named(|| format!("fsync({})", self.path.display()))?;
@@ -124,14 +150,15 @@ impl Folder {
     }
 
     /// A whole and synced file under a temporary name. What a killed run left there is replaced:
-    /// the lock says that nobody else is at it.
+    /// the lock says that nobody else is at it. What it gives is no longer open for writing: nobody
+    /// could start a program that is (`ETXTBSY`).
     fn write_new(
         &self,
         temporary: &str,
         name: &str,
-        content: &[u8],
         rights: Rights,
-    ) -> Result<File> {
+        fill: impl FnOnce(&mut File) -> std::io::Result<()>,
+    ) -> Result<OwnedFd> {
         let path = self.path.join(temporary);
         let call = |what: &str| format!("{what}({})", path.display());
         let flags =
@@ -147,19 +174,26 @@ impl Folder {
             done => done,
         };
         let mut file = File::from(fd.named(|| call("openat"))?);
-        let written = self.fill(&mut file, name, content, rights);
+        let written = self.fill(&mut file, name, rights, fill).and_then(|()| {
+            let path = raw::proc_path(&file);
+            open(path.as_c_str(), OFlag::O_PATH).named(|| call("open"))
+        });
         if written.is_err() {
             let _ = unlinkat(&*self.lock, temporary, UnlinkatFlags::NoRemoveDir);
         }
-        written.map(|()| file)
+        written
     }
 
-    fn fill(&self, file: &mut File, name: &str, content: &[u8], rights: Rights) -> Result<()> {
+    fn fill(
+        &self,
+        file: &mut File,
+        name: &str,
+        rights: Rights,
+        fill: impl FnOnce(&mut File) -> std::io::Result<()>,
+    ) -> Result<()> {
         let path = self.path.join(name);
         let call = |what: &str| format!("{what}(the new {})", path.display());
-        file.write_all(content)
-            .map_err(errno_of)
-            .named(|| call("write"))?;
+        fill(file).map_err(errno_of).named(|| call("write"))?;
         let like = match rights {
             Rights::Kept => self.find(name)?,
             Rights::Root(_) => None,
@@ -229,7 +263,8 @@ impl Folder {
         file.sync_all().map_err(errno_of).named(|| call("fsync"))
     }
 
-    fn find(&self, name: &str) -> Result<Option<(OwnedFd, FileStat)>> {
+    /// What `name` is, unopened and not through a link.
+    pub(super) fn find(&self, name: &str) -> Result<Option<(OwnedFd, FileStat)>> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let call = || format!("open({}, O_PATH)", self.path.join(name).display());
         match retry(|| openat(&*self.lock, name, flags, Mode::empty())) {
@@ -241,6 +276,11 @@ impl Folder {
             Err(errno) => Err(errno).named(call),
         }
     }
+}
+
+/// What a file is called until it is whole.
+fn temporary(name: &str) -> String {
+    format!(".{name}.libvirt-kvm-init")
 }
 
 /// Sets owner and mode where they differ.
@@ -283,7 +323,8 @@ fn read_at_most(file: &File, length: u64) -> nix::Result<Vec<u8>> {
     Ok(content)
 }
 
-fn errno_of(error: std::io::Error) -> Errno {
+/// The errno of an error of the standard library's.
+pub(super) fn errno_of(error: std::io::Error) -> Errno {
     match error.raw_os_error() {
         Some(raw) => Errno::from_raw(raw),
         // write(2) that wrote nothing.

@@ -3,12 +3,14 @@
 //! Everything here works on descriptors that were opened without following a link and checked
 //! before use. `raw` is the one file of the crate that may say `unsafe`.
 
+pub mod child;
 pub mod device;
 pub mod file;
 pub mod identity;
 pub mod kvm;
 pub mod proc;
 pub mod processes;
+pub mod program;
 pub(crate) mod raw;
 pub mod root;
 pub mod settle;

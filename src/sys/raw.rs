@@ -1,12 +1,14 @@
 //! The calls that neither std nor nix offers in a safe form. No other file may say `unsafe`.
 #![allow(unsafe_code)]
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use nix::Result;
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::ForkResult;
 
 /// getxattr(2), following links: meant for `/proc/self/fd/N`. `None` where the attribute is not
@@ -101,23 +103,117 @@ pub fn fork() -> Result<ForkResult> {
     unsafe { nix::unistd::fork() }
 }
 
-/// Lets children wait to be asked for, whatever was inherited.
-pub fn default_sigchld() {
-    use nix::sys::signal::{SigHandler, Signal, signal};
+/// Lets children wait to be asked for, whatever was inherited. Gives what was.
+pub fn default_sigchld() -> Option<SigHandler> {
     // SAFETY: installs no handler.
-    let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) };
+    unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }.ok()
+}
+
+/// Puts back what [`default_sigchld`] gave. Where SIGCHLD is blocked, this also takes back the one that
+/// the child's end left pending: setting a signal to be ignored discards it (sigaction(2)), and SIGCHLD
+/// is ignored by default.
+pub fn restore_sigchld(was: Option<SigHandler>) {
+    let was = match was {
+        Some(SigHandler::SigIgn) => SigHandler::SigIgn,
+        _ => SigHandler::SigDfl,
+    };
+    // SAFETY: installs no handler.
+    let _ = unsafe { signal(Signal::SIGCHLD, was) };
 }
 
 /// Makes SIGTERM and SIGINT end this process also where it is the first of a PID namespace: the
-/// kernel keeps signals without a handler from that one.
+/// kernel keeps signals without a handler from that one. One that was inherited as ignored stays so
+/// (nohup, a shell's background job).
 pub fn end_on_request() {
-    use nix::sys::signal::{SigHandler, Signal, signal};
     extern "C" fn end(number: libc::c_int) {
         exit_now(128 + number);
     }
     for number in [Signal::SIGTERM, Signal::SIGINT] {
         // SAFETY: the handler makes one call, _exit(2), which is async-signal-safe.
-        let _ = unsafe { signal(number, SigHandler::Handler(end)) };
+        let was = unsafe { signal(number, SigHandler::Handler(end)) };
+        if matches!(was, Ok(SigHandler::SigIgn)) {
+            // SAFETY: installs no handler.
+            let _ = unsafe { signal(number, SigHandler::SigIgn) };
+        }
+    }
+}
+
+/// What Rust's runtime changes before `main`, as it was before that: bit 0 to 2 for a standard stream
+/// that was closed, [`SIGPIPE_IGNORED`].
+static INHERITED: AtomicU8 = AtomicU8::new(0);
+const SIGPIPE_IGNORED: u8 = 1 << 3;
+/// The signals that were blocked then, as the kernel has them: signal 1 is bit 0.
+static BLOCKED: AtomicU64 = AtomicU64::new(0);
+
+/// Runs before `main`, as a constructor: Rust's runtime ignores SIGPIPE, opens /dev/null for standard
+/// streams that are closed, and installs handlers, at which musl unblocks the signals 32 to 34 (34 is
+/// another C library's SIGRTMIN). Whoever becomes another program has to know what it was given.
+extern "C" fn note_inherited() {
+    let mut found = 0;
+    for fd in 0..3 {
+        // SAFETY: asks for a descriptor's flags, whether it is open or not.
+        if unsafe { libc::fcntl(fd, libc::F_GETFD) } == -1 {
+            found |= 1 << fd;
+        }
+    }
+    let mut now = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: changes nothing, and zeroes are a valid value of what it fills.
+    let now = unsafe {
+        libc::sigaction(libc::SIGPIPE, std::ptr::null(), now.as_mut_ptr());
+        now.assume_init()
+    };
+    if now.sa_sigaction == libc::SIG_IGN {
+        found |= SIGPIPE_IGNORED;
+    }
+    INHERITED.store(found, Ordering::Relaxed);
+    let mut blocked = 0_u64;
+    // SAFETY: the kernel writes as many bytes as it is told, and the number has them. The C library's
+    // function would leave out signals that it keeps for itself.
+    unsafe {
+        let none = std::ptr::null::<u64>();
+        let (how, size) = (libc::SIG_BLOCK, size_of::<u64>());
+        libc::syscall(libc::SYS_rt_sigprocmask, how, none, &raw mut blocked, size);
+    }
+    BLOCKED.store(blocked, Ordering::Relaxed);
+}
+
+// SAFETY: the section holds pointers to functions that the C library calls once, before `main`; this
+// one uses nothing of Rust's runtime.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static NOTE_INHERITED: extern "C" fn() = note_inherited;
+
+/// execv(2): this process becomes the program at `path`. Before that, what Rust's runtime changed is put
+/// back: SIGPIPE, blocked signals, and standard streams that were closed. Only returns where that failed.
+///
+/// The environment is the one that was inherited, byte for byte; a signal that was ignored stays
+/// ignored, and the handlers of this process (SIGTERM, SIGINT, Rust's for SIGSEGV and SIGBUS, which
+/// leave ignored ones alone) go with it, as does its alternate signal stack (execve(2)).
+pub fn become_program(path: &CStr, args: &[CString]) -> Errno {
+    let inherited = INHERITED.load(Ordering::Relaxed);
+    if inherited & SIGPIPE_IGNORED == 0 {
+        // SAFETY: installs no handler.
+        let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    }
+    let blocked = BLOCKED.load(Ordering::Relaxed);
+    // SAFETY: the kernel reads as many bytes as it is told, and the number has them.
+    unsafe {
+        let none = std::ptr::null_mut::<u64>();
+        let (how, size) = (libc::SIG_SETMASK, size_of::<u64>());
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            how,
+            &raw const blocked,
+            none,
+            size,
+        );
+    }
+    for fd in (0..3).filter(|fd| inherited & 1 << fd != 0) {
+        close(fd);
+    }
+    match nix::unistd::execv(path, args) {
+        Err(errno) => errno,
+        Ok(never) => match never {},
     }
 }
 

@@ -20,7 +20,7 @@ use super::{Named, Result, open, raw, retry};
 /// No file that is read here has reason to be larger; a sparse one could be endless.
 const MAX_FILE: u64 = 64 << 20;
 /// How a file is opened to be read: whatever it may turn out to be, nothing waits for it.
-const READ: OFlag = OFlag::O_RDONLY
+pub(super) const READ: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_CLOEXEC)
     .union(OFlag::O_NOCTTY)
     .union(OFlag::O_NONBLOCK);

@@ -9,10 +9,21 @@ use crate::{Way, golden, yaml};
 
 /// The command that a container has in a golden.
 fn command(way: Way, list: &str, name: &str) -> Vec<String> {
+    words(way, list, name, "command")
+}
+
+/// What this project's own image, whose entrypoint is the program, is given in an init container.
+fn args(name: &str) -> Vec<String> {
+    let mut words = words(Way::Exec, "initContainers", name, "args");
+    words.insert(0, "libvirt-kvm-init".to_owned());
+    words
+}
+
+fn words(way: Way, list: &str, name: &str, field: &str) -> Vec<String> {
     let sets = yaml::documents(&golden("genestack/base", way));
     let containers = sets[0]["spec"]["template"]["spec"][list].as_array();
     let found = containers.unwrap().iter().find(|it| it["name"] == name);
-    let words = found.unwrap()["command"].as_array().unwrap().iter();
+    let words = found.unwrap()[field].as_array().unwrap().iter();
     words
         .map(|word| word.as_str().unwrap().to_owned())
         .collect()
@@ -37,8 +48,10 @@ fn call(way: Way) -> Vec<String> {
 
 fn options(words: &[String]) -> Config {
     let cli = Cli::try_parse_from(words).unwrap_or_else(|e| panic!("{words:?}: {e}"));
-    let Verb::Apply(options) = cli.verb else {
-        panic!("{words:?}")
+    let options = match cli.verb {
+        Verb::Apply(options) => options,
+        Verb::Exec(options) => options.apply,
+        _ => panic!("{words:?}"),
     };
     Config::resolve(&options, |_| None, |_| Err("no file".to_owned())).unwrap()
 }
@@ -46,12 +59,16 @@ fn options(words: &[String]) -> Config {
 #[test]
 fn the_program_understands_what_the_patches_give_it() {
     let step = command(Way::Kustomize, "initContainers", "libvirt-kvm-init");
-    let mut wrapper = command(Way::Exec, "containers", "libvirt");
-    let wrapped = wrapper.split_off(wrapper.iter().position(|word| word == "--").unwrap());
-    assert_eq!(wrapped, ["--", "/tmp/libvirt.sh"]);
-    assert_eq!(wrapper[1], "exec");
-    // It takes apply's options.
-    wrapper[1] = "apply".to_owned();
+    let wrapper = command(Way::Exec, "containers", "libvirt");
+    let Verb::Exec(exec) = Cli::try_parse_from(&wrapper).unwrap().verb else {
+        panic!("{wrapper:?}")
+    };
+    assert_eq!(exec.command, ["/tmp/libvirt.sh"]);
+    let bring = args("libvirt-kvm-init-install");
+    let Verb::Install(install) = Cli::try_parse_from(&bring).unwrap().verb else {
+        panic!("{bring:?}")
+    };
+    assert_eq!(install.folder.to_str(), Some("/pod-shared"));
     for words in [step, wrapper, call(Way::Hooks), call(Way::InitModules)] {
         let config = options(&words);
         let shown = |path: &Option<std::path::PathBuf>| {

@@ -1,0 +1,147 @@
+//! Puts this very binary into a volume, for pods whose libvirt image does not contain it.
+
+use std::path::Path;
+
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::exit::{Usage, Verdict, verdict_of};
+use crate::report::plain;
+use crate::sys::CallError;
+use crate::sys::file::{Folder, open_folder};
+use crate::sys::program::Program;
+
+/// The version of the JSON form.
+pub const SCHEMA: u32 = 1;
+/// What the file is called, and what patches of pods mount.
+pub const NAME: &str = "libvirt-kvm-init";
+/// The version that is installed.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What `install` did. Its JSON form is a contract: fields are added, never renamed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Installed {
+    /// [`SCHEMA`]
+    pub schema: u32,
+    /// `ok`, `usage` or `failed`.
+    pub verdict: Verdict,
+    /// The process' exit code.
+    pub exit_code: u8,
+    /// One sentence.
+    pub summary: String,
+    /// Where the binary is, or should be.
+    pub path: String,
+    /// The program's version.
+    pub version: String,
+    /// Whether it was written; not where it was there already.
+    pub written: bool,
+}
+
+impl Installed {
+    /// A run that did not end well.
+    pub fn failed(verdict: Verdict, path: &Path, summary: String) -> Self {
+        Self {
+            schema: SCHEMA,
+            verdict,
+            exit_code: verdict.code(),
+            summary,
+            path: path.display().to_string(),
+            version: VERSION.to_owned(),
+            written: false,
+        }
+    }
+
+    fn done(path: &Path, written: bool) -> Self {
+        let how = if written { "written" } else { "already there" };
+        let summary = format!("{NAME} {VERSION} -> {} ({how})", path.display());
+        Self {
+            written,
+            ..Self::failed(Verdict::Ok, path, summary)
+        }
+    }
+
+    /// One line for people; nothing where it failed, which the closing line says.
+    pub fn line(&self) -> String {
+        match self.verdict {
+            Verdict::Ok => format!("{}\n", plain(&self.summary)),
+            _ => String::new(),
+        }
+    }
+
+    /// One line of JSON and a newline.
+    ///
+    /// # Errors
+    /// None that can happen: every key is a string.
+    pub fn to_json(&self) -> serde_json::Result<String> {
+        let mut text = serde_json::to_string(self)?;
+        text.push('\n');
+        Ok(text)
+    }
+
+    /// The last line of a run that did not end well.
+    pub fn closing_line(&self) -> String {
+        let word = self.verdict.word();
+        plain(&format!("libvirt-kvm-init: {word}: {}", self.summary))
+    }
+}
+
+/// Puts the binary into `folder`. It is left alone only if it is a regular file, with one name, owned by
+/// root, 0755, with the same bytes; anything else that has its name is replaced, a link as well, and
+/// nothing is written through it.
+pub fn install(folder: &Path) -> Installed {
+    let path = folder.join(NAME);
+    match put(&path) {
+        Ok(written) => Installed::done(&path, written),
+        Err(error) => Installed::failed(verdict_of(&error), &path, error.to_string()),
+    }
+}
+
+/// Whether it had to be written.
+fn put(path: &Path) -> anyhow::Result<bool> {
+    let mut program = Program::running().map_err(|error| match error.advice() {
+        Some(advice) => anyhow::anyhow!("{error}; {advice}"),
+        None => error.into(),
+    })?;
+    let (fd, folder, name) = open_folder(path).map_err(folder_advice)?;
+    let folder = Folder::lock(fd, folder).map_err(|error| advise(path, error))?;
+    let done = program.is_at(&folder, &name).and_then(|there| {
+        if there {
+            folder.clear(&name);
+            return Ok(false);
+        }
+        program.copy(&folder, &name).map(|()| true)
+    });
+    done.map_err(|error| advise(path, error))
+}
+
+fn folder_advice(error: CallError) -> anyhow::Error {
+    match error.errno {
+        Errno::ENOENT | Errno::ENOTDIR => Usage(format!(
+            "{error}; give a directory, and mount the volume there first"
+        ))
+        .into(),
+        Errno::EACCES | Errno::EPERM => anyhow::anyhow!("{error}; run this step as root"),
+        _ => error.into(),
+    }
+}
+
+fn advise(path: &Path, error: CallError) -> anyhow::Error {
+    let shown = path.display();
+    let advice = match error.errno {
+        Errno::EISDIR | Errno::ENOTEMPTY | Errno::EEXIST => format!(
+            "a directory stands where the file belongs, as the kubelet makes one for a subPath that did \
+             not exist: remove it from the volume, or delete the pod ({shown})"
+        ),
+        Errno::EBUSY => format!("{shown} is a mount point: install into the volume itself"),
+        Errno::EROFS => "mount the volume writable in this step".to_owned(),
+        Errno::EPERM | Errno::EACCES => "run this step as root".to_owned(),
+        Errno::ENOSPC | Errno::EDQUOT => "make space in that volume".to_owned(),
+        Errno::EWOULDBLOCK => {
+            "another process holds a lock on that folder: find it with `lslocks`, then run again"
+                .to_owned()
+        }
+        _ => "see whether another process changes it".to_owned(),
+    };
+    anyhow::anyhow!("{error}; {advice}")
+}
