@@ -1,5 +1,7 @@
 # make build   the static binary, under target/<arch>-unknown-linux-musl/release
 # make run     the incident and its cure, told on this machine (root, private namespaces)
+# make image   the container image, with podman or buildah, without network; for both architectures where
+#              the other one's target is installed. IMAGE=NAME:TAG names it, SOURCE=URL labels it
 # make test    every tier of tests that this machine can run
 # make lint    rustfmt, clippy and cargo-deny
 
@@ -7,17 +9,44 @@ ARCH   := $(shell uname -m)
 TARGET := $(ARCH)-unknown-linux-musl
 BIN    := target/$(TARGET)/release/libvirt-kvm-init
 
-.PHONY: build build-aarch64 run test lint clean
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+IMAGE   = libvirt-kvm-init:$(VERSION)
+# What builds images, with its own options: BUILDER="podman --root /elsewhere"
+BUILDER = $(firstword $(notdir $(shell command -v podman buildah)))
+# The architectures of the image, as Rust calls them.
+ARCHES  = $(ARCH) $(filter-out $(ARCH),$(patsubst %-unknown-linux-musl,%,$(filter \
+    x86_64-unknown-linux-musl aarch64-unknown-linux-musl,$(shell rustup target list --installed))))
+EPOCH   = $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null),0)
+OCI_x86_64  := amd64
+OCI_aarch64 := arm64
+
+.PHONY: build build-x86_64 build-aarch64 image image-list run test lint clean
 
 build:
 	rustup target add $(TARGET)
 	cargo build --locked --release --target $(TARGET)
 
 # Needs no cross compiler: the linker that comes with Rust does it.
-build-aarch64:
-	rustup target add aarch64-unknown-linux-musl
+build-x86_64 build-aarch64: build-%:
+	rustup target add $*-unknown-linux-musl
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER=rust-lld \
-	    cargo build --locked --release --target aarch64-unknown-linux-musl
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_LINKER=rust-lld \
+	    cargo build --locked --release --target $*-unknown-linux-musl
+
+image: build $(patsubst %,build-%,$(filter-out $(ARCH),$(ARCHES)))
+	$(MAKE) image-list
+
+# One image for each architecture, and a list of them that carries the name. The same sources give the
+# same image: times are those of the last commit.
+image-list:
+	@[ -n "$(BUILDER)" ] || { echo "make image needs podman or buildah" >&2; exit 1; }
+	@$(BUILDER) manifest rm $(IMAGE) >/dev/null 2>&1 || true
+	set -e; for arch in $(foreach arch,$(ARCHES),$(OCI_$(arch)):$(arch)); do \
+	    $(BUILDER) build --file Containerfile --platform "linux/$${arch%:*}" --format oci --layers=false \
+	        --manifest $(IMAGE) --build-arg VERSION=$(VERSION) --timestamp "$(EPOCH)" \
+	        $(SOURCE:%=--label org.opencontainers.image.source=%) \
+	        "target/$${arch#*:}-unknown-linux-musl/release"; \
+	done
 
 run: build
 	examples/incident.sh $(BIN)

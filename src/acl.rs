@@ -151,6 +151,21 @@ impl Acl {
         Self(entries.collect())
     }
 
+    /// The ACL after `setfacl -x u:UID`, which works the mask out anew.
+    #[must_use]
+    pub fn without_user(&self, uid: Uid) -> Self {
+        let kept = self.0.iter().filter(|entry| entry.tag != Tag::User(uid));
+        let mut kept: Vec<Entry> = kept.copied().collect();
+        let masked = |tag| matches!(tag, Tag::User(_) | Tag::OwningGroup | Tag::Group(_));
+        let entries = kept.iter().filter(|entry| masked(entry.tag));
+        let mask = entries.fold(0, |mask, entry| mask | entry.perm);
+        let mut masks = kept.iter_mut().filter(|entry| entry.tag == Tag::Mask);
+        if let Some(entry) = masks.next() {
+            entry.perm = mask;
+        }
+        Self(kept)
+    }
+
     fn permits(&self, who: &Who<'_>, owner: Uid, group: Gid, want: u16) -> bool {
         let mask = self.get(Tag::Mask).unwrap_or(0o7);
         if who.uid == owner {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::config::{Config, Missing};
 use crate::diagnose::allows;
 use crate::exit::Verdict;
-use crate::forecast::{coming, losses};
+use crate::forecast::{CHARTS_GROUP, coming, losses};
 use crate::judge::{
     absent_code, conclude, failure, group_file_for_the_pod, moved, proof, would_open,
 };
@@ -15,7 +15,7 @@ use crate::oddities::{self, is_libvirtd};
 use crate::place;
 use crate::plan::{Course, Decision, Step, decide, is_private};
 use crate::qemu::Identity;
-use crate::report::{Cause, Change, Code, Proof, Report, Warning};
+use crate::report::{Cause, Change, Code, Permission, Proof, Report, Warning};
 use crate::snapshot;
 use crate::steps;
 use crate::sys::device::{Device, Facts};
@@ -29,7 +29,7 @@ const ROUNDS: usize = 3;
 /// container's, unless another one was named: the node's view and the pod's in one report.
 pub fn check(config: &Config) -> Report {
     let daemons = oddities::daemons();
-    let root = libvirtds_root(config, &daemons);
+    let (root, unseen) = libvirtds_root(config, &daemons);
     let pods = root.clone();
     let config = &Config {
         root: root.unwrap_or_else(|| config.root.clone()),
@@ -37,6 +37,7 @@ pub fn check(config: &Config) -> Report {
         ..config.clone()
     };
     let mut report = judged(config, &daemons);
+    report.warnings.extend(unseen);
     if let Some(pods) = pods {
         find_private_device(&mut report, &pods, config);
     }
@@ -46,23 +47,32 @@ pub fn check(config: &Config) -> Report {
 /// What was proven is the node's device. A container that was not given the node's /dev has another
 /// one, or none, and its QEMU opens that.
 fn find_private_device(report: &mut Report, pods: &Path, config: &Config) {
-    let Ok(Some(ours)) = Device::find(&config.device) else {
+    let Ok(Some(device)) = Device::find(&config.device) else {
         return;
     };
-    let ours = ours.facts();
-    let found = Root::open(pods).and_then(|root| root.stat(&config.device.to_string_lossy()));
+    let ours = device.facts();
+    let name = config.device.to_string_lossy();
     // What cannot be looked at is not reported as odd.
-    let Ok(found) = found else {
+    let Ok(root) = Root::open(pods) else {
+        return;
+    };
+    let Ok(found) = root.stat(&name) else {
         return;
     };
     let theirs = found.map(Facts::from);
-    if theirs.is_some_and(|theirs| theirs.inode == ours.inode) || !ours.is_kvm() {
+    let nodev = root.is_nodev(&name).unwrap_or(false) && !device.on_nodev_mount().unwrap_or(false);
+    let same = theirs.is_some_and(|theirs| theirs.inode == ours.inode);
+    if same && !nodev || !ours.is_kvm() {
         return;
     }
     let path = config.device.display();
     let shown = |facts: &Facts| format!("{}:{} {:04o}", facts.uid, facts.gid, facts.mode);
     let there = theirs.filter(Facts::is_kvm);
-    let there = there.map_or_else(|| "no KVM device".to_owned(), |facts| shown(&facts));
+    let there = match &there {
+        Some(_) if nodev => "on a mount with the option nodev".to_owned(),
+        Some(facts) => shown(facts),
+        None => "no KVM device".to_owned(),
+    };
     let text = format!(
         "libvirtd's /dev ({}) is not the node's: {path} is {there} there, and {} here; mount the \
          node's /dev at /dev in that container",
@@ -72,29 +82,52 @@ fn find_private_device(report: &mut Report, pods: &Path, config: &Config) {
     report
         .warnings
         .push(Warning::new(Code::PrivateDevice, text));
-    if matches!(report.verdict, Verdict::Ok | Verdict::Drift) && report.proof.result == "ok" {
+    let opens = report.proof.result == "ok";
+    if matches!(report.verdict, Verdict::Ok | Verdict::Drift) {
         report.verdict = Verdict::Unproven;
         report.exit_code = Verdict::Unproven.code();
-        report.summary = format!(
-            "{}, but that is the node's: libvirtd's own {path} is another one ({there}), and it \
-             was not opened; run this in the pod",
-            report.summary
-        );
+        report.summary = if opens {
+            format!(
+                "{}, but that is the node's: libvirtd's own {path} is another one ({there}), and \
+                 it was not opened; run this in the pod",
+                report.summary
+            )
+        } else {
+            // `apply` in that pod refuses a device that is not the node's.
+            let way_out = "mount the node's /dev at /dev in that container, and run this again";
+            report.proof.advice = Some(way_out.to_owned());
+            format!("libvirtd's own {path} is not the node's ({there}), and it was not opened")
+        };
     }
 }
 
-/// The root of the libvirtd that runs on this node, if it is not the node's own.
-fn libvirtds_root(config: &Config, daemons: &[Process]) -> Option<PathBuf> {
+/// The root of the libvirtd that runs on this node, if it is not the node's own; a warning where one
+/// runs and this process may not look at its root, which takes more rights than the proof does.
+fn libvirtds_root(config: &Config, daemons: &[Process]) -> (Option<PathBuf>, Option<Warning>) {
     let here = Path::new("/");
     if config.root != here || !place::on_the_node() {
-        return None;
+        return (None, None);
     }
-    let own = Root::open(here).and_then(|root| root.id()).ok()?;
-    let elsewhere = |process: &&Process| process.root.is_some_and(|root| root != own);
-    let mut libvirtds = daemons.iter().filter(|process| is_libvirtd(process));
-    let found = libvirtds.find(elsewhere)?;
-    log::debug!("{} (pid {}) runs in a container", found.name, found.pid);
-    Some(found.root_path())
+    let Ok(own) = Root::open(here).and_then(|root| root.id()) else {
+        return (None, None);
+    };
+    let mut elsewhere = daemons.iter().filter(|process| is_libvirtd(process));
+    if let Some(found) = elsewhere.find(|process| process.root.is_some_and(|root| root != own)) {
+        log::debug!("{} (pid {}) runs in a container", found.name, found.pid);
+        return (Some(found.root_path()), None);
+    }
+    let hidden = |process: &&Process| is_libvirtd(process) && process.root.is_none();
+    let warning = daemons.iter().find(hidden).map(|process| {
+        let text = format!(
+            "{} (pid {}) runs here, and {} may not be looked at: if it runs in a container, this \
+             says nothing of its QEMU; run this with CAP_SYS_PTRACE, or in that container",
+            process.name,
+            process.pid,
+            process.root_path().display()
+        );
+        Warning::new(Code::LibvirtdUnseen, text)
+    });
+    (None, warning)
 }
 
 /// What `apply --dry-run` shows: the same for this root, with `apply`'s own safety rules.
@@ -198,7 +231,10 @@ fn find_drift(
     };
     // `apply` changes no device but the node's, unless that one was named.
     let shut = is_private(seen) && !config.device_given;
-    let by_rights = matches!(report.proof.result.as_str(), "EACCES" | "none");
+    // Where the permissions allow it already something else denies it.
+    let by_rights = matches!(report.proof.result.as_str(), "EACCES" | "none")
+        && report.proof.computed != Some(Permission::Allowed)
+        && decision.kept_out.is_none();
     let out = config.group_file_out.as_ref().filter(|_| {
         let writes = |step: &Step| matches!(step, Step::GroupFile(_));
         matches!(&decision.course, Course::Act(steps) if steps.iter().any(writes))
@@ -222,12 +258,16 @@ fn find_drift(
             ))
         }
         (Verdict::Ok, Some(identity)) if report.proof.result == "ok" => {
-            let losses = losses(coming(seen, config), identity);
+            let losses = losses(coming(seen), identity);
             losses.first().map(|loss| {
+                let harmless = || then.is_some_and(|then| allows(&loss.node, then));
                 let way_out = if shut {
                     NOT_THE_NODES
-                } else if loss.by_udev && !then.is_some_and(|then| allows(&loss.node, then)) {
+                } else if loss.by_udev && !harmless() {
                     "`apply` cannot prevent that: change the rule on the node"
+                } else if config.group != CHARTS_GROUP && !harmless() {
+                    "`apply` cannot prevent that, as libvirt.sh names the group kvm: leave out \
+                     --group"
                 } else {
                     "`libvirt-kvm-init apply` in the pod makes both agree"
                 };

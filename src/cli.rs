@@ -44,7 +44,7 @@ Exit codes: 0 ok, 1 drift (--dry-run), 2 usage, 3 refused, 4 failed, 5 unproven,
 6 absent"
     )]
     Apply(Options),
-    /// The same without writing: what is, what should be, and what comes next
+    /// The same without writing: what is, what should be, what comes next
     #[command(
         next_line_help = true,
         after_help = "\
@@ -68,8 +68,8 @@ Exit codes: 0 ok, 1 drift, 2 usage, 3 refused, 4 failed, 5 unproven, 6 absent"
         next_line_help = true,
         after_help = "\
 Takes apply's options but --dry-run, in the same three ways. Stdout is the
-command's: the report goes to stderr. The command is only started once QEMU is
-proven to be able to open KVM, and finds everything as this program did.
+command's: the report goes to stderr. The command is only started once apply
+ended with 0, and finds itself as if it had been started without this program.
 
 Examples:
   libvirt-kvm-init exec -- /tmp/libvirt.sh

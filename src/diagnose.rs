@@ -3,8 +3,8 @@
 //!
 //! The kernel asks discretionary access control first, then the cgroup's device filter, then the
 //! security module (fs/namei.c, `inode_permission`). The first two tell `EACCES` from `EPERM`; the
-//! third, and a `nodev` mount, answer `EACCES` too, and show only as the difference to what owner,
-//! mode and ACL would allow.
+//! third, and a `nodev` mount, which is asked about before all of them (`may_open`), answer `EACCES`
+//! too, and show only as the difference to what owner, mode and ACL would allow.
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
@@ -15,7 +15,8 @@ use crate::acl::{Guard, READ_WRITE, permits};
 use crate::observe::{Node, is_no_driver};
 use crate::prove::Sight;
 use crate::qemu::Identity;
-use crate::report::{Cause, Permission, Proof};
+use crate::report::{Cause, Permission, Proof, some_of};
+use crate::sys::device::Facts;
 use crate::sys::kvm::API_VERSION;
 
 /// What the judgement rests on.
@@ -29,7 +30,12 @@ pub struct Scene<'a> {
     pub folders: &'a [(PathBuf, Node)],
     /// Who tried.
     pub identity: &'a Identity,
+    /// What to do where owner, group and mode deny it.
+    pub remedy: &'a str,
 }
+
+/// Searching a folder needs `x`.
+const SEARCH: u16 = 0o1;
 
 /// Whether owner, mode and ACL of a node let QEMU read and write.
 pub fn allows(node: &Node, identity: &Identity) -> bool {
@@ -37,14 +43,33 @@ pub fn allows(node: &Node, identity: &Identity) -> bool {
     identity.uid.is_root() || permits(&guard(node), &identity.who(), READ_WRITE)
 }
 
+/// Whether QEMU as root gets to the device by `CAP_DAC_OVERRIDE` alone.
+pub fn needs_override(scene: &Scene<'_>) -> bool {
+    let who = scene.identity.who();
+    let passes = |(_, folder): &(PathBuf, Node)| permits(&guard(folder), &who, SEARCH);
+    scene.identity.uid.is_root()
+        && !(permits(&guard(scene.node), &who, READ_WRITE) && scene.folders.iter().all(passes))
+}
+
 /// The first folder on the way to the device that does not let QEMU pass.
 pub fn closed_folder<'a>(scene: &Scene<'a>) -> Option<&'a (PathBuf, Node)> {
-    /// Searching a folder needs `x`.
-    const SEARCH: u16 = 0o1;
     let who = scene.identity.who();
     let mut folders = scene.folders.iter();
     folders
         .find(|(_, folder)| !scene.identity.uid.is_root() && !permits(&guard(folder), &who, SEARCH))
+}
+
+/// chmod(1)'s letter for the class of permission bits that counts for QEMU; none where an ACL counts.
+fn class(node: &Node, identity: &Identity) -> Option<char> {
+    let bits = |mode| Node {
+        facts: Facts { mode, ..node.facts },
+        acl: None,
+        ..*node
+    };
+    let classes = [('u', 0o100), ('g', 0o010), ('o', 0o001)];
+    let mut classes = classes.into_iter().filter(|_| node.acl.is_none());
+    let counts = |&(_, mode): &(char, u16)| permits(&guard(&bits(mode)), &identity.who(), SEARCH);
+    classes.find(counts).map(|(class, _)| class)
 }
 
 fn guard(node: &Node) -> Guard<'_> {
@@ -178,7 +203,8 @@ fn open_failed(errno: Errno, scene: &Scene<'_>) -> (Cause, String) {
         Errno::EACCES => denied(scene),
         Errno::EPERM => {
             let advice = "the cgroup's device filter denies it to this container, which says \
-                          nothing of the node: run this step with privileged: true";
+                          nothing of the node: run this step with privileged: true (a systemd unit with \
+                          DeviceAllow=/dev/kvm rw)";
             (Cause::DeviceCgroup, advice.to_owned())
         }
         Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP => {
@@ -204,6 +230,9 @@ fn open_failed(errno: Errno, scene: &Scene<'_>) -> (Cause, String) {
 const BUSY: &str = "another hypervisor holds the processor's virtualisation (VirtualBox, VMware, \
                     Xen): stop it";
 
+/// How many groups a line names.
+const GROUPS: usize = 16;
+
 /// `EACCES` has four reasons; the first that the facts bear out is it.
 fn denied(scene: &Scene<'_>) -> (Cause, String) {
     let path = scene.device.display();
@@ -211,36 +240,16 @@ fn denied(scene: &Scene<'_>) -> (Cause, String) {
     let facts = &scene.node.facts;
     if let Some((folder, node)) = closed_folder(scene) {
         let folder = folder.display();
+        let way_out = match class(node, identity) {
+            Some(class) => format!("chmod {class}+x {folder}"),
+            None => format!("setfacl -m u:{}:x {folder}", identity.uid),
+        };
         let advice = format!(
-            "the folder {folder} ({}:{} {:04o}) does not let {} pass: chmod o+x {folder}",
+            "the folder {folder} ({}:{} {:04o}) does not let {} pass: {way_out}",
             node.facts.uid,
             node.facts.gid,
             node.facts.mode,
             identity.label()
-        );
-        return (Cause::Ownership, advice);
-    }
-    if !allows(scene.node, identity) {
-        let plain = Node {
-            acl: None,
-            ..scene.node.clone()
-        };
-        if let Some(acl) = scene.node.acl.as_ref().filter(|_| allows(&plain, identity)) {
-            let advice = format!(
-                "its ACL ({acl}) denies {}: see `getfacl {path}`, remove the entry with `setfacl \
-                 -x` or all with `setfacl -b {path}`",
-                identity.label()
-            );
-            return (Cause::Acl, advice);
-        }
-        let groups: Vec<_> = identity.groups.iter().map(ToString::to_string).collect();
-        let advice = format!(
-            "{path} is {}:{} {:04o}, and {} with the groups {} may not read and write it",
-            facts.uid,
-            facts.gid,
-            facts.mode,
-            identity.label(),
-            groups.join(" ")
         );
         return (Cause::Ownership, advice);
     }
@@ -250,6 +259,37 @@ fn denied(scene: &Scene<'_>) -> (Cause, String) {
              /dev without it"
         );
         return (Cause::Nodev, advice);
+    }
+    if !allows(scene.node, identity) {
+        let plain = Node {
+            acl: None,
+            ..scene.node.clone()
+        };
+        if let Some(acl) = scene.node.acl.as_ref().filter(|_| allows(&plain, identity)) {
+            let without = Node {
+                acl: Some(acl.without_user(identity.uid)),
+                ..scene.node.clone()
+            };
+            let way_out = if allows(&without, identity) {
+                format!("`setfacl -x u:{} {path}` removes that entry", identity.uid)
+            } else {
+                let mode = facts.mode;
+                format!("`setfacl -b {path} && chmod {mode:04o} {path}` leaves the plain mode")
+            };
+            let advice = format!("its ACL ({acl}) denies {}: {way_out}", identity.label());
+            return (Cause::Acl, advice);
+        }
+        let groups: Vec<_> = identity.groups.iter().map(ToString::to_string).collect();
+        let advice = format!(
+            "{path} is {}:{} {:04o}, and {} with the groups {} may not read and write it; {}",
+            facts.uid,
+            facts.gid,
+            facts.mode,
+            identity.label(),
+            some_of(&groups, GROUPS, " "),
+            scene.remedy
+        );
+        return (Cause::Ownership, advice);
     }
     let advice = format!(
         "owner, mode and ACL of {path} allow it, so a security module denies it: see `dmesg` and \

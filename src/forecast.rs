@@ -6,7 +6,6 @@
 
 use nix::unistd::{Gid, Uid};
 
-use crate::config::Config;
 use crate::diagnose::allows;
 use crate::observe::{Node, Observed};
 use crate::plan::is_private;
@@ -32,8 +31,11 @@ impl Coming {
     }
 }
 
+/// The group that the chart's libvirt.sh names.
+pub const CHARTS_GROUP: &str = "kvm";
+
 /// Everything that is known to come.
-pub fn coming(seen: &Observed, config: &Config) -> Vec<Coming> {
+pub fn coming(seen: &Observed) -> Vec<Coming> {
     let Some(now) = &seen.device else {
         return Vec::new();
     };
@@ -68,7 +70,7 @@ pub fn coming(seen: &Observed, config: &Config) -> Vec<Coming> {
             })
         })
         .collect();
-    found.extend(libvirt_sh(seen, now, config));
+    found.extend(libvirt_sh(seen, now));
     found
 }
 
@@ -100,13 +102,14 @@ fn after(now: &Node, outcome: &Outcome, fresh: bool) -> Node {
 
 /// The chart's three lines, run in the pod at each start of its container: `chmod 660 /dev/kvm;
 /// chown root:kvm /dev/kvm`. Where the pod has no such group only the first one does anything.
-fn libvirt_sh(seen: &Observed, now: &Node, config: &Config) -> Option<Coming> {
+/// `--group` means nothing to it.
+fn libvirt_sh(seen: &Observed, now: &Node) -> Option<Coming> {
     if seen.pod.is_host {
         return None;
     }
     let mut node = now.clone();
     set_mode(&mut node, 0o660);
-    if let Some(gid) = seen.pod.gid(&config.group) {
+    if let Some(gid) = seen.pod.gid(CHARTS_GROUP) {
         node.facts.uid = Uid::from_raw(0);
         node.facts.gid = gid;
     }

@@ -65,6 +65,17 @@ impl HostDb {
         })
     }
 
+    /// The name of the first group with this number.
+    pub fn name_of(&self, gid: Gid) -> Option<String> {
+        let mut files = self.files.iter();
+        let in_files = files.find_map(|(_, content)| group::all_by_gid(content, gid).next());
+        let in_files = in_files.map(|found| String::from_utf8_lossy(found.name).into_owned());
+        in_files.or_else(|| {
+            let record = self.records.iter().find(|record| record.gid == gid)?;
+            Some(record.name.clone())
+        })
+    }
+
     /// The group other than `name` that has this number, and where it stands. Nothing when `name`
     /// has it too.
     pub fn other_owner(&self, gid: Gid, name: &str) -> Option<(String, String)> {
@@ -145,6 +156,8 @@ mod tests {
             (found.gid.as_raw(), found.at.as_str()),
             (9, "/usr/lib/userdb/kvm.group")
         );
+        assert_eq!(db.name_of(Gid::from_raw(9)).as_deref(), Some("kvm"));
+        assert_eq!(db.name_of(Gid::from_raw(36)), None);
     }
 
     #[test]

@@ -1,16 +1,18 @@
 //! The verdict on what was seen: proven, or what would mend it, or what will take it away.
 
+use nix::errno::Errno;
+
 use crate::config::{Config, Missing, ProofKind};
-use crate::diagnose::{Scene, allows, closed_folder, computed, diagnose};
+use crate::diagnose::{Scene, allows, closed_folder, computed, diagnose, needs_override};
 use crate::exit::{Usage, Verdict, verdict_of};
 use crate::observe::{GROUP_FILE, Observed, folders_above};
-use crate::plan::{Decision, Step};
+use crate::plan::{Decision, Step, is_private};
 use crate::prove::{Sight, prove};
 use crate::qemu::Identity;
-use crate::report::{Cause, Code, Proof, Report, Warning};
+use crate::report::{APPLY, Cause, Code, Proof, Report, Warning};
 use crate::sys::CallError;
 use crate::sys::device::Device;
-use crate::sys::identity::{Credentials, normalised};
+use crate::sys::identity::{Credentials, normalised, overrides_rights};
 
 /// Where guests may run without KVM its absence is accepted.
 pub fn absent_code(config: &Config) -> u8 {
@@ -53,12 +55,21 @@ pub fn proof(
                 node,
                 folders: &folders_above(&config.device),
                 identity,
+                remedy: "",
             });
         }
         return Ok(proof);
     }
+    if let Some(place) = &decision.kept_out {
+        let advice = format!(
+            "add \"/dev/kvm\" to cgroup_device_acl ({place}) and restart libvirtd: no guest gets a \
+             device that is not in that list"
+        );
+        return Ok(Proof::none(Some(Cause::DeviceCgroup), Some(advice)));
+    }
     let (Some(identity), Some(node)) = (&decision.identity, &seen.device) else {
-        return Ok(Proof::none(Some(Cause::Unknown), None));
+        let why = decision.no_identity_now.as_ref().map(ToString::to_string);
+        return Ok(Proof::none(Some(Cause::Unknown), why));
     };
     let who = Credentials {
         uid: identity.uid,
@@ -75,8 +86,51 @@ pub fn proof(
         node,
         folders: &folders,
         identity,
+        remedy: &remedy(config, seen, decision, identity),
     };
+    let denied = matches!(
+        sight,
+        Sight::Open(Errno::EACCES) | Sight::Stat(Errno::EACCES)
+    );
+    if denied && needs_override(&scene) && !overrides_rights() {
+        let advice = format!(
+            "{} opens by CAP_DAC_OVERRIDE alone, which QEMU as root has and this process has not: \
+             run it with that capability (privileged: true)",
+            config.device.display()
+        );
+        let mut proof = Proof::none(Some(Cause::Unknown), Some(advice));
+        proof.computed = computed(&scene);
+        return Ok(proof);
+    }
     Ok(diagnose(sight, &scene))
+}
+
+/// What gives the QEMU user the device where owner, group and mode deny it.
+fn remedy(config: &Config, seen: &Observed, decision: &Decision, identity: &Identity) -> String {
+    let Some(target) = decision.resolution.target().map(|target| target.gid) else {
+        return "give --gid".to_owned();
+    };
+    if is_private(seen) && !config.device_given {
+        return "mount the node's /dev at /dev".to_owned();
+    }
+    if seen.device.as_ref().is_some_and(|node| node.unmapped) {
+        return "this user namespace does not show whose it is: run it without hostUsers: false"
+            .to_owned();
+    }
+    let in_it = identity.gid == target || identity.groups.contains(&target);
+    match identity.user.as_deref().map(String::from_utf8_lossy) {
+        None if !in_it && !identity.stand_in => format!(
+            "libvirt gives no other group to a uid without a name: name {} in {}, or set group = \
+             \"+{target}\" in {}",
+            identity.uid,
+            seen.pod.root.join("etc/passwd").display(),
+            seen.pod.qemu_conf_name
+        ),
+        Some(user) if !in_it && seen.pod.is_host && config.group_file_out.is_none() => {
+            format!("run `usermod -a -G {} {user}` on the node", config.group)
+        }
+        _ => APPLY.to_owned(),
+    }
 }
 
 /// Whether there is something to do, and QEMU could open the device once it is done, as far as
@@ -99,8 +153,10 @@ pub fn would_open(config: &Config, seen: &Observed, steps: &[Step], then: &Ident
         node: &node,
         folders: &folders,
         identity: then,
+        remedy: "",
     };
-    !node.nodev && closed_folder(&scene).is_none() && allows(&node, then)
+    // `apply` leaves alone whose numbers it cannot see.
+    !node.nodev && !node.unmapped && closed_folder(&scene).is_none() && allows(&node, then)
 }
 
 /// The verdict on a state in which nothing is left to change.
@@ -122,6 +178,10 @@ pub fn conclude(report: &mut Report, decision: &Decision) {
         ),
         "ok" => (Verdict::Ok, format!("{who} can open {path}")),
         "off" => (Verdict::Ok, format!("{path} is as it shall be; not proven")),
+        "none" if let Some(place) = &decision.kept_out => (
+            Verdict::Unproven,
+            format!("no guest gets {path}: cgroup_device_acl in {place} leaves it out"),
+        ),
         "none" => (
             Verdict::Unproven,
             format!("whether {who} can open {path} could not be asked"),

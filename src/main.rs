@@ -116,7 +116,7 @@ fn install(options: &InstallOptions) -> ExitCode {
         _ => report.line(),
     };
     let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
-    finish(&text, report.exit_code, closing)
+    finish(&text, report.exit_code, Verdict::Failed.code(), closing)
 }
 
 #[cfg(feature = "logs")]
@@ -139,7 +139,7 @@ fn logs(options: &libvirt_kvm_init::cli::LogOptions) -> ExitCode {
         }
     };
     let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
-    finish(&text, report.exit_code, closing)
+    finish(&text, report.exit_code, Verdict::Failed.code(), closing)
 }
 
 /// Logs go to stderr as bare lines: container runtimes and journald add the time.
@@ -165,12 +165,12 @@ fn start_log(verbose: u8, quiet: bool) {
 /// the last thing written, so that Kubernetes' FallbackToLogsOnError shows it.
 fn say(report: &Report, format: Option<Format>) -> ExitCode {
     let text = render(report, format, io::stdout().is_terminal());
-    let code = match format {
-        Some(Format::Npd) => monitors::npd_code(report),
-        _ => report.exit_code,
+    let (code, unwritten) = match format {
+        Some(Format::Npd) => (monitors::npd_code(report), monitors::NPD_UNKNOWN),
+        _ => (report.exit_code, Verdict::Failed.code()),
     };
     let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
-    finish(&text, code, closing)
+    finish(&text, code, unwritten, closing)
 }
 
 fn render(report: &Report, format: Option<Format>, terminal: bool) -> String {
@@ -186,25 +186,27 @@ fn render(report: &Report, format: Option<Format>, terminal: bool) -> String {
     }
 }
 
-fn finish(text: &str, mut code: u8, closing: Option<String>) -> ExitCode {
+/// `unwritten` is the exit code for a report that could not be written.
+fn finish(text: &str, mut code: u8, unwritten: u8, closing: Option<String>) -> ExitCode {
     let mut stdout = io::stdout().lock();
     let written = stdout
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush());
     drop(stdout);
     let mut stderr = io::stderr().lock();
+    if let Some(line) = closing {
+        let _ = writeln!(stderr, "{line}");
+    }
+    // The last line says why the exit code is what it is.
     match written {
         // Whoever read the report has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
         Err(error) => {
             let line = format!("libvirt-kvm-init: failed: write(stdout): {error}");
             let _ = writeln!(stderr, "{line}");
-            code = Verdict::Failed.code();
+            code = unwritten;
         }
         Ok(()) => {}
-    }
-    if let Some(line) = closing {
-        let _ = writeln!(stderr, "{line}");
     }
     ExitCode::from(code)
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::exit::Verdict;
-use crate::report::Report;
+use crate::report::{Report, is_format};
 
 /// What node-problem-detector takes of a message (`max_output_length`): it counts bytes, and cuts
 /// through a character.
@@ -22,8 +22,13 @@ pub fn npd(report: &Report) -> String {
         let _ = write!(line, " ({})", cause.word());
     }
     let _ = write!(line, ": {}", report.summary);
-    let ends_line = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
-    let blank = |c| if ends_line(c) { ' ' } else { c };
+    let blank = |c: char| {
+        if c.is_control() || is_format(c) {
+            ' '
+        } else {
+            c
+        }
+    };
     let mut line: String = line.chars().map(blank).collect();
     if line.len() > NPD_WIDTH {
         line.truncate(line.floor_char_boundary(NPD_WIDTH - MORE.len()));
@@ -33,12 +38,15 @@ pub fn npd(report: &Report) -> String {
     line
 }
 
+/// node-problem-detector's exit code for what could not be told.
+pub const NPD_UNKNOWN: u8 = 2;
+
 /// node-problem-detector's exit codes: 0 fine, 1 problem, 2 unknown.
 pub fn npd_code(report: &Report) -> u8 {
     match report.verdict {
         // A missing KVM that is accepted is fine.
         _ if report.exit_code == Verdict::Ok.code() => 0,
-        Verdict::Usage | Verdict::Failed => 2,
+        Verdict::Usage | Verdict::Failed => NPD_UNKNOWN,
         _ => 1,
     }
 }

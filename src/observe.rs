@@ -38,8 +38,12 @@ pub struct Observed {
 /// With the node's /run in the pod, the node's name service cache would answer for the node.
 fn nscd(root: &Root) -> anyhow::Result<Option<PathBuf>> {
     for name in ["run/nscd/socket", "var/run/nscd/socket"] {
-        if root.stat(name)?.is_some() {
-            return Ok(Some(root.join(name)));
+        match root.stat(name) {
+            Ok(None) => {}
+            Ok(Some(_)) => return Ok(Some(root.join(name))),
+            // Nobody connects to a socket behind links that lead in a circle.
+            Err(error) if error.errno == Errno::ELOOP => {}
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(None)
@@ -343,27 +347,32 @@ pub fn is_no_driver(errno: Errno) -> bool {
     matches!(errno, Errno::ENODEV | Errno::ENXIO)
 }
 
-/// The folders above `device`, as found on the way to it, for a reason why it cannot be reached.
+/// The folders above `device`, outermost first, for a reason why it cannot be reached: those that
+/// its path names, and those that the links in it lead through.
 pub fn folders_above(device: &Path) -> Vec<(PathBuf, Node)> {
-    let folder = device
-        .parent()
-        .and_then(|folder| folder.canonicalize().ok());
-    let Some(folder) = folder else {
+    let named = std::path::absolute(device).unwrap_or_default();
+    let Some(named) = named.parent() else {
         return Vec::new();
     };
-    let mut found: Vec<_> = folder
-        .ancestors()
-        .filter_map(|path| {
-            let device = Device::find(path).ok()??;
-            let node = Node {
-                facts: device.facts(),
-                acl: device.acl().ok()?,
-                nodev: false,
-                unmapped: false,
-            };
-            Some((path.to_owned(), node))
-        })
-        .collect();
-    found.reverse();
-    found
+    let real = named.canonicalize().unwrap_or_default();
+    let mut paths: Vec<&Path> = named.ancestors().collect();
+    paths.reverse();
+    let mut more: Vec<&Path> = real.ancestors().collect();
+    more.reverse();
+    more.retain(|path| !paths.contains(path));
+    let node = |path: &Path| {
+        let device = Device::find(path).ok()??;
+        // A link has no rights of its own.
+        if device.facts().kind != SFlag::S_IFDIR {
+            return None;
+        }
+        let node = Node {
+            facts: device.facts(),
+            acl: device.acl().ok()?,
+            nodev: false,
+            unmapped: false,
+        };
+        Some((path.to_owned(), node))
+    };
+    paths.into_iter().chain(more).filter_map(node).collect()
 }

@@ -5,7 +5,7 @@ use crate::accounts::group;
 use crate::config::Config;
 use crate::observe::{GROUP_FILE, Observed};
 use crate::qemu::Identity;
-use crate::report::{Code, Warning};
+use crate::report::{Code, Warning, some_of};
 use crate::sys::processes::{Process, named};
 use crate::sys::root::Root;
 use crate::udev_read;
@@ -66,18 +66,23 @@ fn open_to_others(seen: &Observed, config: &Config) -> Option<Warning> {
 
 /// Who else gains KVM by the group.
 fn other_members(seen: &Observed, config: &Config, identity: Option<&Identity>) -> Option<Warning> {
+    /// How many are named.
+    const NAMED: usize = 5;
     let file = seen.pod.effective_group()?;
     let found = group::by_name(file, config.group.as_bytes())?;
-    let qemu = identity.and_then(|identity| identity.user.as_deref());
+    // Without an identity the QEMU user itself would be among the others.
+    let qemu = identity?.user.as_deref();
     let others = found.members().filter(|name| Some(*name) != qemu);
-    let others: Vec<_> = others.map(String::from_utf8_lossy).collect();
+    let others: Vec<String> = others
+        .map(|name| String::from_utf8_lossy(name).into_owned())
+        .collect();
     if others.is_empty() {
         return None;
     }
     let text = format!(
         "beside the QEMU user the pod's group {} has the members {}: they may open KVM, too",
         config.group,
-        others.join(", ")
+        some_of(&others, NAMED, ", ")
     );
     Some(Warning::new(Code::OtherMembers, text))
 }
@@ -111,8 +116,9 @@ fn libvirtd(root: &Root, seen: &Observed, processes: &[Process]) -> Option<Warni
 fn udevd(root: &Root, processes: &[Process]) -> Option<Warning> {
     let pid = udev_read::stale(root, processes).ok()??;
     let text = format!(
-        "udevd (pid {pid}) looked its groups up before the node's group file changed: until it is \
-         restarted (systemctl restart systemd-udevd) it applies the old number"
+        "udevd (pid {pid}) looked its groups up before the node's group or passwd file changed: if a \
+         number changed there, it applies the old one until it is restarted (systemctl restart \
+         systemd-udevd)"
     );
     Some(Warning::new(Code::UdevdStale, text))
 }

@@ -16,7 +16,7 @@ use crate::acl::Acl;
 use crate::config::Config;
 use crate::exit::Usage;
 use crate::observe::{GROUP_FILE, Observed};
-use crate::qemu::Identity;
+use crate::qemu::{self, Identity};
 use crate::qemu_conf;
 use crate::report::{Cause, Code, Warning};
 use crate::resolve::{Candidate, Resolution, Source, resolve};
@@ -36,10 +36,14 @@ pub struct Decision {
     pub identity: Option<Identity>,
     /// Whom libvirt would start QEMU as now; unknown where it would not even start itself.
     pub identity_now: Option<Identity>,
+    /// Why that is unknown.
+    pub no_identity_now: Option<qemu::Unknown>,
     /// What is odd.
     pub warnings: Vec<Warning>,
     /// The number that the pod's group has now and shall lose.
     pub renumbered: Option<Gid>,
+    /// Where qemu.conf keeps /dev/kvm from every guest, whatever its owner and mode: file and line.
+    pub kept_out: Option<String>,
 }
 
 /// How it goes on.
@@ -154,8 +158,13 @@ pub fn decide(seen: &Observed, config: &Config) -> Result<Decision, Usage> {
         course: Course::Act(Vec::new()),
         identity: None,
         identity_now: None,
+        no_identity_now: None,
         warnings: events::warnings(seen, resolution.target().map(|target| target.gid)),
         renumbered: None,
+        kept_out: conf
+            .as_ref()
+            .and_then(|conf| conf.keeps_kvm_out)
+            .map(|line| format!("{}:{line}", seen.pod.qemu_conf_name)),
         resolution,
     };
     decision

@@ -64,7 +64,7 @@ pub fn prove(
     let (mine, childs) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).named(|| "pipe2(O_CLOEXEC)".to_owned())?;
     // Where SIGCHLD is ignored the kernel takes the child away, and its number may be another's.
-    let _ = raw::default_sigchld();
+    raw::default_sigchld();
     match raw::fork().named(|| "fork()".to_owned())? {
         ForkResult::Child => {
             raw::close_all_but(childs.as_fd());

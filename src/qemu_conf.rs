@@ -5,7 +5,9 @@
 //! identity, or miss why there is no libvirtd. Source of the behaviour: libvirt `virConfReadFile`
 //! (src/util/virconf.c) and `virGetUserID`/`virGetGroupID` (src/util/virutil.c), seen with 9.0.0.
 //!
-//! Other settings are parsed, because an error in them stops libvirtd too, but not judged.
+//! `cgroup_device_acl` may keep /dev/kvm from every guest; it is read with the two settings that may
+//! make it powerless. Other settings are parsed, because an error in them stops libvirtd too, but not
+//! judged.
 
 #![forbid(unsafe_code)]
 
@@ -23,6 +25,8 @@ pub struct QemuConf {
     pub user: Option<Setting>,
     /// The first `group`.
     pub group: Option<Setting>,
+    /// The line of the first `cgroup_device_acl`, if guests do not get /dev/kvm because of it.
+    pub keeps_kvm_out: Option<usize>,
 }
 
 /// A setting's text, and where it is.
@@ -81,12 +85,16 @@ pub fn parse(file: &[u8]) -> Result<QemuConf, SyntaxError> {
     };
     let mut user = None;
     let mut group = None;
+    let mut lists = Lists::default();
     let mut key = None;
     while !cursor.at_end() {
         let mut on_setting = |name: &[u8], line, value| {
             let slot = match name {
                 b"user" => &mut user,
                 b"group" => &mut group,
+                b"cgroup_device_acl" => &mut lists.device_acl,
+                b"cgroup_controllers" => &mut lists.controllers,
+                b"namespaces" => &mut lists.namespaces,
                 _ => return,
             };
             slot.get_or_insert((line, value));
@@ -98,18 +106,48 @@ pub fn parse(file: &[u8]) -> Result<QemuConf, SyntaxError> {
     let string = |name: &str, found: Option<(usize, Value)>| match found {
         None => Ok(None),
         Some((line, Value::String(value))) => Ok(Some(Setting { value, line })),
-        Some((line, Value::Other)) => Err(error(line, Some(name.to_owned()), "a string")),
+        Some((line, Value::List(_) | Value::Number)) => {
+            Err(error(line, Some(name.to_owned()), "a string"))
+        }
     };
     Ok(QemuConf {
         user: string("user", user)?,
         group: string("group", group)?,
+        keeps_kvm_out: lists.keep_kvm_out(),
     })
 }
 
 /// A value, as far as it matters.
 enum Value {
     String(Vec<u8>),
-    Other,
+    /// The strings in it, without those of lists in it.
+    List(Vec<Vec<u8>>),
+    Number,
+}
+
+/// The settings that decide which devices a guest sees, each with its line.
+#[derive(Default)]
+struct Lists {
+    device_acl: Option<(usize, Value)>,
+    controllers: Option<(usize, Value)>,
+    namespaces: Option<(usize, Value)>,
+}
+
+impl Lists {
+    /// libvirt makes each guest a /dev of the listed devices alone, unless it is told to make no
+    /// namespaces; and a cgroup filter that allows them alone, unless it is told not to
+    /// (`qemuDomainPopulateDevices`, `qemuSetupDevicesCgroup`).
+    fn keep_kvm_out(&self) -> Option<usize> {
+        let names = |list: &Option<(usize, Value)>, name: &[u8]| match list {
+            Some((_, Value::List(list))) => Some(list.iter().any(|found| found == name)),
+            _ => None,
+        };
+        let no_namespace = names(&self.namespaces, b"mount") == Some(false);
+        let no_filter = names(&self.controllers, b"devices") == Some(false);
+        let (line, _) = self.device_acl.as_ref()?;
+        let lacks = names(&self.device_acl, b"/dev/kvm") == Some(false);
+        (lacks && !(no_namespace && no_filter)).then_some(*line)
+    }
 }
 
 /// What was expected where parsing stopped.
@@ -214,12 +252,21 @@ fn separator(cursor: &mut Cursor<'_>) -> Result<(), Expected> {
 /// file exhausts the stack.
 fn value(cursor: &mut Cursor<'_>) -> Result<Value, Expected> {
     let mut depth = 0usize;
+    let mut list = Vec::new();
     loop {
         cursor.skip_blanks();
-        let mut value = Value::Other;
         match cursor.byte() {
-            b'"' | b'\'' => value = Value::String(string(cursor)?),
-            b'0'..=b'9' | b'-' | b'+' => number(cursor)?,
+            b'"' | b'\'' => match (string(cursor)?, depth) {
+                (text, 0) => return Ok(Value::String(text)),
+                (text, 1) => list.push(text),
+                _ => {}
+            },
+            b'0'..=b'9' | b'-' | b'+' => {
+                number(cursor)?;
+                if depth == 0 {
+                    return Ok(Value::Number);
+                }
+            }
             b'[' => {
                 cursor.at += 1;
                 cursor.skip_lines();
@@ -231,10 +278,7 @@ fn value(cursor: &mut Cursor<'_>) -> Result<Value, Expected> {
             _ => return Err("a value"),
         }
         // A value, or `[` and nothing, is behind us: close lists, or go on to the next value.
-        loop {
-            if depth == 0 {
-                return Ok(value);
-            }
+        while depth > 0 {
             cursor.skip_lines();
             if cursor.at_end() {
                 return Err("the end of the list");
@@ -251,7 +295,9 @@ fn value(cursor: &mut Cursor<'_>) -> Result<Value, Expected> {
             }
             cursor.at += 1;
             depth -= 1;
-            value = Value::Other;
+        }
+        if depth == 0 {
+            return Ok(Value::List(list));
         }
     }
 }

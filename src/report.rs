@@ -10,6 +10,9 @@ use crate::resolve::Source;
 /// The version of the JSON form.
 pub const SCHEMA: u32 = 1;
 
+/// The advice where it is this program's own business.
+pub const APPLY: &str = "`libvirt-kvm-init apply` mends it";
+
 /// Everything that a run found, changed and proved. A part is null where the run did not get to
 /// it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -340,6 +343,8 @@ pub enum Code {
     PrivateDevice,
     /// A running libvirtd resolved its group before the group file changed.
     LibvirtdStale,
+    /// A libvirtd runs, and its root may not be looked at.
+    LibvirtdUnseen,
     /// A name service cache answers libvirtd instead of the pod's files.
     NscdSocket,
     /// Everybody can open the device.
@@ -375,6 +380,7 @@ impl Code {
             Self::OldGidInUse => "old-gid-in-use",
             Self::PrivateDevice => "private-device",
             Self::LibvirtdStale => "libvirtd-stale",
+            Self::LibvirtdUnseen => "libvirtd-unseen",
             Self::NscdSocket => "nscd-socket",
             Self::OpenToOthers => "open-to-others",
             Self::OtherMembers => "other-members",
@@ -443,6 +449,12 @@ impl Report {
             .advice
             .as_deref()
             .filter(|advice| !self.summary.contains(*advice));
+        // Once is enough.
+        let twice = self.summary.contains("`libvirt-kvm-init apply`");
+        let advice = advice.map(|advice| match advice.strip_suffix(APPLY) {
+            Some(rest) if twice => rest.trim_end_matches("; "),
+            _ => advice,
+        });
         let word = self.verdict.word();
         let line = match advice {
             Some(advice) => format!("libvirt-kvm-init: {word}: {}; {advice}", self.summary),
@@ -452,11 +464,26 @@ impl Report {
     }
 }
 
+/// The first `most` of a list, and how many more there are: one line has to hold it.
+pub fn some_of(list: &[String], most: usize, between: &str) -> String {
+    let mut text = list[..list.len().min(most)].join(between);
+    if list.len() > most {
+        text.push_str(&format!(" and {} more", list.len() - most));
+    }
+    text
+}
+
+/// Whether a character ends a line, or is not seen itself and moves what is: separators, joiners, and
+/// the controls of writing direction.
+pub fn is_format(char: char) -> bool {
+    matches!(char, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
 /// A text for a terminal or a log: names from files may hold anything.
 pub fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for char in text.chars() {
-        if char.is_control() {
+        if char.is_control() || is_format(char) {
             plain.extend(char.escape_default());
         } else {
             plain.push(char);

@@ -114,10 +114,10 @@ fn device(seen: &Observed, config: &Config) -> Device {
         mode: is_device.then(|| octal(facts.mode)),
         acl: acl.as_ref().map(ToString::to_string),
         same_inode_as_host: on_host.map(|host| host.inode == facts.inode),
-        group_on_host: seen.host.as_ref().and_then(|host| {
-            let files = host.db.files.iter();
-            files.flat_map(|(_, file)| name_of(file, facts.gid)).next()
-        }),
+        group_on_host: seen
+            .host
+            .as_ref()
+            .and_then(|host| host.db.name_of(facts.gid)),
         group_in_pod: seen
             .pod
             .effective_group()

@@ -101,9 +101,9 @@ const LOCKED: &str =
 fn file_advice(error: CallError) -> anyhow::Error {
     let advice = match error.errno {
         Errno::EROFS => {
-            "the root file system, or what is mounted over that file, is read-only: give \
-             --group-file-out with a file in a volume, and mount that file read-only over etc/group \
-             in the libvirt container"
+            "the root file system, or what is mounted over that file, is read-only: in a step \
+             before, give --group-file-out with a file in a volume, and mount that file read-only \
+             over etc/group in the libvirt container, as helm-patch/kustomize does"
         }
         Errno::EPERM | Errno::EACCES => "run this step as root",
         Errno::ENOSPC | Errno::EDQUOT => "make space in that file system",

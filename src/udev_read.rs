@@ -3,7 +3,8 @@
 //!
 //! Everything is read below the node's root, which it cannot leave; only `/proc` is this process' own.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
 use nix::sys::stat::SFlag;
@@ -27,12 +28,14 @@ pub fn rules(root: &Root) -> Result<Vec<RuleFile>> {
                 true => folder.read(file)?.map(found_content),
                 false => None,
             };
+            // Names need not be text, and only of text is made a path to follow.
+            let shown = file.to_string_lossy().into_owned();
             let content = match content {
-                None => other_content(root, &format!("{name}/{file}"))?,
+                None => other_content(root, &format!("{name}/{shown}"))?,
                 content => content,
             };
             if let Some(content) = content {
-                found.push((rank, name.to_owned(), file.to_owned(), content));
+                found.push((rank, name.to_owned(), shown, content));
             }
         }
     }
@@ -53,10 +56,10 @@ fn folders(root: &Root) -> Result<Vec<(usize, &'static str, Folder)>> {
 }
 
 /// The names in a folder that could be rules files', and whether they are regular files for certain.
-fn named_rules(folder: &Folder) -> impl Iterator<Item = (&str, bool)> {
+fn named_rules(folder: &Folder) -> impl Iterator<Item = (&OsStr, bool)> {
     let entries = folder.entries.iter();
-    let entries = entries.filter_map(|(name, is_file)| Some((name.to_str()?, *is_file)));
-    entries.filter(|(name, _)| name.ends_with(".rules"))
+    let entries = entries.map(|(name, is_file)| (name.as_os_str(), *is_file));
+    entries.filter(|(name, _)| name.as_bytes().ends_with(b".rules"))
 }
 
 fn found_content(content: Vec<u8>) -> Found {
@@ -89,7 +92,8 @@ fn other_content(root: &Root, name: &str) -> Result<Option<Found>> {
     }
 }
 
-/// What can be learned about the node's systemd from its files.
+/// What can be learned about the node's systemd from its files. The range of system users and groups
+/// is only looked up where such a version may ask for it.
 ///
 /// # Errors
 /// The call that failed.
@@ -98,26 +102,49 @@ pub fn udevd(root: &Root) -> Result<Udevd> {
         true => &["usr/lib"],
         false => &["usr/lib", "lib"],
     };
-    let mut folders = vec!["usr/lib64".to_owned()];
-    for folder in libs {
-        folders.push((*folder).to_owned());
-        let names = root.list(folder)?.into_iter().map(OsString::into_string);
-        let per_machine = names.flatten().filter(|name| name.contains("-linux-"));
-        folders.extend(per_machine.map(|name| format!("{folder}/{name}")));
+    let mut udevd = Udevd {
+        version: version(root, libs)?,
+        ..Udevd::default()
+    };
+    if udevd.asks_for_the_range() {
+        let defs = root.read("etc/login.defs")?.unwrap_or_default();
+        let max = |key, usual| login_defs(&defs, key).unwrap_or(usual);
+        udevd.system_uid_max = max("SYS_UID_MAX", udevd.system_uid_max);
+        udevd.system_gid_max = max("SYS_GID_MAX", udevd.system_gid_max);
     }
-    let mut version = None;
-    for folder in folders {
-        let names = root.list(&format!("{folder}/systemd"))?;
-        let versions = names.iter().filter_map(|name| version_of(name.to_str()?));
-        version = version.max(versions.max());
+    Ok(udevd)
+}
+
+/// The largest version of systemd that has its library in one of these folders.
+fn version(root: &Root, libs: &[&str]) -> Result<Option<u32>> {
+    let here = format!("{}-linux-gnu", std::env::consts::ARCH);
+    let mut version = version_in(root, "usr/lib64")?;
+    for lib in libs {
+        for folder in [(*lib).to_owned(), format!("{lib}/{here}")] {
+            version = version.max(version_in(root, &folder)?);
+        }
     }
-    let defs = root.read("etc/login.defs")?.unwrap_or_default();
-    let usual = Udevd::default();
-    Ok(Udevd {
-        version,
-        system_uid_max: login_defs(&defs, "SYS_UID_MAX").unwrap_or(usual.system_uid_max),
-        system_gid_max: login_defs(&defs, "SYS_GID_MAX").unwrap_or(usual.system_gid_max),
-    })
+    if version.is_some() {
+        return Ok(version);
+    }
+    // A node of another architecture than this program's, or with another name for it.
+    for lib in libs {
+        let names = match root.list(lib) {
+            Err(error) if error.errno == Errno::E2BIG => continue,
+            names => names?,
+        };
+        let names = names.into_iter().map(OsString::into_string);
+        for name in names.flatten().filter(|name| name.contains("-linux-")) {
+            version = version.max(version_in(root, &format!("{lib}/{name}"))?);
+        }
+    }
+    Ok(version)
+}
+
+fn version_in(root: &Root, lib: &str) -> Result<Option<u32>> {
+    let names = root.list(&format!("{lib}/systemd"))?;
+    let versions = names.iter().filter_map(|name| version_of(name.to_str()?));
+    Ok(versions.max())
 }
 
 /// The process ID of a running udevd that looked up names before they changed, where that can be
@@ -132,7 +159,7 @@ pub fn stale(root: &Root, processes: &[Process]) -> Result<Option<u32>> {
     let mut changed = (None, None);
     for (_, name, folder) in folders(root)? {
         for (file, _) in named_rules(&folder) {
-            let file = root.stat(&format!("{name}/{file}"))?;
+            let file = root.stat(&format!("{name}/{}", file.display()))?;
             changed.0 = changed.0.max(file.map(|stat| stat.st_mtime));
         }
     }
@@ -191,6 +218,16 @@ mod tests {
     }
 
     #[test]
+    fn a_rules_files_name_may_be_any_bytes() {
+        let (own, root) = node(&[("etc/udev/rules.d/x", "")]);
+        let folder = own.path().join("etc/udev/rules.d");
+        fs::write(folder.join(OsStr::from_bytes(b"99-\xff.rules")), "a").unwrap();
+        let rules = rules(&root).unwrap();
+        assert_eq!(rules[0].path, "/etc/udev/rules.d/99-\u{fffd}.rules");
+        assert_eq!(rules[0].content, b"a");
+    }
+
+    #[test]
     fn rules_are_found_below_the_root() {
         let files = [
             ("usr/lib/udev/rules.d/50-a.rules", "a"),
@@ -238,7 +275,26 @@ mod tests {
             let (_own, root) = node(&[(file, ""), ("etc/login.defs", "SYS_GID_MAX 499\n")]);
             let found = udevd(&root).unwrap();
             assert_eq!(found.version, version, "{file}");
-            assert_eq!((found.system_uid_max, found.system_gid_max), (999, 499));
+            // Only where it makes a difference.
+            let gid_max = if matches!(version, None | Some(258)) {
+                499
+            } else {
+                999
+            };
+            assert_eq!((found.system_uid_max, found.system_gid_max), (999, gid_max));
+        }
+    }
+
+    #[test]
+    fn a_folder_of_very_many_libraries_does_not_hide_the_version() {
+        let triple = format!("{}-linux-gnu", std::env::consts::ARCH);
+        for at in ["usr/lib/systemd", &format!("usr/lib/{triple}/systemd")] {
+            let library = format!("{at}/libsystemd-shared-258.so");
+            let (own, root) = node(&[(&library, "")]);
+            for number in 0..10_001 {
+                fs::write(own.path().join(format!("usr/lib/{number}.so")), "").unwrap();
+            }
+            assert_eq!(udevd(&root).unwrap().version, Some(258), "{at}");
         }
     }
 

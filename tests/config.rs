@@ -258,8 +258,16 @@ fn what_cannot_be_meant_is_named_with_its_place_and_what_was_expected() {
 
 #[test]
 fn help_fits_a_terminal() {
-    for verb in [&["--help"][..], &["apply", "--help"], &["check", "--help"]] {
-        let command = ["libvirt-kvm-init"].iter().chain(verb);
+    let verbs = [
+        None,
+        Some("apply"),
+        Some("check"),
+        Some("exec"),
+        Some("install"),
+    ];
+    for verb in verbs {
+        let command = ["libvirt-kvm-init"].into_iter().chain(verb);
+        let command = command.chain(["--help"]);
         let help = Cli::try_parse_from(command).unwrap_err().to_string();
         for line in help.lines() {
             assert!(line.chars().count() <= 80, "{line}");

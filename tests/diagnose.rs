@@ -51,6 +51,7 @@ fn seen(sight: Sight, node: &Node, folders: &[(PathBuf, Node)]) -> Proof {
             node,
             folders,
             identity: &nova(),
+            remedy: "",
         },
     )
 }
@@ -181,4 +182,21 @@ fn a_denial_is_told_apart_by_what_should_have_allowed_it() {
     let proof = seen(denied, &good, &[(PathBuf::from("/dev"), folder)]);
     assert_eq!(proof.cause, Some(Cause::Ownership));
     assert!(proof.advice.unwrap().contains("/dev (0:0 0700)"));
+}
+
+/// A termination message holds 4096 bytes, and 2048 of the log.
+#[test]
+fn advice_stays_short_however_many_groups_there_are() {
+    let mut nova = nova();
+    nova.groups = (1_000_000..1_070_000).map(Gid::from_raw).collect();
+    let scene = Scene {
+        device: Path::new("/dev/kvm"),
+        node: &node(0, 7, 0o660),
+        folders: &[],
+        identity: &nova,
+        remedy: "",
+    };
+    let advice = diagnose(Sight::Open(Errno::EACCES), &scene).advice.unwrap();
+    assert!(advice.len() < 300, "{advice}");
+    assert!(advice.contains("1000015 and 69984 more"), "{advice}");
 }

@@ -288,3 +288,50 @@ fn live_libvirtd() {
             .starts("after the chart's chown and an event of the node");
     });
 }
+
+/// A list of devices without the device: its rights are as they should be, and no guest gets it. Where
+/// libvirt makes neither a /dev nor a filter of the list, it does nothing.
+#[test]
+#[ignore = "tier: libvirt"]
+fn device_list() {
+    const MISSING: &str = "Could not access KVM kernel module: No such file or directory";
+    in_namespace(|| {
+        let mut pod = Pod::new();
+        pod.apply();
+        let conf = Path::new("/etc/libvirt/qemu.conf");
+        let before = fs::read_to_string(conf).unwrap();
+        let list =
+            "cgroup_device_acl = [ '/dev/null', '/dev/zero', '/dev/urandom', '/dev/ptmx' ]\n";
+        fs::write(conf, before.clone() + list).unwrap();
+        for verb in ["apply", "check"] {
+            let (code, report) = pod.report(verb);
+            assert_eq!(
+                (code, &report["verdict"]),
+                (5, &"unproven".into()),
+                "{report}"
+            );
+            assert_eq!(report["proof"]["cause"], "device-cgroup", "{report}");
+            let summary = report["summary"].as_str().unwrap();
+            assert!(summary.contains("/etc/libvirt/qemu.conf:5"), "{summary}");
+        }
+        pod.start_libvirtd();
+        pod.guest.fails_with(MISSING, "the list lacks the device");
+        pod.stop_libvirtd();
+
+        fs::write(
+            conf,
+            before.clone() + &list.replace("/dev/ptmx", "/dev/kvm"),
+        )
+        .unwrap();
+        assert_eq!(pod.check().0, 0, "the list has the device");
+        pod.start_libvirtd();
+        pod.guest.starts("the list has the device");
+        pod.stop_libvirtd();
+
+        let neither = "namespaces = []\ncgroup_controllers = [ 'cpu' ]\n";
+        fs::write(conf, before + list + neither).unwrap();
+        assert_eq!(pod.check().0, 0, "nothing is made of the list");
+        pod.start_libvirtd();
+        pod.guest.starts("nothing is made of the list");
+    });
+}

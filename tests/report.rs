@@ -49,3 +49,15 @@ fn changes_are_called_in_text_what_json_calls_them() {
         assert_eq!(serde_json::to_value(action).unwrap(), action.word());
     }
 }
+
+/// Names come from files that somebody else wrote.
+#[test]
+fn a_text_can_neither_paint_nor_turn_round_a_terminal() {
+    let text = "a\u{1b}[2J\n\u{9b}1m\u{202e}b\u{2066}\u{200b}\u{2028}\u{feff}\u{e9}";
+    let shown = libvirt_kvm_init::report::plain(text);
+    let want = "a\\u{1b}[2J\\n\\u{9b}1m\\u{202e}b\\u{2066}\\u{200b}\\u{2028}\\u{feff}\u{e9}";
+    assert_eq!(shown, want);
+    let report = Report::new(Verdict::Failed, text);
+    let line = libvirt_kvm_init::monitors::npd(&report);
+    assert_eq!(line, "failed: a [2J  1m b    \u{e9}\n");
+}

@@ -9,7 +9,8 @@ use super::{Decision, Refusal};
 use crate::accounts::group;
 use crate::config::Config;
 use crate::observe::{Driver, Observed};
-use crate::report::{Cause, Code, Warning};
+use crate::report::{Cause, Code, Warning, some_of};
+use crate::sys::device::Facts;
 use crate::sys::root::kind_name;
 
 /// Groups whose powers no QEMU gets, and whose members get no KVM, by accident of a number.
@@ -25,9 +26,12 @@ pub fn absent(seen: &Observed, config: &Config) -> Option<(Cause, String, String
         None if on_host.is_some_and(|node| node.is_kvm()) && !config.device_given => None,
         None => {
             let text = format!("{path} does not exist");
-            let advice = if seen.driver == Driver::Present {
-                "the KVM driver is loaded, so the node was lost: on the node run `udevadm trigger \
-                 --action=add --name-match=kvm`, or mount the node's /dev here"
+            let advice = if on_host.is_some_and(|node| node.is_kvm()) {
+                "the node has its /dev/kvm: mount the node's /dev here, or give --device its path"
+            } else if seen.driver == Driver::Present {
+                "the KVM driver is loaded, so the node was lost: on the node run `mknod -m 600 \
+                 /dev/kvm c 10 232 && udevadm trigger --action=add --name-match=kvm`, or mount the \
+                 node's /dev here"
             } else {
                 "the KVM driver is not loaded: on the node run `modprobe kvm_intel` or `modprobe \
                  kvm_amd`, and see `dmesg | grep -i kvm` for why it may refuse"
@@ -142,10 +146,7 @@ fn collision(
     let guarded = guarded.filter(|_| config.gid.is_none());
     let mut names = guarded.unwrap_or(first).clone();
     if guarded.is_none() && others.len() > 1 {
-        names = others[..others.len().min(NAMED)].join(", ");
-        if others.len() > NAMED {
-            names.push_str(&format!(" and {} more", others.len() - NAMED));
-        }
+        names = some_of(others, NAMED, ", ");
     }
     let text = format!(
         "the number {gid} is also the pod's group {names}: its members gain KVM, and QEMU gains \
@@ -181,6 +182,15 @@ pub fn is_private(seen: &Observed) -> bool {
     })
 }
 
+/// What kind of file it is; of a device, with its numbers.
+fn described(facts: &Facts) -> String {
+    let name = kind_name(facts.kind);
+    match facts.kind {
+        SFlag::S_IFCHR | SFlag::S_IFBLK => format!("{name} {}:{}", facts.major, facts.minor),
+        _ => name.to_owned(),
+    }
+}
+
 /// Only a character device 10:232 that is the node's own is ever touched.
 fn check_device(
     seen: &Observed,
@@ -209,23 +219,26 @@ fn check_device(
     let facts = &node.facts;
     if !facts.is_kvm() {
         let why = match facts.kind {
-            SFlag::S_IFDIR => "a directory, which container runtimes make where the source of a \
-                               mount was missing: remove it and load the KVM module on the node"
-                .to_owned(),
+            // What somebody named may be of use, and is not to be removed.
+            kind if config.device_given && kind != SFlag::S_IFLNK => format!(
+                "{}, and KVM is the character device 10:232: give --device its path",
+                described(facts)
+            ),
+            kind if kind != SFlag::S_IFLNK && on_host.is_some() => format!(
+                "{}, and the node's is the device: mount the node's /dev at /dev",
+                described(facts)
+            ),
+            SFlag::S_IFDIR => format!(
+                "a directory, which container runtimes make where the source of a mount was \
+                 missing: remove it (`rmdir {path}`) and load the KVM module on the node"
+            ),
             SFlag::S_IFLNK => "a symbolic link, and none is followed: give --device what it \
                                leads to, or remove it"
                 .to_owned(),
-            SFlag::S_IFCHR | SFlag::S_IFBLK => format!(
-                "{} {}:{}, and KVM is the character device 10:232: remove it and run `udevadm \
-                 trigger --action=add --name-match=kvm` on the node",
-                kind_name(facts.kind),
-                facts.major,
-                facts.minor
-            ),
-            other => format!(
-                "{}, and KVM is the character device 10:232: remove it and run `udevadm trigger \
-                 --action=add --name-match=kvm` on the node",
-                kind_name(other)
+            _ => format!(
+                "{}, and KVM is the character device 10:232: on the node run `rm /dev/kvm && \
+                 mknod -m 600 /dev/kvm c 10 232 && udevadm trigger --action=add --name-match=kvm`",
+                described(facts)
             ),
         };
         return refusal(Cause::NotKvm, format!("{path} is {why}"));

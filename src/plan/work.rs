@@ -60,12 +60,14 @@ pub fn steps(
         qemu::identity(user, &configured, file, &pod.passwd, os_release)
     };
     let identity = identity_with(&group_file);
-    decision.identity_now = if steps.is_empty() {
-        identity.clone().ok()
-    } else {
-        let now = pod.effective_group();
-        now.and_then(|file| identity_with(file).ok())
+    let now = match pod.effective_group() {
+        Some(file) if !steps.is_empty() => identity_with(file),
+        _ => identity.clone(),
     };
+    match now {
+        Ok(now) => decision.identity_now = Some(now),
+        Err(unknown) => decision.no_identity_now = Some(unknown),
+    }
     let identity = match identity {
         Err(unknown) if pod.is_host && unknown.is_absence() => {
             let text = format!(

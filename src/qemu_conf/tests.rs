@@ -160,3 +160,36 @@ fn ids() {
         assert_eq!(id_spec(value), want, "{}", value.escape_ascii());
     }
 }
+
+#[test]
+fn a_list_of_devices_may_keep_kvm_out() {
+    let acl = "user='a'\ncgroup_device_acl = [ '/dev/null',\n \"/dev/full\" ]\n";
+    let open = "namespaces=[]\ncgroup_controllers=['cpu']\n";
+    for (file, want) in [
+        (acl.to_owned(), Some(2)),
+        ("cgroup_device_acl=[]".to_owned(), Some(1)),
+        (
+            "cgroup_device_acl=['/dev/null', '/dev/kvm',]".to_owned(),
+            None,
+        ),
+        ("cgroup_device_acl=[['/dev/kvm']]".to_owned(), Some(1)),
+        ("#cgroup_device_acl=[]\n".to_owned(), None),
+        // The first one counts.
+        (format!("cgroup_device_acl=['/dev/kvm']\n{acl}"), None),
+        // Without namespaces there is the cgroup's filter still, and the other way round.
+        (format!("namespaces=[]\n{acl}"), Some(3)),
+        (format!("cgroup_controllers=['cpu']\n{acl}"), Some(3)),
+        (
+            format!("namespaces=['mount']\ncgroup_controllers=[]\n{acl}"),
+            Some(4),
+        ),
+        (format!("{open}cgroup_controllers=['devices']\n{acl}"), None),
+        (format!("{open}{acl}"), None),
+    ] {
+        assert_eq!(
+            parse(file.as_bytes()).unwrap().keeps_kvm_out,
+            want,
+            "{file}"
+        );
+    }
+}

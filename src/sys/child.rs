@@ -33,13 +33,9 @@ pub fn in_child(work: impl FnOnce() -> u8) -> Result<Ended> {
     let forked = raw::fork().named(|| "fork()".to_owned());
     let ended = match forked {
         Ok(ForkResult::Child) => {
-            // It asks to be killed, which does not help where the parent ended before.
-            let asked = set_pdeathsig(Signal::SIGKILL);
-            let code = if asked.is_ok() && getppid() == parent {
-                work()
-            } else {
-                u8::MAX
-            };
+            let _ = set_pdeathsig(Signal::SIGKILL);
+            // That does not help where the parent ended before.
+            let code = if getppid() == parent { work() } else { u8::MAX };
             raw::exit_now(code.into())
         }
         Ok(ForkResult::Parent { child }) => retry(|| waitpid(child, None))

@@ -1,6 +1,6 @@
 //! Becoming the QEMU user, and making sure of it.
 
-use caps::CapSet;
+use caps::{CapSet, Capability};
 use nix::errno::Errno;
 use nix::unistd::{self, Gid, Uid};
 
@@ -52,6 +52,11 @@ pub fn become_user(who: &Credentials) -> Result<(), (Drop, Errno)> {
     // Other processes of this user must not be able to trace the one that will judge.
     let _ = nix::sys::prctl::set_dumpable(false);
     verify(who).ok_or((Drop::Verify, Errno::EBADE))
+}
+
+/// Whether this process may do what owner, mode and ACL of a file do not let it (`CAP_DAC_OVERRIDE`).
+pub fn overrides_rights() -> bool {
+    caps::has_cap(None, CapSet::Effective, Capability::CAP_DAC_OVERRIDE).unwrap_or(false)
 }
 
 /// The identity of nobody: it owns nothing and is in no group that matters.

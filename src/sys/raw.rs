@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use nix::Result;
 use nix::errno::Errno;
@@ -109,12 +109,16 @@ pub fn default_sigchld() -> Option<SigHandler> {
     unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }.ok()
 }
 
-/// Puts back what [`default_sigchld`] gave.
+/// Puts back what [`default_sigchld`] gave. Where SIGCHLD is blocked, this also takes back the one that
+/// the child's end left pending: setting a signal to be ignored discards it (sigaction(2)), and SIGCHLD
+/// is ignored by default.
 pub fn restore_sigchld(was: Option<SigHandler>) {
-    if let Some(SigHandler::SigIgn) = was {
-        // SAFETY: installs no handler.
-        let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) };
-    }
+    let was = match was {
+        Some(SigHandler::SigIgn) => SigHandler::SigIgn,
+        _ => SigHandler::SigDfl,
+    };
+    // SAFETY: installs no handler.
+    let _ = unsafe { signal(Signal::SIGCHLD, was) };
 }
 
 /// Makes SIGTERM and SIGINT end this process also where it is the first of a PID namespace: the
@@ -138,9 +142,12 @@ pub fn end_on_request() {
 /// that was closed, [`SIGPIPE_IGNORED`].
 static INHERITED: AtomicU8 = AtomicU8::new(0);
 const SIGPIPE_IGNORED: u8 = 1 << 3;
+/// The signals that were blocked then, as the kernel has them: signal 1 is bit 0.
+static BLOCKED: AtomicU64 = AtomicU64::new(0);
 
-/// Runs before `main`, as a constructor: Rust's runtime ignores SIGPIPE and opens /dev/null for standard
-/// streams that are closed, and whoever starts another program has to know what it was given.
+/// Runs before `main`, as a constructor: Rust's runtime ignores SIGPIPE, opens /dev/null for standard
+/// streams that are closed, and installs handlers, at which musl unblocks the signals 32 to 34 (34 is
+/// another C library's SIGRTMIN). Whoever becomes another program has to know what it was given.
 extern "C" fn note_inherited() {
     let mut found = 0;
     for fd in 0..3 {
@@ -159,6 +166,15 @@ extern "C" fn note_inherited() {
         found |= SIGPIPE_IGNORED;
     }
     INHERITED.store(found, Ordering::Relaxed);
+    let mut blocked = 0_u64;
+    // SAFETY: the kernel writes as many bytes as it is told, and the number has them. The C library's
+    // function would leave out signals that it keeps for itself.
+    unsafe {
+        let none = std::ptr::null::<u64>();
+        let (how, size) = (libc::SIG_BLOCK, size_of::<u64>());
+        libc::syscall(libc::SYS_rt_sigprocmask, how, none, &raw mut blocked, size);
+    }
+    BLOCKED.store(blocked, Ordering::Relaxed);
 }
 
 // SAFETY: the section holds pointers to functions that the C library calls once, before `main`; this
@@ -168,7 +184,7 @@ extern "C" fn note_inherited() {
 static NOTE_INHERITED: extern "C" fn() = note_inherited;
 
 /// execv(2): this process becomes the program at `path`. Before that, what Rust's runtime changed is put
-/// back: SIGPIPE, and standard streams that were closed. Only returns where that failed.
+/// back: SIGPIPE, blocked signals, and standard streams that were closed. Only returns where that failed.
 ///
 /// The environment is the one that was inherited, byte for byte; a signal that was ignored stays
 /// ignored, and the handlers of this process (SIGTERM, SIGINT, Rust's for SIGSEGV and SIGBUS, which
@@ -178,6 +194,19 @@ pub fn become_program(path: &CStr, args: &[CString]) -> Errno {
     if inherited & SIGPIPE_IGNORED == 0 {
         // SAFETY: installs no handler.
         let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    }
+    let blocked = BLOCKED.load(Ordering::Relaxed);
+    // SAFETY: the kernel reads as many bytes as it is told, and the number has them.
+    unsafe {
+        let none = std::ptr::null_mut::<u64>();
+        let (how, size) = (libc::SIG_SETMASK, size_of::<u64>());
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            how,
+            &raw const blocked,
+            none,
+            size,
+        );
     }
     for fd in (0..3).filter(|fd| inherited & 1 << fd != 0) {
         close(fd);

@@ -4,7 +4,7 @@
 //! inside, `..` stops at the top, and links of `/proc` are not followed (openat2(2),
 //! `RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS`, Linux 5.6).
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use super::{Named, Result, open, raw, retry};
 
@@ -94,6 +95,19 @@ impl Root {
     pub fn inode(&self, name: &str) -> Result<Option<(u64, u64)>> {
         let found = self.find(name, OFlag::empty())?;
         Ok(found.map(|(_, stat)| (stat.st_dev, stat.st_ino)))
+    }
+
+    /// Whether the mount that `name` is on ignores devices (`nodev`); not where there is nothing.
+    ///
+    /// # Errors
+    /// What the calls answer.
+    pub fn is_nodev(&self, name: &str) -> Result<bool> {
+        let Some((fd, _)) = self.find(name, OFlag::O_NOFOLLOW)? else {
+            return Ok(false);
+        };
+        let call = || format!("fstatfs({})", self.join(name).display());
+        let mount = retry(|| fstatvfs(&fd)).named(call)?;
+        Ok(mount.flags().contains(FsFlags::ST_NODEV))
     }
 
     /// The names in the folder `name`; none where there is no such folder.
@@ -179,8 +193,8 @@ impl Folder {
     ///
     /// # Errors
     /// What the calls answer; `EFBIG` for more than 64 MiB.
-    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        let call = || format!("read({}/{name})", self.path.display());
+    pub fn read(&self, name: &OsStr) -> Result<Option<Vec<u8>>> {
+        let call = || format!("read({}/{})", self.path.display(), name.display());
         let flags = READ | OFlag::O_NOFOLLOW;
         match retry(|| openat(&self.fd, name, flags, Mode::empty())) {
             Ok(file) => match fstat(&file).and_then(|stat| read_open(&file, &stat)) {

@@ -23,6 +23,14 @@ pub(super) enum Taken {
     Unknown(&'static str),
 }
 
+impl Udevd {
+    /// Whether it makes a difference to this version what the system's range is.
+    pub fn asks_for_the_range(&self) -> bool {
+        self.version
+            .is_none_or(|version| (STRICT..LENIENT).contains(&version))
+    }
+}
+
 /// Whether udevd takes this number; `max` is the largest of the system's range.
 pub(super) fn takes_id(node: &Udevd, id: u32, max: u32) -> Taken {
     if id <= max {

@@ -137,11 +137,16 @@ impl Guest {
 
     /// The guest cannot start, for the incident's reason.
     pub fn fails(&self, when: &str) {
+        self.fails_with(ERROR, when);
+    }
+
+    /// The guest cannot start, and QEMU says this.
+    pub fn fails_with(&self, error: &str, when: &str) {
         let (code, _, stderr) = self.virsh(&["start", "guest"]);
         let log = fs::read_to_string(self.logs.join("qemu/guest.log")).unwrap_or_default();
         assert_ne!(code, 0, "{when}: the guest starts");
         assert!(
-            stderr.contains(ERROR) || log.contains(ERROR),
+            stderr.contains(error) || log.contains(error),
             "{when}: another error\n{stderr}\n{log}"
         );
     }

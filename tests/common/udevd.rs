@@ -88,6 +88,11 @@ impl Oracle {
         }
     }
 
+    /// Where its commands are.
+    pub fn folder(&self) -> &Path {
+        self.udevadm.parent().unwrap()
+    }
+
     /// Makes the rules folders hold this set and nothing else.
     pub fn install(&self, set: &RuleSet) {
         for folder in rule_sets::FOLDERS {

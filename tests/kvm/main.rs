@@ -17,9 +17,11 @@ mod rule_sets;
 #[path = "../common/udevd.rs"]
 mod udev;
 
+mod advice;
 mod bpf;
 mod causes;
 mod child;
+mod landlock;
 mod oracle;
 mod property;
 mod state;

@@ -1,22 +1,15 @@
-//! `check`: harmless wherever it runs, both views on the node, and what it only warns of.
+//! `check`: harmless wherever it runs, and what it only warns of.
 
-use std::fs::{self, FileTimes};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
-
-use nix::mount::{MsFlags, mount};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use crate::common::{
-    Tree, bind, detach, fresh_dev, in_namespace, mknod_kvm, program, require_commands, require_kvm,
-    run, scratch, set_owner,
+    Tree, detach, fresh_dev, in_namespace, mknod_kvm, program, require_commands, require_kvm, run,
+    scratch, set_owner,
 };
-use crate::place::{Jail, require_initial_pid_namespace};
 use crate::rights::reachable;
-use crate::support::{
-    ALIGNED, KVM, Scene, command, go, make_read_only, owner, report, state, warnings,
-};
+use crate::support::{KVM, Scene, command, go, make_read_only, report, state, warnings};
 
 /// `check` for this pod on this node, behind a wrapper.
 fn behind(scene: &Scene, wrapper: &[&str]) -> Command {
@@ -161,6 +154,46 @@ fn two_capabilities_are_enough_and_none_is_not() {
             assert!(ran.out.contains("open was not asked"), "{ran}");
         }
         assert_eq!(scene.state(), before);
+    });
+}
+
+/// What is wrong with the container's own /dev is nothing to remove from the node's.
+#[test]
+#[ignore = "tier: root"]
+fn the_nodes_device_is_not_removed_for_what_a_container_has() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        detach(&scene.host.at("dev"));
+        mknod_kvm(&scene.host.at("dev/kvm"), 0, 108, 0o660);
+        for make in [
+            |at: &Path| fs::write(at, "").unwrap(),
+            |at: &Path| fs::create_dir(at).unwrap(),
+        ] {
+            fs::remove_file(KVM).unwrap();
+            make(Path::new(KVM));
+            let ran = go(&mut check(&scene)).code(3);
+            let ran = ran.says(&["mount the node's /dev at /dev"]);
+            assert!(!ran.err.contains("rm"), "{ran}");
+        }
+    });
+}
+
+/// libvirt leaves root its capabilities; where this process lacks the one that counts, it could not ask.
+#[test]
+#[ignore = "tier: root"]
+fn root_without_its_rights_is_no_security_module() {
+    require_commands(&["setpriv"]);
+    in_namespace(|| {
+        let scene = Scene::with_device(1000, 1000, 0o600);
+        let conf = "user = \"root\"\ngroup = \"kvm\"\n";
+        scene.pod.file("etc/libvirt/qemu.conf", conf);
+        assert_eq!(report(&mut check(&scene)).1["proof"]["result"], "ok");
+        let few = "--bounding-set=-all,+setuid,+setgid";
+        let (code, found) = report(&mut behind(&scene, &["setpriv", "--inh-caps=-all", few]));
+        assert_eq!((code, &found["proof"]["cause"]), (5, &"unknown".into()));
+        assert_eq!(found["proof"]["result"], "none", "{found}");
+        let advice = found["proof"]["advice"].as_str().unwrap();
+        assert!(advice.contains("CAP_DAC_OVERRIDE"), "{advice}");
     });
 }
 
@@ -315,185 +348,76 @@ fn monitors_get_what_they_can_read() {
     });
 }
 
-/// A process named libvirtd below a root. It ends with the value.
-struct Libvirtd {
-    child: Child,
-    root: PathBuf,
-}
-
-impl Libvirtd {
-    fn start(pod: &Jail) -> Self {
-        let sh = fs::canonicalize("/bin/sh").unwrap();
-        pod.tree.file("libvirtd", "");
-        bind(&sh, &pod.tree.at("libvirtd"));
-        let mut cmd = pod.on_the_node("/libvirtd", &["-c", "echo here; read line"]);
-        let mut child = cmd
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut here = [0];
-        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut here).unwrap();
-        let root = PathBuf::from(format!("/proc/{}/root", child.id()));
-        Self { child, root }
-    }
-}
-
-impl Drop for Libvirtd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// `check` on the node, which does not see the machine's own daemons: they come and go, and what
-/// they are does not matter here.
-fn check_on(node: &Jail, ours: u32) -> Command {
-    let proc = node.tree.at("proc");
-    for entry in fs::read_dir(&proc).unwrap().flatten() {
-        let name = entry.file_name().into_string().unwrap();
-        let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-        let is_one = ["libvirtd", "virtqemud", "systemd-udevd"].contains(&comm.trim());
-        if is_one && name.parse::<u32>().is_ok_and(|pid| pid != ours) {
-            let (what, flags) = (Some("tmpfs"), MsFlags::empty());
-            // It may have ended by now.
-            let _ = mount(what, &entry.path(), what, flags, None::<&str>);
-        }
-    }
-    node.on_the_node("/kvm-init", &["check"])
-}
-
-/// One test at a time has processes named libvirtd.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A node, and a pod on it with a libvirtd.
-fn node_with_pod() -> (Jail, Jail, Libvirtd) {
-    require_initial_pid_namespace();
-    let node = Jail::new(Tree::host(108));
-    let pod = Jail::new(Tree::pod(424));
-    bind(&node.tree.at("dev"), &pod.tree.at("dev"));
-    set_owner(&node.tree.at("dev/kvm"), 0, 108, 0o660);
-    date_group_file(&pod, SystemTime::now() - Duration::from_secs(3600));
-    let libvirtd = Libvirtd::start(&pod);
-    (node, pod, libvirtd)
-}
-
-/// The pod's group file follows the node, since long before its libvirtd started.
-fn align(pod: &Jail) {
-    pod.tree.file("etc/group", ALIGNED);
-    date_group_file(pod, SystemTime::now() - Duration::from_secs(3600));
-}
-
-fn date_group_file(pod: &Jail, changed: SystemTime) {
-    let file = fs::File::options()
-        .write(true)
-        .open(pod.tree.at("etc/group"));
-    let times = FileTimes::new().set_modified(changed);
-    file.unwrap().set_times(times).unwrap();
-}
-
 #[test]
 #[ignore = "tier: root"]
-fn on_the_node_both_views_are_in_one_report() {
-    let _alone = alone();
+fn a_run_folder_that_leads_nowhere_hides_nothing() {
     in_namespace(|| {
-        let (node, pod, libvirtd) = node_with_pod();
-        let ours = libvirtd.child.id();
-        let check = || check_on(&node, ours);
-        let everything = || {
-            state(&[
-                &node.tree.at("etc"),
-                &node.tree.at("dev"),
-                &pod.tree.at("etc"),
-            ])
-        };
-        let before = everything();
-        let (code, found) = report(&mut check());
-        assert_eq!(code, 1, "{found}");
-        assert_eq!(found["host"]["root"], "/");
-        assert_eq!(found["host"]["kvm_gid"], 108);
-        assert_eq!(found["pod"]["root"], libvirtd.root.to_str().unwrap());
-        assert_eq!(found["pod"]["kvm_gid"], 424);
-        assert_eq!(found["qemu"]["user"], "nova");
-        assert_eq!(found["qemu"]["uid"], 42424);
-        assert_eq!(found["proof"]["result"], "EACCES");
-        assert_eq!(warnings(&found), [""; 0]);
-        go(&mut check())
-            .code(1)
-            .says(&["drift: ", "nova", "apply` in the pod mends it"]);
-        assert_eq!(everything(), before);
-        // Once the pod agrees.
-        align(&pod);
-        let (code, found) = report(&mut check());
+        let scene = Scene::settled();
+        scene.pod.dir("run");
+        std::os::unix::fs::symlink("nscd", scene.pod.at("run/nscd")).unwrap();
+        let (code, found) = report(&mut check(&scene));
         assert_eq!((code, warnings(&found)), (0, vec![]), "{found}");
-        assert_eq!(found["device"]["same_inode_as_host"], true);
-        // When the libvirtd has ended there is only the node.
-        drop(libvirtd);
-        let (code, found) = report(&mut check());
-        assert_eq!(code, 0, "{found}");
-        assert_eq!(found["pod"]["root"], "/");
-        assert_eq!(warnings(&found), ["limited-proof"]);
     });
 }
 
 #[test]
 #[ignore = "tier: root"]
-fn a_libvirtd_with_a_dev_of_its_own_is_not_proven_by_the_nodes_device() {
-    let _alone = alone();
+fn of_very_many_members_a_few_are_named() {
     in_namespace(|| {
-        let (node, pod, libvirtd) = node_with_pod();
-        align(&pod);
-        let ours = libvirtd.child.id();
-        let check = || check_on(&node, ours);
-        assert_eq!(report(&mut check()).0, 0);
-        detach(&pod.tree.at("dev"));
-        for there in ["0:0 0600", "no KVM device"] {
-            let (code, found) = report(&mut check());
-            assert_eq!(code, 5, "{found}");
-            assert_eq!(warnings(&found), ["private-device"]);
-            let text = found["warnings"][0]["text"].as_str().unwrap();
-            let root = libvirtd.root.to_str().unwrap();
-            for part in [there, "0:108 0660", root] {
-                assert!(text.contains(part), "{part}: {text}");
-            }
-            go(&mut check()).code(5).says(&["another one", there]);
-            let _ = fs::remove_file(pod.tree.at("dev/kvm"));
-        }
-        assert_eq!(owner(&node.tree.at("dev/kvm")), (0, 108, 0o660));
-    });
-}
-
-#[test]
-#[ignore = "tier: root"]
-fn a_libvirtd_that_is_older_than_the_group_file_is_a_warning() {
-    let _alone = alone();
-    in_namespace(|| {
-        let (node, pod, libvirtd) = node_with_pod();
-        align(&pod);
-        let hour = Duration::from_secs(3600);
-        let now = SystemTime::now();
-        for (changed, want) in [(now - hour, vec![]), (now + hour, vec!["libvirtd-stale"])] {
-            date_group_file(&pod, changed);
-            let mut check = check_on(&node, libvirtd.child.id());
-            let (code, found) = report(&mut check);
-            assert_eq!(
-                (code, warnings(&found)),
-                (0, want.iter().map(ToString::to_string).collect())
-            );
-            if !want.is_empty() {
-                let text = found["warnings"][0]["text"].as_str().unwrap();
-                let pid = format!("(pid {})", libvirtd.child.id());
-                assert!(text.contains(&pid), "{text}");
-            }
-        }
-        // The table stays within a terminal with such a root, too.
-        let table = go(&mut check_on(&node, libvirtd.child.id())).code(0).out;
-        assert!(
-            table.lines().all(|line| line.chars().count() <= 80),
-            "{table}"
+        let scene = Scene::settled();
+        let names: Vec<_> = (0..3000).map(|number| format!("user{number}")).collect();
+        let members = format!("nova,{}\n", names.join(","));
+        let file = scene.pod.read("etc/group").replace("nova\n", &members);
+        scene.pod.file("etc/group", &file);
+        let (code, found) = report(&mut check(&scene));
+        assert_eq!(
+            (code, warnings(&found)),
+            (0, vec!["other-members".to_owned()])
         );
+        let text = found["warnings"][0]["text"].as_str().unwrap();
+        assert!(text.contains("user4 and 2995 more:"), "{text}");
+        // Where something is wrong the last line says everything once.
+        let scene = Scene::with_device(0, 108, 0o660);
+        let ran = go(&mut check(&scene)).code(1);
+        let last = ran.err.lines().last().unwrap();
+        assert_eq!(last.matches("mends it").count(), 1, "{last}");
+    });
+}
+
+/// Whoever is the QEMU user, nobody can say where there is nothing to prove.
+#[test]
+#[ignore = "tier: root"]
+fn the_qemu_user_is_not_among_the_others() {
+    in_namespace(|| {
+        let scene = Scene::without_device();
+        let (code, found) = report(&mut check(&scene));
+        assert_eq!((code, warnings(&found)), (6, vec![]), "{found}");
+    });
+}
+
+/// The exit code is that of the last line, and the one that the monitor knows.
+#[test]
+#[ignore = "tier: root"]
+fn a_report_that_cannot_be_written_is_the_last_word() {
+    in_namespace(|| {
+        let scene = Scene::with_device(0, 108, 0o660);
+        for (format, code) in [("table", 4), ("json", 4), ("prometheus", 4), ("npd", 2)] {
+            let full = fs::File::options().write(true).open("/dev/full").unwrap();
+            let mut cmd = check(&scene);
+            cmd.args(["--format", format]).stdout(full);
+            let ran = cmd
+                .stdin(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let out = ran.wait_with_output().unwrap();
+            let out = (
+                out.status.code().unwrap(),
+                String::from_utf8_lossy(&out.stderr).into_owned(),
+            );
+            assert_eq!(out.0, code, "{format}: {}", out.1);
+            let last = out.1.lines().last().unwrap();
+            assert!(last.contains("write(stdout)"), "{format}: {}", out.1);
+        }
     });
 }

@@ -109,7 +109,11 @@ fn what_is_no_kvm_node_is_refused_with_advice_and_left_alone() {
             make(kvm());
             let before = scene.state();
             let run = go(&mut scene.apply()).code(3);
-            let run = run.says(&["refused: ", KVM, what, "remove it"]);
+            let advice = match what {
+                "symbolic link" | "directory" => "remove it",
+                _ => "rm /dev/kvm && mknod -m 600 /dev/kvm c 10 232",
+            };
+            let run = run.says(&["refused: ", KVM, what, advice]);
             assert_eq!(scene.state(), before, "{run}");
             let (_, report) = report(&mut scene.apply());
             assert_eq!(report["proof"]["cause"], "not-kvm", "{what}");

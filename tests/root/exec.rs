@@ -1,0 +1,413 @@
+//! `exec`: what the command finds is what it would have found without the wrapper.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::{bind, detach, in_namespace, mknod_kvm, ok, program, run};
+use crate::support::{ALIGNED, KVM, Scene, bind_read_only, command, owner, warnings};
+
+impl Scene {
+    /// `exec` for this pod on this node, up to the command.
+    pub fn exec(&self, options: &[&str]) -> Command {
+        let mut cmd = command(&program(), &["exec", "--root"]);
+        cmd.arg(self.pod.path());
+        cmd.arg("--host-root").arg(self.host.path());
+        cmd.args(options).arg("--");
+        cmd
+    }
+
+    /// Runs `script` as the command.
+    fn exec_sh(&self, options: &[&str], script: &str) -> (i32, String, String) {
+        run(self.exec(options).args(["sh", "-c", script]))
+    }
+}
+
+fn last(text: &str) -> &str {
+    text.lines().last().unwrap_or_default()
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn it_aligns_reports_on_stderr_and_becomes_the_command() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let script = "echo out; echo err >&2; cat; exit 42";
+        let (code, out, err) = scene.exec_sh(&[], script);
+        assert_eq!((code, out.as_str()), (42, "out\n"), "{err}");
+        assert!(err.starts_with("info: set-group-gid 424 -> 108\n"), "{err}");
+        assert!(err.contains("\nok         QEMU as nova"), "{err}");
+        assert_eq!(last(&err), "err");
+        assert_eq!(scene.pod.read("etc/group"), ALIGNED);
+        assert_eq!(owner(Path::new(KVM)), (0, 108, 0o660));
+        // The container was started again.
+        let before = scene.state();
+        let (code, ..) = scene.exec_sh(&[], "true");
+        assert_eq!(code, 0);
+        assert_eq!(scene.state(), before);
+        // No KVM on this node, and that is accepted.
+        let options = ["--device=/dev/absent", "--missing=skip"];
+        let (code, out, err) = scene.exec_sh(&options, "echo out");
+        assert_eq!((code, out.as_str()), (0, "out\n"), "{err}");
+        assert!(
+            last(&err).starts_with("libvirt-kvm-init: absent: "),
+            "{err}"
+        );
+        let quiet = scene.exec_sh(&["-q"], "true");
+        assert_eq!(quiet, (0, String::new(), String::new()));
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn it_works_in_this_containers_own_files() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        bind(&scene.pod.at("etc"), Path::new("/etc"));
+        let mut cmd = command(&program(), &["exec", "--host-root"]);
+        cmd.arg(scene.host.path());
+        let (code, out, err) = run(cmd.args(["--", "cat", "/etc/group"]));
+        assert_eq!((code, out.as_str()), (0, ALIGNED), "{err}");
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn arguments_and_environment_are_handed_on_byte_for_byte() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let odd = OsStr::from_bytes(b"\xff\xfe --gid=\n");
+        let mut cmd = scene.exec(&[]);
+        cmd.args(["cat", "/proc/self/environ"]);
+        cmd.env_clear().env("PATH", "/bin:/usr/bin").env("ODD", odd);
+        let want = b"ODD=\xff\xfe --gid=\n\0PATH=/bin:/usr/bin\0";
+        assert_eq!(cmd.output().unwrap().stdout, want);
+        for args in [vec!["--help", "", "--", "-x"], vec![]] {
+            let mut cmd = scene.exec(&[]);
+            cmd.args(["printf", "[%s]", "first"]).args(&args).arg(odd);
+            let mut want = b"[first]".to_vec();
+            for arg in &args {
+                want.extend(format!("[{arg}]").bytes());
+            }
+            want.extend(b"[\xff\xfe --gid=\n]");
+            assert_eq!(cmd.output().unwrap().stdout, want);
+        }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_failed_apply_never_starts_the_command() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let mark = scene.pod.at("mark");
+        let script = format!("touch {}", mark.display());
+        let cases: [(&[&str], i32, &str); 6] = [
+            (&["--gid=0"], 2, "libvirt-kvm-init: usage: --gid"),
+            (&["--dry-run"], 2, "`check`"),
+            (&["--host-root=/nowhere"], 2, "/nowhere"),
+            (&["--device=/dev/null"], 3, "libvirt-kvm-init: refused: "),
+            (&["--device=/dev/absent"], 6, "libvirt-kvm-init: absent: "),
+            (&["--strict", "--gid=9"], 3, "libvirt-kvm-init: refused: "),
+        ];
+        let before = scene.state();
+        for (options, want, says) in cases {
+            let mut cmd = command(&program(), &["exec", "--root"]);
+            cmd.arg(scene.pod.path()).args(options);
+            if !options[0].starts_with("--host-root") {
+                cmd.arg("--host-root").arg(scene.host.path());
+            }
+            let (code, out, err) = run(cmd.args(["--", "sh", "-c", &script]));
+            assert_eq!((code, out.as_str()), (want, ""), "{options:?}: {err}");
+            assert!(last(&err).contains(says), "{options:?}: {err}");
+            assert!(!mark.exists(), "{options:?}");
+            assert_eq!(scene.state(), before, "{options:?}");
+        }
+        // Proven not to work: a nodev mount.
+        let flags = nix::mount::MsFlags::MS_REMOUNT | nix::mount::MsFlags::MS_NODEV;
+        nix::mount::mount(None::<&str>, "/dev", None::<&str>, flags, None::<&str>).unwrap();
+        let mut cmd = scene.exec(&[]);
+        // Not even /dev/null can be opened.
+        cmd.args(["sh", "-c", &script]).stdin(Stdio::inherit());
+        let out = cmd.output().unwrap();
+        let err = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(5), "{err}");
+        assert!(last(&err).starts_with("libvirt-kvm-init: unproven: "));
+        assert!(!mark.exists());
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_command_that_cannot_run_gives_a_shells_codes() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        scene.pod.file("plain", "echo no").file("noexec", "echo no");
+        scene.pod.file("bin/found", "#!/bin/sh\necho found\n");
+        let mode = |name: &str, mode| {
+            fs::set_permissions(scene.pod.at(name), fs::Permissions::from_mode(mode)).unwrap();
+        };
+        mode("noexec", 0o644);
+        mode("plain", 0o755);
+        mode("bin/found", 0o755);
+        let at = |name: &str| scene.pod.at(name).display().to_string();
+        for (name, want, says) in [
+            ("no-such-command".to_owned(), 127, "not found"),
+            (String::new(), 127, "not found"),
+            (at("nothing"), 127, "not found"),
+            (at("noexec"), 126, "EACCES"),
+            (at("etc"), 126, "EACCES"),
+            (at("plain"), 126, "ENOEXEC"),
+        ] {
+            let (code, out, err) = run(scene.exec(&["-q"]).arg(&name));
+            assert_eq!((code, out.as_str()), (want, ""), "{name}: {err}");
+            assert_eq!(err.lines().count(), 1, "{err}");
+            assert!(err.starts_with(&format!("libvirt-kvm-init: {name}: ")));
+            assert!(err.contains(says), "{err}");
+        }
+        // A folder of PATH that is of no use does not hide the next one.
+        scene.pod.dir("first/found");
+        let path = format!("/nowhere:{}:{}", at("first"), at("bin"));
+        let mut cmd = scene.exec(&["-q"]);
+        assert_eq!(ok(cmd.arg("found").env("PATH", path)), "found\n");
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn without_a_command_it_is_a_usage_error() {
+    for args in [&["exec"][..], &["exec", "--"], &["exec", "true"]] {
+        let (code, _, err) = run(&mut command(&program(), args));
+        assert_eq!(code, 2, "{args:?}: {err}");
+        assert!(last(&err).starts_with("libvirt-kvm-init: usage: "), "{err}");
+        assert!(!last(&err).ends_with(':'), "{err}");
+    }
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn on_a_read_only_root_it_goes_on_only_if_nothing_must_change() {
+    in_namespace(|| {
+        for (scene, want) in [(Scene::settled(), 0), (Scene::new(), 4)] {
+            bind_read_only(scene.pod.path(), scene.pod.path());
+            let (code, out, err) = scene.exec_sh(&[], "echo started");
+            assert_eq!(code, want, "{err}");
+            assert_eq!(out == "started\n", want == 0);
+            if want == 4 {
+                for part in [
+                    "failed: ",
+                    "EROFS",
+                    "--group-file-out",
+                    "helm-patch/kustomize",
+                ] {
+                    assert!(last(&err).contains(part), "{part}: {err}");
+                }
+            }
+            detach(&scene.host.at("dev"));
+        }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_private_device_is_a_warning() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        detach(&scene.host.at("dev"));
+        mknod_kvm(&scene.host.at("dev/kvm"), 0, 108, 0o660);
+        assert_eq!(run(&mut scene.apply()).0, 3);
+        let (code, out, err) = scene.exec_sh(&["--format=json"], "echo started");
+        assert_eq!((code, out.as_str()), (0, "started\n"), "{err}");
+        let json = err.lines().find(|line| line.starts_with('{')).unwrap();
+        let report = serde_json::from_str(json).unwrap();
+        assert_eq!(warnings(&report), ["private-device"]);
+    });
+}
+
+/// Children of a process, as the kernel tells it by their parent.
+fn children(of: Pid) -> Vec<Pid> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let Ok(pid) = name.parse() else { continue };
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let rest = stat.rsplit(')').next().unwrap_or_default();
+        if rest.split_whitespace().nth(1) == Some(&of.to_string()) {
+            found.push(Pid::from_raw(pid));
+        }
+    }
+    found
+}
+
+/// The one child of a process, once it has one.
+fn child(of: Pid) -> Pid {
+    let start = Instant::now();
+    loop {
+        if let [child] = children(of)[..] {
+            return child;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "no child");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// Gone, or nothing but a zombie that its new parent has not asked for.
+fn ended(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.is_empty() || stat.contains(") Z ")
+}
+
+fn wait_for(what: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !what() {
+        assert!(start.elapsed() < Duration::from_secs(10));
+        sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_request_to_end_ends_it_and_its_child_at_once_also_as_the_first_process() {
+    in_namespace(|| {
+        // The device does not come, and the child waits for it.
+        let scene = Scene::without_device();
+        for signal in [Signal::SIGTERM, Signal::SIGINT] {
+            for first in [false, true] {
+                let exec = scene.exec(&["--settle=60s"]);
+                let mut cmd = exec;
+                if first {
+                    let mut unshare = command(Path::new("unshare"), &["--pid", "--fork"]);
+                    unshare.arg(cmd.get_program()).args(cmd.get_args());
+                    cmd = unshare;
+                }
+                let mut process = cmd
+                    .args(["sh", "-c", "echo started"])
+                    .stdout(Stdio::piped())
+                    .stderr(Stdio::piped())
+                    .spawn()
+                    .unwrap();
+                let outer = Pid::from_raw(i32::try_from(process.id()).unwrap());
+                let wrapper = if first { child(outer) } else { outer };
+                let worker = child(wrapper);
+                let start = Instant::now();
+                kill(wrapper, signal).unwrap();
+                let code = process.wait().unwrap().code();
+                assert!(start.elapsed() < Duration::from_secs(2));
+                assert_eq!(code, Some(128 + signal as i32));
+                wait_for(|| ended(worker));
+                let mut out = String::new();
+                io::Read::read_to_string(&mut process.stdout.unwrap(), &mut out).unwrap();
+                assert_eq!(out, "");
+            }
+        }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_child_that_is_killed_is_a_failure_and_one_whose_parent_is_killed_ends() {
+    in_namespace(|| {
+        let scene = Scene::without_device();
+        for child_first in [true, false] {
+            let mut process = scene
+                .exec(&["--settle=60s"])
+                .args(["sh", "-c", "echo started"])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let wrapper = Pid::from_raw(i32::try_from(process.id()).unwrap());
+            let worker = child(wrapper);
+            // It has asked for the signal once it waits for the device.
+            wait_for(|| {
+                let name = fs::read_link(format!("/proc/{worker}/fd/3")).unwrap_or_default();
+                name == Path::new("anon_inode:inotify")
+            });
+            if child_first {
+                kill(worker, Signal::SIGKILL).unwrap();
+                let out = process.wait_with_output().unwrap();
+                let err = String::from_utf8(out.stderr).unwrap();
+                assert_eq!(out.status.code(), Some(4), "{err}");
+                assert!(
+                    last(&err).starts_with("libvirt-kvm-init: failed: "),
+                    "{err}"
+                );
+                assert!(last(&err).contains("SIGKILL"), "{err}");
+                assert!(out.stdout.is_empty());
+            } else {
+                process.kill().unwrap();
+                process.wait().unwrap();
+                wait_for(|| ended(worker));
+            }
+        }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn the_first_process_stays_the_first_and_leaves_no_zombie() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let exec = scene.exec(&["-q"]);
+        let mut cmd = command(
+            Path::new("unshare"),
+            &[
+                "--pid",
+                "--fork",
+                "--mount-proc",
+                "--propagation",
+                "private",
+            ],
+        );
+        cmd.arg(exec.get_program()).args(exec.get_args());
+        cmd.args(["sh", "-c", "echo $$ /proc/[0-9]*; cat /proc/1/comm"]);
+        assert_eq!(ok(&mut cmd), "1 /proc/1\nsh\n");
+        assert_eq!(owner(Path::new(KVM)), (0, 108, 0o660));
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn nobody_to_read_its_report_does_not_keep_the_command_from_starting() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let script = format!("echo started > {}", scene.pod.at("mark").display());
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        drop(reader);
+        let status = scene
+            .exec(&[])
+            .args(["sh", "-c", &script])
+            .stderr(writer)
+            .status()
+            .unwrap();
+        assert_eq!(status.code(), Some(0));
+        assert_eq!(scene.pod.read("mark"), "started\n");
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn many_starts_at_once_in_one_volume_lose_nothing() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let spawn = |_| {
+            let mut cmd = scene.exec(&["-q"]);
+            cmd.args(["cat", "/dev/null"]).spawn().unwrap()
+        };
+        let all: BTreeMap<_, _> = (0..16).map(spawn).enumerate().collect();
+        for (_, mut process) in all {
+            assert_eq!(process.wait().unwrap().code(), Some(0));
+        }
+        assert_eq!(scene.pod.read("etc/group"), ALIGNED);
+    });
+}

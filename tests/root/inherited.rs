@@ -1,0 +1,181 @@
+//! `exec`: what the command finds of itself is what it would have found without the wrapper.
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::Gid;
+
+use crate::common::{in_namespace, ok};
+use crate::support::{Scene, command, without_call, without_capability};
+
+type Setting = (&'static str, fn(&mut Command));
+
+/// What a container's runtime, a shell or an operator may have set up.
+const SETTINGS: [Setting; 12] = [
+    // Without anything to be done between fork and exec the C library spawns it another way, and that
+    // has signals of its own ignored.
+    ("nothing", |cmd| before(cmd, || Ok(()))),
+    ("SIGPIPE ignored", |cmd| ignore(cmd, &[libc::SIGPIPE])),
+    ("SIGTERM and SIGINT ignored", |cmd| {
+        ignore(cmd, &[libc::SIGTERM, libc::SIGINT]);
+    }),
+    ("SIGCHLD ignored", |cmd| ignore(cmd, &[libc::SIGCHLD])),
+    ("every signal ignored", |cmd| {
+        let all: Vec<_> = (1..=31).chain(34..=64).collect();
+        ignore(cmd, &all);
+    }),
+    ("every signal blocked", |cmd| {
+        before(cmd, || {
+            sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
+            Ok(())
+        });
+    }),
+    ("umask 077", |cmd| {
+        before(cmd, || {
+            umask(Mode::from_bits_truncate(0o077));
+            Ok(())
+        });
+    }),
+    ("a smaller bounding set", |cmd| {
+        without_capability(cmd, caps::Capability::CAP_SYS_BOOT);
+    }),
+    ("no new privileges", |cmd| {
+        before(cmd, || {
+            nix::sys::prctl::set_no_new_privs()?;
+            Ok(())
+        });
+    }),
+    ("groups and a priority", |cmd| {
+        before(cmd, || {
+            nix::unistd::setgroups(&[Gid::from_raw(7), Gid::from_raw(4242)])?;
+            // SAFETY: three numbers.
+            unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 5) };
+            fs::File::options()
+                .write(true)
+                .open("/proc/self/oom_score_adj")
+                .and_then(|mut file| io::Write::write_all(&mut file, b"123"))
+        });
+    }),
+    ("limits, a filter, a folder", |cmd| {
+        without_call(cmd, libc::SYS_acct, libc::EPERM);
+        before(cmd, || {
+            let limit = libc::rlimit {
+                rlim_cur: 512,
+                rlim_max: 2048,
+            };
+            // SAFETY: the structure outlives the call.
+            unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+            Ok(nix::unistd::chdir("/usr")?)
+        });
+    }),
+    ("a stream closed, descriptors open", |cmd| {
+        before(cmd, || {
+            // SAFETY: of this child's own.
+            unsafe {
+                libc::close(0);
+                libc::dup2(1, 7);
+                libc::dup2(2, 9);
+            }
+            Ok(())
+        });
+    }),
+];
+
+fn before(cmd: &mut Command, f: fn() -> io::Result<()>) {
+    // SAFETY: system calls only.
+    unsafe { cmd.pre_exec(f) };
+}
+
+fn ignore(cmd: &mut Command, signals: &[i32]) {
+    let signals = signals.to_vec();
+    let ignore = move || {
+        for signal in &signals {
+            // SAFETY: installs no handler. SIGKILL and SIGSTOP cannot be ignored.
+            unsafe { libc::signal(*signal, libc::SIG_IGN) };
+        }
+        Ok(())
+    };
+    // SAFETY: system calls only.
+    unsafe { cmd.pre_exec(ignore) };
+}
+
+/// What a process can see of itself.
+const VIEW: [&str; 3] = [
+    "cat /proc/self/status /proc/self/limits",
+    "cat /proc/self/oom_score_adj /proc/self/cmdline /proc/self/environ /proc/self/cgroup",
+    "readlink /proc/self/cwd /proc/self/root /proc/self/fd/0 /proc/self/fd/3 /proc/self/fd/4 \
+     /proc/self/fd/5 /proc/self/fd/6 /proc/self/fd/8 /proc/self/fd/10",
+];
+
+/// What of a process' status is its own and lasts.
+fn lasting(text: &str) -> String {
+    const NO: [&str; 11] = [
+        "Pid", "PPid", "Tgid", "NStgid", "NSpid", "NSpgid", "NSsid", "Ngid", "SigQ", "Mems",
+        "FDSize",
+    ];
+    let counted = |name: &str| {
+        name.starts_with("Vm") || name.starts_with("Rss") || name.ends_with("ctxt_switches")
+    };
+    let lines = text.lines().filter(|line| {
+        let name = line.split(':').next().unwrap();
+        !NO.contains(&name) && !counted(name)
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn the_command_finds_everything_as_without_the_wrapper() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        for (name, set_up) in SETTINGS {
+            for view in VIEW {
+                let words: Vec<_> = view.split(' ').collect();
+                let mut plain = command(Path::new(words[0]), &words[1..]);
+                let mut wrapped = scene.exec(&["-q"]);
+                wrapped.args(&words);
+                let see = |cmd: &mut Command| {
+                    set_up(cmd);
+                    let Output {
+                        status,
+                        stdout,
+                        stderr,
+                    } = cmd.stdin(Stdio::null()).output().unwrap();
+                    let err = String::from_utf8_lossy(&stderr).into_owned();
+                    assert!(!err.contains("libvirt-kvm-init"), "{name}: {err}");
+                    (status.code(), lasting(&String::from_utf8_lossy(&stdout)))
+                };
+                let (want, got) = (see(&mut plain), see(&mut wrapped));
+                assert_eq!(got, want, "{name}: {view}");
+                assert!(want.1.len() > 4, "{view}");
+            }
+        }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn descriptors_that_were_open_stay_open_and_none_is_added() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let script = "for fd in 0 1 2 3 4 5 6 7 8 9; do
+            [ -e /proc/$$/fd/$fd ] && printf '%s ' $fd; done; [ ! -e /proc/$$/fd/7 ] || echo yes >&7";
+        let mut cmd = scene.exec(&[]);
+        cmd.args(["sh", "-c", script]);
+        // SAFETY: of this child's own.
+        unsafe {
+            cmd.pre_exec(|| {
+                libc::close(0);
+                libc::dup2(1, 7);
+                Ok(())
+            });
+        }
+        assert_eq!(ok(&mut cmd), "1 2 7 yes\n");
+    });
+}

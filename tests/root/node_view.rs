@@ -1,0 +1,254 @@
+//! `check` on the node: a libvirtd that runs in a container, and what of it can be seen.
+
+use std::fs::{self, FileTimes};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use nix::mount::{MsFlags, mount};
+
+use crate::common::{Tree, bind, detach, in_namespace, require_commands, set_owner};
+use crate::place::{Jail, require_initial_pid_namespace};
+use crate::support::{ALIGNED, go, owner, report, state, warnings};
+
+/// A process named libvirtd below a root. It ends with the value.
+struct Libvirtd {
+    child: Child,
+    root: PathBuf,
+}
+
+impl Libvirtd {
+    fn start(pod: &Jail) -> Self {
+        let sh = fs::canonicalize("/bin/sh").unwrap();
+        pod.tree.file("libvirtd", "");
+        bind(&sh, &pod.tree.at("libvirtd"));
+        let mut cmd = pod.on_the_node("/libvirtd", &["-c", "echo here; read line"]);
+        let mut child = cmd
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut here = [0];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut here).unwrap();
+        let root = PathBuf::from(format!("/proc/{}/root", child.id()));
+        Self { child, root }
+    }
+}
+
+impl Drop for Libvirtd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `check` on the node, which does not see the machine's own daemons: they come and go, and what
+/// they are does not matter here.
+fn check_on(node: &Jail, ours: u32) -> Command {
+    let proc = node.tree.at("proc");
+    for entry in fs::read_dir(&proc).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap();
+        let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        let is_one = ["libvirtd", "virtqemud", "systemd-udevd"].contains(&comm.trim());
+        if is_one && name.parse::<u32>().is_ok_and(|pid| pid != ours) {
+            let (what, flags) = (Some("tmpfs"), MsFlags::empty());
+            // It may have ended by now.
+            let _ = mount(what, &entry.path(), what, flags, None::<&str>);
+        }
+    }
+    node.on_the_node("/kvm-init", &["check"])
+}
+
+/// One test at a time has processes named libvirtd.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A node, and a pod on it with a libvirtd.
+fn node_with_pod() -> (Jail, Jail, Libvirtd) {
+    require_initial_pid_namespace();
+    let node = Jail::new(Tree::host(108));
+    let pod = Jail::new(Tree::pod(424));
+    bind(&node.tree.at("dev"), &pod.tree.at("dev"));
+    set_owner(&node.tree.at("dev/kvm"), 0, 108, 0o660);
+    date_group_file(&pod, SystemTime::now() - Duration::from_secs(3600));
+    let libvirtd = Libvirtd::start(&pod);
+    (node, pod, libvirtd)
+}
+
+/// The pod's group file follows the node, since long before its libvirtd started.
+fn align(pod: &Jail) {
+    pod.tree.file("etc/group", ALIGNED);
+    date_group_file(pod, SystemTime::now() - Duration::from_secs(3600));
+}
+
+fn date_group_file(pod: &Jail, changed: SystemTime) {
+    let file = fs::File::options()
+        .write(true)
+        .open(pod.tree.at("etc/group"));
+    let times = FileTimes::new().set_modified(changed);
+    file.unwrap().set_times(times).unwrap();
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn on_the_node_both_views_are_in_one_report() {
+    let _alone = alone();
+    in_namespace(|| {
+        let (node, pod, libvirtd) = node_with_pod();
+        let ours = libvirtd.child.id();
+        let check = || check_on(&node, ours);
+        let everything = || {
+            state(&[
+                &node.tree.at("etc"),
+                &node.tree.at("dev"),
+                &pod.tree.at("etc"),
+            ])
+        };
+        let before = everything();
+        let (code, found) = report(&mut check());
+        assert_eq!(code, 1, "{found}");
+        assert_eq!(found["host"]["root"], "/");
+        assert_eq!(found["host"]["kvm_gid"], 108);
+        assert_eq!(found["pod"]["root"], libvirtd.root.to_str().unwrap());
+        assert_eq!(found["pod"]["kvm_gid"], 424);
+        assert_eq!(found["qemu"]["user"], "nova");
+        assert_eq!(found["qemu"]["uid"], 42424);
+        assert_eq!(found["proof"]["result"], "EACCES");
+        assert_eq!(warnings(&found), [""; 0]);
+        go(&mut check())
+            .code(1)
+            .says(&["drift: ", "nova", "apply` in the pod mends it"]);
+        assert_eq!(everything(), before);
+        // Once the pod agrees.
+        align(&pod);
+        let (code, found) = report(&mut check());
+        assert_eq!((code, warnings(&found)), (0, vec![]), "{found}");
+        assert_eq!(found["device"]["same_inode_as_host"], true);
+        // When the libvirtd has ended there is only the node.
+        drop(libvirtd);
+        let (code, found) = report(&mut check());
+        assert_eq!(code, 0, "{found}");
+        assert_eq!(found["pod"]["root"], "/");
+        assert_eq!(warnings(&found), ["limited-proof"]);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_libvirtd_with_a_dev_of_its_own_is_not_proven_by_the_nodes_device() {
+    let _alone = alone();
+    in_namespace(|| {
+        let (node, pod, libvirtd) = node_with_pod();
+        align(&pod);
+        let ours = libvirtd.child.id();
+        let check = || check_on(&node, ours);
+        assert_eq!(report(&mut check()).0, 0);
+        detach(&pod.tree.at("dev"));
+        for there in ["0:0 0600", "no KVM device"] {
+            let (code, found) = report(&mut check());
+            assert_eq!(code, 5, "{found}");
+            assert_eq!(warnings(&found), ["private-device"]);
+            let text = found["warnings"][0]["text"].as_str().unwrap();
+            let root = libvirtd.root.to_str().unwrap();
+            for part in [there, "0:108 0660", root] {
+                assert!(text.contains(part), "{part}: {text}");
+            }
+            go(&mut check()).code(5).says(&["another one", there]);
+            let _ = fs::remove_file(pod.tree.at("dev/kvm"));
+        }
+        assert_eq!(owner(&node.tree.at("dev/kvm")), (0, 108, 0o660));
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_libvirtd_that_is_older_than_the_group_file_is_a_warning() {
+    let _alone = alone();
+    in_namespace(|| {
+        let (node, pod, libvirtd) = node_with_pod();
+        align(&pod);
+        let hour = Duration::from_secs(3600);
+        let now = SystemTime::now();
+        for (changed, want) in [(now - hour, vec![]), (now + hour, vec!["libvirtd-stale"])] {
+            date_group_file(&pod, changed);
+            let mut check = check_on(&node, libvirtd.child.id());
+            let (code, found) = report(&mut check);
+            assert_eq!(
+                (code, warnings(&found)),
+                (0, want.iter().map(ToString::to_string).collect())
+            );
+            if !want.is_empty() {
+                let text = found["warnings"][0]["text"].as_str().unwrap();
+                let pid = format!("(pid {})", libvirtd.child.id());
+                assert!(text.contains(&pid), "{text}");
+            }
+        }
+        // The table stays within a terminal with such a root, too.
+        let table = go(&mut check_on(&node, libvirtd.child.id())).code(0).out;
+        assert!(
+            table.lines().all(|line| line.chars().count() <= 80),
+            "{table}"
+        );
+    });
+}
+
+/// To look at another process' root takes more than the proof does.
+#[test]
+#[ignore = "tier: root"]
+fn a_libvirtd_that_may_not_be_looked_at_is_not_taken_for_none() {
+    require_commands(&["setpriv"]);
+    let _alone = alone();
+    in_namespace(|| {
+        let (node, _pod, libvirtd) = node_with_pod();
+        let _ = check_on(&node, libvirtd.child.id());
+        let few = "--bounding-set=-all,+setuid,+setgid";
+        let words = ["--inh-caps=-all", few, "/kvm-init", "check"];
+        let (code, found) = report(&mut node.on_the_node("/usr/bin/setpriv", &words));
+        assert_eq!((code, &found["pod"]["root"]), (0, &"/".into()), "{found}");
+        let told = warnings(&found);
+        assert_eq!(told, ["limited-proof", "libvirtd-unseen"]);
+        let text = found["warnings"][1]["text"].as_str().unwrap();
+        for part in [libvirtd.root.to_str().unwrap(), "CAP_SYS_PTRACE"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    });
+}
+
+/// The same node by a mount without devices: QEMU opens that one.
+#[test]
+#[ignore = "tier: root"]
+fn a_libvirtd_whose_dev_ignores_devices_is_not_proven_by_the_nodes_mount() {
+    let _alone = alone();
+    in_namespace(|| {
+        let (node, pod, libvirtd) = node_with_pod();
+        align(&pod);
+        let check = || check_on(&node, libvirtd.child.id());
+        assert_eq!(report(&mut check()).0, 0);
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NODEV;
+        let none = None::<&str>;
+        mount(none, &pod.tree.at("dev"), none, flags, none).unwrap();
+        let (code, found) = report(&mut check());
+        assert_eq!(code, 5, "{found}");
+        assert_eq!(warnings(&found), ["private-device"]);
+        go(&mut check()).code(5).says(&["option nodev"]);
+    });
+}
+
+/// `apply` refuses a device that is not the node's, so it is not what mends it.
+#[test]
+#[ignore = "tier: root"]
+fn with_a_dev_of_its_own_there_is_no_drift_either() {
+    let _alone = alone();
+    in_namespace(|| {
+        let (node, pod, libvirtd) = node_with_pod();
+        let ours = libvirtd.child.id();
+        assert_eq!(report(&mut check_on(&node, ours)).0, 1);
+        detach(&pod.tree.at("dev"));
+        let ran = go(&mut check_on(&node, ours)).code(5);
+        let ran = ran.says(&["mount the node's /dev"]);
+        assert!(!ran.err.contains("mends it"), "{ran}");
+    });
+}
