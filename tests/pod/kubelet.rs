@@ -103,20 +103,19 @@ impl<'a> Pod<'a> {
         pod
     }
 
-    /// Makes the image one that has the program in it and the hook of helm-patch/values, where the chart puts
-    /// hooks.
-    pub fn with_hook(&self) {
-        let values = format!(
-            "{}/helm-patch/values/hooks.yaml",
-            env!("CARGO_MANIFEST_DIR")
-        );
-        let values = yaml::parse(&fs::read_to_string(values).unwrap());
-        let hook = values.pointer("/conf/hooks/scripts/daemon").unwrap();
-        let hooks = "etc/libvirt/hooks/daemon";
-        self.image.file(hooks, hook.as_str().unwrap());
-        let mode = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(self.image.at(hooks), mode).unwrap();
+    /// Makes the image one that has the program in it.
+    pub fn with_program(&self) {
         copy_program(&self.image.at("usr/local/bin/libvirt-kvm-init"));
+    }
+
+    /// The same, with the hook of helm-patch/values where the chart puts hooks.
+    pub fn with_hook(&self) {
+        self.with_program();
+        let hook = script("hooks.yaml", "/conf/hooks/scripts/daemon");
+        let place = "etc/libvirt/hooks/daemon";
+        self.image.file(place, &hook);
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(self.image.at(place), mode).unwrap();
     }
 
     /// Where a volume is on the node; made if it is not there.
@@ -305,6 +304,13 @@ impl<'a> Pod<'a> {
         assert_eq!(code, 0, "{stderr}");
         stdout
     }
+}
+
+/// A script of helm-patch/values: `path` leads to it in the YAML.
+pub fn script(file: &str, path: &str) -> String {
+    let values = format!("{}/helm-patch/values/{file}", env!("CARGO_MANIFEST_DIR"));
+    let values = yaml::parse(&fs::read_to_string(values).unwrap());
+    values.pointer(path).unwrap().as_str().unwrap().to_owned()
 }
 
 /// What config maps and secrets contain.
