@@ -56,7 +56,7 @@ fn read_and_predict(version: u32) -> Prediction {
         group: &group,
         user: &user,
     };
-    predict(&files, &node, &db)
+    predict(&files.files, &node, &db)
 }
 
 /// Asks both about every set, and gives what differs and how many answers were "unclear".
