@@ -22,6 +22,7 @@ mod group_file;
 mod group_file_out;
 mod input;
 mod node_view;
+mod persist;
 mod place;
 mod races;
 mod rights;
