@@ -230,14 +230,15 @@ pub fn changes(step: &Step) -> Vec<Change> {
 /// One line for the log.
 pub fn line(step: &Step) -> String {
     let lines = changes(step).into_iter().map(|change| change.to_string());
-    let mut line = lines.collect::<Vec<_>>().join(", ");
-    if matches!(step, Step::UdevRule(_)) {
-        // udevd looks at the folders' times before it handles an event, at most every 3 s
-        // (src/udev/udevd.c, `event_queue_start`).
-        line.push_str(
-            "; udevd reads it by itself at its next events, `udevadm control --reload` is not \
-             needed",
-        );
-    }
-    line
+    lines.collect::<Vec<_>>().join(", ")
+}
+
+/// What is to be known once the step is done.
+pub fn note(step: &Step) -> Option<&'static str> {
+    // Before it handles an event udevd looks whether a rules folder changed, not twice within 3 s (seen
+    // with 252).
+    matches!(step, Step::UdevRule(_)).then_some(
+        "udevd reads the rule by itself when an event comes, 3 s from now at the latest: `udevadm \
+         control --reload` is not needed",
+    )
 }

@@ -29,9 +29,12 @@ pub struct Host {
     pub others: Option<Prediction>,
     /// Where such a rule goes; looked at only where one may be written.
     pub spot: Option<Spot>,
-    udevd: Udevd,
-    rules: Rules,
-    passwd: Vec<u8>,
+    /// What is known of its systemd.
+    pub udevd: Udevd,
+    /// Its udev's rules.
+    pub rules: Rules,
+    /// Its etc/passwd, empty if there is none.
+    pub passwd: Vec<u8>,
 }
 
 impl Host {
@@ -51,20 +54,20 @@ impl Host {
             rules: udev_read::rules(root)?,
             passwd: root.read("etc/passwd")?.unwrap_or_default(),
         };
-        host.udev = host.predict(&host.rules.files);
-        let others = host.rules.without_own();
-        host.others = others.map(|files| host.predict(files));
+        host.foresee();
         Ok(host)
+    }
+
+    /// Works out [`Host::udev`] and [`Host::others`] from what was read.
+    pub fn foresee(&mut self) {
+        self.udev = self.predict(&self.rules.files);
+        let others = self.rules.without_own();
+        self.others = others.map(|files| self.predict(files));
     }
 
     /// What its udev would do with `own` as the rule of this program.
     pub fn with_own(&self, own: &RuleFile) -> Prediction {
         self.predict(self.rules.with(own))
-    }
-
-    /// What is known of its systemd.
-    pub fn udevd(&self) -> &Udevd {
-        &self.udevd
     }
 
     fn predict<'a>(&self, files: impl IntoIterator<Item = &'a RuleFile>) -> Prediction {

@@ -135,11 +135,11 @@ fn why_not(
     want: &Want,
 ) -> String {
     let is_own = |rule: &str| rule.starts_with(own::PATH);
-    let max = host.udevd().system_gid_max;
+    let max = host.udevd.system_gid_max;
     let range = format!("a number from 1 to {max} works");
     let name_it = "give the node's group such a number, or name one with --gid";
     if after.ignored.iter().any(|remark| is_own(&remark.rule)) {
-        let version = host.udevd().version.map(|version| format!(" {version}"));
+        let version = host.udevd.version.map(|version| format!(" {version}"));
         return format!(
             "the node's systemd{} drops every rule with the number {}, which is outside of the \
              system's range: {range}; {name_it}",

@@ -71,7 +71,7 @@ fn the_file_is_written_once_and_only_if_it_was_asked_for() {
         let old = umask(Mode::from_bits_truncate(0o077));
         let run = go(persist(&scene).args(["--format", "json"])).code(0);
         umask(old);
-        let told = "info: write-udev-rule /etc/udev/rules.d/99-libvirt-kvm-init.rules; udevd reads it \
+        let told = "info: write-udev-rule /etc/udev/rules.d/99-libvirt-kvm-init.rules\ninfo: udevd reads the rule \
                     by itself";
         assert!(run.err.contains(told), "{run}");
         let report = run.json();
