@@ -170,16 +170,11 @@ struct File<'a> {
 }
 
 /// Works out what the events will do, from the files that udevd reads, in its order ([`select()`]).
-pub fn predict<'a>(
-    files: impl IntoIterator<Item = &'a RuleFile>,
-    node: &Udevd,
-    db: &Database<'_>,
-) -> Prediction {
+pub fn predict(files: &[&RuleFile], node: &Udevd, db: &Database<'_>) -> Prediction {
     let mut notes = Notes::default();
-    let files: Vec<_> = files.into_iter().collect();
     let lines: Vec<_> = files.iter().map(|file| lines(&file.content)).collect();
     let files: Vec<_> = files
-        .into_iter()
+        .iter()
         .zip(&lines)
         .map(|(file, lines)| read(&file.path, lines, node, db, &mut notes))
         .collect();

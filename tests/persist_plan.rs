@@ -322,3 +322,16 @@ fn add(seen: &mut Observed, path: &str, text: &str) {
         false => files.push(file),
     }
 }
+
+#[test]
+fn readme_shows_the_rule_and_how_to_take_it_out() {
+    let readme = include_str!("../README.md");
+    let content = gift(108, 0o660).file().content;
+    for line in String::from_utf8(content).unwrap().lines() {
+        match line.strip_prefix("#   ") {
+            Some(command) => assert!(readme.contains(&format!("$ {command}\n")), "{command}"),
+            None if line.starts_with('#') => {}
+            None => assert!(readme.contains(&format!("```\n{line}\n```")), "{line}"),
+        }
+    }
+}

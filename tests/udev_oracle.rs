@@ -62,7 +62,7 @@ fn read_and_predict(version: u32) -> Prediction {
         group: &group,
         user: &user,
     };
-    predict(&files.files, &node, &db)
+    predict(&files.all(), &node, &db)
 }
 
 /// Asks both about every set, and gives what differs and how many answers were "unclear".

@@ -60,17 +60,17 @@ impl Host {
 
     /// Works out [`Host::udev`] and [`Host::others`] from what was read.
     pub fn foresee(&mut self) {
-        self.udev = self.predict(&self.rules.files);
+        self.udev = self.predict(&self.rules.all());
         let others = self.rules.without_own();
-        self.others = others.map(|files| self.predict(files));
+        self.others = others.map(|files| self.predict(&files));
     }
 
     /// What its udev would do with `own` as the rule of this program.
     pub fn with_own(&self, own: &RuleFile) -> Prediction {
-        self.predict(self.rules.with(own))
+        self.predict(&self.rules.with(own))
     }
 
-    fn predict<'a>(&self, files: impl IntoIterator<Item = &'a RuleFile>) -> Prediction {
+    fn predict(&self, files: &[&RuleFile]) -> Prediction {
         let names = udev::Database {
             group: &|name| self.db.by_name(name).map(|found| found.gid),
             user: &|name| passwd::by_name(&self.passwd, name.as_bytes()).map(|user| user.uid),

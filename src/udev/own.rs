@@ -72,6 +72,11 @@ pub struct Rules {
 }
 
 impl Rules {
+    /// All of them.
+    pub fn all(&self) -> Vec<&RuleFile> {
+        self.files.iter().collect()
+    }
+
     /// What is left without the own file; nothing where there is none.
     pub fn without_own(&self) -> Option<Vec<&RuleFile>> {
         let own = self.files.iter().position(|file| file.path == PATH)?;
