@@ -211,6 +211,9 @@ impl Work {
             change.applied = true;
         }
         log::info!("{}", steps::line(step));
+        if let Some(note) = steps::note(step) {
+            log::info!("{note}");
+        }
         Ok(())
     }
 }

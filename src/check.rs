@@ -239,6 +239,8 @@ fn find_drift(
         let writes = |step: &Step| matches!(step, Step::GroupFile(_));
         matches!(&decision.course, Course::Act(steps) if steps.iter().any(writes))
     });
+    let has_rule = |steps: &[Step]| steps.iter().any(|step| matches!(step, Step::UdevRule(_)));
+    let rule = matches!(&decision.course, Course::Act(steps) if has_rule(steps));
     let summary = match (report.verdict, &decision.identity) {
         (Verdict::Ok, _) if let Some(out) = out.filter(|_| !shut) => Some(format!(
             "{}, but {} is not as it shall be; `libvirt-kvm-init apply` mends it",
@@ -258,13 +260,16 @@ fn find_drift(
             ))
         }
         (Verdict::Ok, Some(identity)) if report.proof.result == "ok" => {
-            let losses = losses(coming(seen), identity);
+            let losses = losses(coming(seen, config.persist), identity);
             losses.first().map(|loss| {
                 let harmless = || then.is_some_and(|then| allows(&loss.node, then));
                 let way_out = if shut {
                     NOT_THE_NODES
+                } else if loss.by_udev && rule {
+                    "`libvirt-kvm-init apply --persist` writes a rule that prevents it"
                 } else if loss.by_udev && !harmless() {
-                    "`apply` cannot prevent that: change the rule on the node"
+                    "`apply` cannot prevent that: change the rule on the node, which is what \
+                     `apply --persist` is for"
                 } else if config.group != CHARTS_GROUP && !harmless() {
                     "`apply` cannot prevent that, as libvirt.sh names the group kvm: leave out \
                      --group"

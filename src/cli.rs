@@ -202,6 +202,9 @@ pub struct Options {
     /// Refuse on collisions, disagreements and an unknown host root
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub strict: Option<String>,
+    /// Also write a udev rule on the node where its udev would undo the state
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub persist: Option<String>,
     /// The report: table, json, npd or prometheus [default: table]
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,

@@ -132,6 +132,8 @@ pub struct Config {
     pub strict: bool,
     /// How the report is written.
     pub format: Format,
+    /// Whether the node gets a udev rule where its udev would undo the state.
+    pub persist: bool,
     /// Whether nothing may be changed.
     pub dry_run: bool,
 }
@@ -182,7 +184,7 @@ pub fn format(
 
 impl Options {
     /// Every option that has a variable and a key, with the flag's text.
-    fn named(&self) -> [(&'static str, Option<&String>); 16] {
+    fn named(&self) -> [(&'static str, Option<&String>); 17] {
         [
             ("device", self.device.as_ref()),
             ("host-root", self.host_root.as_ref()),
@@ -198,6 +200,7 @@ impl Options {
             ("missing", self.missing.as_ref()),
             ("settle", self.settle.as_ref()),
             ("strict", self.strict.as_ref()),
+            ("persist", self.persist.as_ref()),
             ("format", self.format.as_ref()),
             ("dry-run", self.dry_run.as_ref()),
         ]
@@ -351,6 +354,7 @@ impl Layers {
                 .unwrap_or(Missing::Fail),
             settle: self.value("settle", values::duration)?.unwrap_or_default(),
             strict: self.value("strict", values::bool)?.unwrap_or(false),
+            persist: self.value("persist", values::bool)?.unwrap_or(false),
             format: self
                 .value("format", values::format)?
                 .unwrap_or(Format::Table),

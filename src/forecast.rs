@@ -10,7 +10,7 @@ use crate::diagnose::allows;
 use crate::observe::{Node, Observed};
 use crate::plan::is_private;
 use crate::qemu::Identity;
-use crate::udev::{Event, Outcome};
+use crate::udev::{Event, Forecast, Outcome};
 
 /// Something that will happen to the device.
 #[derive(Debug, Clone)]
@@ -34,8 +34,9 @@ impl Coming {
 /// The group that the chart's libvirt.sh names.
 pub const CHARTS_GROUP: &str = "kvm";
 
-/// Everything that is known to come.
-pub fn coming(seen: &Observed) -> Vec<Coming> {
+/// Everything that is known to come. `fresh`: also that the kernel makes the node anew and no rule speaks
+/// of it, which is for the node's own people to care about unless somebody asked for it.
+pub fn coming(seen: &Observed, fresh: bool) -> Vec<Coming> {
     let Some(now) = &seen.device else {
         return Vec::new();
     };
@@ -70,6 +71,13 @@ pub fn coming(seen: &Observed) -> Vec<Coming> {
             })
         })
         .collect();
+    if let Some(Forecast::Untouched) = udev.map(|udev| &udev.add).filter(|_| fresh) {
+        found.push(Coming {
+            what: "a module reload or reboot (no udev rule speaks of it)".to_owned(),
+            node: fresh_node(now),
+            by_udev: true,
+        });
+    }
     found.extend(libvirt_sh(seen, now));
     found
 }
@@ -85,18 +93,22 @@ pub fn losses(coming: Vec<Coming>, identity: &Identity) -> Vec<Coming> {
 /// The device after an event: a fresh one, as the kernel makes it (0:0 0600), or the one that is
 /// there.
 fn after(now: &Node, outcome: &Outcome, fresh: bool) -> Node {
-    let mut node = now.clone();
-    if fresh {
-        node.facts.uid = Uid::from_raw(0);
-        node.facts.gid = Gid::from_raw(0);
-        node.facts.mode = 0o600;
-        node.acl = None;
-    }
+    let mut node = if fresh { fresh_node(now) } else { now.clone() };
     node.facts.uid = outcome.uid.unwrap_or(node.facts.uid);
     node.facts.gid = outcome.gid.unwrap_or(node.facts.gid);
     if let Some(mode) = outcome.mode {
         set_mode(&mut node, mode);
     }
+    node
+}
+
+/// As the kernel makes it.
+fn fresh_node(now: &Node) -> Node {
+    let mut node = now.clone();
+    node.facts.uid = Uid::from_raw(0);
+    node.facts.gid = Gid::from_raw(0);
+    node.facts.mode = 0o600;
+    node.acl = None;
     node
 }
 

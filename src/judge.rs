@@ -141,7 +141,7 @@ pub fn would_open(config: &Config, seen: &Observed, steps: &[Step], then: &Ident
     };
     for step in steps {
         match step {
-            Step::GroupFile(_) => {}
+            Step::GroupFile(_) | Step::UdevRule(_) => {}
             Step::Owner { to, .. } => (node.facts.uid, node.facts.gid) = *to,
             Step::Mode { to, .. } => node.facts.mode = *to,
             Step::Acl { to, .. } => node.acl = Some(to.clone()),

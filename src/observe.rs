@@ -1,23 +1,24 @@
 //! One snapshot of every fact that a decision rests on. Nothing here decides or changes anything.
 
-use std::os::unix::ffi::OsStrExt;
+mod host;
+
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 use nix::unistd::Gid;
 
-use crate::accounts::{group, passwd};
+use crate::accounts::group;
 use crate::acl::Acl;
 use crate::config::Config;
 use crate::exit::Usage;
-use crate::hostdb::{FILES, HostDb, RECORD_FOLDERS, record};
+use crate::hostdb::FILES;
 use crate::place::{self, HostRoot};
 use crate::sys::device::{Device, Facts};
 use crate::sys::root::{Root, read_here};
 use crate::sys::{file, proc};
-use crate::udev::{self, Prediction};
-use crate::udev_read;
+
+pub use host::Host;
 
 /// Where the group file of the pod root is.
 pub const GROUP_FILE: &str = "etc/group";
@@ -47,19 +48,6 @@ fn nscd(root: &Root) -> anyhow::Result<Option<PathBuf>> {
         }
     }
     Ok(None)
-}
-
-/// What is seen of the node.
-#[derive(Debug)]
-pub struct Host {
-    /// Where its root is seen.
-    pub root: PathBuf,
-    /// Its groups.
-    pub db: HostDb,
-    /// What stands at dev/kvm below it.
-    pub node: Option<Facts>,
-    /// What its udev will do to the device.
-    pub udev: Prediction,
 }
 
 /// What is seen of the pod root.
@@ -148,7 +136,7 @@ pub fn observe(config: &Config) -> anyhow::Result<(Observed, Option<Device>)> {
     let pod_root = Root::open(&config.root)
         .map_err(|error| Usage(format!("--root {}: {error}", config.root.display())))?;
     let host = match &host_root {
-        HostRoot::At(root) => Some(host(root)?),
+        HostRoot::At(root) => Some(Host::observe(root, config.persist)?),
         HostRoot::Nowhere => None,
     };
     let is_host = match &host_root {
@@ -171,52 +159,6 @@ pub fn observe(config: &Config) -> anyhow::Result<(Observed, Option<Device>)> {
         driver,
     };
     Ok((observed, device))
-}
-
-fn host(root: &Root) -> anyhow::Result<Host> {
-    let mut db = HostDb::default();
-    for name in FILES {
-        if let Some(content) = root.read(name)? {
-            db.files.push((name, content));
-        }
-    }
-    for folder in RECORD_FOLDERS {
-        for name in root.list(folder)? {
-            if !name.as_bytes().ends_with(b".group") {
-                continue;
-            }
-            let at = format!("{folder}/{}", name.display());
-            let json = match root.read(&at) {
-                // userdbd finds no record in what is no file, either.
-                Err(error)
-                    if matches!(error.errno, Errno::EINVAL | Errno::EFBIG | Errno::ELOOP) =>
-                {
-                    None
-                }
-                read => read?,
-            };
-            db.records.extend(record(&at, &json.unwrap_or_default()));
-        }
-    }
-    let udev = predict(root, &db)?;
-    Ok(Host {
-        root: root.path().to_owned(),
-        db,
-        node: root.stat("dev/kvm")?.map(Facts::from),
-        udev,
-    })
-}
-
-/// Works out what the node's udev will do, from its rules and its names.
-fn predict(root: &Root, db: &HostDb) -> anyhow::Result<Prediction> {
-    let rules = udev_read::rules(root)?;
-    let udevd = udev_read::udevd(root)?;
-    let passwd = root.read("etc/passwd")?.unwrap_or_default();
-    let names = udev::Database {
-        group: &|name| db.by_name(name).map(|found| found.gid),
-        user: &|name| passwd::by_name(&passwd, name.as_bytes()).map(|user| user.uid),
-    };
-    Ok(udev::predict(&rules, &udevd, &names))
 }
 
 /// Whether an inode is one of the node's group files, by whatever path it was found.

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod events;
+mod persist;
 mod safety;
 mod work;
 
@@ -20,6 +21,7 @@ use crate::qemu::{self, Identity};
 use crate::qemu_conf;
 use crate::report::{Cause, Code, Warning};
 use crate::resolve::{Candidate, Resolution, Source, resolve};
+use crate::udev::Prediction;
 
 pub use safety::is_private;
 pub use work::{align_all, primary_users, wanted_mode};
@@ -67,7 +69,7 @@ pub enum Course {
 }
 
 /// A safety rule that said no.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// Why, with what to do next.
     pub text: String,
@@ -80,6 +82,8 @@ pub struct Refusal {
 pub enum Step {
     /// The pod's group file.
     GroupFile(GroupStep),
+    /// The rule of the node's udev.
+    UdevRule(RuleStep),
     /// The device's owner and group.
     Owner {
         /// What it is.
@@ -101,6 +105,17 @@ pub enum Step {
         /// What it shall be.
         to: Acl,
     },
+}
+
+/// The rules file that the node gets, or gets anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleStep {
+    /// Where the node's root is seen.
+    pub root: PathBuf,
+    /// What the file gives now: owner, group and mode; nothing where there is none.
+    pub from: Option<String>,
+    /// What it shall hold.
+    pub content: Vec<u8>,
 }
 
 /// How the pod's group file is brought in line. What is wanted is kept, not the new bytes: the
@@ -153,13 +168,25 @@ pub fn decide(seen: &Observed, config: &Config) -> Result<Decision, Usage> {
         })?),
         None => None,
     };
-    let resolution = resolve(candidates(seen, config));
+    let resolution = resolve(candidates(seen, config, rules_of_the_node(seen, config)));
+    let target = resolution.target().map(|target| target.gid);
+    let absent = safety::absent(seen, config);
+    let rule = match target.filter(|_| absent.is_none()) {
+        Some(gid) => persist::planned(seen, config, gid),
+        None => Ok(None),
+    };
+    // What will happen to the device once all is done.
+    let planned = rule.as_ref().ok().and_then(Option::as_ref);
+    let udev = match planned {
+        Some(planned) => Some(&planned.after),
+        None => seen.host.as_ref().map(|host| &host.udev),
+    };
     let mut decision = Decision {
         course: Course::Act(Vec::new()),
         identity: None,
         identity_now: None,
         no_identity_now: None,
-        warnings: events::warnings(seen, resolution.target().map(|target| target.gid)),
+        warnings: events::warnings(udev, target),
         renumbered: None,
         kept_out: conf
             .as_ref()
@@ -178,7 +205,10 @@ pub fn decide(seen: &Observed, config: &Config) -> Result<Decision, Usage> {
         );
         decision.warnings.push(Warning::new(Code::NscdSocket, text));
     }
-    if let Some((cause, text, advice)) = safety::absent(seen, config) {
+    decision
+        .warnings
+        .extend(outdated_rule(seen, config, &decision.resolution));
+    if let Some((cause, text, advice)) = absent {
         let steps = work::file_for_the_pod(seen, config, conf.as_ref(), &decision.resolution);
         decision.course = Course::Absent {
             cause,
@@ -188,19 +218,54 @@ pub fn decide(seen: &Observed, config: &Config) -> Result<Decision, Usage> {
         };
         return Ok(decision);
     }
-    let target = match safety::target(seen, config, &mut decision) {
-        Ok(target) => target,
-        Err(refusal) => {
+    let allowed = safety::target(seen, config, udev, &mut decision);
+    let target = match (allowed, &rule) {
+        (Ok(target), Ok(_)) => target,
+        (Err(refusal), _) => {
+            decision.course = Course::Refuse(refusal);
+            return Ok(decision);
+        }
+        (_, Err(refusal)) => {
+            let refusal = refusal.clone();
             decision.course = Course::Refuse(refusal);
             return Ok(decision);
         }
     };
-    let steps = work::steps(seen, config, conf.as_ref(), target, &mut decision)?;
+    let mut steps = work::steps(seen, config, conf.as_ref(), udev, target, &mut decision)?;
+    if let Some(planned) = planned {
+        // The pod's group file first, the device last.
+        let is_file = |step: &Step| matches!(step, Step::GroupFile(_));
+        let at = steps.iter().take_while(|step| is_file(step)).count();
+        steps.insert(at, Step::UdevRule(planned.step.clone()));
+    }
     decision.course = Course::Act(steps);
     Ok(decision)
 }
 
-fn candidates(seen: &Observed, config: &Config) -> Vec<Candidate> {
+/// The rules that speak for the node. Where the own one may be written anew it does not count:
+/// otherwise it would be the reason for its own number for ever. Where it is not, it is a rule of the
+/// node as any other, which decides what udev gives.
+fn rules_of_the_node<'a>(seen: &'a Observed, config: &Config) -> Option<&'a Prediction> {
+    let host = seen.host.as_ref()?;
+    let others = host.others.as_ref().filter(|_| config.persist);
+    Some(others.unwrap_or(&host.udev))
+}
+
+/// A rule of an earlier run that gives another number than the node would have without it.
+fn outdated_rule(seen: &Observed, config: &Config, found: &Resolution) -> Option<Warning> {
+    let others = seen.host.as_ref()?.others.as_ref()?;
+    let now = found.target().filter(|_| !config.persist)?;
+    let without = resolve(candidates(seen, config, Some(others)));
+    let without = without.target().filter(|other| other.gid != now.gid)?;
+    let text = format!(
+        "{}, which an earlier run wrote (--persist), gives the number {}, and without it the number \
+         would be {} ({}): `apply --persist` writes it anew",
+        now.at, now.gid, without.gid, without.at
+    );
+    Some(Warning::new(Code::UdevRuleOutdated, text))
+}
+
+fn candidates(seen: &Observed, config: &Config, udev: Option<&Prediction>) -> Vec<Candidate> {
     let mut found = Vec::new();
     if let Some((gid, origin)) = &config.gid {
         let (gid, at) = (*gid, origin.to_string());
@@ -208,7 +273,7 @@ fn candidates(seen: &Observed, config: &Config) -> Vec<Candidate> {
         found.push(Candidate { gid, source, at });
     }
     let host = seen.host.as_ref();
-    if let Some(outcome) = host.and_then(|host| host.udev.add.outcome())
+    if let Some(outcome) = udev.and_then(|udev| udev.add.outcome())
         && let Some(gid) = outcome.gid
     {
         let at = format!("the node's {}", outcome.rule);

@@ -357,6 +357,8 @@ pub enum Code {
     UdevIgnored,
     /// A rule about the device whose outcome cannot be told.
     UdevUnclear,
+    /// The node's rule of an earlier run gives another number than the node would have without it.
+    UdevRuleOutdated,
     /// The running udevd applies numbers from before the node's files changed.
     UdevdStale,
     /// The device's owner is not mapped in this user namespace.
@@ -387,6 +389,7 @@ impl Code {
             Self::UdevEventsDiffer => "udev-events-differ",
             Self::UdevIgnored => "udev-ignored",
             Self::UdevUnclear => "udev-unclear",
+            Self::UdevRuleOutdated => "udev-rule-outdated",
             Self::UdevdStale => "udevd-stale",
             Self::UnmappedOwner => "unmapped-owner",
             Self::Unproven => "unproven",

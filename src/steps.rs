@@ -1,4 +1,4 @@
-//! The steps that change something: the pod's group file, and the device.
+//! The steps that change something: the pod's group file, the node's udev rule, and the device.
 
 use std::borrow::Cow;
 
@@ -8,20 +8,23 @@ use crate::accounts::edit;
 use crate::config::Config;
 use crate::exit::Refused;
 use crate::observe::GROUP_FILE;
-use crate::plan::{GroupStep, Step, align_all};
+use crate::plan::{GroupStep, RuleStep, Step, align_all};
 use crate::report::{Action, Change};
 use crate::sys::CallError;
 use crate::sys::device::Device;
 use crate::sys::file::{Folder, Rights, open_folder};
 use crate::sys::root::Root;
+use crate::udev::own;
 
 /// Does one step.
 ///
 /// # Errors
 /// The call that failed, and what to do next. Every file is then still whole.
 pub fn perform(step: &Step, config: &Config, device: Option<&Device>) -> anyhow::Result<()> {
-    if let Step::GroupFile(step) = step {
-        return write_group_file(step, config);
+    match step {
+        Step::GroupFile(step) => return write_group_file(step, config),
+        Step::UdevRule(step) => return write_rule(step),
+        _ => {}
     }
     let device = device.ok_or_else(|| {
         let call = format!("open({})", config.device.display());
@@ -29,7 +32,7 @@ pub fn perform(step: &Step, config: &Config, device: Option<&Device>) -> anyhow:
         device_advice(CallError { call, errno })
     })?;
     let done = match step {
-        Step::GroupFile(_) => Ok(()),
+        Step::GroupFile(_) | Step::UdevRule(_) => Ok(()),
         Step::Owner { to: (uid, gid), .. } => device.set_owner(*uid, *gid),
         Step::Mode { to, .. } => device.set_mode(*to),
         Step::Acl { to, .. } => device.set_acl(to),
@@ -93,6 +96,49 @@ fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
 
 fn aligned<'a>(step: &GroupStep, file: &'a [u8]) -> anyhow::Result<Cow<'a, [u8]>> {
     Ok(align_all(file, &step.wants)?.0)
+}
+
+/// Writes the node's rule. No tool of a distribution locks that folder; its own lock keeps two runs
+/// apart.
+fn write_rule(step: &RuleStep) -> anyhow::Result<()> {
+    let root = Root::open(&step.root)?;
+    let name = own::PATH.trim_start_matches('/');
+    let found = match root.folder_of(name) {
+        Err(error) if error.errno == Errno::ENOENT => {
+            root.make_folder(own::FOLDER).map_err(rule_advice)?;
+            root.folder_of(name)
+        }
+        found => found,
+    };
+    let (fd, name) = found.map_err(rule_advice)?;
+    let folder = Folder::lock(fd, root.join(own::FOLDER)).map_err(rule_advice)?;
+    let stands = folder.read(&name).map_err(rule_advice)?;
+    if let Some(other) = stands.as_ref().filter(|content| !own::is_own(content)) {
+        let path = root.join(own::FOLDER).join(&name);
+        let text = format!(
+            "somebody else put a file of {} bytes at {} meanwhile, which is left alone",
+            other.len(),
+            path.display()
+        );
+        return Err(Refused(text).into());
+    }
+    if stands.as_ref() == Some(&step.content) {
+        return Ok(());
+    }
+    let written = folder.replace(&name, &step.content, Rights::Root(0o644));
+    written.map_err(rule_advice)
+}
+
+fn rule_advice(error: CallError) -> anyhow::Error {
+    let advice = match error.errno {
+        Errno::EROFS => "mount the node's /etc/udev/rules.d writable in this container",
+        Errno::EPERM | Errno::EACCES => "run this step as root",
+        Errno::ELOOP | Errno::EINVAL => "what stands there is no file: remove it",
+        Errno::ENOSPC | Errno::EDQUOT => "make space in that file system",
+        Errno::EWOULDBLOCK => LOCKED,
+        _ => "see whether another process changes it",
+    };
+    anyhow::anyhow!("--persist: {error}; {advice}")
 }
 
 const LOCKED: &str =
@@ -160,6 +206,10 @@ pub fn changes(step: &Step) -> Vec<Change> {
                 _ => lines,
             }
         }
+        Step::UdevRule(step) => {
+            let (from, to) = (step.from.clone(), own::PATH.to_owned());
+            vec![change(Action::WriteUdevRule, from, to)]
+        }
         Step::Owner { from, to } => {
             let (from, to) = (
                 format!("{}:{}", from.0, from.1),
@@ -182,4 +232,14 @@ pub fn changes(step: &Step) -> Vec<Change> {
 pub fn line(step: &Step) -> String {
     let lines = changes(step).into_iter().map(|change| change.to_string());
     lines.collect::<Vec<_>>().join(", ")
+}
+
+/// What is to be known once the step is done.
+pub fn note(step: &Step) -> Option<&'static str> {
+    // Before it handles an event udevd looks whether a rules folder changed, not twice within 3 s (seen
+    // with 252).
+    matches!(step, Step::UdevRule(_)).then_some(
+        "udevd reads the rule by itself when an event comes, 3 s from now at the latest: `udevadm \
+         control --reload` is not needed",
+    )
 }

@@ -17,6 +17,7 @@
 mod given;
 mod glob;
 mod known;
+pub mod own;
 mod pair;
 mod pattern;
 mod rule;
@@ -97,12 +98,17 @@ pub struct Outcome {
     /// File and line that gave the group; without one, the mode; without that, the owner. The line
     /// is the last one of a continued rule, as in udevd's own messages.
     pub rule: String,
+    /// File and line that gave the owner.
+    pub owner_rule: Option<String>,
+    /// File and line that gave the mode.
+    pub mode_rule: Option<String>,
 }
 
 /// What an event does.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Forecast {
     /// No rule gives anything.
+    #[default]
     Untouched,
     /// The node becomes this.
     Becomes(Outcome),
@@ -129,8 +135,8 @@ pub struct Remark {
     pub why: String,
 }
 
-/// What will happen.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What will happen; by default nothing, as without any rule.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Prediction {
     /// When udevd starts.
     pub start: Forecast,
@@ -164,7 +170,7 @@ struct File<'a> {
 }
 
 /// Works out what the events will do, from the files that udevd reads, in its order ([`select()`]).
-pub fn predict(files: &[RuleFile], node: &Udevd, db: &Database<'_>) -> Prediction {
+pub fn predict(files: &[&RuleFile], node: &Udevd, db: &Database<'_>) -> Prediction {
     let mut notes = Notes::default();
     let lines: Vec<_> = files.iter().map(|file| lines(&file.content)).collect();
     let files: Vec<_> = files

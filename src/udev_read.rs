@@ -12,15 +12,16 @@ use nix::sys::stat::SFlag;
 use crate::hostdb;
 use crate::sys::Result;
 use crate::sys::processes::Process;
-use crate::sys::root::{Folder, Root, kind};
-use crate::udev::{FOLDERS, Found, RuleFile, Udevd, login_defs, select, version_of};
+use crate::sys::root::{Folder, Root, kind, kind_name};
+use crate::udev::own::{self, Rules};
+use crate::udev::{FOLDERS, Found, Udevd, login_defs, select, version_of};
 
 /// The rules files that udevd reads, in its order.
 ///
 /// # Errors
 /// The call that failed, with the file's name: a rule that cannot be read could be the one that
 /// decides.
-pub fn rules(root: &Root) -> Result<Vec<RuleFile>> {
+pub fn rules(root: &Root) -> Result<Rules> {
     let mut found = Vec::new();
     for (rank, name, folder) in folders(root)? {
         for (file, is_file) in named_rules(&folder) {
@@ -39,7 +40,72 @@ pub fn rules(root: &Root) -> Result<Vec<RuleFile>> {
             }
         }
     }
-    Ok(select(found))
+    let hidden = |(rank, _, name, _): &&(usize, _, String, _)| *rank > 0 && name == own::NAME;
+    let hidden = select(found.iter().filter(hidden).cloned().collect()).pop();
+    let files = select(found);
+    Ok(Rules { files, hidden })
+}
+
+/// Where a rule of this program's own goes, as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spot {
+    /// The folder.
+    pub folder: SpotFolder,
+    /// What stands under the file's name.
+    pub stands: Stands,
+}
+
+/// Whether a file can be made in etc/udev/rules.d.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpotFolder {
+    /// As far as its mount goes. The folder itself may be missing where etc/udev is there.
+    Writable,
+    /// It is on a mount that is read-only here.
+    ReadOnly,
+    /// There is no etc/udev either: nothing says that this node has a udev.
+    Missing,
+}
+
+/// What stands where the own file belongs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stands {
+    /// Nothing.
+    Nothing,
+    /// A file that this program wrote, with its content.
+    Own(Vec<u8>),
+    /// Something else, in words.
+    Other(&'static str),
+}
+
+/// Looks at where the own rule goes.
+///
+/// # Errors
+/// The call that failed.
+pub fn spot(root: &Root) -> Result<Spot> {
+    let mut folder = SpotFolder::Missing;
+    for name in [own::FOLDER, "etc/udev"] {
+        if let Some(read_only) = root.is_read_only(name)? {
+            folder = match read_only {
+                true => SpotFolder::ReadOnly,
+                false => SpotFolder::Writable,
+            };
+            break;
+        }
+    }
+    let name = own::PATH.trim_start_matches('/');
+    let stands = match root.stat(name)? {
+        None => Stands::Nothing,
+        Some(stat) if kind(&stat) == SFlag::S_IFREG => match root.read(name)? {
+            Some(content) if own::is_own(&content) => Stands::Own(content),
+            Some(content) if content.is_empty() => {
+                Stands::Other("an empty file, which keeps rules of that name from being read")
+            }
+            Some(_) => Stands::Other("a file that this program has not written"),
+            None => Stands::Nothing,
+        },
+        Some(stat) => Stands::Other(kind_name(kind(&stat))),
+    };
+    Ok(Spot { folder, stands })
 }
 
 /// Place and name of every folder that could have rules, and what is in it.
@@ -195,6 +261,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::udev::RuleFile;
 
     fn node(files: &[(&str, &str)]) -> (tempfile::TempDir, Root) {
         let folder = tempfile::tempdir().unwrap();
@@ -212,7 +279,7 @@ mod tests {
 
     fn rules_of(files: &[(&str, &str)]) -> Vec<String> {
         let (_own, root) = node(files);
-        let rules = rules(&root).unwrap().into_iter();
+        let rules = rules(&root).unwrap().files.into_iter();
         let show = |file: RuleFile| format!("{} {}", file.path, file.content.escape_ascii());
         rules.map(show).collect()
     }
@@ -222,7 +289,7 @@ mod tests {
         let (own, root) = node(&[("etc/udev/rules.d/x", "")]);
         let folder = own.path().join("etc/udev/rules.d");
         fs::write(folder.join(OsStr::from_bytes(b"99-\xff.rules")), "a").unwrap();
-        let rules = rules(&root).unwrap();
+        let rules = rules(&root).unwrap().files;
         assert_eq!(rules[0].path, "/etc/udev/rules.d/99-\u{fffd}.rules");
         assert_eq!(rules[0].content, b"a");
     }

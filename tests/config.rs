@@ -36,7 +36,7 @@ fn nothing_given_is_the_documented_defaults() {
     assert_eq!(config.missing, Missing::Fail);
     assert_eq!(config.settle, Duration::ZERO);
     assert_eq!(config.format, Format::Table);
-    assert!(!config.strict && !config.dry_run);
+    assert!(!config.strict && !config.persist && !config.dry_run);
 }
 
 #[test]
@@ -72,6 +72,7 @@ fn every_option_is_also_a_variable_and_a_key() {
         ("missing", "skip"),
         ("settle", "3s"),
         ("strict", "true"),
+        ("persist", "true"),
         ("format", "json"),
         ("dry-run", "true"),
     ];

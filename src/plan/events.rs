@@ -3,21 +3,19 @@
 use nix::unistd::Gid;
 
 use crate::config::is_id;
-use crate::observe::Observed;
 use crate::report::{Code, Warning};
-use crate::udev::Event;
+use crate::udev::{Event, Prediction};
 
-const EVENTS: [(Event, &str); 3] = [
+pub const EVENTS: [(Event, &str); 3] = [
     (Event::Start, "when udevd starts"),
     (Event::Add, "at an add event"),
     (Event::Change, "at a change event"),
 ];
 
 /// The numbers other than the target that some event of the node gives the device.
-pub fn other_numbers(seen: &Observed, target: Gid) -> Vec<Gid> {
+pub fn other_numbers(udev: Option<&Prediction>, target: Gid) -> Vec<Gid> {
     let mut found = Vec::new();
     for (event, _) in EVENTS {
-        let udev = seen.host.as_ref().map(|host| &host.udev);
         let outcome = udev.and_then(|udev| udev.of(event).outcome());
         let gid = outcome.and_then(|outcome| outcome.gid);
         if let Some(gid) = gid.filter(|gid| is_id(gid.as_raw()) && *gid != target)
@@ -29,9 +27,9 @@ pub fn other_numbers(seen: &Observed, target: Gid) -> Vec<Gid> {
     found
 }
 
-/// What is odd about the node's rules.
-pub fn warnings(seen: &Observed, target: Option<Gid>) -> Vec<Warning> {
-    let Some(udev) = seen.host.as_ref().map(|host| &host.udev) else {
+/// What is odd about the node's rules, and where its events disagree.
+pub fn warnings(udev: Option<&Prediction>, target: Option<Gid>) -> Vec<Warning> {
+    let Some(udev) = udev else {
         return Vec::new();
     };
     let remark = |code, verb: &str, list: &[crate::udev::Remark]| {
@@ -50,7 +48,7 @@ pub fn warnings(seen: &Observed, target: Option<Gid>) -> Vec<Warning> {
         &udev.unclear,
     ));
     if let Some(target) = target
-        && !other_numbers(seen, target).is_empty()
+        && !other_numbers(Some(udev), target).is_empty()
     {
         let says = EVENTS.iter().filter_map(|(event, when)| {
             let outcome = udev.of(*event).outcome()?;
@@ -59,7 +57,8 @@ pub fn warnings(seen: &Observed, target: Option<Gid>) -> Vec<Warning> {
         let says: Vec<_> = says.collect();
         let text = format!(
             "the node's udev gives the device different groups: {}; the QEMU user is made a member \
-             for each that it may have, and a rule with a static_node option would make the node agree with itself",
+             for each that it may have; `apply --persist` writes a rule that makes the node agree \
+             with itself",
             says.join(", ")
         );
         found.push(Warning::new(Code::UdevEventsDiffer, text));

@@ -12,6 +12,7 @@ use crate::observe::{Driver, Observed};
 use crate::report::{Cause, Code, Warning, some_of};
 use crate::sys::device::Facts;
 use crate::sys::root::kind_name;
+use crate::udev::Prediction;
 
 /// Groups whose powers no QEMU gets, and whose members get no KVM, by accident of a number.
 const GUARDED: [&str; 9] = [
@@ -48,8 +49,13 @@ pub fn absent(seen: &Observed, config: &Config) -> Option<(Cause, String, String
     }
 }
 
-/// The target, once every safety rule has agreed to it.
-pub fn target(seen: &Observed, config: &Config, decision: &mut Decision) -> Result<Gid, Refusal> {
+/// The target, once every safety rule has agreed to it. `udev` is what will happen to the device.
+pub fn target(
+    seen: &Observed,
+    config: &Config,
+    udev: Option<&Prediction>,
+    decision: &mut Decision,
+) -> Result<Gid, Refusal> {
     let path = config.device.display();
     let no = |text: String| Refusal { text, cause: None };
     check_device(seen, config, &mut decision.warnings)?;
@@ -90,7 +96,7 @@ pub fn target(seen: &Observed, config: &Config, decision: &mut Decision) -> Resu
         let file = seen.pod.group.as_deref().unwrap_or_default();
         let others: Vec<String> = collisions(file, config, gid).collect();
         collision(&others, gid, config, &mut decision.warnings)?;
-        let (_, told) = further_numbers(seen, config, gid);
+        let (_, told) = further_numbers(seen, config, udev, gid);
         if let Some(warning) = told.first().filter(|_| config.strict) {
             return Err(no(format!("--strict: {}", warning.text)));
         }
@@ -100,10 +106,15 @@ pub fn target(seen: &Observed, config: &Config, decision: &mut Decision) -> Resu
 
 /// The numbers that other events of the node give, as far as the QEMU user may have them; and what is
 /// odd about them. What a guarded group of the pod may is given to nobody for an event's sake.
-pub fn further_numbers(seen: &Observed, config: &Config, target: Gid) -> (Vec<Gid>, Vec<Warning>) {
+pub fn further_numbers(
+    seen: &Observed,
+    config: &Config,
+    udev: Option<&Prediction>,
+    target: Gid,
+) -> (Vec<Gid>, Vec<Warning>) {
     let file = seen.pod.group.as_deref().unwrap_or_default();
     let (mut free, mut told) = (Vec::new(), Vec::new());
-    for gid in other_numbers(seen, target) {
+    for gid in other_numbers(udev, target) {
         let own = format!("{}-{gid}", config.group);
         let others: Vec<_> = collisions(file, config, gid)
             .filter(|name| *name != own)

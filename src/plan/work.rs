@@ -15,9 +15,10 @@ use crate::qemu::{self, Configured, Identity};
 use crate::qemu_conf::QemuConf;
 use crate::report::{Code, Warning};
 use crate::resolve::Resolution;
+use crate::udev::Prediction;
 
 /// Every step to the target, the group file first and the device last; whom QEMU is now and will be
-/// goes into `decision`.
+/// goes into `decision`. `udev` is what will happen to the device.
 ///
 /// # Errors
 /// [`Usage`] for a QEMU user or group that is not there, and a pod root without group file.
@@ -25,6 +26,7 @@ pub fn steps(
     seen: &Observed,
     config: &Config,
     conf: Option<&QemuConf>,
+    udev: Option<&Prediction>,
     target: Gid,
     decision: &mut Decision,
 ) -> Result<Vec<Step>, Usage> {
@@ -38,10 +40,10 @@ pub fn steps(
             Err(unknown) => return Err(Usage(unknown.to_string())),
         };
         if member.is_some() && !pod.is_host {
-            let (_, told) = further_numbers(seen, config, target);
+            let (_, told) = further_numbers(seen, config, udev, target);
             decision.warnings.extend(told);
         }
-        let wants = wants(seen, config, target, member);
+        let wants = wants(seen, config, udev, target, member);
         let (aligned, step) = group_step(seen, config, wants)?;
         note_leftovers(seen, config, step.as_ref(), decision);
         steps.extend(step.map(Step::GroupFile));
@@ -91,7 +93,13 @@ pub fn steps(
 
 /// The group with its number, and one more for each other number that an event of the node gives the
 /// device: as long as the node's events disagree, no single number lasts.
-fn wants(seen: &Observed, config: &Config, target: Gid, member: Option<Vec<u8>>) -> Vec<GroupWant> {
+fn wants(
+    seen: &Observed,
+    config: &Config,
+    udev: Option<&Prediction>,
+    target: Gid,
+    member: Option<Vec<u8>>,
+) -> Vec<GroupWant> {
     let name = &config.group;
     let mut wants = vec![GroupWant {
         group: name.clone(),
@@ -101,7 +109,7 @@ fn wants(seen: &Observed, config: &Config, target: Gid, member: Option<Vec<u8>>)
     // Without a member there is nobody whom another number could lock out.
     if member.is_some() && !seen.pod.is_host {
         wants.extend(
-            further_numbers(seen, config, target)
+            further_numbers(seen, config, udev, target)
                 .0
                 .into_iter()
                 .map(|gid| GroupWant {
@@ -277,7 +285,8 @@ pub fn file_for_the_pod(
     let target = resolution.target().map(|target| target.gid);
     let target = target.filter(|gid| collisions(file, config, *gid).next().is_none());
     let member = user(seen, config, conf).ok().and_then(|user| member(&user));
-    let wants = target.map_or_else(Vec::new, |gid| wants(seen, config, gid, member));
+    let udev = seen.host.as_ref().map(|host| &host.udev);
+    let wants = target.map_or_else(Vec::new, |gid| wants(seen, config, udev, gid, member));
     let (content, changes) = align_all(file, &wants).unwrap_or((Cow::Borrowed(file), Vec::new()));
     if seen.pod.own_group_out() == Some(&content[..]) {
         return Vec::new();

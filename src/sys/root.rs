@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use super::{Named, Result, open, raw, retry};
@@ -102,12 +102,27 @@ impl Root {
     /// # Errors
     /// What the calls answer.
     pub fn is_nodev(&self, name: &str) -> Result<bool> {
-        let Some((fd, _)) = self.find(name, OFlag::O_NOFOLLOW)? else {
-            return Ok(false);
+        let flags = self.mount_flags(name, OFlag::O_NOFOLLOW)?;
+        Ok(flags.is_some_and(|flags| flags.contains(FsFlags::ST_NODEV)))
+    }
+
+    /// Whether what `name` leads to, links followed, is on a mount or file system that is read-only
+    /// here; `None` for nothing.
+    ///
+    /// # Errors
+    /// What the calls answer.
+    pub fn is_read_only(&self, name: &str) -> Result<Option<bool>> {
+        let flags = self.mount_flags(name, OFlag::empty())?;
+        Ok(flags.map(|flags| flags.contains(FsFlags::ST_RDONLY)))
+    }
+
+    fn mount_flags(&self, name: &str, more: OFlag) -> Result<Option<FsFlags>> {
+        let Some((fd, _)) = self.find(name, more)? else {
+            return Ok(None);
         };
         let call = || format!("fstatfs({})", self.join(name).display());
         let mount = retry(|| fstatvfs(&fd)).named(call)?;
-        Ok(mount.flags().contains(FsFlags::ST_NODEV))
+        Ok(Some(mount.flags()))
     }
 
     /// The names in the folder `name`; none where there is no such folder.
@@ -145,6 +160,31 @@ impl Root {
         let (folder, last) = name.rsplit_once('/').unwrap_or((".", name));
         let fd = self.open_below(folder, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
         Ok((fd, last.to_owned()))
+    }
+
+    /// Makes the folder `name`, with the mode 0755, in a folder that is there. One that is there
+    /// already stays as it is.
+    ///
+    /// # Errors
+    /// What mkdirat(2) answers: `EROFS`, `ENOSPC`, `EACCES`; what openat2(2) answers for the folder
+    /// around it.
+    pub fn make_folder(&self, name: &str) -> Result<()> {
+        let call = || format!("mkdirat({})", self.join(name).display());
+        let (around, last) = self.folder_of(name)?;
+        let mode = Mode::from_bits_truncate(0o755);
+        match retry(|| mkdirat(&around, last.as_str(), mode)) {
+            Err(Errno::EEXIST) => return Ok(()),
+            made => made.named(call)?,
+        }
+        // Whatever the umask took away.
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let made = retry(|| openat(&around, last.as_str(), flags, Mode::empty())).named(call)?;
+        let rights = std::os::unix::fs::PermissionsExt::from_mode(mode.bits());
+        let made = std::fs::File::from(made);
+        let given = made.set_permissions(rights).and_then(|()| made.sync_all());
+        let given = given.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)));
+        given.named(|| format!("fchmod({})", self.join(name).display()))?;
+        retry(|| nix::unistd::fsync(&around)).named(call)
     }
 
     fn find(&self, name: &str, more: OFlag) -> Result<Option<(OwnedFd, FileStat)>> {

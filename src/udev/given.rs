@@ -160,6 +160,8 @@ impl<'a> Node<'a> {
             gid: given[1].then_some(Gid::from_raw(self.gid)),
             mode: given[2].then_some(self.mode),
             rule: place.to_string(),
+            owner_rule: uid.map(|place| place.to_string()),
+            mode_rule: mode.map(|place| place.to_string()),
         })
     }
 }

@@ -23,7 +23,7 @@ fn forecast(rules: &[&str], version: Option<u32>) -> Prediction {
         group: &|name| (name == "kvm").then_some(Gid::from_raw(108)),
         user: &|_| None,
     };
-    predict(&files, &node, &db)
+    predict(&files.iter().collect::<Vec<_>>(), &node, &db)
 }
 
 fn short(forecast: &Forecast) -> String {

@@ -23,6 +23,7 @@ mod causes;
 mod child;
 mod landlock;
 mod oracle;
+mod persist;
 mod property;
 mod state;
 mod udevd;

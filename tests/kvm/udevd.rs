@@ -17,23 +17,23 @@ use crate::oracle::{self, Identity, qemu, run_with};
 use crate::rule_sets::{Content, FEDORA, GENESTACK, K, KOLLA, set, text};
 use crate::udev::{NODE, Oracle, State, machines_own, shown, state, turn};
 
-const DEFAULTS: &str = "usr/lib/udev/rules.d/50-udev-default.rules";
-const PINNED: &str = "etc/udev/rules.d/99-kvm.rules";
+pub(super) const DEFAULTS: &str = "usr/lib/udev/rules.d/50-udev-default.rules";
+pub(super) const PINNED: &str = "etc/udev/rules.d/99-kvm.rules";
 const NODES_GROUPS: &str = "root:x:0:\nkvm:x:108:\n";
 const USERS: &str = "root:x:0:0::/:/bin/sh\nnova:x:42424:42424::/:/bin/sh\n";
 
-type Rules = &'static [(&'static str, &'static str)];
+pub(super) type Rules = &'static [(&'static str, &'static str)];
 
-const NONE: Rules = &[];
-const DEBIAN: Rules = &[(DEFAULTS, K)];
-const FEDORAS: Rules = &[(DEFAULTS, FEDORA)];
-const GENESTACKS: Rules = &[(DEFAULTS, K), (PINNED, GENESTACK)];
-const KOLLAS: Rules = &[(DEFAULTS, K), (PINNED, KOLLA)];
-const KOLLA_ALONE: Rules = &[(PINNED, KOLLA)];
+pub(super) const NONE: Rules = &[];
+pub(super) const DEBIAN: Rules = &[(DEFAULTS, K)];
+pub(super) const FEDORAS: Rules = &[(DEFAULTS, FEDORA)];
+pub(super) const GENESTACKS: Rules = &[(DEFAULTS, K), (PINNED, GENESTACK)];
+pub(super) const KOLLAS: Rules = &[(DEFAULTS, K), (PINNED, KOLLA)];
+pub(super) const KOLLA_ALONE: Rules = &[(PINNED, KOLLA)];
 
 /// What can happen to the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Happens {
+pub(super) enum Happens {
     /// udevd starts.
     Start,
     /// The module is reloaded: a node as the kernel makes it, and an add event.
@@ -85,8 +85,8 @@ struct Case {
     locks_out: &'static [Happens],
 }
 
-const P108: &str = "kvm:x:108:nova\n";
-const P424: &str = "kvm:x:424:nova\n";
+pub(super) const P108: &str = "kvm:x:108:nova\n";
+pub(super) const P424: &str = "kvm:x:424:nova\n";
 const P929292: &str = "kvm:x:929292:nova\n";
 
 const fn case(
@@ -240,7 +240,7 @@ const CASES: [Case; 17] = [
     ),
 ];
 
-fn pod(groups: &str) -> Tree {
+pub(super) fn pod(groups: &str) -> Tree {
     let pod = Tree::new();
     pod.file("etc/passwd", USERS);
     pod.file("etc/group", &format!("root:x:0:\n{groups}nova:x:42424:\n"));
@@ -252,7 +252,7 @@ fn pod(groups: &str) -> Tree {
 }
 
 /// Whom libvirt starts QEMU as in such a pod.
-fn who(pod: &Tree) -> Identity {
+pub(super) fn who(pod: &Tree) -> Identity {
     let mut groups = vec![42424];
     for line in pod.read("etc/group").lines() {
         let fields: Vec<_> = line.split(':').collect();
@@ -270,7 +270,7 @@ fn who(pod: &Tree) -> Identity {
     }
 }
 
-fn place((uid, gid, mode): State) {
+pub(super) fn place((uid, gid, mode): State) {
     set_owner(Path::new(NODE), uid, gid, mode);
 }
 
@@ -295,25 +295,31 @@ fn container() {
 }
 
 /// Runs the program for this pod, in a container of the node that this namespace is.
-fn run(verb: &str, pod: &Tree) -> Report {
+pub(super) fn run(verb: &str, pod: &Tree) -> Report {
+    run_more(verb, &[], pod)
+}
+
+/// The same with more options.
+pub(super) fn run_more(verb: &str, more: &[&str], pod: &Tree) -> Report {
     let at_host = |path: &Path| Path::new("/host").join(path.strip_prefix("/").unwrap());
     let mut cmd = Command::new("chroot");
     cmd.arg(scratch().join("container"));
     cmd.arg(at_host(&program().canonicalize().unwrap()));
     cmd.args([verb, "--format=json", "--host-root=/host", "--root"]);
-    let (code, stdout, stderr) = run_with(cmd.arg(at_host(pod.path())), b"");
+    cmd.arg(at_host(pod.path())).args(more);
+    let (code, stdout, stderr) = run_with(&mut cmd, b"");
     let report: Report = serde_json::from_str(&stdout)
         .unwrap_or_else(|e| panic!("{cmd:?}: code {code}, not a report: {e}\n{stdout}{stderr}"));
     assert_eq!(code, i32::from(report.exit_code));
     report
 }
 
-fn warns(report: &Report, code: Code) -> bool {
+pub(super) fn warns(report: &Report, code: Code) -> bool {
     report.warnings.iter().any(|warning| warning.code == code)
 }
 
 /// Lets everything happen to the node as it is now, and leaves it so. What locks QEMU out?
-fn live_through(oracle: &Oracle, pod: &Tree) -> Vec<(Happens, State)> {
+pub(super) fn live_through(oracle: &Oracle, pod: &Tree) -> Vec<(Happens, State)> {
     let (before, who) = (state(), who(pod));
     let mut known = BTreeMap::new();
     let mut locked_out = Vec::new();
@@ -345,7 +351,7 @@ fn live_through(oracle: &Oracle, pod: &Tree) -> Vec<(Happens, State)> {
 }
 
 /// A namespace in which udevd looks after the node, and what the machine must keep.
-fn with_udevd(f: impl FnOnce(&Oracle) + Send) {
+pub(super) fn with_udevd(f: impl FnOnce(&Oracle) + Send) {
     crate::common::require_root();
     let _turn = turn();
     let before = machines_own();
@@ -362,7 +368,7 @@ fn with_udevd(f: impl FnOnce(&Oracle) + Send) {
     );
 }
 
-fn install(oracle: &Oracle, name: &str, rules: Rules) {
+pub(super) fn install(oracle: &Oracle, name: &str, rules: Rules) {
     let file = |&(path, rules): &(&'static str, &str)| -> (&str, Content) { (path, text(rules)) };
     oracle.install(&set(name, rules.iter().map(file).collect()));
 }

@@ -25,6 +25,7 @@ mod inherited;
 mod input;
 mod install;
 mod node_view;
+mod persist;
 mod place;
 mod races;
 mod rights;

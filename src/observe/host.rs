@@ -1,0 +1,108 @@
+//! What is seen of the node, and what its udev would do.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+
+use crate::accounts::passwd;
+use crate::hostdb::{FILES, HostDb, RECORD_FOLDERS, record};
+use crate::sys::device::Facts;
+use crate::sys::root::Root;
+use crate::udev::own::Rules;
+use crate::udev::{self, Prediction, RuleFile, Udevd};
+use crate::udev_read::{self, Spot};
+
+/// What is seen of the node.
+#[derive(Debug)]
+pub struct Host {
+    /// Where its root is seen.
+    pub root: PathBuf,
+    /// Its groups.
+    pub db: HostDb,
+    /// What stands at dev/kvm below it.
+    pub node: Option<Facts>,
+    /// What its udev will do to the device.
+    pub udev: Prediction,
+    /// What its udev would do without the rule that an earlier run wrote; nothing where there is no
+    /// such rule.
+    pub others: Option<Prediction>,
+    /// Where such a rule goes; looked at only where one may be written.
+    pub spot: Option<Spot>,
+    /// What is known of its systemd.
+    pub udevd: Udevd,
+    /// Its udev's rules.
+    pub rules: Rules,
+    /// Its etc/passwd, empty if there is none.
+    pub passwd: Vec<u8>,
+}
+
+impl Host {
+    /// Looks at the node. `spot` asks for [`Host::spot`].
+    ///
+    /// # Errors
+    /// The call that failed.
+    pub fn observe(root: &Root, spot: bool) -> anyhow::Result<Self> {
+        let mut host = Self {
+            root: root.path().to_owned(),
+            db: groups(root)?,
+            node: root.stat("dev/kvm")?.map(Facts::from),
+            udev: Prediction::default(),
+            others: None,
+            spot: spot.then(|| udev_read::spot(root)).transpose()?,
+            udevd: udev_read::udevd(root)?,
+            rules: udev_read::rules(root)?,
+            passwd: root.read("etc/passwd")?.unwrap_or_default(),
+        };
+        host.foresee();
+        Ok(host)
+    }
+
+    /// Works out [`Host::udev`] and [`Host::others`] from what was read.
+    pub fn foresee(&mut self) {
+        self.udev = self.predict(&self.rules.all());
+        let others = self.rules.without_own();
+        self.others = others.map(|files| self.predict(&files));
+    }
+
+    /// What its udev would do with `own` as the rule of this program.
+    pub fn with_own(&self, own: &RuleFile) -> Prediction {
+        self.predict(&self.rules.with(own))
+    }
+
+    fn predict(&self, files: &[&RuleFile]) -> Prediction {
+        let names = udev::Database {
+            group: &|name| self.db.by_name(name).map(|found| found.gid),
+            user: &|name| passwd::by_name(&self.passwd, name.as_bytes()).map(|user| user.uid),
+        };
+        udev::predict(files, &self.udevd, &names)
+    }
+}
+
+fn groups(root: &Root) -> anyhow::Result<HostDb> {
+    let mut db = HostDb::default();
+    for name in FILES {
+        if let Some(content) = root.read(name)? {
+            db.files.push((name, content));
+        }
+    }
+    for folder in RECORD_FOLDERS {
+        for name in root.list(folder)? {
+            if !name.as_bytes().ends_with(b".group") {
+                continue;
+            }
+            let at = format!("{folder}/{}", name.display());
+            let json = match root.read(&at) {
+                // userdbd finds no record in what is no file, either.
+                Err(error)
+                    if matches!(error.errno, Errno::EINVAL | Errno::EFBIG | Errno::ELOOP) =>
+                {
+                    None
+                }
+                read => read?,
+            };
+            db.records.extend(record(&at, &json.unwrap_or_default()));
+        }
+    }
+    Ok(db)
+}

@@ -1,0 +1,505 @@
+//! `apply --persist` against the real systemd-udevd: where a rule is written, every event then leaves
+//! the node as it shall be and QEMU opens it; where another rule would have the last word, nothing is
+//! changed.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use libvirt_kvm_init::report::{Action, Code, Report};
+
+use crate::common::Tree;
+use crate::udev::{Oracle, State, shown, state};
+use crate::udevd::{
+    DEBIAN, DEFAULTS, FEDORAS, GENESTACKS, KOLLA_ALONE, KOLLAS, NONE, P108, P424, PINNED, Rules,
+    install, live_through, place, pod, run, run_more, warns, who, with_udevd,
+};
+
+use crate::rule_sets::{GENESTACK, K};
+
+const OWN: &str = "/etc/udev/rules.d/99-libvirt-kvm-init.rules";
+const LATER: &str = "etc/udev/rules.d/zz.rules";
+const EARLIER: &str = "etc/udev/rules.d/60-x.rules";
+const IN_RUN: &str = "run/udev/rules.d/99-libvirt-kvm-init.rules";
+
+/// What comes of it.
+#[derive(Debug, Clone, Copy)]
+enum Comes {
+    /// Nothing is written, and none of udev's events undoes this group.
+    Needless(u32),
+    /// A rule; after each event the device is 0, this group, this mode.
+    Rule(u32, u32),
+    /// The run is refused, and names all of these.
+    Refused(&'static [&'static str]),
+}
+
+use Comes::{Needless, Refused, Rule};
+
+type Case = (&'static str, Rules, &'static [&'static str], Comes);
+
+const CASES: [Case; 27] = [
+    ("Debian", DEBIAN, &[], Needless(108)),
+    (
+        "Debian, another number",
+        DEBIAN,
+        &["--gid=500"],
+        Rule(500, 0o660),
+    ),
+    (
+        "Debian, another mode",
+        DEBIAN,
+        &["--mode=0666"],
+        Rule(108, 0o666),
+    ),
+    ("Fedora", FEDORAS, &[], Needless(108)),
+    (
+        "Fedora, another number",
+        FEDORAS,
+        &["--gid=500"],
+        Rule(500, 0o666),
+    ),
+    (
+        "Fedora, the exact mode",
+        FEDORAS,
+        &["--mode=0660"],
+        Rule(108, 0o660),
+    ),
+    ("Genestack", GENESTACKS, &[], Rule(929_292, 0o660)),
+    (
+        "Genestack, the node's group",
+        GENESTACKS,
+        &["--gid=108"],
+        Rule(108, 0o660),
+    ),
+    ("kolla", KOLLAS, &[], Rule(42427, 0o660)),
+    ("kolla without defaults", KOLLA_ALONE, &[], Needless(42427)),
+    ("no rules", NONE, &[], Rule(108, 0o660)),
+    (
+        "a mode that QEMU cannot use",
+        &[(DEFAULTS, "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0640\"\n")],
+        &[],
+        Rule(108, 0o660),
+    ),
+    (
+        "another owner",
+        &[(
+            DEFAULTS,
+            "KERNEL==\"kvm\", OWNER=\"nova\", GROUP=\"kvm\", OPTIONS+=\"static_node=kvm\"\n",
+        )],
+        &[],
+        Rule(108, 0o660),
+    ),
+    (
+        "a group that the node does not know",
+        &[(
+            DEFAULTS,
+            "KERNEL==\"kvm\", GROUP=\"nosuch\", MODE=\"0666\"\n",
+        )],
+        &[],
+        Rule(108, 0o666),
+    ),
+    (
+        "an earlier rule that asks a program",
+        &[
+            (DEFAULTS, K),
+            (
+                EARLIER,
+                "KERNEL==\"kvm\", PROGRAM==\"/bin/true\", GROUP=\"5\", MODE=\"0606\"\n",
+            ),
+        ],
+        &["--gid=108"],
+        Rule(108, 0o660),
+    ),
+    (
+        "a file of that name in a weaker folder",
+        &[(DEFAULTS, K), (IN_RUN, "KERNEL==\"kvm\", GROUP=\"5\"\n")],
+        &["--gid=108"],
+        Rule(108, 0o660),
+    ),
+    (
+        "a later rule that wants the same",
+        &[(DEFAULTS, K), (LATER, "KERNEL==\"kvm\", GROUP=\"5\"\n")],
+        &[],
+        Rule(5, 0o660),
+    ),
+    (
+        "a later rule",
+        &[(DEFAULTS, K), (LATER, "KERNEL==\"kvm\", GROUP=\"5\"\n")],
+        &["--gid=500"],
+        Refused(&[
+            "at an add event",
+            "/etc/udev/rules.d/zz.rules:1",
+            "0:5 0660",
+        ]),
+    ),
+    (
+        "a later rule for the mode",
+        &[
+            (DEFAULTS, K),
+            (
+                LATER,
+                "ACTION==\"change\", KERNEL==\"kvm\", MODE=\"0600\"\n",
+            ),
+        ],
+        &[],
+        Refused(&[
+            "at a change event",
+            "/etc/udev/rules.d/zz.rules:1",
+            "0:108 0600",
+        ]),
+    ),
+    (
+        "a later rule for the owner",
+        &[(DEFAULTS, K), (LATER, "KERNEL==\"kvm\", OWNER=\"42424\"\n")],
+        &[],
+        Refused(&["/etc/udev/rules.d/zz.rules:1", "42424:108"]),
+    ),
+    (
+        "a later static node",
+        &[
+            (DEFAULTS, K),
+            (
+                LATER,
+                "ACTION==\"remove\", GROUP=\"5\", OPTIONS+=\"static_node=kvm\"\n",
+            ),
+        ],
+        &[],
+        Refused(&[
+            "when udevd starts",
+            "/etc/udev/rules.d/zz.rules:1",
+            "0:5 0660",
+        ]),
+    ),
+    (
+        "a later rule that asks a program",
+        &[
+            (DEFAULTS, K),
+            (
+                LATER,
+                "KERNEL==\"kvm\", PROGRAM==\"/bin/true\", GROUP=\"5\"\n",
+            ),
+        ],
+        &[],
+        Refused(&["cannot be told", "/etc/udev/rules.d/zz.rules:1", "PROGRAM"]),
+    ),
+    (
+        "a final group",
+        &[(DEFAULTS, "KERNEL==\"kvm\", GROUP:=\"kvm\", MODE=\"0660\"\n")],
+        &["--gid=500"],
+        Refused(&["50-udev-default.rules:1", "0:108 0660", ":="]),
+    ),
+    (
+        "a final mode",
+        &[(DEFAULTS, "KERNEL==\"kvm\", GROUP=\"kvm\", MODE:=\"0640\"\n")],
+        &[],
+        Refused(&["50-udev-default.rules:1", "0:108 0640"]),
+    ),
+    (
+        "a final group that is the right one",
+        &[(DEFAULTS, "KERNEL==\"kvm\", GROUP:=\"kvm\", MODE=\"0640\"\n")],
+        &[],
+        Rule(108, 0o660),
+    ),
+    (
+        "somebody else's file",
+        &[
+            (DEFAULTS, K),
+            (PINNED, GENESTACK),
+            ("etc/udev/rules.d/99-libvirt-kvm-init.rules", "# mine\n"),
+        ],
+        &[],
+        Refused(&["99-libvirt-kvm-init.rules", "not written", "left alone"]),
+    ),
+    (
+        "an empty file",
+        &[
+            (DEFAULTS, K),
+            (PINNED, GENESTACK),
+            ("etc/udev/rules.d/99-libvirt-kvm-init.rules", ""),
+        ],
+        &[],
+        Refused(&["99-libvirt-kvm-init.rules", "empty", "left alone"]),
+    ),
+];
+
+fn persist(more: &[&str], pod: &Tree) -> Report {
+    run_more("apply", &[&["--persist"], more].concat(), pod)
+}
+
+fn own() -> Option<(String, u64, (i64, i64))> {
+    let meta = fs::symlink_metadata(OWN).ok()?;
+    let content = fs::read_to_string(OWN).unwrap();
+    Some((content, meta.ino(), (meta.ctime(), meta.ctime_nsec())))
+}
+
+/// What the run says that it wrote: from, to, whether it did.
+fn written(report: &Report) -> Vec<(Option<&str>, &str, bool)> {
+    let rules = report.changes.iter();
+    let rules = rules.filter(|change| change.action == Action::WriteUdevRule);
+    let told = rules.map(|change| (change.from.as_deref(), change.to.as_str(), change.applied));
+    told.collect()
+}
+
+fn foreseen(report: &Report) -> Vec<Option<(u32, String)>> {
+    let udev = report.host.as_ref().unwrap().udev.as_ref().unwrap();
+    let events = [&udev.start, &udev.add, &udev.change].into_iter();
+    let told = events.map(|event| {
+        let event = event.as_ref()?;
+        Some((event.gid?, event.mode.clone()?))
+    });
+    told.collect()
+}
+
+/// Every event leaves a fresh node so, and QEMU gets what it needs of each.
+fn lasts(oracle: &Oracle, pod: &Tree, want: State, told: &str) {
+    assert_eq!(state(), want, "after apply: {told}");
+    let asked = oracle.ask();
+    assert_eq!(asked, [want; 3], "{:?} {told}", asked.map(shown));
+    place(want);
+    let locked_out = live_through(oracle, pod);
+    let locked_out: Vec<_> = locked_out
+        .iter()
+        .map(|(happens, node)| format!("{happens:?}: {}", shown(*node)))
+        .collect();
+    assert!(locked_out.is_empty(), "{locked_out:?} {told}");
+}
+
+#[test]
+#[ignore = "tier: kvm"]
+fn a_rule_is_written_where_udev_would_undo_the_state_and_only_where_it_wins() {
+    with_udevd(|oracle| {
+        for (name, rules, more, comes) in CASES {
+            install(oracle, name, rules);
+            place((0, 0, 0o600));
+            let pod = pod(P424);
+            let before = (own(), pod.read("etc/group"), state());
+            let planned = run_more("apply", &[&["--persist", "--dry-run"], more].concat(), &pod);
+            assert_eq!((own(), pod.read("etc/group"), state()), before, "{name}");
+            let report = persist(more, &pod);
+            let told = format!("{name}: {report:#?}");
+            match comes {
+                Needless(gid) => {
+                    assert_eq!((report.exit_code, written(&report)), (0, vec![]), "{told}");
+                    assert_eq!(own(), None, "{told}");
+                    assert_eq!(state().1, gid, "{told}");
+                    assert_eq!(written(&planned), [], "{planned:#?}");
+                    // Fedora's and kolla's udevd may give more than the pod's group needs.
+                    if rules != KOLLA_ALONE {
+                        assert_eq!(live_through(oracle, &pod), [], "{told}");
+                    }
+                }
+                Rule(gid, mode) => {
+                    assert_eq!(report.exit_code, 0, "{told}");
+                    assert_eq!(written(&report), [(None, OWN, true)], "{told}");
+                    assert_eq!(written(&planned), [(None, OWN, false)], "{planned:#?}");
+                    let meta = fs::symlink_metadata(OWN).unwrap();
+                    let rights = (meta.uid(), meta.gid(), meta.permissions().mode() & 0o7777);
+                    assert_eq!(rights, (0, 0, 0o644), "{told}");
+                    let want = Some((gid, format!("{mode:04o}")));
+                    assert_eq!(foreseen(&report), vec![want; 3], "{told}");
+                    assert!(!warns(&report, Code::UdevEventsDiffer), "{told}");
+                    // One number lasts, so no group is made for another one.
+                    assert!(!pod.read("etc/group").contains("kvm-"), "{told}");
+                    let stands = (own(), pod.read("etc/group"));
+                    let again = persist(more, &pod);
+                    assert_eq!((again.exit_code, again.changes.len()), (0, 0), "{again:#?}");
+                    assert_eq!((own(), pod.read("etc/group")), stands, "{again:#?}");
+                    // Without --mode the device keeps a wider one that it has.
+                    place((0, gid, mode));
+                    lasts(oracle, &pod, (0, gid, mode), &told);
+                    let checked = run_more("check", more, &pod);
+                    assert_eq!(checked.exit_code, 0, "{checked:#?}");
+                }
+                Refused(parts) => {
+                    assert_eq!(report.exit_code, 3, "{told}");
+                    assert!(report.summary.starts_with("--persist: "), "{told}");
+                    for part in parts {
+                        assert!(report.summary.contains(part), "`{part}` in {told}");
+                    }
+                    assert_eq!((own(), pod.read("etc/group"), state()), before, "{told}");
+                    assert_eq!(planned.summary, report.summary);
+                }
+            }
+        }
+    });
+}
+
+/// The oracle of the refusals: with the rule forced in, udevd does what they say.
+#[test]
+#[ignore = "tier: kvm"]
+fn where_it_is_refused_udevd_would_not_have_followed_it() {
+    with_udevd(|oracle| {
+        install(oracle, "Debian", DEBIAN);
+        let pod = pod(P424);
+        let mut rule = std::collections::BTreeMap::new();
+        for gid in ["108", "500"] {
+            let gid_option = format!("--gid={gid}");
+            let _ = fs::remove_file(OWN);
+            assert_eq!(persist(&[&gid_option, "--mode=0666"], &pod).exit_code, 0);
+            let text = fs::read_to_string(OWN).unwrap().replace("0666", "0660");
+            rule.insert(gid, text);
+        }
+        for (name, rules, more, comes) in CASES {
+            let gid = match more {
+                ["--gid=500"] => "500",
+                _ => "108",
+            };
+            let others = rules
+                .iter()
+                .any(|(path, _)| path.ends_with("kvm-init.rules"));
+            let (Refused(_), false) = (comes, others) else {
+                continue;
+            };
+            install(oracle, name, rules);
+            fs::write(OWN, &rule[gid]).unwrap();
+            let want = (0, gid.parse().unwrap(), 0o660);
+            let asked = oracle.ask();
+            assert!(
+                asked.iter().any(|state| *state != want),
+                "{name}: {asked:?}"
+            );
+        }
+    });
+}
+
+/// The own rule is no reason for its own number: where it may be written anew, the node speaks without
+/// it; where it may not, it is what udev does, and the pod follows.
+#[test]
+#[ignore = "tier: kvm"]
+fn the_own_rule_does_not_keep_an_old_number_for_ever() {
+    with_udevd(|oracle| {
+        for rules in [DEBIAN, NONE] {
+            fs::write("/etc/group", "root:x:0:\nkvm:x:108:\n").unwrap();
+            install(oracle, "the node", rules);
+            place((0, 0, 0o600));
+            let pod = pod(P424);
+            let report = persist(&["--gid=500"], &pod);
+            assert_eq!(written(&report), [(None, OWN, true)], "{report:#?}");
+            lasts(oracle, &pod, (0, 500, 0o660), "--gid");
+
+            // Others follow it, and say what is odd.
+            let stands = own();
+            let report = run("apply", &pod);
+            assert_eq!(
+                (report.exit_code, report.changes.len()),
+                (0, 0),
+                "{report:#?}"
+            );
+            assert_eq!(report.target.as_ref().unwrap().gid, 500);
+            assert!(warns(&report, Code::UdevRuleOutdated), "{report:#?}");
+            assert!(warns(&report, Code::Disagreement), "{report:#?}");
+            assert_eq!(own(), stands);
+
+            // Asked again without the number, it is the node's own.
+            let report = persist(&[], &pod);
+            assert_eq!(report.exit_code, 0, "{report:#?}");
+            let needed = [(Some("0:500 0660"), OWN, true)];
+            assert_eq!(written(&report), needed, "{report:#?}");
+            assert_eq!(report.warnings, [], "{report:#?}");
+            lasts(oracle, &pod, (0, 108, 0o660), "the node's own");
+
+            // The node's number changes.
+            fs::write("/etc/group", "root:x:0:\nkvm:x:777:\n").unwrap();
+            let checked = run_more("check", &["--persist"], &pod);
+            let needed = [(Some("0:108 0660"), OWN, false)];
+            assert_eq!(written(&checked), needed, "{checked:#?}");
+            let report = persist(&[], &pod);
+            let needed = [(Some("0:108 0660"), OWN, true)];
+            assert_eq!(written(&report), needed, "{report:#?}");
+            assert_eq!(who(&pod).groups, [777, 42424]);
+            lasts(oracle, &pod, (0, 777, 0o660), "the node's new number");
+
+            // What is no longer needed stays.
+            let stands = own();
+            let kvm =
+                "KERNEL==\"kvm\", GROUP=\"777\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
+            fs::write(Path::new("/").join(DEFAULTS), kvm).unwrap();
+            let report = persist(&[], &pod);
+            assert_eq!(
+                (report.exit_code, report.changes.len()),
+                (0, 0),
+                "{report:#?}"
+            );
+            assert_eq!(own(), stands);
+        }
+    });
+}
+
+/// udevd looks at its folders' times when an event comes, though not twice within 3 s.
+#[test]
+#[ignore = "tier: kvm"]
+fn a_running_udevd_takes_the_rule_up_by_itself() {
+    with_udevd(|oracle| {
+        install(oracle, "Debian", DEBIAN);
+        let pod = pod(P108);
+        place((0, 108, 0o660));
+        let daemon = oracle.start();
+        oracle.trigger("add");
+        assert_eq!(state(), (0, 108, 0o660));
+        // Files' times are compared, and may be coarse.
+        std::thread::sleep(Duration::from_millis(50));
+        let report = persist(&["--gid=500"], &pod);
+        assert_eq!(report.exit_code, 0, "{report:#?}");
+        let since = Instant::now();
+        loop {
+            place((0, 0, 0o600));
+            oracle.trigger("add");
+            if state() == (0, 500, 0o660) {
+                break;
+            }
+            assert!(
+                since.elapsed() < Duration::from_secs(5),
+                "{}",
+                shown(state())
+            );
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        eprintln!("taken up {:.1} s later", since.elapsed().as_secs_f64());
+        drop(daemon);
+    });
+}
+
+/// What README says to do takes it out.
+#[test]
+#[ignore = "tier: kvm"]
+fn it_is_taken_out_as_it_says_itself() {
+    with_udevd(|oracle| {
+        install(oracle, "Debian", DEBIAN);
+        let pod = pod(P108);
+        place((0, 108, 0o660));
+        let daemon = oracle.start();
+        assert_eq!(persist(&["--gid=500"], &pod).exit_code, 0);
+        let content = own().unwrap().0;
+        let commands: Vec<_> = content
+            .lines()
+            .filter_map(|line| line.strip_prefix("#   "))
+            .collect();
+        assert_eq!(commands.len(), 2, "{content}");
+        std::thread::sleep(Duration::from_millis(3100));
+        let path = std::env::var("PATH").unwrap();
+        let path = format!("{}:{path}", oracle.folder().display());
+        let mut shell = std::process::Command::new("sh");
+        let script = format!("{} && {} --settle", commands[0], commands[1]);
+        crate::common::ok(shell.args(["-ec", &script]).env("PATH", path));
+        assert_eq!(own(), None);
+        assert_eq!(state(), (0, 108, 0o660));
+        drop(daemon);
+    });
+}
+
+/// A link in its place is somebody's way of masking it.
+#[test]
+#[ignore = "tier: kvm"]
+fn a_masked_rule_stays_masked() {
+    with_udevd(|oracle| {
+        install(oracle, "Genestack", GENESTACKS);
+        symlink("/dev/null", OWN).unwrap();
+        place((0, 108, 0o660));
+        let report = persist(&[], &pod(P424));
+        assert_eq!(report.exit_code, 3, "{report:#?}");
+        assert!(report.summary.contains("symbolic link"), "{report:#?}");
+        assert_eq!(fs::read_link(OWN).unwrap(), Path::new("/dev/null"));
+        assert_eq!(state(), (0, 108, 0o660));
+    });
+}

@@ -1,0 +1,475 @@
+//! `--persist`: the rules file on the node, and when the run says no before it changed anything. What
+//! a real udevd makes of the file: tests/kvm/persist.rs.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::{Mode, umask};
+
+use crate::common::{Tree, bind, fresh_dev, in_namespace, mknod_kvm, program};
+use crate::place::{Jail, require_initial_pid_namespace};
+use crate::support::{
+    ALIGNED, KVM, Run, Scene, apply, bind_read_only, command, go, make_read_only, names, owner,
+    report, state, warnings,
+};
+
+const FOLDER: &str = "etc/udev/rules.d";
+const OWN: &str = "etc/udev/rules.d/99-libvirt-kvm-init.rules";
+const STOCK: &str = "usr/lib/udev/rules.d/50-udev-default.rules";
+const DEBIAN: &str =
+    "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
+const RULE: &str = "SUBSYSTEM==\"misc\", KERNEL==\"kvm\", OWNER=\"0\", GROUP=\"108\", MODE=\"0660\", \
+    OPTIONS+=\"static_node=kvm\"\n";
+
+/// The incident on a node whose udev has no rule for kvm.
+fn scene() -> Scene {
+    let scene = Scene::new();
+    scene.host.dir(FOLDER);
+    scene
+}
+
+fn persist(scene: &Scene) -> Command {
+    let mut cmd = scene.apply();
+    cmd.arg("--persist");
+    cmd
+}
+
+/// The run says no with these words, and nothing was changed.
+#[track_caller]
+fn refused(scene: &Scene, cmd: &mut Command, parts: &[&str]) -> Run {
+    let before = scene.state();
+    let run = go(cmd.arg("--format=json")).code(3);
+    assert_eq!(scene.state(), before, "{run}");
+    assert_eq!(run.json()["changes"], serde_json::json!([]), "{run}");
+    run.says(&["refused: --persist: "]).says(parts)
+}
+
+/// Our rule's line, once the file is as it shall be.
+#[track_caller]
+fn rule(host: &Tree) -> String {
+    assert_eq!(owner(&host.at(OWN)), (0, 0, 0o644));
+    assert_eq!(names(&host.at(FOLDER)), ["99-libvirt-kvm-init.rules"]);
+    let text = host.read(OWN);
+    let (comment, rule): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.starts_with('#'));
+    assert!(comment.len() == 3 && rule.len() == 1, "{text}");
+    format!("{}\n", rule[0])
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn the_file_is_written_once_and_only_if_it_was_asked_for() {
+    in_namespace(|| {
+        let scene = scene();
+        go(&mut scene.apply()).code(0);
+        assert_eq!(names(&scene.host.at(FOLDER)), [""; 0]);
+        // Whatever the umask.
+        let old = umask(Mode::from_bits_truncate(0o077));
+        let run = go(persist(&scene).args(["--format", "json"])).code(0);
+        umask(old);
+        let told = "info: write-udev-rule /etc/udev/rules.d/99-libvirt-kvm-init.rules\ninfo: udevd reads the rule \
+                    by itself";
+        assert!(run.err.contains(told), "{run}");
+        let report = run.json();
+        let change = serde_json::json!([{
+            "action": "write-udev-rule",
+            "from": null,
+            "to": "/etc/udev/rules.d/99-libvirt-kvm-init.rules",
+            "applied": true,
+        }]);
+        assert_eq!(report["changes"], change);
+        for event in ["start", "add", "change"] {
+            let forecast = &report["host"]["udev"][event];
+            assert_eq!(forecast["gid"], 108, "{report}");
+            assert_eq!(forecast["mode"], "0660", "{report}");
+        }
+        assert_eq!(rule(&scene.host), RULE);
+        // With nothing to do, even on a node that cannot be written.
+        bind_read_only(scene.host.path(), scene.host.path());
+        bind(Path::new("/dev"), &scene.host.at("dev"));
+        let before = scene.state();
+        go(&mut persist(&scene)).code(0);
+        go(&mut scene.apply()).code(0);
+        assert_eq!(scene.state(), before);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn by_variable_and_key_as_by_flag_and_never_in_a_dry_run() {
+    in_namespace(|| {
+        let scene = scene();
+        let before = scene.state();
+        let yaml = scene.pod.at("config.yaml");
+        for dry in ["--dry-run", "--dry-run=true"] {
+            let (code, report) = report(persist(&scene).arg(dry));
+            assert_eq!(code, 1, "{report}");
+            let changes = report["changes"].as_array().unwrap();
+            let actions: Vec<_> = changes.iter().map(|change| &change["action"]).collect();
+            // The group file, the rule, the device.
+            let want = ["set-group-gid", "write-udev-rule", "set-device-owner"];
+            assert_eq!(actions, want, "{report}");
+            assert!(changes.iter().all(|change| change["applied"] == false));
+        }
+        assert_eq!(scene.state(), before);
+        type Way<'a> = &'a dyn Fn(&mut Command);
+        let ways: [Way<'_>; 3] = [
+            &|cmd| {
+                cmd.arg("--persist");
+            },
+            &|cmd| {
+                cmd.env("LIBVIRT_KVM_INIT_PERSIST", "yes");
+            },
+            &|cmd| {
+                fs::write(&yaml, "persist: true\n").unwrap();
+                cmd.arg("--config").arg(&yaml);
+            },
+        ];
+        for way in ways {
+            let _ = fs::remove_file(scene.host.at(OWN));
+            let mut cmd = scene.apply();
+            way(&mut cmd);
+            go(&mut cmd).code(0);
+            assert_eq!(rule(&scene.host), RULE);
+        }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn check_says_that_the_rule_is_missing_where_that_takes_the_device_away() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        scene.host.dir(FOLDER);
+        let check = |more: &[&str]| {
+            let mut check = command(&program(), &["check"]);
+            check.args(scene.apply().get_args().skip(1)).args(more);
+            go(&mut check)
+        };
+        check(&[]).code(0);
+        check(&["--persist"]).code(1).says(&[
+            "drift: ",
+            "a module reload or reboot (no udev rule speaks of it) makes it 0:0 0600",
+            "`libvirt-kvm-init apply --persist` writes a rule that prevents it",
+        ]);
+        go(&mut persist(&scene)).code(0);
+        check(&["--persist"]).code(0);
+        // What `apply` cannot prevent without it.
+        scene.host.file(STOCK, &DEBIAN.replace("0660", "0640"));
+        fs::remove_file(scene.host.at(OWN)).unwrap();
+        check(&[]).code(1).says(&[
+            "0:108 0640",
+            "change the rule on the node",
+            "apply --persist",
+        ]);
+        check(&["--persist"]).code(1).says(&[
+            "0:108 0640",
+            "`libvirt-kvm-init apply --persist` writes a rule",
+        ]);
+        go(&mut persist(&scene)).code(0);
+        for more in [&[][..], &["--persist"]] {
+            check(more).code(0);
+        }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_node_that_cannot_be_written_is_refused_before_anything_is_changed() {
+    in_namespace(|| {
+        let scene = scene();
+        // The container's mount of it, as charts have it.
+        let mount = scene.pod.dir("node").at("node");
+        bind(scene.host.path(), &mount);
+        make_read_only(&mount);
+        bind(Path::new("/dev"), &mount.join("dev"));
+        let on_it = |how: &str| {
+            let mut cmd = apply();
+            cmd.arg("--root").arg(scene.pod.path());
+            cmd.arg("--host-root").arg(&mount).arg(how);
+            cmd
+        };
+        refused(
+            &scene,
+            &mut on_it("--persist"),
+            &["read-only here", "/etc/udev/rules.d", "writable"],
+        );
+        // What it says to do.
+        bind(&scene.host.at(FOLDER), &mount.join(FOLDER));
+        go(&mut on_it("--persist")).code(0);
+        assert_eq!(rule(&scene.host), RULE);
+        assert_eq!(scene.pod.read("etc/group"), ALIGNED);
+        // Without the option nobody minds.
+        fs::remove_file(scene.host.at(OWN)).unwrap();
+        make_read_only(&mount.join(FOLDER));
+        refused(&scene, &mut on_it("--persist"), &["read-only here"]);
+        go(&mut on_it("--persist=false")).code(0);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn without_the_nodes_file_system_there_is_nowhere_to_write_it() {
+    in_namespace(|| {
+        let pod = Jail::new(Tree::pod(424));
+        let before = state(&[&pod.tree.at("etc"), &pod.tree.at("dev")]);
+        let mut cmd = pod.on_the_node("/kvm-init", &["apply", "--persist"]);
+        cmd.env("KUBERNETES_SERVICE_HOST", "10.0.0.1");
+        let run = go(&mut cmd).code(3);
+        let run = run.says(&[
+            "refused: --persist: ",
+            "does not see the node's file system",
+        ]);
+        let after = state(&[&pod.tree.at("etc"), &pod.tree.at("dev")]);
+        assert_eq!(after, before, "{run}");
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn the_folder_is_made_where_udev_has_one_around_it() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        refused(
+            &scene,
+            &mut persist(&scene),
+            &["mkdir -p /etc/udev/rules.d"],
+        );
+        scene.host.dir("etc/udev");
+        let old = umask(Mode::from_bits_truncate(0o077));
+        let run = go(&mut persist(&scene));
+        umask(old);
+        run.code(0);
+        assert_eq!(owner(&scene.host.at(FOLDER)), (0, 0, 0o755));
+        assert_eq!(rule(&scene.host), RULE);
+        // A link stays below the node's root, wherever it says that it leads.
+        for to in ["/srv/rules", "../../srv/rules"] {
+            scene.host.dir("srv/rules");
+            fs::remove_dir_all(scene.host.at(FOLDER)).unwrap_or_else(|_| {
+                fs::remove_file(scene.host.at(FOLDER)).unwrap();
+            });
+            symlink(to, scene.host.at(FOLDER)).unwrap();
+            go(&mut persist(&scene)).code(0);
+            fs::remove_file(scene.host.at("srv/rules/99-libvirt-kvm-init.rules")).unwrap();
+        }
+        assert!(!Path::new("/srv/rules").exists());
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn what_stands_in_its_place_and_is_not_its_own_is_left_alone() {
+    in_namespace(|| {
+        let scene = scene();
+        let own = scene.host.at(OWN);
+        scene.host.file("victim", "untouched\n");
+        type Put<'a> = (&'a str, &'a dyn Fn());
+        let table: [Put<'_>; 6] = [
+            ("a symbolic link", &|| symlink("/dev/null", &own).unwrap()),
+            ("a symbolic link", &|| {
+                symlink(scene.host.at("victim"), &own).unwrap()
+            }),
+            ("a directory", &|| fs::create_dir(&own).unwrap()),
+            ("an empty file", &|| fs::write(&own, "").unwrap()),
+            ("a file that this program has not written", &|| {
+                fs::write(&own, "KERNEL==\"kvm\", MODE=\"0600\"\n").unwrap();
+            }),
+            ("a fifo", &|| {
+                nix::unistd::mkfifo(&own, Mode::S_IRWXU).unwrap()
+            }),
+        ];
+        for (what, put) in table {
+            put();
+            refused(
+                &scene,
+                &mut persist(&scene),
+                &[what, "left alone", "remove it"],
+            );
+            fs::remove_file(&own).unwrap_or_else(|_| fs::remove_dir(&own).unwrap());
+        }
+        // Its own of another version, edited: made anew, since it does not do.
+        let old = "# Written by libvirt-kvm-init, long ago\nKERNEL==\"kvm\", GROUP=\"5\"\n";
+        scene.host.file(OWN, old);
+        let (code, report) = report(&mut persist(&scene));
+        assert_eq!(code, 0, "{report}");
+        assert_eq!(report["changes"][1]["from"], "another text", "{report}");
+        assert_eq!(rule(&scene.host), RULE);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn no_rule_is_written_that_the_nodes_systemd_drops() {
+    in_namespace(|| {
+        let scene = scene();
+        let library = |version: u32| {
+            let _ = fs::remove_dir_all(scene.host.at("usr/lib/systemd"));
+            let name = format!("usr/lib/systemd/libsystemd-shared-{version}.so");
+            scene.host.file(&name, "");
+        };
+        let with_gid = |gid: u32| {
+            let mut cmd = persist(&scene);
+            cmd.arg(format!("--gid={gid}"));
+            cmd
+        };
+        refused(
+            &scene,
+            &mut with_gid(929_292),
+            &["which systemd", "usr/lib", "1 to 999"],
+        );
+        for version in [258, 259] {
+            library(version);
+            let parts = [
+                &format!("systemd {version} drops"),
+                "929292",
+                "1 to 999",
+                "--gid",
+            ];
+            refused(&scene, &mut with_gid(929_292), &parts);
+        }
+        scene.host.file("etc/login.defs", "SYS_GID_MAX 499\n");
+        refused(&scene, &mut with_gid(500), &["1 to 499"]);
+        go(&mut with_gid(499)).code(0);
+        for version in [252, 257, 260] {
+            library(version);
+            let _ = fs::remove_file(scene.host.at(OWN));
+            go(&mut with_gid(929_292)).code(0);
+            assert!(rule(&scene.host).contains("GROUP=\"929292\""), "{version}");
+        }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn on_a_bare_node_it_is_all_that_is_written_beside_the_device() {
+    in_namespace(|| {
+        require_initial_pid_namespace();
+        let node = Jail::new(Tree::host(108));
+        node.tree.dir(FOLDER);
+        let group = state(&[&node.tree.at("etc/group")]);
+        let apply = |more: &[&str]| {
+            let args = [&["apply", "--persist"], more].concat();
+            report(&mut node.on_the_node("/kvm-init", &args))
+        };
+        let (code, report) = apply(&["--gid=500"]);
+        assert_eq!(code, 0, "{report}");
+        assert_eq!(owner(&node.tree.at("dev/kvm")), (0, 500, 0o660));
+        assert!(rule(&node.tree).contains("GROUP=\"500\""));
+        assert_eq!(state(&[&node.tree.at("etc/group")]), group);
+        let (code, report) = apply(&["--gid=500"]);
+        assert_eq!(
+            (code, &report["changes"]),
+            (0, &serde_json::json!([])),
+            "{report}"
+        );
+        assert_eq!(
+            warnings(&report),
+            ["disagreement", "limited-proof"],
+            "{report}"
+        );
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn for_a_device_that_is_not_the_nodes_udev_does_nothing() {
+    in_namespace(|| {
+        let scene = Scene::without_device();
+        nix::mount::umount(&scene.host.at("dev")).unwrap();
+        mknod_kvm(&scene.host.at("dev/kvm"), 0, 108, 0o660);
+        scene.host.dir(FOLDER);
+        mknod_kvm(Path::new(KVM), 0, 0, 0o600);
+        let (code, report) = report(persist(&scene).arg("--device=/dev/kvm"));
+        assert_eq!(code, 0, "{report}");
+        assert!(warnings(&report).contains(&"private-device".to_owned()));
+        assert_eq!(names(&scene.host.at(FOLDER)), [""; 0]);
+        // Nor where there is no KVM at all.
+        fresh_dev();
+        fs::remove_file(scene.host.at("dev/kvm")).unwrap();
+        go(&mut persist(&scene)).code(6);
+        go(persist(&scene).arg("--missing=skip")).code(0);
+        assert_eq!(names(&scene.host.at(FOLDER)), [""; 0]);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn many_at_once_and_a_lock_that_is_held() {
+    in_namespace(|| {
+        let scene = scene();
+        let spawn = |_| {
+            let mut cmd = persist(&scene);
+            cmd.stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        };
+        let runs: Vec<_> = (0..16).map(spawn).collect();
+        for run in runs {
+            let out = run.wait_with_output().unwrap();
+            let err = String::from_utf8_lossy(&out.stderr).into_owned();
+            assert_eq!(out.status.code(), Some(0), "{err}");
+        }
+        assert_eq!(rule(&scene.host), RULE);
+        // Where nothing is to be written, nobody waits.
+        let folder = fs::File::open(scene.host.at(FOLDER)).unwrap();
+        let lock = Flock::lock(folder, FlockArg::LockExclusiveNonblock).unwrap();
+        go(&mut persist(&scene)).code(0);
+        let run = go(persist(&scene).arg("--gid=500")).code(4);
+        run.says(&["failed: --persist: flock(", "lslocks"]);
+        assert_eq!(rule(&scene.host), RULE);
+        drop(lock);
+        go(persist(&scene).arg("--gid=500")).code(0);
+    });
+}
+
+/// A killed run leaves the old file or the new one, and what lies beside it is no rules file.
+#[test]
+#[ignore = "tier: root"]
+fn killed_at_any_moment_the_file_is_whole() {
+    in_namespace(|| {
+        let scene = scene();
+        let apply = |gid: &str| {
+            let mut cmd = persist(&scene);
+            cmd.args([gid, "--proof=off"]);
+            cmd
+        };
+        let start = Instant::now();
+        go(&mut apply("--gid=500")).code(0);
+        let whole = start.elapsed();
+        let new = scene.host.read(OWN);
+        go(&mut apply("--gid=501")).code(0);
+        let old = scene.host.read(OWN);
+        let (mut olds, mut news) = (0, 0);
+        const RUNS: u32 = 300;
+        for n in 0..RUNS {
+            fs::write(scene.host.at(OWN), &old).unwrap();
+            let mut cmd = apply("--gid=500");
+            let cmd = cmd.stdout(Stdio::null()).stderr(Stdio::null());
+            let mut child = cmd.spawn().unwrap();
+            sleep(whole * (n * 37 % RUNS) / RUNS);
+            let _ = child.kill();
+            child.wait().unwrap();
+            match scene.host.read(OWN) {
+                text if text == old => olds += 1,
+                text if text == new => news += 1,
+                text => panic!("neither old nor new: {text}"),
+            }
+            let rules: Vec<PathBuf> = names(&scene.host.at(FOLDER))
+                .into_iter()
+                .filter(|name| name.ends_with(".rules"))
+                .map(PathBuf::from)
+                .collect();
+            assert_eq!(rules.len(), 1, "{rules:?}");
+        }
+        assert!(olds > 0 && news > 0, "{olds} old, {news} new");
+        sleep(Duration::from_millis(1));
+        go(&mut apply("--gid=500")).code(0);
+        go(&mut apply("--gid=501")).code(0);
+        assert!(rule(&scene.host).contains("GROUP=\"501\""));
+    });
+}
