@@ -4,6 +4,7 @@
 //! before use. `raw` is the one file of the crate that may say `unsafe`.
 
 pub mod device;
+pub mod events;
 pub mod file;
 pub mod identity;
 pub mod kvm;
