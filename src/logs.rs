@@ -29,7 +29,7 @@ use crate::sys::tree::{Log, Logs, raise_file_limit};
 use fold::{Fold, Stream};
 use patterns::{Who, domain_of_path, printable};
 use report::{LogReport, Unreadable};
-use scan::{Found, Scanner};
+use scan::{Found, LARGE, Scanner};
 use time::Stamp;
 
 /// Where Nova and libvirt write their logs.
@@ -101,18 +101,18 @@ fn read_all(logs: Logs, stdin: bool, progress: bool) -> LogReport {
         let path = Path::new("-");
         // Not std's own handle: that would copy once more.
         match io::stdin().as_fd().try_clone_to_owned() {
-            Ok(fd) => run.stream(path, File::from(fd), now),
+            Ok(fd) => run.stream(path, File::from(fd), 0, now),
             Err(error) => run.unreadable(path, said(&error)),
         }
     }
     for Log {
         path,
         file,
+        size,
         modified,
-        ..
     } in logs.open
     {
-        run.stream(&path, file, modified);
+        run.stream(&path, file, size, modified);
     }
     run.progress.clear();
     LogReport::new(run.fold.finish(), run.read, run.unreadable)
@@ -133,8 +133,9 @@ impl Run {
         self.unreadable.push(Unreadable { path, error });
     }
 
-    /// Reads one stream; `reference` is when it was last written.
-    fn stream(&mut self, path: &Path, file: impl Read, reference: i64) {
+    /// Reads one stream; `size` is 0 where that is not known, `reference` is when it was last
+    /// written.
+    fn stream(&mut self, path: &Path, file: File, size: u64, reference: i64) {
         let number = u32::try_from(self.read.files).unwrap_or(u32::MAX);
         self.read.files += 1;
         let bytes = Cell::new(0);
@@ -149,13 +150,27 @@ impl Run {
             reference,
         };
         let (scanner, progress) = (&mut self.scanner, &mut self.progress);
-        let done = unpacked(Counted {
-            file,
+        let found = |found: Found<'_>| lines.take(found);
+        let mut input = Counted {
+            file: &file,
             bytes: &bytes,
-        })
-        .and_then(|input| {
-            let told = || progress.tell(before + bytes.get());
-            scanner.scan(input, |found| lines.take(found), told)
+        };
+        let done = start(&mut input).and_then(|start| {
+            let packed = start.starts_with(GZIP);
+            if !packed && size >= LARGE {
+                bytes.set(0);
+                return scanner.scan_file(&file, found, |len| {
+                    bytes.set(bytes.get() + len);
+                    progress.tell(before + bytes.get());
+                });
+            }
+            let whole = io::Cursor::new(start).chain(input);
+            let told = |_| progress.tell(before + bytes.get());
+            if packed {
+                let blocks = BufReader::with_capacity(64 << 10, whole);
+                return scanner.scan(MultiGzDecoder::new(blocks), found, told);
+            }
+            scanner.scan(whole, found, told)
         });
         let stream = lines.stream;
         stream.end(&mut self.fold);
@@ -195,28 +210,26 @@ impl<R: Read> Read for Counted<'_, R> {
 }
 
 /// Gzip is known by its first bytes, not by a name.
-fn unpacked<'a>(mut file: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+const GZIP: &[u8] = b"\x1f\x8b\x08";
+
+/// The first bytes of a stream, unless they say that it is packed in a way that is not unpacked.
+fn start(input: &mut impl Read) -> io::Result<Vec<u8>> {
     const LENGTH: usize = 6;
     let mut start = Vec::with_capacity(LENGTH);
-    let begun = file.by_ref().take(LENGTH as u64).read_to_end(&mut start);
-    begun?;
+    input.take(LENGTH as u64).read_to_end(&mut start)?;
     let foreign = [
         (&b"\xfd7zXZ\0"[..], "xz"),
         (b"\x28\xb5\x2f\xfd", "zstd"),
         (b"BZh", "bzip2"),
         (b"\x04\x22\x4d\x18", "lz4"),
     ];
-    if let Some((_, name)) = foreign.iter().find(|(magic, _)| start.starts_with(magic)) {
-        let text = format!("packed with {name}: unpack it, and give it as -");
-        return Err(io::Error::other(text));
+    match foreign.iter().find(|(magic, _)| start.starts_with(magic)) {
+        Some((_, name)) => {
+            let text = format!("packed with {name}: unpack it, and give it as -");
+            Err(io::Error::other(text))
+        }
+        None => Ok(start),
     }
-    let packed = start.starts_with(b"\x1f\x8b\x08");
-    let whole = io::Cursor::new(start).chain(file);
-    if packed {
-        let blocks = BufReader::with_capacity(64 << 10, whole);
-        return Ok(Box::new(MultiGzDecoder::new(blocks)));
-    }
-    Ok(Box::new(whole))
 }
 
 /// The lines of one stream, with what those before say about those that follow.
@@ -254,11 +267,14 @@ impl Lines<'_> {
         }
         let timed = hit.utc.is_some() || hit.local.is_some();
         // QEMU's output on a line of its own, within a record of Nova's: that one's time is this
-        // one's too, by another clock.
+        // one's too, by another clock, as long as the two may show the same moment.
         let continued = hit.local.is_none() && found.line.get(10) == Some(&b'T');
-        match time {
-            Some(stamp) if continued && !stamp.zoned => hit.local = Some(stamp.seconds),
-            _ => {}
+        if continued
+            && let (Some(stamp), Some(utc)) = (time, hit.utc)
+            && !stamp.zoned
+            && (stamp.seconds - utc).abs() <= fold::DAY
+        {
+            hit.local = Some(stamp.seconds);
         }
         if let Some(seconds) = hit.local {
             self.time = Some(Stamp {

@@ -131,6 +131,10 @@ fn each_message_has_its_cause() {
             "Emulator '/usr/bin/q' does not support virt type 'kvm'",
             Cause::Missing,
         ),
+        (
+            "invalid argument: could not find capabilities for arch=x86_64 domaintype=kvm ",
+            Cause::Missing,
+        ),
     ];
     for (line, expected) in table {
         let hit = read(line.as_bytes(), 0).unwrap_or_else(|| panic!("{line}"));
@@ -320,6 +324,18 @@ fn a_traceback_without_any_name_is_one_failure() {
 }
 
 #[test]
+fn what_qemu_says_days_later_is_no_part_of_novas_record() {
+    let (_, report) = text(&format!(
+        "2026-02-08 07:15:03.022 7 ERROR nova [instance: 6f1c2d3e-0001-4a5b-8c6d-000000000001] \
+         Could not access KVM kernel module: Permission denied\n{FAILURE}"
+    ));
+    let times: Vec<_> = report.guests.iter().map(|guest| &guest.first).collect();
+    assert_eq!(times.len(), 2, "{report:?}");
+    assert_eq!(times[0].as_deref(), Some("2026-02-10T07:15:01Z"));
+    assert_eq!(times[1].as_deref(), Some("2026-02-08T07:15:03"));
+}
+
+#[test]
 fn failures_without_times_are_counted_by_their_words() {
     let once = "Could not access KVM kernel module: Permission denied\nqemu-system-x86_64: -accel kvm: failed to initialize kvm: Permission denied\n";
     let (_, report) = text(&once.repeat(3));
@@ -369,8 +385,8 @@ fn what_is_not_utf8_and_crlf_do_not_matter() {
 fn a_message_is_found_wherever_blocks_end() {
     for shift in 0..80 {
         let filler = "x".repeat(99) + "\n";
-        let mut log = filler.repeat((1 << 20) / 100 + 1);
-        log.truncate((1 << 20) - 60 + shift);
+        let mut log = filler.repeat((2 << 20) / 100 + 1);
+        log.truncate((2 << 20) - 60 + shift);
         log += "\n";
         log += FAILURE;
         log += &filler.repeat(1_000);
@@ -381,6 +397,65 @@ fn a_message_is_found_wherever_blocks_end() {
             Some("2026-02-10T07:15:01Z"),
             "{shift}"
         );
+    }
+}
+
+/// A log of several blocks: records of all sizes, quiet and dense parts, nothing that ends where a
+/// block does.
+fn large_log() -> String {
+    let mut log = String::new();
+    let mut number = 0_u64;
+    while log.len() < 21 << 20 {
+        number += 1;
+        let (hour, minute, second) = (number / 3600 % 24, number / 60 % 60, number % 60);
+        let dense = (number / 20_000).is_multiple_of(3);
+        let time = format!("2026-02-10 {hour:02}:{minute:02}:{second:02}.910");
+        if number.is_multiple_of(if dense { 40 } else { 9_973 }) {
+            let guest = number % 1_009;
+            log += &format!(
+                "{time} 7 ERROR nova.virt.libvirt.guest [None req-4d8e6f2a-1111-4c5d-9e0f-{number:012x} u p] \
+                 Error launching a defined domain with XML: <domain type='kvm'>\n  <name>instance-{guest:08x}</name>\n  \
+                 <uuid>6f1c2d3e-0001-4a5b-8c6d-{guest:012x}</uuid>\n{}</domain>\n: libvirt.libvirtError: internal error: \
+                 Could not access KVM kernel module: Permission denied\n\
+                 2026-02-10T{hour:02}:{minute:02}:{second:02}.402211Z qemu-system-x86_64: -accel kvm: failed to initialize kvm: Permission denied\n",
+                "  <x/>\n".repeat(usize::try_from(number % 3_000).unwrap())
+            );
+        }
+        log += &format!("{time} 7 DEBUG nova.compute.manager nothing {number:x}\n");
+    }
+    log
+}
+
+#[test]
+fn a_large_file_says_what_the_same_bytes_in_a_pipe_say() {
+    let log = large_log();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("nova-compute.log");
+    fs::write(&path, &log).unwrap();
+    let (code, by_pipe) = text(&log);
+    assert_eq!(code, 1);
+    assert!(by_pipe.guests.len() > 500, "{}", by_pipe.guests.len());
+    let (_, by_file) = logs(&[&path]);
+    assert_eq!(by_file, by_pipe);
+    // Where no thread may be started, as under a limit of processes.
+    let out = Command::new("prlimit")
+        .arg("--nproc=0:0")
+        .arg(program().get_program())
+        .args(["logs", "--format", "json"])
+        .arg(&path)
+        .output()
+        .unwrap();
+    assert_eq!(report(&out).1, by_pipe);
+    // And the end of a file may be anywhere.
+    for length in [
+        (8 << 20) + 1,
+        10 << 20,
+        (10 << 20) + 1,
+        (10 << 20) + 4096,
+        (10 << 20) + 4161,
+    ] {
+        fs::write(&path, &log[..length]).unwrap();
+        assert_eq!(logs(&[&path]).1, text(&log[..length]).1, "{length}");
     }
 }
 

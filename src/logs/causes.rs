@@ -8,7 +8,8 @@ use crate::report::Cause;
 /// Which of the messages it is. The later in this list, the nearer to what went wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Form {
-    /// libvirt: the emulator has no accelerator `kvm`, or no virt type of that name.
+    /// libvirt: the emulator has no accelerator `kvm`, or no virt type of that name, or no emulator
+    /// has it.
     NoAccel,
     /// libvirt: `Domain requires KVM, but it is not available`
     Requires,

@@ -20,10 +20,13 @@ const NEAR: i64 = 10;
 /// How long after the failure a request may still print it.
 const REQUEST: i64 = 600;
 /// Further apart than any two zones, and all that is joined.
-const DAY: i64 = 86_400 + REQUEST;
+pub const DAY: i64 = 86_400 + REQUEST;
 /// Incidents of one stream that further lines may join.
 const MAX_OPEN: usize = 16;
-/// Incidents that are kept to be joined with other streams'.
+/// Incidents that are kept to be joined with other streams'. Where more than half of them remain
+/// when they were joined, the latest quarter stays and the others are counted as they are. What
+/// another stream prints of those, later, counts again: to know them all the same would take memory
+/// for each of them, or all streams read at once in the order of time.
 const MAX_KEPT: usize = 16_384;
 /// Incidents that one is compared with.
 const MAX_LOOK: usize = 64;
@@ -364,19 +367,16 @@ fn pass(incidents: Vec<Incident>, by_name: bool) -> Vec<Incident> {
             if then.zip(now).is_none_or(|(then, now)| now - then > DAY) {
                 break;
             }
+            let common = |stream| incident.streams.contains(stream);
+            if earlier.streams.iter().any(common) {
+                continue;
+            }
             let Some(apart) = earlier.apart(&incident) else {
                 continue;
             };
             let Some(shared) = earlier.shared(&incident) else {
                 continue;
             };
-            if earlier
-                .streams
-                .iter()
-                .any(|stream| incident.streams.contains(stream))
-            {
-                continue;
-            }
             if apart > NEAR && (apart > REQUEST || !earlier.same_request(&incident)) {
                 continue;
             }

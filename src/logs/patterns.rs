@@ -13,7 +13,7 @@ use super::causes::{Form, errno_in};
 use super::time::{self, Stamp};
 
 /// The texts that are looked for, whole, as a grep would be given them.
-pub const NEEDLES: [&str; 9] = [
+pub const NEEDLES: [&str; 10] = [
     "Could not access KVM kernel module",
     "failed to initialize kvm",
     "failed to initialize KVM",
@@ -23,6 +23,7 @@ pub const NEEDLES: [&str; 9] = [
     "Domain requires KVM",
     "the accel 'kvm' is not supported by",
     "does not support virt type 'kvm'",
+    "domaintype=kvm",
 ];
 
 /// What stands before and after the anchor, and what the whole means.
@@ -32,12 +33,14 @@ const UPPER: [(&[u8], &[u8], Form); 4] = [
     (b"ioctl(", b"KVM_CREATE_VM) failed", Form::CreateVm),
     (b"Domain requires ", b"KVM", Form::Requires),
 ];
-const LOWER: [(&[u8], &[u8], Form); 5] = [
+const LOWER: [(&[u8], &[u8], Form); 6] = [
     (b"failed to initialize ", b"kvm", Form::Initialize),
     (b"", b"kvm version too old", Form::TooOld),
     (b"", b"kvm version not supported", Form::NotSupported),
     (b"the accel '", b"kvm' is not supported by", Form::NoAccel),
     (b"does not support virt type '", b"kvm'", Form::NoAccel),
+    // `could not find capabilities for arch=x86_64 domaintype=kvm`
+    (b"domaintype=", b"kvm", Form::NoAccel),
 ];
 
 /// No message reaches further than this to either side of its anchor.
