@@ -21,24 +21,15 @@ const ROUNDS: usize = 5;
 
 /// Does what was asked and reports it.
 pub fn apply(config: &Config) -> Report {
+    apply_and_see(config).0
+}
+
+/// The same, with what was seen once it was done; nothing where it did not come to that.
+pub fn apply_and_see(config: &Config) -> (Report, Option<Observed>) {
     let mut work = Work::default();
-    if let Err(error) = work.settle(config) {
-        return failure(&error, None);
-    }
-    if config.dry_run {
-        return work.finish(check::judge(config));
-    }
-    match work.run(config) {
-        Ok(report) => work.finish(report),
-        Err(error) => {
-            let mut report = failure(&error, work.view.take());
-            if work.touched() && matches!(report.verdict, Verdict::Refused | Verdict::Usage) {
-                report.verdict = Verdict::Failed;
-                report.exit_code = Verdict::Failed.code();
-            }
-            work.finish(report)
-        }
-    }
+    let report = work.whole(config);
+    let seen = work.seen.take();
+    (work.finish(report), seen)
 }
 
 /// What has been done so far, kept for the report whatever happens next.
@@ -48,9 +39,28 @@ struct Work {
     warnings: Vec<Warning>,
     /// The last view of things, for a report on a step that failed.
     view: Option<Report>,
+    /// What was seen when nothing was left to do.
+    seen: Option<Observed>,
 }
 
 impl Work {
+    fn whole(&mut self, config: &Config) -> Report {
+        if let Err(error) = self.settle(config) {
+            return failure(&error, None);
+        }
+        if config.dry_run {
+            return check::judge(config);
+        }
+        self.run(config).unwrap_or_else(|error| {
+            let mut report = failure(&error, self.view.take());
+            if self.touched() && matches!(report.verdict, Verdict::Refused | Verdict::Usage) {
+                report.verdict = Verdict::Failed;
+                report.exit_code = Verdict::Failed.code();
+            }
+            report
+        })
+    }
+
     /// Waits for the device to hold still, if that was asked for.
     fn settle(&mut self, config: &Config) -> anyhow::Result<()> {
         if !config.settle.is_zero()
@@ -96,6 +106,7 @@ impl Work {
                     report.verdict = Verdict::Absent;
                     report.exit_code = absent_code(config);
                 }
+                self.seen = Some(seen);
                 return Ok(report);
             }
         }

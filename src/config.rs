@@ -24,6 +24,8 @@ pub use values::is_id;
 pub enum Origin {
     /// `--name`
     Flag(&'static str),
+    /// What worked last, which `watch` goes back to.
+    Kept,
     /// `LIBVIRT_KVM_INIT_NAME`
     Env(&'static str),
     /// Line and key of the configuration file.
@@ -41,6 +43,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Flag(name) => write!(f, "--{name}"),
+            Self::Kept => f.write_str("what is kept"),
             Self::Env(name) => f.write_str(&variable(name)),
             Self::File { file, line, key } => write!(f, "{file}:{line}: {key}"),
         }
@@ -95,6 +98,9 @@ pub struct Given {
     pub origin: Origin,
 }
 
+/// How long `watch` trusts silence.
+const RECHECK: Duration = Duration::from_secs(300);
+
 /// Everything that `apply` was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -134,6 +140,12 @@ pub struct Config {
     pub format: Format,
     /// Whether nothing may be changed.
     pub dry_run: bool,
+    /// `watch`: when all is looked at again though nothing happened.
+    pub recheck: Duration,
+    /// `watch`: where the metrics go.
+    pub metrics_file: Option<PathBuf>,
+    /// `watch`: where the report goes.
+    pub status_file: Option<PathBuf>,
 }
 
 impl Config {
@@ -183,7 +195,7 @@ pub fn format(
 
 impl Options {
     /// Every option that has a variable and a key, with the flag's text.
-    fn named(&self) -> [(&'static str, Option<&String>); 16] {
+    fn named(&self) -> [(&'static str, Option<&String>); 19] {
         [
             ("device", self.device.as_ref()),
             ("host-root", self.host_root.as_ref()),
@@ -201,6 +213,9 @@ impl Options {
             ("strict", self.strict.as_ref()),
             ("format", self.format.as_ref()),
             ("dry-run", self.dry_run.as_ref()),
+            ("recheck", self.watch.recheck.as_ref()),
+            ("metrics-file", self.watch.metrics_file.as_ref()),
+            ("status-file", self.watch.status_file.as_ref()),
         ]
     }
 }
@@ -356,6 +371,9 @@ impl Layers {
                 .value("format", values::format)?
                 .unwrap_or(Format::Table),
             dry_run: self.value("dry-run", values::bool)?.unwrap_or(false),
+            recheck: self.value("recheck", values::recheck)?.unwrap_or(RECHECK),
+            metrics_file: path("metrics-file")?,
+            status_file: path("status-file")?,
         })
     }
 

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use clap::Parser;
 use libvirt_kvm_init::cli::{Cli, Options, Verb};
 use libvirt_kvm_init::config::{Config, Format};
-use libvirt_kvm_init::exit::Verdict;
+use libvirt_kvm_init::exit::{Usage, Verdict};
 use libvirt_kvm_init::report::Report;
 use libvirt_kvm_init::sys::end_on_request;
 use libvirt_kvm_init::sys::root::read_here;
@@ -38,6 +38,8 @@ fn main() -> ExitCode {
     match cli.verb {
         Verb::Apply(options) => run(&options, apply::apply),
         Verb::Check(options) => run(&options, check::check),
+        #[cfg(feature = "watch")]
+        Verb::Watch(options) => watch(options),
         #[cfg(feature = "logs")]
         Verb::Logs(options) => logs(&options),
     }
@@ -46,9 +48,35 @@ fn main() -> ExitCode {
 /// A verb that looks at the device and reports on it.
 fn run(options: &Options, verb: impl Fn(&Config) -> Report) -> ExitCode {
     start_log(options.verbose, options.quiet);
-    let read = |path: &std::path::Path| read_here(path).map_err(|error| error.to_string());
-    match Config::resolve(options, |name| std::env::var_os(name), read) {
+    match resolve(options) {
         Ok(config) => say(&verb(&config), Some(config.format)),
+        Err(usage) => say(&Report::new(Verdict::Usage, usage.to_string()), None),
+    }
+}
+
+fn resolve(options: &Options) -> Result<Config, Usage> {
+    let read = |path: &std::path::Path| read_here(path).map_err(|error| error.to_string());
+    Config::resolve(options, |name| std::env::var_os(name), read)
+}
+
+#[cfg(feature = "watch")]
+fn watch(given: libvirt_kvm_init::cli::WatchOptions) -> ExitCode {
+    let mut options = given.options;
+    options.watch = given.watch;
+    start_log(options.verbose, options.quiet);
+    let again = || resolve(&options);
+    let config = match again() {
+        Ok(config) if config.dry_run => Err(Usage("watch has no --dry-run: see check".to_owned())),
+        config => config,
+    };
+    match config {
+        Ok(config) => {
+            let format = config.format;
+            let told = |report: &Report| {
+                let _ = say(report, Some(format));
+            };
+            say(&libvirt_kvm_init::watch::watch(config, again, told), None)
+        }
         Err(usage) => say(&Report::new(Verdict::Usage, usage.to_string()), None),
     }
 }

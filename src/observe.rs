@@ -173,6 +173,20 @@ pub fn observe(config: &Config) -> anyhow::Result<(Observed, Option<Device>)> {
     Ok((observed, device))
 }
 
+/// Looks at the device again, which changes more often than what decides about it.
+///
+/// # Errors
+/// The call that failed.
+#[cfg(feature = "watch")]
+pub fn look_again(seen: &mut Observed, config: &Config) -> anyhow::Result<Option<Device>> {
+    let device = Device::find(&config.device)?;
+    seen.device = device.as_ref().map(node).transpose()?;
+    if let Some(host) = &mut seen.host {
+        host.node = Root::open(&host.root)?.stat("dev/kvm")?.map(Facts::from);
+    }
+    Ok(device)
+}
+
 fn host(root: &Root) -> anyhow::Result<Host> {
     let mut db = HostDb::default();
     for name in FILES {

@@ -196,6 +196,18 @@ pub enum Action {
 }
 
 impl Action {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::SetGroupGid,
+        Self::AddGroup,
+        Self::AddMember,
+        Self::SetDeviceOwner,
+        Self::SetDeviceMode,
+        Self::SetDeviceAcl,
+        Self::WriteGroupFile,
+        Self::WriteUdevRule,
+    ];
+
     /// The word, as JSON has it.
     pub fn word(self) -> &'static str {
         match self {

@@ -325,6 +325,50 @@ pub fn read_public(path: &std::path::Path) -> Result<Option<Public>> {
     }
 }
 
+/// Makes `content` the content of the file `path` for whoever reads it next: whole at every moment,
+/// readable by all, and not worth waiting for the disk.
+///
+/// # Errors
+/// What the calls answer.
+#[cfg(feature = "watch")]
+pub fn publish(path: &std::path::Path, content: &[u8]) -> Result<()> {
+    let (folder, shown, name) = open_folder(path)?;
+    let temporary = format!(".{name}.libvirt-kvm-init");
+    let call = |what: &str| format!("{what}({})", shown.join(&temporary).display());
+    let flags =
+        OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let unlink = || unlinkat(&folder, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
+    let create = || {
+        retry(|| {
+            openat(
+                &folder,
+                temporary.as_str(),
+                flags,
+                Mode::S_IRUSR | Mode::S_IWUSR,
+            )
+        })
+    };
+    let fd = match create() {
+        // A killed run left it.
+        Err(Errno::EEXIST) => unlink().and_then(|()| create()),
+        fd => fd,
+    };
+    let mut file = File::from(fd.named(|| call("openat"))?);
+    let written = file
+        .write_all(content)
+        .map_err(errno_of)
+        .named(|| call("write"));
+    let given = written.and_then(|()| give(&file, 0, 0, 0o644).named(|| call("fchown, fchmod")));
+    let renamed = given.and_then(|()| {
+        let to = || format!("rename({temporary}, {})", path.display());
+        retry(|| renameat(&folder, temporary.as_str(), &folder, name.as_str())).named(to)
+    });
+    if renamed.is_err() {
+        let _ = unlink();
+    }
+    renamed
+}
+
 /// Splits a path into the folder, opened, and the name in it.
 ///
 /// # Errors

@@ -17,6 +17,8 @@ pub mod settle;
 pub mod tree;
 
 pub use raw::end_on_request;
+#[cfg(feature = "watch")]
+pub use raw::end_well_on_request;
 
 use std::fmt;
 

@@ -111,12 +111,26 @@ pub fn default_sigchld() {
 /// Makes SIGTERM and SIGINT end this process also where it is the first of a PID namespace: the
 /// kernel keeps signals without a handler from that one.
 pub fn end_on_request() {
-    use nix::sys::signal::{SigHandler, Signal, signal};
     extern "C" fn end(number: libc::c_int) {
         exit_now(128 + number);
     }
+    on_request(end);
+}
+
+/// The same for what is not wrong to end: the exit code is 0.
+#[cfg(feature = "watch")]
+pub fn end_well_on_request() {
+    extern "C" fn end(_: libc::c_int) {
+        exit_now(0);
+    }
+    on_request(end);
+}
+
+/// `end` does nothing but to end the process.
+fn on_request(end: extern "C" fn(libc::c_int)) {
+    use nix::sys::signal::{SigHandler, Signal, signal};
     for number in [Signal::SIGTERM, Signal::SIGINT] {
-        // SAFETY: the handler makes one call, _exit(2), which is async-signal-safe.
+        // SAFETY: the handlers make one call, _exit(2), which is async-signal-safe.
         let _ = unsafe { signal(number, SigHandler::Handler(end)) };
     }
 }
