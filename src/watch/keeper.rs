@@ -89,7 +89,10 @@ impl Keeper {
             (report, seen) = (kept, at);
         }
         self.asked.settle = std::time::Duration::ZERO;
-        self.seen = seen;
+        // A device that went away comes back, and is mended then from what was seen before.
+        if seen.is_some() || report.verdict != Verdict::Absent {
+            self.seen = seen;
+        }
         self.conclude(report);
     }
 
