@@ -39,7 +39,7 @@ struct Work {
     warnings: Vec<Warning>,
     /// The last view of things, for a report on a step that failed.
     view: Option<Report>,
-    /// What was seen when nothing was left to do.
+    /// What was seen when nothing was left to do, or nothing could be done.
     seen: Option<Observed>,
 }
 
@@ -84,9 +84,14 @@ impl Work {
             let mut report = snapshot::report(&seen, &decision, config);
             let steps = match decision.course {
                 Course::Refuse(ref refusal) => {
+                    self.seen = Some(seen);
                     return Ok(self.refuse(report, refusal.cause, &refusal.text));
                 }
-                Course::Absent { .. } => return self.absent(config, &seen, decision, report),
+                Course::Absent { .. } => {
+                    let report = self.absent(config, &seen, decision, report);
+                    self.seen = Some(seen);
+                    return report;
+                }
                 Course::Act(ref steps) => steps,
             };
             self.note_old_number(&seen, &decision);

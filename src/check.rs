@@ -46,7 +46,7 @@ pub fn check(config: &Config) -> Report {
 
 /// What was proven is the node's device. A container that was not given the node's /dev has another
 /// one, or none, and its QEMU opens that.
-fn find_private_device(report: &mut Report, pods: &Path, config: &Config) {
+pub fn find_private_device(report: &mut Report, pods: &Path, config: &Config) {
     let Ok(Some(device)) = Device::find(&config.device) else {
         return;
     };

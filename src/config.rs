@@ -140,6 +140,10 @@ pub struct Config {
     pub format: Format,
     /// Whether nothing may be changed.
     pub dry_run: bool,
+    /// `watch`: the number with which QEMU could open the device last.
+    pub kept: Option<Gid>,
+    /// `watch`: whether another container may hold the inode of `group_file_out`.
+    pub in_place: bool,
     /// `watch`: when all is looked at again though nothing happened.
     pub recheck: Duration,
     /// `watch`: where the metrics go.
@@ -371,6 +375,8 @@ impl Layers {
                 .value("format", values::format)?
                 .unwrap_or(Format::Table),
             dry_run: self.value("dry-run", values::bool)?.unwrap_or(false),
+            kept: None,
+            in_place: false,
             recheck: self.value("recheck", values::recheck)?.unwrap_or(RECHECK),
             metrics_file: path("metrics-file")?,
             status_file: path("status-file")?,

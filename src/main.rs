@@ -10,6 +10,8 @@ use libvirt_kvm_init::config::{Config, Format};
 use libvirt_kvm_init::exit::{Usage, Verdict};
 use libvirt_kvm_init::report::Report;
 use libvirt_kvm_init::sys::end_on_request;
+#[cfg(feature = "watch")]
+use libvirt_kvm_init::sys::end_well_on_request;
 use libvirt_kvm_init::sys::root::read_here;
 use libvirt_kvm_init::{apply, check, monitors, table};
 
@@ -63,13 +65,13 @@ fn resolve(options: &Options) -> Result<Config, Usage> {
 fn watch(given: libvirt_kvm_init::cli::WatchOptions) -> ExitCode {
     let mut options = given.options;
     options.watch = given.watch;
+    end_well_on_request();
     start_log(options.verbose, options.quiet);
-    let again = || resolve(&options);
-    let config = match again() {
+    let again = || match resolve(&options) {
         Ok(config) if config.dry_run => Err(Usage("watch has no --dry-run: see check".to_owned())),
         config => config,
     };
-    match config {
+    match again() {
         Ok(config) => {
             let format = config.format;
             let told = |report: &Report| {

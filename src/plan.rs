@@ -220,6 +220,10 @@ fn candidates(seen: &Observed, config: &Config) -> Vec<Candidate> {
         let source = Source::HostGroup;
         found.push(Candidate { gid, source, at });
     }
+    if let Some(gid) = config.kept {
+        let (source, at) = (Source::Kept, "what worked last".to_owned());
+        found.push(Candidate { gid, source, at });
+    }
     if let Some(node) = seen.device.as_ref().filter(|node| node.facts.is_kvm())
         && !node.unmapped
     {

@@ -84,9 +84,13 @@ fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
             let new = aligned(step, &file)?;
             let (fd, path, name) = open_folder(out).map_err(out_advice)?;
             let folder = Folder::lock(fd, path).map_err(out_advice)?;
-            folder
-                .replace(&name, &new, Rights::Root(0o644))
-                .map_err(out_advice)
+            let rights = Rights::Root(0o644);
+            let written = if config.in_place {
+                folder.overwrite(&name, &new, rights)
+            } else {
+                folder.replace(&name, &new, rights)
+            };
+            written.map_err(out_advice)
         }
     }
 }

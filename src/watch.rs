@@ -9,12 +9,18 @@
 //! What libvirt's QEMU can use comes first: the group file that libvirtd reads is brought in line
 //! before the device (memberships count at the next guest start, without a restart of libvirtd); where
 //! that is not possible the device keeps the number that worked, and that is reported as drift.
+//!
+//! What cannot be seen by an event (a file system that becomes writable in another container, a
+//! libvirtd that starts) is asked for after a second, two, four and so on, as long as the state is not
+//! right.
 
 mod keeper;
+mod publish;
 mod tally;
 mod tug;
+mod voice;
+mod whose;
 
-use std::ffi::OsStr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -30,7 +36,7 @@ use crate::sys::root::Root;
 use crate::sys::{self, end_well_on_request};
 use crate::udev::FOLDERS;
 
-use keeper::Keeper;
+use keeper::{Keeper, Thorough};
 pub use tally::Tally;
 
 /// How long nothing must happen before all is looked at again.
@@ -60,63 +66,118 @@ fn begin(
 ) -> sys::Result<Report> {
     let mut watcher = Watcher::new()?;
     watcher.follow_hangup()?;
+    watcher.follow_mounts();
     // What happens from here on is not missed, whatever the first look takes.
     follow_device(&mut watcher, &config)?;
     let mut keeper = Keeper::new(config);
-    keeper.look();
+    keeper.look(Thorough::Yes);
     if keeper.report().verdict == Verdict::Usage {
         return Ok(keeper.report().clone());
     }
     told(keeper.report());
     keeper.save();
+    let mut watch = Watch {
+        watcher,
+        keeper,
+        problem: None,
+    };
     loop {
-        follow(&mut watcher, keeper.config());
-        wait_and_act(&mut watcher, &mut keeper, &again)?;
+        watch.follow();
+        watch.until_looked_at(&again)?;
     }
 }
 
-/// Until all has been looked at again.
-fn wait_and_act(
-    watcher: &mut Watcher,
-    keeper: &mut Keeper,
-    again: &impl Fn() -> Result<Config, Usage>,
-) -> sys::Result<()> {
-    let recheck = Instant::now() + keeper.config().recheck;
-    let mut quiet: Option<Instant> = None;
-    let mut latest: Option<Instant> = None;
-    loop {
-        let due = match keeper.paused_until() {
-            None => [Some(recheck), quiet, latest].into_iter().flatten().min(),
-            until => until,
-        };
-        let news = watcher.wait(due)?;
-        let now = Instant::now();
-        if news.any() {
-            latest.get_or_insert(now + NEVER_LATER);
-            quiet = Some(now + QUIET);
-        }
-        let paused = keeper.paused_until().is_some_and(|until| now < until);
-        match news {
-            News { hangup: true, .. } => match again() {
-                Ok(config) => {
-                    log::info!("the configuration was read again");
-                    keeper.configure(config);
-                    keeper.look();
-                    keeper.save();
-                    return Ok(());
+struct Watch {
+    watcher: Watcher,
+    keeper: Keeper,
+    /// What was said last about a folder that cannot be followed.
+    problem: Option<String>,
+}
+
+impl Watch {
+    /// Until all has been looked at again.
+    fn until_looked_at(&mut self, again: &impl Fn() -> Result<Config, Usage>) -> sys::Result<()> {
+        let recheck = Instant::now() + self.keeper.recheck();
+        let mut quiet: Option<Instant> = None;
+        let mut latest: Option<Instant> = None;
+        loop {
+            let due = [Some(recheck), quiet, latest].into_iter().flatten().min();
+            let mut news = match self.keeper.paused_until() {
+                Some(until) => self.watcher.rest(until)?,
+                None => self.watcher.wait(due)?,
+            };
+            if news.folders {
+                let more = self.follow();
+                news.device |= more.device;
+                news.files |= more.files;
+                // Whatever was mounted may be what was missing.
+                news.files |= !self.keeper.is_right();
+            }
+            if news.hangup && self.configure(again) {
+                return Ok(());
+            }
+            let now = Instant::now();
+            let over = |due: Option<Instant>| due.is_some_and(|due| now >= due);
+            // A flood costs one look at its beginning, and the next one when it is over.
+            if news.files && self.keeper.looked_before(now) >= QUIET {
+                self.keeper.look(Thorough::No);
+            } else if news.device || self.keeper.paused_until().is_some() {
+                self.keeper.heal();
+            }
+            if over(Some(recheck)) {
+                self.keeper.look(Thorough::Yes);
+            } else if over(quiet) && !news.device && !news.files || over(latest) {
+                self.keeper.look(Thorough::No);
+            } else {
+                if news.device || news.files {
+                    quiet = Some(now + QUIET);
+                    latest.get_or_insert(now + NEVER_LATER);
                 }
-                Err(usage) => log::warn!("the configuration stays as it was: {usage}"),
-            },
-            News { files: true, .. } => keeper.look(),
-            _ if paused => {}
-            _ => keeper.heal(),
-        }
-        let over = |due: Option<Instant>| due.is_some_and(|due| Instant::now() >= due);
-        if !paused && (over(quiet) || over(latest) || over(Some(recheck))) {
-            keeper.look();
-            keeper.save();
+                continue;
+            }
+            self.keeper.save();
             return Ok(());
         }
+    }
+
+    /// Whether there is another configuration than before.
+    fn configure(&mut self, again: &impl Fn() -> Result<Config, Usage>) -> bool {
+        match again() {
+            Ok(config) => {
+                log::info!("the configuration was read again");
+                self.keeper.configure(config);
+                self.keeper.look(Thorough::Yes);
+                self.keeper.save();
+                true
+            }
+            Err(usage) => {
+                log::warn!("the configuration stays as it was: {usage}");
+                false
+            }
+        }
+    }
+
+    /// Folders come and go, so that each is followed anew whenever all is looked at; that costs little
+    /// where it is followed already.
+    fn follow(&mut self) -> News {
+        self.watcher.follow_process(self.keeper.libvirtd());
+        let config = self.keeper.config();
+        let mut problems = Vec::new();
+        let news = self.watcher.follow_anew(|watcher| {
+            problems.extend(follow_device(watcher, config).err());
+            follow_files(watcher, config, &mut problems);
+        });
+        let problem = problems.first().map(|error| match error.advice() {
+            Some(advice) => format!("{error}; {advice}"),
+            None => error.to_string(),
+        });
+        if self.problem != problem {
+            if let Some(problem) = &problem {
+                log::warn!("what happens there is seen when all is looked at again: {problem}");
+            }
+            self.problem = problem;
+        }
+        news
     }
 }
 
@@ -128,19 +189,17 @@ fn follow_device(watcher: &mut Watcher, config: &Config) -> sys::Result<bool> {
     watcher.follow_device(folder.unwrap_or(here), name)
 }
 
-/// Folders come and go, so that each is followed anew whenever all is looked at; that costs nothing
-/// where it is followed already.
-fn follow(watcher: &mut Watcher, config: &Config) {
-    let mut problems = Vec::new();
-    match follow_device(watcher, config) {
-        Ok(true) => {}
-        Ok(false) => log::debug!("there is no folder of {}", config.device.display()),
-        Err(error) => problems.push(error),
-    }
+fn follow_files(watcher: &mut Watcher, config: &Config, problems: &mut Vec<sys::CallError>) {
     let one = |path: &'static str| {
-        let (folder, name) = path.rsplit_once('/').unwrap_or((".", path));
-        (folder, Names::One(OsStr::new(name).to_owned()))
+        let folder = path.rsplit_once('/').map_or(".", |(folder, _)| folder);
+        (folder, Names::last_of(Path::new(path)))
     };
+    for path in [&config.group_file_out, &config.qemu_conf]
+        .into_iter()
+        .flatten()
+    {
+        problems.extend(watcher.follow_file(path).err());
+    }
     if let Ok(root) = Root::open(&config.root) {
         for file in [GROUP_FILE, "etc/passwd", "etc/libvirt/qemu.conf"] {
             let (folder, names) = one(file);
@@ -154,8 +213,5 @@ fn follow(watcher: &mut Watcher, config: &Config) {
         for (folder, names) in files.chain(records).chain(rules) {
             problems.extend(watcher.follow_files(&root, folder, names).err());
         }
-    }
-    for problem in problems {
-        log::debug!("{problem}");
     }
 }

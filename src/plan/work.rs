@@ -100,18 +100,27 @@ fn wants(seen: &Observed, config: &Config, target: Gid, member: Option<Vec<u8>>)
     }];
     // Without a member there is nobody whom another number could lock out.
     if member.is_some() && !seen.pod.is_host {
-        wants.extend(
-            further_numbers(seen, config, target)
-                .0
-                .into_iter()
-                .map(|gid| GroupWant {
-                    group: format!("{name}-{gid}"),
-                    gid,
-                    member: member.clone(),
-                }),
-        );
+        let mut numbers = further_numbers(seen, config, target).0;
+        numbers.extend(number_to_leave(seen, config, target));
+        numbers.dedup();
+        wants.extend(numbers.into_iter().map(|gid| GroupWant {
+            group: format!("{name}-{gid}"),
+            gid,
+            member: member.clone(),
+        }));
     }
     wants
+}
+
+/// The number that the device is about to leave: until it has, and wherever the new one cannot be
+/// given to it, guests start with that one.
+fn number_to_leave(seen: &Observed, config: &Config, target: Gid) -> Option<Gid> {
+    let file = seen.pod.group.as_deref().unwrap_or_default();
+    let kept = config.kept.filter(|kept| *kept != target)?;
+    collisions(file, config, kept)
+        .next()
+        .is_none()
+        .then_some(kept)
 }
 
 /// Brings a group file in line with one group after the other.

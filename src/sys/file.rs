@@ -108,6 +108,20 @@ impl Folder {
         self.settle(name, &new)
     }
 
+    /// The same, but a regular file that stands there stays the same inode: another container may
+    /// have it mounted, and would never see a new one.
+    ///
+    /// # Errors
+    /// As [`Folder::replace`], and `EMLINK` for a file with other names.
+    pub fn overwrite(&self, name: &str, content: &[u8], rights: Rights) -> Result<()> {
+        match self.find(name)? {
+            Some((_, stat)) if kind(&stat) == SFlag::S_IFREG => {
+                self.write_in_place(name, content, rights)
+            }
+            _ => self.replace(name, content, rights),
+        }
+    }
+
     /// A renamed file is durable once its folder is; and it must be the one that was written.
     fn settle(&self, name: &str, new: &File) -> Result<()> {
         let path = || self.path.join(name).display().to_string();

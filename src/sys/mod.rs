@@ -47,6 +47,9 @@ impl CallError {
             Errno::EMFILE | Errno::ENFILE if self.call.starts_with("inotify") => {
                 Some("raise fs.inotify.max_user_instances on the node (sysctl)")
             }
+            Errno::ENOSPC if self.call.starts_with("inotify") => {
+                Some("raise fs.inotify.max_user_watches on the node (sysctl)")
+            }
             Errno::ENOSYS => Some("it needs Linux 5.6 or newer"),
             Errno::EINVAL | Errno::EISDIR => Some("expected a regular file there"),
             Errno::EFBIG => Some("expected at most 64 MiB there"),

@@ -128,11 +128,27 @@ pub fn end_well_on_request() {
 
 /// `end` does nothing but to end the process.
 fn on_request(end: extern "C" fn(libc::c_int)) {
-    use nix::sys::signal::{SigHandler, Signal, signal};
+    use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+    let mut both = SigSet::empty();
     for number in [Signal::SIGTERM, Signal::SIGINT] {
+        both.add(number);
         // SAFETY: the handlers make one call, _exit(2), which is async-signal-safe.
         let _ = unsafe { signal(number, SigHandler::Handler(end)) };
     }
+    // Whoever started this process may have blocked them, and that is handed on.
+    let _ = both.thread_unblock();
+}
+
+/// pidfd_open(2), Linux 5.3: readable once the process has ended.
+#[cfg(feature = "watch")]
+pub fn pidfd_open(pid: u32) -> Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: two integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = Errno::result(fd)?;
+    let fd = RawFd::try_from(fd).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just made this descriptor, close-on-exec, for this caller alone.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
 }
 
 /// Closes every descriptor but `keep` (close_range(2), Linux 5.9; one by one before that).
