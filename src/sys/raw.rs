@@ -140,7 +140,6 @@ fn on_request(end: extern "C" fn(libc::c_int)) {
 }
 
 /// pidfd_open(2), Linux 5.3: readable once the process has ended.
-#[cfg(feature = "watch")]
 pub fn pidfd_open(pid: u32) -> Result<std::os::fd::OwnedFd> {
     use std::os::fd::FromRawFd;
     // SAFETY: two integers.

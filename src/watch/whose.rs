@@ -126,15 +126,9 @@ mod tests {
         // Two daemons of one container, and two containers.
         let both = [libvirtd(7, one), daemon(8, "virtqemud", one)];
         assert_eq!(pick(own, host, &both), of(7, one));
-        assert!(unclear(&pick(
-            own,
-            host,
-            own,
-            host,
-            &[libvirtd(7, one), libvirtd(8, other)]
-        )));
-        let two = [libvirtd(7, one), libvirtd(8, other)];
-        assert_eq!(choose(own, host, &two, Some(8)), of(8, other));
+        let both = [libvirtd(7, one), libvirtd(8, other)];
+        assert!(unclear(&pick(own, host, &both)));
+        assert_eq!(choose(own, host, &both, Some(8)), of(8, other));
         // What cannot be seen may be the node's.
         assert!(unclear(&pick(own, None, &[libvirtd(7, one)])));
         assert!(unclear(&pick(own, host, &[libvirtd(7, None)])));
