@@ -2,6 +2,8 @@
 //! the device last, so that a run that is killed in between leaves a device that is no more open
 //! than before.
 
+use std::time::Duration;
+
 use crate::check;
 use crate::config::{Config, Missing};
 use crate::exit::Verdict;
@@ -18,6 +20,10 @@ use crate::sys::settle::{self, Settled};
 /// How often the work is done again when somebody else changes the device meanwhile, before that
 /// is reported. udevd answering a reloaded module is over after one.
 const ROUNDS: usize = 5;
+
+/// How long the start of a guest takes at most from when libvirt looks up QEMU's groups (`virExec`)
+/// until it copies the device into the guest's own /dev (`qemuDomainBuildNamespace`).
+const STARTS: Duration = Duration::from_secs(1);
 
 /// Does what was asked and reports it.
 pub fn apply(config: &Config) -> Report {
@@ -227,6 +233,17 @@ impl Work {
             change.applied = true;
         }
         log::info!("{}", steps::line(step));
+        // The old number is good for a guest that is starting now, the new one is not.
+        if matches!(step, Step::GroupFile(_)) && self.leaves(config) {
+            std::thread::sleep(STARTS);
+        }
         Ok(())
+    }
+
+    /// Whether the device is about to leave a number with which QEMU can open it (`watch`).
+    fn leaves(&self, config: &Config) -> bool {
+        let target = self.view.as_ref().and_then(|view| view.target.as_ref());
+        let kept = config.kept.map(nix::unistd::Gid::as_raw);
+        kept.is_some() && kept != target.map(|target| target.gid)
     }
 }

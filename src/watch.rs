@@ -82,8 +82,9 @@ fn begin(
         problem: None,
     };
     loop {
-        watch.follow();
-        watch.until_looked_at(&again)?;
+        // What happened in a folder before it was followed is looked at like an event.
+        let news = watch.follow();
+        watch.until_looked_at(news, &again)?;
     }
 }
 
@@ -96,23 +97,16 @@ struct Watch {
 
 impl Watch {
     /// Until all has been looked at again.
-    fn until_looked_at(&mut self, again: &impl Fn() -> Result<Config, Usage>) -> sys::Result<()> {
+    fn until_looked_at(
+        &mut self,
+        first: News,
+        again: &impl Fn() -> Result<Config, Usage>,
+    ) -> sys::Result<()> {
         let recheck = Instant::now() + self.keeper.recheck();
         let mut quiet: Option<Instant> = None;
         let mut latest: Option<Instant> = None;
+        let mut news = first;
         loop {
-            let due = [Some(recheck), quiet, latest].into_iter().flatten().min();
-            let mut news = match self.keeper.paused_until() {
-                Some(until) => self.watcher.rest(until)?,
-                None => self.watcher.wait(due)?,
-            };
-            if news.folders {
-                let more = self.follow();
-                news.device |= more.device;
-                news.files |= more.files;
-                // Whatever was mounted may be what was missing.
-                news.files |= !self.keeper.is_right();
-            }
             if news.hangup && self.configure(again) {
                 return Ok(());
             }
@@ -124,19 +118,34 @@ impl Watch {
             } else if news.device || self.keeper.paused_until().is_some() {
                 self.keeper.heal();
             }
-            if over(Some(recheck)) {
-                self.keeper.look(Thorough::Yes);
-            } else if over(quiet) && !news.device && !news.files || over(latest) {
-                self.keeper.look(Thorough::No);
+            let happened = news.device || news.files;
+            let due = if over(Some(recheck)) {
+                Some(Thorough::Yes)
             } else {
-                if news.device || news.files {
-                    quiet = Some(now + QUIET);
-                    latest.get_or_insert(now + NEVER_LATER);
-                }
-                continue;
+                let is_over = over(quiet) && !happened || over(latest);
+                is_over.then_some(Thorough::No)
+            };
+            if let Some(thorough) = due {
+                self.keeper.look(thorough);
+                self.keeper.save();
+                return Ok(());
             }
-            self.keeper.save();
-            return Ok(());
+            if happened {
+                quiet = Some(now + QUIET);
+                latest.get_or_insert(now + NEVER_LATER);
+            }
+            let due = [Some(recheck), quiet, latest].into_iter().flatten().min();
+            news = match self.keeper.paused_until() {
+                Some(until) => self.watcher.rest(until)?,
+                None => self.watcher.wait(due)?,
+            };
+            if news.folders {
+                let more = self.follow();
+                news.device |= more.device;
+                news.files |= more.files;
+                // Whatever was mounted may be what was missing.
+                news.files |= !self.keeper.is_right();
+            }
         }
     }
 

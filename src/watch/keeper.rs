@@ -44,6 +44,8 @@ pub(super) struct Keeper {
     config: Config,
     /// The libvirtd in another container whose root that is.
     libvirtd: Option<u32>,
+    /// Whether there may be one that was not found yet.
+    seeks: bool,
     /// What was seen last.
     seen: Option<Observed>,
     report: Report,
@@ -72,6 +74,7 @@ impl Keeper {
             config: asked.clone(),
             asked,
             libvirtd: None,
+            seeks: false,
             seen: None,
             report: Report::new(Verdict::Unproven, "nothing was looked at yet"),
             tally: Tally::default(),
@@ -171,6 +174,7 @@ impl Keeper {
         }
         self.asked.settle = Duration::ZERO;
         let lost = self.libvirtd.is_some() && found == Whose::Nobodys;
+        self.seeks = matches!(found, Whose::Nobodys | Whose::Unclear(_));
         self.libvirtd = match found {
             Whose::Of(process) => Some(process.pid),
             // One that ran will run again.
@@ -181,7 +185,7 @@ impl Keeper {
             self.seen = seen;
         }
         self.conclude(report);
-        let waits = lost || !self.is_right() && self.report.verdict != Verdict::Absent;
+        let waits = self.seeks || !self.is_right() && self.report.verdict != Verdict::Absent;
         self.again = waits.then(|| self.again.map_or(SOON_AGAIN, |again| again * 2));
         if self.recheck() == self.asked.recheck {
             self.again = waits.then_some(self.asked.recheck);
@@ -210,6 +214,10 @@ impl Keeper {
     /// Mends the device, from what was seen last of all that decides about it.
     pub(super) fn heal(&mut self) {
         let waited = self.paused_until.take().is_some();
+        if self.seeks {
+            // The chart's lines touch the device just before libvirtd starts.
+            self.again = None;
+        }
         match self.quickly(waited) {
             Ok(true) => {}
             // What was in vain a moment ago is not tried at every event.

@@ -68,8 +68,7 @@ fn another_container_sees_the_group_file_change() {
             .contains(&"kvm:x:7:nova".to_owned())));
         assert_eq!(sees().len(), 3, "only the number that is in use");
         drop(watch);
-        drop(sees);
-        drop(ask);
+        child.kill().unwrap();
         child.wait().unwrap();
     });
 }
