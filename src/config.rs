@@ -142,8 +142,10 @@ pub struct Config {
     pub dry_run: bool,
     /// `watch`: the number with which QEMU could open the device last.
     pub kept: Option<Gid>,
-    /// `watch`: whether another container may hold the inode of `group_file_out`.
-    pub in_place: bool,
+    /// Whether this is `watch`: then another container may hold the inode of `group_file_out`.
+    pub watching: bool,
+    /// `watch`: whether the group file is left as it is, for it cannot be written.
+    pub sealed: bool,
     /// `watch`: when all is looked at again though nothing happened.
     pub recheck: Duration,
     /// `watch`: where the metrics go.
@@ -376,7 +378,8 @@ impl Layers {
                 .unwrap_or(Format::Table),
             dry_run: self.value("dry-run", values::bool)?.unwrap_or(false),
             kept: None,
-            in_place: false,
+            watching: false,
+            sealed: false,
             recheck: self.value("recheck", values::recheck)?.unwrap_or(RECHECK),
             metrics_file: path("metrics-file")?,
             status_file: path("status-file")?,

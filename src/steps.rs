@@ -12,7 +12,7 @@ use crate::plan::{GroupStep, Step, align_all};
 use crate::report::{Action, Change};
 use crate::sys::CallError;
 use crate::sys::device::Device;
-use crate::sys::file::{Folder, Rights, open_folder};
+use crate::sys::file::{Folder, LOCK_WAIT, Rights, open_folder};
 use crate::sys::root::Root;
 
 /// Does one step.
@@ -54,10 +54,16 @@ fn device_advice(error: CallError) -> anyhow::Error {
 fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
     let root = Root::open(&config.root)?;
     let source = root.join(GROUP_FILE);
+    // `watch` tries again, and has a device to look after meanwhile.
+    let longest = if config.watching {
+        LOCK_WAIT / 10
+    } else {
+        LOCK_WAIT
+    };
     match &step.out {
         None => {
             let (fd, name) = root.folder_of(GROUP_FILE)?;
-            let folder = Folder::lock(fd, root.join("etc")).map_err(file_advice)?;
+            let folder = Folder::lock(fd, root.join("etc"), longest).map_err(file_advice)?;
             let read = folder.read(&name).map_err(|error| -> anyhow::Error {
                 match error.errno {
                     Errno::ELOOP => Refused(format!(
@@ -83,9 +89,9 @@ fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
                 .ok_or_else(|| anyhow::anyhow!("{} went away", source.display()))?;
             let new = aligned(step, &file)?;
             let (fd, path, name) = open_folder(out).map_err(out_advice)?;
-            let folder = Folder::lock(fd, path).map_err(out_advice)?;
+            let folder = Folder::lock(fd, path, longest).map_err(out_advice)?;
             let rights = Rights::Root(0o644);
-            let written = if config.in_place {
+            let written = if config.watching {
                 folder.overwrite(&name, &new, rights)
             } else {
                 folder.replace(&name, &new, rights)

@@ -112,17 +112,24 @@ impl Watch {
             }
             let now = Instant::now();
             let over = |due: Option<Instant>| due.is_some_and(|due| now >= due);
+            let waited = self.keeper.paused_until().is_some();
             // A flood costs one look at its beginning, and the next one when it is over.
             if news.files && self.keeper.looked_before(now) >= QUIET {
                 self.keeper.look(Thorough::No);
-            } else if news.device || self.keeper.paused_until().is_some() {
+            } else if news.device || waited {
                 self.keeper.heal();
+            }
+            if waited {
+                // Whether this change holds shows by the next event, and then by a quiet moment.
+                quiet = Some(now + QUIET);
+                latest = None;
             }
             let happened = news.device || news.files;
             let due = if over(Some(recheck)) {
                 Some(Thorough::Yes)
             } else {
-                let is_over = over(quiet) && !happened || over(latest);
+                let paused = self.keeper.paused_until().is_some();
+                let is_over = !paused && (over(quiet) && !happened || over(latest));
                 is_over.then_some(Thorough::No)
             };
             if let Some(thorough) = due {

@@ -47,7 +47,7 @@ pub fn steps(
         steps.extend(step.map(Step::GroupFile));
         aligned
     } else {
-        Cow::Borrowed(pod.group.as_deref().unwrap_or_default())
+        Cow::Borrowed(pod.effective_group().unwrap_or_default())
     };
     let configured = Configured {
         given: config.qemu_group.as_ref(),
@@ -147,7 +147,7 @@ pub fn align_all<'a>(
 
 /// On the node itself the group file is never edited; a file of its own can be made from it.
 pub fn writes_group_file(seen: &Observed, config: &Config) -> bool {
-    !seen.pod.is_host || config.group_file_out.is_some()
+    !config.sealed && (!seen.pod.is_host || config.group_file_out.is_some())
 }
 
 /// The group file as it shall be, and the step to it if it is not so yet.

@@ -43,17 +43,17 @@ pub enum Rights {
 }
 
 impl Folder {
-    /// Locks the folder, waiting up to [`LOCK_WAIT`] for another run. `path` is for messages.
+    /// Locks the folder, waiting up to `longest` for another run. `path` is for messages.
     ///
     /// # Errors
     /// `EWOULDBLOCK` when the wait was in vain.
-    pub fn lock(fd: OwnedFd, path: PathBuf) -> Result<Self> {
+    pub fn lock(fd: OwnedFd, path: PathBuf, longest: Duration) -> Result<Self> {
         let start = Instant::now();
         let mut fd = fd;
         loop {
             match Flock::lock(fd, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => return Ok(Self { lock, path }),
-                Err((back, Errno::EWOULDBLOCK)) if start.elapsed() < LOCK_WAIT => {
+                Err((back, Errno::EWOULDBLOCK)) if start.elapsed() < longest => {
                     fd = back;
                     sleep(LOCK_POLL);
                 }

@@ -152,6 +152,7 @@ impl Keeper {
         if let Some(good) = self.stuck_with(&report) {
             self.config.gid = Some((good, Origin::Kept));
             self.config.strict = false;
+            self.config.sealed = true;
             self.keeps = Some(format!(
                 "the device keeps the number {good}, which QEMU can use: {}",
                 report.summary
@@ -207,7 +208,7 @@ impl Keeper {
             _ => {}
         }
         config.kept = self.good;
-        config.in_place = true;
+        config.watching = true;
         config
     }
 

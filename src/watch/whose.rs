@@ -35,18 +35,23 @@ pub(super) fn whose(asked: &Config, daemons: &[Process], before: Option<u32>) ->
         _ => None,
     };
     let own = Root::open(here).and_then(|root| root.id()).ok();
-    choose(own, host, daemons, before)
+    // A root that holds only parts of the node's is another folder than its own.
+    let nodes = [host, place::nodes_own_root()];
+    choose(own, nodes, daemons, before)
 }
 
 type Id = Option<(u64, u64)>;
 
-fn choose(own: Id, host: Id, daemons: &[Process], before: Option<u32>) -> Whose {
+fn choose(own: Id, nodes: [Id; 2], daemons: &[Process], before: Option<u32>) -> Whose {
+    let [host, _] = nodes;
     let libvirtds = || daemons.iter().filter(|process| is_libvirtd(process));
-    if own != host && libvirtds().any(|process| process.root.is_some() && process.root == own) {
+    if !nodes.contains(&own)
+        && libvirtds().any(|process| process.root.is_some() && process.root == own)
+    {
         return Whose::Own;
     }
     let way_out = "give --root, or --group-file-out";
-    let is_hosts = |process: &&Process| process.root.is_some() && process.root == host;
+    let is_hosts = |process: &&Process| process.root.is_some() && nodes.contains(&process.root);
     let mut found: Vec<&Process> = Vec::new();
     for process in libvirtds().filter(|process| !is_hosts(process)) {
         let Process { name, pid, .. } = process;
@@ -102,7 +107,7 @@ mod tests {
         let (own, host, one, other) = (Some((1, 1)), Some((1, 2)), Some((1, 3)), Some((1, 4)));
         let libvirtd = |pid, root| daemon(pid, "libvirtd", root);
         let of = |pid, root| Whose::Of(libvirtd(pid, root));
-        let pick = |own, host, daemons: &[Process]| choose(own, host, daemons, None);
+        let pick = |own, host, daemons: &[Process]| choose(own, [host, None], daemons, None);
         let unclear = |found: &Whose| matches!(found, Whose::Unclear(_));
 
         assert_eq!(pick(own, host, &[]), Whose::Nobodys);
@@ -118,6 +123,11 @@ mod tests {
             pick(host, host, &[libvirtd(7, host), libvirtd(8, one)]),
             of(8, one)
         );
+        let parts = [Some((1, 9)), host];
+        assert_eq!(
+            choose(own, parts, &[libvirtd(7, host)], None),
+            Whose::Nobodys
+        );
         // This very container's.
         assert_eq!(
             pick(own, host, &[libvirtd(7, one), libvirtd(8, own)]),
@@ -128,7 +138,7 @@ mod tests {
         assert_eq!(pick(own, host, &both), of(7, one));
         let both = [libvirtd(7, one), libvirtd(8, other)];
         assert!(unclear(&pick(own, host, &both)));
-        assert_eq!(choose(own, host, &both, Some(8)), of(8, other));
+        assert_eq!(choose(own, [host, None], &both, Some(8)), of(8, other));
         // What cannot be seen may be the node's.
         assert!(unclear(&pick(own, None, &[libvirtd(7, one)])));
         assert!(unclear(&pick(own, host, &[libvirtd(7, None)])));
