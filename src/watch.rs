@@ -15,6 +15,7 @@
 //! right.
 
 mod keeper;
+mod opponent;
 mod publish;
 mod tally;
 mod tug;

@@ -198,7 +198,7 @@ impl Watcher {
         folder: &Path,
         topic: Topic,
         names: Names,
-        events: AddWatchFlags,
+        mut events: AddWatchFlags,
     ) -> Result<bool> {
         let (mut at, mut names, mut way) = (folder, names, false);
         loop {
@@ -206,6 +206,7 @@ impl Watcher {
             match open(at, OFlag::O_PATH | OFlag::O_DIRECTORY) {
                 Err(Errno::ENOENT | Errno::ENOTDIR) if at != folder_of(at) => {
                     (names, way) = (Names::last_of(at), true);
+                    events = AddWatchFlags::empty();
                     at = folder_of(at);
                 }
                 fd => {
@@ -224,6 +225,7 @@ impl Watcher {
     /// What openat2(2) and inotify_add_watch(2) answer.
     pub fn follow_files(&mut self, root: &Root, name: &str, names: Names) -> Result<()> {
         let (mut at, mut names, mut way) = (name, names, false);
+        let mut events = AddWatchFlags::IN_CLOSE_WRITE;
         let fd = loop {
             match root.find_folder(at)? {
                 Some(fd) => break fd,
@@ -231,11 +233,12 @@ impl Watcher {
                 None => {
                     let (folder, last) = at.rsplit_once('/').unwrap_or((".", at));
                     (at, names, way) = (folder, Names::One(last.into()), true);
+                    events = AddWatchFlags::empty();
                 }
             }
         };
         let call = || format!("inotify_add_watch({})", root.join(at).display());
-        let wd = self.add(&fd, AddWatchFlags::IN_CLOSE_WRITE).named(call)?;
+        let wd = self.add(&fd, events).named(call)?;
         self.keep(wd, Topic::Files, names, way);
         Ok(())
     }

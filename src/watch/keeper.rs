@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::unistd::Gid;
 
+use super::opponent::who_did;
 use super::publish::Published;
 use super::tally::Tally;
 use super::tug::{Move, PATIENCE, Tug};
@@ -13,9 +14,8 @@ use crate::apply::apply_and_see;
 use crate::check;
 use crate::config::{Config, Origin, ProofKind};
 use crate::exit::Verdict;
-use crate::forecast;
 use crate::judge::{conclude, moved, proof};
-use crate::observe::{GROUP_FILE, Node, Observed, look_again};
+use crate::observe::{GROUP_FILE, Observed, look_again};
 use crate::oddities::daemons;
 use crate::place::{self, HostRoot};
 use crate::plan::{Course, Decision, Step, decide};
@@ -398,28 +398,4 @@ fn proven(seen: &Observed, config: &Config, decision: Decision) -> anyhow::Resul
     report.proof = proof(config, seen, &decision, &mut report.warnings)?;
     conclude(&mut report, &decision);
     Ok(report)
-}
-
-/// Who left the device as it is, as far as its numbers tell. `old` is what the pod's group was before.
-fn who_did(seen: &Observed, node: &Node, old: Option<&str>) -> Option<String> {
-    let facts = &node.facts;
-    let numbers = format!("{}:{} {:04o}", facts.uid, facts.gid, facts.mode);
-    let like = |coming: &forecast::Coming| {
-        let its = coming.node.facts;
-        (its.uid, its.gid, its.mode) == (facts.uid, facts.gid, facts.mode)
-    };
-    let coming = forecast::coming(seen);
-    if let Some(coming) = coming.iter().find(|coming| like(coming)) {
-        return Some(format!("{numbers} is what {} gives it", coming.what));
-    }
-    let image = seen.pod.image_gid(forecast::CHARTS_GROUP);
-    let image = image.map(|gid| gid.to_string());
-    let its = facts.gid.to_string();
-    let by_chart = (image.as_deref() == Some(&its) || old == Some(&its)) && facts.mode == 0o660;
-    by_chart.then(|| {
-        format!(
-            "{numbers} is what the chart's libvirt.sh gives it in a container whose group file is \
-             not the aligned one"
-        )
-    })
 }
