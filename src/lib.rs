@@ -41,3 +41,5 @@ pub mod sys;
 pub mod table;
 pub mod udev;
 pub mod udev_read;
+#[cfg(feature = "watch")]
+pub mod watch;

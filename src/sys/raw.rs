@@ -128,14 +128,33 @@ pub fn end_on_request() {
     extern "C" fn end(number: libc::c_int) {
         exit_now(128 + number);
     }
+    on_request(end);
+}
+
+/// The same for what is not wrong to end: the exit code is 0.
+#[cfg(feature = "watch")]
+pub fn end_well_on_request() {
+    extern "C" fn end(_: libc::c_int) {
+        exit_now(0);
+    }
+    on_request(end);
+}
+
+/// `end` does nothing but to end the process.
+fn on_request(end: extern "C" fn(libc::c_int)) {
+    use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+    let mut both = SigSet::empty();
     for number in [Signal::SIGTERM, Signal::SIGINT] {
-        // SAFETY: the handler makes one call, _exit(2), which is async-signal-safe.
+        both.add(number);
+        // SAFETY: the handlers make one call, _exit(2), which is async-signal-safe.
         let was = unsafe { signal(number, SigHandler::Handler(end)) };
         if matches!(was, Ok(SigHandler::SigIgn)) {
             // SAFETY: installs no handler.
             let _ = unsafe { signal(number, SigHandler::SigIgn) };
         }
     }
+    // Whoever started this process may have blocked them, and that is handed on.
+    let _ = both.thread_unblock();
 }
 
 /// What Rust's runtime changes before `main`, as it was before that: bit 0 to 2 for a standard stream
@@ -215,6 +234,17 @@ pub fn become_program(path: &CStr, args: &[CString]) -> Errno {
         Err(errno) => errno,
         Ok(never) => match never {},
     }
+}
+
+/// pidfd_open(2), Linux 5.3: readable once the process has ended.
+pub fn pidfd_open(pid: u32) -> Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: two integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = Errno::result(fd)?;
+    let fd = RawFd::try_from(fd).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just made this descriptor, close-on-exec, for this caller alone.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
 }
 
 /// Closes every descriptor but `keep` (close_range(2), Linux 5.9; one by one before that).
