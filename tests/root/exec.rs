@@ -180,6 +180,18 @@ fn a_command_that_cannot_run_gives_a_shells_codes() {
         let path = format!("/nowhere:{}:{}", at("first"), at("bin"));
         let mut cmd = scene.exec(&["-q"]);
         assert_eq!(ok(cmd.arg("found").env("PATH", path)), "found\n");
+        // Nor does one that cannot be walked: a link to itself, a name that is too long.
+        std::os::unix::fs::symlink("circle", scene.pod.at("circle")).unwrap();
+        let long = "x".repeat(300);
+        for folder in [at("circle"), at(&long)] {
+            let path = format!("{folder}:{}", at("bin"));
+            let mut cmd = scene.exec(&["-q"]);
+            assert_eq!(ok(cmd.arg("found").env("PATH", path)), "found\n");
+        }
+        for (name, want) in [(long.clone(), 127), (at(&long), 126), (at("circle"), 126)] {
+            let (code, _, err) = run(scene.exec(&["-q"]).arg(&name));
+            assert_eq!(code, want, "{err}");
+        }
     });
 }
 
