@@ -63,9 +63,10 @@ pub fn exec(command: &[OsString], apply: impl FnOnce() -> u8) -> Ending {
             "the child that does the work was ended by {signal}, so the command was not started; for \
              SIGKILL see `dmesg` on the node for an out-of-memory kill"
         )),
-        Err(error) => Ending::failed(format!(
+        Err(error) if error.errno == Errno::EAGAIN => Ending::failed(format!(
             "{error}; the limit of processes (pids.max) may be reached"
         )),
+        Err(error) => Ending::failed(error.to_string()),
     }
 }
 
