@@ -135,7 +135,10 @@ fn advise(path: &Path, error: CallError) -> anyhow::Error {
         ),
         Errno::EBUSY => format!("{shown} is a mount point: install into the volume itself"),
         Errno::EROFS => "mount the volume writable in this step".to_owned(),
-        Errno::EPERM | Errno::EACCES => "run this step as root".to_owned(),
+        Errno::EPERM | Errno::EACCES => {
+            "run this step as root; where it is, see `lsattr` for what may not be changed (chattr +i)"
+                .to_owned()
+        }
         Errno::ENOSPC | Errno::EDQUOT => "make space in that volume".to_owned(),
         Errno::EWOULDBLOCK => {
             "another process holds a lock on that folder: find it with `lslocks`, then run again"

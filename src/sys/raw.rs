@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use nix::Result;
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::signal::{SigHandler, Signal, signal};
-use nix::unistd::ForkResult;
+use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
+use nix::unistd::{ForkResult, getpid};
 
 /// getxattr(2), following links: meant for `/proc/self/fd/N`. `None` where the attribute is not
 /// set or the file system has none.
@@ -103,22 +103,49 @@ pub fn fork() -> Result<ForkResult> {
     unsafe { nix::unistd::fork() }
 }
 
+/// What this process had about SIGCHLD.
+#[derive(Debug)]
+pub struct Sigchld {
+    ignored: bool,
+    /// One waits, blocked: a child that was inherited has ended.
+    pending: bool,
+}
+
 /// Lets children wait to be asked for, whatever was inherited. Gives what was.
-pub fn default_sigchld() -> Option<SigHandler> {
+pub fn default_sigchld() -> Sigchld {
+    let pending = pending().is_ok_and(|signals| signals.contains(Signal::SIGCHLD));
     // SAFETY: installs no handler.
-    unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }.ok()
+    let was = unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) };
+    Sigchld {
+        ignored: matches!(was, Ok(SigHandler::SigIgn)),
+        pending,
+    }
 }
 
 /// Puts back what [`default_sigchld`] gave. Where SIGCHLD is blocked, this also takes back the one that
 /// the child's end left pending: setting a signal to be ignored discards it (sigaction(2)), and SIGCHLD
-/// is ignored by default.
-pub fn restore_sigchld(was: Option<SigHandler>) {
-    let was = match was {
-        Some(SigHandler::SigIgn) => SigHandler::SigIgn,
-        _ => SigHandler::SigDfl,
+/// is ignored by default. One that waited before was discarded as well, so it is sent again.
+pub fn restore_sigchld(was: &Sigchld) {
+    let handler = if was.ignored {
+        SigHandler::SigIgn
+    } else {
+        SigHandler::SigDfl
     };
     // SAFETY: installs no handler.
-    let _ = unsafe { signal(Signal::SIGCHLD, was) };
+    let _ = unsafe { signal(Signal::SIGCHLD, handler) };
+    if was.pending {
+        let _ = kill(getpid(), Signal::SIGCHLD);
+    }
+}
+
+/// The signals that wait, sigpending(2).
+fn pending() -> Result<SigSet> {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: the call fills the set, of which zeroes are a valid value.
+    unsafe {
+        Errno::result(libc::sigpending(set.as_mut_ptr()))?;
+        Ok(SigSet::from_sigset_t_unchecked(set.assume_init()))
+    }
 }
 
 /// Makes SIGTERM and SIGINT end this process also where it is the first of a PID namespace: the
