@@ -40,6 +40,8 @@ fn main() -> ExitCode {
         Verb::Check(options) => run(&options, check::check),
         #[cfg(feature = "watch")]
         Verb::Watch(options) => watch(options),
+        #[cfg(feature = "watch")]
+        Verb::Ready { status_file } => say(&libvirt_kvm_init::ready::ready(&status_file), None),
         #[cfg(feature = "logs")]
         Verb::Logs(options) => logs(&options),
     }

@@ -64,7 +64,7 @@ fn begin(
     follow_device(&mut watcher, &config)?;
     let mut keeper = Keeper::new(config);
     keeper.look();
-    if keeper.report().verdict == Verdict::Usage {
+    if keeper.report().verdict == Verdict::Usage && !keeper.waits_for_libvirtd() {
         return Ok(keeper.report().clone());
     }
     told(keeper.report());

@@ -17,6 +17,7 @@ use crate::plan::{Course, Decision, Step, decide};
 use crate::report::{Action, Report};
 use crate::snapshot;
 use crate::steps;
+use crate::sys::root::Root;
 
 /// What is kept, and how that goes.
 pub(super) struct Keeper {
@@ -67,6 +68,16 @@ impl Keeper {
     /// Until when nothing is mended, for somebody undoes it at once.
     pub(super) fn paused_until(&self) -> Option<Instant> {
         self.paused_until
+    }
+
+    /// Whether what is missing comes with a libvirtd: this container has no accounts of its own, so
+    /// that it can only look after somebody else's.
+    pub(super) fn waits_for_libvirtd(&self) -> bool {
+        let own = std::path::Path::new("/");
+        let has_accounts = |root: Root| root.stat("etc/passwd").is_ok_and(|found| found.is_some());
+        self.asked.group_file_out.is_none()
+            && self.config.root == own
+            && !Root::open(own).is_ok_and(has_accounts)
     }
 
     /// Looks at everything and mends it, as `apply` does.
