@@ -42,53 +42,58 @@ fn the_tasks_are_read() {
     assert_eq!(code, 0, "{out}{err}");
 }
 
-#[test]
-#[ignore = "tier: examples"]
-fn the_tasks_install_align_and_are_idempotent() {
-    in_namespace(|| {
-        require_kvm();
-        let binary = scratch().join("binary");
-        fs::copy(program(), &binary).unwrap();
-        fresh_dev();
-        mount_tmpfs(Path::new("/usr/local/bin"), "mode=755");
-        let (node, pod) = (Tree::host(108), Tree::pod(108));
-        bind(Path::new("/dev"), &node.at("dev"));
-        let device = Path::new("/dev/kvm");
-        mknod_kvm(device, 0, 0, 0o600);
-        // To enable a unit takes a systemd that runs.
-        let vars = serde_json::json!({
-            "libvirt_kvm_init_binary": binary, "libvirt_kvm_init_unit": false,
+/// What needs root and KVM.
+mod on_a_node {
+    use super::*;
+
+    #[test]
+    #[ignore = "tier: examples"]
+    fn the_tasks_install_align_and_are_idempotent() {
+        in_namespace(|| {
+            require_kvm();
+            let binary = scratch().join("binary");
+            fs::copy(program(), &binary).unwrap();
+            fresh_dev();
+            mount_tmpfs(Path::new("/usr/local/bin"), "mode=755");
+            let (node, pod) = (Tree::host(108), Tree::pod(108));
+            bind(Path::new("/dev"), &node.at("dev"));
+            let device = Path::new("/dev/kvm");
+            mknod_kvm(device, 0, 0, 0o600);
+            // To enable a unit takes a systemd that runs.
+            let vars = serde_json::json!({
+                "libvirt_kvm_init_binary": binary, "libvirt_kvm_init_unit": false,
+            });
+            let play = |more: &[&str]| {
+                let mut command = playbook(&scratch(), &vars);
+                command
+                    .args(more)
+                    .env("LIBVIRT_KVM_INIT_HOST_ROOT", node.path());
+                command.env("LIBVIRT_KVM_INIT_ROOT", pod.path());
+                let (code, out, err) = run(&mut command);
+                (code, format!("{out}{err}"))
+            };
+            let (code, said) = play(&["--check"]);
+            assert!(
+                code == 0 && !Path::new("/usr/local/bin/libvirt-kvm-init").exists(),
+                "{said}"
+            );
+            let (code, said) = play(&[]);
+            assert!(code == 0 && said.contains("changed=2 "), "{said}");
+            assert!(
+                said.contains("QEMU as nova (42424:108) can open /dev/kvm"),
+                "{said}"
+            );
+            let (code, said) = play(&[]);
+            assert!(code == 0 && said.contains("changed=0 "), "{said}");
+            set_owner(device, 0, 5, 0o660);
+            let (code, said) = play(&[]);
+            assert!(code == 0 && said.contains("changed=1 "), "{said}");
+            // A node without KVM fails the play, unless that is meant.
+            fs::remove_file(device).unwrap();
+            let (code, said) = play(&[]);
+            assert!(code == 2 && said.contains("absent"), "{said}");
+            let (code, said) = play(&["-e", r#"{"libvirt_kvm_init_args": ["--missing=skip"]}"#]);
+            assert!(code == 0 && said.contains("changed=0 "), "{said}");
         });
-        let play = |more: &[&str]| {
-            let mut command = playbook(&scratch(), &vars);
-            command
-                .args(more)
-                .env("LIBVIRT_KVM_INIT_HOST_ROOT", node.path());
-            command.env("LIBVIRT_KVM_INIT_ROOT", pod.path());
-            let (code, out, err) = run(&mut command);
-            (code, format!("{out}{err}"))
-        };
-        let (code, said) = play(&["--check"]);
-        assert!(
-            code == 0 && !Path::new("/usr/local/bin/libvirt-kvm-init").exists(),
-            "{said}"
-        );
-        let (code, said) = play(&[]);
-        assert!(code == 0 && said.contains("changed=2 "), "{said}");
-        assert!(
-            said.contains("QEMU as nova (42424:108) can open /dev/kvm"),
-            "{said}"
-        );
-        let (code, said) = play(&[]);
-        assert!(code == 0 && said.contains("changed=0 "), "{said}");
-        set_owner(device, 0, 5, 0o660);
-        let (code, said) = play(&[]);
-        assert!(code == 0 && said.contains("changed=1 "), "{said}");
-        // A node without KVM fails the play, unless that is meant.
-        fs::remove_file(device).unwrap();
-        let (code, said) = play(&[]);
-        assert!(code == 2 && said.contains("absent"), "{said}");
-        let (code, said) = play(&["-e", "libvirt_kvm_init_missing=skip"]);
-        assert!(code == 0 && said.contains("changed=0 "), "{said}");
-    });
+    }
 }

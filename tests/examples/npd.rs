@@ -117,33 +117,38 @@ fn plugin(rule: &Rule, node: &Tree, pod: &Tree, more: &[(&str, &str)]) -> (i32, 
     (code, said.to_owned())
 }
 
-#[test]
-#[ignore = "tier: examples"]
-fn the_plugin_says_fine_problem_and_unknown() {
-    in_namespace(|| {
-        require_kvm();
-        fresh_dev();
-        let (node, pod) = (Tree::host(108), Tree::pod(108));
-        bind(Path::new("/dev"), &node.at("dev"));
-        let device = Path::new("/dev/kvm");
-        for name in CONFIGS {
-            for rule in &config(name).rules {
-                assert_eq!(rule.path, "/usr/local/bin/libvirt-kvm-init");
-                let (code, said) = plugin(rule, &node, &pod, &[]);
-                assert!(code == 1 && said.starts_with("absent"), "{code} {said}");
-                mknod_kvm(device, 0, 108, 0o660);
-                let (code, said) = plugin(rule, &node, &pod, &[]);
-                assert!(code == 0 && said.starts_with("ok: "), "{code} {said}");
-                set_owner(device, 0, 5, 0o600);
-                let (code, said) = plugin(rule, &node, &pod, &[]);
-                assert!(
-                    code == 1 && said.starts_with("drift (ownership): "),
-                    "{code} {said}"
-                );
-                let wrong = [("LIBVIRT_KVM_INIT_GID", "none")];
-                assert_eq!(plugin(rule, &node, &pod, &wrong).0, 2);
-                std::fs::remove_file(device).unwrap();
+/// What needs root and KVM.
+mod on_a_node {
+    use super::*;
+
+    #[test]
+    #[ignore = "tier: examples"]
+    fn the_plugin_says_fine_problem_and_unknown() {
+        in_namespace(|| {
+            require_kvm();
+            fresh_dev();
+            let (node, pod) = (Tree::host(108), Tree::pod(108));
+            bind(Path::new("/dev"), &node.at("dev"));
+            let device = Path::new("/dev/kvm");
+            for name in CONFIGS {
+                for rule in &config(name).rules {
+                    assert_eq!(rule.path, "/usr/local/bin/libvirt-kvm-init");
+                    let (code, said) = plugin(rule, &node, &pod, &[]);
+                    assert!(code == 1 && said.starts_with("absent"), "{code} {said}");
+                    mknod_kvm(device, 0, 108, 0o660);
+                    let (code, said) = plugin(rule, &node, &pod, &[]);
+                    assert!(code == 0 && said.starts_with("ok: "), "{code} {said}");
+                    set_owner(device, 0, 5, 0o600);
+                    let (code, said) = plugin(rule, &node, &pod, &[]);
+                    assert!(
+                        code == 1 && said.starts_with("drift (ownership): "),
+                        "{code} {said}"
+                    );
+                    let wrong = [("LIBVIRT_KVM_INIT_GID", "none")];
+                    assert_eq!(plugin(rule, &node, &pod, &wrong).0, 2);
+                    std::fs::remove_file(device).unwrap();
+                }
             }
-        }
-    });
+        });
+    }
 }

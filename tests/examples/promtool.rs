@@ -119,59 +119,64 @@ fn the_dashboards_queries_are_read() {
     promtool(&["check", "rules", path.to_str().unwrap()], None);
 }
 
-/// What `check` and `watch` really write, in a good and in a bad state, passes Prometheus' linter.
-#[test]
-#[ignore = "tier: examples"]
-fn prometheus_accepts_what_the_program_writes() {
-    in_namespace(|| {
-        require_kvm();
-        fresh_dev();
-        let (node, pod) = (Tree::host(108), Tree::pod(108));
-        bind(Path::new("/dev"), &node.at("dev"));
-        let device = Path::new("/dev/kvm");
-        mknod_kvm(device, 0, 108, 0o660);
-        let command = |verb: &str| {
-            let mut command = Command::new(program());
-            command.arg(verb).env_clear();
-            command.arg("--host-root").arg(node.path());
-            command.arg("--root").arg(pod.path());
-            command
-        };
-        for mode in [0o660, 0o666, 0o000] {
-            set_owner(device, 0, 108, mode);
-            let (_, text, err) = run(command("check").arg("--format=prometheus"));
-            assert!(text.contains("libvirt_kvm_init_verdict"), "{text}{err}");
-            promtool(&["check", "metrics"], Some(&text));
-        }
-        let file = scratch().join("metrics.prom");
-        let mut watch = command("watch");
-        watch.arg("--metrics-file").arg(&file).stderr(Stdio::null());
-        let mut child = watch.stdout(Stdio::null()).spawn().unwrap();
-        let until = |wanted: &str| {
-            for _ in 0..100 {
-                let text = fs::read_to_string(&file).unwrap_or_default();
-                if text.lines().any(|line| line == wanted) {
-                    return text;
-                }
-                std::thread::sleep(Duration::from_millis(100));
+/// What needs root and KVM.
+mod on_a_node {
+    use super::*;
+
+    /// What `check` and `watch` really write, in a good and in a bad state, passes Prometheus' linter.
+    #[test]
+    #[ignore = "tier: examples"]
+    fn prometheus_accepts_what_the_program_writes() {
+        in_namespace(|| {
+            require_kvm();
+            fresh_dev();
+            let (node, pod) = (Tree::host(108), Tree::pod(108));
+            bind(Path::new("/dev"), &node.at("dev"));
+            let device = Path::new("/dev/kvm");
+            mknod_kvm(device, 0, 108, 0o660);
+            let command = |verb: &str| {
+                let mut command = Command::new(program());
+                command.arg(verb).env_clear();
+                command.arg("--host-root").arg(node.path());
+                command.arg("--root").arg(pod.path());
+                command
+            };
+            for mode in [0o660, 0o666, 0o000] {
+                set_owner(device, 0, 108, mode);
+                let (_, text, err) = run(command("check").arg("--format=prometheus"));
+                assert!(text.contains("libvirt_kvm_init_verdict"), "{text}{err}");
+                promtool(&["check", "metrics"], Some(&text));
             }
-            panic!(
-                "no {wanted}: {}",
-                fs::read_to_string(&file).unwrap_or_default()
-            )
-        };
-        until("libvirt_kvm_init_ready 1");
-        set_owner(device, 0, 5, 0o660);
-        let text = until("libvirt_kvm_init_heals_total{action=\"set-device-owner\"} 1");
-        assert!(text.contains("last_heal_timestamp_seconds"), "{text}");
-        ok(Command::new("kill").arg(child.id().to_string()));
-        assert_eq!(child.wait().unwrap().code(), Some(0));
-        promtool(&["check", "metrics"], Some(&text));
-        // What the README reckons with: see «The fleet».
-        let series = text.lines().filter(|line| !line.starts_with('#')).count();
-        assert!(
-            series <= 26 && text.len() <= 2_500,
-            "{series} series\n{text}"
-        );
-    });
+            let file = scratch().join("metrics.prom");
+            let mut watch = command("watch");
+            watch.arg("--metrics-file").arg(&file).stderr(Stdio::null());
+            let mut child = watch.stdout(Stdio::null()).spawn().unwrap();
+            let until = |wanted: &str| {
+                for _ in 0..100 {
+                    let text = fs::read_to_string(&file).unwrap_or_default();
+                    if text.lines().any(|line| line == wanted) {
+                        return text;
+                    }
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                panic!(
+                    "no {wanted}: {}",
+                    fs::read_to_string(&file).unwrap_or_default()
+                )
+            };
+            until("libvirt_kvm_init_ready 1");
+            set_owner(device, 0, 5, 0o660);
+            let text = until("libvirt_kvm_init_heals_total{action=\"set-device-owner\"} 1");
+            assert!(text.contains("last_heal_timestamp_seconds"), "{text}");
+            ok(Command::new("kill").arg(child.id().to_string()));
+            assert_eq!(child.wait().unwrap().code(), Some(0));
+            promtool(&["check", "metrics"], Some(&text));
+            // What the README reckons with: see «The fleet».
+            let series = text.lines().filter(|line| !line.starts_with('#')).count();
+            assert!(
+                series <= 26 && text.len() <= 2_500,
+                "{series} series\n{text}"
+            );
+        });
+    }
 }

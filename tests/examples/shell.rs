@@ -14,16 +14,21 @@ fn shellcheck_has_nothing_to_say() {
     assert_eq!(said, "");
 }
 
-/// It makes a namespace of its own.
-#[test]
-#[ignore = "tier: examples"]
-fn the_incident_is_told_to_its_end() {
-    require_root();
-    let story = ok(Command::new(project(SCRIPT))
-        .arg(program())
-        .env("NO_COLOR", "1"));
-    let end = story
-        .find("5. The node's udev handles another event")
-        .unwrap();
-    assert!(story[..end].contains("exit code 0"), "{story}");
+/// What needs root and KVM.
+mod on_a_node {
+    use super::*;
+
+    /// It makes a namespace of its own.
+    #[test]
+    #[ignore = "tier: examples"]
+    fn the_incident_is_told_to_its_end() {
+        require_root();
+        let story = ok(Command::new(project(SCRIPT))
+            .arg(program())
+            .env("NO_COLOR", "1"));
+        let end = story
+            .find("5. The node's udev handles another event")
+            .unwrap();
+        assert!(story[..end].contains("exit code 0"), "{story}");
+    }
 }

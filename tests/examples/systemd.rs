@@ -1,12 +1,16 @@
 //! The unit.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Command;
 
 use clap::Parser;
 use libvirt_kvm_init::cli::{Cli, Verb};
 
-use crate::common::{program, run};
+use crate::common::{
+    Tree, bind, fresh_dev, in_namespace, mknod_kvm, ok, program, require_kvm, run,
+};
 use crate::read;
 
 const UNIT: &str = "examples/systemd/libvirt-kvm-init.service";
@@ -67,4 +71,40 @@ fn systemd_verifies_it_and_finds_it_hardened() {
         .arg(&path);
     let (code, out, err) = run(&mut security);
     assert_eq!(code, 0, "{out}{err}");
+}
+
+/// What needs root and KVM.
+mod on_a_node {
+    use super::*;
+
+    /// A node whose device is nobody's in particular is made right with the unit's capabilities alone.
+    #[test]
+    #[ignore = "tier: examples"]
+    fn its_capabilities_do() {
+        in_namespace(|| {
+            require_kvm();
+            fresh_dev();
+            let node = Tree::host(108);
+            bind(Path::new("/dev"), &node.at("dev"));
+            let device = Path::new("/dev/kvm");
+            mknod_kvm(device, 5, 5, 0o600);
+            ok(Command::new("setfacl").args(["-m", "u:7:rw"]).arg(device));
+            let keep = values("CapabilityBoundingSet").join(",+").to_lowercase();
+            let keep = format!("-all,+{}", keep.replace("cap_", ""));
+            let command = values("ExecStart");
+            let mut command = {
+                let mut setpriv = Command::new("setpriv");
+                setpriv.args(["--bounding-set", &keep, "--inh-caps=-all", "--no-new-privs"]);
+                setpriv.arg(program()).args(&command[1..]);
+                setpriv
+            };
+            command.arg("--host-root").arg(node.path());
+            command.arg("--root").arg(node.path()).env_clear();
+            let (code, out, err) = run(command.env("PATH", "/usr/bin:/bin"));
+            assert_eq!(code, 0, "{out}{err}");
+            let found = std::fs::metadata(device).unwrap();
+            assert_eq!((found.uid(), found.gid()), (0, 108), "{out}");
+            assert_eq!(found.mode() & 0o7777, 0o660, "{out}");
+        });
+    }
 }
