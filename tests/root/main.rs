@@ -24,5 +24,6 @@ mod input;
 mod node_view;
 mod place;
 mod races;
+mod ready;
 mod rights;
 mod settle;
