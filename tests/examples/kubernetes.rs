@@ -255,3 +255,59 @@ fn the_daemonset_asks_nothing_of_the_cluster() {
     );
     assert_eq!(config.group_file_out, None);
 }
+
+/// What needs root and KVM.
+mod on_a_node {
+    use std::path::Path;
+    use std::process::Command;
+
+    use super::*;
+    use crate::common::{
+        Tree, bind, fresh_dev, in_namespace, mknod_kvm, ok, program, require_kvm, run,
+    };
+
+    /// What the manifests mount of the node is enough of it: rules of all three places count, and so
+    /// do groups that a link in /etc leads to.
+    #[test]
+    #[ignore = "tier: examples"]
+    fn the_parts_of_the_node_are_enough() {
+        for watcher in watchers() {
+            in_namespace(|| {
+                require_kvm();
+                fresh_dev();
+                mknod_kvm(Path::new("/dev/kvm"), 0, 0, 0o600);
+                let (node, pod, seen) = (Tree::new(), Tree::pod(424), Tree::new());
+                node.file("usr/lib/group", "root:x:0:\nkvm:x:108:\n");
+                std::os::unix::fs::symlink("../usr/lib/group", node.at("etc/group")).unwrap();
+                let rules = |group: &str| format!("KERNEL==\"kvm\", GROUP=\"{group}\"\n");
+                node.file("usr/lib/udev/rules.d/50-udev-default.rules", &rules("kvm"));
+                node.dir("run/udev/rules.d").dir("etc/udev/rules.d");
+                for volume in watcher.volumes.iter().filter(|it| it.name != "dev") {
+                    if let Some(host) = &volume.host_path {
+                        let part = host.path.trim_start_matches('/');
+                        bind(&node.at(part), &seen.dir(part).at(part));
+                        let mut read_only = Command::new("mount");
+                        read_only.args(["-o", "remount,bind,ro"]);
+                        ok(read_only.arg(seen.at(part)));
+                    }
+                }
+                for (place, gid) in [("", 108), ("run", 109), ("etc", 110)] {
+                    if !place.is_empty() {
+                        let name = format!("{place}/udev/rules.d/60-{place}.rules");
+                        node.file(&name, &rules(&gid.to_string()));
+                    }
+                    let mut check = Command::new(program());
+                    check.args(["check", "--format=json"]).env_clear();
+                    check.arg("--host-root").arg(seen.path());
+                    let (code, out, err) = run(check.arg("--root").arg(pod.path()));
+                    let report: Value = serde_json::from_str(&out).unwrap();
+                    let name = watcher.name;
+                    assert_eq!(code, 1, "{name}: {out}{err}");
+                    assert_eq!(report["target"]["gid"], gid, "{name}: {report:#}");
+                    assert_eq!(report["host"]["kvm_gid"], 108, "{name}: {report:#}");
+                    std::fs::remove_file(node.at("run/udev/rules.d/60-run.rules")).ok();
+                }
+            });
+        }
+    }
+}
