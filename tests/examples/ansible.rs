@@ -46,6 +46,8 @@ fn the_tasks_are_read() {
 mod on_a_node {
     use super::*;
 
+    const UNIT: &str = "examples/systemd/libvirt-kvm-init.service";
+
     #[test]
     #[ignore = "tier: examples"]
     fn the_tasks_install_align_and_are_idempotent() {
@@ -59,26 +61,31 @@ mod on_a_node {
             bind(Path::new("/dev"), &node.at("dev"));
             let device = Path::new("/dev/kvm");
             mknod_kvm(device, 0, 0, 0o600);
-            // To enable a unit takes a systemd that runs.
-            let vars = serde_json::json!({
-                "libvirt_kvm_init_binary": binary, "libvirt_kvm_init_unit": false,
-            });
+            mount_tmpfs(Path::new("/etc/systemd/system"), "mode=755");
+            let unit = Path::new("/etc/systemd/system/libvirt-kvm-init.service");
+            let wanted = Path::new("/etc/systemd/system/multi-user.target.wants");
+            let vars = serde_json::json!({ "libvirt_kvm_init_binary": binary });
             let play = |more: &[&str]| {
                 let mut command = playbook(&scratch(), &vars);
                 command
                     .args(more)
                     .env("LIBVIRT_KVM_INIT_HOST_ROOT", node.path());
                 command.env("LIBVIRT_KVM_INIT_ROOT", pod.path());
+                // systemctl makes the links, and asks no systemd.
+                command.env("SYSTEMD_OFFLINE", "1");
                 let (code, out, err) = run(&mut command);
                 (code, format!("{out}{err}"))
             };
-            let (code, said) = play(&["--check"]);
+            let (code, said) = play(&["--check", "-e", "libvirt_kvm_init_unit=false"]);
             assert!(
                 code == 0 && !Path::new("/usr/local/bin/libvirt-kvm-init").exists(),
                 "{said}"
             );
             let (code, said) = play(&[]);
-            assert!(code == 0 && said.contains("changed=2 "), "{said}");
+            assert!(code == 0 && said.contains("changed=4 "), "{said}");
+            assert_eq!(fs::read(unit).unwrap(), fs::read(project(UNIT)).unwrap());
+            let link = wanted.join("libvirt-kvm-init.service");
+            assert_eq!(fs::read_link(link).unwrap(), unit, "{said}");
             assert!(
                 said.contains("QEMU as nova (42424:108) can open /dev/kvm"),
                 "{said}"
