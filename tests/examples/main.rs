@@ -97,3 +97,27 @@ fn no_example_is_without_a_test() {
         assert!(named || file == "README.md", "{file} is not in the README");
     }
 }
+
+/// A name that matches no test would pass.
+#[test]
+fn the_runner_runs_every_tools_examples() {
+    let runner = read("tests/run");
+    for entry in fs::read_dir(project("tests/examples")).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        let module = path.file_stem().unwrap().to_str().unwrap();
+        let (alone, on_a_node) = text.split_once("mod on_a_node {").unwrap_or((&text, ""));
+        let wants = |name: &str, text: &str| {
+            let has = text.contains("#[ignore = \"tier: examples\"]");
+            let run = runner.lines().any(|line| {
+                let mut words = line.split_whitespace();
+                words.next() == Some("example") && words.next() == Some(name)
+            });
+            assert_eq!(run, has, "{name}");
+        };
+        if module != "main" {
+            wants(module, alone);
+            wants(&format!("{module}::on_a_node"), on_a_node);
+        }
+    }
+}
