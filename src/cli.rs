@@ -114,6 +114,20 @@ Examples:
 Exit codes: 0 ended by a signal, 2 usage, 4 cannot watch"
     )]
     Watch(WatchOptions),
+    /// Whether QEMU could open KVM when `watch` last tried: for probes
+    #[cfg(feature = "watch")]
+    #[command(after_help = "\
+Reads the file that watch keeps with --status-file, and nothing else.
+
+Example:
+  libvirt-kvm-init ready /run/kvm-init/status.json
+
+Exit codes: 0 it could, 5 it could not, 2 usage, 4 the file does not say")]
+    Ready {
+        /// What watch was given as --status-file
+        #[arg(value_name = "STATUS-FILE")]
+        status_file: std::path::PathBuf,
+    },
     /// Find guests that could not start for want of KVM in logs
     #[cfg(feature = "logs")]
     #[command(after_help = "\

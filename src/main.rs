@@ -41,6 +41,8 @@ fn main() -> ExitCode {
         Verb::Install(options) => install(&options),
         #[cfg(feature = "watch")]
         Verb::Watch(options) => watch(options),
+        #[cfg(feature = "watch")]
+        Verb::Ready { status_file } => say(&libvirt_kvm_init::ready::ready(&status_file), None),
         #[cfg(feature = "logs")]
         Verb::Logs(options) => logs(&options),
     }

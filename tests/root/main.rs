@@ -28,5 +28,6 @@ mod node_view;
 mod persist;
 mod place;
 mod races;
+mod ready;
 mod rights;
 mod settle;
