@@ -211,7 +211,7 @@ fn a_rule_is_planned_where_some_event_would_undo_the_state() {
 }
 
 #[test]
-fn the_rule_comes_between_group_file_and_device_and_makes_further_groups_needless() {
+fn the_rule_comes_last_and_makes_further_groups_needless() {
     let seen = seen(108, &[STOCK, PIN], None);
     let kinds = |persist| {
         let decision = decide(&seen, &config(None, None, persist)).unwrap();
@@ -235,7 +235,7 @@ fn the_rule_comes_between_group_file_and_device_and_makes_further_groups_needles
         (kinds, steps.iter().find_map(groups), differ)
     };
     assert_eq!(kinds(false), (vec!["file", "owner"], Some(2), true));
-    assert_eq!(kinds(true), (vec!["file", "rule", "owner"], Some(1), false));
+    assert_eq!(kinds(true), (vec!["file", "owner", "rule"], Some(1), false));
 }
 
 #[test]
