@@ -135,7 +135,11 @@ pub enum Driver {
 /// # Errors
 /// [`Usage`] for what was given and is not there; otherwise the call that failed.
 pub fn observe(config: &Config) -> anyhow::Result<(Observed, Option<Device>)> {
-    let host_root = place::find(config.host_root.as_deref())?;
+    let host_root = match place::find(config.host_root.as_deref()) {
+        // It was there when `watch` began: whoever unmounts it for a while has changed no number.
+        Err(_) if config.kept.is_some() => HostRoot::Nowhere,
+        found => found?,
+    };
     match &host_root {
         HostRoot::At(root) => log::debug!("host root: {}", root.path().display()),
         HostRoot::Nowhere => log::debug!("host root: none is seen from here"),

@@ -155,27 +155,27 @@ pub fn end_on_request() {
     extern "C" fn end(number: libc::c_int) {
         exit_now(128 + number);
     }
-    on_request(end);
+    on_request(end, true);
 }
 
-/// The same for what is not wrong to end: the exit code is 0.
+/// The same for what runs until it is told to end: the exit code is 0, and no signal is ignored.
 #[cfg(feature = "watch")]
 pub fn end_well_on_request() {
     extern "C" fn end(_: libc::c_int) {
         exit_now(0);
     }
-    on_request(end);
+    on_request(end, false);
 }
 
 /// `end` does nothing but to end the process.
-fn on_request(end: extern "C" fn(libc::c_int)) {
+fn on_request(end: extern "C" fn(libc::c_int), leave_ignored: bool) {
     use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
     let mut both = SigSet::empty();
     for number in [Signal::SIGTERM, Signal::SIGINT] {
         both.add(number);
         // SAFETY: the handlers make one call, _exit(2), which is async-signal-safe.
         let was = unsafe { signal(number, SigHandler::Handler(end)) };
-        if matches!(was, Ok(SigHandler::SigIgn)) {
+        if leave_ignored && matches!(was, Ok(SigHandler::SigIgn)) {
             // SAFETY: installs no handler.
             let _ = unsafe { signal(number, SigHandler::SigIgn) };
         }
