@@ -296,6 +296,7 @@ pub fn userdb(data: &[u8]) {
             continue;
         };
         let (name, gid) = (record.name.clone(), record.gid);
+        assert!(data.trim_ascii_start().starts_with(b"{"));
         assert!(at.ends_with(&format!("/{name}.group")) || at.ends_with(&format!("/{gid}.group")));
         let db = HostDb {
             files: vec![("etc/group", b"root:x:0:\n".to_vec())],
@@ -307,7 +308,7 @@ pub fn userdb(data: &[u8]) {
         if gid.as_raw() != 0 {
             assert_eq!(db.name_of(gid).as_deref(), Some(name.as_str()));
             assert_eq!(
-                db.other_owner(gid, "none"),
+                db.other_owner(gid, &format!("not-{name}")),
                 Some((name.clone(), format!("/{at}")))
             );
             if name != "root" {
