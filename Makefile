@@ -4,6 +4,9 @@
 #              the other one's target is installed. IMAGE=NAME:TAG names it, SOURCE=URL labels it
 # make test    every tier of tests that this machine can run
 # make lint    rustfmt, clippy and cargo-deny
+# make fuzz    each fuzz target for SECONDS=20, with cargo-fuzz
+# make sbom    what the binary is made of, for both architectures, with cargo-cyclonedx
+# make reproducible   builds twice in different folders and compares the bytes
 
 ARCH   := $(shell uname -m)
 TARGET := $(ARCH)-unknown-linux-musl
@@ -20,16 +23,23 @@ EPOCH   = $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null)
 OCI_x86_64  := amd64
 OCI_aarch64 := arm64
 
-.PHONY: build build-x86_64 build-aarch64 image image-list run test lint clean
+# A binary holds the paths of its sources, for messages. These are the same wherever it was built.
+CARGO_HOME ?= $(HOME)/.cargo
+REMAP = export CARGO_ENCODED_RUSTFLAGS="$$(printf -- '--remap-path-prefix=%s=/registry\037' \
+    "$(CARGO_HOME)"/registry/src/*)--remap-path-prefix=$(CURDIR)=/libvirt-kvm-init"
+
+.PHONY: build build-x86_64 build-aarch64 image image-list run test lint fuzz sbom reproducible clean
 
 build:
 	rustup target add $(TARGET)
-	cargo build --locked --release --target $(TARGET)
+	cargo fetch --locked --quiet --target $(TARGET)
+	$(REMAP); cargo build --locked --release --target $(TARGET)
 
 # Needs no cross compiler: the linker that comes with Rust does it.
 build-x86_64 build-aarch64: build-%:
 	rustup target add $*-unknown-linux-musl
-	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER=rust-lld \
+	cargo fetch --locked --quiet --target $*-unknown-linux-musl
+	$(REMAP); CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER=rust-lld \
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_LINKER=rust-lld \
 	    cargo build --locked --release --target $*-unknown-linux-musl
 
@@ -56,8 +66,18 @@ test: build
 
 lint:
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 	tests/deny
+
+fuzz:
+	tests/fuzz $(or $(SECONDS),20)
+
+sbom:
+	tests/sbom x86_64 aarch64
+
+reproducible:
+	tests/reproducible
 
 clean:
 	cargo clean

@@ -49,7 +49,8 @@ pub struct Entry {
 pub struct Acl(Vec<Entry>);
 
 impl Acl {
-    /// Reads the attribute's bytes; `None` if they are not an ACL of the known version.
+    /// Reads the attribute's bytes; `None` if they are not an ACL of the known version, or one that
+    /// the kernel would not take (`posix_acl_valid`: an entry gives what is no permission).
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let (head, rest) = bytes.split_first_chunk::<4>()?;
         if u32::from_le_bytes(*head) != VERSION || rest.len() % 8 != 0 {
@@ -68,7 +69,7 @@ impl Acl {
                 _ => return None,
             };
             let perm = short(2);
-            Some(Entry { tag, perm })
+            (perm <= 0o7).then_some(Entry { tag, perm })
         });
         let acl = Self(entries.collect::<Option<Vec<_>>>()?);
         let base = [Tag::Owner, Tag::OwningGroup, Tag::Other];
@@ -297,9 +298,12 @@ mod tests {
         for length in 0..good.len() {
             assert_eq!(Acl::parse(&good[..length]), None, "{length}");
         }
-        let mut version_3 = good;
-        version_3[0] = 3;
-        assert_eq!(Acl::parse(&version_3), None);
+        // The version, and the permission of the first entry.
+        for (at, byte) in [(0, 3), (6, 8), (7, 1)] {
+            let mut bad = good.clone();
+            bad[at] = byte;
+            assert_eq!(Acl::parse(&bad), None, "{at}");
+        }
     }
 
     #[test]

@@ -228,6 +228,19 @@ impl Options {
     }
 }
 
+/// The largest configuration file, in bytes.
+const MAX_SIZE: usize = 64 << 10;
+
+/// Whether lists or keys may be nested deeper than the YAML parser's stack bears: it limits `[` and
+/// `{`, but not `- - -` and `? ? ?`, which cost two bytes a level.
+fn nested_on_one_line(text: &str) -> bool {
+    const MAX_LEVELS: usize = 256;
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let level = |pair: &&[u8]| matches!(pair, [b'-' | b'?', b' ' | b'\t']);
+    let levels = lines.map(|line| line.as_bytes().windows(2).filter(level).count());
+    levels.sum::<usize>() > MAX_LEVELS
+}
+
 /// The line at which a second YAML document begins.
 fn second_document(text: &str) -> Option<usize> {
     let mut begun = false;
@@ -273,6 +286,12 @@ impl Layers {
             return Err(Usage(format!("{file}: not UTF-8, expected YAML")));
         };
         let text = text.trim_start_matches('\u{feff}');
+        if text.len() > MAX_SIZE || nested_on_one_line(text) {
+            let why = "longer or deeper than any configuration";
+            return Err(Usage(format!(
+                "{file}: {why}, expected `option: value` lines"
+            )));
+        }
         if let Some(line) = second_document(text) {
             let why = "a second document, expected one";
             return Err(Usage(format!("{file}:{line}: {why}")));

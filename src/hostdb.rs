@@ -103,6 +103,10 @@ pub fn record(at: &str, json: &[u8]) -> Option<Record> {
         group_name: String,
         gid: u32,
     }
+    // An array would do for serde, its elements in this order; a record is an object.
+    if !json.trim_ascii_start().starts_with(b"{") {
+        return None;
+    }
     let fields: Fields = serde_json::from_slice(json).ok()?;
     let file = at.rsplit('/').next()?;
     let stem = file.strip_suffix(".group")?;
@@ -169,7 +173,7 @@ mod tests {
 
     #[test]
     fn only_group_records_under_their_own_name_count() {
-        let table: [(&str, &str, Option<u32>); 6] = [
+        let table: [(&str, &str, Option<u32>); 7] = [
             (
                 "usr/lib/userdb/kvm.group",
                 r#"{"groupName":"kvm","gid":78}"#,
@@ -196,6 +200,7 @@ mod tests {
                 None,
             ),
             ("usr/lib/userdb/kvm.group", "kvm:x:78:", None),
+            ("usr/lib/userdb/kvm.group", r#"["kvm",78]"#, None),
         ];
         for (at, json, gid) in table {
             let found = record(at, json.as_bytes()).map(|record| record.gid.as_raw());

@@ -140,15 +140,7 @@ impl Run {
         self.read.files += 1;
         let bytes = Cell::new(0);
         let before = self.read.bytes;
-        let mut lines = Lines {
-            stream: Stream::new(number),
-            fold: &mut self.fold,
-            domain: domain_of_path(path),
-            guest: Who::default(),
-            start: None,
-            time: None,
-            reference,
-        };
+        let mut lines = Lines::new(number, path, reference, &mut self.fold);
         let (scanner, progress) = (&mut self.scanner, &mut self.progress);
         let found = |found: Found<'_>| lines.take(found);
         let mut input = Counted {
@@ -172,8 +164,7 @@ impl Run {
             }
             scanner.scan(whole, found, told)
         });
-        let stream = lines.stream;
-        stream.end(&mut self.fold);
+        lines.end();
         self.read.bytes += bytes.get();
         if let Err(error) = done {
             self.unreadable(path, said(&error));
@@ -233,7 +224,8 @@ fn start(input: &mut impl Read) -> io::Result<Vec<u8>> {
 }
 
 /// The lines of one stream, with what those before say about those that follow.
-struct Lines<'a> {
+#[derive(Debug)]
+pub struct Lines<'a> {
     stream: Stream,
     fold: &'a mut Fold,
     /// By the file's name.
@@ -245,8 +237,29 @@ struct Lines<'a> {
     reference: i64,
 }
 
-impl Lines<'_> {
-    fn take(&mut self, found: Found<'_>) {
+impl<'a> Lines<'a> {
+    /// None yet of the stream with this number, which tells it from the others that go into `fold`.
+    /// Its path may name the guest. `reference`, when it was last written, in seconds since 1970,
+    /// gives syslog's lines a year.
+    pub fn new(number: u32, path: &Path, reference: i64, fold: &'a mut Fold) -> Self {
+        Self {
+            stream: Stream::new(number),
+            fold,
+            domain: domain_of_path(path),
+            guest: Who::default(),
+            start: None,
+            time: None,
+            reference,
+        }
+    }
+
+    /// Ends the stream.
+    pub fn end(self) {
+        self.stream.end(self.fold);
+    }
+
+    /// Takes in a line with a message.
+    pub fn take(&mut self, found: Found<'_>) {
         if !found.whole {
             (self.guest, self.start, self.time) = (Who::default(), None, None);
         }

@@ -275,3 +275,24 @@ fn help_fits_a_terminal() {
         }
     }
 }
+
+#[test]
+fn a_file_that_would_exhaust_the_stack_is_refused() {
+    for (level, levels) in [("- ", 100_000), ("? ", 30_000), ("- ?\t", 10_000)] {
+        let error = resolve(
+            &[],
+            &[("LIBVIRT_KVM_INIT_CONFIG", "c.yaml")],
+            &level.repeat(levels),
+        );
+        let error = error.unwrap_err();
+        assert!(error.starts_with("c.yaml: longer or deeper"), "{error}");
+    }
+    for (open, levels) in [("[", 60_000), ("{a: ", 15_000), ("- ", 255), ("? ", 255)] {
+        let yaml = format!("gid: 5\ngroup: {}", open.repeat(levels));
+        let error = resolve(&[], &[("LIBVIRT_KVM_INIT_CONFIG", "c.yaml")], &yaml);
+        assert!(error.unwrap_err().starts_with("c.yaml:"));
+    }
+    let spaces: String = (0..350).map(|n| format!("{}a:\n", " ".repeat(n))).collect();
+    let error = resolve(&[], &[("LIBVIRT_KVM_INIT_CONFIG", "c.yaml")], &spaces).unwrap_err();
+    assert!(error.starts_with("c.yaml:1: unknown key"), "{error}");
+}

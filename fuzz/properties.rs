@@ -1,0 +1,397 @@
+//! What shall hold for any bytes that come from outside: one function for each fuzz target. The
+//! targets call them, and so does tests/fuzz_replay.rs with all that is in corpus/.
+//!
+//! Where a property takes more than a file, the first bytes of the input choose it, so that seeds
+//! can be written by hand: `1kvm:x:424:` is a group file after its choice.
+#![allow(dead_code, clippy::unwrap_used)] // each target calls one; a panic is the report
+
+#[path = "../tests/common/account_files.rs"]
+mod account_files;
+
+use std::cell::RefCell;
+use std::io::Read;
+use std::path::Path;
+
+use libvirt_kvm_init::accounts::edit::{EditError, Want, align};
+use libvirt_kvm_init::accounts::{group, passwd};
+use libvirt_kvm_init::acl::{Acl, Guard, READ_WRITE, Tag, Who, permits};
+use libvirt_kvm_init::cli::Options;
+use libvirt_kvm_init::config::Config;
+use libvirt_kvm_init::hostdb::{self, HostDb};
+use libvirt_kvm_init::logs::Lines;
+use libvirt_kvm_init::logs::fold::Fold;
+use libvirt_kvm_init::logs::report::{self, LogReport};
+use libvirt_kvm_init::logs::scan::Scanner;
+use libvirt_kvm_init::qemu_conf::{self, QemuConf};
+use libvirt_kvm_init::udev::own::{Gift, Rules};
+use libvirt_kvm_init::udev::{self, Database, Event, RuleFile, Udevd};
+use nix::unistd::{Gid, Uid};
+
+/// What takes any bytes, and panics where something does not hold.
+type Property = fn(&[u8]);
+
+/// Every target, by the name of its corpus.
+pub const TARGETS: [(&str, Property); 8] = [
+    ("group", group),
+    ("passwd", passwd),
+    ("qemu_conf", qemu_conf),
+    ("udev", udev),
+    ("yaml", yaml),
+    ("acl", acl),
+    ("userdb", userdb),
+    ("logs", logs),
+];
+
+/// An edit changes what it shall and no other byte, says so, and has nothing to do a second time.
+pub fn group(data: &[u8]) {
+    let Some((choice, file)) = data.split_first() else {
+        return;
+    };
+    account_files::group_look_ups(file);
+    let gid = [108, 424, 1, u32::MAX - 1][usize::from(choice & 3)];
+    let member = [None, Some("nova"), Some("b"), Some("a b")][usize::from(choice >> 2 & 3)];
+    let mut want = Want {
+        group: b"kvm",
+        gid: Gid::from_raw(gid),
+        member: member.map(str::as_bytes),
+    };
+    account_files::edit(file, &want);
+    // Names that are in the file, and what stands where a name would.
+    let first = file.split(|b| matches!(b, b':' | b'\n')).next();
+    for name in group::groups(file).map(|found| found.name).chain(first) {
+        want.group = name;
+        match align(file, &want) {
+            Ok(_) => account_files::edit(file, &want),
+            Err(EditError::Name { name: named, .. }) => assert_eq!(named, name),
+            Err(other) => panic!("{other}"),
+        }
+    }
+}
+
+/// What entries say is what look-ups find, and a line means the same wherever it stands.
+pub fn passwd(data: &[u8]) {
+    account_files::passwd_look_ups(data);
+    let entries = |file| -> Vec<(Vec<u8>, Uid, Gid)> {
+        let entry = |user: passwd::User<'_>| (user.name.to_vec(), user.uid, user.gid);
+        passwd::users(file).map(entry).collect()
+    };
+    let lines = data.split(|b| *b == b'\n').take(64);
+    let alone: Vec<_> = lines.flat_map(entries).collect();
+    let mut whole = entries(data);
+    whole.truncate(alone.len());
+    assert_eq!(alone, whole);
+}
+
+/// An error names a line that is there; a setting that is added reads back, and changes no other.
+pub fn qemu_conf(data: &[u8]) {
+    let newlines = data.iter().filter(|b| **b == b'\n').count();
+    let conf = qemu_conf::parse(data);
+    assert_eq!(conf, qemu_conf::parse(data));
+    match &conf {
+        Err(error) => {
+            assert!((1..=newlines + 1).contains(&error.line), "{error}");
+            assert!(!error.to_string().is_empty());
+        }
+        Ok(conf) => {
+            for setting in [&conf.user, &conf.group].into_iter().flatten() {
+                assert!((1..=newlines + 1).contains(&setting.line));
+                qemu_conf::id_spec(&setting.value);
+            }
+            let added = [data, b"\nuser = \"+108\"\n"].concat();
+            let user = conf.user.clone().unwrap_or(qemu_conf::Setting {
+                value: b"+108".to_vec(),
+                line: newlines + 2,
+            });
+            let user = Some(user);
+            let conf = conf.clone();
+            assert_eq!(qemu_conf::parse(&added), Ok(QemuConf { user, ..conf }));
+        }
+    }
+    qemu_conf::id_spec(data);
+    let line = data.split(|b| matches!(b, b'\n' | b'\r' | b'"' | 0));
+    for value in line.take(8) {
+        // What stands between quotes may not start as a string of three quotes would.
+        let text = [b"group = \"", value, b"\"\n"].concat();
+        let setting = qemu_conf::parse(&text).unwrap().group.unwrap();
+        assert_eq!(setting.value, value);
+    }
+}
+
+/// A forecast is always the same, gives no mode that is none, and knows the own rule when it decides.
+pub fn udev(data: &[u8]) {
+    let Some((choice, rules)) = data.split_first() else {
+        return;
+    };
+    let node = Udevd {
+        version: [None, Some(252), Some(257), Some(258), Some(260)]
+            .get(usize::from(choice & 7))
+            .copied()
+            .flatten(),
+        ..Udevd::default()
+    };
+    let db = Database {
+        group: &|name| match name {
+            "kvm" => Some(Gid::from_raw(108)),
+            "root" => Some(Gid::from_raw(0)),
+            "big" => Some(Gid::from_raw(929_292)),
+            _ => None,
+        },
+        user: &|name| match name {
+            "qemu" => Some(Uid::from_raw(107)),
+            _ => None,
+        },
+    };
+    // A line of four bars begins another file.
+    let mut parts = vec![Vec::new()];
+    for line in rules.split_inclusive(|b| *b == b'\n') {
+        match parts.last_mut() {
+            Some(part) if line != b"||||\n" => part.extend_from_slice(line),
+            _ => parts.push(Vec::new()),
+        }
+    }
+    let file = |(number, content)| RuleFile {
+        path: format!("/usr/lib/udev/rules.d/{:02}-a.rules", number + 50),
+        content,
+    };
+    let files = Rules {
+        files: parts.into_iter().take(8).enumerate().map(file).collect(),
+        hidden: None,
+    };
+    let forecast = udev::predict(&files.all(), &node, &db);
+    assert_eq!(forecast, udev::predict(&files.all(), &node, &db));
+    for file in &files.files {
+        if let Some(gift) = Gift::of(&file.content) {
+            assert_eq!(gift.file().content, file.content);
+        }
+    }
+    for remark in forecast.ignored.iter().chain(&forecast.unclear) {
+        assert!(remark.rule.starts_with("/usr/lib/udev/rules.d/") && !remark.why.is_empty());
+    }
+    let gift = Gift {
+        gid: Gid::from_raw(555),
+        mode: 0o664,
+    };
+    let own = gift.file();
+    let with = udev::predict(&files.with(&own), &node, &db);
+    for event in [Event::Start, Event::Add, Event::Change] {
+        for outcome in [&forecast, &with].map(|all| all.of(event).outcome()) {
+            assert!(outcome.and_then(|o| o.mode).unwrap_or(0) <= 0o7777);
+        }
+        let Some(outcome) = with.of(event).outcome() else {
+            continue;
+        };
+        // Where an earlier `:=` has taken the group away, the rule gives what is left.
+        if outcome.rule.starts_with(&own.path) && outcome.gid.is_some() {
+            assert_eq!(outcome.gid, Some(gift.gid));
+        }
+        let by_own =
+            |rule: &Option<String>| rule.as_ref().is_some_and(|r| r.starts_with(&own.path));
+        // Where an earlier `:=` has taken the mode away, the group still brings its own.
+        if by_own(&outcome.mode_rule) {
+            assert!([gift.mode, 0o660].map(Some).contains(&outcome.mode));
+        }
+        if by_own(&outcome.owner_rule) {
+            assert_eq!(outcome.uid, Some(Uid::from_raw(0)));
+        }
+    }
+}
+
+/// An error names the file; a value that is written reads back.
+pub fn yaml(data: &[u8]) {
+    let options = Options {
+        config: Some("c.yaml".to_owned()),
+        ..Options::default()
+    };
+    let resolve = |yaml: &[u8]| {
+        let resolved = Config::resolve(&options, |_| None, |_| Ok(yaml.to_vec()));
+        resolved.map_err(|usage| usage.0)
+    };
+    let config = resolve(data);
+    assert_eq!(config, resolve(data));
+    if let Err(text) = config {
+        assert!(text.starts_with("c.yaml:"), "{text}");
+    }
+    // Many of these signs are taken for lists in lists.
+    if let Ok(text) = std::str::from_utf8(data)
+        && !text.is_empty()
+        && text.matches(['-', '?']).count() < 256
+    {
+        let quoted = serde_json::to_string(text).unwrap();
+        let written = format!("# {{}}\nqemu-group: a\nqemu-user: {quoted}\nstrict: true\n");
+        let config = resolve(written.as_bytes()).unwrap();
+        assert_eq!(config.qemu_user.unwrap().text, text);
+        assert_eq!(config.qemu_group.unwrap().text, "a");
+        assert!(config.strict);
+    }
+}
+
+/// What is read is written alike, and a repair gives nobody but the owning group more.
+pub fn acl(data: &[u8]) {
+    let Some((choice, bytes)) = data.split_first_chunk::<2>() else {
+        return;
+    };
+    let Some(acl) = Acl::parse(bytes) else {
+        return;
+    };
+    assert_eq!(Acl::parse(&acl.to_bytes()).as_ref(), Some(&acl));
+    let choice = u16::from_le_bytes(*choice);
+    let exact = (choice & 0x8000 != 0).then_some(choice & 0o777);
+    let repaired = acl.repaired(exact);
+    assert_eq!(repaired.repaired(exact), repaired);
+    let mode = exact.unwrap_or(0);
+    assert_eq!(acl.with_mode(mode).with_mode(mode), acl.with_mode(mode));
+    let (mut uids, mut gids) = (vec![0, 7], vec![0, 7]);
+    for entry in bytes[4..].chunks_exact(8).take(16) {
+        let id = u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
+        match entry[0] {
+            0x02 => uids.push(id),
+            0x08 => gids.push(id),
+            _ => {}
+        }
+    }
+    // The device's owner and owning group; the group is one that an entry may name, too.
+    let owner = Uid::from_raw(0);
+    let group = Gid::from_raw(*gids.last().unwrap());
+    let may = |acl: &Acl, who: &Who<'_>, want| {
+        let guard = Guard {
+            uid: owner,
+            gid: group,
+            mode: 0,
+            acl: Some(acl),
+        };
+        permits(&guard, who, want)
+    };
+    for uid in uids.iter().map(|raw| Uid::from_raw(*raw)) {
+        let named = acl.get(Tag::User(uid)).is_some();
+        for (gid, also) in gids.iter().zip(gids.iter().cycle().skip(1)) {
+            let (gid, groups) = (Gid::from_raw(*gid), [Gid::from_raw(*also)]);
+            for groups in [&groups[..], &[]] {
+                let who = Who { uid, gid, groups };
+                let member = gid == group || groups.contains(&group);
+                if uid == owner || member && !named {
+                    assert!(exact.is_some() || may(&repaired, &who, READ_WRITE));
+                    continue;
+                }
+                let listed = named
+                    || acl.get(Tag::Group(gid)).is_some()
+                    || groups.iter().any(|gid| acl.get(Tag::Group(*gid)).is_some());
+                for want in 1..=7 {
+                    let (before, after) = (may(&acl, &who, want), may(&repaired, &who, want));
+                    if listed || exact.is_none() {
+                        assert!(before || !after, "{acl} -> {repaired}: {who:?} {want:o}");
+                    }
+                    if exact.is_none() {
+                        assert_eq!(before, after, "{acl} -> {repaired}: {who:?} {want:o}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A record is only one under its own name, and then look-ups find it.
+pub fn userdb(data: &[u8]) {
+    for at in ["usr/lib/userdb/kvm.group", "etc/userdb/78.group"] {
+        let Some(record) = hostdb::record(at, data) else {
+            continue;
+        };
+        let (name, gid) = (record.name.clone(), record.gid);
+        assert!(data.trim_ascii_start().starts_with(b"{"));
+        assert!(at.ends_with(&format!("/{name}.group")) || at.ends_with(&format!("/{gid}.group")));
+        let db = HostDb {
+            files: vec![("etc/group", b"root:x:0:\n".to_vec())],
+            records: vec![record],
+        };
+        if name != "root" {
+            assert_eq!(db.by_name(&name).unwrap().gid, gid);
+        }
+        if gid.as_raw() != 0 {
+            assert_eq!(db.name_of(gid).as_deref(), Some(name.as_str()));
+            assert_eq!(
+                db.other_owner(gid, &format!("not-{name}")),
+                Some((name.clone(), format!("/{at}")))
+            );
+            if name != "root" {
+                assert_eq!(db.other_owner(gid, &name), None);
+            }
+        }
+    }
+    if let Ok(name) = std::str::from_utf8(data)
+        && !name.is_empty()
+        && !name.contains('/')
+    {
+        let json = serde_json::json!({ "groupName": name, "gid": 78 }).to_string();
+        for at in [
+            format!("etc/userdb/{name}.group"),
+            "etc/userdb/78.group".to_owned(),
+        ] {
+            let record = hostdb::record(&at, json.as_bytes()).unwrap();
+            assert_eq!((record.name.as_str(), record.gid.as_raw()), (name, 78));
+        }
+    }
+}
+
+/// Whatever is in a log, and however it is cut when it is read, the report is the same, and nothing in
+/// it moves a terminal's cursor.
+pub fn logs(data: &[u8]) {
+    let Some((choice, log)) = data.split_first() else {
+        return;
+    };
+    // A line of four bars begins another stream.
+    let mut streams = vec![Vec::new()];
+    for line in log.split_inclusive(|b| *b == b'\n') {
+        match streams.last_mut() {
+            Some(stream) if line != b"||||\n" => stream.extend_from_slice(line),
+            _ => streams.push(Vec::new()),
+        }
+    }
+    streams.truncate(4);
+    let paths = ["qemu/instance-0000000a.log", "nova-compute.log"].map(Path::new);
+    let read = |scanner: &mut Scanner, step: usize| {
+        let mut fold = Fold::default();
+        for (number, stream) in streams.iter().enumerate() {
+            let path = paths[usize::from(choice >> number & 1)];
+            let number = u32::try_from(number).unwrap();
+            let mut lines = Lines::new(number, path, 1_770_000_000, &mut fold);
+            let input = Steps { rest: stream, step };
+            scanner
+                .scan(input, |found| lines.take(found), |_| {})
+                .unwrap();
+            lines.end();
+        }
+        LogReport::new(fold.finish(), report::Read::default(), Vec::new())
+    };
+    // Its buffer is large, and what it holds from before does not matter.
+    thread_local!(static SCANNER: RefCell<Scanner> = RefCell::default());
+    let report = SCANNER.with_borrow_mut(|scanner| {
+        let report = read(scanner, usize::MAX);
+        assert_eq!(report, read(scanner, 1 + usize::from(choice >> 4) * 7));
+        report
+    });
+    let text = report.table();
+    assert!(
+        !text.chars().any(|c| c.is_control() && c != '\n'),
+        "{text:?}"
+    );
+    let json = report.to_json().unwrap();
+    assert_eq!(serde_json::from_str::<LogReport>(&json).unwrap(), report);
+    let messages = log.iter().filter(|b| **b == b'\n').count() + streams.len();
+    let told: u64 = report.guests.iter().map(|guest| guest.count).sum();
+    assert!(told + report.others <= u64::try_from(messages).unwrap());
+}
+
+/// Bytes that come a few at a time.
+struct Steps<'a> {
+    rest: &'a [u8],
+    step: usize,
+}
+
+impl Read for Steps<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let len = self.step.min(self.rest.len());
+        let (mut now, rest) = self.rest.split_at(len);
+        let got = now.read(buffer)?;
+        self.rest = if got == len { rest } else { &self.rest[got..] };
+        Ok(got)
+    }
+}
