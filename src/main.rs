@@ -11,6 +11,7 @@ use libvirt_kvm_init::exit::{Usage, Verdict};
 use libvirt_kvm_init::install::Installed;
 use libvirt_kvm_init::report::{Report, plain};
 use libvirt_kvm_init::sys::end_on_request;
+use libvirt_kvm_init::sys::privileges::{Job, reduce};
 use libvirt_kvm_init::sys::root::read_here;
 use libvirt_kvm_init::{apply, check, exec, install, monitors, table};
 
@@ -33,8 +34,8 @@ fn main() -> ExitCode {
     };
     end_on_request();
     match cli.verb {
-        Verb::Apply(options) => run(&options, apply::apply),
-        Verb::Check(options) => run(&options, check::check),
+        Verb::Apply(options) => run(&options, Job::Apply, apply::apply),
+        Verb::Check(options) => run(&options, Job::Check, check::check),
         Verb::Exec(options) => exec(&options),
         Verb::Install(options) => install(&options),
         #[cfg(feature = "logs")]
@@ -58,8 +59,9 @@ fn why(error: &clap::Error) -> String {
 }
 
 /// A verb that looks at the device and reports on it.
-fn run(options: &Options, verb: impl Fn(&Config) -> Report) -> ExitCode {
+fn run(options: &Options, job: Job, verb: impl Fn(&Config) -> Report) -> ExitCode {
     start_log(options.verbose, options.quiet);
+    reduce(job);
     match resolve(options) {
         Ok(config) => say(&verb(&config), Some(config.format)),
         Err(usage) => say(&Report::new(Verdict::Usage, usage.to_string()), None),
@@ -82,9 +84,10 @@ fn exec(options: &ExecOptions) -> ExitCode {
 }
 
 /// The child's part: all is said on stderr, since stdout is the command's. Where nobody reads that, the
-/// command is started all the same.
+/// command is started all the same. Only this child gives up what it does not need.
 fn align(options: &Options) -> u8 {
     start_log(options.verbose, options.quiet);
+    reduce(Job::Apply);
     let (report, format) = match resolve(options).and_then(exec::configure) {
         Ok(config) => (apply::apply(&config), Some(config.format)),
         Err(usage) => (Report::new(Verdict::Usage, usage.to_string()), None),
@@ -102,6 +105,7 @@ fn align(options: &Options) -> u8 {
 }
 
 fn install(options: &InstallOptions) -> ExitCode {
+    reduce(Job::Install);
     let format = config::format(options.format.as_ref(), |name| std::env::var_os(name));
     let (report, format) = match format {
         Ok(format) => (install::install(&options.folder), format),
@@ -123,6 +127,7 @@ fn install(options: &InstallOptions) -> ExitCode {
 fn logs(options: &libvirt_kvm_init::cli::LogOptions) -> ExitCode {
     use libvirt_kvm_init::logs;
     start_log(options.verbose, options.quiet);
+    reduce(Job::Logs);
     let format = config::format(options.format.as_ref(), |name| std::env::var_os(name));
     let (report, text) = match format {
         Ok(format) => {

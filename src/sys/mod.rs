@@ -8,6 +8,7 @@ pub mod device;
 pub mod file;
 pub mod identity;
 pub mod kvm;
+pub mod privileges;
 pub mod proc;
 pub mod processes;
 pub mod program;
