@@ -53,48 +53,48 @@ pub const NEEDS: &[Need] = &[
     Need {
         capability: Capability::CAP_CHOWN,
         jobs: WRITERS,
-        why: "the device's group; the owner of a file that replaces another",
+        why: "gives the device its group, and a file the owner of the one that it replaces",
     },
     Need {
         capability: Capability::CAP_DAC_OVERRIDE,
         jobs: READERS,
-        why: "files and folders that root does not own, where a container has this one and not \
-              CAP_DAC_READ_SEARCH; writing into them; QEMU that runs as root has it, so its proof needs it",
+        why: "reads, and where the verb writes writes, in folders that root does not own; QEMU that runs \
+              as root has it, so its proof needs it",
     },
     Need {
         capability: Capability::CAP_DAC_READ_SEARCH,
         jobs: READERS,
-        why: "reading files and folders that root does not own",
+        why: "reads what root does not own, in a container that has this one alone",
     },
     Need {
         capability: Capability::CAP_FOWNER,
         jobs: WRITERS,
-        why: "mode, ACL and attributes of what root does not own; replacing it in a sticky folder",
+        why: "sets mode, ACL and attributes of what root does not own, replaces it in a sticky folder",
     },
     Need {
         capability: Capability::CAP_FSETID,
         jobs: &[Job::Apply],
-        why: "a set-group-ID bit, in --mode or of the group file that is replaced, stays",
+        why: "keeps the set-group-ID bit of a file that is replaced",
     },
     Need {
         capability: Capability::CAP_KILL,
         jobs: PROVERS,
-        why: "ending the proof's child, which belongs to the QEMU user",
+        why: "ends the proof's child, which is the QEMU user by then",
     },
     Need {
         capability: Capability::CAP_SETGID,
         jobs: BECOME_OTHERS,
-        why: "the proof's child takes on the QEMU user's groups; `logs` gives up its own",
+        why: "takes on the QEMU user's groups for the proof, nobody's to read logs",
     },
     Need {
         capability: Capability::CAP_SETUID,
         jobs: BECOME_OTHERS,
-        why: "the proof's child becomes the QEMU user; `logs` becomes nobody",
+        why: "becomes the QEMU user for the proof, nobody to read logs",
     },
     Need {
         capability: Capability::CAP_SYS_PTRACE,
         jobs: PROVERS,
-        why: "looking at the roots of other processes: /proc/1/root as the host root, that of libvirtd",
+        why: "looks at the root of other processes: the node's (/proc/1/root), libvirtd's",
     },
 ];
 
