@@ -85,6 +85,7 @@ expect() { # opens|fails
     [ -n "$without" ] || [ "$got" = "$1" ] || { echo "Not what this story tells: QEMU $got." >&2; exit 1; }
 }
 on_node() { # the same command, with the node's group database
+    # shellcheck disable=SC2016 # the inner shell's words
     unshare --mount sh -c 'mount --bind "$0" /etc/group; exec "$@"' "$node/etc/group" "$@"
 }
 

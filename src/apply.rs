@@ -2,6 +2,8 @@
 //! the device last, so that a run that is killed in between leaves a device that is no more open
 //! than before.
 
+use std::time::Duration;
+
 use crate::check;
 use crate::config::{Config, Missing};
 use crate::exit::Verdict;
@@ -19,26 +21,21 @@ use crate::sys::settle::{self, Settled};
 /// is reported. udevd answering a reloaded module is over after one.
 const ROUNDS: usize = 5;
 
+/// How long the start of a guest takes at most from when libvirt looks up QEMU's groups (`virExec`)
+/// until it copies the device into the guest's own /dev (`qemuDomainBuildNamespace`).
+const STARTS: Duration = Duration::from_secs(1);
+
 /// Does what was asked and reports it.
 pub fn apply(config: &Config) -> Report {
+    apply_and_see(config).0
+}
+
+/// The same, with what was seen once it was done; nothing where it did not come to that.
+pub fn apply_and_see(config: &Config) -> (Report, Option<Observed>) {
     let mut work = Work::default();
-    if let Err(error) = work.settle(config) {
-        return failure(&error, None);
-    }
-    if config.dry_run {
-        return work.finish(check::judge(config));
-    }
-    match work.run(config) {
-        Ok(report) => work.finish(report),
-        Err(error) => {
-            let mut report = failure(&error, work.view.take());
-            if work.touched() && matches!(report.verdict, Verdict::Refused | Verdict::Usage) {
-                report.verdict = Verdict::Failed;
-                report.exit_code = Verdict::Failed.code();
-            }
-            work.finish(report)
-        }
-    }
+    let report = work.whole(config);
+    let seen = work.seen.take();
+    (work.finish(report), seen)
 }
 
 /// What has been done so far, kept for the report whatever happens next.
@@ -48,9 +45,28 @@ struct Work {
     warnings: Vec<Warning>,
     /// The last view of things, for a report on a step that failed.
     view: Option<Report>,
+    /// What was seen when nothing was left to do, or nothing could be done.
+    seen: Option<Observed>,
 }
 
 impl Work {
+    fn whole(&mut self, config: &Config) -> Report {
+        if let Err(error) = self.settle(config) {
+            return failure(&error, None);
+        }
+        if config.dry_run {
+            return check::judge(config);
+        }
+        self.run(config).unwrap_or_else(|error| {
+            let mut report = failure(&error, self.view.take());
+            if self.touched() && matches!(report.verdict, Verdict::Refused | Verdict::Usage) {
+                report.verdict = Verdict::Failed;
+                report.exit_code = Verdict::Failed.code();
+            }
+            report
+        })
+    }
+
     /// Waits for the device to hold still, if that was asked for.
     fn settle(&mut self, config: &Config) -> anyhow::Result<()> {
         if !config.settle.is_zero()
@@ -74,9 +90,14 @@ impl Work {
             let mut report = snapshot::report(&seen, &decision, config);
             let steps = match decision.course {
                 Course::Refuse(ref refusal) => {
+                    self.seen = Some(seen);
                     return Ok(self.refuse(report, refusal.cause, &refusal.text));
                 }
-                Course::Absent { .. } => return self.absent(config, &seen, decision, report),
+                Course::Absent { .. } => {
+                    let report = self.absent(config, &seen, decision, report);
+                    self.seen = Some(seen);
+                    return report;
+                }
                 Course::Act(ref steps) => steps,
             };
             self.note_old_number(&seen, &decision);
@@ -96,6 +117,7 @@ impl Work {
                     report.verdict = Verdict::Absent;
                     report.exit_code = absent_code(config);
                 }
+                self.seen = Some(seen);
                 return Ok(report);
             }
         }
@@ -214,6 +236,17 @@ impl Work {
         if let Some(note) = steps::note(step) {
             log::info!("{note}");
         }
+        // The old number is good for a guest that is starting now, the new one is not.
+        if matches!(step, Step::GroupFile(_)) && self.leaves(config) {
+            std::thread::sleep(STARTS);
+        }
         Ok(())
+    }
+
+    /// Whether the device is about to leave a number with which QEMU can open it (`watch`).
+    fn leaves(&self, config: &Config) -> bool {
+        let target = self.view.as_ref().and_then(|view| view.target.as_ref());
+        let kept = config.kept.map(nix::unistd::Gid::as_raw);
+        kept.is_some() && kept != target.map(|target| target.gid)
     }
 }

@@ -11,7 +11,7 @@ use crate::judge::{
     absent_code, conclude, failure, group_file_for_the_pod, moved, proof, would_open,
 };
 use crate::observe::{Observed, observe};
-use crate::oddities::{self, is_libvirtd};
+use crate::oddities::{self, is_libvirtd, libvirtd_elsewhere};
 use crate::place;
 use crate::plan::{Course, Decision, Step, decide, is_private};
 use crate::qemu::Identity;
@@ -46,7 +46,7 @@ pub fn check(config: &Config) -> Report {
 
 /// What was proven is the node's device. A container that was not given the node's /dev has another
 /// one, or none, and its QEMU opens that.
-fn find_private_device(report: &mut Report, pods: &Path, config: &Config) {
+pub fn find_private_device(report: &mut Report, pods: &Path, config: &Config) {
     let Ok(Some(device)) = Device::find(&config.device) else {
         return;
     };
@@ -108,12 +108,7 @@ fn libvirtds_root(config: &Config, daemons: &[Process]) -> (Option<PathBuf>, Opt
     if config.root != here || !place::on_the_node() {
         return (None, None);
     }
-    let Ok(own) = Root::open(here).and_then(|root| root.id()) else {
-        return (None, None);
-    };
-    let mut elsewhere = daemons.iter().filter(|process| is_libvirtd(process));
-    if let Some(found) = elsewhere.find(|process| process.root.is_some_and(|root| root != own)) {
-        log::debug!("{} (pid {}) runs in a container", found.name, found.pid);
+    if let Some(found) = libvirtd_elsewhere(daemons) {
         return (Some(found.root_path()), None);
     }
     let hidden = |process: &&Process| is_libvirtd(process) && process.root.is_none();

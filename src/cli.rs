@@ -92,6 +92,42 @@ Examples:
 
 Exit codes: 0 ok, 2 usage, 4 failed")]
     Install(InstallOptions),
+    /// Apply, then keep it so: heal drift when it happens
+    #[cfg(feature = "watch")]
+    #[command(
+        next_line_help = true,
+        after_help = "\
+Takes apply's options, in the same three ways, and three of its own. It runs
+until SIGTERM or SIGINT ends it (exit code 0); SIGHUP makes it read its
+configuration again. Where no --root is given and a libvirtd runs in another
+container that can be seen (hostPID, shareProcessNamespace), the files are that
+container's.
+
+Examples:
+  libvirt-kvm-init watch --group-file-out /var/lib/pod-shared/group
+      as a sidecar, behind the init step that makes the same file
+  libvirt-kvm-init watch --metrics-file /textfile/libvirt-kvm-init.prom
+      for the textfile collector
+  libvirt-kvm-init watch --recheck 30s -v
+      by hand
+
+Exit codes: 0 ended by a signal, 2 usage, 4 cannot watch"
+    )]
+    Watch(WatchOptions),
+    /// Whether QEMU could open KVM when `watch` last tried: for probes
+    #[cfg(feature = "watch")]
+    #[command(after_help = "\
+Reads the file that watch keeps with --status-file, and nothing else.
+
+Example:
+  libvirt-kvm-init ready /run/kvm-init/status.json
+
+Exit codes: 0 it could, 5 it could not, 2 usage, 4 the file does not say")]
+    Ready {
+        /// What watch was given as --status-file
+        #[arg(value_name = "STATUS-FILE")]
+        status_file: std::path::PathBuf,
+    },
     /// Find guests that could not start for want of KVM in logs
     #[cfg(feature = "logs")]
     #[command(after_help = "\
@@ -151,6 +187,32 @@ pub struct LogOptions {
     /// Say less on stderr, and show no progress
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+/// The options of `watch`.
+#[cfg(feature = "watch")]
+#[derive(Debug, Default, Args)]
+#[allow(missing_docs, reason = "the help texts below are the documentation")]
+pub struct WatchOptions {
+    #[command(flatten)]
+    pub options: Options,
+    #[command(flatten)]
+    pub watch: WatchFlags,
+}
+
+/// The options that only `watch` has.
+#[derive(Debug, Default, Clone, Args)]
+#[allow(missing_docs, reason = "the help texts below are the documentation")]
+pub struct WatchFlags {
+    /// Look at everything again after this long without an event [default: 5m]
+    #[arg(long, value_name = "DURATION")]
+    pub recheck: Option<String>,
+    /// Keep the state here, in Prometheus' text format
+    #[arg(long, value_name = "FILE")]
+    pub metrics_file: Option<String>,
+    /// Keep the report here, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub status_file: Option<String>,
 }
 
 /// The options of `apply`. All are text here, and unset where the command line says nothing.
@@ -217,6 +279,9 @@ pub struct Options {
     /// Say less on stderr
     #[arg(short, long)]
     pub quiet: bool,
+    /// What `watch` has beyond these; as keys and variables every verb knows them.
+    #[arg(skip)]
+    pub watch: WatchFlags,
 }
 
 #[cfg(test)]

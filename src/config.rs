@@ -24,6 +24,8 @@ pub use values::is_id;
 pub enum Origin {
     /// `--name`
     Flag(&'static str),
+    /// What worked last, which `watch` goes back to.
+    Kept,
     /// `LIBVIRT_KVM_INIT_NAME`
     Env(&'static str),
     /// Line and key of the configuration file.
@@ -41,6 +43,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Flag(name) => write!(f, "--{name}"),
+            Self::Kept => f.write_str("what is kept"),
             Self::Env(name) => f.write_str(&variable(name)),
             Self::File { file, line, key } => write!(f, "{file}:{line}: {key}"),
         }
@@ -95,6 +98,9 @@ pub struct Given {
     pub origin: Origin,
 }
 
+/// How long `watch` trusts silence.
+const RECHECK: Duration = Duration::from_secs(300);
+
 /// Everything that `apply` was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -136,6 +142,18 @@ pub struct Config {
     pub persist: bool,
     /// Whether nothing may be changed.
     pub dry_run: bool,
+    /// `watch`: the number with which QEMU could open the device last.
+    pub kept: Option<Gid>,
+    /// Whether this is `watch`: then another container may hold the inode of `group_file_out`.
+    pub watching: bool,
+    /// `watch`: whether the group file is left as it is, for it cannot be written.
+    pub sealed: bool,
+    /// `watch`: when all is looked at again though nothing happened.
+    pub recheck: Duration,
+    /// `watch`: where the metrics go.
+    pub metrics_file: Option<PathBuf>,
+    /// `watch`: where the report goes.
+    pub status_file: Option<PathBuf>,
 }
 
 impl Config {
@@ -184,7 +202,7 @@ pub fn format(
 
 impl Options {
     /// Every option that has a variable and a key, with the flag's text.
-    fn named(&self) -> [(&'static str, Option<&String>); 17] {
+    fn named(&self) -> [(&'static str, Option<&String>); 20] {
         [
             ("device", self.device.as_ref()),
             ("host-root", self.host_root.as_ref()),
@@ -203,6 +221,9 @@ impl Options {
             ("persist", self.persist.as_ref()),
             ("format", self.format.as_ref()),
             ("dry-run", self.dry_run.as_ref()),
+            ("recheck", self.watch.recheck.as_ref()),
+            ("metrics-file", self.watch.metrics_file.as_ref()),
+            ("status-file", self.watch.status_file.as_ref()),
         ]
     }
 }
@@ -359,6 +380,12 @@ impl Layers {
                 .value("format", values::format)?
                 .unwrap_or(Format::Table),
             dry_run: self.value("dry-run", values::bool)?.unwrap_or(false),
+            kept: None,
+            watching: false,
+            sealed: false,
+            recheck: self.value("recheck", values::recheck)?.unwrap_or(RECHECK),
+            metrics_file: path("metrics-file")?,
+            status_file: path("status-file")?,
         })
     }
 

@@ -63,9 +63,10 @@ pub fn exec(command: &[OsString], apply: impl FnOnce() -> u8) -> Ending {
             "the child that does the work was ended by {signal}, so the command was not started; for \
              SIGKILL see `dmesg` on the node for an out-of-memory kill"
         )),
-        Err(error) => Ending::failed(format!(
+        Err(error) if error.errno == Errno::EAGAIN => Ending::failed(format!(
             "{error}; the limit of processes (pids.max) may be reached"
         )),
+        Err(error) => Ending::failed(error.to_string()),
     }
 }
 
@@ -78,12 +79,28 @@ fn start(command: &[OsString]) -> Ending {
     for path in places(name, std::env::var_os("PATH").as_deref()) {
         match become_program(&path, &args) {
             // Nothing here, but maybe further on.
-            Errno::ENOENT | Errno::ENOTDIR => {}
+            errno if is_nowhere(name, errno) => {}
             Errno::EACCES => denied = denied.or(Some((path, Errno::EACCES))),
             errno => return cannot(name, Some((path, errno))),
         }
     }
     cannot(name, denied)
+}
+
+/// Whether execve(2) says that there is nothing. A folder of PATH that cannot be walked (a link that goes
+/// in a circle, a name that is too long, a share that does not answer) has nothing for anybody; of a
+/// command that says itself where it is, that has to be told.
+fn is_nowhere(name: &OsStr, errno: Errno) -> bool {
+    match errno {
+        Errno::ENOENT | Errno::ENOTDIR => true,
+        Errno::ELOOP
+        | Errno::ENAMETOOLONG
+        | Errno::ESTALE
+        | Errno::ENODEV
+        | Errno::ETIMEDOUT
+        | Errno::EIO => !name.as_bytes().contains(&b'/'),
+        _ => false,
+    }
 }
 
 /// Where a command may be: each folder of PATH, unless its name says where. An empty folder is the current

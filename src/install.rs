@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::exit::{Usage, Verdict, verdict_of};
 use crate::report::plain;
 use crate::sys::CallError;
-use crate::sys::file::{Folder, open_folder};
+use crate::sys::file::{Folder, LOCK_WAIT, open_folder};
 use crate::sys::program::Program;
 
 /// The version of the JSON form.
@@ -104,7 +104,7 @@ fn put(path: &Path) -> anyhow::Result<bool> {
         None => error.into(),
     })?;
     let (fd, folder, name) = open_folder(path).map_err(folder_advice)?;
-    let folder = Folder::lock(fd, folder).map_err(|error| advise(path, error))?;
+    let folder = Folder::lock(fd, folder, LOCK_WAIT).map_err(|error| advise(path, error))?;
     let done = program.is_at(&folder, &name).and_then(|there| {
         if there {
             folder.clear(&name);
@@ -135,7 +135,10 @@ fn advise(path: &Path, error: CallError) -> anyhow::Error {
         ),
         Errno::EBUSY => format!("{shown} is a mount point: install into the volume itself"),
         Errno::EROFS => "mount the volume writable in this step".to_owned(),
-        Errno::EPERM | Errno::EACCES => "run this step as root".to_owned(),
+        Errno::EPERM | Errno::EACCES => {
+            "run this step as root; where it is, see `lsattr` for what may not be changed (chattr +i)"
+                .to_owned()
+        }
         Errno::ENOSPC | Errno::EDQUOT => "make space in that volume".to_owned(),
         Errno::EWOULDBLOCK => {
             "another process holds a lock on that folder: find it with `lslocks`, then run again"

@@ -33,6 +33,8 @@ pub mod plan;
 pub mod prove;
 pub mod qemu;
 pub mod qemu_conf;
+#[cfg(feature = "watch")]
+pub mod ready;
 pub mod report;
 pub mod resolve;
 pub mod snapshot;
@@ -41,3 +43,5 @@ pub mod sys;
 pub mod table;
 pub mod udev;
 pub mod udev_read;
+#[cfg(feature = "watch")]
+pub mod watch;

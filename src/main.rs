@@ -11,6 +11,8 @@ use libvirt_kvm_init::exit::{Usage, Verdict};
 use libvirt_kvm_init::install::Installed;
 use libvirt_kvm_init::report::{Report, plain};
 use libvirt_kvm_init::sys::end_on_request;
+#[cfg(feature = "watch")]
+use libvirt_kvm_init::sys::end_well_on_request;
 use libvirt_kvm_init::sys::privileges::{Job, reduce};
 use libvirt_kvm_init::sys::root::read_here;
 use libvirt_kvm_init::{apply, check, exec, install, monitors, table};
@@ -38,6 +40,13 @@ fn main() -> ExitCode {
         Verb::Check(options) => run(&options, Job::Check, check::check),
         Verb::Exec(options) => exec(&options),
         Verb::Install(options) => install(&options),
+        #[cfg(feature = "watch")]
+        Verb::Watch(options) => watch(options),
+        #[cfg(feature = "watch")]
+        Verb::Ready { status_file } => {
+            reduce(Job::Ready);
+            say(&libvirt_kvm_init::ready::ready(&status_file), None)
+        }
         #[cfg(feature = "logs")]
         Verb::Logs(options) => logs(&options),
     }
@@ -121,6 +130,29 @@ fn install(options: &InstallOptions) -> ExitCode {
     };
     let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
     finish(&text, report.exit_code, Verdict::Failed.code(), closing)
+}
+
+#[cfg(feature = "watch")]
+fn watch(given: libvirt_kvm_init::cli::WatchOptions) -> ExitCode {
+    let mut options = given.options;
+    options.watch = given.watch;
+    end_well_on_request();
+    start_log(options.verbose, options.quiet);
+    reduce(Job::Watch);
+    let again = || match resolve(&options) {
+        Ok(config) if config.dry_run => Err(Usage("watch has no --dry-run: see check".to_owned())),
+        config => config,
+    };
+    match again() {
+        Ok(config) => {
+            let format = config.format;
+            let told = |report: &Report| {
+                let _ = say(report, Some(format));
+            };
+            say(&libvirt_kvm_init::watch::watch(config, again, told), None)
+        }
+        Err(usage) => say(&Report::new(Verdict::Usage, usage.to_string()), None),
+    }
 }
 
 #[cfg(feature = "logs")]

@@ -90,6 +90,13 @@ impl Pod {
         found.map(|found| found.gid)
     }
 
+    /// The number that the image has for the group.
+    #[cfg(feature = "watch")]
+    pub fn image_gid(&self, group: &str) -> Option<Gid> {
+        let found = group::by_name(self.group.as_deref()?, group.as_bytes());
+        found.map(|found| found.gid)
+    }
+
     /// What stands at `--group-file-out`, if it is as this program leaves it but for its content.
     pub fn own_group_out(&self) -> Option<&[u8]> {
         let out = self.group_out.as_ref().filter(|out| out.as_left);
@@ -159,6 +166,21 @@ pub fn observe(config: &Config) -> anyhow::Result<(Observed, Option<Device>)> {
         driver,
     };
     Ok((observed, device))
+}
+
+/// Looks at the device again, which changes more often than what decides about it.
+///
+/// # Errors
+/// The call that failed.
+#[cfg(feature = "watch")]
+pub fn look_again(seen: &mut Observed, config: &Config) -> anyhow::Result<Option<Device>> {
+    let device = Device::find(&config.device)?;
+    seen.device = device.as_ref().map(node).transpose()?;
+    seen.driver = driver(device.as_ref());
+    if let Some(host) = &mut seen.host {
+        host.node = Root::open(&host.root)?.stat("dev/kvm")?.map(Facts::from);
+    }
+    Ok(device)
 }
 
 /// Whether an inode is one of the node's group files, by whatever path it was found.

@@ -1,6 +1,8 @@
 //! What `check` says beyond the verdict: things that will surprise somebody later. They are warnings
 //! with a fixed code and never change the exit code.
 
+use std::path::Path;
+
 use crate::accounts::group;
 use crate::config::Config;
 use crate::observe::{GROUP_FILE, Observed};
@@ -23,6 +25,19 @@ pub fn is_libvirtd(process: &Process) -> bool {
 pub fn daemons() -> Vec<Process> {
     let [one, other] = LIBVIRTDS;
     named(&[one, other, udev_read::UDEVD])
+}
+
+/// The libvirtd that runs in another container, as far as its root can be seen from here; of several
+/// the one with the lowest process ID.
+pub fn libvirtd_elsewhere(daemons: &[Process]) -> Option<&Process> {
+    let own = Root::open(Path::new("/")).and_then(|root| root.id()).ok()?;
+    let elsewhere = |process: &&Process| process.root.is_some_and(|root| root != own);
+    let found = daemons
+        .iter()
+        .filter(|process| is_libvirtd(process))
+        .find(elsewhere)?;
+    log::debug!("{} (pid {}) runs in a container", found.name, found.pid);
+    Some(found)
 }
 
 /// Everything odd about what was seen. What cannot be looked at is not reported as fine, it is just

@@ -95,6 +95,13 @@ pub fn on_the_node() -> bool {
         && (pid_1_has_our_root() || container_marker().is_none() && unreadable())
 }
 
+/// Device and inode number of the root of the node's first process, where that can be seen.
+#[cfg(feature = "watch")]
+pub fn nodes_own_root() -> Option<(u64, u64)> {
+    let root = in_initial_pid_namespace().then(|| Root::open(Path::new(PID_1)));
+    root?.and_then(|root| root.id()).ok()
+}
+
 fn in_initial_pid_namespace() -> bool {
     std::fs::read_link("/proc/self/ns/pid")
         .is_ok_and(|link| link.as_os_str() == INITIAL_PID_NAMESPACE)

@@ -225,6 +225,12 @@ pub fn decide(seen: &Observed, config: &Config) -> Result<Decision, Usage> {
             decision.course = Course::Refuse(refusal);
             return Ok(decision);
         }
+        // A rule that cannot be written is no reason to leave guests without KVM.
+        (Ok(target), Err(refusal)) if config.watching => {
+            let warning = Warning::new(Code::UdevRuleRefused, refusal.text.clone());
+            decision.warnings.push(warning);
+            target
+        }
         (_, Err(refusal)) => {
             let refusal = refusal.clone();
             decision.course = Course::Refuse(refusal);
@@ -232,12 +238,8 @@ pub fn decide(seen: &Observed, config: &Config) -> Result<Decision, Usage> {
         }
     };
     let mut steps = work::steps(seen, config, conf.as_ref(), udev, target, &mut decision)?;
-    if let Some(planned) = planned {
-        // The pod's group file first, the device last.
-        let is_file = |step: &Step| matches!(step, Step::GroupFile(_));
-        let at = steps.iter().take_while(|step| is_file(step)).count();
-        steps.insert(at, Step::UdevRule(planned.step.clone()));
-    }
+    // Last: where the rule cannot be written after all, guests start until the node's next event.
+    steps.extend(planned.map(|planned| Step::UdevRule(planned.step.clone())));
     decision.course = Course::Act(steps);
     Ok(decision)
 }
@@ -283,6 +285,10 @@ fn candidates(seen: &Observed, config: &Config, udev: Option<&Prediction>) -> Ve
     if let Some(group) = host.and_then(|host| host.db.by_name(&config.group)) {
         let (gid, at) = (group.gid, format!("the node's {}", group.at));
         let source = Source::HostGroup;
+        found.push(Candidate { gid, source, at });
+    }
+    if let Some(gid) = config.kept {
+        let (source, at) = (Source::Kept, "what worked last".to_owned());
         found.push(Candidate { gid, source, at });
     }
     if let Some(node) = seen.device.as_ref().filter(|node| node.facts.is_kvm())

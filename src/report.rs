@@ -196,6 +196,18 @@ pub enum Action {
 }
 
 impl Action {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::SetGroupGid,
+        Self::AddGroup,
+        Self::AddMember,
+        Self::SetDeviceOwner,
+        Self::SetDeviceMode,
+        Self::SetDeviceAcl,
+        Self::WriteGroupFile,
+        Self::WriteUdevRule,
+    ];
+
     /// The word, as JSON has it.
     pub fn word(self) -> &'static str {
         match self {
@@ -359,6 +371,8 @@ pub enum Code {
     UdevUnclear,
     /// The node's rule of an earlier run gives another number than the node would have without it.
     UdevRuleOutdated,
+    /// `watch --persist` goes on without the rule that it may not write.
+    UdevRuleRefused,
     /// The running udevd applies numbers from before the node's files changed.
     UdevdStale,
     /// The device's owner is not mapped in this user namespace.
@@ -390,6 +404,7 @@ impl Code {
             Self::UdevIgnored => "udev-ignored",
             Self::UdevUnclear => "udev-unclear",
             Self::UdevRuleOutdated => "udev-rule-outdated",
+            Self::UdevRuleRefused => "udev-rule-refused",
             Self::UdevdStale => "udevd-stale",
             Self::UnmappedOwner => "unmapped-owner",
             Self::Unproven => "unproven",

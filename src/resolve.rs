@@ -20,6 +20,8 @@ pub enum Source {
     Udev,
     /// The node's group database.
     HostGroup,
+    /// `watch`: what worked last. A node whose files are not seen for a while has not changed its mind.
+    Kept,
     /// The device's own group.
     Device,
     /// The pod's group file.

@@ -12,7 +12,7 @@ use crate::plan::{GroupStep, RuleStep, Step, align_all};
 use crate::report::{Action, Change};
 use crate::sys::CallError;
 use crate::sys::device::Device;
-use crate::sys::file::{Folder, Rights, open_folder};
+use crate::sys::file::{Folder, LOCK_WAIT, Rights, open_folder};
 use crate::sys::root::Root;
 use crate::udev::own;
 
@@ -57,10 +57,16 @@ fn device_advice(error: CallError) -> anyhow::Error {
 fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
     let root = Root::open(&config.root)?;
     let source = root.join(GROUP_FILE);
+    // `watch` tries again, and has a device to look after meanwhile.
+    let longest = if config.watching {
+        LOCK_WAIT / 10
+    } else {
+        LOCK_WAIT
+    };
     match &step.out {
         None => {
             let (fd, name) = root.folder_of(GROUP_FILE)?;
-            let folder = Folder::lock(fd, root.join("etc")).map_err(file_advice)?;
+            let folder = Folder::lock(fd, root.join("etc"), longest).map_err(file_advice)?;
             let read = folder.read(&name).map_err(|error| -> anyhow::Error {
                 match error.errno {
                     Errno::ELOOP => Refused(format!(
@@ -86,10 +92,14 @@ fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
                 .ok_or_else(|| anyhow::anyhow!("{} went away", source.display()))?;
             let new = aligned(step, &file)?;
             let (fd, path, name) = open_folder(out).map_err(out_advice)?;
-            let folder = Folder::lock(fd, path).map_err(out_advice)?;
-            folder
-                .replace(&name, &new, Rights::Root(0o644))
-                .map_err(out_advice)
+            let folder = Folder::lock(fd, path, longest).map_err(out_advice)?;
+            let rights = Rights::Root(0o644);
+            let written = if config.watching {
+                folder.overwrite(&name, &new, rights)
+            } else {
+                folder.replace(&name, &new, rights)
+            };
+            written.map_err(out_advice)
         }
     }
 }
@@ -111,7 +121,7 @@ fn write_rule(step: &RuleStep) -> anyhow::Result<()> {
         found => found,
     };
     let (fd, name) = found.map_err(rule_advice)?;
-    let folder = Folder::lock(fd, root.join(own::FOLDER)).map_err(rule_advice)?;
+    let folder = Folder::lock(fd, root.join(own::FOLDER), LOCK_WAIT).map_err(rule_advice)?;
     let stands = folder.read(&name).map_err(rule_advice)?;
     if let Some(other) = stands.as_ref().filter(|content| !own::is_own(content)) {
         let path = root.join(own::FOLDER).join(&name);

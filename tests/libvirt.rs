@@ -289,6 +289,63 @@ fn live_libvirtd() {
     });
 }
 
+/// The node's number changes again and again under a libvirtd that goes on running, and its events put
+/// the device to its old number and back: with `watch` every guest starts, and libvirtd is not restarted.
+#[test]
+#[ignore = "tier: libvirt"]
+fn the_nodes_number_changes_under_a_live_libvirtd() {
+    in_namespace(|| {
+        let mut pod = Pod::new();
+        let mut watch = Command::new(program());
+        watch.args(["watch", "--root", "/proc/self/root", "--format", "json"]);
+        watch.arg("--host-root").arg(pod.host.path());
+        let log = scratch().join("watch.log");
+        watch.stderr(fs::File::create(&log).unwrap());
+        let mut watch = watch.stdout(Stdio::piped()).spawn().unwrap();
+        let mut report = String::new();
+        let mut out = std::io::BufReader::new(watch.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut out, &mut report).unwrap();
+        pod.start_libvirtd();
+        let first = pod.guest.starts("before").gid;
+
+        /// Set when it goes out of scope, by a failure as well.
+        struct Over<'a>(&'a std::sync::atomic::AtomicBool);
+        impl Drop for Over<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+        let over = std::sync::atomic::AtomicBool::new(false);
+        let host = pod.host.path().join("etc/group");
+        let order = std::sync::atomic::Ordering::Relaxed;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for gid in [70_109, 70_110, 70_111].into_iter().cycle() {
+                    if over.load(order) {
+                        return;
+                    }
+                    fs::write(&host, format!("root:x:0:\nkvm:x:{gid}:\n")).unwrap();
+                    // Every phase of a start meets every phase of a change.
+                    for drift in [NODE, gid] {
+                        std::thread::sleep(Duration::from_millis(1370));
+                        set_owner(Path::new(DEVICE), 0, drift, 0o660);
+                    }
+                }
+            });
+            let _over = Over(&over);
+            for number in 0..12 {
+                let seen = pod.guest.starts(&format!("start {number}"));
+                assert_eq!(seen.gid, first, "libvirtd is still the same");
+            }
+        });
+        let log = fs::read_to_string(log).unwrap();
+        println!("{} renumberings", log.matches("set-group-gid").count());
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(watch.id()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        assert_eq!(watch.wait().unwrap().code(), Some(0));
+    });
+}
+
 /// A list of devices without the device: its rights are as they should be, and no guest gets it. Where
 /// libvirt makes neither a /dev nor a filter of the list, it does nothing.
 #[test]

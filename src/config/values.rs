@@ -74,6 +74,14 @@ pub fn duration(text: &str) -> Result<Duration, &'static str> {
     total.map(Duration::from_millis).ok_or("at most 24h")
 }
 
+/// A duration that is worth waiting for.
+pub fn recheck(text: &str) -> Result<Duration, &'static str> {
+    let least = Duration::from_secs(1);
+    let long_enough = duration(text)?;
+    let long_enough = Some(long_enough).filter(|duration| *duration >= least);
+    long_enough.ok_or("a whole number with its unit, from 1s on")
+}
+
 /// A switch.
 pub fn bool(text: &str) -> Result<bool, &'static str> {
     match text.to_ascii_lowercase().as_str() {

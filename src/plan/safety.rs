@@ -115,10 +115,7 @@ pub fn further_numbers(
     let file = seen.pod.group.as_deref().unwrap_or_default();
     let (mut free, mut told) = (Vec::new(), Vec::new());
     for gid in other_numbers(udev, target) {
-        let own = format!("{}-{gid}", config.group);
-        let others: Vec<_> = collisions(file, config, gid)
-            .filter(|name| *name != own)
-            .collect();
+        let others: Vec<_> = collisions(file, config, gid).collect();
         let guarded = others.iter().find(|name| GUARDED.contains(&name.as_str()));
         let text = match (guarded, others.first()) {
             (Some(name), _) => format!(
@@ -176,10 +173,11 @@ fn collision(
     Ok(())
 }
 
-/// Other groups of the pod with this number.
+/// Other groups of the pod with this number, but for the one that this program makes for it.
 pub fn collisions(file: &[u8], config: &Config, gid: Gid) -> impl Iterator<Item = String> {
+    let own = format!("{}-{gid}", config.group);
     group::all_by_gid(file, gid)
-        .filter(|other| other.name != config.group.as_bytes())
+        .filter(move |other| other.name != config.group.as_bytes() && other.name != own.as_bytes())
         .map(|other| String::from_utf8_lossy(other.name).into_owned())
 }
 

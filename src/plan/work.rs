@@ -49,7 +49,7 @@ pub fn steps(
         steps.extend(step.map(Step::GroupFile));
         aligned
     } else {
-        Cow::Borrowed(pod.group.as_deref().unwrap_or_default())
+        Cow::Borrowed(pod.effective_group().unwrap_or_default())
     };
     let configured = Configured {
         given: config.qemu_group.as_ref(),
@@ -108,18 +108,27 @@ fn wants(
     }];
     // Without a member there is nobody whom another number could lock out.
     if member.is_some() && !seen.pod.is_host {
-        wants.extend(
-            further_numbers(seen, config, udev, target)
-                .0
-                .into_iter()
-                .map(|gid| GroupWant {
-                    group: format!("{name}-{gid}"),
-                    gid,
-                    member: member.clone(),
-                }),
-        );
+        let mut numbers = further_numbers(seen, config, udev, target).0;
+        numbers.extend(number_to_leave(seen, config, target));
+        numbers.dedup();
+        wants.extend(numbers.into_iter().map(|gid| GroupWant {
+            group: format!("{name}-{gid}"),
+            gid,
+            member: member.clone(),
+        }));
     }
     wants
+}
+
+/// The number that the device is about to leave: until it has, and wherever the new one cannot be
+/// given to it, guests start with that one.
+fn number_to_leave(seen: &Observed, config: &Config, target: Gid) -> Option<Gid> {
+    let file = seen.pod.group.as_deref().unwrap_or_default();
+    let kept = config.kept.filter(|kept| *kept != target)?;
+    collisions(file, config, kept)
+        .next()
+        .is_none()
+        .then_some(kept)
 }
 
 /// Brings a group file in line with one group after the other.
@@ -146,7 +155,7 @@ pub fn align_all<'a>(
 
 /// On the node itself the group file is never edited; a file of its own can be made from it.
 pub fn writes_group_file(seen: &Observed, config: &Config) -> bool {
-    !seen.pod.is_host || config.group_file_out.is_some()
+    !config.sealed && (!seen.pod.is_host || config.group_file_out.is_some())
 }
 
 /// The group file as it shall be, and the step to it if it is not so yet.

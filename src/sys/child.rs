@@ -48,7 +48,7 @@ pub fn in_child(work: impl FnOnce() -> u8) -> Result<Ended> {
             }),
         Err(error) => Err(error),
     };
-    raw::restore_sigchld(sigchld);
+    raw::restore_sigchld(&sigchld);
     ended
 }
 

@@ -43,17 +43,17 @@ pub enum Rights {
 }
 
 impl Folder {
-    /// Locks the folder, waiting up to [`LOCK_WAIT`] for another run. `path` is for messages.
+    /// Locks the folder, waiting up to `longest` for another run. `path` is for messages.
     ///
     /// # Errors
     /// `EWOULDBLOCK` when the wait was in vain.
-    pub fn lock(fd: OwnedFd, path: PathBuf) -> Result<Self> {
+    pub fn lock(fd: OwnedFd, path: PathBuf, longest: Duration) -> Result<Self> {
         let start = Instant::now();
         let mut fd = fd;
         loop {
             match Flock::lock(fd, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => return Ok(Self { lock, path }),
-                Err((back, Errno::EWOULDBLOCK)) if start.elapsed() < LOCK_WAIT => {
+                Err((back, Errno::EWOULDBLOCK)) if start.elapsed() < longest => {
                     fd = back;
                     sleep(LOCK_POLL);
                 }
@@ -132,6 +132,20 @@ impl Folder {
             temporary(name).as_str(),
             UnlinkatFlags::NoRemoveDir,
         );
+    }
+
+    /// The same, but a regular file that stands there stays the same inode: another container may
+    /// have it mounted, and would never see a new one.
+    ///
+    /// # Errors
+    /// As [`Folder::replace`], and `EMLINK` for a file with other names.
+    pub fn overwrite(&self, name: &str, content: &[u8], rights: Rights) -> Result<()> {
+        match self.find(name)? {
+            Some((_, stat)) if kind(&stat) == SFlag::S_IFREG => {
+                self.write_in_place(name, content, rights)
+            }
+            _ => self.replace(name, content, rights),
+        }
     }
 
     /// A renamed file is durable once its folder is; and it must be the one that was written.
@@ -372,6 +386,50 @@ pub fn read_public(path: &std::path::Path) -> Result<Option<Public>> {
         Err(Errno::EFBIG) => Ok(None),
         Err(errno) => Err(errno).named(|| format!("read({})", path.display())),
     }
+}
+
+/// Makes `content` the content of the file `path` for whoever reads it next: whole at every moment,
+/// readable by all, and not worth waiting for the disk.
+///
+/// # Errors
+/// What the calls answer.
+#[cfg(feature = "watch")]
+pub fn publish(path: &std::path::Path, content: &[u8]) -> Result<()> {
+    let (folder, shown, name) = open_folder(path)?;
+    let temporary = format!(".{name}.libvirt-kvm-init");
+    let call = |what: &str| format!("{what}({})", shown.join(&temporary).display());
+    let flags =
+        OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let unlink = || unlinkat(&folder, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
+    let create = || {
+        retry(|| {
+            openat(
+                &folder,
+                temporary.as_str(),
+                flags,
+                Mode::S_IRUSR | Mode::S_IWUSR,
+            )
+        })
+    };
+    let fd = match create() {
+        // A killed run left it.
+        Err(Errno::EEXIST) => unlink().and_then(|()| create()),
+        fd => fd,
+    };
+    let mut file = File::from(fd.named(|| call("openat"))?);
+    let written = file
+        .write_all(content)
+        .map_err(errno_of)
+        .named(|| call("write"));
+    let given = written.and_then(|()| give(&file, 0, 0, 0o644).named(|| call("fchown, fchmod")));
+    let renamed = given.and_then(|()| {
+        let to = || format!("rename({temporary}, {})", path.display());
+        retry(|| renameat(&folder, temporary.as_str(), &folder, name.as_str())).named(to)
+    });
+    if renamed.is_err() {
+        let _ = unlink();
+    }
+    renamed
 }
 
 /// Splits a path into the folder, opened, and the name in it.

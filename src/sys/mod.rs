@@ -5,6 +5,7 @@
 
 pub mod child;
 pub mod device;
+pub mod events;
 pub mod file;
 pub mod identity;
 pub mod kvm;
@@ -19,6 +20,8 @@ pub mod settle;
 pub mod tree;
 
 pub use raw::end_on_request;
+#[cfg(feature = "watch")]
+pub use raw::end_well_on_request;
 
 use std::fmt;
 
@@ -46,6 +49,9 @@ impl CallError {
             Errno::ENOENT if !std::path::Path::new("/proc/self").exists() => Some("mount /proc"),
             Errno::EMFILE | Errno::ENFILE if self.call.starts_with("inotify") => {
                 Some("raise fs.inotify.max_user_instances on the node (sysctl)")
+            }
+            Errno::ENOSPC if self.call.starts_with("inotify") => {
+                Some("raise fs.inotify.max_user_watches on the node (sysctl)")
             }
             Errno::ENOSYS => Some("it needs Linux 5.6 or newer"),
             Errno::EINVAL | Errno::EISDIR => Some("expected a regular file there"),

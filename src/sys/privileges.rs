@@ -21,8 +21,11 @@ pub enum Job {
     /// `install`
     Install,
     /// `logs`, until all is opened; nothing is kept after that.
-    #[cfg(feature = "logs")]
     Logs,
+    /// `ready`
+    Ready,
+    /// `watch`
+    Watch,
 }
 
 /// A capability that some jobs keep.
@@ -36,16 +39,17 @@ pub struct Need {
     pub why: &'static str,
 }
 
-const WRITERS: &[Job] = &[Job::Apply, Job::Install];
-const PROVERS: &[Job] = &[Job::Apply, Job::Check];
-#[cfg(feature = "logs")]
-const READERS: &[Job] = &[Job::Apply, Job::Check, Job::Install, Job::Logs];
-#[cfg(not(feature = "logs"))]
-const READERS: &[Job] = &[Job::Apply, Job::Check, Job::Install];
-#[cfg(feature = "logs")]
-const BECOME_OTHERS: &[Job] = &[Job::Apply, Job::Check, Job::Logs];
-#[cfg(not(feature = "logs"))]
-const BECOME_OTHERS: &[Job] = PROVERS;
+const ALL: &[Job] = &[
+    Job::Apply,
+    Job::Watch,
+    Job::Check,
+    Job::Install,
+    Job::Logs,
+    Job::Ready,
+];
+const WRITERS: &[Job] = &[Job::Apply, Job::Watch, Job::Install];
+const PROVERS: &[Job] = &[Job::Apply, Job::Watch, Job::Check];
+const OTHERS: &[Job] = &[Job::Apply, Job::Watch, Job::Check, Job::Logs];
 
 /// Every capability that is kept by anybody. All others are given up, and of the bounding set
 /// everything: no verb starts a program but `exec`, which gives up nothing in the process that does.
@@ -57,13 +61,13 @@ pub const NEEDS: &[Need] = &[
     },
     Need {
         capability: Capability::CAP_DAC_OVERRIDE,
-        jobs: READERS,
+        jobs: ALL,
         why: "reads, and where the verb writes writes, in folders that root does not own; QEMU that runs \
               as root has it, so its proof needs it",
     },
     Need {
         capability: Capability::CAP_DAC_READ_SEARCH,
-        jobs: READERS,
+        jobs: ALL,
         why: "reads what root does not own, in a container that has this one alone",
     },
     Need {
@@ -73,7 +77,7 @@ pub const NEEDS: &[Need] = &[
     },
     Need {
         capability: Capability::CAP_FSETID,
-        jobs: &[Job::Apply],
+        jobs: &[Job::Apply, Job::Watch],
         why: "keeps the set-group-ID bit of a file that is replaced",
     },
     Need {
@@ -83,12 +87,12 @@ pub const NEEDS: &[Need] = &[
     },
     Need {
         capability: Capability::CAP_SETGID,
-        jobs: BECOME_OTHERS,
+        jobs: OTHERS,
         why: "takes on the QEMU user's groups for the proof, nobody's to read logs",
     },
     Need {
         capability: Capability::CAP_SETUID,
-        jobs: BECOME_OTHERS,
+        jobs: OTHERS,
         why: "becomes the QEMU user for the proof, nobody to read logs",
     },
     Need {
@@ -163,7 +167,7 @@ mod tests {
         let apply = kept(Job::Apply, &all);
         assert_eq!(apply.len(), NEEDS.len());
         let none = CapsHashSet::new();
-        for job in [Job::Apply, Job::Check, Job::Install] {
+        for job in ALL.iter().copied() {
             assert!(kept(job, &none).is_empty());
             assert!(kept(job, &all).is_subset(&all));
             assert!(!kept(job, &all).contains(&Capability::CAP_SYS_ADMIN));

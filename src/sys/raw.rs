@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use nix::Result;
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::signal::{SigHandler, Signal, signal};
-use nix::unistd::ForkResult;
+use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
+use nix::unistd::{ForkResult, getpid};
 
 /// getxattr(2), following links: meant for `/proc/self/fd/N`. `None` where the attribute is not
 /// set or the file system has none.
@@ -124,22 +124,49 @@ pub fn fork() -> Result<ForkResult> {
     unsafe { nix::unistd::fork() }
 }
 
+/// What this process had about SIGCHLD.
+#[derive(Debug)]
+pub struct Sigchld {
+    ignored: bool,
+    /// One waits, blocked: a child that was inherited has ended.
+    pending: bool,
+}
+
 /// Lets children wait to be asked for, whatever was inherited. Gives what was.
-pub fn default_sigchld() -> Option<SigHandler> {
+pub fn default_sigchld() -> Sigchld {
+    let pending = pending().is_ok_and(|signals| signals.contains(Signal::SIGCHLD));
     // SAFETY: installs no handler.
-    unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }.ok()
+    let was = unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) };
+    Sigchld {
+        ignored: matches!(was, Ok(SigHandler::SigIgn)),
+        pending,
+    }
 }
 
 /// Puts back what [`default_sigchld`] gave. Where SIGCHLD is blocked, this also takes back the one that
 /// the child's end left pending: setting a signal to be ignored discards it (sigaction(2)), and SIGCHLD
-/// is ignored by default.
-pub fn restore_sigchld(was: Option<SigHandler>) {
-    let was = match was {
-        Some(SigHandler::SigIgn) => SigHandler::SigIgn,
-        _ => SigHandler::SigDfl,
+/// is ignored by default. One that waited before was discarded as well, so it is sent again.
+pub fn restore_sigchld(was: &Sigchld) {
+    let handler = if was.ignored {
+        SigHandler::SigIgn
+    } else {
+        SigHandler::SigDfl
     };
     // SAFETY: installs no handler.
-    let _ = unsafe { signal(Signal::SIGCHLD, was) };
+    let _ = unsafe { signal(Signal::SIGCHLD, handler) };
+    if was.pending {
+        let _ = kill(getpid(), Signal::SIGCHLD);
+    }
+}
+
+/// The signals that wait, sigpending(2).
+fn pending() -> Result<SigSet> {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: the call fills the set, of which zeroes are a valid value.
+    unsafe {
+        Errno::result(libc::sigpending(set.as_mut_ptr()))?;
+        Ok(SigSet::from_sigset_t_unchecked(set.assume_init()))
+    }
 }
 
 /// Makes SIGTERM and SIGINT end this process also where it is the first of a PID namespace: the
@@ -149,14 +176,33 @@ pub fn end_on_request() {
     extern "C" fn end(number: libc::c_int) {
         exit_now(128 + number);
     }
+    on_request(end);
+}
+
+/// The same for what is not wrong to end: the exit code is 0.
+#[cfg(feature = "watch")]
+pub fn end_well_on_request() {
+    extern "C" fn end(_: libc::c_int) {
+        exit_now(0);
+    }
+    on_request(end);
+}
+
+/// `end` does nothing but to end the process.
+fn on_request(end: extern "C" fn(libc::c_int)) {
+    use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+    let mut both = SigSet::empty();
     for number in [Signal::SIGTERM, Signal::SIGINT] {
-        // SAFETY: the handler makes one call, _exit(2), which is async-signal-safe.
+        both.add(number);
+        // SAFETY: the handlers make one call, _exit(2), which is async-signal-safe.
         let was = unsafe { signal(number, SigHandler::Handler(end)) };
         if matches!(was, Ok(SigHandler::SigIgn)) {
             // SAFETY: installs no handler.
             let _ = unsafe { signal(number, SigHandler::SigIgn) };
         }
     }
+    // Whoever started this process may have blocked them, and that is handed on.
+    let _ = both.thread_unblock();
 }
 
 /// What Rust's runtime changes before `main`, as it was before that: bit 0 to 2 for a standard stream
@@ -236,6 +282,17 @@ pub fn become_program(path: &CStr, args: &[CString]) -> Errno {
         Err(errno) => errno,
         Ok(never) => match never {},
     }
+}
+
+/// pidfd_open(2), Linux 5.3: readable once the process has ended.
+pub fn pidfd_open(pid: u32) -> Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: two integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = Errno::result(fd)?;
+    let fd = RawFd::try_from(fd).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just made this descriptor, close-on-exec, for this caller alone.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
 }
 
 /// Closes every descriptor but `keep` (close_range(2), Linux 5.9; one by one before that).

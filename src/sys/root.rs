@@ -152,6 +152,17 @@ impl Root {
         Ok(Some(Folder { fd, path, entries }))
     }
 
+    /// The folder `name`, found but not opened; `None` where there is none.
+    ///
+    /// # Errors
+    /// What openat2(2) answers.
+    pub fn find_folder(&self, name: &str) -> Result<Option<OwnedFd>> {
+        match self.open_below(name, OFlag::O_PATH | OFlag::O_DIRECTORY) {
+            Err(error) if absent(error.errno) => Ok(None),
+            found => found.map(Some),
+        }
+    }
+
     /// Opens the folder that holds `name`, and gives it with the last part of `name`.
     ///
     /// # Errors

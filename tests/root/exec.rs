@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::common::{bind, detach, in_namespace, mknod_kvm, ok, program, run};
-use crate::support::{ALIGNED, KVM, Scene, bind_read_only, command, owner, warnings};
+use crate::support::{ALIGNED, KVM, Scene, bind_read_only, command, owner, warnings, without_call};
 
 impl Scene {
     /// `exec` for this pod on this node, up to the command.
@@ -180,6 +180,18 @@ fn a_command_that_cannot_run_gives_a_shells_codes() {
         let path = format!("/nowhere:{}:{}", at("first"), at("bin"));
         let mut cmd = scene.exec(&["-q"]);
         assert_eq!(ok(cmd.arg("found").env("PATH", path)), "found\n");
+        // Nor does one that cannot be walked: a link to itself, a name that is too long.
+        std::os::unix::fs::symlink("circle", scene.pod.at("circle")).unwrap();
+        let long = "x".repeat(300);
+        for folder in [at("circle"), at(&long)] {
+            let path = format!("{folder}:{}", at("bin"));
+            let mut cmd = scene.exec(&["-q"]);
+            assert_eq!(ok(cmd.arg("found").env("PATH", path)), "found\n");
+        }
+        for (name, want) in [(long.clone(), 127), (at(&long), 126), (at("circle"), 126)] {
+            let (code, _, err) = run(scene.exec(&["-q"]).arg(&name));
+            assert_eq!(code, want, "{err}");
+        }
     });
 }
 
@@ -373,6 +385,28 @@ fn the_first_process_stays_the_first_and_leaves_no_zombie() {
         cmd.args(["sh", "-c", "echo $$ /proc/[0-9]*; cat /proc/1/comm"]);
         assert_eq!(ok(&mut cmd), "1 /proc/1\nsh\n");
         assert_eq!(owner(Path::new(KVM)), (0, 108, 0o660));
+    });
+}
+
+/// A limit is only blamed for what a limit does.
+#[test]
+#[ignore = "tier: root"]
+fn without_a_child_the_command_is_not_started() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let before = scene.state();
+        for (errno, limit) in [(libc::EAGAIN, true), (libc::EPERM, false)] {
+            let mut cmd = scene.exec(&[]);
+            cmd.args(["sh", "-c", "echo started"]);
+            without_call(&mut cmd, libc::SYS_clone, errno);
+            #[cfg(target_arch = "x86_64")]
+            without_call(&mut cmd, libc::SYS_fork, errno);
+            let (code, out, err) = run(&mut cmd);
+            assert_eq!((code, out.as_str()), (4, ""), "{err}");
+            assert!(last(&err).starts_with("libvirt-kvm-init: failed: fork()"));
+            assert_eq!(err.contains("pids.max"), limit, "{err}");
+            assert_eq!(scene.state(), before);
+        }
     });
 }
 

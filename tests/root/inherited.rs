@@ -7,9 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::Gid;
+use nix::unistd::{Gid, getpid};
 
 use crate::common::{in_namespace, ok};
 use crate::support::{Scene, command, without_call, without_capability};
@@ -17,7 +17,7 @@ use crate::support::{Scene, command, without_call, without_capability};
 type Setting = (&'static str, fn(&mut Command));
 
 /// What a container's runtime, a shell or an operator may have set up.
-const SETTINGS: [Setting; 12] = [
+const SETTINGS: [Setting; 13] = [
     // Without anything to be done between fork and exec the C library spawns it another way, and that
     // has signals of its own ignored.
     ("nothing", |cmd| before(cmd, || Ok(()))),
@@ -34,6 +34,15 @@ const SETTINGS: [Setting; 12] = [
         before(cmd, || {
             sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
             Ok(())
+        });
+    }),
+    // A child that was inherited has ended, and the command is to be told.
+    ("SIGCHLD blocked and pending", |cmd| {
+        before(cmd, || {
+            let mut set = SigSet::empty();
+            set.add(Signal::SIGCHLD);
+            sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), None)?;
+            Ok(kill(getpid(), Signal::SIGCHLD)?)
         });
     }),
     ("umask 077", |cmd| {

@@ -187,6 +187,26 @@ fn make_read_only_file_system(folder: &Path) {
     make_read_only(folder);
 }
 
+/// Root is not told to become root.
+#[test]
+#[ignore = "tier: root"]
+fn what_may_not_be_changed_by_root_either_is_told() {
+    in_namespace(|| {
+        let volume = volume();
+        let path = volume.join(NAME);
+        fs::write(&path, "old").unwrap();
+        let mut chattr = command(Path::new("chattr"), &["+i"]);
+        // tmpfs can do that since Linux 6.6.
+        if !chattr.arg(&path).status().unwrap().success() {
+            eprintln!("not run: this file system has no immutable files");
+            return;
+        }
+        go(&mut install(&volume)).code(4).says(&["EPERM", "lsattr"]);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(names(&volume), [NAME]);
+    });
+}
+
 #[test]
 #[ignore = "tier: root"]
 fn a_full_volume_keeps_what_was_there() {

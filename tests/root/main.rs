@@ -29,5 +29,6 @@ mod persist;
 mod place;
 mod privileges;
 mod races;
+mod ready;
 mod rights;
 mod settle;

@@ -111,7 +111,7 @@ fn by_variable_and_key_as_by_flag_and_never_in_a_dry_run() {
             let changes = report["changes"].as_array().unwrap();
             let actions: Vec<_> = changes.iter().map(|change| &change["action"]).collect();
             // The group file, the rule, the device.
-            let want = ["set-group-gid", "write-udev-rule", "set-device-owner"];
+            let want = ["set-group-gid", "set-device-owner", "write-udev-rule"];
             assert_eq!(actions, want, "{report}");
             assert!(changes.iter().all(|change| change["applied"] == false));
         }

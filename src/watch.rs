@@ -1,0 +1,234 @@
+//! `watch`: apply, then keep it so.
+//!
+//! Nothing is polled. One inotify watch on the device's folder and a few on the folders of the files
+//! that decide about it wake this process; what is wrong with the device is mended at once, from what
+//! was seen last of those files, and when nothing has happened for a moment all of it is looked at
+//! again, as `apply` would. So a heal costs a few system calls, and the truth is never older than the
+//! last quiet moment. Its own changes come back as events, too, and find nothing to do.
+//!
+//! What libvirt's QEMU can use comes first: the group file that libvirtd reads is brought in line
+//! before the device (memberships count at the next guest start, without a restart of libvirtd); where
+//! that is not possible the device keeps the number that worked, and that is reported as drift.
+//!
+//! What cannot be seen by an event (a file system that becomes writable in another container, a
+//! libvirtd that starts) is asked for after a second, two, four and so on, as long as the state is not
+//! right.
+
+mod keeper;
+mod opponent;
+mod publish;
+mod tally;
+mod tug;
+mod voice;
+mod whose;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::config::Config;
+use crate::exit::{Usage, Verdict};
+use crate::hostdb;
+use crate::judge::failure;
+use crate::observe::GROUP_FILE;
+use crate::place::{self, HostRoot};
+use crate::report::Report;
+use crate::sys::events::{Names, News, Watcher};
+use crate::sys::root::Root;
+use crate::sys::{self, end_well_on_request};
+use crate::udev::FOLDERS;
+
+use keeper::{Keeper, Thorough};
+pub use tally::Tally;
+
+/// How long nothing must happen before all is looked at again.
+const QUIET: Duration = Duration::from_millis(500);
+/// A flood of events puts that off no longer than this.
+const NEVER_LATER: Duration = Duration::from_secs(5);
+
+/// Runs until a signal ends the process. Returns the report on why it could not even begin.
+///
+/// `again` gives the configuration anew at SIGHUP; `told` gets the first report.
+pub fn watch(
+    config: Config,
+    again: impl Fn() -> Result<Config, Usage>,
+    told: impl FnOnce(&Report),
+) -> Report {
+    end_well_on_request();
+    match begin(config, again, told) {
+        Ok(report) => report,
+        Err(error) => failure(&error.into(), None),
+    }
+}
+
+fn begin(
+    config: Config,
+    again: impl Fn() -> Result<Config, Usage>,
+    told: impl FnOnce(&Report),
+) -> sys::Result<Report> {
+    let mut watcher = Watcher::new()?;
+    watcher.follow_hangup()?;
+    watcher.follow_mounts();
+    // What happens from here on is not missed, whatever the first look takes.
+    follow_device(&mut watcher, &config)?;
+    let mut keeper = Keeper::new(config);
+    keeper.look(Thorough::Yes);
+    if keeper.report().verdict == Verdict::Usage {
+        return Ok(keeper.report().clone());
+    }
+    told(keeper.report());
+    keeper.save();
+    let mut watch = Watch {
+        watcher,
+        keeper,
+        problem: None,
+    };
+    loop {
+        // What happened in a folder before it was followed is looked at like an event.
+        let news = watch.follow();
+        watch.until_looked_at(news, &again)?;
+    }
+}
+
+struct Watch {
+    watcher: Watcher,
+    keeper: Keeper,
+    /// What was said last about a folder that cannot be followed.
+    problem: Option<String>,
+}
+
+impl Watch {
+    /// Until all has been looked at again.
+    fn until_looked_at(
+        &mut self,
+        first: News,
+        again: &impl Fn() -> Result<Config, Usage>,
+    ) -> sys::Result<()> {
+        let recheck = Instant::now() + self.keeper.recheck();
+        let mut quiet: Option<Instant> = None;
+        let mut latest: Option<Instant> = None;
+        let mut news = first;
+        loop {
+            if news.hangup && self.configure(again) {
+                return Ok(());
+            }
+            let now = Instant::now();
+            let over = |due: Option<Instant>| due.is_some_and(|due| now >= due);
+            let waited = self.keeper.paused_until().is_some();
+            // A flood costs one look at its beginning, and the next one when it is over.
+            if news.files && self.keeper.looked_before(now) >= QUIET {
+                self.keeper.look(Thorough::No);
+            } else if news.device || waited {
+                self.keeper.heal();
+            }
+            if waited {
+                // Whether this change holds shows by the next event, and then by a quiet moment.
+                quiet = Some(now + QUIET);
+                latest = None;
+            }
+            let happened = news.device || news.files;
+            let due = if over(Some(recheck)) {
+                Some(Thorough::Yes)
+            } else {
+                let paused = self.keeper.paused_until().is_some();
+                let is_over = !paused && (over(quiet) && !happened || over(latest));
+                is_over.then_some(Thorough::No)
+            };
+            if let Some(thorough) = due {
+                self.keeper.look(thorough);
+                self.keeper.save();
+                return Ok(());
+            }
+            if happened {
+                quiet = Some(now + QUIET);
+                latest.get_or_insert(now + NEVER_LATER);
+            }
+            let due = [Some(recheck), quiet, latest].into_iter().flatten().min();
+            news = match self.keeper.paused_until() {
+                Some(until) => self.watcher.rest(until)?,
+                None => self.watcher.wait(due)?,
+            };
+            if news.folders {
+                let more = self.follow();
+                news.device |= more.device;
+                news.files |= more.files;
+                // Whatever was mounted may be what was missing.
+                news.files |= !self.keeper.is_right();
+            }
+        }
+    }
+
+    /// Whether there is another configuration than before.
+    fn configure(&mut self, again: &impl Fn() -> Result<Config, Usage>) -> bool {
+        match again() {
+            Ok(config) => {
+                log::info!("the configuration was read again");
+                self.keeper.configure(config);
+                self.keeper.look(Thorough::Yes);
+                self.keeper.save();
+                true
+            }
+            Err(usage) => {
+                log::warn!("the configuration stays as it was: {usage}");
+                false
+            }
+        }
+    }
+
+    /// Folders come and go, so that each is followed anew whenever all is looked at; that costs little
+    /// where it is followed already.
+    fn follow(&mut self) -> News {
+        self.watcher.follow_process(self.keeper.libvirtd());
+        let config = self.keeper.config();
+        let mut problems = Vec::new();
+        let news = self.watcher.follow_anew(|watcher| {
+            problems.extend(follow_device(watcher, config).err());
+            follow_files(watcher, config, &mut problems);
+        });
+        let problem = problems.first().map(|error| match error.advice() {
+            Some(advice) => format!("{error}; {advice}"),
+            None => error.to_string(),
+        });
+        if self.problem != problem {
+            if let Some(problem) = &problem {
+                log::warn!("what happens there is seen when all is looked at again: {problem}");
+            }
+            self.problem = problem;
+        }
+        news
+    }
+}
+
+fn follow_device(watcher: &mut Watcher, config: &Config) -> sys::Result<bool> {
+    let here = Path::new(".");
+    let folder = config.device.parent().unwrap_or(here);
+    let folder = Some(folder).filter(|folder| !folder.as_os_str().is_empty());
+    let name = config.device.file_name().unwrap_or_default();
+    watcher.follow_device(folder.unwrap_or(here), name)
+}
+
+fn follow_files(watcher: &mut Watcher, config: &Config, problems: &mut Vec<sys::CallError>) {
+    let one = |path: &'static str| {
+        let folder = path.rsplit_once('/').map_or(".", |(folder, _)| folder);
+        (folder, Names::last_of(Path::new(path)))
+    };
+    for path in [&config.group_file_out, &config.qemu_conf]
+        .into_iter()
+        .flatten()
+    {
+        problems.extend(watcher.follow_file(path).err());
+    }
+    if let Ok(root) = Root::open(&config.root) {
+        for file in [GROUP_FILE, "etc/passwd", "etc/libvirt/qemu.conf"] {
+            let (folder, names) = one(file);
+            problems.extend(watcher.follow_files(&root, folder, names).err());
+        }
+    }
+    if let Ok(HostRoot::At(root)) = place::find(config.host_root.as_deref()) {
+        let files = hostdb::FILES.into_iter().map(one);
+        let records = hostdb::RECORD_FOLDERS.map(|folder| (folder, Names::EndIn(".group")));
+        let rules = FOLDERS.map(|folder| (folder, Names::EndIn(".rules")));
+        for (folder, names) in files.chain(records).chain(rules) {
+            problems.extend(watcher.follow_files(&root, folder, names).err());
+        }
+    }
+}

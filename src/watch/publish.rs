@@ -1,0 +1,30 @@
+//! A file in which others read the state.
+
+use std::path::Path;
+
+use crate::sys::file;
+
+/// One of them, and how that went.
+#[derive(Debug, Default)]
+pub(super) struct Published {
+    /// What was said last about a file that could not be written.
+    said: Option<String>,
+}
+
+impl Published {
+    /// Writes it, if it was asked for. What goes wrong is said when it begins, and when it is over.
+    pub(super) fn write(&mut self, path: Option<&Path>, content: impl FnOnce() -> String) {
+        let Some(path) = path else {
+            return;
+        };
+        let error = file::publish(path, content().as_bytes()).err();
+        let error = error.map(|error| error.to_string());
+        if error != self.said {
+            match &error {
+                Some(error) => log::warn!("{} is not up to date: {error}", path.display()),
+                None => log::info!("{} is up to date again", path.display()),
+            }
+            self.said = error;
+        }
+    }
+}

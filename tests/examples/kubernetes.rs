@@ -1,0 +1,313 @@
+//! The manifests as Kubernetes reads them.
+
+use clap::Parser;
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{Container, Volume, VolumeMount};
+use libvirt_kvm_init::cli::{Cli, Verb};
+use libvirt_kvm_init::config::Config;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::{read, yaml};
+
+/// What of the node the watchers may see.
+pub const OF_THE_NODE: [&str; 4] = ["/dev", "/etc", "/run/udev", "/usr/lib"];
+/// Where they see it.
+const HOST: &str = "/host";
+
+/// Whether all that the manifest says came through: Kubernetes drops or refuses a field that it does
+/// not know, and here it would be missing.
+pub fn is_contained(manifest: &Value, known: &Value) -> bool {
+    match (manifest, known) {
+        (Value::Object(says), _) => says.iter().all(|(key, value)| {
+            let known = known.get(key).unwrap_or(&Value::Null);
+            value.is_null() || is_contained(value, known)
+        }),
+        (Value::Array(says), Value::Array(known)) => {
+            let mut pairs = says.iter().zip(known);
+            says.len() == known.len() && pairs.all(|(says, known)| is_contained(says, known))
+        }
+        _ => manifest == known,
+    }
+}
+
+/// An object of Kubernetes, all of whose fields it knows.
+pub fn typed<T: DeserializeOwned + serde::Serialize>(manifest: &Value) -> T {
+    let object: T = serde_json::from_value(manifest.clone()).unwrap();
+    let known = serde_json::to_value(&object).unwrap();
+    assert!(is_contained(manifest, &known), "{manifest:#}\n{known:#}");
+    object
+}
+
+/// A watcher, and the volumes that come with it.
+struct Watcher {
+    name: &'static str,
+    container: Container,
+    volumes: Vec<Volume>,
+}
+
+fn sidecar() -> Watcher {
+    // Below a key, since the reader wants a mapping.
+    let patch = read("examples/kubernetes/sidecar/patch.yaml");
+    let patch = &yaml::parse(&format!("patch:\n{patch}"))["patch"];
+    let added = |path: &str| -> Vec<Value> {
+        let operations = patch.as_array().unwrap().iter();
+        let here = operations.filter(|it| it["op"] == "add" && it["path"] == path);
+        here.map(|it| it["value"].clone()).collect()
+    };
+    let volumes = added("/spec/template/spec/volumes/-");
+    Watcher {
+        name: "sidecar",
+        container: typed(&added("/libvirt-kvm-watch")[0]),
+        volumes: volumes.iter().map(typed).collect(),
+    }
+}
+
+fn extra() -> Watcher {
+    let values = yaml::parse(&read("examples/kubernetes/extra-containers.yaml"));
+    let volumes = &values["pod"]["mounts"]["libvirt"]["libvirt"]["volumes"];
+    Watcher {
+        name: "extra-containers",
+        container: typed(&values["libvirt"]["extraContainers"][0]),
+        volumes: volumes.as_array().unwrap().iter().map(typed).collect(),
+    }
+}
+
+fn set() -> DaemonSet {
+    typed(&yaml::parse(&read(
+        "examples/kubernetes/daemonset/daemonset.yaml",
+    )))
+}
+
+fn watchers() -> [Watcher; 3] {
+    let pod = set().spec.unwrap().template.spec.unwrap();
+    let of_its_own = Watcher {
+        name: "daemonset",
+        container: pod.containers[0].clone(),
+        volumes: pod.volumes.unwrap(),
+    };
+    [sidecar(), extra(), of_its_own]
+}
+
+pub fn mounts(container: &Container) -> &[VolumeMount] {
+    container.volume_mounts.as_deref().unwrap_or_default()
+}
+
+/// The words after the program's name.
+pub fn words(container: &Container) -> Vec<String> {
+    let command = container.command.iter().flatten().skip(1);
+    command
+        .chain(container.args.iter().flatten())
+        .cloned()
+        .collect()
+}
+
+/// What the program makes of them.
+pub fn config(container: &Container) -> Config {
+    let words = words(container);
+    let cli = Cli::try_parse_from([&["program".to_owned()], words.as_slice()].concat());
+    let Verb::Watch(given) = cli.unwrap_or_else(|e| panic!("{words:?}: {e}")).verb else {
+        panic!("{words:?}")
+    };
+    let mut options = given.options;
+    options.watch = given.watch;
+    Config::resolve(&options, |_| None, |_| Err("no file".to_owned())).unwrap()
+}
+
+#[test]
+fn of_the_nodes_file_system_they_see_what_they_need() {
+    for Watcher {
+        name,
+        container,
+        volumes,
+    } in watchers()
+    {
+        for volume in &volumes {
+            if let Some(host) = &volume.host_path {
+                assert!(
+                    OF_THE_NODE.contains(&host.path.as_str()),
+                    "{name}: {volume:?}"
+                );
+            } else {
+                assert!(volume.empty_dir.is_some(), "{name}: {volume:?}");
+            }
+        }
+        let mut seen = Vec::new();
+        for mount in mounts(&container) {
+            let volume = volumes.iter().find(|volume| volume.name == mount.name);
+            let Some(host) = volume.and_then(|volume| volume.host_path.as_ref()) else {
+                continue;
+            };
+            if host.path != "/dev" {
+                assert_eq!(mount.mount_path, format!("{HOST}{}", host.path), "{name}");
+                assert_eq!(mount.read_only, Some(true), "{name}: {mount:?}");
+                let propagation = mount.mount_propagation.as_deref();
+                assert_eq!(propagation, Some("HostToContainer"), "{name}: {mount:?}");
+                seen.push(host.path.clone());
+            }
+        }
+        seen.sort();
+        assert_eq!(seen, OF_THE_NODE[1..], "{name}");
+        let dev = mounts(&container).iter().find(|it| it.mount_path == "/dev");
+        assert!(dev.is_some_and(|dev| dev.name == "dev" && dev.read_only != Some(true)));
+        assert_eq!(config(&container).host_root.unwrap().to_str(), Some(HOST));
+    }
+}
+
+#[test]
+fn they_have_no_more_rights_than_they_need() {
+    for Watcher {
+        name, container, ..
+    } in watchers()
+    {
+        let rights = container.security_context.unwrap();
+        // The proof; see examples/README.md.
+        assert_eq!(rights.privileged, Some(true), "{name}");
+        assert_eq!(rights.run_as_user, Some(0), "{name}");
+        assert_eq!(rights.read_only_root_filesystem, Some(true), "{name}");
+        assert!(container.ports.is_none(), "{name}");
+        let path = container.termination_message_path.as_deref();
+        assert_eq!(path, Some("/var/log/termination-log"), "{name}: not /dev");
+        let policy = container.termination_message_policy.as_deref();
+        assert_eq!(policy, Some("FallbackToLogsOnError"), "{name}");
+        let requests = container.resources.unwrap().requests.unwrap();
+        assert!(requests.keys().eq(["cpu", "memory"].iter()), "{name}");
+    }
+}
+
+/// Drift alone must not make a pod unready, so that it is not `check` that is asked.
+#[test]
+fn ready_is_what_the_status_file_says_of_the_proof() {
+    for Watcher {
+        name,
+        container,
+        volumes,
+    } in watchers()
+    {
+        let config = config(&container);
+        let status_file = config.status_file.unwrap();
+        let probe = container.readiness_probe.clone().unwrap();
+        let command = probe.exec.unwrap().command.unwrap();
+        let program = container.command.as_ref().map(|words| words[0].as_str());
+        assert_eq!(command[0], program.unwrap_or("/libvirt-kvm-init"), "{name}");
+        let cli = Cli::try_parse_from(&command).unwrap();
+        assert!(
+            matches!(cli.verb, Verb::Ready { status_file: asked } if asked == status_file),
+            "{name}: {command:?}"
+        );
+        assert!(container.liveness_probe.is_none(), "{name}");
+        assert!(container.startup_probe.is_none(), "{name}");
+        // Both files can be replaced where they are, and are the pod's.
+        for file in [status_file, config.metrics_file.unwrap()] {
+            let folder = file.parent().unwrap().to_str();
+            let mount = mounts(&container).iter();
+            let mut mount = mount.filter(|it| Some(it.mount_path.as_str()) == folder);
+            let mount = mount.next().unwrap_or_else(|| panic!("{name}: {file:?}"));
+            assert!(mount.read_only != Some(true) && mount.sub_path.is_none());
+            let volume = volumes.iter().find(|volume| volume.name == mount.name);
+            let empty = volume.unwrap().empty_dir.as_ref().unwrap();
+            assert!(empty.size_limit.is_some(), "{name}: {file:?}");
+        }
+    }
+}
+
+/// A file of a volume that another container has at a path of its own is that container's only as
+/// long as it is not replaced; what is mounted by itself is written in place.
+#[test]
+fn the_sidecar_writes_the_file_that_libvirtd_reads() {
+    let container = sidecar().container;
+    assert_eq!(container.restart_policy.as_deref(), Some("Always"));
+    let golden = read("tests/goldens/genestack-base-kustomize.yaml");
+    let set: DaemonSet = serde_json::from_value(yaml::documents(&golden)[0].clone()).unwrap();
+    let libvirt = set.spec.unwrap().template.spec.unwrap().containers[0].clone();
+    let of = |container: &Container, path: &str| {
+        let mount = mounts(container).iter().find(|it| it.mount_path == path);
+        let mount = mount.unwrap_or_else(|| panic!("{path}"));
+        (mount.name.clone(), mount.sub_path.clone())
+    };
+    let out = config(&container).group_file_out.unwrap();
+    let ours = of(&container, out.to_str().unwrap());
+    assert_eq!(ours, of(&libvirt, "/etc/group"));
+    let written = mounts(&container).iter().find(|it| it.sub_path == ours.1);
+    assert_ne!(written.unwrap().read_only, Some(true));
+    let program = &container.command.as_ref().unwrap()[0];
+    assert_eq!(of(&container, program), of(&libvirt, program));
+    for path in ["/etc/libvirt/qemu.conf", "/dev"] {
+        assert_eq!(of(&container, path), of(&libvirt, path));
+    }
+}
+
+#[test]
+fn the_daemonset_asks_nothing_of_the_cluster() {
+    let set = set().spec.unwrap();
+    let labels = set.template.metadata.as_ref().unwrap().labels.clone();
+    assert_eq!(set.selector.match_labels, labels);
+    let pod = set.template.spec.unwrap();
+    assert_eq!(pod.automount_service_account_token, Some(false));
+    assert_eq!(pod.service_account_name, None);
+    assert_eq!(pod.host_network, None);
+    assert_eq!(pod.host_pid, Some(true), "it finds libvirtd by its process");
+    let config = config(&pod.containers[0]);
+    assert_eq!(
+        config.root.to_str(),
+        Some("/"),
+        "then the root is libvirtd's"
+    );
+    assert_eq!(config.group_file_out, None);
+}
+
+/// What needs root and KVM.
+mod on_a_node {
+    use std::path::Path;
+    use std::process::Command;
+
+    use super::*;
+    use crate::common::{
+        Tree, bind, fresh_dev, in_namespace, mknod_kvm, ok, program, require_kvm, run,
+    };
+
+    /// What the manifests mount of the node is enough of it: rules of all three places count, and so
+    /// do groups that a link in /etc leads to.
+    #[test]
+    #[ignore = "tier: examples"]
+    fn the_parts_of_the_node_are_enough() {
+        for watcher in watchers() {
+            in_namespace(|| {
+                require_kvm();
+                fresh_dev();
+                mknod_kvm(Path::new("/dev/kvm"), 0, 0, 0o600);
+                let (node, pod, seen) = (Tree::new(), Tree::pod(424), Tree::new());
+                node.file("usr/lib/group", "root:x:0:\nkvm:x:108:\n");
+                std::os::unix::fs::symlink("../usr/lib/group", node.at("etc/group")).unwrap();
+                let rules = |group: &str| format!("KERNEL==\"kvm\", GROUP=\"{group}\"\n");
+                node.file("usr/lib/udev/rules.d/50-udev-default.rules", &rules("kvm"));
+                node.dir("run/udev/rules.d").dir("etc/udev/rules.d");
+                for volume in watcher.volumes.iter().filter(|it| it.name != "dev") {
+                    if let Some(host) = &volume.host_path {
+                        let part = host.path.trim_start_matches('/');
+                        bind(&node.at(part), &seen.dir(part).at(part));
+                        let mut read_only = Command::new("mount");
+                        read_only.args(["-o", "remount,bind,ro"]);
+                        ok(read_only.arg(seen.at(part)));
+                    }
+                }
+                for (place, gid) in [("", 108), ("run", 109), ("etc", 110)] {
+                    if !place.is_empty() {
+                        let name = format!("{place}/udev/rules.d/60-{place}.rules");
+                        node.file(&name, &rules(&gid.to_string()));
+                    }
+                    let mut check = Command::new(program());
+                    check.args(["check", "--format=json"]).env_clear();
+                    check.arg("--host-root").arg(seen.path());
+                    let (code, out, err) = run(check.arg("--root").arg(pod.path()));
+                    let report: Value = serde_json::from_str(&out).unwrap();
+                    let name = watcher.name;
+                    assert_eq!(code, 1, "{name}: {out}{err}");
+                    assert_eq!(report["target"]["gid"], gid, "{name}: {report:#}");
+                    assert_eq!(report["host"]["kvm_gid"], 108, "{name}: {report:#}");
+                    std::fs::remove_file(node.at("run/udev/rules.d/60-run.rules")).ok();
+                }
+            });
+        }
+    }
+}

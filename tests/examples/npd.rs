@@ -1,0 +1,154 @@
+//! node-problem-detector's custom plugin monitor: its configuration, and the plugin run for real.
+
+use std::path::Path;
+use std::process::Command;
+
+use clap::Parser;
+use libvirt_kvm_init::cli::{Cli, Verb};
+use serde::Deserialize;
+
+use crate::common::{
+    Tree, bind, fresh_dev, in_namespace, mknod_kvm, program, require_kvm, run, set_owner,
+};
+use crate::read;
+
+const CONFIGS: [&str; 2] = ["libvirt-kvm-init", "libvirt-kvm-init-event"];
+
+/// What the monitor reads (pkg/custompluginmonitor/types/config.go); it ignores in silence what it
+/// does not know.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    plugin: String,
+    #[serde(rename = "pluginConfig")]
+    global: Global,
+    source: String,
+    conditions: Vec<Condition>,
+    rules: Vec<Rule>,
+    #[serde(rename = "metricsReporting")]
+    _metrics: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Global {
+    invoke_interval: String,
+    timeout: String,
+    max_output_length: usize,
+    #[serde(rename = "concurrency")]
+    _concurrency: u32,
+    #[serde(default, rename = "enable_message_change_based_condition_update")]
+    _follows_message: bool,
+    #[serde(default, rename = "skip_initial_status")]
+    _silent_at_first: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Condition {
+    r#type: String,
+    reason: String,
+    message: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rule {
+    r#type: String,
+    condition: Option<String>,
+    reason: String,
+    path: String,
+    args: Vec<String>,
+    timeout: String,
+}
+
+fn config(name: &str) -> Config {
+    let text = read(&format!("examples/node-problem-detector/{name}.json"));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+fn seconds(duration: &str) -> u32 {
+    let (number, unit) = duration.split_at(duration.len() - 1);
+    let factor = if unit == "m" { 60 } else { 1 };
+    number.parse::<u32>().unwrap() * factor
+}
+
+#[test]
+fn the_monitor_accepts_the_configuration() {
+    for name in CONFIGS {
+        let config = config(name);
+        assert_eq!(config.plugin, "custom");
+        assert!(!config.source.is_empty());
+        assert_eq!(config.global.max_output_length, 80);
+        let timeout = seconds(&config.global.timeout);
+        // The proof itself gives up after 10 s.
+        assert!(timeout > 10 && timeout < seconds(&config.global.invoke_interval));
+        for rule in &config.rules {
+            assert!(seconds(&rule.timeout) <= timeout, "{name}");
+            let cli = Cli::try_parse_from([std::slice::from_ref(&rule.path), &rule.args].concat());
+            assert!(matches!(cli.unwrap().verb, Verb::Check(_)), "{name}");
+        }
+        for condition in &config.conditions {
+            assert!(!condition.reason.is_empty() && condition.message.len() <= 80);
+        }
+    }
+    let (lasting, passing) = (config(CONFIGS[0]), config(CONFIGS[1]));
+    // A lasting problem needs a default of its condition, or the monitor does not start.
+    assert_eq!(lasting.rules[0].r#type, "permanent");
+    assert_eq!(
+        lasting.rules[0].condition.as_ref(),
+        Some(&lasting.conditions[0].r#type)
+    );
+    assert_eq!(passing.rules[0].r#type, "temporary");
+    assert!(passing.conditions.is_empty() && passing.rules[0].condition.is_none());
+    assert_ne!(lasting.conditions[0].reason, lasting.rules[0].reason);
+}
+
+/// The plugin as the monitor runs it: exit code, and one line of at most 80 bytes.
+fn plugin(rule: &Rule, node: &Tree, pod: &Tree, more: &[(&str, &str)]) -> (i32, String) {
+    let mut command = Command::new(program());
+    command.args(&rule.args).env_clear();
+    command.env("LIBVIRT_KVM_INIT_ROOT", pod.path());
+    command.env("LIBVIRT_KVM_INIT_HOST_ROOT", node.path());
+    command.envs(more.iter().copied());
+    let (code, out, err) = run(&mut command);
+    let said = out.trim();
+    assert!(said.len() <= 80 && said.lines().count() <= 1, "{out}{err}");
+    (code, said.to_owned())
+}
+
+/// What needs root and KVM.
+mod on_a_node {
+    use super::*;
+
+    #[test]
+    #[ignore = "tier: examples"]
+    fn the_plugin_says_fine_problem_and_unknown() {
+        in_namespace(|| {
+            require_kvm();
+            fresh_dev();
+            let (node, pod) = (Tree::host(108), Tree::pod(108));
+            bind(Path::new("/dev"), &node.at("dev"));
+            let device = Path::new("/dev/kvm");
+            for name in CONFIGS {
+                for rule in &config(name).rules {
+                    assert_eq!(rule.path, "/usr/local/bin/libvirt-kvm-init");
+                    let (code, said) = plugin(rule, &node, &pod, &[]);
+                    assert!(code == 1 && said.starts_with("absent"), "{code} {said}");
+                    mknod_kvm(device, 0, 108, 0o660);
+                    let (code, said) = plugin(rule, &node, &pod, &[]);
+                    assert!(code == 0 && said.starts_with("ok: "), "{code} {said}");
+                    set_owner(device, 0, 5, 0o600);
+                    let (code, said) = plugin(rule, &node, &pod, &[]);
+                    assert!(
+                        code == 1 && said.starts_with("drift (ownership): "),
+                        "{code} {said}"
+                    );
+                    let wrong = [("LIBVIRT_KVM_INIT_GID", "none")];
+                    assert_eq!(plugin(rule, &node, &pod, &wrong).0, 2);
+                    std::fs::remove_file(device).unwrap();
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,182 @@
+//! The rules, their tests, and the metrics that they are about.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
+
+use libvirt_kvm_init::exit::Verdict;
+use libvirt_kvm_init::report::{Action, Report};
+use libvirt_kvm_init::watch::Tally;
+use serde_json::Value;
+
+use crate::common::{
+    Tree, bind, fresh_dev, in_namespace, mknod_kvm, ok, program, require_kvm, run, scratch,
+    set_owner,
+};
+use crate::{grafana, project, read, yaml};
+
+const RULES: &str = "examples/prometheus/rules.yaml";
+
+fn rules() -> Vec<Value> {
+    let file = yaml::parse(&read(RULES));
+    let groups = file["groups"].as_array().unwrap().iter();
+    groups
+        .flat_map(|group| group["rules"].as_array().unwrap().clone())
+        .collect()
+}
+
+/// The names that recording rules give.
+pub fn records() -> BTreeSet<String> {
+    let rules = rules();
+    let names = rules.iter().filter_map(|rule| rule["record"].as_str());
+    names.map(str::to_owned).collect()
+}
+
+/// Every name of a metric that the program has, in a state where it has all of them.
+fn metrics() -> BTreeSet<String> {
+    let mut tally = Tally::default();
+    tally.healed([Action::SetDeviceOwner].into_iter());
+    tally.looked(SystemTime::now());
+    let text = tally.prometheus(&Report::new(Verdict::Ok, ""), SystemTime::now());
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .map(|line| line.split(['{', ' ']).next().unwrap().to_owned())
+        .collect()
+}
+
+/// The words of an expression that are names of ours.
+fn names(expression: &str) -> impl Iterator<Item = &str> {
+    let words = expression.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'));
+    words.filter(|word| word.contains("libvirt_kvm_init"))
+}
+
+#[test]
+fn the_rules_are_about_metrics_that_there_are() {
+    let (metrics, records) = (metrics(), records());
+    let tests = read("examples/prometheus/rules-test.yaml");
+    for rule in rules() {
+        let expression = rule["expr"].as_str().unwrap();
+        for name in names(expression) {
+            assert!(metrics.contains(name) || records.contains(name), "{name}");
+        }
+        if let Some(alert) = rule["alert"].as_str() {
+            assert!(rule["for"].is_string() && rule["labels"]["severity"].is_string());
+            for name in ["summary", "description"] {
+                assert!(rule["annotations"][name].is_string(), "{alert}");
+            }
+            // Each alert is seen to fire.
+            let fires = format!("alertname: {alert}\n");
+            assert!(tests.contains(&fires), "{alert} has no test");
+        }
+    }
+    for word in names(&tests).filter(|word| word.starts_with("libvirt_kvm_init")) {
+        assert!(metrics.contains(word), "{word}");
+    }
+}
+
+fn promtool(args: &[&str], input: Option<&str>) {
+    let mut command = Command::new("promtool");
+    command
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin
+        .write_all(input.unwrap_or_default().as_bytes())
+        .unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(output.status.success(), "{args:?}: {said}\n{input:?}");
+}
+
+#[test]
+#[ignore = "tier: examples"]
+fn the_rules_pass_their_tests() {
+    let path = project(RULES);
+    promtool(&["check", "rules", path.to_str().unwrap()], None);
+    let path = project("examples/prometheus/rules-test.yaml");
+    promtool(&["test", "rules", path.to_str().unwrap()], None);
+}
+
+/// The dashboard's queries are expressions that Prometheus can read.
+#[test]
+#[ignore = "tier: examples"]
+fn the_dashboards_queries_are_read() {
+    let rules = grafana::queries().into_iter().enumerate();
+    let rules: Vec<_> = rules
+        .map(|(number, query)| serde_json::json!({ "record": format!("a:b{number}"), "expr": query }))
+        .collect();
+    let file = serde_json::json!({ "groups": [{ "name": "dashboard", "rules": rules }] });
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rules.json");
+    fs::write(&path, file.to_string()).unwrap();
+    promtool(&["check", "rules", path.to_str().unwrap()], None);
+}
+
+/// What needs root and KVM.
+mod on_a_node {
+    use super::*;
+
+    /// What `check` and `watch` really write, in a good and in a bad state, passes Prometheus' linter.
+    #[test]
+    #[ignore = "tier: examples"]
+    fn prometheus_accepts_what_the_program_writes() {
+        in_namespace(|| {
+            require_kvm();
+            fresh_dev();
+            let (node, pod) = (Tree::host(108), Tree::pod(108));
+            bind(Path::new("/dev"), &node.at("dev"));
+            let device = Path::new("/dev/kvm");
+            mknod_kvm(device, 0, 108, 0o660);
+            let command = |verb: &str| {
+                let mut command = Command::new(program());
+                command.arg(verb).env_clear();
+                command.arg("--host-root").arg(node.path());
+                command.arg("--root").arg(pod.path());
+                command
+            };
+            for mode in [0o660, 0o666, 0o000] {
+                set_owner(device, 0, 108, mode);
+                let (_, text, err) = run(command("check").arg("--format=prometheus"));
+                assert!(text.contains("libvirt_kvm_init_verdict"), "{text}{err}");
+                promtool(&["check", "metrics"], Some(&text));
+            }
+            let file = scratch().join("metrics.prom");
+            let mut watch = command("watch");
+            watch.arg("--metrics-file").arg(&file).stderr(Stdio::null());
+            let mut child = watch.stdout(Stdio::null()).spawn().unwrap();
+            let until = |wanted: &str| {
+                for _ in 0..100 {
+                    let text = fs::read_to_string(&file).unwrap_or_default();
+                    if text.lines().any(|line| line == wanted) {
+                        return text;
+                    }
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                panic!(
+                    "no {wanted}: {}",
+                    fs::read_to_string(&file).unwrap_or_default()
+                )
+            };
+            until("libvirt_kvm_init_ready 1");
+            set_owner(device, 0, 5, 0o660);
+            let text = until("libvirt_kvm_init_heals_total{action=\"set-device-owner\"} 1");
+            assert!(text.contains("last_heal_timestamp_seconds"), "{text}");
+            ok(Command::new("kill").arg(child.id().to_string()));
+            assert_eq!(child.wait().unwrap().code(), Some(0));
+            promtool(&["check", "metrics"], Some(&text));
+            // What the README reckons with: see «The fleet».
+            let series = text.lines().filter(|line| !line.starts_with('#')).count();
+            assert!(
+                series <= 26 && text.len() <= 2_500,
+                "{series} series\n{text}"
+            );
+        });
+    }
+}

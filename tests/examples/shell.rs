@@ -1,0 +1,34 @@
+//! The scripts.
+
+use std::process::Command;
+
+use crate::common::{ok, program, require_root};
+use crate::project;
+
+const SCRIPT: &str = "examples/incident.sh";
+
+#[test]
+#[ignore = "tier: examples"]
+fn shellcheck_has_nothing_to_say() {
+    let said = ok(Command::new("shellcheck").arg(project(SCRIPT)));
+    assert_eq!(said, "");
+}
+
+/// What needs root and KVM.
+mod on_a_node {
+    use super::*;
+
+    /// It makes a namespace of its own.
+    #[test]
+    #[ignore = "tier: examples"]
+    fn the_incident_is_told_to_its_end() {
+        require_root();
+        let story = ok(Command::new(project(SCRIPT))
+            .arg(program())
+            .env("NO_COLOR", "1"));
+        let end = story
+            .find("5. The node's udev handles another event")
+            .unwrap();
+        assert!(story[..end].contains("exit code 0"), "{story}");
+    }
+}

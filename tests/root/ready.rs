@@ -1,0 +1,91 @@
+//! `ready`, and the `watch` whose file it reads, in a container that holds nothing but the program.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::common::{Tree, bind, in_namespace, program, run, scratch, set_owner};
+use crate::place::Jail;
+use crate::support::{KVM, Scene, command, go};
+
+#[test]
+#[ignore = "tier: root"]
+fn ready_is_the_proof_and_not_the_verdict() {
+    in_namespace(|| {
+        // It works as the chart left it, and no longer after the next event.
+        let scene = Scene::new();
+        let rule = "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\"\n";
+        scene
+            .host
+            .file("usr/lib/udev/rules.d/50-udev-default.rules", rule);
+        let file = scratch().join("status.json");
+        let ready = || go(command(&program(), &["ready"]).arg(&file));
+        ready().code(4).says(&["status.json", "ENOENT"]);
+        for (gid, verdict, code) in [(424, 1, 0), (108, 1, 5)] {
+            set_owner(Path::new(KVM), 0, gid, 0o660);
+            let mut check = command(&program(), &["check", "--format=json"]);
+            check.arg("--root").arg(scene.pod.path());
+            check.arg("--host-root").arg(scene.host.path());
+            let report = go(&mut check).code(verdict);
+            fs::write(&file, &report.out).unwrap();
+            let ready = ready().code(code);
+            assert_eq!(ready.out, "", "a probe's output is nobody's");
+        }
+    });
+}
+
+/// A container without accounts of its own waits for a libvirtd, and then looks after its files.
+#[test]
+#[ignore = "tier: root"]
+fn watch_waits_for_the_libvirtd_whose_files_it_keeps() {
+    in_namespace(|| {
+        let jail = Jail::new(Tree::new());
+        let host = Tree::host(108);
+        bind(host.path(), jail.tree.dir("host").at("host").as_path());
+        // Another container's root, with the same programs.
+        let pod = Tree::pod(424);
+        bind(pod.path(), jail.tree.dir("pod").at("pod").as_path());
+        for name in ["usr", "lib", "lib64"] {
+            let ours = Path::new("/").join(name);
+            match fs::read_link(&ours) {
+                Ok(to) => std::os::unix::fs::symlink(to, jail.tree.at("pod").join(name)).unwrap(),
+                Err(_) => bind(
+                    &ours,
+                    &jail.tree.dir(&format!("pod/{name}")).at("pod").join(name),
+                ),
+            }
+        }
+        fs::copy("/bin/sleep", jail.tree.at("pod/libvirtd")).unwrap();
+        let script = "
+            until_ready() { # CODE
+                i=0
+                while [ $i -lt 100 ]; do
+                    code=0
+                    /kvm-init ready /status.json 2>/dev/null || code=$?
+                    [ $code != $1 ] || return 0
+                    sleep 0.1
+                    i=$((i + 1))
+                done
+                return 1
+            }
+            /kvm-init watch --host-root=/host --recheck=1s --status-file=/status.json &
+            watch=$!
+            until_ready 5 || exit 11
+            sleep 1
+            kill -0 $watch || exit 12
+            # A session of its own, as a container's process has.
+            setsid chroot /pod /libvirtd 60 &
+            libvirtd=$!
+            until_ready 0 || exit 13
+            kill $libvirtd $watch
+            wait $watch || exit 14
+        ";
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+        unshare.arg("--root").arg(jail.tree.path());
+        unshare.args(["/bin/sh", "-c", script]).env_clear();
+        let (code, out, err) = run(unshare.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"));
+        assert_eq!(code, 0, "{out}{err}");
+        assert!(pod.read("etc/group").contains("kvm:x:108:nova"), "{err}");
+    });
+}

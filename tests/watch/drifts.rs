@@ -1,0 +1,356 @@
+//! Every kind of drift, over and over: all healed, and how fast.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use libvirt_kvm_init::acl::{Acl, XATTR};
+use libvirt_kvm_init::sys::events::Watcher;
+use nix::mount::{MsFlags, mount};
+
+use crate::common::{Tree, in_namespace, mknod_char, mknod_kvm, program, scratch, set_owner};
+use crate::process::{Watch, distribution, until, watch};
+use crate::rule_sets::{Content, K, set};
+use crate::support::{KVM, Scene, command, get_xattr, inode, owner, set_xattr};
+use crate::udev::{Oracle, turn};
+
+/// Longer than what makes an undo a tug-of-war.
+const PAUSE: Duration = Duration::from_millis(25);
+const ROUNDS: usize = 100;
+const RIGHT: (u32, u32) = (0, 108);
+
+/// Makes the device wrong; the moment at which it was wrong, and there to be mended.
+type Drift = (&'static str, fn() -> Instant);
+
+fn acl(text: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut bytes = 2_u32.to_le_bytes().to_vec();
+    for (tag, perm, id) in text {
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend(perm.to_le_bytes());
+        bytes.extend(id.to_le_bytes());
+    }
+    bytes
+}
+
+/// The mode says rw for the group, and the entry of the owning group says nothing.
+fn deny_by_acl() -> Instant {
+    const NONE: u32 = u32::MAX;
+    let entries = [
+        (1, 6, NONE),
+        (2, 6, 1234),
+        (4, 0, NONE),
+        (16, 6, NONE),
+        (32, 0, NONE),
+    ];
+    let at = Instant::now();
+    set_xattr(kvm(), "system.posix_acl_access", &acl(&entries)).unwrap();
+    at
+}
+
+fn kvm() -> &'static Path {
+    Path::new(KVM)
+}
+
+fn beside() -> &'static Path {
+    Path::new("/dev/.beside")
+}
+
+/// Puts something else in its place for a moment, and then a node as the kernel makes it.
+fn replaced_by(make: impl Fn()) -> Instant {
+    make();
+    fs::rename(beside(), kvm()).unwrap();
+    std::thread::sleep(Duration::from_millis(3));
+    mknod_kvm(beside(), 0, 0, 0o600);
+    let at = Instant::now();
+    fs::rename(beside(), kvm()).unwrap();
+    at
+}
+
+const DRIFTS: [Drift; 10] = [
+    ("chown", || {
+        let at = Instant::now();
+        chown(KVM, Some(0), Some(424)).unwrap();
+        at
+    }),
+    ("chmod", || {
+        let at = Instant::now();
+        fs::set_permissions(KVM, fs::Permissions::from_mode(0o600)).unwrap();
+        at
+    }),
+    ("ACL set", deny_by_acl),
+    ("ACL there, chmod and chown", || {
+        let at = Instant::now();
+        fs::set_permissions(KVM, fs::Permissions::from_mode(0o0)).unwrap();
+        chown(KVM, Some(7), Some(7)).unwrap();
+        at
+    }),
+    ("unlink and mknod", || {
+        fs::remove_file(KVM).unwrap();
+        let at = Instant::now();
+        mknod_kvm(kvm(), 0, 0, 0o600);
+        at
+    }),
+    ("rename over", || {
+        mknod_kvm(beside(), 0, 424, 0o660);
+        let at = Instant::now();
+        fs::rename(beside(), kvm()).unwrap();
+        at
+    }),
+    ("a link in its place, and back", || {
+        replaced_by(|| symlink("/dev/canary", beside()).unwrap())
+    }),
+    ("a file in its place, and back", || {
+        replaced_by(|| fs::write(beside(), "").unwrap())
+    }),
+    ("another device in its place, and back", || {
+        replaced_by(|| mknod_char(beside(), (1, 3), 0, 0, 0o600))
+    }),
+    // drivers/base/devtmpfs.c: rights reset, unlinked, made anew.
+    ("as the kernel removes and makes it", || {
+        set_owner(kvm(), 0, 0, 0);
+        fs::remove_file(KVM).unwrap();
+        let at = Instant::now();
+        mknod_kvm(kvm(), 0, 0, 0o600);
+        at
+    }),
+];
+
+/// QEMU's user can open it by its group.
+fn right() -> bool {
+    let Ok(meta) = fs::symlink_metadata(KVM) else {
+        return false;
+    };
+    if (meta.uid(), meta.gid()) != RIGHT || meta.mode() & 0o660 != 0o660 {
+        return false;
+    }
+    let acl = get_xattr(kvm(), XATTR.to_str().unwrap());
+    acl.is_none_or(|bytes| {
+        let acl = Acl::parse(&bytes).unwrap();
+        acl.repaired(None) == acl
+    })
+}
+
+/// How long from the drift until the state is right, seen by somebody who looks without a pause.
+fn time(drift: fn() -> Instant) -> Option<Duration> {
+    let at = drift();
+    while !right() {
+        if at.elapsed() > Duration::from_secs(10) {
+            return None;
+        }
+        std::thread::yield_now();
+    }
+    Some(at.elapsed())
+}
+
+fn all(watch: &Watch, rounds: usize) -> (Duration, Duration) {
+    let mut times = Vec::new();
+    let mut by_kind = vec![Vec::new(); DRIFTS.len()];
+    for _ in 0..rounds {
+        for (kind, (name, drift)) in DRIFTS.iter().enumerate() {
+            std::thread::sleep(PAUSE);
+            let took =
+                time(*drift).unwrap_or_else(|| panic!("{name} was not healed\n{}", watch.log()));
+            times.push(took);
+            by_kind[kind].push(took);
+        }
+    }
+    for ((name, _), times) in DRIFTS.iter().zip(by_kind) {
+        distribution(name, times);
+    }
+    distribution("all", times)
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_thousand_drifts_are_healed() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        mknod_char(Path::new("/dev/canary"), (1, 3), 0, 0, 0o600);
+        let canary = inode(Path::new("/dev/canary"));
+        let metrics = scratch().join("kvm.prom");
+        let watch = Watch::start(watch(&scene).arg("--metrics-file").arg(&metrics));
+
+        std::thread::sleep(Duration::from_secs(1));
+        let before = watch.wakeups();
+        std::thread::sleep(Duration::from_secs(10));
+        let woken = watch.wakeups() - before;
+        println!("wake-ups in 10 quiet seconds: {woken}");
+        assert_eq!(woken, 0);
+
+        let (median, worst) = all(&watch, ROUNDS);
+        let peak = watch.status("VmHWM");
+        println!(
+            "peak: {peak} KiB; CPU for it all: {} ms",
+            watch.ticks() * 10
+        );
+        assert!(median <= Duration::from_millis(20), "{median:?}");
+        assert!(worst <= Duration::from_millis(200), "{worst:?}");
+        if std::env::var_os("KVM_INIT_TEST_BIN").is_some() {
+            assert!(peak <= 3 * 1024, "{peak} KiB");
+        }
+        // A link is not followed, and a thousand drifts are no thousand lines.
+        assert_eq!(
+            (
+                owner(Path::new("/dev/canary")),
+                inode(Path::new("/dev/canary"))
+            ),
+            ((0, 0, 0o600), canary)
+        );
+        let lines = watch.log().lines().count();
+        println!("lines: {lines}");
+        assert!(lines < 60, "{}", watch.log());
+        let counted = || {
+            let text = fs::read_to_string(&metrics).unwrap();
+            let of = |action: &str| -> u64 {
+                let key = format!("libvirt_kvm_init_heals_total{{action=\"{action}\"}} ");
+                text.lines()
+                    .find_map(|line| line.strip_prefix(&key))
+                    .unwrap()
+                    .parse()
+                    .unwrap()
+            };
+            of("set-device-owner") + of("set-device-mode") + of("set-device-acl") >= 1000
+        };
+        assert!(until(Duration::from_secs(10), counted));
+        // Its own changes are no events that it answers.
+        std::thread::sleep(Duration::from_secs(1));
+        let before = watch.wakeups();
+        std::thread::sleep(Duration::from_secs(2));
+        assert_eq!(watch.wakeups(), before);
+    });
+}
+
+/// A node with udevd and its usual rule, seen as from a container.
+fn node() -> (Oracle, Tree) {
+    let oracle = Oracle::new("root:x:0:\nkvm:x:108:\n", "root:x:0:0::/:/bin/sh\n");
+    let rules = Content::Text(K.into());
+    let path = "usr/lib/udev/rules.d/50-udev-default.rules";
+    oracle.install(&set("stock", vec![(path, rules)]));
+    let host = Tree::new();
+    let whole = MsFlags::MS_BIND | MsFlags::MS_REC;
+    for name in ["etc", "usr", "run", "dev"] {
+        let (from, to) = (Path::new("/").join(name), host.dir(name).at(name));
+        mount(Some(&from), &to, None::<&str>, whole, None::<&str>).unwrap();
+    }
+    (oracle, host)
+}
+
+/// The same with a real udevd that starts, and handles events for the same node.
+#[test]
+#[ignore = "tier: root"]
+fn drifts_while_udevd_acts_on_the_device() {
+    let _turn = turn();
+    in_namespace(|| {
+        let (oracle, host) = node();
+        let pod = Tree::pod(424);
+        mknod_char(Path::new("/dev/canary"), (1, 3), 0, 0, 0o600);
+        let mut cmd = command(&program(), &["watch"]);
+        cmd.arg("--root").arg(pod.path());
+        let watch = Watch::start(cmd.arg("--host-root").arg(host.path()));
+        let daemon = oracle.start();
+        let over = AtomicBool::new(false);
+        let (median, worst) = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut events = 0;
+                while !over.load(Ordering::Relaxed) {
+                    oracle.trigger(if events % 2 == 0 { "add" } else { "change" });
+                    events += 1;
+                    std::thread::sleep(PAUSE);
+                }
+                println!("{events} events handled by udevd meanwhile");
+            });
+            let times = all(&watch, ROUNDS / 4);
+            over.store(true, Ordering::Relaxed);
+            times
+        });
+        assert!(median <= Duration::from_millis(20), "{median:?}");
+        assert!(worst <= Duration::from_millis(200), "{worst:?}");
+        drop(daemon);
+        let _daemon = oracle.start();
+        assert!(until(Duration::from_secs(1), right));
+    });
+}
+
+/// The proof by a virtual machine is an event for udevd, which touches the device: an event that must not
+/// be answered with the next proof.
+#[test]
+#[ignore = "tier: root"]
+fn a_proof_that_is_an_event_is_not_repeated_for_it() {
+    let _turn = turn();
+    in_namespace(|| {
+        let (oracle, host) = node();
+        let _daemon = oracle.start();
+        let pod = Tree::pod(424);
+        let mut cmd = command(&program(), &["watch", "--proof", "create-vm"]);
+        cmd.arg("--root").arg(pod.path());
+        let watch = Watch::start(cmd.arg("--host-root").arg(host.path()));
+        std::thread::sleep(Duration::from_secs(3));
+        let before = watch.wakeups();
+        std::thread::sleep(Duration::from_secs(3));
+        // Other virtual machines of this very machine are events, too.
+        let woken = watch.wakeups() - before;
+        println!("wake-ups in 3 s: {woken}");
+        assert!(woken < 6, "{woken}");
+    });
+}
+
+/// What the kernel itself makes and removes is an event, too. KVM's own module cannot be unloaded where
+/// it is built in, but every node of devtmpfs takes the same way.
+#[test]
+#[ignore = "tier: root"]
+fn the_kernels_own_nodes_are_seen() {
+    const LOOP_CTL_ADD: libc::c_ulong = 0x4C80;
+    const LOOP_CTL_REMOVE: libc::c_ulong = 0x4C81;
+    in_namespace(|| {
+        let dev = scratch().join("devtmpfs");
+        fs::create_dir(&dev).unwrap();
+        let mounted = mount(
+            Some("devtmpfs"),
+            &dev,
+            Some("devtmpfs"),
+            MsFlags::empty(),
+            None::<&str>,
+        );
+        let Ok(control) = fs::File::options()
+            .read(true)
+            .write(true)
+            .open(dev.join("loop-control"))
+        else {
+            println!("not shown: this machine has no devtmpfs ({mounted:?}) or no loop devices");
+            return;
+        };
+        let number = 500 + std::process::id() % 1000;
+        let name = format!("loop{number}");
+        let ask = |request| crate::folders::ioctl(&control, request, number);
+        let mut watcher = Watcher::new().unwrap();
+        assert!(watcher.follow_device(&dev, name.as_ref()).unwrap());
+        let soon = || Some(Instant::now() + Duration::from_secs(5));
+        for _ in 0..3 {
+            assert!(
+                ask(LOOP_CTL_ADD) >= 0,
+                "{}",
+                std::io::Error::last_os_error()
+            );
+            assert!(watcher.wait(soon()).unwrap().device, "made");
+            assert_eq!(owner(&dev.join(&name)), (0, 0, 0o600));
+            while watcher
+                .wait(Some(Instant::now() + Duration::from_millis(100)))
+                .unwrap()
+                .any()
+            {}
+            assert!(
+                ask(LOOP_CTL_REMOVE) >= 0,
+                "{}",
+                std::io::Error::last_os_error()
+            );
+            assert!(watcher.wait(soon()).unwrap().device, "removed");
+            while watcher
+                .wait(Some(Instant::now() + Duration::from_millis(100)))
+                .unwrap()
+                .any()
+            {}
+        }
+    });
+}

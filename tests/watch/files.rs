@@ -1,0 +1,240 @@
+//! What it writes beside the device: the group file of another container, and the state for others.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::common::{in_namespace, mknod_kvm, mount_tmpfs, ok, run, scratch, set_owner};
+use crate::process::{Watch, healed, until, watch};
+use crate::support::{ALIGNED, KVM, Scene, inode, make_read_only};
+
+const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
+
+/// The libvirt container holds the inode of the group file by a mount of its own.
+#[test]
+#[ignore = "tier: root"]
+fn another_container_sees_the_group_file_change() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let volume = scratch().join("volume");
+        fs::create_dir(&volume).unwrap();
+        let out = volume.join("group");
+        let mut apply = scene.apply();
+        ok(apply.arg("--group-file-out").arg(&out));
+        let of = inode(&out);
+
+        // The container: a mount namespace in which the file is mounted, and in which it is asked for.
+        let mounted = scratch().join("mounted");
+        fs::write(&mounted, "").unwrap();
+        let script = format!(
+            "mount --bind {} {m} && echo ready && while read -r x; do cat {m}; echo end; done",
+            out.display(),
+            m = mounted.display()
+        );
+        let mut child = Command::new("unshare")
+            .args(["-m", "--propagation", "private", "sh", "-ec", &script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (mut ask, answer) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let mut answer = std::io::BufRead::lines(std::io::BufReader::new(answer));
+        assert_eq!(answer.next().unwrap().unwrap(), "ready");
+        let mut sees = || -> Vec<String> {
+            std::io::Write::write_all(&mut ask, b"\n").unwrap();
+            let lines = answer.by_ref().map(Result::unwrap);
+            lines.take_while(|line| line != "end").collect()
+        };
+        assert_eq!(sees(), ALIGNED.lines().collect::<Vec<_>>());
+
+        let watch = Watch::start(watch(&scene).arg("--group-file-out").arg(&out));
+        for gid in [109, 70_000, 7] {
+            scene
+                .host
+                .file("etc/group", &format!("root:x:0:\nkvm:x:{gid}:\n"));
+            healed((0, gid, 0o660));
+            let line = format!("kvm:x:{gid}:nova");
+            assert!(sees().contains(&line), "{gid}");
+            std::thread::sleep(Duration::from_millis(1200));
+        }
+        assert_eq!(inode(&out), of);
+        // Somebody spoils it.
+        fs::write(&out, "root:x:0:\n").unwrap();
+        assert!(until(Duration::from_secs(5), || sees()
+            .contains(&"kvm:x:7:nova".to_owned())));
+        assert_eq!(sees().len(), 3, "only the number that is in use");
+        drop(watch);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn the_state_is_there_for_others() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let folder = scratch().join("state");
+        fs::create_dir(&folder).unwrap();
+        let (metrics, status) = (folder.join("kvm.prom"), folder.join("kvm.json"));
+        let mut cmd = watch(&scene);
+        cmd.arg("--metrics-file")
+            .arg(&metrics)
+            .arg("--status-file")
+            .arg(&status);
+        let watch = Watch::start(&mut cmd);
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+        let reads = |path: &Path, part: &str| {
+            let has = || fs::read_to_string(path).is_ok_and(|text| text.contains(part));
+            assert!(
+                until(Duration::from_secs(5), has),
+                "{part}: {:?}",
+                fs::read_to_string(path)
+            );
+        };
+        assert_eq!((mode(&metrics), mode(&status)), (0o644, 0o644));
+        reads(&metrics, "\nlibvirt_kvm_init_ready 1\n");
+        reads(&metrics, "\nlibvirt_kvm_init_verdict{verdict=\"ok\"} 1\n");
+        reads(
+            &metrics,
+            "\nlibvirt_kvm_init_heals_total{action=\"set-device-owner\"} 0\n",
+        );
+        set_owner(Path::new(KVM), 0, 424, 0o600);
+        healed(RIGHT);
+        reads(
+            &metrics,
+            "\nlibvirt_kvm_init_heals_total{action=\"set-device-owner\"} 1\n",
+        );
+        reads(
+            &metrics,
+            "\nlibvirt_kvm_init_heals_total{action=\"set-device-mode\"} 1\n",
+        );
+        reads(&metrics, "\nlibvirt_kvm_init_last_heal_timestamp_seconds ");
+        reads(&status, "\"verdict\":\"ok\"");
+        fs::remove_file(KVM).unwrap();
+        reads(&metrics, "\nlibvirt_kvm_init_ready 0\n");
+        reads(&metrics, "cause=\"missing\"");
+        reads(&status, "\"verdict\":\"absent\"");
+        mknod_kvm(Path::new(KVM), 0, 0, 0o600);
+        reads(&metrics, "\nlibvirt_kvm_init_ready 1\n");
+
+        // Whole at every moment, and read as Prometheus reads it where its tool is installed.
+        check_metrics(&fs::read_to_string(&metrics).unwrap());
+        if run(Command::new("sh").args(["-c", "command -v promtool"])).0 == 0 {
+            let text = fs::File::open(&metrics).unwrap();
+            let done = Command::new("promtool")
+                .args(["check", "metrics"])
+                .stdin(text)
+                .output();
+            assert!(done.as_ref().unwrap().status.success(), "{done:?}");
+        } else {
+            println!("not shown: promtool is not installed");
+        }
+        let names: Vec<_> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+        drop(watch);
+    });
+}
+
+/// The text format: every sample after its own HELP and TYPE, each name once, counters named so.
+fn check_metrics(text: &str) {
+    assert!(text.ends_with('\n'));
+    let (mut family, mut seen) = (String::new(), Vec::new());
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            family = rest.split(' ').next().unwrap().to_owned();
+            assert!(!seen.contains(&family), "{family} twice");
+            seen.push(family.clone());
+        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            assert_eq!(name, family);
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+        } else {
+            let name = line.split(['{', ' ']).next().unwrap();
+            assert_eq!(name, family);
+            line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
+        }
+    }
+}
+
+/// Missing, full, read-only: said once, and nothing waits for it.
+#[test]
+#[ignore = "tier: root"]
+fn a_state_that_cannot_be_written() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let folder = scratch().join("state");
+        let mut cmd = watch(&scene);
+        cmd.arg("--metrics-file").arg(folder.join("kvm.prom"));
+        let watch = Watch::start(&mut cmd);
+        watch.says("ENOENT");
+        let drift = || {
+            for _ in 0..3 {
+                set_owner(Path::new(KVM), 0, 424, 0o600);
+                healed(RIGHT);
+                std::thread::sleep(Duration::from_millis(800));
+            }
+        };
+        drift();
+        fs::create_dir(&folder).unwrap();
+        drift();
+        watch.says("is up to date again");
+        mount_tmpfs(&folder, "size=4k,nr_inodes=20");
+        let _ = fs::write(folder.join("full"), [0; 8192]);
+        drift();
+        watch.says("ENOSPC");
+        make_read_only(&folder);
+        drift();
+        watch.says("EROFS");
+        let log = watch.log();
+        let lines = log.lines().filter(|line| line.contains("not up to date"));
+        assert_eq!(lines.count(), 3, "{log}");
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn the_configuration_is_read_again() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let file = scratch().join("config.yaml");
+        let status = scratch().join("status.json");
+        fs::write(&file, "recheck: 1h\n").unwrap();
+        let mut watch = Watch::start(watch(&scene).arg("--config").arg(&file));
+        let again = |watch: &Watch, text: &str| {
+            fs::write(&file, text).unwrap();
+            watch.signal(Signal::SIGHUP);
+        };
+        again(
+            &watch,
+            &format!("status-file: {}\nmode: '0666'\n", status.display()),
+        );
+        healed((0, 108, 0o666));
+        assert!(until(Duration::from_secs(5), || status.exists()));
+        again(&watch, "mode: 0999\n");
+        watch.says("the configuration stays as it was");
+        again(&watch, "dry-run: true\n");
+        watch.says("watch has no --dry-run");
+        fs::set_permissions(KVM, fs::Permissions::from_mode(0o600)).unwrap();
+        healed((0, 108, 0o666));
+        // Another device.
+        let other = scratch().join("kvm");
+        mknod_kvm(&other, 0, 0, 0o600);
+        again(&watch, &format!("device: {}\n", other.display()));
+        let right = || crate::support::owner(&other) == RIGHT;
+        assert!(until(Duration::from_secs(5), right));
+        set_owner(&other, 0, 424, 0o600);
+        assert!(until(Duration::from_secs(5), right));
+        set_owner(Path::new(KVM), 0, 424, 0o600);
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(crate::support::owner(Path::new(KVM)), (0, 424, 0o600));
+        assert!(watch.runs());
+    });
+}

@@ -1,0 +1,192 @@
+//! The device goes and comes, and so do the folders in which it and the files are.
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::common::{bind, detach, in_namespace, mknod_kvm, mount_tmpfs, scratch, set_owner};
+use crate::process::{Watch, healed, until, watch};
+use crate::support::{ALIGNED, KVM, Scene, owner};
+
+const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
+const MOMENT: Duration = Duration::from_millis(700);
+
+/// ioctl(2) with a number.
+pub fn ioctl(file: &fs::File, request: libc::c_ulong, number: u32) -> i32 {
+    // SAFETY: these requests take a number and no memory.
+    #[allow(clippy::unnecessary_cast)]
+    unsafe {
+        libc::ioctl(file.as_raw_fd(), request as _, libc::c_ulong::from(number))
+    }
+}
+
+fn moment() {
+    std::thread::sleep(MOMENT);
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn the_device_goes_and_comes() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let mut watch = Watch::start(&mut watch(&scene));
+        fs::remove_file(KVM).unwrap();
+        watch.says("absent");
+        mknod_kvm(Path::new(KVM), 0, 0, 0o600);
+        healed(RIGHT);
+        watch.says("can open /dev/kvm");
+        // A link is never followed, whatever it leads to.
+        mknod_kvm(Path::new("/dev/other"), 0, 0, 0o600);
+        fs::remove_file(KVM).unwrap();
+        symlink("/dev/other", KVM).unwrap();
+        watch.says("symbolic link");
+        assert_eq!(owner(Path::new("/dev/other")), (0, 0, 0o600));
+        assert!(watch.runs());
+        fs::rename("/dev/other", KVM).unwrap();
+        healed(RIGHT);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn it_waits_for_a_device_from_the_start() {
+    in_namespace(|| {
+        let scene = Scene::without_device();
+        let watch = Watch::start(&mut watch(&scene));
+        assert_eq!(watch.report["verdict"], "absent");
+        mknod_kvm(Path::new(KVM), 0, 0, 0o600);
+        healed(RIGHT);
+        assert_eq!(scene.pod.read("etc/group"), ALIGNED);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn the_devices_folder_is_mounted_over_and_made_anew() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let folder = scratch().join("far/away");
+        let device = folder.join("kvm");
+        let right = || fs::metadata(&device).is_ok() && owner(&device) == RIGHT;
+        let soon = |what: &str| assert!(until(Duration::from_secs(5), right), "{what}");
+        let watch = Watch::start(watch(&scene).arg("--device").arg(&device));
+        assert_eq!(watch.report["verdict"], "absent");
+
+        fs::create_dir_all(&folder).unwrap();
+        mknod_kvm(&device, 0, 0, 0o600);
+        soon("a folder that was not there");
+        moment();
+        fs::rename(&folder, scratch().join("elsewhere")).unwrap();
+        moment();
+        fs::create_dir(&folder).unwrap();
+        mknod_kvm(&device, 0, 424, 0o600);
+        soon("moved away, and another one made");
+        moment();
+        fs::remove_dir_all(&folder).unwrap();
+        fs::create_dir(&folder).unwrap();
+        mknod_kvm(&device, 0, 424, 0o600);
+        soon("removed and made anew at once");
+        moment();
+        mount_tmpfs(&folder, "mode=755");
+        mknod_kvm(&device, 0, 0, 0o600);
+        soon("mounted over");
+        moment();
+        detach(&folder);
+        set_owner(&device, 0, 0, 0o600);
+        soon("the mount taken away");
+        // The folders of before are no longer watched.
+        moment();
+        let before = watch.wakeups();
+        fs::write(scratch().join("elsewhere/kvm2"), "").unwrap();
+        moment();
+        assert_eq!(watch.wakeups(), before);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_private_dev_is_left_alone() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let watch = Watch::start(&mut watch(&scene));
+        mount_tmpfs(Path::new("/dev"), "mode=755");
+        mknod_kvm(Path::new(KVM), 0, 0, 0o600);
+        watch.says("this container's /dev is not the node's");
+        assert_eq!(owner(Path::new(KVM)), (0, 0, 0o600));
+        assert_eq!(owner(&scene.host.at("dev/kvm")), RIGHT);
+        nix::mount::umount("/dev").unwrap();
+        watch.says("info: QEMU as nova (42424:108) can open /dev/kvm");
+    });
+}
+
+/// The node's number by its group file, by a rule in a folder that was not there, and back.
+#[test]
+#[ignore = "tier: root"]
+fn the_nodes_files_change() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let _watch = Watch::start(&mut watch(&scene));
+        let group = |gid: u32| {
+            scene
+                .host
+                .file("etc/group.new", &format!("root:x:0:\nkvm:x:{gid}:\n"));
+            fs::rename(scene.host.at("etc/group.new"), scene.host.at("etc/group")).unwrap();
+        };
+        group(109);
+        healed((0, 109, 0o660));
+        let pods = scene.pod.read("etc/group");
+        assert!(pods.contains("kvm:x:109:nova\n"), "{pods}");
+        // Until the device had moved its old number was good, too.
+        assert!(pods.contains("kvm-108:x:108:nova\n"), "{pods}");
+        moment();
+        let rule = "KERNEL==\"kvm\", GROUP=\"555\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
+        scene.host.file("etc/udev/rules.d/99-kvm.rules", rule);
+        healed((0, 555, 0o660));
+        moment();
+        fs::remove_file(scene.host.at("etc/udev/rules.d/99-kvm.rules")).unwrap();
+        healed((0, 109, 0o660));
+        moment();
+        group(108);
+        healed(RIGHT);
+        let pods = scene.pod.read("etc/group");
+        assert!(pods.contains("kvm:x:108:nova\n"), "{pods}");
+    });
+}
+
+/// A node whose files are not seen for a while has not changed its mind.
+#[test]
+#[ignore = "tier: root"]
+fn the_nodes_root_is_taken_away_and_mounted_again() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let place = scratch().join("host-rootfs");
+        fs::create_dir(&place).unwrap();
+        bind(scene.host.path(), &place);
+        let mut cmd = crate::support::command(&crate::common::program(), &["watch"]);
+        cmd.arg("--root")
+            .arg(scene.pod.path())
+            .arg("--host-root")
+            .arg(&place);
+        // Made from the image's file, in which the number is another one.
+        scene
+            .pod
+            .file("etc/group", "root:x:0:\nkvm:x:424:nova\nnova:x:42424:\n");
+        let out = scene.pod.at("aligned");
+        let _watch = Watch::start(cmd.arg("--group-file-out").arg(&out));
+        assert_eq!(fs::read_to_string(&out).unwrap(), ALIGNED);
+        detach(&place);
+        moment();
+        fs::remove_file(KVM).unwrap();
+        moment();
+        mknod_kvm(Path::new(KVM), 0, 0, 0o600);
+        healed(RIGHT);
+        moment();
+        assert_eq!(fs::read_to_string(&out).unwrap(), ALIGNED);
+        bind(scene.host.path(), &place);
+        scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
+        healed((0, 109, 0o660));
+    });
+}

@@ -1,0 +1,117 @@
+//! A group file that cannot be brought in line: the device keeps the number that works.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::common::{bind, detach, in_namespace, ok, scratch, set_owner};
+use crate::process::{Watch, healed, until, watch};
+use crate::support::{KVM, Scene, make_read_only, owner};
+
+const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
+
+fn seals(scene: &Scene) {
+    let etc = scene.pod.at("etc");
+    bind(&etc, &etc);
+    make_read_only(&etc);
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn the_device_keeps_the_number_that_works() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let status = scratch().join("status.json");
+        let watch = Watch::start(watch(&scene).arg("--status-file").arg(&status));
+        seals(&scene);
+        scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
+        watch.says("the device keeps the number 108, which QEMU can use");
+        assert_eq!(owner(Path::new(KVM)), RIGHT);
+        let drift =
+            || fs::read_to_string(&status).is_ok_and(|text| text.contains("\"verdict\":\"drift\""));
+        assert!(until(Duration::from_secs(5), drift));
+
+        // The node's udev moves it all the same.
+        std::thread::sleep(Duration::from_secs(1));
+        set_owner(Path::new(KVM), 0, 109, 0o660);
+        healed(RIGHT);
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(drift(), "it is no better for that");
+
+        // It becomes writable; without an event that is found out after a while.
+        detach(&scene.pod.at("etc"));
+        healed((0, 109, 0o660));
+        assert!(scene.pod.read("etc/group").contains("kvm:x:109:nova\n"));
+        watch.says("info: QEMU as nova (42424:109) can open /dev/kvm");
+        let log = watch.log();
+        assert_eq!(log.matches("the device keeps").count(), 1, "{log}");
+    });
+}
+
+/// The same from the start: what works now is what QEMU can open now.
+#[test]
+#[ignore = "tier: root"]
+fn the_number_that_works_at_the_start() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        // By qemu.conf's group alone: what else there would be to do is left as well.
+        scene
+            .pod
+            .file("etc/group", "root:x:0:\nkvm:x:424:\nnova:x:42424:\n");
+        seals(&scene);
+        let watch = Watch::start(&mut watch(&scene));
+        assert_eq!(watch.report["verdict"], "drift", "{}", watch.report);
+        assert_eq!(owner(Path::new(KVM)), (0, 424, 0o660));
+        set_owner(Path::new(KVM), 0, 108, 0o660);
+        healed((0, 424, 0o660));
+    });
+}
+
+/// The group file is whole and right before the device moves, at every moment.
+#[test]
+#[ignore = "tier: root"]
+fn the_group_file_comes_first() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let out = scratch().join("group");
+        let mut apply = scene.apply();
+        ok(apply.arg("--group-file-out").arg(&out));
+        let _watch = Watch::start(watch(&scene).arg("--group-file-out").arg(&out));
+        let may = |gid: u32| {
+            let text = fs::read_to_string(&out).unwrap();
+            let gid = gid.to_string();
+            text.lines().any(|line| {
+                let fields: Vec<_> = line.split(':').collect();
+                fields.len() == 4
+                    && fields[2] == gid
+                    && fields[3].split(',').any(|name| name == "nova")
+            })
+        };
+        let mut looks = 0_u32;
+        for gid in [109, 110, 108] {
+            scene
+                .host
+                .file("etc/group", &format!("root:x:0:\nkvm:x:{gid}:\n"));
+            let done = || {
+                // Of a device that moves between the two looks nothing is said.
+                let before = owner(Path::new(KVM)).1;
+                let allowed = may(before);
+                let after = owner(Path::new(KVM)).1;
+                looks += 1;
+                assert!(
+                    allowed || before != after,
+                    "{before} in {}",
+                    fs::read_to_string(&out).unwrap()
+                );
+                after == gid
+            };
+            assert!(until(Duration::from_secs(5), done));
+            let end = std::time::Instant::now() + Duration::from_millis(1200);
+            while std::time::Instant::now() < end {
+                assert!(may(gid));
+                looks += 1;
+            }
+        }
+        println!("{looks} looks");
+    });
+}

@@ -1,0 +1,217 @@
+//! Where no root is named: the files of a libvirtd in another container.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::{Tree, bind, in_namespace, program, scratch};
+use crate::process::{Watch, healed, until};
+use crate::support::{KVM, Scene, command, owner};
+
+/// Makes what a program of that name needs below a root. Mounts come before `watch`, which has a mount
+/// namespace of its own.
+fn container(tree: &Tree) {
+    for name in ["usr/bin", "proc"] {
+        tree.dir(name);
+    }
+    fs::copy("/bin/sleep", tree.at("usr/bin/libvirtd")).unwrap();
+    for folder in ["lib", "lib64", "usr/lib"] {
+        let from = Path::new("/").join(folder);
+        if from.is_dir() {
+            bind(
+                &from.canonicalize().unwrap(),
+                tree.dir(folder).at(folder).as_path(),
+            );
+        }
+    }
+    if !tree.at("dev/kvm").exists() {
+        bind(Path::new("/dev"), &tree.at("dev"));
+    }
+}
+
+/// A process of that name below that root, in the PID namespace of `watch`.
+struct Libvirtd(Pid);
+
+impl Libvirtd {
+    fn start(watch: &Watch, tree: &Tree) -> Self {
+        let inner = first_child(watch.pid());
+        let mut enter = Command::new("nsenter");
+        enter
+            .args(["-t", &inner.to_string(), "-p", "-m", "setsid", "chroot"])
+            .arg(tree.path());
+        let mut child = enter
+            .args(["/usr/bin/libvirtd", "600"])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        // nsenter waits for what it starts.
+        let mut pid = None;
+        let started = || {
+            pid = children(child.id())
+                .into_iter()
+                .find(|pid| name(*pid) == "libvirtd");
+            pid.is_some()
+        };
+        assert!(
+            until(Duration::from_secs(5), started),
+            "{:?}",
+            child.try_wait()
+        );
+        std::thread::spawn(move || child.wait());
+        Self(Pid::from_raw(pid.unwrap().cast_signed()))
+    }
+}
+
+impl Drop for Libvirtd {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGKILL);
+    }
+}
+
+fn name(pid: u32) -> String {
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm"));
+    comm.unwrap_or_default().trim_end().to_owned()
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace()
+        .map(|pid| pid.parse().unwrap())
+        .collect()
+}
+
+fn first_child(pid: u32) -> u32 {
+    children(pid)[0]
+}
+
+/// `watch` in a PID namespace of its own, in which it sees just the libvirtds of the test.
+fn alone(scene: &Scene) -> Command {
+    // A shell is the first process: `watch` would have to wait for what it does not know.
+    let script = "\"$@\" & trap 'kill $!' TERM; wait";
+    let mut cmd = command(
+        Path::new("unshare"),
+        &["--pid", "--fork", "--mount-proc", "--kill-child"],
+    );
+    cmd.args(["sh", "-c", script, "sh"]);
+    cmd.arg(program())
+        .args(["watch", "--host-root"])
+        .arg(scene.host.path());
+    cmd
+}
+
+fn group(tree: &Tree) -> String {
+    tree.read("etc/group")
+}
+
+fn follows(watch: &Watch, tree: &Tree, gid: u32) {
+    let line = format!("kvm:x:{gid}:nova\n");
+    let followed = || group(tree).contains(&line);
+    assert!(
+        until(Duration::from_secs(20), followed),
+        "{}\n{}",
+        group(tree),
+        watch.log()
+    );
+}
+
+/// A container of which there is only the program.
+fn bare_root() {
+    let etc = scratch().join("etc");
+    fs::create_dir(&etc).unwrap();
+    bind(&etc, Path::new("/etc"));
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn the_files_of_the_one_in_another_container_are_kept() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let (second, third) = (Tree::pod(425), Tree::pod(426));
+        for tree in [&scene.pod, &second, &third] {
+            container(tree);
+        }
+        bare_root();
+        // Nobody there yet: the node's device is kept all the same.
+        let mut cmd = alone(&scene);
+        let watch = Watch::start(&mut cmd);
+        assert_eq!(watch.report["verdict"], "ok", "{}", watch.report);
+        healed((0, 108, 0o660));
+        let libvirtd = Libvirtd::start(&watch, &scene.pod);
+        follows(&watch, &scene.pod, 108);
+
+        // A second one: the first stays the one that is meant.
+        let other = Libvirtd::start(&watch, &second);
+        scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
+        follows(&watch, &scene.pod, 109);
+        healed((0, 109, 0o660));
+        assert!(group(&second).contains("kvm:x:425:nova\n"));
+
+        // The first ends; the pod is made anew, twice.
+        std::thread::sleep(Duration::from_secs(1));
+        let start = std::time::Instant::now();
+        drop(libvirtd);
+        follows(&watch, &second, 109);
+        println!(
+            "the end of one: the other is followed after {:?}",
+            start.elapsed()
+        );
+        drop(other);
+        std::thread::sleep(Duration::from_secs(1));
+        let start = std::time::Instant::now();
+        let _libvirtd = Libvirtd::start(&watch, &third);
+        follows(&watch, &third, 109);
+        println!("one that started is followed after {:?}", start.elapsed());
+        assert_eq!(owner(Path::new(KVM)), (0, 109, 0o660));
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn the_nodes_own_and_one_of_several_are_left_alone() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let (one, other) = (Tree::pod(425), Tree::pod(426));
+        for tree in [&scene.host, &one, &other] {
+            container(tree);
+        }
+        let nodes = group(&scene.host);
+        bare_root();
+        let watch = Watch::start(alone(&scene).args(["--recheck", "1s"]));
+        let _nodes = Libvirtd::start(&watch, &scene.host);
+        std::thread::sleep(Duration::from_millis(2500));
+        assert_eq!(group(&scene.host), nodes);
+        drop(watch);
+
+        let status = scratch().join("status.json");
+        let watch = Watch::start(
+            alone(&scene)
+                .args(["--recheck", "1h", "--status-file"])
+                .arg(&status),
+        );
+        let _both = (
+            Libvirtd::start(&watch, &one),
+            Libvirtd::start(&watch, &other),
+        );
+        std::thread::sleep(Duration::from_millis(100));
+        scene
+            .host
+            .file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n");
+        scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
+        healed((0, 109, 0o660));
+        let said = || {
+            fs::read_to_string(&status)
+                .is_ok_and(|text| text.contains("runs in several containers"))
+        };
+        assert!(
+            until(Duration::from_secs(5), said),
+            "{:?}",
+            fs::read_to_string(&status)
+        );
+        assert!(group(&one).contains("kvm:x:425:nova\n"));
+        assert!(group(&other).contains("kvm:x:426:nova\n"));
+    });
+}

@@ -1,0 +1,30 @@
+//! `watch` on real device nodes, real mounts and real group files: `cargo test --test watch --
+//! --ignored` as root, with a KVM driver and the udev that tests/run unpacks.
+//!
+//! What is timed is printed; the bounds that fail a test are ten times what a quiet machine reaches.
+#![allow(missing_docs, clippy::disallowed_methods)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/rule_sets.rs"]
+mod rule_sets;
+#[path = "../root/support.rs"]
+#[allow(dead_code)]
+mod support;
+#[path = "../common/udevd.rs"]
+mod udev;
+
+mod drifts;
+mod files;
+mod folders;
+mod keeps;
+mod libvirtd;
+mod process;
+mod start;
+mod war;

@@ -1,0 +1,199 @@
+//! How it starts, and how it ends.
+#![allow(unsafe_code)]
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal::{SIGINT, SIGTERM};
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::common::{in_namespace, mknod_kvm, program, run, scratch, set_owner};
+use crate::process::{Watch, healed, refused, watch};
+use crate::support::{KVM, Scene, command};
+
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+fn ends(watch: Watch, signal: Signal) {
+    watch.signal(signal);
+    let (code, took) = watch.end();
+    assert_eq!(code, Some(0), "{signal}");
+    assert!(took < AT_ONCE, "{took:?}");
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn signals_end_it_well() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        ends(Watch::start(&mut watch(&scene)), SIGTERM);
+        ends(Watch::start(&mut watch(&scene)), SIGINT);
+        // Blocked by whoever started it.
+        let mut cmd = watch(&scene);
+        // SAFETY: one system call.
+        unsafe {
+            cmd.pre_exec(|| Ok(SigSet::all().thread_block()?));
+        }
+        ends(Watch::start(&mut cmd), SIGTERM);
+        // During a war.
+        let running = Watch::start(&mut watch(&scene));
+        for _ in 0..40 {
+            set_owner(Path::new(KVM), 0, 424, 0o660);
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        ends(running, SIGTERM);
+    });
+}
+
+/// The kernel keeps signals without a handler from the first process of a PID namespace.
+#[test]
+#[ignore = "tier: root"]
+fn signals_end_it_as_the_first_process() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        for signal in ["TERM", "INT"] {
+            let script = format!(
+                "unshare --pid --fork {} watch --root {} --host-root {} --format json >/dev/null 2>&1 &
+                 p=$!; sleep 1; c=$(cat /proc/$p/task/$p/children); kill -{signal} $c; wait $p; echo $?",
+                program().display(), scene.pod.path().display(), scene.host.path().display()
+            );
+            let start = std::time::Instant::now();
+            let (_, out, err) = run(Command::new("sh").args(["-c", &script]));
+            assert_eq!(out.trim(), "0", "{err}");
+            assert!(start.elapsed() < Duration::from_secs(5));
+        }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn signals_end_it_while_it_waits_for_a_lock() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let folder = File::open(scene.pod.at("etc")).unwrap();
+        folder.lock().unwrap();
+        let mut child = watch(&scene)
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(child.id().cast_signed()),
+            SIGTERM,
+        )
+        .unwrap();
+        let start = std::time::Instant::now();
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+        assert!(start.elapsed() < AT_ONCE);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn what_cannot_be_meant_is_said_at_once() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let bin = program();
+        let refuses = |cmd: &mut Command, code: i32, part: &str| {
+            let (got, text) = refused(cmd);
+            assert_eq!(got, Some(code), "{cmd:?}\n{text}");
+            let last = text.lines().last().unwrap_or_default();
+            assert!(
+                last.starts_with("libvirt-kvm-init: ") && last.contains(part),
+                "{text}"
+            );
+        };
+        refuses(watch(&scene).arg("--dry-run"), 2, "no --dry-run");
+        refuses(watch(&scene).args(["--recheck", "1ms"]), 2, "from 1s on");
+        refuses(
+            &mut command(&bin, &["watch", "--nonsense"]),
+            2,
+            "--nonsense",
+        );
+        refuses(
+            &mut command(&bin, &["watch", "--root", "/nowhere"]),
+            2,
+            "/nowhere",
+        );
+        // No more of what it needs.
+        let mut cmd = watch(&scene);
+        // SAFETY: one system call.
+        unsafe {
+            cmd.pre_exec(|| {
+                let none = libc::rlimit {
+                    rlim_cur: 3,
+                    rlim_max: 3,
+                };
+                if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) == 0 {
+                    Ok(())
+                } else {
+                    Err(std::io::Error::last_os_error())
+                }
+            });
+        }
+        refuses(&mut cmd, 4, "fs.inotify.max_user_instances");
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_refusal_or_a_closed_door_is_waited_out() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        fs::remove_file(KVM).unwrap();
+        fs::create_dir(KVM).unwrap();
+        let running = Watch::start(&mut watch(&scene));
+        assert_eq!(running.report["verdict"], "refused");
+        fs::remove_dir(KVM).unwrap();
+        mknod_kvm(Path::new(KVM), 0, 0, 0o600);
+        healed((0, 108, 0o660));
+        let log = running.log();
+        let first = log.lines().next().unwrap_or_default().to_owned();
+        assert_eq!(log.matches(&first).count(), 1, "said once\n{log}");
+        drop(running);
+
+        // Somebody who may not do any of it.
+        let bin = scratch().join("program");
+        fs::copy(program(), &bin).unwrap();
+        let mut cmd = command(&bin, &["watch"]);
+        cmd.arg("--root")
+            .arg(scene.pod.path())
+            .arg("--host-root")
+            .arg(scene.host.path());
+        cmd.uid(65534).gid(65534);
+        let mut running = Watch::start(&mut cmd);
+        assert_eq!(running.report["verdict"], "unproven", "{}", running.report);
+        set_owner(Path::new(KVM), 0, 424, 0o660);
+        running.says("failed");
+        assert!(running.runs());
+    });
+}
+
+/// A proof that fails for another reason than the device's rights is said once, not at every event.
+#[test]
+#[ignore = "tier: root"]
+fn a_failing_proof_is_said_once() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let mut list = String::from("user = \"nova\"\ngroup = \"kvm\"\n");
+        list.push_str("cgroup_device_acl = [ \"/dev/null\" ]\n");
+        scene.pod.file("etc/libvirt/qemu.conf", &list);
+        let running = Watch::start(&mut watch(&scene));
+        assert_eq!(running.report["verdict"], "unproven");
+        for _ in 0..20 {
+            set_owner(Path::new(KVM), 0, 424, 0o600);
+            healed((0, 108, 0o660));
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        let log = running.log();
+        assert!(log.matches("cgroup_device_acl").count() <= 2, "{log}");
+        scene.pod.file(
+            "etc/libvirt/qemu.conf",
+            "user = \"nova\"\ngroup = \"kvm\"\n",
+        );
+        running.says("info: QEMU as nova");
+    });
+}
