@@ -15,6 +15,8 @@ fn verbs(job: Job) -> &'static [&'static str] {
         Job::Check => &["check"],
         Job::Install => &["install"],
         Job::Logs => &["logs"],
+        Job::Ready => &["ready"],
+        Job::Watch => &["watch"],
     }
 }
 
@@ -62,14 +64,19 @@ fn each_test_that_is_named_is_there_and_its_command_runs_it() {
         };
         assert!(matches!(ignored, [] | ["--", "--ignored"]), "{command}");
         let text = sources(binary);
-        let head = format!("\nfn {name}() {{\n");
-        let (before, after) = text
-            .split_once(&head)
-            .unwrap_or_else(|| panic!("{command}: tests/{binary} has no such test"));
-        assert!(!after.contains(&head), "{command}: there are two");
-        let attributes = before.rsplit("\n\n").next().unwrap();
-        assert!(attributes.contains("#[test]"), "{command}: no test");
-        let is_ignored = attributes.contains("#[ignore");
+        let head = format!("fn {name}(");
+        let lines: Vec<_> = text.lines().map(str::trim_start).collect();
+        let is_head = |line: &&&str| line.starts_with(&head);
+        assert_eq!(
+            lines.iter().filter(is_head).count(),
+            1,
+            "{command}: no such test, or not the only one in tests/{binary}"
+        );
+        let before = lines.iter().rev().skip_while(|line| !is_head(line)).skip(1);
+        let attributes = before.take_while(|line| line.starts_with('#') || line.starts_with("//"));
+        let attributes: Vec<_> = attributes.copied().collect();
+        assert!(attributes.contains(&"#[test]"), "{command}: no test");
+        let is_ignored = attributes.iter().any(|line| line.starts_with("#[ignore"));
         assert_eq!(is_ignored, !ignored.is_empty(), "{command}: --ignored");
     }
 }

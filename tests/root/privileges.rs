@@ -42,6 +42,7 @@ const CHECK: &[Capability] = &[
     CAP_SETUID,
     CAP_SYS_PTRACE,
 ];
+const READ: &[Capability] = &[CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH];
 const INSTALL: &[Capability] = &[CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER];
 
 /// What /proc/PID/status says of rights.
@@ -107,7 +108,7 @@ fn full_pipe() -> (OwnedFd, OwnedFd) {
     (reader, writer)
 }
 
-/// A run that has done all its work and waits to write its report.
+/// A run that waits to write its report, on stdout, or its last line, on stderr.
 struct Held {
     child: Child,
     _reader: OwnedFd,
@@ -115,7 +116,18 @@ struct Held {
 
 impl Held {
     fn start(cmd: &mut Command) -> Self {
+        cmd.stderr(Stdio::null());
+        Self::at(1, cmd)
+    }
+
+    /// Held where it writes to this stream.
+    fn at(stream: i32, cmd: &mut Command) -> Self {
         let (reader, writer) = full_pipe();
+        if stream == 1 {
+            cmd.stdout(writer);
+        } else {
+            cmd.stdout(Stdio::null()).stderr(writer);
+        }
         // More than what is needed may be inherited, in every set there is.
         let more = || {
             caps::raise(None, CapSet::Inheritable, CAP_NET_RAW).map_err(io::Error::other)?;
@@ -123,21 +135,13 @@ impl Held {
         };
         // SAFETY: system calls only.
         unsafe { cmd.pre_exec(more) };
-        let child = cmd
-            .stdin(Stdio::null())
-            .stdout(writer)
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let child = cmd.stdin(Stdio::null()).spawn().unwrap();
         let held = Self {
             child,
             _reader: reader,
         };
         let syscall = format!("/proc/{}/syscall", held.child.id());
-        let waits = [
-            format!("{} 0x1 ", libc::SYS_write),
-            format!("{} 0x1 ", libc::SYS_writev),
-        ];
+        let waits = [libc::SYS_write, libc::SYS_writev].map(|call| format!("{call} {stream:#x} "));
         wait_for(|| {
             let now = fs::read_to_string(&syscall).unwrap_or_default();
             waits.iter().any(|wait| now.starts_with(wait.as_str()))
@@ -176,11 +180,15 @@ fn each_verb_keeps_what_its_row_says_and_nothing_else() {
             Held::start(scene.apply().arg("--persist")).rights(),
             only(APPLY)
         );
+        let mut watch = verb(&scene, "watch");
+        assert_eq!(Held::start(&mut watch).rights(), only(APPLY));
         let mut check = verb(&scene, "check");
         assert_eq!(Held::start(&mut check).rights(), only(CHECK));
         let mut install = command(&program(), &["install"]);
         install.arg(scene.pod.path());
         assert_eq!(Held::start(&mut install).rights(), only(INSTALL));
+        let mut ready = command(&program(), &["ready", "/dev/absent"]);
+        assert_eq!(Held::at(2, &mut ready).rights(), only(READ));
         let mut logs = command(&program(), &["logs", "--format=json", "/dev/null"]);
         let logs = Held::start(&mut logs);
         assert_eq!(logs.rights(), only(&[]));
