@@ -18,7 +18,7 @@ use caps::Capability::{
 use caps::{CapSet, Capability};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use crate::common::{in_namespace, program};
+use crate::common::{in_namespace, program, require_commands, scratch};
 use crate::support::{
     ALIGNED, KVM, Scene, command, get_xattr, go, owner, set_xattr, without_capability,
 };
@@ -295,6 +295,7 @@ fn needs(capabilities: &[Capability], prepare: impl Fn(&Scene) -> Command) {
 #[test]
 #[ignore = "tier: root"]
 fn what_is_kept_is_needed() {
+    require_commands(&["strace"]);
     in_namespace(|| {
         needs(&[CAP_CHOWN], Scene::apply);
         needs(&[CAP_SETUID], Scene::apply);
@@ -329,6 +330,21 @@ fn what_is_kept_is_needed() {
             owner(&group).2
         };
         assert_eq!((bits(false), bits(true)), (0o2640, 0o640));
+        // Without it the proof's child, were it to hang, could not be ended.
+        let ends = |without: bool| {
+            let (scene, trace) = (Scene::settled(), scratch().join("trace"));
+            let mut cmd = command(Path::new("strace"), &["-qq", "-e", "trace=kill", "-o"]);
+            let check = verb(&scene, "check");
+            cmd.arg(&trace).arg(check.get_program());
+            cmd.args(check.get_args());
+            if without {
+                without_capability(&mut cmd, CAP_KILL);
+            }
+            go(&mut cmd).code(0);
+            fs::read_to_string(trace).unwrap()
+        };
+        assert!(ends(false).trim_end().ends_with("= 0"));
+        assert!(ends(true).contains("EPERM"));
     });
 }
 
