@@ -13,6 +13,7 @@ use libvirt_kvm_init::report::{Report, plain};
 use libvirt_kvm_init::sys::end_on_request;
 #[cfg(feature = "watch")]
 use libvirt_kvm_init::sys::end_well_on_request;
+use libvirt_kvm_init::sys::privileges::{Job, reduce};
 use libvirt_kvm_init::sys::root::read_here;
 use libvirt_kvm_init::{apply, check, exec, install, monitors, table};
 
@@ -35,14 +36,17 @@ fn main() -> ExitCode {
     };
     end_on_request();
     match cli.verb {
-        Verb::Apply(options) => run(&options, apply::apply),
-        Verb::Check(options) => run(&options, check::check),
+        Verb::Apply(options) => run(&options, Job::Apply, apply::apply),
+        Verb::Check(options) => run(&options, Job::Check, check::check),
         Verb::Exec(options) => exec(&options),
         Verb::Install(options) => install(&options),
         #[cfg(feature = "watch")]
         Verb::Watch(options) => watch(options),
         #[cfg(feature = "watch")]
-        Verb::Ready { status_file } => say(&libvirt_kvm_init::ready::ready(&status_file), None),
+        Verb::Ready { status_file } => {
+            reduce(Job::Ready);
+            say(&libvirt_kvm_init::ready::ready(&status_file), None)
+        }
         #[cfg(feature = "logs")]
         Verb::Logs(options) => logs(&options),
     }
@@ -64,8 +68,9 @@ fn why(error: &clap::Error) -> String {
 }
 
 /// A verb that looks at the device and reports on it.
-fn run(options: &Options, verb: impl Fn(&Config) -> Report) -> ExitCode {
+fn run(options: &Options, job: Job, verb: impl Fn(&Config) -> Report) -> ExitCode {
     start_log(options.verbose, options.quiet);
+    reduce(job);
     match resolve(options) {
         Ok(config) => say(&verb(&config), Some(config.format)),
         Err(usage) => say(&Report::new(Verdict::Usage, usage.to_string()), None),
@@ -88,9 +93,10 @@ fn exec(options: &ExecOptions) -> ExitCode {
 }
 
 /// The child's part: all is said on stderr, since stdout is the command's. Where nobody reads that, the
-/// command is started all the same.
+/// command is started all the same. Only this child gives up what it does not need.
 fn align(options: &Options) -> u8 {
     start_log(options.verbose, options.quiet);
+    reduce(Job::Apply);
     let (report, format) = match resolve(options).and_then(exec::configure) {
         Ok(config) => (apply::apply(&config), Some(config.format)),
         Err(usage) => (Report::new(Verdict::Usage, usage.to_string()), None),
@@ -108,6 +114,7 @@ fn align(options: &Options) -> u8 {
 }
 
 fn install(options: &InstallOptions) -> ExitCode {
+    reduce(Job::Install);
     let format = config::format(options.format.as_ref(), |name| std::env::var_os(name));
     let (report, format) = match format {
         Ok(format) => (install::install(&options.folder), format),
@@ -131,6 +138,7 @@ fn watch(given: libvirt_kvm_init::cli::WatchOptions) -> ExitCode {
     options.watch = given.watch;
     end_well_on_request();
     start_log(options.verbose, options.quiet);
+    reduce(Job::Watch);
     let again = || match resolve(&options) {
         Ok(config) if config.dry_run => Err(Usage("watch has no --dry-run: see check".to_owned())),
         config => config,
@@ -151,6 +159,7 @@ fn watch(given: libvirt_kvm_init::cli::WatchOptions) -> ExitCode {
 fn logs(options: &libvirt_kvm_init::cli::LogOptions) -> ExitCode {
     use libvirt_kvm_init::logs;
     start_log(options.verbose, options.quiet);
+    reduce(Job::Logs);
     let format = config::format(options.format.as_ref(), |name| std::env::var_os(name));
     let (report, text) = match format {
         Ok(format) => {

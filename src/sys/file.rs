@@ -312,6 +312,10 @@ fn give(file: &File, uid: u32, gid: u32, mode: u32) -> nix::Result<()> {
 }
 
 /// Security labels and ACLs move to the new file, as rename would otherwise lose them.
+///
+/// Labels of a security module that is not active, and the checksums of IMA and EVM, which would be
+/// those of the old content, take `CAP_SYS_ADMIN`, which is given up: they bind nobody, or the kernel
+/// makes them anew.
 fn copy_attributes(old: &OwnedFd, new: &File) -> nix::Result<()> {
     let (old, new) = (raw::proc_path(old), raw::proc_path(new));
     let names = raw::listxattr(&old)?;
@@ -322,8 +326,12 @@ fn copy_attributes(old: &OwnedFd, new: &File) -> nix::Result<()> {
         let Some(value) = raw::getxattr(&old, name)? else {
             continue;
         };
-        if raw::getxattr(&new, name)?.as_ref() != Some(&value) {
-            raw::setxattr(&new, name, &value)?;
+        if raw::getxattr(&new, name)?.as_ref() == Some(&value) {
+            continue;
+        }
+        match raw::setxattr(&new, name, &value) {
+            Err(Errno::EPERM) if name.to_bytes().starts_with(b"security.") => {}
+            done => done?,
         }
     }
     Ok(())

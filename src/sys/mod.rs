@@ -9,6 +9,7 @@ pub mod events;
 pub mod file;
 pub mod identity;
 pub mod kvm;
+pub mod privileges;
 pub mod proc;
 pub mod processes;
 pub mod program;

@@ -95,6 +95,27 @@ pub fn ioctl_zero(fd: BorrowedFd<'_>, request: u32) -> Result<i32> {
     Errno::result(answer)
 }
 
+/// Takes every capability that the kernel knows from the bounding set, also those that are younger than
+/// this program.
+///
+/// # Errors
+/// `EPERM` without `CAP_SETPCAP`.
+pub fn empty_bounding_set() -> Result<()> {
+    /// A capability is a bit of 64.
+    const END: libc::c_ulong = 64;
+    for capability in 0..END {
+        let zero: libc::c_ulong = 0;
+        // SAFETY: five numbers.
+        let done = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, zero, zero, zero) };
+        match Errno::result(done) {
+            // The first that this kernel does not know.
+            Err(Errno::EINVAL) if capability > 0 => break,
+            done => done.map(drop)?,
+        }
+    }
+    Ok(())
+}
+
 /// fork(2).
 ///
 /// The program has one thread, so the child may do what the parent may.

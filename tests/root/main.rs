@@ -27,6 +27,7 @@ mod install;
 mod node_view;
 mod persist;
 mod place;
+mod privileges;
 mod races;
 mod ready;
 mod rights;

@@ -1,0 +1,192 @@
+//! Giving up what a verb does not need, before anything is opened.
+//!
+//! What was never there is not missed, and where the kernel, a filter or a sandbox does not let go of
+//! something the work is done all the same: this guards against mistakes of this program, not against
+//! whoever runs it.
+
+use caps::{CapSet, Capability, CapsHashSet};
+use nix::errno::Errno;
+use nix::sys::prctl::set_no_new_privs;
+use nix::sys::stat::{Mode, umask};
+
+use super::raw;
+
+/// What is done, as far as rights are concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Job {
+    /// `apply`, and the child of `exec` that does the same.
+    Apply,
+    /// `check`
+    Check,
+    /// `install`
+    Install,
+    /// `logs`, until all is opened; nothing is kept after that.
+    Logs,
+    /// `ready`
+    Ready,
+    /// `watch`
+    Watch,
+}
+
+/// A capability that some jobs keep.
+#[derive(Debug, Clone, Copy)]
+pub struct Need {
+    /// Which one.
+    pub capability: Capability,
+    /// Who keeps it.
+    pub jobs: &'static [Job],
+    /// What it is for.
+    pub why: &'static str,
+}
+
+const ALL: &[Job] = &[
+    Job::Apply,
+    Job::Watch,
+    Job::Check,
+    Job::Install,
+    Job::Logs,
+    Job::Ready,
+];
+const WRITERS: &[Job] = &[Job::Apply, Job::Watch, Job::Install];
+const PROVERS: &[Job] = &[Job::Apply, Job::Watch, Job::Check];
+const OTHERS: &[Job] = &[Job::Apply, Job::Watch, Job::Check, Job::Logs];
+
+/// Every capability that is kept by anybody. All others are given up, and of the bounding set
+/// everything: no verb starts a program but `exec`, which gives up nothing in the process that does.
+pub const NEEDS: &[Need] = &[
+    Need {
+        capability: Capability::CAP_CHOWN,
+        jobs: WRITERS,
+        why: "gives the device its group, and a file the owner of the one that it replaces",
+    },
+    Need {
+        capability: Capability::CAP_DAC_OVERRIDE,
+        jobs: ALL,
+        why: "reads, and where the verb writes writes, in folders that root does not own; QEMU that runs \
+              as root has it, so its proof needs it",
+    },
+    Need {
+        capability: Capability::CAP_DAC_READ_SEARCH,
+        jobs: ALL,
+        why: "reads what root does not own, in a container that has this one alone",
+    },
+    Need {
+        capability: Capability::CAP_FOWNER,
+        jobs: WRITERS,
+        why: "sets mode, ACL and attributes of what root does not own, replaces it in a sticky folder",
+    },
+    Need {
+        capability: Capability::CAP_FSETID,
+        jobs: &[Job::Apply, Job::Watch],
+        why: "keeps the set-group-ID bit of a file that is replaced",
+    },
+    Need {
+        capability: Capability::CAP_KILL,
+        jobs: PROVERS,
+        why: "ends the proof's child, which is the QEMU user by then",
+    },
+    Need {
+        capability: Capability::CAP_SETGID,
+        jobs: OTHERS,
+        why: "takes on the QEMU user's groups for the proof, nobody's to read logs",
+    },
+    Need {
+        capability: Capability::CAP_SETUID,
+        jobs: OTHERS,
+        why: "becomes the QEMU user for the proof, nobody to read logs",
+    },
+    Need {
+        capability: Capability::CAP_SYS_PTRACE,
+        jobs: PROVERS,
+        why: "looks at the root of other processes: the node's (/proc/1/root), libvirtd's",
+    },
+];
+
+/// What of `held` a job keeps.
+///
+/// Without `CAP_SYS_PTRACE` the kernel lets a process look at the root only of those that hold no
+/// capability beyond its own (ptrace(2), "Ptrace access mode checking"): a container's `check` sees
+/// the libvirtd of that container as long as it holds what that one holds. So there all is kept.
+pub fn kept(job: Job, held: &CapsHashSet) -> CapsHashSet {
+    let needs = |need: &&Need| need.jobs.contains(&job) && held.contains(&need.capability);
+    let looks = PROVERS.contains(&job);
+    if looks && !held.contains(&Capability::CAP_SYS_PTRACE) {
+        return held.clone();
+    }
+    let needed = NEEDS.iter().filter(needs);
+    needed.map(|need| need.capability).collect()
+}
+
+/// Gives up every capability that `job` does not need, for good: effective, permitted, inheritable,
+/// ambient, bounding. No program that is started gains any (`no_new_privs`), and what is made is
+/// nobody else's until it is said whose (umask 077).
+///
+/// What the kernel refuses is said in the log, and is no reason to stop.
+pub fn reduce(job: Job) {
+    umask(Mode::S_IRWXG | Mode::S_IRWXO);
+    if let Err(errno) = set_no_new_privs() {
+        log::debug!("prctl(PR_SET_NO_NEW_PRIVS): {errno}");
+    }
+    match raw::empty_bounding_set() {
+        // Without CAP_SETPCAP it stays, and nothing is ever started that could use it.
+        Ok(()) | Err(Errno::EPERM) => {}
+        Err(errno) => log::debug!("prctl(PR_CAPBSET_DROP): {errno}"),
+    }
+    if let Err(error) = reduce_sets(job) {
+        log::debug!("capset: {error}");
+    }
+}
+
+fn reduce_sets(job: Job) -> Result<(), caps::errors::CapsError> {
+    let permitted = caps::read(None, CapSet::Permitted)?;
+    let keep = kept(job, &permitted);
+    // The effective set must lie within the permitted one at every step. The ambient set follows the
+    // other two by itself.
+    for set in [CapSet::Effective, CapSet::Permitted] {
+        let now = caps::read(None, set)?;
+        if !now.is_subset(&keep) {
+            caps::set(None, set, &(&now & &keep))?;
+        }
+    }
+    if !caps::read(None, CapSet::Inheritable)?.is_empty() {
+        caps::clear(None, CapSet::Inheritable)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_keeps_what_the_table_says_and_never_gains() {
+        let all = caps::all();
+        let check = kept(Job::Check, &all);
+        assert_eq!(check.len(), 6);
+        assert!(!check.contains(&Capability::CAP_CHOWN));
+        let apply = kept(Job::Apply, &all);
+        assert_eq!(apply.len(), NEEDS.len());
+        let none = CapsHashSet::new();
+        for job in ALL.iter().copied() {
+            assert!(kept(job, &none).is_empty());
+            assert!(kept(job, &all).is_subset(&all));
+            assert!(!kept(job, &all).contains(&Capability::CAP_SYS_ADMIN));
+        }
+    }
+
+    #[test]
+    fn who_looks_at_processes_by_its_capabilities_keeps_them() {
+        let mut held = caps::all();
+        held.remove(&Capability::CAP_SYS_PTRACE);
+        assert_eq!(kept(Job::Check, &held), held);
+        assert_eq!(kept(Job::Install, &held).len(), 4);
+    }
+
+    #[test]
+    fn each_capability_is_named_once() {
+        let mut names: Vec<_> = NEEDS.iter().map(|need| need.capability.index()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), NEEDS.len());
+    }
+}

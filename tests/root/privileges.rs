@@ -1,0 +1,372 @@
+//! What the running program may do, as the kernel tells it; and that each right it keeps is needed.
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use caps::Capability::{
+    CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_FSETID, CAP_KILL,
+    CAP_NET_RAW, CAP_SETGID, CAP_SETUID, CAP_SYS_PTRACE,
+};
+use caps::{CapSet, Capability};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+use crate::common::{in_namespace, program, require_commands, scratch};
+use crate::support::{
+    ALIGNED, KVM, Scene, command, get_xattr, go, owner, set_xattr, without_capability,
+};
+
+const APPLY: &[Capability] = &[
+    CAP_CHOWN,
+    CAP_DAC_OVERRIDE,
+    CAP_DAC_READ_SEARCH,
+    CAP_FOWNER,
+    CAP_FSETID,
+    CAP_KILL,
+    CAP_SETGID,
+    CAP_SETUID,
+    CAP_SYS_PTRACE,
+];
+const CHECK: &[Capability] = &[
+    CAP_DAC_OVERRIDE,
+    CAP_DAC_READ_SEARCH,
+    CAP_KILL,
+    CAP_SETGID,
+    CAP_SETUID,
+    CAP_SYS_PTRACE,
+];
+const READ: &[Capability] = &[CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH];
+const INSTALL: &[Capability] = &[CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER];
+
+/// What /proc/PID/status says of rights.
+#[derive(Debug, PartialEq, Eq)]
+struct Rights {
+    effective: u64,
+    permitted: u64,
+    inheritable: u64,
+    ambient: u64,
+    bounding: u64,
+    no_new_privs: bool,
+    umask: String,
+}
+
+fn rights(pid: u32) -> Rights {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = |key: &str| {
+        let mut lines = status.lines();
+        let value = lines.find_map(|line| line.strip_prefix(key)).unwrap();
+        value.trim().to_owned()
+    };
+    let set = |key: &str| u64::from_str_radix(&line(key), 16).unwrap();
+    Rights {
+        effective: set("CapEff:"),
+        permitted: set("CapPrm:"),
+        inheritable: set("CapInh:"),
+        ambient: set("CapAmb:"),
+        bounding: set("CapBnd:"),
+        no_new_privs: line("NoNewPrivs:") == "1",
+        umask: line("Umask:"),
+    }
+}
+
+/// With these capabilities and nothing else.
+fn only(capabilities: &[Capability]) -> Rights {
+    let kept = capabilities.iter().map(Capability::bitmask).sum();
+    Rights {
+        effective: kept,
+        permitted: kept,
+        inheritable: 0,
+        ambient: 0,
+        bounding: 0,
+        no_new_privs: true,
+        umask: "0077".to_owned(),
+    }
+}
+
+fn wait_for(mut ready: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !ready() {
+        assert!(Instant::now() < end, "it did not come to that");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// A pipe that takes no more: whoever writes to it waits.
+fn full_pipe() -> (OwnedFd, OwnedFd) {
+    // No other test's command is to inherit it.
+    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    let mut file = fs::File::from(writer.try_clone().unwrap());
+    while file.write(&[b'\n'; 4096]).is_ok() {}
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    (reader, writer)
+}
+
+/// A run that waits to write its report, on stdout, or its last line, on stderr.
+struct Held {
+    child: Child,
+    _reader: OwnedFd,
+}
+
+impl Held {
+    fn start(cmd: &mut Command) -> Self {
+        cmd.stderr(Stdio::null());
+        Self::at(1, cmd)
+    }
+
+    /// Held where it writes to this stream.
+    fn at(stream: i32, cmd: &mut Command) -> Self {
+        let (reader, writer) = full_pipe();
+        if stream == 1 {
+            cmd.stdout(writer);
+        } else {
+            cmd.stdout(Stdio::null()).stderr(writer);
+        }
+        // More than what is needed may be inherited, in every set there is.
+        let more = || {
+            caps::raise(None, CapSet::Inheritable, CAP_NET_RAW).map_err(io::Error::other)?;
+            caps::raise(None, CapSet::Ambient, CAP_NET_RAW).map_err(io::Error::other)
+        };
+        // SAFETY: system calls only.
+        unsafe { cmd.pre_exec(more) };
+        let child = cmd.stdin(Stdio::null()).spawn().unwrap();
+        let held = Self {
+            child,
+            _reader: reader,
+        };
+        let syscall = format!("/proc/{}/syscall", held.child.id());
+        let waits = [libc::SYS_write, libc::SYS_writev].map(|call| format!("{call} {stream:#x} "));
+        wait_for(|| {
+            let now = fs::read_to_string(&syscall).unwrap_or_default();
+            waits.iter().any(|wait| now.starts_with(wait.as_str()))
+        });
+        held
+    }
+
+    fn rights(&self) -> Rights {
+        rights(self.child.id())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn verb(scene: &Scene, verb: &str) -> Command {
+    let mut cmd = command(&program(), &[verb, "--root"]);
+    cmd.arg(scene.pod.path());
+    cmd.arg("--host-root").arg(scene.host.path());
+    cmd
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn each_verb_keeps_what_its_row_says_and_nothing_else() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        scene.host.dir("etc/udev/rules.d");
+        assert_eq!(Held::start(&mut scene.apply()).rights(), only(APPLY));
+        assert_eq!(scene.pod.read("etc/group"), ALIGNED);
+        assert_eq!(
+            Held::start(scene.apply().arg("--persist")).rights(),
+            only(APPLY)
+        );
+        let mut watch = verb(&scene, "watch");
+        assert_eq!(Held::start(&mut watch).rights(), only(APPLY));
+        let mut check = verb(&scene, "check");
+        assert_eq!(Held::start(&mut check).rights(), only(CHECK));
+        let mut install = command(&program(), &["install"]);
+        install.arg(scene.pod.path());
+        assert_eq!(Held::start(&mut install).rights(), only(INSTALL));
+        let mut ready = command(&program(), &["ready", "/dev/absent"]);
+        assert_eq!(Held::at(2, &mut ready).rights(), only(READ));
+        let mut logs = command(&program(), &["logs", "--format=json", "/dev/null"]);
+        let logs = Held::start(&mut logs);
+        assert_eq!(logs.rights(), only(&[]));
+        let owner = fs::metadata(format!("/proc/{}/stat", logs.child.id())).unwrap();
+        assert!(owner.uid() == 0 || owner.uid() == 65_534);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn exec_gives_up_rights_in_its_child_alone() {
+    in_namespace(|| {
+        let scene = Scene::without_device();
+        let own = rights(std::process::id());
+        let mut cmd = scene.exec(&["--settle=60s"]);
+        cmd.args(["cat", "/proc/self/status"]);
+        let wrapper = cmd.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let wrapper = wrapper.unwrap();
+        let pid = wrapper.id();
+        let children = format!("/proc/{pid}/task/{pid}/children");
+        let mut worker = 0;
+        wait_for(|| {
+            let text = fs::read_to_string(&children).unwrap_or_default();
+            worker = text.trim().parse().unwrap_or(0);
+            // It waits for the device.
+            let fds = fs::read_dir(format!("/proc/{worker}/fd"));
+            let fds = fds.into_iter().flatten().flatten();
+            let mut names = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
+            names.any(|name| name == Path::new("anon_inode:inotify"))
+        });
+        let (parent, child) = (rights(pid), rights(worker));
+        crate::common::mknod_kvm(Path::new(KVM), 0, 108, 0o660);
+        let out = wrapper.wait_with_output().unwrap();
+        assert_eq!(child, only(APPLY));
+        assert_eq!(parent, own);
+        let status = String::from_utf8(out.stdout).unwrap();
+        for (key, value) in [
+            ("CapEff:", own.effective),
+            ("CapPrm:", own.permitted),
+            ("CapInh:", own.inheritable),
+            ("CapBnd:", own.bounding),
+            ("CapAmb:", own.ambient),
+        ] {
+            let line = format!("{key}\t{value:016x}\n");
+            assert!(status.contains(&line), "{line}{status}");
+        }
+        assert!(status.contains(&format!("Umask:\t{}\n", own.umask)));
+        assert!(status.contains("NoNewPrivs:\t0\n"));
+    });
+}
+
+/// What a container did not get is not missed, and nothing is gained.
+#[test]
+#[ignore = "tier: root"]
+fn fewer_capabilities_to_begin_with_are_no_error() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let mut cmd = scene.apply();
+        for capability in [CAP_FOWNER, Capability::CAP_SETPCAP] {
+            without_capability(&mut cmd, capability);
+        }
+        let held = Held::start(&mut cmd).rights();
+        let kept: Vec<_> = APPLY.iter().copied().filter(|c| *c != CAP_FOWNER).collect();
+        let bounding = rights(std::process::id()).bounding
+            & !(CAP_FOWNER.bitmask() | Capability::CAP_SETPCAP.bitmask());
+        assert_eq!(
+            held,
+            Rights {
+                bounding,
+                ..only(&kept)
+            }
+        );
+        // Who may look at others only by what it holds itself goes on holding it.
+        let mut cmd = verb(&scene, "check");
+        without_capability(&mut cmd, CAP_SYS_PTRACE);
+        let held = Held::start(&mut cmd).rights();
+        let all = rights(std::process::id()).permitted & !CAP_SYS_PTRACE.bitmask();
+        assert_eq!((held.permitted, held.effective), (all, all));
+        assert_eq!((held.bounding, held.ambient), (0, 0));
+    });
+}
+
+/// A pod's etc that another user owns and nobody else may enter.
+fn closed_etc(scene: &Scene) {
+    let etc = scene.pod.at("etc");
+    chown(&etc, Some(1234), Some(1234)).unwrap();
+    fs::set_permissions(&etc, fs::Permissions::from_mode(0o700)).unwrap();
+}
+
+/// A run that all works out in, and does not without each of these.
+#[track_caller]
+fn needs(capabilities: &[Capability], prepare: impl Fn(&Scene) -> Command) {
+    let mut cmd = prepare(&Scene::new());
+    go(&mut cmd).code(0);
+    let mut cmd = prepare(&Scene::new());
+    for capability in capabilities {
+        without_capability(&mut cmd, *capability);
+    }
+    let run = go(&mut cmd);
+    assert_ne!(run.code, 0, "without {capabilities:?}: {run}");
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn what_is_kept_is_needed() {
+    require_commands(&["strace"]);
+    in_namespace(|| {
+        needs(&[CAP_CHOWN], Scene::apply);
+        needs(&[CAP_SETUID], Scene::apply);
+        needs(&[CAP_SETGID], Scene::apply);
+        // Written into, so that reading is not enough.
+        needs(&[CAP_DAC_OVERRIDE], |scene| {
+            closed_etc(scene);
+            scene.apply()
+        });
+        // Either of them reads.
+        needs(&[CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH], |scene| {
+            scene.pod.file("etc/group", ALIGNED);
+            crate::common::set_owner(Path::new(KVM), 0, 108, 0o660);
+            closed_etc(scene);
+            verb(scene, "check")
+        });
+        // The new file is given away first, and then gets its mode.
+        needs(&[CAP_FOWNER], |scene| {
+            chown(scene.pod.at("etc/group"), Some(1234), Some(1234)).unwrap();
+            scene.apply()
+        });
+        // Without it the bit is lost.
+        let bits = |without: bool| {
+            let scene = Scene::new();
+            let group = scene.pod.at("etc/group");
+            crate::common::set_owner(&group, 0, 4321, 0o2640);
+            let mut cmd = scene.apply();
+            if without {
+                without_capability(&mut cmd, CAP_FSETID);
+            }
+            go(&mut cmd).code(0);
+            owner(&group).2
+        };
+        assert_eq!((bits(false), bits(true)), (0o2640, 0o640));
+        // Without it the proof's child, were it to hang, could not be ended.
+        let ends = |without: bool| {
+            let (scene, trace) = (Scene::settled(), scratch().join("trace"));
+            let mut cmd = command(Path::new("strace"), &["-qq", "-e", "trace=kill", "-o"]);
+            let check = verb(&scene, "check");
+            cmd.arg(&trace).arg(check.get_program());
+            cmd.args(check.get_args());
+            if without {
+                without_capability(&mut cmd, CAP_KILL);
+            }
+            go(&mut cmd).code(0);
+            fs::read_to_string(trace).unwrap()
+        };
+        assert!(ends(false).trim_end().ends_with("= 0"));
+        assert!(ends(true).contains("EPERM"));
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn odd_owners_and_labels_are_no_hindrance() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let group = scene.pod.at("etc/group");
+        // What a security module that is not there has left, and what may only be seen with CAP_SYS_ADMIN.
+        let labelled = set_xattr(&group, "security.kvm-init-test", b"label").is_ok();
+        chown(&group, Some(1234), Some(4321)).unwrap();
+        fs::set_permissions(&group, fs::Permissions::from_mode(0o2640)).unwrap();
+        closed_etc(&scene);
+        crate::common::set_owner(Path::new(KVM), 1234, 1234, 0o600);
+        go(&mut scene.apply()).code(0);
+        assert_eq!(owner(&group), (1234, 4321, 0o2640));
+        assert_eq!(owner(Path::new(KVM)).1, 108);
+        assert_eq!(scene.pod.read("etc/group"), ALIGNED);
+        if labelled {
+            assert_eq!(get_xattr(&group, "security.kvm-init-test"), None);
+        }
+        go(&mut verb(&scene, "check")).code(0);
+    });
+}
