@@ -230,8 +230,7 @@ impl Folder {
         let path = self.path.join(name);
         let call = |what: &str| format!("{what}({})", path.display());
         let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-        let fd =
-            retry(|| openat(&self.lock, name, flags, Mode::empty())).named(|| call("open"))?;
+        let fd = retry(|| openat(&self.lock, name, flags, Mode::empty())).named(|| call("open"))?;
         let file = File::from(fd);
         let old = file.metadata().map_err(errno_of).named(|| call("fstat"))?;
         if !old.is_file() {
