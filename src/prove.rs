@@ -68,8 +68,8 @@ pub fn prove(
     match raw::fork().named(|| "fork()".to_owned())? {
         ForkResult::Child => {
             raw::close_all_but(childs.as_fd());
-            let sight = look(device, checked, who, kind);
-            let _ = nix::unistd::write(&childs, &encode(sight));
+            let answer = encode(look(device, checked, who, kind));
+            let _ = sys::retry(|| nix::unistd::write(&childs, &answer));
             raw::exit_now(0)
         }
         ForkResult::Parent { child } => {

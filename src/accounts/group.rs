@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use nix::unistd::Gid;
@@ -147,7 +147,7 @@ pub fn all_by_gid(file: &[u8], gid: Gid) -> impl Iterator<Item = Group<'_>> {
 /// `#kvm:x:108:nova` gives nova the number 108. A line with 4294967295 counts as well, and no process
 /// of that user can be started: setgroups(2) answers `EINVAL`.
 pub fn gids_of(file: &[u8], user: &[u8], primary: Gid) -> Vec<Gid> {
-    let mut seen = HashSet::from([primary.as_raw()]);
+    let mut seen = BTreeSet::from([primary.as_raw()]);
     let mut gids = vec![primary];
     for Entry { group, .. } in lines(file).filter_map(parse) {
         if group.has_member(user) && seen.insert(group.gid.as_raw()) {

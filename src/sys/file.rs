@@ -13,7 +13,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat, renameat};
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat};
 
@@ -26,10 +26,10 @@ pub const LOCK_WAIT: Duration = Duration::from_secs(10);
 const LOCK_POLL: Duration = Duration::from_millis(5);
 
 /// A folder that one of our runs at a time may change files in (flock(2), released by the kernel
-/// when its holder ends, however it ends).
+/// when the descriptor is closed, or its holder ends, however it ends).
 #[derive(Debug)]
 pub struct Folder {
-    lock: Flock<OwnedFd>,
+    lock: OwnedFd,
     path: PathBuf,
 }
 
@@ -49,16 +49,12 @@ impl Folder {
     /// `EWOULDBLOCK` when the wait was in vain.
     pub fn lock(fd: OwnedFd, path: PathBuf, longest: Duration) -> Result<Self> {
         let start = Instant::now();
-        let mut fd = fd;
         loop {
-            match Flock::lock(fd, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => return Ok(Self { lock, path }),
-                Err((back, Errno::EWOULDBLOCK)) if start.elapsed() < longest => {
-                    fd = back;
-                    sleep(LOCK_POLL);
-                }
-                Err((back, Errno::EINTR)) => fd = back,
-                Err((_, errno)) => {
+            match raw::lock(fd.as_fd()) {
+                Ok(()) => return Ok(Self { lock: fd, path }),
+                Err(Errno::EWOULDBLOCK) if start.elapsed() < longest => sleep(LOCK_POLL),
+                Err(Errno::EINTR) => {}
+                Err(errno) => {
                     return Err(errno).named(|| {
                         let seconds = start.elapsed().as_secs();
                         format!("flock({}) for {seconds} s", path.display())
@@ -114,9 +110,9 @@ impl Folder {
         }
         let temporary = temporary(name);
         let new = self.write_new(&temporary, name, rights, fill)?;
-        let renamed = retry(|| renameat(&*self.lock, temporary.as_str(), &*self.lock, name));
+        let renamed = retry(|| renameat(&self.lock, temporary.as_str(), &self.lock, name));
         if let Err(errno) = renamed {
-            let _ = unlinkat(&*self.lock, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
+            let _ = unlinkat(&self.lock, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
             return Err(errno).named(|| {
                 let to = self.path.join(name);
                 format!("rename({temporary}, {})", to.display())
@@ -128,7 +124,7 @@ impl Folder {
     /// Takes away what a killed run left beside `name`, if it can.
     pub fn clear(&self, name: &str) {
         let _ = unlinkat(
-            &*self.lock,
+            &self.lock,
             temporary(name).as_str(),
             UnlinkatFlags::NoRemoveDir,
         );
@@ -151,10 +147,10 @@ impl Folder {
     /// A renamed file is durable once its folder is; and it must be the one that was written.
     fn settle(&self, name: &str, new: &OwnedFd) -> Result<()> {
         let path = || self.path.join(name).display().to_string();
-        retry(|| nix::unistd::fsync(&*self.lock))
+        retry(|| nix::unistd::fsync(&self.lock))
             .named(|| format!("fsync({})", self.path.display()))?;
         let written = fstat(new).named(|| format!("fstat({})", path()))?;
-        let stands = fstatat(&*self.lock, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+        let stands = fstatat(&self.lock, name, AtFlags::AT_SYMLINK_NOFOLLOW)
             .named(|| format!("fstatat({})", path()))?;
         if (written.st_dev, written.st_ino) == (stands.st_dev, stands.st_ino) {
             return Ok(());
@@ -178,10 +174,10 @@ impl Folder {
         let flags =
             OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let create =
-            || retry(|| openat(&*self.lock, temporary, flags, Mode::S_IRUSR | Mode::S_IWUSR));
+            || retry(|| openat(&self.lock, temporary, flags, Mode::S_IRUSR | Mode::S_IWUSR));
         let fd = match create() {
             Err(Errno::EEXIST) => {
-                unlinkat(&*self.lock, temporary, UnlinkatFlags::NoRemoveDir)
+                unlinkat(&self.lock, temporary, UnlinkatFlags::NoRemoveDir)
                     .named(|| call("unlinkat"))?;
                 create()
             }
@@ -193,7 +189,7 @@ impl Folder {
             open(path.as_c_str(), OFlag::O_PATH).named(|| call("open"))
         });
         if written.is_err() {
-            let _ = unlinkat(&*self.lock, temporary, UnlinkatFlags::NoRemoveDir);
+            let _ = unlinkat(&self.lock, temporary, UnlinkatFlags::NoRemoveDir);
         }
         written
     }
@@ -234,8 +230,7 @@ impl Folder {
         let path = self.path.join(name);
         let call = |what: &str| format!("{what}({})", path.display());
         let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-        let fd =
-            retry(|| openat(&*self.lock, name, flags, Mode::empty())).named(|| call("open"))?;
+        let fd = retry(|| openat(&self.lock, name, flags, Mode::empty())).named(|| call("open"))?;
         let file = File::from(fd);
         let old = file.metadata().map_err(errno_of).named(|| call("fstat"))?;
         if !old.is_file() {
@@ -281,7 +276,7 @@ impl Folder {
     pub(super) fn find(&self, name: &str) -> Result<Option<(OwnedFd, FileStat)>> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let call = || format!("open({}, O_PATH)", self.path.join(name).display());
-        match retry(|| openat(&*self.lock, name, flags, Mode::empty())) {
+        match retry(|| openat(&self.lock, name, flags, Mode::empty())) {
             Ok(fd) => {
                 let stat = fstat(&fd).named(call)?;
                 Ok(Some((fd, stat)))

@@ -86,6 +86,14 @@ pub fn fchmodat2(fd: BorrowedFd<'_>, mode: libc::mode_t) -> Result<()> {
     Errno::result(done).map(drop)
 }
 
+/// flock(2) without waiting: this open file alone may hold the lock now. `EWOULDBLOCK` where another has
+/// it. It ends with the descriptor; nix's own type ends the process where giving it back fails.
+pub fn lock(fd: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: two integers.
+    let done = unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+    Errno::result(done).map(drop)
+}
+
 /// ioctl(2) for a request whose argument must be 0, as `KVM_GET_API_VERSION` and `KVM_CREATE_VM`
 /// want it: without an explicit argument the kernel would see what a register happened to hold.
 pub fn ioctl_zero(fd: BorrowedFd<'_>, request: u32) -> Result<i32> {

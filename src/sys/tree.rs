@@ -4,7 +4,7 @@
 //! In folders, links are not followed and only regular files are opened; what was named is opened
 //! whatever it is.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -47,7 +47,7 @@ pub struct Logs {
     pub unreadable: Vec<(PathBuf, Errno)>,
     /// How much in the folders is neither a regular file nor a folder.
     pub skipped: u64,
-    seen: HashSet<(u64, u64)>,
+    seen: BTreeSet<(u64, u64)>,
 }
 
 impl Logs {

@@ -1,6 +1,6 @@
 //! What is known of the device while an event's rules are followed.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::pair::{Op, Pair};
 use super::pattern::Pattern;
@@ -28,7 +28,7 @@ type Value = Result<Vec<u8>, String>;
 /// The device with all that rules compare. It has no parent device and no driver.
 pub(super) struct Device {
     action: &'static [u8],
-    properties: HashMap<Vec<u8>, Value>,
+    properties: BTreeMap<Vec<u8>, Value>,
     /// Why any property may have been set.
     tainted: Option<String>,
     /// What is on it, as far as that is known.

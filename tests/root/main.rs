@@ -21,6 +21,7 @@ mod device;
 mod exec;
 mod group_file;
 mod group_file_out;
+mod hostile;
 mod inherited;
 mod input;
 mod install;

@@ -20,6 +20,7 @@ mod support;
 #[path = "../common/udevd.rs"]
 mod udev;
 
+mod crowd;
 mod drifts;
 mod files;
 mod folders;

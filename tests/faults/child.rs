@@ -1,0 +1,167 @@
+//! The proof's child, each of its calls failed alone: it is stopped at its first call, handed to another
+//! strace, and goes on.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::{in_namespace, require_commands, scratch};
+use crate::scenes::{self, Stage};
+use crate::{Table, outcome};
+
+/// What the child calls from where it was stopped, with what is done to it. The C library's own calls
+/// around them block signals, and ask for nothing.
+const CALLS: [(&str, usize); 12] = [
+    ("close_range", 1),
+    ("setresgid", 1),
+    ("setgroups", 1),
+    ("setresuid", 1),
+    ("capget", 6),
+    ("prctl", 1),
+    ("getresuid", 1),
+    ("getresgid", 1),
+    ("getgroups", 2),
+    ("stat", 1),
+    ("openat", 1),
+    ("fstat", 1),
+];
+const LAST: [(&str, usize); 4] = [("ioctl", 1), ("close", 1), ("write", 1), ("exit_group", 1)];
+
+const LONGEST: Duration = Duration::from_secs(15);
+
+fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + LONGEST;
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(Instant::now() < end, "{what}");
+        sleep(Duration::from_millis(1));
+    }
+}
+
+fn tracer(pid: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("TracerPid:"));
+    line?.trim().parse().ok()
+}
+
+fn strace(args: &[&str], log: &str) -> Command {
+    let mut cmd = Command::new("strace");
+    cmd.args(["-o", log]).args(args);
+    cmd.stdin(Stdio::null()).stdout(Stdio::null());
+    cmd.stderr(Stdio::null());
+    cmd
+}
+
+fn end(mut child: Child) {
+    let _ = kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM);
+    let _ = child.wait();
+}
+
+/// One run, whose proof's child meets `inject`.
+fn run(stage: &Stage, inject: &str) -> (Result<i32, i32>, String) {
+    let at = |name: &str| scratch().join(name).display().to_string();
+    let (first, second) = (at("first"), at("second"));
+    let _ = fs::remove_file(&first);
+    let program = stage.command();
+    // Stopped before its first instruction, so that strace is there in time.
+    let mut stopped = Command::new("sh");
+    stopped.args(["-c", "kill -STOP $$; exec \"$@\"", "sh"]);
+    stopped.arg(program.get_program()).args(program.get_args());
+    stopped.stdin(Stdio::null()).stdout(Stdio::null());
+    stopped.stderr(fs::File::create(at("err")).unwrap());
+    let mut child = stopped.spawn().unwrap();
+    let parent = child.id().cast_signed();
+    let state = |pid: i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next()
+    };
+    until("not stopped", || (state(parent) == Some('T')).then_some(()));
+    let pid = parent.to_string();
+    let stop = "inject=close_range:signal=STOP:when=1";
+    let args = ["-f", "-e", "trace=close_range", "-e", stop, "-p", &pid];
+    let before = strace(&args, &first).spawn().unwrap();
+    until("not traced", || tracer(parent).filter(|pid| *pid != 0));
+    kill(Pid::from_raw(parent), Signal::SIGCONT).unwrap();
+    let proof: i32 = until("no child", || {
+        let text = fs::read_to_string(&first).ok()?;
+        // It was itself stopped at first.
+        let stopped = text
+            .lines()
+            .filter(|line| line.contains("stopped by SIGSTOP"));
+        let mut pids = stopped.filter_map(|line| line.split(' ').next()?.parse().ok());
+        pids.find(|pid| *pid != parent)
+    });
+    end(before);
+    until("still traced", || tracer(proof).filter(|pid| *pid == 0));
+    let call = inject.split(':').next().unwrap();
+    let (trace, inject) = (format!("trace={call}"), format!("inject={inject}"));
+    let after = strace(
+        &["-e", &trace, "-e", &inject, "-p", &proof.to_string()],
+        &second,
+    );
+    let mut after = { after }.spawn().unwrap();
+    until("not traced again", || tracer(proof).filter(|pid| *pid != 0));
+    kill(Pid::from_raw(proof), Signal::SIGCONT).unwrap();
+    let status = until("hangs", || child.try_wait().unwrap());
+    after.wait().unwrap();
+    let code = status.code().ok_or_else(|| status.signal().unwrap());
+    let err = fs::read_to_string(at("err")).unwrap();
+    let trace = fs::read_to_string(&second).unwrap();
+    let met = trace.contains("(INJECTED)") || inject.contains("signal");
+    assert!(met, "never came to {inject}: {err}{trace}");
+    (code, err)
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn each_call_of_the_proofs_child_fails_once() {
+    require_commands(&["strace"]);
+    in_namespace(|| {
+        let stage = Stage::new(&scenes::APPLY);
+        let mut table = Table::default();
+        for (call, times) in CALLS.iter().chain(&LAST) {
+            for n in 1..=*times {
+                for how in ["error=EIO", "error=EPERM", "error=EINTR", "signal=KILL"] {
+                    if *call == "exit_group" && how != "signal=KILL" {
+                        continue;
+                    }
+                    // The first call has begun when the child is stopped in it.
+                    if *call == "close_range" && n == 1 && how == "signal=KILL" {
+                        continue;
+                    }
+                    stage.reset();
+                    let (code, err) = run(&stage, &format!("{call}:{how}:when={n}"));
+                    let shown = format!("{call}:{how}:when={n}: {code:?}\n{err}");
+                    assert!(!err.contains("panicked"), "{shown}");
+                    match code {
+                        Ok(0) => stage.assert_aligned(&shown),
+                        _ => {
+                            let last = err.lines().last().unwrap_or_default();
+                            assert!(last.starts_with("libvirt-kvm-init: "), "{shown}");
+                            assert_eq!(code, Ok(5), "{shown}");
+                        }
+                    }
+                    table.add(call, outcome(code));
+                    stage.recover(&shown);
+                }
+            }
+        }
+        table.print("the proof's child, alone");
+        // What only says that it did it is found out: the child looks at what it became.
+        for call in ["setresgid", "setgroups", "setresuid"] {
+            stage.reset();
+            let (code, err) = run(&stage, &format!("{call}:retval=0:when=1"));
+            assert_eq!(code, Ok(5), "{call} that does nothing: {err}");
+        }
+        println!("3 calls that did nothing and said they did: 3 found out");
+    });
+}

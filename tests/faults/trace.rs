@@ -1,0 +1,161 @@
+//! What strace wrote of a clean run: which calls are there to fail.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use crate::scenes::Case;
+
+/// One call to fail: the `ordinal`th of its name in a process.
+#[derive(Debug, Clone)]
+pub struct Call {
+    pub name: String,
+    pub ordinal: usize,
+    /// Whether it changes something outside of the process.
+    pub writes: bool,
+    /// Whether it asks for memory.
+    pub is_memory: bool,
+    /// Whether it says something on stderr.
+    pub is_stderr: bool,
+    /// The line of the trace.
+    pub text: String,
+}
+
+/// Calls that a signal can interrupt (signal(7)), or a file system in user space.
+const INTERRUPTIBLE: [&str; 16] = [
+    "open",
+    "openat",
+    "openat2",
+    "read",
+    "write",
+    "pwrite64",
+    "poll",
+    "ppoll",
+    "wait4",
+    "flock",
+    "fsync",
+    "ftruncate",
+    "fstatfs",
+    "renameat",
+    "mkdirat",
+    "fcntl_lock",
+];
+/// Calls that write, make or change a file.
+const WRITING: [&str; 17] = [
+    "write",
+    "pwrite64",
+    "fsync",
+    "ftruncate",
+    "fallocate",
+    "rename",
+    "renameat",
+    "renameat2",
+    "mkdirat",
+    "unlinkat",
+    "fchmod",
+    "fchmodat",
+    "fchmodat2",
+    "fchownat",
+    "fchown",
+    "setxattr",
+    "flock",
+];
+/// Calls that always succeed when they are used as they are here, or do not return.
+const CANNOT_FAIL: [&str; 6] = [
+    "exit_group",
+    "getpid",
+    "getppid",
+    "gettid",
+    "rt_sigprocmask",
+    "set_tid_address",
+];
+
+impl Call {
+    /// Whether it is failed in this way.
+    pub fn can(&self, kind: &str) -> bool {
+        match kind {
+            "ENOSPC" => self.writes && self.name != "flock",
+            "EINTR" => INTERRUPTIBLE.contains(&self.name.as_str()),
+            "KILL" => true,
+            _ => !CANNOT_FAIL.contains(&self.name.as_str()),
+        }
+    }
+}
+
+pub struct Trace {
+    /// The program's own calls, in their order.
+    pub own: Vec<Call>,
+    /// How many of them cannot be failed without failing one of the start-up's as well.
+    pub not_told: usize,
+    /// How many strace shows by their number alone, and cannot fail.
+    pub unknown: usize,
+}
+
+impl Trace {
+    /// `text` is the output of `strace -f -o`.
+    pub fn parse(text: &str, host: &Path, case: &Case) -> Self {
+        let host = format!("\"{}\"", host.display());
+        let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        let mut runtime = BTreeSet::new();
+        let mut own: Vec<Call> = Vec::new();
+        let (mut first, mut begun, mut over) = (None, false, false);
+        for line in text.lines() {
+            let Some((pid, rest)) = line.split_once(' ') else {
+                continue;
+            };
+            let rest = rest.trim_start();
+            let Some((name, args)) = rest.split_once('(') else {
+                continue;
+            };
+            let is_name = name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+            if !is_name || name.is_empty() {
+                continue;
+            }
+            let is_first = *first.get_or_insert(pid) == pid;
+            let count = counts.entry((pid, name)).or_default();
+            *count += 1;
+            let key = (name.to_owned(), *count);
+            if is_first && !begun {
+                begun = match case.marker {
+                    Some(marker) => name == marker,
+                    None => name != "execve" && args.contains(&host),
+                };
+            }
+            if is_first && (!begun || over) {
+                runtime.insert(key);
+                continue;
+            }
+            // What is run after that is another program.
+            over |= is_first && name == "execve";
+            // The report is out, the first pass done.
+            over |= case.watches && is_first && name == "write" && args.starts_with("1,");
+            let makes = name == "openat" && args.contains("O_CREAT");
+            own.push(Call {
+                name: key.0,
+                ordinal: key.1,
+                writes: makes || WRITING.contains(&name),
+                is_memory: ["mmap", "brk", "mremap", "munmap", "mprotect"].contains(&name),
+                is_stderr: name == "write" && args.starts_with("2,"),
+                text: rest.to_owned(),
+            });
+        }
+        assert!(begun, "the program's own first call is not in\n{text}");
+        let mut seen = BTreeSet::new();
+        let all = own.len();
+        own.retain(|call| !call.name.starts_with("syscall_0x"));
+        let unknown = all - own.len();
+        let mut not_told = 0;
+        own.retain(|call| {
+            let key = (call.name.clone(), call.ordinal);
+            let is_told = !runtime.contains(&key);
+            not_told += usize::from(!is_told);
+            is_told && seen.insert(key)
+        });
+        Self {
+            own,
+            not_told,
+            unknown,
+        }
+    }
+}

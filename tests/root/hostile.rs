@@ -1,0 +1,412 @@
+//! Trees, volumes and devices that somebody made to do harm: each costs little, nothing outside of them is
+//! read or written, and what cannot be used is refused with its name.
+#![allow(unsafe_code)]
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
+use crate::common::{
+    in_namespace, mknod_char, mknod_kvm, program, require_commands, scratch, set_owner,
+};
+use crate::support::{ALIGNED, KVM, Scene, command, go, owner, state};
+
+/// More than any file that is read to its end, and far less than what stands there says of itself.
+const MEMORY: u64 = 128 << 20;
+
+/// Runs it below strace with bounded memory: what it opened for more than a look at it.
+fn opened(of: &Command) -> (crate::support::Run, Vec<String>) {
+    use std::os::unix::process::CommandExt;
+    let log = scratch().join("opened");
+    let mut cmd = command(
+        Path::new("strace"),
+        &["-f", "-y", "-qq", "-e", "trace=open,openat,openat2"],
+    );
+    cmd.arg("-o").arg(&log);
+    cmd.arg(of.get_program()).args(of.get_args());
+    let limit = || {
+        let limit = libc::rlimit {
+            rlim_cur: MEMORY,
+            rlim_max: MEMORY,
+        };
+        // SAFETY: reads a struct that lives here.
+        match unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: one system call.
+    unsafe { cmd.pre_exec(limit) };
+    let run = go(&mut cmd);
+    let text = fs::read_to_string(&log).unwrap();
+    let read = text.lines().filter(|line| !line.contains("O_PATH"));
+    // The descriptor's own path comes last: = 5</etc/group>
+    let paths = read.filter_map(|line| line.rsplit_once("= ")?.1.split_once('<'));
+    let paths = paths.map(|(_, path)| path.trim_end_matches('>').to_owned());
+    (run, paths.collect())
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn nothing_outside_is_read_or_written_and_nothing_waits_or_swells() {
+    require_commands(&["strace"]);
+    in_namespace(|| {
+        let scene = Scene::new();
+        let outside = scratch().join("outside");
+        fs::create_dir(&outside).unwrap();
+        let canary = outside.join("canary");
+        fs::write(
+            &canary,
+            "kvm:x:666:\nnova:x:666:666::/:/\nKERNEL==\"kvm\", GROUP=\"666\"\n",
+        )
+        .unwrap();
+        let up = format!("{}{}", "../".repeat(40), canary.display());
+        let magic = format!("/proc/self/root{}", canary.display());
+        type Make<'a> = (&'a str, &'a dyn Fn(&Path));
+        let shapes: [Make<'_>; 13] = [
+            ("absolute link", &|at| symlink(&canary, at).unwrap()),
+            ("relative link", &|at| symlink(&up, at).unwrap()),
+            ("looping link", &|at| {
+                symlink(at.file_name().unwrap(), at).unwrap()
+            }),
+            ("magic link", &|at| symlink(&magic, at).unwrap()),
+            ("link to a descriptor", &|at| {
+                symlink("/proc/self/fd/1", at).unwrap()
+            }),
+            ("link to the folder outside", &|at| {
+                symlink(&outside, at).unwrap()
+            }),
+            ("fifo", &|at| mkfifo(at, Mode::S_IRWXU).unwrap()),
+            ("/dev/zero", &|at| mknod_char(at, (1, 5), 0, 0, 0o666)),
+            ("/dev/kmsg", &|at| mknod_char(at, (1, 11), 0, 0, 0o666)),
+            ("socket", &|at| drop(UnixListener::bind(at).unwrap())),
+            ("100 GiB", &|at| {
+                fs::File::create(at).unwrap().set_len(100 << 30).unwrap();
+            }),
+            ("directory", &|at| fs::create_dir(at).unwrap()),
+            ("noise", &|at| {
+                let noise: Vec<u8> = (0..300_000_u32)
+                    .map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[3])
+                    .collect();
+                fs::write(at, noise).unwrap();
+            }),
+        ];
+        let places = [
+            (true, "etc/group"),
+            (true, "etc/passwd"),
+            (true, "etc/login.defs"),
+            (true, "etc/userdb"),
+            (true, "etc/udev/rules.d"),
+            (true, "etc/udev/rules.d/50-own.rules"),
+            (true, "usr/lib/group"),
+            (true, "usr/lib/udev"),
+            (true, "usr/lib/systemd"),
+            (true, "lib"),
+            (false, "etc/group"),
+            (false, "etc/passwd"),
+            (false, "etc/libvirt/qemu.conf"),
+            (false, "etc/os-release"),
+            (false, "run"),
+        ];
+        let before = state(&[&outside]);
+        let (mut slowest, mut codes) = (Duration::ZERO, [0_u32; 7]);
+        for (on_host, name) in places {
+            let tree = if on_host { &scene.host } else { &scene.pod };
+            let (at, kept) = (tree.at(name), tree.at("kept"));
+            fs::create_dir_all(at.parent().unwrap()).unwrap();
+            for (what, make) in shapes {
+                let had = fs::rename(&at, &kept).is_ok();
+                make(&at);
+                let start = Instant::now();
+                let (run, paths) = opened(&scene.apply());
+                slowest = slowest.max(start.elapsed());
+                codes[usize::try_from(run.code).unwrap()] += 1;
+                let shown = format!("{what} at {name}: {run}");
+                assert!(
+                    !format!("{}{}", run.out, run.err).contains("666"),
+                    "{shown}"
+                );
+                assert!(state(&[&outside]) == before, "{shown}");
+                let inside = |path: &String| {
+                    let below = |folder: &Path| Path::new(path).starts_with(folder);
+                    below(scene.host.path())
+                        || below(scene.pod.path())
+                        || below("/proc".as_ref())
+                        || path == KVM
+                };
+                let out: Vec<_> = paths.iter().filter(|path| !inside(path)).collect();
+                assert!(out.is_empty(), "{out:?} was opened: {shown}");
+                if run.code == 0 {
+                    assert_eq!(owner(Path::new(KVM)).2, 0o660, "{shown}");
+                } else {
+                    assert!([2, 3, 4, 5].contains(&run.code), "{shown}");
+                }
+                if at.is_dir() && !at.is_symlink() {
+                    fs::remove_dir_all(&at).unwrap();
+                } else {
+                    fs::remove_file(&at).unwrap();
+                }
+                if had {
+                    fs::rename(&kept, &at).unwrap();
+                }
+            }
+        }
+        let runs: u32 = codes.iter().sum();
+        println!(
+            "{runs} hostile trees, {} MiB of address space each: slowest {slowest:.1?} with strace; exit codes \
+             0 to 6: {codes:?}",
+            MEMORY >> 20
+        );
+        assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn names_of_every_byte_do_no_harm() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let folders = ["etc/udev/rules.d", "etc/userdb"].map(|name| scene.host.dir(name).at(name));
+        for byte in (1..=255_u8).filter(|byte| *byte != b'/') {
+            for (folder, end) in folders.iter().zip([".rules", ".group"]) {
+                let name = [&[b'x', byte][..], end.as_bytes()].concat();
+                let text = [&b"KERNEL==\"kvm\", GROUP=\""[..], &[byte], b"\"\n"].concat();
+                fs::write(folder.join(OsString::from_vec(name)), text).unwrap();
+            }
+        }
+        let run = go(&mut scene.apply());
+        let odd = |text: &str| text.chars().any(|c| c.is_control() && c != '\n');
+        assert!(!odd(&run.out) && !odd(&run.err), "{run}");
+        println!("508 files, two for each byte: exit code {}", run.code);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn files_that_change_while_they_are_read_are_read_as_something() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let stop = AtomicBool::new(false);
+        let files = [
+            scene.host.at("etc/group"),
+            scene.pod.at("etc/passwd"),
+            scene.pod.at("etc/libvirt/qemu.conf"),
+        ];
+        let whole = files.clone().map(|file| fs::read(file).unwrap());
+        let mut codes = [0_u32; 7];
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut n = 0_usize;
+                while !stop.load(Ordering::Relaxed) {
+                    for (file, text) in files.iter().zip(&whole) {
+                        // Cut anywhere, longer, empty, and whole again.
+                        fs::write(file, &text[..n % text.len()]).unwrap();
+                        fs::write(file, [&text[..], &b"#".repeat(n % 9000)].concat()).unwrap();
+                        fs::write(file, text).unwrap();
+                    }
+                    n += 7;
+                }
+            });
+            for _ in 0..200 {
+                let run = go(&mut scene.apply());
+                codes[usize::try_from(run.code).unwrap()] += 1;
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        println!("200 runs while the files change: exit codes 0 to 6: {codes:?}");
+        go(&mut scene.apply()).code(0);
+        assert_eq!(owner(Path::new(KVM)), (0, 108, 0o660));
+    });
+}
+
+/// A group file, since one that is none would be refused under the output's name.
+const VICTIM: &str = "untouched:x:9:\n";
+
+/// What somebody puts where a file is to be written.
+fn plant(kind: usize, at: &Path, victim: &Path) {
+    match kind {
+        0 => symlink(victim, at).unwrap(),
+        1 => fs::hard_link(victim, at).unwrap(),
+        2 => mkfifo(at, Mode::all()).unwrap(),
+        3 => mknod_char(at, (1, 1), 0, 0, 0o600),
+        _ => symlink("/nowhere/at/all", at).unwrap(),
+    }
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn what_is_planted_in_a_shared_volume_is_replaced_and_never_written_through() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let volume = scene.pod.dir("volume").at("volume");
+        let victim = volume.join("victim");
+        let out = volume.join("group");
+        let apply = || {
+            let mut cmd = scene.apply();
+            cmd.arg("--group-file-out").arg(&out);
+            cmd
+        };
+        let install = || {
+            let mut cmd = command(&program(), &["install", "--format=json"]);
+            cmd.arg(&volume);
+            cmd
+        };
+        let names = [
+            "group",
+            ".group.libvirt-kvm-init",
+            "libvirt-kvm-init",
+            ".libvirt-kvm-init.libvirt-kvm-init",
+        ];
+        let facts = || {
+            let meta = fs::metadata(&victim).unwrap();
+            (
+                meta.uid(),
+                meta.gid(),
+                meta.mode(),
+                fs::read(&victim).unwrap(),
+            )
+        };
+        for (n, name) in names.iter().enumerate() {
+            for kind in 0..5 {
+                let _ = fs::remove_file(&victim);
+                fs::write(&victim, VICTIM).unwrap();
+                set_owner(&victim, 42424, 42424, 0o600);
+                let before = facts();
+                let at = volume.join(name);
+                let _ = fs::remove_file(&at);
+                // So that there is something to write.
+                let _ = fs::remove_file(&out);
+                let _ = fs::remove_file(volume.join("libvirt-kvm-init"));
+                plant(kind, &at, &victim);
+                let run = go(&mut if n < 2 { apply() } else { install() });
+                assert_eq!(facts(), before, "{name}, {kind}: {run}");
+                // A device under the output's own name is taken for a slip of whoever gave the name.
+                if (n, kind) == (0, 3) {
+                    run.code(2).says(&["that is a device"]);
+                    continue;
+                }
+                let run = run.code(0);
+                let made = volume.join(names[n / 2 * 2]);
+                assert!(fs::symlink_metadata(&made).unwrap().is_file(), "{run}");
+                assert!(!volume.join(names[n / 2 * 2 + 1]).exists(), "{run}");
+            }
+            // A folder cannot be replaced, and its name is told.
+            let at = volume.join(name);
+            let _ = fs::remove_file(&at);
+            let _ = fs::remove_file(&out);
+            let _ = fs::remove_file(volume.join("libvirt-kvm-init"));
+            fs::create_dir(&at).unwrap();
+            go(&mut if n < 2 { apply() } else { install() })
+                .code(4)
+                .says(&[name]);
+            fs::remove_dir(&at).unwrap();
+        }
+        println!(
+            "20 planted files: none written through, 19 replaced, a device refused; 4 folders refused"
+        );
+        // Again and again, while it is written.
+        fs::write(&victim, VICTIM).unwrap();
+        let before = facts();
+        let stop = AtomicBool::new(false);
+        let mut codes = [0_u32; 7];
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut kind = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let made = volume.join("planted");
+                    // No hard link: another name of what is written later would be the victim itself.
+                    plant([0, 2, 4][kind % 3], &made, &victim);
+                    let at = if kind % 2 == 0 { names[1] } else { names[0] };
+                    let _ = fs::rename(&made, volume.join(at));
+                    let _ = fs::remove_file(&made);
+                    kind += 1;
+                }
+            });
+            for _ in 0..200 {
+                let run = go(&mut apply());
+                codes[usize::try_from(run.code).unwrap()] += 1;
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        println!("200 runs against a planter: exit codes 0 to 6: {codes:?}");
+        assert_eq!(facts(), before);
+        go(&mut apply()).code(0);
+        assert_eq!(fs::read_to_string(&out).unwrap(), ALIGNED);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_device_that_is_swapped_meanwhile_is_never_mistaken() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let dev = Path::new("/dev");
+        let decoy = (7, 7, 0o604);
+        mknod_kvm(&dev.join("good"), 0, 424, 0o600);
+        mknod_char(&dev.join("null-node"), (1, 3), decoy.0, decoy.1, decoy.2);
+        mknod_char(&dev.join("mem"), (1, 1), decoy.0, decoy.1, decoy.2);
+        fs::write(dev.join("file"), "untouched").unwrap();
+        set_owner(&dev.join("file"), decoy.0, decoy.1, decoy.2);
+        symlink("/dev/mem", dev.join("link")).unwrap();
+        let stop = AtomicBool::new(false);
+        let mut codes = [0_u32; 7];
+        let mut swaps = 0_u64;
+        std::thread::scope(|scope| {
+            let swapper = scope.spawn(|| {
+                let (kvm, next) = (Path::new(KVM), dev.join("next"));
+                let mut swaps = 0_u64;
+                while !stop.load(Ordering::Relaxed) {
+                    for name in [
+                        "good",
+                        "null-node",
+                        "good",
+                        "mem",
+                        "good",
+                        "file",
+                        "good",
+                        "link",
+                    ] {
+                        let from = dev.join(name);
+                        if name == "link" {
+                            symlink("/dev/mem", &next).unwrap();
+                        } else {
+                            fs::hard_link(&from, &next).unwrap();
+                        }
+                        fs::rename(&next, kvm).unwrap();
+                        // Two names of one file: then rename(2) does nothing.
+                        let _ = fs::remove_file(&next);
+                        swaps += 1;
+                        if name == "good" {
+                            let _ = nix::unistd::chown(
+                                &from,
+                                None,
+                                Some(nix::unistd::Gid::from_raw(424)),
+                            );
+                        }
+                    }
+                }
+                swaps
+            });
+            for _ in 0..300 {
+                let run = go(&mut scene.apply());
+                codes[usize::try_from(run.code).unwrap()] += 1;
+            }
+            stop.store(true, Ordering::Relaxed);
+            swaps = swapper.join().unwrap();
+        });
+        println!("300 runs, {swaps} swaps: exit codes 0 to 6: {codes:?}");
+        for name in ["null-node", "mem", "file"] {
+            assert_eq!(owner(&dev.join(name)), decoy, "{name}");
+        }
+        assert_eq!(fs::read_to_string(dev.join("file")).unwrap(), "untouched");
+    });
+}
