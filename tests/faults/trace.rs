@@ -127,7 +127,10 @@ impl Trace {
                 };
             }
             if is_first && (!begun || over) {
-                runtime.insert(key);
+                // The command writes its line only if all before went well.
+                if name != "write" {
+                    runtime.insert(key);
+                }
                 continue;
             }
             // What is run after that is another program.
