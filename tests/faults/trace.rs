@@ -113,17 +113,24 @@ impl Trace {
                 continue;
             }
             let is_first = *first.get_or_insert(pid) == pid;
+            // strace does not count the call by which it starts the program.
+            if counts.is_empty() && name == "execve" {
+                continue;
+            }
             let count = counts.entry((pid, name)).or_default();
             *count += 1;
             let key = (name.to_owned(), *count);
             if is_first && !begun {
                 begun = match case.marker {
                     Some(marker) => name == marker,
-                    None => name != "execve" && args.contains(&host),
+                    None => args.contains(&host),
                 };
             }
             if is_first && (!begun || over) {
-                runtime.insert(key);
+                // The command writes its line only if all before went well.
+                if name != "write" {
+                    runtime.insert(key);
+                }
                 continue;
             }
             // What is run after that is another program.
