@@ -16,7 +16,7 @@ use crate::hostdb::FILES;
 use crate::place::{self, HostRoot};
 use crate::sys::device::{Device, Facts};
 use crate::sys::root::{Root, read_here};
-use crate::sys::{file, proc};
+use crate::sys::{proc, public};
 
 pub use host::Host;
 
@@ -62,7 +62,7 @@ pub struct Pod {
     pub group: Option<Vec<u8>>,
     /// The regular file that stands at `--group-file-out`, from an earlier run or from somebody
     /// else.
-    pub group_out: Option<file::Public>,
+    pub group_out: Option<public::Public>,
     /// etc/passwd, empty if there is none.
     pub passwd: Vec<u8>,
     /// qemu.conf and what it is called.
@@ -200,7 +200,11 @@ fn is_the_nodes(inode: Option<(u64, u64)>, host: Option<&Root>) -> anyhow::Resul
 }
 
 /// What stands at `--group-file-out`, once it is certain that it may be replaced.
-fn out_file(path: &Path, root: &Root, host: Option<&Root>) -> anyhow::Result<Option<file::Public>> {
+fn out_file(
+    path: &Path,
+    root: &Root,
+    host: Option<&Root>,
+) -> anyhow::Result<Option<public::Public>> {
     let shown = path.display();
     let no = |why: &str| {
         Usage(format!(
@@ -220,7 +224,7 @@ fn out_file(path: &Path, root: &Root, host: Option<&Root>) -> anyhow::Result<Opt
     if is_the_nodes(Some(facts.inode), host)? {
         return Err(no("that is the node's own group file").into());
     }
-    let found = file::read_public(path)?;
+    let found = public::read_public(path)?;
     let content = found.as_ref().map_or(&[][..], |found| &found.content);
     if !content.trim_ascii().is_empty() && group::groups(content).next().is_none() {
         return Err(no("that is a file of something else than groups").into());

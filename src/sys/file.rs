@@ -131,13 +131,14 @@ impl Folder {
     }
 
     /// The same, but a regular file that stands there stays the same inode: another container may
-    /// have it mounted, and would never see a new one.
+    /// have it mounted, and would never see a new one. One that somebody else than root may hold open
+    /// for writing is replaced all the same.
     ///
     /// # Errors
     /// As [`Folder::replace`], and `EMLINK` for a file with other names.
     pub fn overwrite(&self, name: &str, content: &[u8], rights: Rights) -> Result<()> {
         match self.find(name)? {
-            Some((_, stat)) if kind(&stat) == SFlag::S_IFREG => {
+            Some((_, stat)) if kind(&stat) == SFlag::S_IFREG && only_roots(&stat) => {
                 self.write_in_place(name, content, rights)
             }
             _ => self.replace(name, content, rights),
@@ -287,13 +288,18 @@ impl Folder {
     }
 }
 
+/// Whether only root can have opened it for writing.
+fn only_roots(stat: &FileStat) -> bool {
+    stat.st_uid == 0 && stat.st_mode & 0o022 == 0
+}
+
 /// What a file is called until it is whole.
-fn temporary(name: &str) -> String {
+pub(super) fn temporary(name: &str) -> String {
     format!(".{name}.libvirt-kvm-init")
 }
 
 /// Sets owner and mode where they differ.
-fn give(file: &File, uid: u32, gid: u32, mode: u32) -> nix::Result<()> {
+pub(super) fn give(file: &File, uid: u32, gid: u32, mode: u32) -> nix::Result<()> {
     let now = fstat(file)?;
     if (now.st_uid, now.st_gid) != (uid, gid) {
         let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
@@ -347,84 +353,6 @@ pub(super) fn errno_of(error: std::io::Error) -> Errno {
         // write(2) that wrote nothing.
         None => Errno::ENOSPC,
     }
-}
-
-/// What stands where a file was asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Public {
-    /// Its content.
-    pub content: Vec<u8>,
-    /// Whether all but the content is what this program leaves: one link, owned by root, 0644.
-    pub as_left: bool,
-}
-
-/// The regular file `path`. `None` for anything else, which is to be replaced.
-///
-/// # Errors
-/// What the calls answer for a file that is there.
-pub fn read_public(path: &std::path::Path) -> Result<Option<Public>> {
-    let call = || format!("open({}, O_PATH|O_NOFOLLOW)", path.display());
-    let fd = match open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW) {
-        Ok(fd) => fd,
-        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
-        Err(errno) => return Err(errno).named(call),
-    };
-    let stat = fstat(&fd).named(call)?;
-    if kind(&stat) != SFlag::S_IFREG {
-        return Ok(None);
-    }
-    let as_left =
-        (stat.st_uid, stat.st_gid, stat.st_nlink) == (0, 0, 1) && stat.st_mode & 0o7777 == 0o644;
-    match read_regular(fd.as_fd(), &stat) {
-        Ok(content) => Ok(Some(Public { content, as_left })),
-        // Nobody's group file; it is to be replaced as well.
-        Err(Errno::EFBIG) => Ok(None),
-        Err(errno) => Err(errno).named(|| format!("read({})", path.display())),
-    }
-}
-
-/// Makes `content` the content of the file `path` for whoever reads it next: whole at every moment,
-/// readable by all, and not worth waiting for the disk.
-///
-/// # Errors
-/// What the calls answer.
-#[cfg(feature = "watch")]
-pub fn publish(path: &std::path::Path, content: &[u8]) -> Result<()> {
-    let (folder, shown, name) = open_folder(path)?;
-    let temporary = format!(".{name}.libvirt-kvm-init");
-    let call = |what: &str| format!("{what}({})", shown.join(&temporary).display());
-    let flags =
-        OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let unlink = || unlinkat(&folder, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
-    let create = || {
-        retry(|| {
-            openat(
-                &folder,
-                temporary.as_str(),
-                flags,
-                Mode::S_IRUSR | Mode::S_IWUSR,
-            )
-        })
-    };
-    let fd = match create() {
-        // A killed run left it.
-        Err(Errno::EEXIST) => unlink().and_then(|()| create()),
-        fd => fd,
-    };
-    let mut file = File::from(fd.named(|| call("openat"))?);
-    let written = file
-        .write_all(content)
-        .map_err(errno_of)
-        .named(|| call("write"));
-    let given = written.and_then(|()| give(&file, 0, 0, 0o644).named(|| call("fchown, fchmod")));
-    let renamed = given.and_then(|()| {
-        let to = || format!("rename({temporary}, {})", path.display());
-        retry(|| renameat(&folder, temporary.as_str(), &folder, name.as_str())).named(to)
-    });
-    if renamed.is_err() {
-        let _ = unlink();
-    }
-    renamed
 }
 
 /// Splits a path into the folder, opened, and the name in it.

@@ -13,6 +13,7 @@ pub mod privileges;
 pub mod proc;
 pub mod processes;
 pub mod program;
+pub mod public;
 pub(crate) mod raw;
 pub mod root;
 pub mod settle;

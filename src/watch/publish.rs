@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::sys::file;
+use crate::sys::public;
 
 /// One of them, and how that went.
 #[derive(Debug, Default)]
@@ -17,7 +17,7 @@ impl Published {
         let Some(path) = path else {
             return;
         };
-        let error = file::publish(path, content().as_bytes()).err();
+        let error = public::publish(path, content().as_bytes()).err();
         let error = error.map(|error| error.to_string());
         if error != self.said {
             match &error {

@@ -73,6 +73,32 @@ fn another_container_sees_the_group_file_change() {
     });
 }
 
+/// What somebody else may hold open for writing does not stay the group file that libvirtd reads.
+#[test]
+#[ignore = "tier: root"]
+fn a_planted_file_is_replaced() {
+    in_namespace(|| {
+        for (uid, mode) in [(42_424, 0o644), (0, 0o666), (0, 0o664)] {
+            let scene = Scene::new();
+            let volume = scene.pod.at("volume");
+            fs::create_dir(&volume).unwrap();
+            let out = volume.join("group");
+            fs::write(&out, "root:x:0:\nkvm:x:424:\n").unwrap();
+            set_owner(&out, uid, 0, mode);
+            let held = fs::OpenOptions::new().write(true).open(&out).unwrap();
+            let _watch = Watch::start(watch(&scene).arg("--group-file-out").arg(&out));
+            let stands = fs::metadata(&out).unwrap();
+            assert_ne!(
+                stands.ino(),
+                held.metadata().unwrap().ino(),
+                "{uid} {mode:o}"
+            );
+            assert_eq!((stands.uid(), stands.mode() & 0o7777), (0, 0o644));
+            assert_eq!(fs::read_to_string(&out).unwrap(), ALIGNED);
+        }
+    });
+}
+
 #[test]
 #[ignore = "tier: root"]
 fn the_state_is_there_for_others() {
