@@ -4,7 +4,10 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand};
+
+mod help;
 
 /// Makes /dev/kvm usable by the QEMU user of a libvirt pod, and proves it.
 #[derive(Debug, Parser)]
@@ -21,130 +24,137 @@ pub struct Cli {
 }
 
 /// What the program can be asked to do.
-#[derive(Debug, Subcommand)]
+///
+/// Derived, each verb's options would be described to clap at every start, all seven times. So they are
+/// when they are asked for: a tenth of the time of a run that finds all in order.
+#[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "there is one of it")]
 pub enum Verb {
-    /// Align pod and device with the node's kvm GID: the init step
-    #[command(
-        next_line_help = true,
-        after_help = "\
-Every option can also be given as an environment variable (--host-root as
-LIBVIRT_KVM_INIT_HOST_ROOT) and as a key of the --config file (host-root).
-A flag beats the environment, which beats the file.
-
-Examples:
-  libvirt-kvm-init apply
-      in the libvirt image, before libvirtd; by hand on a node
-  libvirt-kvm-init apply --host-root /mnt/host-rootfs --settle 30s
-      after a step that reloads the KVM module
-  libvirt-kvm-init apply --dry-run --format json
-      what would be changed, for a program
-
-Exit codes: 0 ok, 1 drift (--dry-run), 2 usage, 3 refused, 4 failed, 5 unproven,
-6 absent"
-    )]
+    /// Align pod and device with the node's kvm GID.
     Apply(Options),
-    /// The same without writing: what is, what should be, what comes next
-    #[command(
-        next_line_help = true,
-        after_help = "\
-Takes apply's options, in the same three ways. On a node where libvirtd runs in
-a container it looks at that container's files, so that the report shows the
-node's view and the pod's.
-
-Examples:
-  libvirt-kvm-init check
-      first thing in an incident: in the libvirt container, or on the node
-  libvirt-kvm-init check --format npd
-      as a custom plugin of node-problem-detector
-  libvirt-kvm-init check --format prometheus > FILE
-      for the textfile collector
-
-Exit codes: 0 ok, 1 drift, 2 usage, 3 refused, 4 failed, 5 unproven, 6 absent"
-    )]
+    /// The same without writing.
     Check(Options),
-    /// Align this container, then become a command: an entrypoint wrapper
-    #[command(
-        next_line_help = true,
-        after_help = "\
-Takes apply's options but --dry-run, in the same three ways. Stdout is the
-command's: the report goes to stderr. The command is only started once apply
-ended with 0, and finds itself as if it had been started without this program.
-
-Examples:
-  libvirt-kvm-init exec -- /tmp/libvirt.sh
-      before the command of the libvirt container
-  libvirt-kvm-init exec --host-root /mnt/host-rootfs --settle 30s -- libvirtd -l
-      with apply's options
-
-Exit codes: apply's, and 126 for a command that cannot run, 127 for one that
-is not there; else the command's"
-    )]
+    /// Align, then become a command.
     Exec(ExecOptions),
-    /// Put this binary into a volume, for images that do not contain it
-    #[command(after_help = "\
-The binary becomes DIR/libvirt-kvm-init, owned by root, mode 0755. It is left
-alone if it is there already.
-
-Examples:
-  libvirt-kvm-init install /pod-shared
-      as an init container, from this project's image
-
-Exit codes: 0 ok, 2 usage, 4 failed")]
+    /// Put this binary into a volume.
     Install(InstallOptions),
-    /// Apply, then keep it so: heal drift when it happens
+    /// Apply, then keep it so.
     #[cfg(feature = "watch")]
-    #[command(
-        next_line_help = true,
-        after_help = "\
-Takes apply's options, in the same three ways, and three of its own. It runs
-until SIGTERM or SIGINT ends it (exit code 0); SIGHUP makes it read its
-configuration again. Where no --root is given and a libvirtd runs in another
-container that can be seen (hostPID, shareProcessNamespace), the files are that
-container's.
-
-Examples:
-  libvirt-kvm-init watch --group-file-out /var/lib/pod-shared/group
-      as a sidecar, behind the init step that makes the same file
-  libvirt-kvm-init watch --metrics-file /textfile/libvirt-kvm-init.prom
-      for the textfile collector
-  libvirt-kvm-init watch --recheck 30s -v
-      by hand
-
-Exit codes: 0 ended by a signal, 2 usage, 4 cannot watch"
-    )]
     Watch(WatchOptions),
-    /// Whether QEMU could open KVM when `watch` last tried: for probes
+    /// Whether QEMU could open KVM when `watch` last tried.
     #[cfg(feature = "watch")]
-    #[command(after_help = "\
-Reads the file that watch keeps with --status-file, and nothing else.
-
-Example:
-  libvirt-kvm-init ready /run/kvm-init/status.json
-
-Exit codes: 0 it could, 5 it could not, 2 usage, 4 the file does not say")]
-    Ready {
-        /// What watch was given as --status-file
-        #[arg(value_name = "STATUS-FILE")]
-        status_file: std::path::PathBuf,
-    },
-    /// Find guests that could not start for want of KVM in logs
+    Ready(ReadyOptions),
+    /// Find guests that could not start for want of KVM in logs.
     #[cfg(feature = "logs")]
-    #[command(after_help = "\
-Without PATH it reads those of /var/log/libvirt, /var/log/nova and
-/var/log/kolla/nova that exist. Folders are read with all below them, gzip is
-unpacked, links in folders are not followed.
-
-Examples:
-  libvirt-kvm-init logs
-      on a node, or in its libvirt pod
-  kubectl logs ds/nova-compute-default -c nova-compute | libvirt-kvm-init logs -
-      what a pod said
-  libvirt-kvm-init logs --format json /var/log/nova | jq '.guests[].instance'
-      for a program
-
-Exit codes: 0 none found, 1 found, 2 usage, 4 none found and not all was read")]
     Logs(LogOptions),
+}
+
+/// A verb of this name, line in the list, and page of help.
+fn verb<T: Args>(name: &'static str, about: &'static str, page: &'static str) -> Command {
+    let verb = Command::new(name).about(about).after_help(page);
+    verb.defer(arguments::<T>)
+}
+
+/// Describes the options. The description of the type that holds them is not the verb's.
+fn arguments<T: Args>(verb: Command) -> Command {
+    let about = verb.get_about().cloned();
+    T::augment_args(verb).about(about.unwrap_or_default())
+}
+
+/// One whose options are too many for a column beside them.
+fn wide<T: Args>(name: &'static str, about: &'static str, page: &'static str) -> Command {
+    verb::<T>(name, about, page).next_line_help(true)
+}
+
+impl Subcommand for Verb {
+    fn augment_subcommands(command: Command) -> Command {
+        let command = command
+            .subcommand_required(true)
+            .arg_required_else_help(true);
+        let command = command.subcommands([
+            wide::<Options>(
+                "apply",
+                "Align pod and device with the node's kvm GID: the init step",
+                help::APPLY,
+            ),
+            wide::<Options>(
+                "check",
+                "The same without writing: what is, what should be, what comes next",
+                help::CHECK,
+            ),
+            wide::<ExecOptions>(
+                "exec",
+                "Align this container, then become a command: an entrypoint wrapper",
+                help::EXEC,
+            ),
+            verb::<InstallOptions>(
+                "install",
+                "Put this binary into a volume, for images that do not contain it",
+                help::INSTALL,
+            ),
+        ]);
+        #[cfg(feature = "watch")]
+        let command = command.subcommands([
+            wide::<WatchOptions>(
+                "watch",
+                "Apply, then keep it so: heal drift when it happens",
+                help::WATCH,
+            ),
+            verb::<ReadyOptions>(
+                "ready",
+                "Whether QEMU could open KVM when `watch` last tried: for probes",
+                help::READY,
+            ),
+        ]);
+        #[cfg(feature = "logs")]
+        let command = command.subcommand(verb::<LogOptions>(
+            "logs",
+            "Find guests that could not start for want of KVM in logs",
+            help::LOGS,
+        ));
+        command
+    }
+
+    fn augment_subcommands_for_update(command: Command) -> Command {
+        Self::augment_subcommands(command)
+    }
+
+    fn has_subcommand(name: &str) -> bool {
+        Self::augment_subcommands(Command::new(""))
+            .find_subcommand(name)
+            .is_some()
+    }
+}
+
+impl FromArgMatches for Verb {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Self::from_arg_matches_mut(&mut matches.clone())
+    }
+
+    fn from_arg_matches_mut(matches: &mut ArgMatches) -> Result<Self, clap::Error> {
+        let Some((name, mut given)) = matches.remove_subcommand() else {
+            return Err(clap::Error::new(ErrorKind::MissingSubcommand));
+        };
+        let given = &mut given;
+        match name.as_str() {
+            "apply" => Options::from_arg_matches_mut(given).map(Self::Apply),
+            "check" => Options::from_arg_matches_mut(given).map(Self::Check),
+            "exec" => ExecOptions::from_arg_matches_mut(given).map(Self::Exec),
+            "install" => InstallOptions::from_arg_matches_mut(given).map(Self::Install),
+            #[cfg(feature = "watch")]
+            "watch" => WatchOptions::from_arg_matches_mut(given).map(Self::Watch),
+            #[cfg(feature = "watch")]
+            "ready" => ReadyOptions::from_arg_matches_mut(given).map(Self::Ready),
+            #[cfg(feature = "logs")]
+            "logs" => LogOptions::from_arg_matches_mut(given).map(Self::Logs),
+            _ => Err(clap::Error::new(ErrorKind::InvalidSubcommand)),
+        }
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 /// The options of `exec`.
@@ -187,6 +197,16 @@ pub struct LogOptions {
     /// Say less on stderr, and show no progress
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+/// The argument of `ready`.
+#[cfg(feature = "watch")]
+#[derive(Debug, Default, Args)]
+#[allow(missing_docs, reason = "the help text below is the documentation")]
+pub struct ReadyOptions {
+    /// What watch was given as --status-file
+    #[arg(value_name = "STATUS-FILE")]
+    pub status_file: PathBuf,
 }
 
 /// The options of `watch`.

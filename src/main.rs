@@ -43,9 +43,9 @@ fn main() -> ExitCode {
         #[cfg(feature = "watch")]
         Verb::Watch(options) => watch(options),
         #[cfg(feature = "watch")]
-        Verb::Ready { status_file } => {
+        Verb::Ready(options) => {
             reduce(Job::Ready);
-            say(&libvirt_kvm_init::ready::ready(&status_file), None)
+            say(&libvirt_kvm_init::ready::ready(&options.status_file), None)
         }
         #[cfg(feature = "logs")]
         Verb::Logs(options) => logs(&options),
