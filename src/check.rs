@@ -1,6 +1,7 @@
 //! `check`, and `apply --dry-run`: the same observation and decision without a write or a lock. It
 //! proves what is, says what should be, and what will happen next.
 
+use std::cell::LazyCell;
 use std::path::{Path, PathBuf};
 
 use crate::config::{Config, Missing};
@@ -25,10 +26,14 @@ use crate::sys::root::Root;
 /// How often the device is looked at again when it changed while it was being proven.
 const ROUNDS: usize = 3;
 
+/// Which daemons run, found when that is first asked: the most expensive thing here, for all processes
+/// are looked at.
+type Daemons = LazyCell<Vec<Process>>;
+
 /// Looks, proves and judges. On a node where libvirtd runs in a container the pod root is that
 /// container's, unless another one was named: the node's view and the pod's in one report.
 pub fn check(config: &Config) -> Report {
-    let daemons = oddities::daemons();
+    let daemons = Daemons::new(oddities::daemons);
     let (root, unseen) = libvirtds_root(config, &daemons);
     let pods = root.clone();
     let config = &Config {
@@ -103,7 +108,7 @@ pub fn find_private_device(report: &mut Report, pods: &Path, config: &Config) {
 
 /// The root of the libvirtd that runs on this node, if it is not the node's own; a warning where one
 /// runs and this process may not look at its root, which takes more rights than the proof does.
-fn libvirtds_root(config: &Config, daemons: &[Process]) -> (Option<PathBuf>, Option<Warning>) {
+fn libvirtds_root(config: &Config, daemons: &Daemons) -> (Option<PathBuf>, Option<Warning>) {
     let here = Path::new("/");
     if config.root != here || !place::on_the_node() {
         return (None, None);
@@ -127,10 +132,10 @@ fn libvirtds_root(config: &Config, daemons: &[Process]) -> (Option<PathBuf>, Opt
 
 /// What `apply --dry-run` shows: the same for this root, with `apply`'s own safety rules.
 pub fn judge(config: &Config) -> Report {
-    judged(config, &oddities::daemons())
+    judged(config, &Daemons::new(oddities::daemons))
 }
 
-fn judged(config: &Config, daemons: &[Process]) -> Report {
+fn judged(config: &Config, daemons: &Daemons) -> Report {
     let mut warnings = Vec::new();
     let mut report =
         run(config, daemons, &mut warnings).unwrap_or_else(|error| failure(&error, None));
@@ -142,11 +147,7 @@ fn judged(config: &Config, daemons: &[Process]) -> Report {
     report
 }
 
-fn run(
-    config: &Config,
-    daemons: &[Process],
-    warnings: &mut Vec<Warning>,
-) -> anyhow::Result<Report> {
+fn run(config: &Config, daemons: &Daemons, warnings: &mut Vec<Warning>) -> anyhow::Result<Report> {
     let mut round = 0;
     loop {
         round += 1;
@@ -156,12 +157,14 @@ fn run(
         let then = decision.identity.take();
         decision.identity = decision.identity_now.take();
         let mut report = snapshot::report(&seen, &decision, config);
-        report.warnings.extend(oddities::warnings(
-            &seen,
-            config,
-            decision.identity.as_ref(),
-            daemons,
-        ));
+        if let Course::Act(_) = decision.course {
+            // The daemons are looked for while the proof's child is at work.
+            let meanwhile = || _ = LazyCell::force(daemons);
+            report.proof = proof(config, &seen, &decision, warnings, meanwhile)?;
+        }
+        let identity = decision.identity.as_ref();
+        let odd = oddities::warnings(&seen, config, identity, daemons);
+        report.warnings.extend(odd);
         let steps = match &decision.course {
             Course::Refuse(refusal) => {
                 report.verdict = Verdict::Refused;
@@ -189,7 +192,6 @@ fn run(
             Course::Act(steps) => steps,
         };
         report.changes = listed(steps);
-        report.proof = proof(config, &seen, &decision, warnings)?;
         let told = matches!(report.proof.result.as_str(), "ok" | "off");
         if !told && round < ROUNDS && moved(&seen, config) {
             continue;

@@ -37,12 +37,14 @@ pub fn group_file_for_the_pod(config: &Config, seen: &Observed) -> Result<(), Us
     )))
 }
 
-/// Proves for the identity that libvirt will use, or says why nobody asked.
+/// Proves for the identity that libvirt will use, or says why nobody asked. `meanwhile` is done while the
+/// proof's child is at work, if there is one.
 pub fn proof(
     config: &Config,
     seen: &Observed,
     decision: &Decision,
     warnings: &mut Vec<Warning>,
+    meanwhile: impl FnOnce(),
 ) -> anyhow::Result<Proof> {
     if config.proof == ProofKind::Off {
         let text = "the proof was turned off (--proof off): whether QEMU can open KVM is unknown";
@@ -76,7 +78,7 @@ pub fn proof(
         gid: identity.gid,
         groups: normalised(identity.groups.clone()),
     };
-    let sight = prove(&config.device, &node.facts, &who, config.proof)?;
+    let sight = prove(&config.device, &node.facts, &who, config.proof, meanwhile)?;
     let folders = match sight {
         Sight::Ok(_) => Vec::new(),
         _ => folders_above(&config.device),

@@ -20,8 +20,7 @@ pub fn is_libvirtd(process: &Process) -> bool {
     LIBVIRTDS.contains(&process.name.as_str())
 }
 
-/// The running daemons that are of interest: those that start QEMU, and udevd. To find them is the
-/// most expensive thing here, for all processes are looked at.
+/// The running daemons that are of interest: those that start QEMU, and udevd.
 pub fn daemons() -> Vec<Process> {
     let [one, other] = LIBVIRTDS;
     named(&[one, other, udev_read::UDEVD])

@@ -51,7 +51,7 @@ pub enum Sight {
 }
 
 /// Opens `device` as `who` in a forked child, and says what came of it. `checked` is the node that
-/// was looked at; the child opens nothing else.
+/// was looked at; the child opens nothing else. `meanwhile` is done here while the child is at work.
 ///
 /// # Errors
 /// When no child could be made or waited for.
@@ -60,6 +60,7 @@ pub fn prove(
     checked: &Facts,
     who: &Credentials,
     kind: ProofKind,
+    meanwhile: impl FnOnce(),
 ) -> sys::Result<Sight> {
     let (mine, childs) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).named(|| "pipe2(O_CLOEXEC)".to_owned())?;
@@ -74,6 +75,7 @@ pub fn prove(
         }
         ForkResult::Parent { child } => {
             drop(childs);
+            meanwhile();
             let sight = listen(mine);
             end(
                 child,

@@ -395,7 +395,7 @@ fn is_the_group_files(action: Action) -> bool {
 
 fn proven(seen: &Observed, config: &Config, decision: Decision) -> anyhow::Result<Report> {
     let mut report = snapshot::report(seen, &decision, config);
-    report.proof = proof(config, seen, &decision, &mut report.warnings)?;
+    report.proof = proof(config, seen, &decision, &mut report.warnings, || {})?;
     conclude(&mut report, &decision);
     Ok(report)
 }
