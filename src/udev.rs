@@ -27,11 +27,10 @@ mod text;
 mod value;
 mod walk;
 
-use memchr::memmem;
 use nix::unistd::{Gid, Uid};
 
 use rule::{Place, Rule, rule};
-use text::{Lines, lines};
+use text::{Lines, lines, mentions};
 
 pub use select::{FOLDERS, Found, select};
 pub use systemd::{login_defs, version_of};
@@ -228,7 +227,7 @@ fn read<'a>(
 
 /// Whether a line has the device's name in it: only of such ones is said that udevd drops them.
 fn about_kvm(line: &[u8]) -> bool {
-    memmem::find(line, b"kvm").is_some()
+    mentions(line, b"kvm")
 }
 
 /// What is said besides the forecasts, each once.

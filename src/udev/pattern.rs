@@ -94,7 +94,7 @@ mod tests {
 
     fn pattern(text: &str) -> Pattern<'_> {
         let mut found = Vec::new();
-        pairs(text.as_bytes(), &mut found).unwrap();
+        pairs(text.as_bytes(), &mut found, |_| false).unwrap();
         Pattern::new(&found[0])
     }
 

@@ -8,6 +8,7 @@ use nix::unistd::{Gid, Uid};
 use super::known::never;
 use super::pair::{Op, Pair, pairs};
 use super::pattern::Pattern;
+use super::text::mentions;
 use super::value::{Bits, Who, group, integer, mode, octal, owner};
 use super::{Database, Udevd, about_kvm, systemd};
 
@@ -117,13 +118,12 @@ pub(super) fn rule<'a>(
     node: &Udevd,
     db: &Database<'_>,
 ) -> Result<Option<Rule<'a>>, String> {
-    pairs(line, room)?;
-    if is_idle(room) && !about_kvm(line) {
+    if pairs(line, room, |pair| never(pair) && is_idle(line))? {
         return Ok(None);
     }
     let mut rule = Rule {
         at,
-        tokens: Vec::new(),
+        tokens: Vec::with_capacity(room.len()),
         label: None,
         goto: None,
         dropped: None,
@@ -139,12 +139,11 @@ pub(super) fn rule<'a>(
     Ok(Some(rule))
 }
 
-/// Whether a rule does nothing at any event of kvm, and udevd may as well have dropped it: it
-/// compares something that never holds, and before anything that leaves a trace; no `GOTO` leads to
-/// it, and it says nothing to a static node.
-fn is_idle(pairs: &[Pair<'_>]) -> bool {
-    let counts_anyway = |pair: &Pair<'_>| matches!(pair.key, b"LABEL" | b"OPTIONS");
-    pairs.iter().any(never) && !pairs.iter().any(counts_anyway)
+/// Whether a rule with a comparison that never holds, and is asked before anything that leaves a trace,
+/// does nothing at any event of kvm, so that udevd may as well have dropped it: no `GOTO` leads to it,
+/// and it says nothing to a static node.
+fn is_idle(line: &[u8]) -> bool {
+    !about_kvm(line) && !mentions(line, b"LABEL") && !mentions(line, b"OPTIONS")
 }
 
 type Parsed = Result<(), &'static str>;

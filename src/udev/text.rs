@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use memchr::memchr3;
+use memchr::arch::all::memchr::{One, Three};
 
 /// The length that udevd allows a line, with its continuations.
 pub(super) const LINE_MAX: usize = 16384;
@@ -28,6 +28,16 @@ pub(super) fn is_blank(byte: u8) -> bool {
 pub(super) fn trim(text: &[u8]) -> &[u8] {
     let blanks = text.iter().take_while(|byte| is_blank(**byte)).count();
     text.get(blanks..).unwrap_or_default()
+}
+
+/// Whether a word stands somewhere in a text.
+pub(super) fn mentions(text: &[u8], word: &[u8]) -> bool {
+    let Some((first, more)) = word.split_first() else {
+        return true;
+    };
+    let starts = One::new(*first);
+    let mut all = starts.iter(text);
+    all.any(|at| text[at + 1..].starts_with(more))
 }
 
 /// Splits a file.
@@ -95,7 +105,9 @@ fn next_line(text: &[u8]) -> Option<(&[u8], &[u8])> {
         return None;
     }
     let is_end = |byte: &u8| matches!(byte, 0 | b'\n' | b'\r');
-    let length = memchr3(0, b'\n', b'\r', text).unwrap_or(text.len());
+    // Files this small are searched sooner than the processor is asked for its fastest way.
+    let ends = Three::new(0, b'\n', b'\r');
+    let length = ends.find(text).unwrap_or(text.len());
     let (line, rest) = text.split_at(length);
     let mut ends = 0;
     for byte in rest {

@@ -192,7 +192,7 @@ fn ready_is_what_the_status_file_says_of_the_proof() {
         assert_eq!(command[0], program.unwrap_or("/libvirt-kvm-init"), "{name}");
         let cli = Cli::try_parse_from(&command).unwrap();
         assert!(
-            matches!(cli.verb, Verb::Ready { status_file: asked } if asked == status_file),
+            matches!(cli.verb, Verb::Ready(asked) if asked.status_file == status_file),
             "{name}: {command:?}"
         );
         assert!(container.liveness_probe.is_none(), "{name}");
