@@ -47,7 +47,7 @@ pub fn become_user(who: &Credentials) -> Result<(), (Drop, Errno)> {
     unistd::setresuid(who.uid, who.uid, who.uid).map_err(at(Drop::Uid))?;
     // Root keeps its capabilities, as libvirt lets it (user = "root").
     if !who.uid.is_root() {
-        drop_capabilities().ok_or((Drop::Capabilities, Errno::last()))?;
+        drop_capabilities().map_err(at(Drop::Capabilities))?;
     }
     // Other processes of this user must not be able to trace the one that will judge.
     let _ = nix::sys::prctl::set_dumpable(false);
@@ -79,20 +79,24 @@ pub fn become_nobody() -> Result<(), (Drop, Errno)> {
             groups: Vec::new(),
         });
     }
-    drop_capabilities().ok_or((Drop::Capabilities, Errno::last()))
+    drop_capabilities().map_err(|errno| (Drop::Capabilities, errno))
 }
 
-/// Empties the effective, permitted, inheritable and ambient sets. The bounding set stays, as it
-/// does for a QEMU that libvirt starts; it does not matter to open(2).
-fn drop_capabilities() -> Option<()> {
+/// Empties the effective, permitted, inheritable and ambient sets, and makes sure of it (`EBADE`). The
+/// bounding set stays, as it does for a QEMU that libvirt starts; it does not matter to open(2).
+fn drop_capabilities() -> Result<(), Errno> {
     // Lowering the permitted set takes the effective and ambient ones down with it.
     for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
-        let now = caps::read(None, set).ok()?;
-        if !now.is_empty() {
-            caps::clear(None, set).ok()?;
+        let holds = || caps::read(None, set).map(|caps| !caps.is_empty());
+        let failed = |_| Errno::last();
+        if holds().map_err(failed)? {
+            caps::clear(None, set).map_err(failed)?;
+            if holds().map_err(failed)? {
+                return Err(Errno::EBADE);
+            }
         }
     }
-    Some(())
+    Ok(())
 }
 
 fn verify(who: &Credentials) -> Option<()> {
@@ -102,12 +106,7 @@ fn verify(who: &Credentials) -> Option<()> {
     let same = [uids.real, uids.effective, uids.saved] == [who.uid; 3]
         && [gids.real, gids.effective, gids.saved] == [who.gid; 3]
         && groups == normalised(who.groups.clone());
-    // The kernel keeps the ambient set within the permitted one.
-    let bare = who.uid.is_root()
-        || [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable]
-            .iter()
-            .all(|set| caps::read(None, *set).is_ok_and(|caps| caps.is_empty()));
-    (same && bare).then_some(())
+    same.then_some(())
 }
 
 /// Sorted and each once: the kernel sorts the list and keeps repeats.

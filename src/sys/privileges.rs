@@ -142,8 +142,8 @@ fn reduce_sets(job: Job) -> Result<(), caps::errors::CapsError> {
     let keep = kept(job, &permitted);
     // The effective set must lie within the permitted one at every step. The ambient set follows the
     // other two by itself.
-    for set in [CapSet::Effective, CapSet::Permitted] {
-        let now = caps::read(None, set)?;
+    let effective = caps::read(None, CapSet::Effective)?;
+    for (set, now) in [(CapSet::Effective, effective), (CapSet::Permitted, permitted)] {
         if !now.is_subset(&keep) {
             caps::set(None, set, &(&now & &keep))?;
         }

@@ -42,7 +42,10 @@ pub(super) fn mentions(text: &[u8], word: &[u8]) -> bool {
 
 /// Splits a file.
 pub(super) fn lines(file: &[u8]) -> Lines<'_> {
+    /// Shorter than most lines, so that most files need one piece of memory.
+    const SHORT: usize = 64;
     let mut found = Lines::default();
+    found.rules.reserve(file.len() / SHORT);
     let mut continued: Option<Cow<'_, [u8]>> = None;
     let mut too_long = false;
     let mut number = 0;
