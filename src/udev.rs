@@ -14,6 +14,7 @@
 //! and the ACL that logind's `uaccess` gives to someone who logs in at the console.
 #![forbid(unsafe_code)]
 
+mod file;
 mod given;
 mod glob;
 mod known;
@@ -29,8 +30,9 @@ mod walk;
 
 use nix::unistd::{Gid, Uid};
 
-use rule::{Place, Rule, rule};
-use text::{Lines, lines, mentions};
+use file::read;
+use rule::Place;
+use text::{lines, mentions};
 
 pub use select::{FOLDERS, Found, select};
 pub use systemd::{login_defs, version_of};
@@ -161,13 +163,6 @@ impl Prediction {
     }
 }
 
-/// The rules of one file, as udevd keeps them.
-struct File<'a> {
-    rules: Vec<Rule<'a>>,
-    /// Whether `GOTO`s lead anywhere: they are linked after the last line was read.
-    linked: bool,
-}
-
 /// Works out what the events will do, from the files that udevd reads, in its order ([`select()`]).
 pub fn predict(files: &[&RuleFile], node: &Udevd, db: &Database<'_>) -> Prediction {
     let mut notes = Notes::default();
@@ -187,42 +182,6 @@ pub fn predict(files: &[&RuleFile], node: &Udevd, db: &Database<'_>) -> Predicti
         ignored: notes.ignored,
         unclear: notes.unclear,
     }
-}
-
-fn read<'a>(
-    file: &'a str,
-    lines: &'a Lines<'_>,
-    node: &Udevd,
-    db: &Database<'_>,
-    notes: &mut Notes,
-) -> File<'a> {
-    let at = |line: usize| Place { file, line };
-    for (number, line, why) in &lines.broken {
-        if about_kvm(line) {
-            notes.ignore(at(*number), why);
-        }
-    }
-    let mut rules = Vec::new();
-    let mut room = Vec::new();
-    for (number, line) in &lines.rules {
-        match rule(at(*number), line, &mut room, node, db) {
-            Ok(rule) => rules.extend(rule),
-            Err(why) if about_kvm(line) => notes.ignore(at(*number), &why),
-            Err(_) => {}
-        }
-    }
-    if let Some(number) = lines.given_up {
-        let why = "longer than 16384 bytes, which ends the reading of this file";
-        notes.ignore(at(number), why);
-        if !systemd::keeps_what_was_read(node) {
-            for rule in &mut rules {
-                let why = format!("line {number} is too long, and what is kept differs by version");
-                rule.doubt.get_or_insert(why);
-            }
-        }
-    }
-    let linked = lines.given_up.is_none();
-    File { rules, linked }
 }
 
 /// Whether a line has the device's name in it: only of such ones is said that udevd drops them.

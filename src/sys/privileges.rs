@@ -143,7 +143,10 @@ fn reduce_sets(job: Job) -> Result<(), caps::errors::CapsError> {
     // The effective set must lie within the permitted one at every step. The ambient set follows the
     // other two by itself.
     let effective = caps::read(None, CapSet::Effective)?;
-    for (set, now) in [(CapSet::Effective, effective), (CapSet::Permitted, permitted)] {
+    for (set, now) in [
+        (CapSet::Effective, effective),
+        (CapSet::Permitted, permitted),
+    ] {
         if !now.is_subset(&keep) {
             caps::set(None, set, &(&now & &keep))?;
         }

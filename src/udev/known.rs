@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::pair::{Op, Pair};
 use super::pattern::Pattern;
-use super::rule::{Place, Token};
+use super::rule::{Place, Rule, Token};
 use super::value::is_open;
 
 /// Whether a comparison holds.
@@ -62,6 +62,19 @@ pub(super) fn never(pair: &Pair<'_>) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether every event of kvm that comes to this rule follows its `GOTO`, if that leads anywhere.
+pub(super) fn always_jumps(rule: &Rule<'_>) -> bool {
+    let holds = |token: &Token<'_>| match token {
+        Token::Action(pattern) => ACTIONS.iter().all(|action| pattern.holds(action)),
+        Token::Devpath(pattern) => pattern.holds(DEVPATH),
+        Token::Kernel(pattern) => pattern.holds(KERNEL),
+        Token::Subsystem(pattern) => pattern.holds(SUBSYSTEM),
+        _ => false,
+    };
+    let taken = rule.dropped.is_none() && rule.doubt.is_none();
+    rule.goto.is_some() && taken && rule.tokens.iter().all(holds)
 }
 
 impl Device {

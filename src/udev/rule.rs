@@ -139,10 +139,10 @@ pub(super) fn rule<'a>(
     Ok(Some(rule))
 }
 
-/// Whether a rule with a comparison that never holds, and is asked before anything that leaves a trace,
-/// does nothing at any event of kvm, so that udevd may as well have dropped it: no `GOTO` leads to it,
+/// Whether a rule that no event of kvm comes to, or that compares what never holds before anything that
+/// leaves a trace, does nothing at all, so that udevd may as well have dropped it: no `GOTO` leads to it,
 /// and it says nothing to a static node.
-fn is_idle(line: &[u8]) -> bool {
+pub(super) fn is_idle(line: &[u8]) -> bool {
     !about_kvm(line) && !mentions(line, b"LABEL") && !mentions(line, b"OPTIONS")
 }
 

@@ -1,11 +1,12 @@
 //! Following the rules of all files through one event.
 
+use super::file::File;
 use super::given::{Assign, Gifts, Given, Node};
 use super::known::{Answer, Device};
 use super::pair::Op;
 use super::rule::{Place, Rule, Token};
 use super::value::{Bits, Who};
-use super::{File, Forecast, Notes};
+use super::{Forecast, Notes};
 
 /// When udevd starts: each rule with a `static_node` gives what it says to that node at once,
 /// whatever it compares and wherever a `GOTO` leads.
