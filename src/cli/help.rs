@@ -79,6 +79,7 @@ Reads the file that watch keeps with --status-file, and nothing else.
 
 Example:
   libvirt-kvm-init ready /run/kvm-init/status.json
+      as a probe, in an image without a shell as well
 
 Exit codes: 0 it could, 5 it could not, 2 usage, 4 the file does not say";
 
