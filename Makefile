@@ -6,6 +6,10 @@
 # make lint    rustfmt, clippy and cargo-deny
 # make fuzz    each fuzz target for SECONDS=20, with cargo-fuzz
 # make sbom    what the binary is made of, for both architectures, with cargo-cyclonedx
+# make docs    man pages and the shells' completions, under target/packaging/generated
+# make install what make build and make docs left (or makes it), below PREFIX=/usr/local; DESTDIR= is put
+#              before it. make uninstall takes it away again
+# make deb     a Debian package, under target/debian, with cargo-deb. MAINTAINER="NAME <ADDRESS>" builds it
 # make reproducible   builds twice in different folders and compares the bytes
 
 ARCH   := $(shell uname -m)
@@ -19,6 +23,8 @@ BUILDER = $(firstword $(notdir $(shell command -v podman buildah)))
 # The architectures of the image, as Rust calls them.
 ARCHES  = $(ARCH) $(filter-out $(ARCH),$(patsubst %-unknown-linux-musl,%,$(filter \
     x86_64-unknown-linux-musl aarch64-unknown-linux-musl,$(shell rustup target list --installed))))
+# Who answers for the packages.
+MAINTAINER = $(shell sed -n '/^.package.metadata.deb.$$/,$$s/^maintainer = "\(.*\)"/\1/p' Cargo.toml)
 EPOCH   = $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null),0)
 OCI_x86_64  := amd64
 OCI_aarch64 := arm64
@@ -28,7 +34,21 @@ CARGO_HOME ?= $(HOME)/.cargo
 REMAP = export CARGO_ENCODED_RUSTFLAGS="$$(printf -- '--remap-path-prefix=%s=/registry\037' \
     "$(CARGO_HOME)"/registry/src/*)--remap-path-prefix=$(CURDIR)=/libvirt-kvm-init"
 
-.PHONY: build build-x86_64 build-aarch64 image image-list run test lint fuzz sbom reproducible clean
+# Where things are installed.
+PREFIX  = /usr/local
+BINDIR  = $(PREFIX)/bin
+MANDIR  = $(PREFIX)/share/man
+UNITDIR = $(PREFIX)/lib/systemd/system
+BASHDIR = $(PREFIX)/share/bash-completion/completions
+ZSHDIR  = $(PREFIX)/share/zsh/site-functions
+FISHDIR = $(PREFIX)/share/fish/vendor_completions.d
+GENERATED = target/packaging/generated
+UNIT    = libvirt-kvm-init.service
+# The unit for a program in this folder, without the words on how to install it by hand.
+unit    = sed -e '/^.   install /d' -e 's|/usr/local/bin/|$(1)/|' examples/systemd/$(UNIT)
+
+.PHONY: build build-x86_64 build-aarch64 image image-list run test lint fuzz sbom reproducible clean \
+    docs install uninstall deb deb-list
 
 build:
 	rustup target add $(TARGET)
@@ -58,6 +78,53 @@ image-list:
 	        "target/$${arch#*:}-unknown-linux-musl/release"; \
 	done
 
+# The footers of the pages have the day of the last commit.
+docs:
+	rm -rf $(GENERATED)
+	cargo run --locked --quiet --manifest-path packaging/generate/Cargo.toml --target-dir target/packaging \
+	    -- $(GENERATED) "$$(date -u -d "@$(EPOCH)" +%F)"
+
+# Whoever installs is often not who builds: what is there is taken as it is.
+$(BIN):
+	$(MAKE) build
+$(GENERATED):
+	$(MAKE) docs
+
+install: $(BIN) $(GENERATED)
+	install -D -m 0755 $(BIN) "$(DESTDIR)$(BINDIR)/libvirt-kvm-init"
+	install -d "$(DESTDIR)$(MANDIR)/man8"
+	install -m 0644 $(GENERATED)/man/man8/*.8 "$(DESTDIR)$(MANDIR)/man8"
+	install -D -m 0644 $(GENERATED)/completions/bash/libvirt-kvm-init "$(DESTDIR)$(BASHDIR)/libvirt-kvm-init"
+	install -D -m 0644 $(GENERATED)/completions/zsh/_libvirt-kvm-init "$(DESTDIR)$(ZSHDIR)/_libvirt-kvm-init"
+	install -D -m 0644 $(GENERATED)/completions/fish/libvirt-kvm-init.fish \
+	    "$(DESTDIR)$(FISHDIR)/libvirt-kvm-init.fish"
+	install -d "$(DESTDIR)$(UNITDIR)"
+	$(call unit,$(BINDIR)) >"$(DESTDIR)$(UNITDIR)/$(UNIT)"
+	chmod 0644 "$(DESTDIR)$(UNITDIR)/$(UNIT)"
+
+uninstall:
+	rm -f "$(DESTDIR)$(BINDIR)/libvirt-kvm-init" "$(DESTDIR)$(UNITDIR)/$(UNIT)" \
+	    "$(DESTDIR)$(MANDIR)"/man8/libvirt-kvm-init.8 "$(DESTDIR)$(MANDIR)"/man8/libvirt-kvm-init-*.8 \
+	    "$(DESTDIR)$(BASHDIR)/libvirt-kvm-init" "$(DESTDIR)$(ZSHDIR)/_libvirt-kvm-init" \
+	    "$(DESTDIR)$(FISHDIR)/libvirt-kvm-init.fish"
+
+deb: build $(patsubst %,build-%,$(filter-out $(ARCH),$(ARCHES))) docs
+	$(MAKE) deb-list
+
+# One package for each architecture, of what is built. The same sources give the same package.
+deb-list: STAGE = target/packaging/debian
+deb-list: $(GENERATED)
+	@command -v cargo-deb >/dev/null || \
+	    { echo "make deb needs cargo-deb (cargo install --locked cargo-deb)" >&2; exit 1; }
+	rm -rf $(STAGE) && mkdir -p $(STAGE)
+	$(call unit,/usr/bin) >$(STAGE)/$(UNIT)
+	printf '%s (%s-1) unstable; urgency=medium\n\n  * Version %s: see changelog.gz.\n\n -- %s  %s\n' \
+	    libvirt-kvm-init $(VERSION) $(VERSION) "$(MAINTAINER)" "$$(date -u -R -d "@$(EPOCH)")" >$(STAGE)/changelog
+	set -e; for arch in $(ARCHES); do \
+	    SOURCE_DATE_EPOCH=$(EPOCH) cargo deb --locked --no-build --no-strip --quiet --maintainer "$(MAINTAINER)" \
+	        --target $$arch-unknown-linux-musl --output target/debian/; \
+	done
+
 run: build
 	examples/incident.sh $(BIN)
 
@@ -67,7 +134,12 @@ test: build
 lint:
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
+	cargo fmt --check --manifest-path packaging/generate/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --manifest-path packaging/generate/Cargo.toml --target-dir target/packaging \
+	    --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	tests/deny
 
 fuzz:

@@ -1,0 +1,119 @@
+//! What bash, zsh and fish complete, asked of the shells themselves.
+
+use std::process::Command;
+
+use crate::common::{ok, require_commands};
+use crate::{described, generated, verbs};
+
+const FORMATS: [&str; 4] = ["json", "npd", "prometheus", "table"];
+
+fn completions(shell: &str, file: &str) -> String {
+    let path = generated().join("completions").join(shell).join(file);
+    path.display().to_string()
+}
+
+fn sorted(text: &str) -> Vec<String> {
+    let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+/// The words that bash would offer for the last of `words`.
+fn bash(words: &[&str]) -> Vec<String> {
+    require_commands(&["bash"]);
+    // As bash does it: the function that is registered, with command, word and the word before.
+    let script = r#"
+        source "$1"; shift
+        COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}
+        registered=$(complete -p "$1") || exit 1
+        [[ $registered =~ -F\ ([^ ]+) ]] || exit 1
+        "${BASH_REMATCH[1]}" "$1" "${!#}" "${COMP_WORDS[COMP_CWORD - 1]}"
+        printf '%s\n' "${COMPREPLY[@]}""#;
+    let mut command = Command::new("bash");
+    command.args(["--norc", "-c", script, "bash"]);
+    command.arg(completions("bash", "libvirt-kvm-init"));
+    sorted(&ok(command.arg("libvirt-kvm-init").args(words)))
+}
+
+fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+#[test]
+#[ignore = "tier: package"]
+fn bash_completes_verbs_options_and_values() {
+    let mut want = verbs();
+    want.extend(owned(&["--help", "--version", "-V", "-h"]));
+    want.sort();
+    assert_eq!(bash(&[""]), want);
+    assert_eq!(bash(&["ch"]), ["check"]);
+    assert_eq!(bash(&["check", "--format", ""]), FORMATS);
+    assert_eq!(bash(&["logs", "--format", ""]), ["json", "table"]);
+    assert_eq!(bash(&["watch", "--metr"]), ["--metrics-file"]);
+    assert_eq!(bash(&["apply", "--metr"]), [""]);
+    assert_eq!(bash(&["apply", "--proof", "c"]), ["create-vm"]);
+    for verb in described().get_subcommands() {
+        let offered = bash(&[verb.get_name(), "--"]);
+        let mut options: Vec<_> = verb
+            .get_opts()
+            .filter_map(|option| option.get_long())
+            .collect();
+        options.push("help");
+        for option in options {
+            let option = format!("--{option}");
+            assert!(offered.contains(&option), "{}: {option}", verb.get_name());
+        }
+    }
+}
+
+#[test]
+#[ignore = "tier: package"]
+fn fish_completes_verbs_options_and_values() {
+    require_commands(&["fish"]);
+    let fish = |line: &str| {
+        let script = "source $argv[1]; complete -C $argv[2]";
+        let mut command = Command::new("fish");
+        command.args(["--no-config", "-c", script]);
+        command.arg(completions("fish", "libvirt-kvm-init.fish"));
+        let out = ok(command.arg(format!("libvirt-kvm-init {line}")));
+        // What a word is for stands behind a tab.
+        let words = out.lines().map(|line| line.split('\t').next().unwrap());
+        sorted(&words.collect::<Vec<_>>().join("\n"))
+    };
+    let mut want = verbs();
+    want.sort();
+    assert_eq!(fish(""), want);
+    assert_eq!(fish("check --format "), FORMATS);
+    assert_eq!(fish("watch --metr"), ["--metrics-file"]);
+    assert!(fish("apply --metr").is_empty());
+}
+
+/// On a terminal of its own, since zsh completes nowhere else.
+#[test]
+#[ignore = "tier: package"]
+fn zsh_completes_verbs_and_values() {
+    require_commands(&["zsh", "timeout"]);
+    let script = r#"
+        zmodload zsh/zpty
+        zpty shell zsh -f -i
+        zpty -w shell "PS1=; stty cols 300; fpath=($1 \$fpath); autoload -Uz compinit; compinit -u -D; print READ''Y"
+        zpty -r shell seen '*READY*' || exit 1
+        zpty -w -n shell "$2"$'\t\t'
+        zpty -r shell seen "*$3*" || exit 1
+        print -r -- "$seen""#;
+    let zsh = |line: &str, last: &str| {
+        let mut command = Command::new("timeout");
+        command.args(["60", "zsh", "-f", "-c", script, "zsh"]);
+        let folder = generated().join("completions/zsh");
+        command.arg(folder).arg(format!("libvirt-kvm-init {line}"));
+        ok(command.arg(last).env("TERM", "dumb"))
+    };
+    for format in FORMATS {
+        let seen = zsh("check --format ", "table");
+        assert!(seen.contains(format), "{format}: {seen}");
+    }
+    for verb in verbs() {
+        let seen = zsh("", "tried");
+        assert!(seen.contains(&verb), "{verb}: {seen}");
+    }
+}

@@ -1,0 +1,258 @@
+//! The Debian package: built, looked at, and installed, used, removed and purged in a root of its own.
+//! That root is an overlay of this machine's, with a package database of its own: what is written shows in
+//! one folder, and nothing of it reaches the machine.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::mount::{MsFlags, mount};
+use serde_json::Value;
+
+use crate::common::{
+    Tree, bind, fresh_dev, in_namespace, mknod_kvm, mount_tmpfs, ok, require_commands, run, scratch,
+};
+use crate::{files, generated, make, pages, repository};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const UNIT: &str = "usr/lib/systemd/system/libvirt-kvm-init.service";
+const WANTED: &str = "etc/systemd/system/multi-user.target.wants/libvirt-kvm-init.service";
+
+/// Packages the static binary of this machine's architecture.
+fn build() -> PathBuf {
+    require_commands(&["cargo-deb", "dpkg-deb"]);
+    let arch = std::env::consts::ARCH;
+    let binary = format!("target/{arch}-unknown-linux-musl/release/libvirt-kvm-init");
+    assert!(
+        repository().join(binary).is_file(),
+        "this tier needs the static binary: `make build`"
+    );
+    // Cargo.toml names the folder of what is generated.
+    let folder = repository().join("target/packaging/generated");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(folder.parent().unwrap()).unwrap();
+    ok(Command::new("cp").arg("-r").arg(generated()).arg(&folder));
+    ok(make().arg("deb-list").arg(format!("ARCHES={arch}")));
+    let name = if arch == "aarch64" { "arm64" } else { "amd64" };
+    repository().join(format!(
+        "target/debian/libvirt-kvm-init_{VERSION}-1_{name}.deb"
+    ))
+}
+
+/// What the package holds, as `mode path`.
+fn want() -> Vec<String> {
+    let pages = pages();
+    let pages = pages
+        .iter()
+        .map(|page| format!("0644 usr/share/man/man8/{page}.gz"));
+    let rest = [
+        "0755 usr/bin/libvirt-kvm-init",
+        "0644 usr/lib/systemd/system/libvirt-kvm-init.service",
+        "0644 usr/share/bash-completion/completions/libvirt-kvm-init",
+        "0644 usr/share/doc/libvirt-kvm-init/changelog.Debian.gz",
+        "0644 usr/share/doc/libvirt-kvm-init/changelog.gz",
+        "0644 usr/share/doc/libvirt-kvm-init/copyright",
+        "0644 usr/share/fish/vendor_completions.d/libvirt-kvm-init.fish",
+        "0644 usr/share/lintian/overrides/libvirt-kvm-init",
+        "0644 usr/share/zsh/vendor-completions/_libvirt-kvm-init",
+    ];
+    let mut all: Vec<_> = pages.chain(rest.map(str::to_owned)).collect();
+    all.sort();
+    all
+}
+
+/// A root in which packages can be installed: what is written to it, and where it is.
+struct Root {
+    written: PathBuf,
+    path: PathBuf,
+}
+
+impl Root {
+    fn new() -> Self {
+        let at = |name: &str| {
+            let path = scratch().join(name);
+            fs::create_dir(&path).unwrap();
+            path
+        };
+        let (written, work, path) = (at("written"), at("work"), at("root"));
+        let options = format!(
+            "lowerdir=/,upperdir={},workdir={}",
+            written.display(),
+            work.display()
+        );
+        let flags = MsFlags::empty();
+        mount(
+            Some("overlay"),
+            &path,
+            Some("overlay"),
+            flags,
+            Some(options.as_str()),
+        )
+        .unwrap();
+        // A database that knows one package, which every Debian has.
+        let base = "Package: init-system-helpers\nStatus: install ok installed\nVersion: 1.65\n\
+                    Architecture: all\nMaintainer: nobody <nobody@localhost>\nDescription: stands for it\n";
+        let database = path.join("var/lib/dpkg");
+        mount_tmpfs(&database, "mode=755");
+        for folder in ["info", "updates", "triggers"] {
+            fs::create_dir(database.join(folder)).unwrap();
+        }
+        fs::write(database.join("status"), base).unwrap();
+        // State and logs that are the machine's, and that dpkg and its helpers write.
+        for folder in [
+            "var/log",
+            "var/lib/systemd",
+            "tmp",
+            "run",
+            "dev",
+            "etc/systemd/system",
+        ] {
+            fs::create_dir_all(path.join(folder)).unwrap();
+            mount_tmpfs(&path.join(folder), "mode=755");
+        }
+        fs::write(path.join("dev/null"), "").unwrap();
+        bind(Path::new("/dev/null"), &path.join("dev/null"));
+        bind(Path::new("/proc"), &path.join("proc"));
+        Self { written, path }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut chroot = Command::new("chroot");
+        chroot.arg(&self.path).arg(program).env_clear();
+        chroot.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        chroot
+    }
+
+    fn dpkg(&self, what: &str, package: &str) {
+        let mut dpkg = self.command("dpkg");
+        ok(dpkg.args(["--no-triggers", "--force-confnew", what, package]));
+    }
+
+    /// What dpkg knows of the package.
+    fn status(&self) -> String {
+        let mut query = self.command("dpkg-query");
+        let format = "-f${db:Status-Abbrev}";
+        run(query.args(["-W", format, "libvirt-kvm-init"])).1
+    }
+
+    /// What there is of it in the overlay and in those folders that are its own, but the database.
+    fn traces(&self) -> Vec<String> {
+        // A folder that was empty on the machine and is nobody's in this database goes with the package:
+        // what an overlay notes of that is a device.
+        let gone = |file: &String| file.starts_with("0000 ");
+        let mut all = files(&self.written);
+        all.retain(|file| !gone(file));
+        for folder in ["etc/systemd/system", "var/lib/systemd"] {
+            let below = files(&self.at(folder)).into_iter();
+            all.extend(below.map(|file| file.replacen(' ', &format!(" {folder}/"), 1)));
+        }
+        all
+    }
+}
+
+#[test]
+#[ignore = "tier: package"]
+fn the_package_holds_what_it_should_and_lintian_finds_nothing() {
+    require_commands(&["lintian", "dpkg-deb"]);
+    in_namespace(|| {
+        let package = build();
+        let field = |name: &str| {
+            let mut field = Command::new("dpkg-deb");
+            ok(field.arg("-f").arg(&package).arg(name))
+        };
+        assert_eq!(field("Package"), "libvirt-kvm-init\n");
+        assert_eq!(field("Version"), format!("{VERSION}-1\n"));
+        assert_eq!(field("Depends"), "init-system-helpers (>= 1.54~)\n");
+        let folder = scratch().join("unpacked");
+        ok(Command::new("dpkg-deb")
+            .arg("-x")
+            .arg(&package)
+            .arg(&folder));
+        assert_eq!(files(&folder), want());
+        let list = ok(Command::new("dpkg-deb").arg("-c").arg(&package));
+        for line in list.lines() {
+            assert!(
+                line.contains(" 0/0 ") || line.contains(" root/root "),
+                "{line}"
+            );
+        }
+        let unit = fs::read_to_string(folder.join(UNIT)).unwrap();
+        assert!(
+            unit.contains("\nExecStart=/usr/bin/libvirt-kvm-init apply "),
+            "{unit}"
+        );
+        assert!(!unit.contains("/usr/local"), "{unit}");
+
+        let mut lintian = Command::new("lintian");
+        lintian.args(["--allow-root", "--fail-on", "error,warning"]);
+        let (code, out, err) = run(lintian.arg(&package));
+        assert_eq!((code, out.as_str()), (0, ""), "{err}");
+    });
+}
+
+#[test]
+#[ignore = "tier: package"]
+fn the_same_sources_give_the_same_package() {
+    in_namespace(|| {
+        let one = fs::read(build()).unwrap();
+        assert!(one == fs::read(build()).unwrap());
+    });
+}
+
+#[test]
+#[ignore = "tier: package"]
+fn it_is_installed_used_removed_and_purged_and_nothing_remains() {
+    require_commands(&["dpkg", "chroot", "systemctl"]);
+    in_namespace(|| {
+        let package = build();
+        let root = Root::new();
+        fs::copy(&package, root.at("tmp/package.deb")).unwrap();
+        root.dpkg("--install", "/tmp/package.deb");
+        assert_eq!(root.status(), "ii ");
+        for line in want() {
+            let path = line.split_once(' ').unwrap().1;
+            assert!(root.at(path).is_file(), "{path}");
+        }
+        assert!(root.traces().len() >= want().len());
+        // Neither enabled nor started: there is nothing but the files themselves.
+        assert!(!root.at(WANTED).is_symlink());
+
+        let version = ok(root.command("libvirt-kvm-init").arg("--version"));
+        assert_eq!(version, format!("libvirt-kvm-init {VERSION}\n"));
+        used(&root);
+
+        // What the operator enabled goes with the package.
+        fs::create_dir_all(root.at(WANTED).parent().unwrap()).unwrap();
+        symlink(format!("/{UNIT}"), root.at(WANTED)).unwrap();
+        root.dpkg("--remove", "libvirt-kvm-init");
+        root.dpkg("--purge", "libvirt-kvm-init");
+        assert_eq!(root.status(), "");
+        assert_eq!(root.traces(), Vec::<String>::new());
+        assert_eq!(files(&root.at("var/lib/dpkg/info")), ["0644 format"]);
+    });
+}
+
+/// The installed program looks at a node and a pod that are not this machine.
+fn used(root: &Root) {
+    fresh_dev();
+    mknod_kvm(Path::new("/dev/kvm"), 0, 108, 0o660);
+    let (pod, node) = (Tree::pod(424), Tree::host(108));
+    bind(Path::new("/dev"), &node.at("dev"));
+    let mut check = Command::new(root.at("usr/bin/libvirt-kvm-init"));
+    check
+        .args(["check", "--format=json", "--root"])
+        .arg(pod.path());
+    check.arg("--host-root").arg(node.path()).env_clear();
+    let (code, out, err) = run(&mut check);
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(report["target"]["gid"], 108, "{out}");
+    assert_eq!(report["pod"]["kvm_gid"], 424, "{out}");
+    assert_eq!(report["device"]["gid"], 108, "{out}");
+    // With KVM it is drift, without one there is nothing to align.
+    assert!([1, 6].contains(&code), "{code}: {out}{err}");
+}

@@ -1,0 +1,72 @@
+//! `make install` and `make uninstall`.
+
+use std::fs;
+
+use crate::common::{ok, program};
+use crate::{files, generated, make, pages};
+
+/// `make WHAT` into a folder.
+fn put(what: &str, folder: &std::path::Path, more: &[&str]) {
+    ok(make()
+        .arg(what)
+        .arg(format!("DESTDIR={}", folder.display()))
+        .arg(format!("BIN={}", program().display()))
+        .arg(format!("GENERATED={}", generated().display()))
+        .args(more));
+}
+
+fn want(prefix: &str) -> Vec<String> {
+    let pages = pages();
+    let pages = pages
+        .iter()
+        .map(|page| format!("0644 {prefix}/share/man/man8/{page}"));
+    let rest = [
+        "0755 PREFIX/bin/libvirt-kvm-init",
+        "0644 PREFIX/lib/systemd/system/libvirt-kvm-init.service",
+        "0644 PREFIX/share/bash-completion/completions/libvirt-kvm-init",
+        "0644 PREFIX/share/fish/vendor_completions.d/libvirt-kvm-init.fish",
+        "0644 PREFIX/share/zsh/site-functions/_libvirt-kvm-init",
+    ];
+    let rest = rest.map(|line| line.replace("PREFIX", prefix));
+    let mut all: Vec<_> = pages.chain(rest).collect();
+    all.sort();
+    all
+}
+
+#[test]
+#[ignore = "tier: package"]
+fn everything_goes_where_it_is_looked_for_and_goes_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("with a blank");
+    put("install", &root, &[]);
+    assert_eq!(files(&root), want("usr/local"));
+    let installed = fs::read(root.join("usr/local/bin/libvirt-kvm-init")).unwrap();
+    assert!(installed == fs::read(program()).unwrap());
+    // Again is the same again.
+    put("install", &root, &[]);
+    assert_eq!(files(&root), want("usr/local"));
+    fs::write(root.join("usr/local/share/man/man8/other.8"), "").unwrap();
+    put("uninstall", &root, &[]);
+    assert_eq!(files(&root), ["0644 usr/local/share/man/man8/other.8"]);
+}
+
+#[test]
+#[ignore = "tier: package"]
+fn the_unit_starts_the_program_that_was_installed() {
+    let root = tempfile::tempdir().unwrap();
+    put("install", root.path(), &["PREFIX=/opt/kvm"]);
+    assert_eq!(files(root.path()), want("opt/kvm"));
+    let unit = root
+        .path()
+        .join("opt/kvm/lib/systemd/system/libvirt-kvm-init.service");
+    let unit = fs::read_to_string(unit).unwrap();
+    let starts: Vec<_> = unit
+        .lines()
+        .filter(|line| line.starts_with("ExecStart="))
+        .collect();
+    assert_eq!(
+        starts,
+        ["ExecStart=/opt/kvm/bin/libvirt-kvm-init apply --settle=30s"]
+    );
+    assert!(!unit.contains("/usr/local"), "{unit}");
+}

@@ -1,0 +1,96 @@
+//! The manual pages.
+
+use std::fs;
+use std::process::Command;
+
+use libvirt_kvm_init::config::variable;
+use libvirt_kvm_init::exit::Verdict;
+
+use crate::common::{require_commands, run};
+use crate::{described, files, generated, pages, verbs};
+
+/// A page as a terminal shows it, without blanks where lines are broken or words spread.
+fn rendered(page: &str) -> String {
+    let path = generated().join("man/man8").join(page);
+    // Without hyphens that are not the page's own.
+    let text = fs::read_to_string(path).unwrap();
+    let plain = format!(".nh\n{text}");
+    let source = generated().join(format!("{page}.plain"));
+    fs::write(&source, plain).unwrap();
+    let mut groff = Command::new("groff");
+    groff.args(["-man", "-Tascii", "-P-cbou", "-rLL=1000n"]);
+    let (code, out, err) = run(groff.arg(&source));
+    fs::remove_file(source).unwrap();
+    assert_eq!((code, err.as_str()), (0, ""), "{page}");
+    let words: Vec<_> = out.split_whitespace().collect();
+    words.join(" ")
+}
+
+#[test]
+#[ignore = "tier: package"]
+fn mandoc_and_groff_find_nothing_wrong() {
+    require_commands(&["mandoc", "groff"]);
+    for page in pages() {
+        let path = generated().join("man/man8").join(&page);
+        let mut mandoc = Command::new("mandoc");
+        let said = run(mandoc.args(["-Tlint", "-Wwarning"]).arg(&path));
+        assert_eq!(said, (0, String::new(), String::new()), "{page}");
+        let mut groff = Command::new("groff");
+        let said = run(groff.args(["-man", "-Tutf8", "-ww", "-z"]).arg(&path));
+        assert_eq!(said, (0, String::new(), String::new()), "{page}");
+    }
+}
+
+/// One for the program and one for each verb, no more.
+#[test]
+#[ignore = "tier: package"]
+fn each_verb_has_a_page_with_all_that_it_takes() {
+    require_commands(&["groff"]);
+    let mut want: Vec<_> = pages().iter().map(|page| format!("0644 {page}")).collect();
+    want.sort();
+    assert_eq!(files(&generated().join("man/man8")), want);
+    for verb in described().get_subcommands() {
+        let name = verb.get_name();
+        let page = rendered(&format!("libvirt-kvm-init-{name}.8"));
+        let has = |what: &str| assert!(page.contains(what), "{name}: {what}: {page}");
+        has(&format!("SYNOPSIS libvirt-kvm-init {name} "));
+        for section in ["NAME", "DESCRIPTION", "OPTIONS", "EXIT STATUS", "EXAMPLES"] {
+            has(&format!(" {section} "));
+        }
+        has("SEE ALSO libvirt-kvm-init(8), ");
+        for option in verb.get_arguments().filter(|option| !option.is_hide_set()) {
+            if let Some(help) = option.get_help() {
+                has(&help.to_string());
+            }
+            if let Some(long) = option.get_long() {
+                has(&format!("--{long}"));
+                if option.get_action().takes_values() {
+                    has(&format!("{} As --{long}.", variable(long)));
+                }
+            }
+        }
+        // Everything that the help says below the options is there in one section or another.
+        let help = verb.get_after_help().unwrap().to_string();
+        for line in help.lines().filter(|line| line.starts_with("  libvirt")) {
+            has(line.trim());
+        }
+    }
+}
+
+#[test]
+#[ignore = "tier: package"]
+fn the_overview_leads_everywhere() {
+    require_commands(&["groff"]);
+    let page = rendered("libvirt-kvm-init.8");
+    for verb in verbs() {
+        let name = format!("libvirt-kvm-init-{verb}");
+        assert!(page.contains(&format!("{name}(8)")), "{name}: {page}");
+    }
+    for verdict in Verdict::ALL {
+        let code = format!(" {} {} ", verdict.code(), verdict.word());
+        assert!(page.contains(&code), "{code}: {page}");
+    }
+    for section in ["ENVIRONMENT", "FILES", "SEE ALSO"] {
+        assert!(page.contains(section), "{section}: {page}");
+    }
+}
