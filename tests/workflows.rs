@@ -164,7 +164,8 @@ fn nothing_is_built_but_what_the_lock_file_says() {
         .collect();
     all.extend(workflows().into_iter().map(|(file, text, _)| (file, text)));
     let verbs = [
-        "build", "test", "clippy", "doc", "install", "fetch", "metadata", "tree", "deny",
+        "build", "test", "clippy", "doc", "install", "fetch", "metadata", "tree", "deny", "run",
+        "deb",
     ];
     let mut seen = 0;
     for (file, text) in all {
@@ -187,4 +188,27 @@ fn nothing_is_built_but_what_the_lock_file_says() {
         }
     }
     assert!(seen > 12, "{seen} commands");
+}
+
+/// Every file of a release is in SHA256SUMS: nothing is added behind it.
+#[test]
+fn each_file_of_a_release_has_a_checksum() {
+    let release = workflow("release.yml");
+    let runs = steps(&release["jobs"]["release"]).filter_map(|step| step["run"].as_str());
+    let lines: Vec<_> = runs.flat_map(str::lines).map(str::trim).collect();
+    let sums = lines
+        .iter()
+        .position(|line| line.starts_with("sha256sum -- * >SHA256SUMS"))
+        .unwrap();
+    let (before, after) = lines.split_at(sums);
+    for files in [
+        "/libvirt-kvm-init\" \"dist/",
+        ".cdx.json\" dist/",
+        ".deb dist/",
+    ] {
+        let copied = |line: &&str| line.starts_with("cp ") && line.contains(files);
+        assert!(before.iter().any(|line| copied(&line)), "{files}");
+    }
+    assert!(after.iter().all(|line| !line.starts_with("cp ")));
+    assert!(after.iter().any(|line| line.ends_with(" dist/*")));
 }
