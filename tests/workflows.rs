@@ -207,7 +207,7 @@ fn each_file_of_a_release_has_a_checksum() {
         ".deb dist/",
     ] {
         let copied = |line: &&str| line.starts_with("cp ") && line.contains(files);
-        assert!(before.iter().any(|line| copied(&line)), "{files}");
+        assert!(before.iter().any(copied), "{files}");
     }
     assert!(after.iter().all(|line| !line.starts_with("cp ")));
     assert!(after.iter().any(|line| line.ends_with(" dist/*")));
