@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use crate::common::{in_namespace, mknod_kvm, mount_tmpfs, ok, run, scratch, set_owner};
 use crate::process::{Watch, healed, until, watch};
-use crate::support::{ALIGNED, KVM, Scene, inode, make_read_only};
+use crate::support::{ALIGNED, KVM, Scene, check_metrics, inode, make_read_only};
 
 const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
 
@@ -167,27 +167,6 @@ fn the_state_is_there_for_others() {
         assert_eq!(names.len(), 2, "{names:?}");
         drop(watch);
     });
-}
-
-/// The text format: every sample after its own HELP and TYPE, each name once, counters named so.
-fn check_metrics(text: &str) {
-    assert!(text.ends_with('\n'));
-    let (mut family, mut seen) = (String::new(), Vec::new());
-    for line in text.lines() {
-        if let Some(rest) = line.strip_prefix("# HELP ") {
-            family = rest.split(' ').next().unwrap().to_owned();
-            assert!(!seen.contains(&family), "{family} twice");
-            seen.push(family.clone());
-        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
-            let (name, kind) = rest.split_once(' ').unwrap();
-            assert_eq!(name, family);
-            assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
-        } else {
-            let name = line.split(['{', ' ']).next().unwrap();
-            assert_eq!(name, family);
-            line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
-        }
-    }
 }
 
 /// Missing, full, read-only: said once, and nothing waits for it.
