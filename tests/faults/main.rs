@@ -25,6 +25,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/metrics.rs"]
+mod metrics;
 #[path = "../root/support.rs"]
 #[allow(dead_code)]
 mod support;

@@ -10,7 +10,8 @@ use std::process::{Command, Stdio};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use crate::common::{bind, program, run, set_owner};
-use crate::support::{ALIGNED, KVM, Scene, State, check_metrics, command, go, owner, set_xattr};
+use crate::metrics::check_metrics;
+use crate::support::{ALIGNED, KVM, Scene, State, command, go, owner, set_xattr};
 use crate::{kept, temporary_below};
 
 /// One kind of run.
