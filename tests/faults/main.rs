@@ -206,28 +206,25 @@ impl Table {
         *row.entry(outcome.to_owned()).or_default() += 1;
     }
 
+    /// In one piece, since other tests print as well.
     pub fn print(&self, title: &str) {
-        let outcomes: Vec<&str> = OUTCOMES.to_vec();
-        println!("\n{title}\n{:<16}{:>6}", "call", "failed");
-        let mut totals = vec![0; outcomes.len() + 1];
-        print!("{:<16}{:>8}", "", "");
-        outcomes.iter().for_each(|name| print!("{name:>9}"));
-        println!();
+        let mut text = format!("\n{title}\n{:<18}{:>6}", "call", "failed");
+        OUTCOMES
+            .iter()
+            .for_each(|name| text += &format!("{name:>9}"));
+        let mut all = BTreeMap::new();
+        let line = |call: &str, row: &BTreeMap<String, u32>| {
+            let counts = OUTCOMES.map(|name| row.get(name).copied().unwrap_or(0));
+            let counts = counts.map(|count| format!("{count:>9}")).concat();
+            format!("\n{call:<18}{:>6}{counts}", row.values().sum::<u32>())
+        };
         for (call, row) in &self.0 {
-            let sum: u32 = row.values().sum();
-            print!("{call:<16}{sum:>8}");
-            totals[0] += sum;
-            for (n, name) in outcomes.iter().enumerate() {
-                let count = row.get(*name).copied().unwrap_or(0);
-                totals[n + 1] += count;
-                print!("{count:>9}");
+            text += &line(call, row);
+            for (name, count) in row {
+                *all.entry(name.clone()).or_default() += count;
             }
-            println!();
         }
-        print!("{:<16}", "all");
-        print!("{:>8}", totals[0]);
-        totals[1..].iter().for_each(|count| print!("{count:>9}"));
-        println!();
+        println!("{text}{}\n", line("all", &all));
     }
 }
 
