@@ -354,7 +354,8 @@ fn what_is_kept_is_needed() {
         // Without it the proof's child, were it to hang, could not be ended.
         let ends = |without: bool| {
             let (scene, trace) = (Scene::settled(), scratch().join("trace"));
-            let mut cmd = command(Path::new("strace"), &["-qq", "-e", "trace=kill", "-o"]);
+            let only = ["-qq", "-e", "trace=kill", "-e", "signal=none", "-o"];
+            let mut cmd = command(Path::new("strace"), &only);
             let check = verb(&scene, "check");
             cmd.arg(&trace).arg(check.get_program());
             cmd.args(check.get_args());
