@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 
 use crate::common::{in_namespace, require_commands, scratch};
 use crate::scenes::{self, Stage};
-use crate::{Table, outcome};
+use crate::table::{Table, outcome};
 
 /// What the child calls from where it was stopped, with what is done to it. The C library's own calls
 /// around them block signals, and ask for nothing.

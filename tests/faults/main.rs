@@ -32,26 +32,24 @@ mod metrics;
 mod support;
 
 mod child;
+mod runs;
 mod scenes;
+mod table;
 mod trace;
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::libc;
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
-use crate::common::{in_namespace, ok, require_commands, scratch, set_owner};
+use crate::common::{in_namespace, ok, require_commands, scratch};
+use crate::runs::{Ended, traced};
 use crate::scenes::{Case, Stage};
-use crate::support::{KVM, owner};
+use crate::table::{Table, outcome};
 use crate::trace::{Call, Trace};
 
 /// What is done to a call.
@@ -76,176 +74,6 @@ impl Drop for OwnProcesses {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-/// How a run ended.
-pub struct Ended {
-    /// Its exit code, or the signal that ended it.
-    pub code: Result<i32, i32>,
-    /// Whether it is a `watch` that still kept the device when it was told to end.
-    pub went_on: bool,
-    pub out: String,
-    pub err: String,
-    /// What strace wrote.
-    pub trace: String,
-}
-
-/// Runs a command below strace, which is no parent of it (`-D`), so that signals and exit codes are the
-/// program's own.
-fn traced(stage: &Stage, inject: Option<&str>) -> Ended {
-    let at = |name: &str| scratch().join(name);
-    let mut cmd = Command::new("strace");
-    cmd.args(["-D", "-f", "-o"]).arg(at("trace"));
-    if let Some(inject) = inject {
-        let (call, _) = inject.split_once(':').unwrap();
-        cmd.args(["-e", &format!("trace={call}")]);
-        cmd.args(["-e", &format!("inject={inject}")]);
-    }
-    let of = stage.command();
-    cmd.arg(of.get_program()).args(of.get_args());
-    let _ = fs::remove_file(at("trace"));
-    let mut ended = kept(stage, &mut cmd);
-    // strace ends a moment after what it traced.
-    let read = || fs::read_to_string(at("trace")).unwrap_or_default();
-    let written = |text: &str| text.contains("+++ exited") || text.contains("+++ killed");
-    let end = Instant::now() + Duration::from_secs(5);
-    ended.trace = read();
-    while inject.is_none() && !written(&ended.trace) && Instant::now() < end {
-        sleep(Duration::from_millis(1));
-        ended.trace = read();
-    }
-    ended
-}
-
-/// Whether the program waits for what happens next, and not for a child of its own.
-fn waits() -> bool {
-    let waiting = [libc::SYS_ppoll, poll_number()].map(|number| format!("{number} "));
-    let call = |entry: fs::DirEntry| {
-        let of = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
-        of("comm")
-            .starts_with("libvirt-kvm-ini")
-            .then(|| of("syscall"))
-    };
-    let now = || -> Vec<String> {
-        let entries = fs::read_dir("/proc").unwrap().flatten();
-        entries.filter_map(call).collect()
-    };
-    let is =
-        || matches!(&now()[..], [call] if waiting.iter().any(|number| call.starts_with(number)));
-    // A child that was made meanwhile is seen the second time.
-    is() && is()
-}
-
-/// poll(2), where there is one.
-const fn poll_number() -> libc::c_long {
-    #[cfg(target_arch = "x86_64")]
-    return libc::SYS_poll;
-    #[cfg(not(target_arch = "x86_64"))]
-    return libc::SYS_ppoll;
-}
-
-/// Runs a command to its end. A `watch` is ended once it has reported and left its state, and then mended
-/// a device that is wrong again.
-pub fn kept(stage: &Stage, cmd: &mut Command) -> Ended {
-    let at = |name: &str| scratch().join(name);
-    cmd.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-    cmd.stdin(Stdio::null());
-    cmd.stdout(fs::File::create(at("out")).unwrap());
-    cmd.stderr(fs::File::create(at("err")).unwrap());
-    let mut child = cmd.spawn().unwrap();
-    let read = |name: &str| {
-        let bytes = fs::read(at(name)).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
-    };
-    let right = || fs::symlink_metadata(KVM).is_ok() && owner(Path::new(KVM)) == (0, 108, 0o660);
-    let reported = || read("out").ends_with('\n') || read("err").contains("write(stdout)");
-    let end = Instant::now() + Duration::from_secs(25);
-    let (mut drifted, mut went_on) = (None, false);
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if stage.case.watches && !went_on {
-            if drifted.is_none() && reported() && waits() {
-                drifted = Some(owner(Path::new(KVM)));
-                set_owner(Path::new(KVM), 0, 424, 0o660);
-            } else if drifted.is_some() && right() && waits() {
-                went_on = true;
-                kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
-            }
-        }
-        if Instant::now() > end {
-            let _ = child.kill();
-            let _ = child.wait();
-            panic!("{cmd:?}: hangs\n{}{}", read("err"), read("trace"));
-        }
-        sleep(Duration::from_millis(1));
-    };
-    let code = status.code().ok_or_else(|| status.signal().unwrap());
-    if let Some((uid, gid, mode)) = drifted.filter(|_| code.is_err()) {
-        // A killed one cannot have told of what happened after it.
-        set_owner(Path::new(KVM), uid, gid, mode);
-    }
-    Ended {
-        code,
-        went_on,
-        out: read("out"),
-        err: read("err"),
-        trace: String::new(),
-    }
-}
-
-/// How often each outcome followed, by the call's name.
-#[derive(Default)]
-pub struct Table(BTreeMap<String, BTreeMap<String, u32>>);
-
-impl Table {
-    pub fn add(&mut self, call: &str, outcome: &str) {
-        let row = self.0.entry(call.to_owned()).or_default();
-        *row.entry(outcome.to_owned()).or_default() += 1;
-    }
-
-    /// In one piece, since other tests print as well.
-    pub fn print(&self, title: &str) {
-        let mut text = format!("\n{title}\n{:<18}{:>6}", "call", "failed");
-        OUTCOMES
-            .iter()
-            .for_each(|name| text += &format!("{name:>9}"));
-        let mut all = BTreeMap::new();
-        let line = |call: &str, row: &BTreeMap<String, u32>| {
-            let counts = OUTCOMES.map(|name| row.get(name).copied().unwrap_or(0));
-            let counts = counts.map(|count| format!("{count:>9}")).concat();
-            format!("\n{call:<18}{:>6}{counts}", row.values().sum::<u32>())
-        };
-        for (call, row) in &self.0 {
-            text += &line(call, row);
-            for (name, count) in row {
-                *all.entry(name.clone()).or_default() += count;
-            }
-        }
-        println!("{text}{}\n", line("all", &all));
-    }
-}
-
-/// `outdated`: all is right, but a file that says so is of an earlier run or gone.
-const OUTCOMES: [&str; 10] = [
-    "ok", "outdated", "usage", "refused", "failed", "unproven", "absent", "no-cmd", "killed",
-    "abort",
-];
-
-pub fn outcome(code: Result<i32, i32>) -> &'static str {
-    match code {
-        Ok(0) => "ok",
-        Ok(2) => "usage",
-        Ok(3) => "refused",
-        Ok(4) => "failed",
-        Ok(5) => "unproven",
-        Ok(6) => "absent",
-        Ok(126 | 127) => "no-cmd",
-        Err(9) => "killed",
-        Err(6) => "abort",
-        other => panic!("ended with {other:?}"),
     }
 }
 
@@ -354,7 +182,7 @@ fn fail_each(case: &'static Case) {
                     table.add(&call.name, what);
                 }
             }
-            had_begun |= stage.takes_away(&call.text);
+            had_begun |= Stage::takes_away(&call.text);
         }
         let title = format!(
             "{}: {} own calls, {left_out} that only read left out; not failed: {} not told from the \

@@ -11,8 +11,9 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use crate::common::{bind, program, run, set_owner};
 use crate::metrics::check_metrics;
+use crate::runs::kept;
 use crate::support::{ALIGNED, KVM, Scene, State, command, go, owner, set_xattr};
-use crate::{kept, temporary_below};
+use crate::temporary_below;
 
 /// One kind of run.
 pub struct Case {
@@ -279,8 +280,8 @@ impl Stage {
         metrics != OLD_METRICS
     }
 
-    /// How far a call is: whether it is to take away what an earlier run left.
-    pub fn takes_away(&self, text: &str) -> bool {
+    /// Whether a call takes away what an earlier run left.
+    pub fn takes_away(text: &str) -> bool {
         text.starts_with("unlinkat(") && text.contains("\"status.json\"")
     }
 
