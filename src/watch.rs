@@ -65,12 +65,13 @@ fn begin(
     again: impl Fn() -> Result<Config, Usage>,
     told: impl FnOnce(&Report),
 ) -> sys::Result<Report> {
+    let mut keeper = Keeper::new(config);
+    keeper.withdraw();
     let mut watcher = Watcher::new()?;
     watcher.follow_hangup()?;
     watcher.follow_mounts();
     // What happens from here on is not missed, whatever the first look takes.
-    follow_device(&mut watcher, &config)?;
-    let mut keeper = Keeper::new(config);
+    follow_device(&mut watcher, keeper.config())?;
     keeper.look(Thorough::Yes);
     if keeper.report().verdict == Verdict::Usage {
         return Ok(keeper.report().clone());
@@ -85,7 +86,11 @@ fn begin(
     loop {
         // What happened in a folder before it was followed is looked at like an event.
         let news = watch.follow();
-        watch.until_looked_at(news, &again)?;
+        let looked = watch.until_looked_at(news, &again);
+        if let Err(error) = looked {
+            watch.keeper.withdraw();
+            return Err(error);
+        }
     }
 }
 
