@@ -7,6 +7,7 @@
 # make fuzz    each fuzz target for SECONDS=20, with cargo-fuzz
 # make sbom    what the binary is made of, for both architectures, with cargo-cyclonedx
 # make reproducible   builds twice in different folders and compares the bytes
+# make docs    the tables of README.md and docs/ from the code, and the picture of make run
 
 ARCH   := $(shell uname -m)
 TARGET := $(ARCH)-unknown-linux-musl
@@ -28,7 +29,7 @@ CARGO_HOME ?= $(HOME)/.cargo
 REMAP = export CARGO_ENCODED_RUSTFLAGS="$$(printf -- '--remap-path-prefix=%s=/registry\037' \
     "$(CARGO_HOME)"/registry/src/*)--remap-path-prefix=$(CURDIR)=/libvirt-kvm-init"
 
-.PHONY: build build-x86_64 build-aarch64 image image-list run test lint fuzz sbom reproducible clean
+.PHONY: build build-x86_64 build-aarch64 image image-list run test lint fuzz sbom reproducible docs clean
 
 build:
 	rustup target add $(TARGET)
@@ -78,6 +79,10 @@ sbom:
 
 reproducible:
 	tests/reproducible
+
+docs: build
+	KVM_INIT_WRITE_DOCS=1 cargo test --locked --quiet --test readme
+	docs/record $(BIN) >target/run.svg && mv target/run.svg docs/run.svg
 
 clean:
 	cargo clean
