@@ -295,3 +295,58 @@ fn append(source: &str, kind: &str, path: &str, text: &mut String, names: &mut V
 fn inside<'a>(kind: &'a str, outer: &str) -> Option<&'a str> {
     kind.strip_prefix(outer)?.strip_suffix('>')
 }
+
+/// Of every page in the project, also to headings.
+#[test]
+fn links_lead_somewhere() {
+    let mut pages = vec![
+        project("README.md"),
+        project("SECURITY.md"),
+        project("CONTRIBUTING.md"),
+    ];
+    for folder in ["docs", "examples", "helm-patch"] {
+        let entries = fs::read_dir(project(folder)).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        pages.extend(paths.filter(|path| path.extension().is_some_and(|end| end == "md")));
+    }
+    let mut links = 0;
+    for page in &pages {
+        let text = fs::read_to_string(page).unwrap();
+        for link in text
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next())
+        {
+            if link.contains("://") {
+                continue;
+            }
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            let target = match file {
+                "" => page.clone(),
+                file => page.parent().unwrap().join(file),
+            };
+            assert!(target.exists(), "{}: {link}", page.display());
+            if !heading.is_empty() {
+                let text = fs::read_to_string(&target).unwrap();
+                let found = text
+                    .lines()
+                    .any(|line| anchor(line).as_deref() == Some(heading));
+                assert!(found, "{}: {link}", page.display());
+            }
+            links += 1;
+        }
+    }
+    assert!(links > 20, "{links}");
+}
+
+/// How a heading is called in a link, as GitHub forms it.
+fn anchor(line: &str) -> Option<String> {
+    let title = line
+        .trim_start_matches('#')
+        .strip_prefix(' ')
+        .filter(|_| line.starts_with('#'))?;
+    let kept = title
+        .chars()
+        .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    Some(kept.collect::<String>().to_lowercase().replace(' ', "-"))
+}
