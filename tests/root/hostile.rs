@@ -218,6 +218,33 @@ fn what_an_image_says_very_often_is_told_briefly() {
     });
 }
 
+/// Rules of which much would have to be said, or which lead far: each costs its length, not its square.
+#[test]
+#[ignore = "tier: root"]
+fn very_many_odd_rules_cost_what_reading_them_costs() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let kinds = [
+            ("broken", "kvm\n"),
+            ("unknown", "KERNEL==\"kvm\", GROUP=\"nosuch\"\n"),
+            ("doubtful", "TEST==\"/x\", KERNEL==\"kvm\", GROUP=\"5\"\n"),
+            ("running", "KERNEL==\"kvm\", RUN+=\"x\"\n"),
+            ("jumping", "TEST==\"/x\", KERNEL==\"kvm\", GOTO=\"end\"\n"),
+            ("jumping nowhere", "KERNEL==\"kvm\", GOTO=\"nowhere\"\n"),
+        ];
+        for (what, line) in kinds {
+            let rules = format!("{}LABEL=\"end\"\n", line.repeat(100_000));
+            scene.host.file("etc/udev/rules.d/50-odd.rules", &rules);
+            let start = Instant::now();
+            let run = go(&mut scene.apply()).code(0);
+            let (took, length) = (start.elapsed(), run.out.len() + run.err.len());
+            println!("100000 {what} rules: {took:.1?}, {length} bytes");
+            assert!(took < Duration::from_secs(5), "{what}: {took:?}");
+            assert!(length < 64 << 10, "{what}: {length} bytes");
+        }
+    });
+}
+
 #[test]
 #[ignore = "tier: root"]
 fn files_that_change_while_they_are_read_are_read_as_something() {
