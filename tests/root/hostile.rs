@@ -231,9 +231,12 @@ fn very_many_odd_rules_cost_what_reading_them_costs() {
             ("running", "KERNEL==\"kvm\", RUN+=\"x\"\n"),
             ("jumping", "TEST==\"/x\", KERNEL==\"kvm\", GOTO=\"end\"\n"),
             ("jumping nowhere", "KERNEL==\"kvm\", GOTO=\"nowhere\"\n"),
+            ("growing", "KERNEL==\"kvm\", ENV{A}+=\"longer\"\n"),
+            ("tagging", "KERNEL==\"kvm\", TAG+=\"t%\"\n"),
         ];
         for (what, line) in kinds {
-            let rules = format!("{}LABEL=\"end\"\n", line.repeat(100_000));
+            let rules = (0..100_000).map(|n| line.replace('%', &n.to_string()));
+            let rules = format!("{}LABEL=\"end\"\n", rules.collect::<String>());
             scene.host.file("etc/udev/rules.d/50-odd.rules", &rules);
             let start = Instant::now();
             let run = go(&mut scene.apply()).code(0);
