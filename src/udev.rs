@@ -189,6 +189,9 @@ fn about_kvm(line: &[u8]) -> bool {
     mentions(line, b"kvm")
 }
 
+/// How many rules are named for each reason to name one. No node has more, and one line each is said.
+const MOST: usize = 100;
+
 /// What is said besides the forecasts, each once.
 #[derive(Default)]
 struct Notes {
@@ -207,6 +210,15 @@ impl Notes {
 }
 
 fn push(list: &mut Vec<Remark>, rule: Place<'_>, why: &str) {
+    // What is said of the own rule decides what `--persist` says.
+    let most = if rule.file == own::PATH {
+        2 * MOST
+    } else {
+        MOST
+    };
+    if list.len() >= most {
+        return;
+    }
     let (rule, why) = (rule.to_string(), why.to_owned());
     let remark = Remark { rule, why };
     if !list.contains(&remark) {

@@ -56,12 +56,18 @@ impl CallError {
             }
             Errno::ENOSYS => Some("it needs Linux 5.6 or newer"),
             Errno::EINVAL | Errno::EISDIR => Some("expected a regular file there"),
+            Errno::EFBIG if self.call.contains(RULES) => {
+                Some("expected at most 8 MiB of udev rules on the node")
+            }
             Errno::EFBIG => Some("expected at most 64 MiB there"),
             Errno::ELOOP => Some("a link there leads in a circle or out of its root"),
             _ => None,
         }
     }
 }
+
+/// How the call is named that goes beyond what is read of a node's udev rules.
+pub(crate) const RULES: &str = ", and the rules before it";
 
 impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -211,6 +211,64 @@ fn names_of_every_byte_do_no_harm() {
     });
 }
 
+/// An image with very many lines of a kind: the report names some, in no more time than reading takes.
+#[test]
+#[ignore = "tier: root"]
+fn what_an_image_says_very_often_is_told_briefly() {
+    const MANY: u32 = 200_000;
+    in_namespace(|| {
+        let scene = Scene::new();
+        let each = |line: &dyn Fn(u32) -> String| (0..MANY).map(line).collect::<String>();
+        let text = scene.pod.read("etc/passwd");
+        let users = each(&|n| format!("u{n}:x:{}:424::/:\n", 1_000_000 + n));
+        scene.pod.file("etc/passwd", &format!("{text}{users}"));
+        let text = scene.pod.read("etc/group");
+        let groups = each(&|n| format!("g{n}:x:{}:nova\n", 1_000_000 + n));
+        let again = each(&|_| "kvm:x:424:\n".to_owned());
+        scene
+            .pod
+            .file("etc/group", &format!("{text}{groups}{again}"));
+        let start = Instant::now();
+        // More groups than the kernel takes.
+        let run = go(&mut scene.apply()).code(5);
+        let (took, length) = (start.elapsed(), run.out.len() + run.err.len());
+        assert!(run.out.contains("more"), "{run}");
+        assert!(length < 8192, "{length} bytes");
+        assert!(took < Duration::from_secs(5), "{took:?}");
+        println!("{MANY} lines of three kinds: {took:.1?}, {length} bytes");
+    });
+}
+
+/// Rules of which much would have to be said, or which lead far: each costs its length, not its square.
+#[test]
+#[ignore = "tier: root"]
+fn very_many_odd_rules_cost_what_reading_them_costs() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let kinds = [
+            ("broken", "kvm\n"),
+            ("unknown", "KERNEL==\"kvm\", GROUP=\"nosuch\"\n"),
+            ("doubtful", "TEST==\"/x\", KERNEL==\"kvm\", GROUP=\"5\"\n"),
+            ("running", "KERNEL==\"kvm\", RUN+=\"x\"\n"),
+            ("jumping", "TEST==\"/x\", KERNEL==\"kvm\", GOTO=\"end\"\n"),
+            ("jumping nowhere", "KERNEL==\"kvm\", GOTO=\"nowhere\"\n"),
+            ("growing", "KERNEL==\"kvm\", ENV{A}+=\"longer\"\n"),
+            ("tagging", "KERNEL==\"kvm\", TAG+=\"t%\"\n"),
+        ];
+        for (what, line) in kinds {
+            let rules = (0..100_000).map(|n| line.replace('%', &n.to_string()));
+            let rules = format!("{}LABEL=\"end\"\n", rules.collect::<String>());
+            scene.host.file("etc/udev/rules.d/50-odd.rules", &rules);
+            let start = Instant::now();
+            let run = go(&mut scene.apply()).code(0);
+            let (took, length) = (start.elapsed(), run.out.len() + run.err.len());
+            println!("100000 {what} rules: {took:.1?}, {length} bytes");
+            assert!(took < Duration::from_secs(5), "{what}: {took:?}");
+            assert!(length < 64 << 10, "{what}: {length} bytes");
+        }
+    });
+}
+
 #[test]
 #[ignore = "tier: root"]
 fn files_that_change_while_they_are_read_are_read_as_something() {
