@@ -12,7 +12,7 @@ use nix::sys::stat::SFlag;
 use crate::hostdb;
 use crate::sys::processes::Process;
 use crate::sys::root::{Folder, Root, kind, kind_name};
-use crate::sys::{Named, RULES, Result};
+use crate::sys::{Result, Room};
 use crate::udev::own::{self, Rules};
 use crate::udev::{FOLDERS, Found, Udevd, login_defs, select, version_of};
 
@@ -22,7 +22,7 @@ use crate::udev::{FOLDERS, Found, Udevd, login_defs, select, version_of};
 /// The call that failed, with the file's name: a rule that cannot be read could be the one that
 /// decides. `EFBIG` for more than 8 MiB altogether, a hundred times what distributions have.
 pub fn rules(root: &Root) -> Result<Rules> {
-    let mut room: usize = 8 << 20;
+    let mut room = Room::new();
     let mut found = Vec::new();
     for (rank, name, folder) in folders(root)? {
         for (file, is_file) in named_rules(&folder) {
@@ -37,9 +37,7 @@ pub fn rules(root: &Root) -> Result<Rules> {
                 content => content,
             };
             if let Some(Found::Content(content)) = &content {
-                let left = room.checked_sub(content.len());
-                let all = || format!("read({}{RULES})", root.path().join(path()).display());
-                room = left.ok_or(Errno::EFBIG).named(all)?;
+                room.take(content, || root.path().join(path()))?;
             }
             if let Some(content) = content {
                 found.push((rank, name.to_owned(), file.to_owned(), content));
@@ -320,10 +318,7 @@ mod tests {
             ("etc/udev/rules.d/60-b.rules", &text),
         ]);
         let error = rules(&root).unwrap_err();
-        assert!(
-            error.to_string().contains("b.rules, and the rules"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("b.rules, and those"), "{error}");
         assert!(error.advice().unwrap().contains("8 MiB"));
     }
 
