@@ -6,11 +6,12 @@
 # make lint    rustfmt, clippy and cargo-deny
 # make fuzz    each fuzz target for SECONDS=20, with cargo-fuzz
 # make sbom    what the binary is made of, for both architectures, with cargo-cyclonedx
-# make docs    man pages and the shells' completions, under target/packaging/generated
-# make install what make build and make docs left (or makes it), below PREFIX=/usr/local; DESTDIR= is put
+# make man     man pages and the shells' completions, under target/packaging/generated
+# make install what make build and make man left (or makes it), below PREFIX=/usr/local; DESTDIR= is put
 #              before it. make uninstall takes it away again
 # make deb     a Debian package, under target/debian, with cargo-deb. MAINTAINER="NAME <ADDRESS>" builds it
 # make reproducible   builds twice in different folders and compares the bytes
+# make docs    the tables of README.md and docs/ from the code, and the picture of make run
 
 ARCH   := $(shell uname -m)
 TARGET := $(ARCH)-unknown-linux-musl
@@ -47,8 +48,8 @@ UNIT    = libvirt-kvm-init.service
 # The unit for a program in this folder, without the words on how to install it by hand.
 unit    = sed -e '/^.   install /d' -e 's|/usr/local/bin/|$(1)/|' examples/systemd/$(UNIT)
 
-.PHONY: build build-x86_64 build-aarch64 image image-list run test lint fuzz sbom reproducible clean \
-    docs install uninstall deb deb-list
+.PHONY: build build-x86_64 build-aarch64 image image-list run test lint fuzz sbom reproducible docs clean \
+    man install uninstall deb deb-list
 
 build:
 	rustup target add $(TARGET)
@@ -79,7 +80,7 @@ image-list:
 	done
 
 # The footers of the pages have the day of the last commit.
-docs:
+man:
 	rm -rf $(GENERATED)
 	cargo run --locked --quiet --manifest-path packaging/generate/Cargo.toml --target-dir target/packaging \
 	    -- $(GENERATED) "$$(date -u -d "@$(EPOCH)" +%F)"
@@ -88,7 +89,7 @@ docs:
 $(BIN):
 	$(MAKE) build
 $(GENERATED):
-	$(MAKE) docs
+	$(MAKE) man
 
 install: $(BIN) $(GENERATED)
 	install -D -m 0755 $(BIN) "$(DESTDIR)$(BINDIR)/libvirt-kvm-init"
@@ -108,7 +109,7 @@ uninstall:
 	    "$(DESTDIR)$(BASHDIR)/libvirt-kvm-init" "$(DESTDIR)$(ZSHDIR)/_libvirt-kvm-init" \
 	    "$(DESTDIR)$(FISHDIR)/libvirt-kvm-init.fish"
 
-deb: build $(patsubst %,build-%,$(filter-out $(ARCH),$(ARCHES))) docs
+deb: build $(patsubst %,build-%,$(filter-out $(ARCH),$(ARCHES))) man
 	$(MAKE) deb-list
 
 # One package for each architecture, of what is built. The same sources give the same package.
@@ -150,6 +151,10 @@ sbom:
 
 reproducible:
 	tests/reproducible
+
+docs: build
+	KVM_INIT_WRITE_DOCS=1 cargo test --locked --quiet --test readme
+	docs/record $(BIN) >target/run.svg && mv target/run.svg docs/run.svg
 
 clean:
 	cargo clean

@@ -10,7 +10,7 @@ use crate::exit::Verdict;
 use crate::judge::{absent_code, conclude, failure, group_file_for_the_pod, moved, proof};
 use crate::observe::{Observed, observe};
 use crate::plan::{Course, Decision, Step, decide, primary_users};
-use crate::report::{Cause, Change, Code, Proof, Report, Warning};
+use crate::report::{Cause, Change, Code, Proof, Report, Warning, some_of};
 use crate::snapshot;
 use crate::steps;
 use crate::sys::device::Device;
@@ -209,6 +209,8 @@ impl Work {
 
     /// What the renumbering leaves behind: primary groups in passwd, and QEMUs that run.
     fn note_old_number(&mut self, seen: &Observed, decision: &Decision) {
+        /// How many of each are named.
+        const NAMED: usize = 20;
         let Some(old) = decision.renumbered else {
             return;
         };
@@ -218,14 +220,14 @@ impl Work {
         if !users.is_empty() {
             parts.push(format!(
                 "it is the primary group of {} in etc/passwd",
-                users.join(", ")
+                some_of(&users, NAMED, ", ")
             ));
         }
         if !qemus.is_empty() {
             let pids: Vec<_> = qemus.iter().map(ToString::to_string).collect();
             parts.push(format!(
                 "QEMUs that run with it keep it until they are restarted (pid {})",
-                pids.join(", ")
+                some_of(&pids, NAMED, ", ")
             ));
         }
         if !parts.is_empty() {

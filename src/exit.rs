@@ -7,17 +7,19 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// The state is right and proven.
+    /// The state is right, and QEMU can open KVM (or `--proof off`, `--missing skip`). `watch`: a signal
+    /// ended it. `logs`: no failure found.
     Ok,
-    /// QEMU cannot open KVM, or will not after the node's next event, and `apply` would mend it.
+    /// `check` and `--dry-run`: QEMU cannot open KVM and `apply` would mend it, or it can and the node's
+    /// next event or the chart's libvirt.sh takes it away. `logs`: failures found.
     Drift,
-    /// A bad flag or configuration.
+    /// A bad flag or configuration; nothing was changed.
     Usage,
     /// A safety rule said no; nothing was changed.
     Refused,
-    /// A system call or file operation failed.
+    /// A system call failed; the text names it with its arguments.
     Failed,
-    /// The state is right and QEMU still could not open KVM, or this container may not ask.
+    /// The state is right and QEMU still cannot open KVM, or this container may not ask.
     Unproven,
     /// No KVM on this node; nothing was changed.
     Absent,

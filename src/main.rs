@@ -34,7 +34,11 @@ fn main() -> ExitCode {
             return say(&Report::new(Verdict::Usage, why(&error)), None);
         }
     };
-    end_on_request();
+    match cli.verb {
+        #[cfg(feature = "watch")]
+        Verb::Watch(_) => end_well_on_request(),
+        _ => end_on_request(),
+    }
     match cli.verb {
         Verb::Apply(options) => run(&options, Job::Apply, apply::apply),
         Verb::Check(options) => run(&options, Job::Check, check::check),
@@ -136,7 +140,6 @@ fn install(options: &InstallOptions) -> ExitCode {
 fn watch(given: libvirt_kvm_init::cli::WatchOptions) -> ExitCode {
     let mut options = given.options;
     options.watch = given.watch;
-    end_well_on_request();
     start_log(options.verbose, options.quiet);
     reduce(Job::Watch);
     let again = || match resolve(&options) {

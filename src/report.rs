@@ -22,7 +22,7 @@ pub const APPLY: &str = "`libvirt-kvm-init apply` mends it";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
-    /// [`SCHEMA`]
+    /// The version of this form: 1.
     pub schema: u32,
     /// What the run came to.
     pub verdict: Verdict,

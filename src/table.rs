@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use crate::exit::Verdict;
-use crate::report::{Device, Permission, Report, plain};
+use crate::report::{Device, Permission, Report, plain, some_of};
 
 /// A terminal's width.
 const WIDTH: usize = 80;
@@ -12,6 +12,9 @@ const WIDTH: usize = 80;
 const LABEL: usize = 10;
 /// The width of the next ones.
 const COLUMN: usize = 23;
+
+/// How many of QEMU's groups are shown.
+const GROUPS: usize = 16;
 
 /// The table. `colour` marks the verdict with terminal colours.
 pub fn table(report: &Report, colour: bool) -> String {
@@ -124,9 +127,11 @@ fn qemu(report: &Report) -> String {
         (Some(user), _) => user,
         (None, _) => "no name",
     };
-    let more: Vec<_> = qemu.groups.iter().filter(|gid| **gid != qemu.gid).collect();
-    let more: String = more.iter().map(|gid| format!("+{gid}")).collect();
-    format!("{}:{}{more} ({name})", qemu.uid, qemu.gid)
+    let more = qemu.groups.iter().filter(|gid| **gid != qemu.gid);
+    let more: Vec<_> = more.map(ToString::to_string).collect();
+    let plus = if more.is_empty() { "" } else { "+" };
+    let more = some_of(&more, GROUPS, "+");
+    format!("{}:{}{plus}{more} ({name})", qemu.uid, qemu.gid)
 }
 
 fn node_device(report: &Report) -> String {
@@ -213,37 +218,40 @@ fn push_row(text: &mut String, row: &[String; 4]) {
 fn wrapped(cell: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in cell.split_whitespace() {
-        let mut rest: Vec<char> = word.chars().collect();
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + rest.len() <= width => {
-                line.push(' ');
-                line.extend(rest);
-                continue;
-            }
-            _ => {}
+        if let Some(line) = lines.last_mut()
+            && line.chars().count() + 1 + word.chars().count() <= width
+        {
+            line.push(' ');
+            line.push_str(word);
+            continue;
         }
-        while rest.len() > width {
-            let plus = rest[1..=width].iter().rposition(|char| *char == '+');
-            let tail = rest.split_off(plus.map_or(width, |at| at + 1));
-            lines.push(rest.into_iter().collect());
-            rest = tail;
-        }
-        lines.push(rest.into_iter().collect());
+        let before_plus = |head: &str, next: char| match next {
+            '+' => None,
+            _ => head.rfind('+').filter(|at| *at > 0),
+        };
+        lines.extend(parts(word, width, before_plus));
     }
     lines
 }
 
 /// A word in pieces that fit: broken after a `/`, or wherever it must.
 fn pieces(word: &str, width: usize) -> Vec<String> {
-    let mut rest: Vec<char> = word.chars().collect();
+    let after_slash = |head: &str, _| head.rfind('/').filter(|at| *at > 0).map(|at| at + 1);
+    parts(word, width, after_slash)
+}
+
+/// A word in pieces of at most `width` characters. `place` is told what would fit and what comes next, and
+/// may say where before that end it is better broken.
+fn parts(word: &str, width: usize, place: impl Fn(&str, char) -> Option<usize>) -> Vec<String> {
+    let mut rest = word;
     let mut found = Vec::new();
-    while rest.len() > width {
-        let slash = rest[..width].iter().rposition(|char| *char == '/');
-        let tail = rest.split_off(slash.filter(|at| *at > 0).map_or(width, |at| at + 1));
-        found.push(rest.into_iter().collect());
+    while let Some((end, next)) = rest.char_indices().nth(width) {
+        let (head, _) = rest.split_at(end);
+        let (head, tail) = rest.split_at(place(head, next).unwrap_or(end));
+        found.push(head.to_owned());
         rest = tail;
     }
-    found.push(rest.into_iter().collect());
+    found.push(rest.to_owned());
     found
 }
 
@@ -296,10 +304,41 @@ mod tests {
                 "1:2 (a-name-that-is-wider-than-it-all)",
                 &["1:2", "(a-name-that-is-wider-", "than-it-all)"],
             ),
+            (
+                "1:2+100000001+100000002+100000003",
+                &["1:2+100000001", "+100000002+100000003"],
+            ),
+            (
+                "12345678901234567890é3+1",
+                &["12345678901234567890é3", "+1"],
+            ),
         ];
         for (cell, want) in table {
             assert_eq!(wrapped(cell, COLUMN - 1), want, "{cell}");
         }
+    }
+
+    /// What a file says may be long: nothing here may take its square.
+    #[test]
+    fn what_is_very_wide_is_wrapped_all_the_same() {
+        let word = "é+".repeat(1 << 20);
+        assert_eq!(wrapped(&word, COLUMN - 1).concat(), word);
+        let word = "/é".repeat(1 << 20);
+        assert_eq!(pieces(&word, WIDTH).concat(), word);
+    }
+
+    #[test]
+    fn of_very_many_groups_some_are_shown() {
+        let mut report = Report::new(Verdict::Ok, "");
+        report.qemu = Some(crate::report::Qemu {
+            user: Some("nova".to_owned()),
+            uid: 1,
+            gid: 2,
+            groups: (2..100_000).collect(),
+            stand_in: false,
+        });
+        let all: String = (3..19).map(|gid| format!("+{gid}")).collect();
+        assert_eq!(qemu(&report), format!("1:2{all} and 99981 more (nova)"));
     }
 
     #[test]

@@ -28,11 +28,12 @@ mod text;
 mod value;
 mod walk;
 
+use memchr::arch::all::memchr::One;
 use nix::unistd::{Gid, Uid};
 
 use file::read;
 use rule::Place;
-use text::{lines, mentions};
+use text::lines;
 
 pub use select::{FOLDERS, Found, select};
 pub use systemd::{login_defs, version_of};
@@ -186,8 +187,13 @@ pub fn predict(files: &[&RuleFile], node: &Udevd, db: &Database<'_>) -> Predicti
 
 /// Whether a line has the device's name in it: only of such ones is said that udevd drops them.
 fn about_kvm(line: &[u8]) -> bool {
-    mentions(line, b"kvm")
+    let starts = One::new(b'k');
+    let mut starts = starts.iter(line);
+    starts.any(|at| line[at..].starts_with(b"kvm"))
 }
+
+/// How many rules are named for each reason to name one. No node has more, and one line each is said.
+const MOST: usize = 100;
 
 /// What is said besides the forecasts, each once.
 #[derive(Default)]
@@ -207,6 +213,15 @@ impl Notes {
 }
 
 fn push(list: &mut Vec<Remark>, rule: Place<'_>, why: &str) {
+    // What is said of the own rule decides what `--persist` says.
+    let most = if rule.file == own::PATH {
+        2 * MOST
+    } else {
+        MOST
+    };
+    if list.len() >= most {
+        return;
+    }
     let (rule, why) = (rule.to_string(), why.to_owned());
     let remark = Remark { rule, why };
     if !list.contains(&remark) {

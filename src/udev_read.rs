@@ -10,9 +10,9 @@ use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 
 use crate::hostdb;
-use crate::sys::Result;
 use crate::sys::processes::Process;
 use crate::sys::root::{Folder, Root, kind, kind_name};
+use crate::sys::{Result, Room};
 use crate::udev::own::{self, Rules};
 use crate::udev::{FOLDERS, Found, Udevd, login_defs, select, version_of};
 
@@ -20,8 +20,9 @@ use crate::udev::{FOLDERS, Found, Udevd, login_defs, select, version_of};
 ///
 /// # Errors
 /// The call that failed, with the file's name: a rule that cannot be read could be the one that
-/// decides.
+/// decides. `EFBIG` for more than 8 MiB altogether, a hundred times what distributions have.
 pub fn rules(root: &Root) -> Result<Rules> {
+    let mut room = Room::new();
     let mut found = Vec::new();
     for (rank, name, folder) in folders(root)? {
         for (file, is_file) in named_rules(&folder) {
@@ -30,17 +31,20 @@ pub fn rules(root: &Root) -> Result<Rules> {
                 false => None,
             };
             // Names need not be text, and only of text is made a path to follow.
-            let shown = file.to_string_lossy().into_owned();
+            let path = || format!("{name}/{}", file.display());
             let content = match content {
-                None => other_content(root, &format!("{name}/{shown}"))?,
+                None => other_content(root, &path())?,
                 content => content,
             };
+            if let Some(Found::Content(content)) = &content {
+                room.take(content, || root.path().join(path()))?;
+            }
             if let Some(content) = content {
-                found.push((rank, name.to_owned(), shown, content));
+                found.push((rank, name.to_owned(), file.to_owned(), content));
             }
         }
     }
-    let hidden = |(rank, _, name, _): &&(usize, _, String, _)| *rank > 0 && name == own::NAME;
+    let hidden = |(rank, _, name, _): &&(usize, _, OsString, _)| *rank > 0 && name == own::NAME;
     let hidden = select(found.iter().filter(hidden).cloned().collect()).pop();
     let files = select(found);
     Ok(Rules { files, hidden })
@@ -292,6 +296,30 @@ mod tests {
         let rules = rules(&root).unwrap().files;
         assert_eq!(rules[0].path, "/etc/udev/rules.d/99-\u{fffd}.rules");
         assert_eq!(rules[0].content, b"a");
+    }
+
+    #[test]
+    fn names_that_only_look_alike_are_two() {
+        let (own, root) = node(&[("etc/udev/rules.d/x", "")]);
+        let folder = own.path().join("etc/udev/rules.d");
+        for (name, text) in [(b"99-\xfe.rules", "a"), (b"99-\xff.rules", "b")] {
+            fs::write(folder.join(OsStr::from_bytes(name)), text).unwrap();
+        }
+        let rules = rules(&root).unwrap().files;
+        let texts: Vec<_> = rules.iter().map(|file| &file.content[..]).collect();
+        assert_eq!(texts, [b"a", b"b"]);
+    }
+
+    #[test]
+    fn more_rules_than_any_node_has_are_not_taken_in() {
+        let text = format!("{}\n", "# ".repeat(2 << 20));
+        let (_own, root) = node(&[
+            ("etc/udev/rules.d/50-a.rules", &text),
+            ("etc/udev/rules.d/60-b.rules", &text),
+        ]);
+        let error = rules(&root).unwrap_err();
+        assert!(error.to_string().contains("b.rules, and those"), "{error}");
+        assert!(error.advice().unwrap().contains("8 MiB"));
     }
 
     #[test]

@@ -32,9 +32,9 @@ use crate::judge::failure;
 use crate::observe::GROUP_FILE;
 use crate::place::{self, HostRoot};
 use crate::report::Report;
+use crate::sys;
 use crate::sys::events::{Names, News, Watcher};
 use crate::sys::root::Root;
-use crate::sys::{self, end_well_on_request};
 use crate::udev::FOLDERS;
 
 use keeper::{Keeper, Thorough};
@@ -45,7 +45,8 @@ const QUIET: Duration = Duration::from_millis(500);
 /// A flood of events puts that off no longer than this.
 const NEVER_LATER: Duration = Duration::from_secs(5);
 
-/// Runs until a signal ends the process. Returns the report on why it could not even begin.
+/// Runs until a signal ends the process, which [`sys::end_well_on_request`] has seen to. Returns the report
+/// on why it could not even begin.
 ///
 /// `again` gives the configuration anew at SIGHUP; `told` gets the first report.
 pub fn watch(
@@ -53,7 +54,6 @@ pub fn watch(
     again: impl Fn() -> Result<Config, Usage>,
     told: impl FnOnce(&Report),
 ) -> Report {
-    end_well_on_request();
     match begin(config, again, told) {
         Ok(report) => report,
         Err(error) => failure(&error.into(), None),
@@ -65,12 +65,13 @@ fn begin(
     again: impl Fn() -> Result<Config, Usage>,
     told: impl FnOnce(&Report),
 ) -> sys::Result<Report> {
+    let mut keeper = Keeper::new(config);
+    keeper.withdraw();
     let mut watcher = Watcher::new()?;
     watcher.follow_hangup()?;
     watcher.follow_mounts();
     // What happens from here on is not missed, whatever the first look takes.
-    follow_device(&mut watcher, &config)?;
-    let mut keeper = Keeper::new(config);
+    follow_device(&mut watcher, keeper.config())?;
     keeper.look(Thorough::Yes);
     if keeper.report().verdict == Verdict::Usage {
         return Ok(keeper.report().clone());
@@ -85,7 +86,11 @@ fn begin(
     loop {
         // What happened in a folder before it was followed is looked at like an event.
         let news = watch.follow();
-        watch.until_looked_at(news, &again)?;
+        let looked = watch.until_looked_at(news, &again);
+        if let Err(error) = looked {
+            watch.keeper.withdraw();
+            return Err(error);
+        }
     }
 }
 

@@ -324,8 +324,8 @@ fn add(seen: &mut Observed, path: &str, text: &str) {
 }
 
 #[test]
-fn readme_shows_the_rule_and_how_to_take_it_out() {
-    let readme = include_str!("../README.md");
+fn its_page_shows_the_rule_and_how_to_take_it_out() {
+    let readme = include_str!("../docs/persist.md");
     let content = gift(108, 0o660).file().content;
     for line in String::from_utf8(content).unwrap().lines() {
         match line.strip_prefix("#   ") {

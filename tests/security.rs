@@ -51,33 +51,81 @@ fn sources(binary: &str) -> String {
     text
 }
 
+/// Every piece between backticks that begins with this word.
+fn commands(word: &str) -> Vec<Vec<&'static str>> {
+    let code = PAGE.split('`').skip(1).step_by(2);
+    let code = code.map(|code| code.split(' ').collect::<Vec<_>>());
+    code.filter(|words| words[0] == word).collect()
+}
+
+/// Of each test: its name, whether it is ignored, and its text.
+fn tests(binary: &str) -> Vec<(String, bool, String)> {
+    let text = sources(binary);
+    let pieces = text.split("#[test]\n").skip(1).map(|piece| {
+        let (before, after) = piece.split_once("fn ").unwrap();
+        let (name, _) = after.split_once('(').unwrap();
+        let (body, _) = after.split_once("\n}\n").unwrap_or((after, ""));
+        (
+            name.to_owned(),
+            before.contains("#[ignore"),
+            body.to_owned(),
+        )
+    });
+    pieces.collect()
+}
+
 #[test]
 fn each_test_that_is_named_is_there_and_its_command_runs_it() {
-    // Every other piece between backticks is code.
-    let commands = PAGE.split('`').skip(1).step_by(2);
-    let commands: Vec<_> = commands.filter(|code| code.starts_with("cargo")).collect();
+    let commands = commands("cargo");
     assert!(commands.len() > 20, "{commands:?}");
-    for command in commands {
-        let words: Vec<_> = command.split(' ').collect();
-        let ["cargo", "test", "--test", binary, name, ref ignored @ ..] = words[..] else {
-            panic!("{command}: not the command of one test");
+    for words in commands {
+        let command = words.join(" ");
+        let ["cargo", "test", "--test", binary, ref rest @ ..] = words[..] else {
+            panic!("{command}: not the command of a test");
         };
-        assert!(matches!(ignored, [] | ["--", "--ignored"]), "{command}");
-        let text = sources(binary);
-        let head = format!("fn {name}(");
-        let lines: Vec<_> = text.lines().map(str::trim_start).collect();
-        let is_head = |line: &&&str| line.starts_with(&head);
-        assert_eq!(
-            lines.iter().filter(is_head).count(),
-            1,
-            "{command}: no such test, or not the only one in tests/{binary}"
+        let at = rest.iter().position(|word| *word == "--");
+        let (names, options) = rest.split_at(at.unwrap_or(rest.len()));
+        let options = options.get(1..).unwrap_or_default();
+        let known = ["--ignored", "--nocapture"];
+        assert!(
+            options.iter().all(|option| known.contains(option)),
+            "{command}"
         );
-        let before = lines.iter().rev().skip_while(|line| !is_head(line)).skip(1);
-        let attributes = before.take_while(|line| line.starts_with('#') || line.starts_with("//"));
-        let attributes: Vec<_> = attributes.copied().collect();
-        assert!(attributes.contains(&"#[test]"), "{command}: no test");
-        let is_ignored = attributes.iter().any(|line| line.starts_with("#[ignore"));
-        assert_eq!(is_ignored, !ignored.is_empty(), "{command}: --ignored");
+        let all = tests(binary);
+        let meant = all.iter().filter(|(test, ..)| match names {
+            [] => true,
+            [name] => test == name,
+            _ => panic!("{command}: one test or all of a binary"),
+        });
+        let meant: Vec<_> = meant.collect();
+        assert!(!meant.is_empty(), "{command}: no such test");
+        assert!(
+            names.is_empty() || meant.len() == 1,
+            "{command}: not the only one of this name"
+        );
+        for (test, is_ignored, body) in meant {
+            let ignored = options.contains(&"--ignored");
+            assert_eq!(*is_ignored, ignored, "{command}: {test}: --ignored");
+            let shows = options.contains(&"--nocapture");
+            assert!(
+                shows || !body.contains("println!"),
+                "{command}: {test} prints figures: --nocapture"
+            );
+            assert!(
+                !shows || sources(binary).contains("println!"),
+                "{command}: nothing is printed"
+            );
+        }
+    }
+}
+
+#[test]
+fn each_make_command_is_a_target() {
+    let commands = commands("make");
+    assert!(commands.len() > 3, "{commands:?}");
+    for words in commands {
+        let target = format!("\n{}:\n", words[1]);
+        assert!(include_str!("../Makefile").contains(&target), "{words:?}");
     }
 }
 
@@ -89,8 +137,11 @@ fn each_claim_names_what_shows_it() {
     let rows = rows.flat_map(|part| part.lines().take_while(|line| line.starts_with('|')));
     let mut count = 0;
     for row in rows {
-        assert!(row.contains("`cargo test "), "{row}");
+        assert!(
+            row.contains("`cargo test ") || row.contains("`make "),
+            "{row}"
+        );
         count += 1;
     }
-    assert!(count > 15);
+    assert!(count > 25);
 }

@@ -123,6 +123,33 @@ fn what_is_tested_is_what_ci_run_tests_and_nothing_is_released_without() {
     assert_eq!(release["jobs"]["release"]["needs"], "test");
 }
 
+/// What is released is what anybody gets who builds it again.
+#[test]
+fn each_binary_of_a_release_was_built_again() {
+    let release = workflow("release.yml");
+    let runs = steps(&release["jobs"]["release"]).filter_map(|step| step["run"].as_str());
+    let lines: Vec<_> = runs.flat_map(str::lines).collect();
+    for arch in ["x86_64", "aarch64"] {
+        let again = format!("tests/reproducible {arch} dist/libvirt-kvm-init-{arch}");
+        assert!(lines.contains(&again.as_str()), "{again}");
+    }
+}
+
+/// A tool that is installed anew each time is the one that was tried, not the latest.
+#[test]
+fn tools_that_are_installed_have_a_version() {
+    let mut all = vec![(".ci/run".to_owned(), text(".ci/run"))];
+    all.extend(workflows().into_iter().map(|(file, text, _)| (file, text)));
+    let mut seen = 0;
+    for (file, text) in all {
+        for line in text.lines().filter(|line| line.contains("cargo install")) {
+            assert!(line.contains(" --version "), "{file}: {line}");
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 4);
+}
+
 #[test]
 fn the_compiler_is_the_one_that_the_manifest_asks_for() {
     let manifest = text("Cargo.toml");

@@ -14,6 +14,8 @@ pub struct Stamp {
 }
 
 const DAY: i64 = 86_400;
+/// 8,000 years.
+const FAR: i64 = 8_000 * 365 * DAY;
 
 /// The timestamp at the very start of `text`.
 pub fn parse(text: &[u8]) -> Option<Stamp> {
@@ -55,6 +57,8 @@ pub fn syslog(text: &[u8], reference: i64) -> Option<Stamp> {
     let month = i64::try_from(month).ok()? + 1;
     let day = digits(text[4..6].trim_ascii_start())?;
     let clock = clock(&text[7..15])?;
+    // A file may say that it was written at any time, and years have four digits.
+    let reference = reference.clamp(-FAR, FAR);
     let (year, ..) = civil(reference.div_euclid(DAY));
     [year + 1, year, year - 1].into_iter().find_map(|year| {
         let seconds = days(year, month, day)? * DAY + clock;
@@ -175,6 +179,9 @@ mod tests {
             says("2024-12-31T23:59:59")
         );
         assert_eq!(at("Now  3 18:00:02 h", november), None);
+        for reference in [i64::MIN, i64::MAX] {
+            assert!(at("Nov  3 18:00:02 h", reference).is_some());
+        }
     }
 
     #[test]

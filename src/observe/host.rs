@@ -7,6 +7,7 @@ use nix::errno::Errno;
 
 use crate::accounts::passwd;
 use crate::hostdb::{FILES, HostDb, RECORD_FOLDERS, record};
+use crate::sys::Room;
 use crate::sys::device::Facts;
 use crate::sys::root::Root;
 use crate::udev::own::Rules;
@@ -86,6 +87,7 @@ fn groups(root: &Root) -> anyhow::Result<HostDb> {
             db.files.push((name, content));
         }
     }
+    let mut room = Room::new();
     for folder in RECORD_FOLDERS {
         for name in root.list(folder)? {
             if !name.as_bytes().ends_with(b".group") {
@@ -101,7 +103,9 @@ fn groups(root: &Root) -> anyhow::Result<HostDb> {
                 }
                 read => read?,
             };
-            db.records.extend(record(&at, &json.unwrap_or_default()));
+            let json = json.unwrap_or_default();
+            room.take(&json, || root.path().join(&at))?;
+            db.records.extend(record(&at, &json));
         }
     }
     Ok(db)

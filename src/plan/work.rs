@@ -13,7 +13,7 @@ use crate::exit::Usage;
 use crate::observe::{GROUP_FILE, Node, Observed};
 use crate::qemu::{self, Configured, Identity};
 use crate::qemu_conf::QemuConf;
-use crate::report::{Code, Warning};
+use crate::report::{Code, Warning, some_of};
 use crate::resolve::Resolution;
 use crate::udev::Prediction;
 
@@ -201,6 +201,8 @@ fn note_leftovers(
     step: Option<&GroupStep>,
     decision: &mut Decision,
 ) {
+    /// How many lines are named.
+    const NAMED: usize = 20;
     let file = seen.pod.group.as_deref().unwrap_or_default();
     let lines: Vec<_> = group::all_by_name(file, config.group.as_bytes())
         .map(|group| group.line.to_string())
@@ -209,7 +211,7 @@ fn note_leftovers(
         let text = format!(
             "the pod has the group {} on lines {}: the first counts and is the one that is changed",
             config.group,
-            lines.join(", ")
+            some_of(&lines, NAMED, ", ")
         );
         decision
             .warnings

@@ -106,41 +106,42 @@ impl Cause {
 pub enum Code {
     /// A source gave 0 or 4294967295.
     CandidateSkipped,
-    /// The number belongs to another group in the pod.
+    /// The number is also another group of the pod, which gains KVM as QEMU gains what it may.
     Collision,
-    /// `--gid` and the node's group database differ.
+    /// `--gid`, the node's udev and its group database differ.
     Disagreement,
-    /// The pod has the group twice.
+    /// The pod has the group twice; the first line counts.
     DuplicateGroup,
-    /// A container that does not see the node's file system.
+    /// This container does not see the node's file system.
     HostRootUnknown,
-    /// Proven for nobody, since the node has no QEMU user.
+    /// The node has no QEMU user; proven for nobody with the group.
     LimitedProof,
-    /// Something still carries the group's old number.
+    /// Primary groups or running QEMUs still carry the old number.
     OldGidInUse,
-    /// This container's /dev is not the node's.
+    /// This container's /dev is not the node's (`check`, `exec`, or with `--device`).
     PrivateDevice,
-    /// A running libvirtd resolved its group before the group file changed.
+    /// A running libvirtd resolved its group before the group file changed (`check`).
     LibvirtdStale,
-    /// A libvirtd runs, and its root may not be looked at.
+    /// A libvirtd runs on this node, and its root may not be looked at (`check`, `watch`), or there are
+    /// several (`watch`): what was found does not hold for its files.
     LibvirtdUnseen,
-    /// A name service cache answers libvirtd instead of the pod's files.
+    /// A name service cache may answer libvirtd instead of the pod's group file.
     NscdSocket,
-    /// Everybody can open the device.
+    /// Everybody may open the device (`check`).
     OpenToOthers,
-    /// Others than the QEMU user are members of the group.
+    /// Others than the QEMU user are members of the group (`check`).
     OtherMembers,
     /// The node's udev gives different groups at different events.
     UdevEventsDiffer,
     /// A rule about the device that the node's udevd ignores.
     UdevIgnored,
-    /// A rule about the device whose outcome cannot be told.
+    /// A rule about the device whose outcome cannot be told from the rules.
     UdevUnclear,
-    /// The node's rule of an earlier run gives another number than the node would have without it.
+    /// The rule of an earlier `--persist` gives another number than the node would have without it.
     UdevRuleOutdated,
-    /// `watch --persist` goes on without the rule that it may not write.
+    /// The rule of `--persist` may not be written, and `watch` keeps the device without it.
     UdevRuleRefused,
-    /// The running udevd applies numbers from before the node's files changed.
+    /// The running udevd applies numbers from before the node's files changed (`check`).
     UdevdStale,
     /// The device's owner is not mapped in this user namespace.
     UnmappedOwner,

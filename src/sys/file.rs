@@ -88,8 +88,10 @@ impl Folder {
     pub fn replace(&self, name: &str, content: &[u8], rights: Rights) -> Result<()> {
         // A rename over it would be refused here, and in another mount namespace it would take the
         // mount away.
-        if is_mounted(self.lock.as_fd(), name) {
-            return self.write_in_place(name, content, rights);
+        if is_mounted(self.lock.as_fd(), name)
+            && let Some(found) = self.find(name)?
+        {
+            return self.write_in_place(name, &found, content, rights);
         }
         self.replace_by_rename(name, rights, |file| file.write_all(content))
     }
@@ -138,8 +140,8 @@ impl Folder {
     /// As [`Folder::replace`], and `EMLINK` for a file with other names.
     pub fn overwrite(&self, name: &str, content: &[u8], rights: Rights) -> Result<()> {
         match self.find(name)? {
-            Some((_, stat)) if kind(&stat) == SFlag::S_IFREG && only_roots(&stat) => {
-                self.write_in_place(name, content, rights)
+            Some(found) if kind(&found.1) == SFlag::S_IFREG && only_roots(&found.1) => {
+                self.write_in_place(name, &found, content, rights)
             }
             _ => self.replace(name, content, rights),
         }
@@ -227,16 +229,24 @@ impl Folder {
     /// content begins where it differs, and is whole even if the process is killed in it as long as
     /// it stays within a page: the kernel looks for a fatal signal only between pages
     /// (mm/filemap.c, `generic_perform_write`).
-    fn write_in_place(&self, name: &str, content: &[u8], rights: Rights) -> Result<()> {
+    ///
+    /// It is `found` that is written, whatever `name` leads to by now.
+    fn write_in_place(
+        &self,
+        name: &str,
+        (found, stat): &(OwnedFd, FileStat),
+        content: &[u8],
+        rights: Rights,
+    ) -> Result<()> {
         let path = self.path.join(name);
         let call = |what: &str| format!("{what}({})", path.display());
-        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-        let fd = retry(|| openat(&self.lock, name, flags, Mode::empty())).named(|| call("open"))?;
-        let file = File::from(fd);
-        let old = file.metadata().map_err(errno_of).named(|| call("fstat"))?;
-        if !old.is_file() {
+        if kind(stat) != SFlag::S_IFREG {
             return Err(Errno::EINVAL).named(|| call("open"));
         }
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
+        let fd = open(raw::proc_path(found).as_c_str(), flags).named(|| call("open"))?;
+        let file = File::from(fd);
+        let old = file.metadata().map_err(errno_of).named(|| call("fstat"))?;
         if let Rights::Root(mode) = rights {
             // Its other names would see the change, and a rename cannot cut them off here.
             if old.nlink() != 1 {

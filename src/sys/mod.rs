@@ -27,6 +27,7 @@ pub use raw::end_well_on_request;
 use std::fmt;
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use nix::NixPath;
 use nix::errno::Errno;
@@ -56,10 +57,35 @@ impl CallError {
             }
             Errno::ENOSYS => Some("it needs Linux 5.6 or newer"),
             Errno::EINVAL | Errno::EISDIR => Some("expected a regular file there"),
+            Errno::EFBIG if self.call.contains(BEFORE) => {
+                Some("expected at most 8 MiB of such files on the node")
+            }
             Errno::EFBIG => Some("expected at most 64 MiB there"),
             Errno::ELOOP => Some("a link there leads in a circle or out of its root"),
             _ => None,
         }
+    }
+}
+
+const BEFORE: &str = ", and those before it";
+
+/// How much of many files is read altogether: a hundred times what a node has of rules, or of records.
+pub(crate) struct Room(usize);
+
+impl Room {
+    /// 8 MiB.
+    pub(crate) fn new() -> Self {
+        Self(8 << 20)
+    }
+
+    /// Takes what a file has. `name` is only asked for when there is something to report.
+    ///
+    /// # Errors
+    /// `EFBIG` where that is too much, with the file's name.
+    pub(crate) fn take(&mut self, content: &[u8], name: impl FnOnce() -> PathBuf) -> Result<()> {
+        let left = self.0.checked_sub(content.len()).ok_or(Errno::EFBIG);
+        self.0 = left.named(|| format!("read({}{BEFORE})", name().display()))?;
+        Ok(())
     }
 }
 

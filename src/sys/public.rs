@@ -101,3 +101,20 @@ pub fn publish(path: &Path, content: &[u8]) -> Result<()> {
     }
     renamed
 }
+
+/// Takes the file `path` away, if there is one.
+///
+/// # Errors
+/// What the calls answer, but for a file or a folder that is not there.
+#[cfg(feature = "watch")]
+pub fn withdraw(path: &Path) -> Result<()> {
+    let (folder, _, name) = match open_folder(path) {
+        Err(error) if error.errno == Errno::ENOENT => return Ok(()),
+        opened => opened?,
+    };
+    let unlink = || unlinkat(&folder, name.as_str(), UnlinkatFlags::NoRemoveDir);
+    match retry(unlink) {
+        Err(Errno::ENOENT) => Ok(()),
+        done => done.named(|| format!("unlinkat({})", path.display())),
+    }
+}

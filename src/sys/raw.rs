@@ -185,14 +185,17 @@ pub fn end_on_request() {
         exit_now(128 + number);
     }
     on_request(end, true);
+    let_hangup_through();
 }
 
-/// The same for what runs until it is told to end: the exit code is 0, and no signal is ignored.
+/// The same for what runs until it is told to end: the exit code is 0, and no signal is ignored. A SIGHUP
+/// is kept until there is somebody to take it.
 #[cfg(feature = "watch")]
 pub fn end_well_on_request() {
     extern "C" fn end(_: libc::c_int) {
         exit_now(0);
     }
+    keep_hangup();
     on_request(end, false);
 }
 
@@ -209,8 +212,43 @@ fn on_request(end: extern "C" fn(libc::c_int), leave_ignored: bool) {
             let _ = unsafe { signal(number, SigHandler::SigIgn) };
         }
     }
-    // Whoever started this process may have blocked them, and that is handed on.
+    // Whoever started this process may have blocked them, and that is handed on. What came since they
+    // were held back comes now.
     let _ = both.thread_unblock();
+}
+
+/// Holds SIGHUP back until somebody asks for it (signalfd(2)).
+#[cfg(feature = "watch")]
+fn keep_hangup() {
+    mask(libc::SIG_BLOCK, Some(bit(libc::SIGHUP)));
+}
+
+/// Lets SIGHUP through where only [`note_inherited`] held it back.
+fn let_hangup_through() {
+    let hangup = bit(libc::SIGHUP);
+    if BLOCKED.load(Ordering::Relaxed) & hangup == 0 {
+        mask(libc::SIG_UNBLOCK, Some(hangup));
+    }
+}
+
+/// A signal as the kernel has it in a set: signal 1 is bit 0.
+fn bit(number: libc::c_int) -> u64 {
+    1 << (number - 1)
+}
+
+/// rt_sigprocmask(2), which gives what was blocked before. The C library's function would leave out
+/// signals that it keeps for itself.
+fn mask(how: libc::c_int, signals: Option<u64>) -> u64 {
+    let mut before = 0_u64;
+    let new = signals
+        .as_ref()
+        .map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: the kernel reads and writes as many bytes as it is told, and the numbers have them.
+    unsafe {
+        let size = size_of::<u64>();
+        libc::syscall(libc::SYS_rt_sigprocmask, how, new, &raw mut before, size);
+    }
+    before
 }
 
 /// What Rust's runtime changes before `main`, as it was before that: bit 0 to 2 for a standard stream
@@ -223,6 +261,11 @@ static BLOCKED: AtomicU64 = AtomicU64::new(0);
 /// Runs before `main`, as a constructor: Rust's runtime ignores SIGPIPE, opens /dev/null for standard
 /// streams that are closed, and installs handlers, at which musl unblocks the signals 32 to 34 (34 is
 /// another C library's SIGRTMIN). Whoever becomes another program has to know what it was given.
+///
+/// The kernel throws away signals for the first process of a PID namespace that has no handler for them,
+/// unless they are blocked. So there they are held back until [`end_on_request`] or
+/// [`end_well_on_request`] was called: a container that is stopped in the moment in which it starts shall
+/// not have to be killed.
 extern "C" fn note_inherited() {
     let mut found = 0;
     for fd in 0..3 {
@@ -241,15 +284,15 @@ extern "C" fn note_inherited() {
         found |= SIGPIPE_IGNORED;
     }
     INHERITED.store(found, Ordering::Relaxed);
-    let mut blocked = 0_u64;
-    // SAFETY: the kernel writes as many bytes as it is told, and the number has them. The C library's
-    // function would leave out signals that it keeps for itself.
-    unsafe {
-        let none = std::ptr::null::<u64>();
-        let (how, size) = (libc::SIG_BLOCK, size_of::<u64>());
-        libc::syscall(libc::SYS_rt_sigprocmask, how, none, &raw mut blocked, size);
+    BLOCKED.store(mask(libc::SIG_BLOCK, None), Ordering::Relaxed);
+    // SAFETY: takes and changes nothing.
+    if unsafe { libc::getpid() } == 1 {
+        let requests = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+        let requests = requests
+            .into_iter()
+            .fold(0, |set, number| set | bit(number));
+        mask(libc::SIG_BLOCK, Some(requests));
     }
-    BLOCKED.store(blocked, Ordering::Relaxed);
 }
 
 // SAFETY: the section holds pointers to functions that the C library calls once, before `main`; this
@@ -270,19 +313,7 @@ pub fn become_program(path: &CStr, args: &[CString]) -> Errno {
         // SAFETY: installs no handler.
         let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
     }
-    let blocked = BLOCKED.load(Ordering::Relaxed);
-    // SAFETY: the kernel reads as many bytes as it is told, and the number has them.
-    unsafe {
-        let none = std::ptr::null_mut::<u64>();
-        let (how, size) = (libc::SIG_SETMASK, size_of::<u64>());
-        libc::syscall(
-            libc::SYS_rt_sigprocmask,
-            how,
-            &raw const blocked,
-            none,
-            size,
-        );
-    }
+    mask(libc::SIG_SETMASK, Some(BLOCKED.load(Ordering::Relaxed)));
     for fd in (0..3).filter(|fd| inherited & 1 << fd != 0) {
         close(fd);
     }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat, umask};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use super::{Named, Result, open, raw, retry};
@@ -182,19 +182,14 @@ impl Root {
     pub fn make_folder(&self, name: &str) -> Result<()> {
         let call = || format!("mkdirat({})", self.join(name).display());
         let (around, last) = self.folder_of(name)?;
-        let mode = Mode::from_bits_truncate(0o755);
-        match retry(|| mkdirat(&around, last.as_str(), mode)) {
+        // Whoever reads there may do so from the first moment on: a run that is killed mends no mode.
+        let usual = umask(Mode::S_IWGRP | Mode::S_IWOTH);
+        let made = retry(|| mkdirat(&around, last.as_str(), Mode::from_bits_truncate(0o755)));
+        umask(usual);
+        match made {
             Err(Errno::EEXIST) => return Ok(()),
             made => made.named(call)?,
         }
-        // Whatever the umask took away.
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let made = retry(|| openat(&around, last.as_str(), flags, Mode::empty())).named(call)?;
-        let rights = std::os::unix::fs::PermissionsExt::from_mode(mode.bits());
-        let made = std::fs::File::from(made);
-        let given = made.set_permissions(rights).and_then(|()| made.sync_all());
-        let given = given.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)));
-        given.named(|| format!("fchmod({})", self.join(name).display()))?;
         retry(|| nix::unistd::fsync(&around)).named(call)
     }
 

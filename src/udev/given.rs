@@ -4,7 +4,7 @@ use nix::unistd::{Gid, Uid};
 
 use super::pair::Op;
 use super::rule::Place;
-use super::{Forecast, Notes, Outcome};
+use super::{Forecast, MOST, Notes, Outcome};
 
 /// A value that rules assign one after the other.
 #[derive(Debug)]
@@ -55,7 +55,10 @@ impl<'a, T> Given<'a, T> {
         let open = matches!(new, Assign::Open).then_some("its value has a substitution");
         match doubt.or(fixed).or(open) {
             Some(why) if !matches!(new, Assign::Keep) => {
-                self.doubts.push((at, why.to_owned()));
+                // One would do; the others are only named.
+                if self.doubts.len() < MOST {
+                    self.doubts.push((at, why.to_owned()));
+                }
             }
             Some(_) => {}
             None => match new {

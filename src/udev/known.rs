@@ -1,6 +1,6 @@
 //! What is known of the device while an event's rules are followed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::pair::{Op, Pair};
 use super::pattern::Pattern;
@@ -32,7 +32,7 @@ pub(super) struct Device {
     /// Why any property may have been set.
     tainted: Option<String>,
     /// What is on it, as far as that is known.
-    tags: Result<Vec<Vec<u8>>, String>,
+    tags: Result<BTreeSet<Vec<u8>>, String>,
     /// Whether a rule may have given it a link.
     linked: bool,
     /// The output of the last program.
@@ -102,7 +102,7 @@ impl Device {
             action,
             properties: known.into_iter().chain(unknown).collect(),
             tainted: None,
-            tags: Ok(Vec::new()),
+            tags: Ok(BTreeSet::new()),
             linked: false,
             result: Ok(Vec::new()),
         }
@@ -177,13 +177,9 @@ impl Device {
                 let key = String::from_utf8_lossy(key);
                 Err(format!("ENV{{{key}}} was set with a substitution"))
             }
-            (None, false, before) if op == Op::Add => before.map(|mut before| {
-                if !before.is_empty() {
-                    before.push(b' ');
-                }
-                before.extend_from_slice(value);
-                before
-            }),
+            (None, false, before) if op == Op::Add => {
+                before.and_then(|before| lengthened(key, before, value))
+            }
             (None, false, _) => Ok(value.to_vec()),
         };
         self.properties.insert(key.to_vec(), new);
@@ -197,7 +193,7 @@ impl Device {
             return;
         }
         if matches!(op, Op::Assign | Op::Final) {
-            self.tags = Ok(Vec::new());
+            self.tags = Ok(BTreeSet::new());
         }
         // What is taken away still counts at a device's first event, as long as the udev database
         // does not know it (seen with 252).
@@ -209,7 +205,7 @@ impl Device {
         }
         let valid = !tag.iter().any(|byte| matches!(byte, b':' | b' '));
         if let (Ok(tags), true) = (&mut self.tags, op != Op::Remove && valid && !had) {
-            tags.push(tag);
+            tags.insert(tag);
         }
     }
 
@@ -225,6 +221,19 @@ impl Device {
             (None, None) => Ok(Vec::new()),
         }
     }
+}
+
+/// What `+=` makes of a property. One that is longer than any line is not followed.
+fn lengthened(key: &[u8], mut before: Vec<u8>, value: &[u8]) -> Value {
+    if before.len() + value.len() >= super::text::LINE_MAX {
+        let key = String::from_utf8_lossy(key);
+        return Err(format!("ENV{{{key}}} is too long"));
+    }
+    if !before.is_empty() {
+        before.push(b' ');
+    }
+    before.extend_from_slice(value);
+    Ok(before)
 }
 
 fn holds(value: &Value, pattern: &Pattern<'_>) -> Answer {

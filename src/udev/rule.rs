@@ -3,14 +3,14 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use memchr::arch::all::memchr::Three;
 use nix::unistd::{Gid, Uid};
 
 use super::known::never;
 use super::pair::{Op, Pair, pairs};
 use super::pattern::Pattern;
-use super::text::mentions;
 use super::value::{Bits, Who, group, integer, mode, octal, owner};
-use super::{Database, Udevd, about_kvm, systemd};
+use super::{Database, Udevd, systemd};
 
 /// One part of a rule. udevd sorts them by kind, comparisons first; so does [`Token::rank`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,7 +143,14 @@ pub(super) fn rule<'a>(
 /// leaves a trace, does nothing at all, so that udevd may as well have dropped it: no `GOTO` leads to it,
 /// and it says nothing to a static node.
 pub(super) fn is_idle(line: &[u8]) -> bool {
-    !about_kvm(line) && !mentions(line, b"LABEL") && !mentions(line, b"OPTIONS")
+    // The three words by a letter of theirs that few others have.
+    let letters = Three::new(b'k', b'B', b'P');
+    let is_word = |at: usize| {
+        let from = |back: usize| at.checked_sub(back).and_then(|start| line.get(start..));
+        let starts = |back, word| from(back).is_some_and(|text: &[u8]| text.starts_with(word));
+        starts(0, b"kvm") || starts(2, b"LABEL") || starts(1, b"OPTIONS")
+    };
+    !letters.iter(line).any(is_word)
 }
 
 type Parsed = Result<(), &'static str>;

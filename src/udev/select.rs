@@ -1,6 +1,8 @@
 //! Which files udevd reads, and in what order.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 
 use super::RuleFile;
 
@@ -26,18 +28,19 @@ pub enum Found {
 /// The files that count, in the order in which they are read: of each name the one in the strongest
 /// folder, sorted by name. `found` holds the folder's place in [`FOLDERS`], its path, the file's name
 /// and what was found.
-pub fn select(found: Vec<(usize, String, String, Found)>) -> Vec<RuleFile> {
-    let mut by_name: BTreeMap<String, (usize, String, Found)> = BTreeMap::new();
+pub fn select(found: Vec<(usize, String, OsString, Found)>) -> Vec<RuleFile> {
+    let mut by_name: BTreeMap<OsString, (usize, String, Found)> = BTreeMap::new();
     for (rank, folder, name, content) in found {
         let hidden = by_name.get(&name).is_some_and(|(other, ..)| *other <= rank);
-        if name.ends_with(".rules") && !name.starts_with('.') && !hidden {
+        let bytes = name.as_bytes();
+        if bytes.ends_with(b".rules") && !bytes.starts_with(b".") && !hidden {
             by_name.insert(name, (rank, folder, content));
         }
     }
-    let file = |(name, (_, folder, found)): (String, (usize, String, Found))| match found {
+    let file = |(name, (_, folder, found)): (OsString, (usize, String, Found))| match found {
         Found::Masked => None,
         Found::Content(content) => {
-            let path = format!("/{folder}/{name}");
+            let path = format!("/{folder}/{}", name.display());
             Some(RuleFile { path, content })
         }
     };
@@ -67,7 +70,7 @@ mod tests {
             (0, "Z.rules", content("etc")),
         ];
         let folder = |rank: usize| FOLDERS[rank].to_owned();
-        let found = found.map(|(rank, name, found)| (rank, folder(rank), name.to_owned(), found));
+        let found = found.map(|(rank, name, found)| (rank, folder(rank), name.into(), found));
         let paths: Vec<_> = select(found.into())
             .into_iter()
             .map(|file| file.path)

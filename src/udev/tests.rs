@@ -185,3 +185,31 @@ fn a_line_that_ends_the_reading_leaves_what_came_before_in_doubt() {
     );
     assert_eq!(short(&forecast(&[&rules], Some(257)).add), "?");
 }
+
+#[test]
+fn a_line_out_of_reach_still_counts_where_it_names_what_does() {
+    for idle in [
+        "",
+        "k",
+        "B",
+        "P",
+        "KERNEL==\"sda\", GROUP=\"5\"",
+        "LABE",
+        "PTIONS",
+        "ABEL",
+        "vm",
+    ] {
+        assert!(rule::is_idle(idle.as_bytes()), "{idle}");
+    }
+    for not in [
+        "kvm",
+        "a kvm",
+        "LABEL=\"x\"",
+        "A, LABEL",
+        "OPTIONS",
+        "x,OPTIONS+=\"y\"",
+        "kkvm",
+    ] {
+        assert!(!rule::is_idle(not.as_bytes()), "{not}");
+    }
+}

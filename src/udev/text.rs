@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use memchr::arch::all::memchr::{One, Three};
+use memchr::arch::all::memchr::Three;
 
 /// The length that udevd allows a line, with its continuations.
 pub(super) const LINE_MAX: usize = 16384;
@@ -28,16 +28,6 @@ pub(super) fn is_blank(byte: u8) -> bool {
 pub(super) fn trim(text: &[u8]) -> &[u8] {
     let blanks = text.iter().take_while(|byte| is_blank(**byte)).count();
     text.get(blanks..).unwrap_or_default()
-}
-
-/// Whether a word stands somewhere in a text.
-pub(super) fn mentions(text: &[u8], word: &[u8]) -> bool {
-    let Some((first, more)) = word.split_first() else {
-        return true;
-    };
-    let starts = One::new(*first);
-    let mut all = starts.iter(text);
-    all.any(|at| text[at + 1..].starts_with(more))
 }
 
 /// Splits a file.

@@ -1,5 +1,7 @@
 //! Following the rules of all files through one event.
 
+use std::collections::BTreeMap;
+
 use super::file::File;
 use super::given::{Assign, Gifts, Given, Node};
 use super::known::{Answer, Device};
@@ -74,6 +76,7 @@ impl<'a> Walk<'a> {
         let mut at = 0;
         // Up to where rules may have been jumped over, and by which.
         let mut skipped: Option<(usize, String)> = None;
+        let mut labels = None;
         while let Some(rule) = file.rules.get(at) {
             if skipped.as_ref().is_some_and(|(to, _)| *to <= at) {
                 skipped = None;
@@ -84,18 +87,21 @@ impl<'a> Walk<'a> {
                 continue;
             };
             let target = rule.goto.as_ref().filter(|_| file.linked).and_then(|goto| {
-                let label = |later: &Rule<'_>| {
-                    later.dropped.is_none() && later.label.as_ref() == Some(goto)
-                };
-                file.rules.iter().skip(at).position(label)
+                let places = labels.get_or_insert_with(|| places(file)).get(&**goto)?;
+                places
+                    .get(places.partition_point(|place| *place < at))
+                    .copied()
             });
             match (target, doubt) {
                 (None, _) => {}
-                (Some(distance), None) => at += distance,
-                (Some(distance), Some(why)) => {
-                    let to = (at + distance).max(skipped.map_or(0, |(to, _)| to));
-                    let why = format!("the GOTO in {} may jump over it: {why}", rule.at);
-                    skipped = Some((to, why));
+                (Some(to), None) => at = to,
+                (Some(to), Some(why)) => {
+                    // The first reason is enough where one jump leads over another.
+                    let (before, why) = skipped.unwrap_or_else(|| {
+                        let why = format!("the GOTO in {} may jump over it: {why}", rule.at);
+                        (0, why)
+                    });
+                    skipped = Some((to.max(before), why));
                 }
             }
         }
@@ -169,6 +175,17 @@ impl<'a> Walk<'a> {
             _ => {}
         }
     }
+}
+
+/// Where in a file each label stands.
+fn places<'f>(file: &'f File<'_>) -> BTreeMap<&'f [u8], Vec<usize>> {
+    let mut found: BTreeMap<&[u8], Vec<usize>> = BTreeMap::new();
+    for (place, rule) in file.rules.iter().enumerate() {
+        if let (Some(label), None) = (&rule.label, &rule.dropped) {
+            found.entry(label).or_default().push(place);
+        }
+    }
+    found
 }
 
 fn assign<'a, Id: Copy>(

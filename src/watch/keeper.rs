@@ -88,7 +88,7 @@ impl Keeper {
             old: None,
             said: None,
             metrics: Published::default(),
-            status: Published::default(),
+            status: Published::trusted(),
         }
     }
 
@@ -98,6 +98,9 @@ impl Keeper {
             self.good = None;
         }
         self.seen = None;
+        if config.status_file != self.asked.status_file {
+            self.withdraw();
+        }
         self.asked = config;
         // To wait for the device to hold still is for the start.
         self.asked.settle = Duration::ZERO;
@@ -268,6 +271,11 @@ impl Keeper {
                      {wait:?}: {who}"
                 );
             }
+            // Who asks meanwhile whether QEMU can open the device shall not hear of the last change.
+            if wait >= super::QUIET {
+                self.report = proven(seen, &self.config, decision)?;
+                self.save();
+            }
             return Ok(true);
         }
         let now = Instant::now();
@@ -353,6 +361,11 @@ impl Keeper {
             crate::config::is_id(gid).then(|| Gid::from_raw(gid))
         });
         good.filter(|good| target != Some(good.as_raw()))
+    }
+
+    /// What a status file says that nobody keeps up to date is not true for long.
+    pub(super) fn withdraw(&self) {
+        self.status.withdraw(self.asked.status_file.as_deref());
     }
 
     /// Leaves the state for others.

@@ -6,11 +6,13 @@ use crate::common::{ok, program, require_root};
 use crate::project;
 
 const SCRIPT: &str = "examples/incident.sh";
+const RECORDER: &str = "docs/record";
 
 #[test]
 #[ignore = "tier: examples"]
 fn shellcheck_has_nothing_to_say() {
-    let said = ok(Command::new("shellcheck").arg(project(SCRIPT)));
+    let scripts = [project(SCRIPT), project(RECORDER)];
+    let said = ok(Command::new("shellcheck").args(scripts));
     assert_eq!(said, "");
 }
 
@@ -26,9 +28,13 @@ mod on_a_node {
         let story = ok(Command::new(project(SCRIPT))
             .arg(program())
             .env("NO_COLOR", "1"));
-        let end = story
-            .find("5. The node's udev handles another event")
-            .unwrap();
-        assert!(story[..end].contains("exit code 0"), "{story}");
+        let (start, cure) = story.split_once("3. The cure").unwrap();
+        assert!(start.contains("exit code 1"), "{story}");
+        let (cure, end) = cure.split_once("6. Somebody takes it away").unwrap();
+        assert!(cure.contains("exit code 0"), "{story}");
+        assert!(
+            end.contains("healed: set-device-owner 0:0 -> 0:108"),
+            "{story}"
+        );
     }
 }

@@ -10,7 +10,9 @@ use std::process::{Command, Stdio};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use crate::common::{bind, program, run, set_owner};
-use crate::support::{ALIGNED, KVM, Scene, command, go, owner, set_xattr};
+use crate::metrics::check_metrics;
+use crate::runs::kept;
+use crate::support::{ALIGNED, KVM, Scene, State, command, go, owner, set_xattr};
 use crate::temporary_below;
 
 /// One kind of run.
@@ -22,8 +24,8 @@ pub struct Case {
     becomes: bool,
     /// It goes on until it is told to end.
     pub watches: bool,
-    /// The name of the program's own first call, where that does not name the node's root.
-    pub marker: Option<&'static str>,
+    /// The name of the program's own first call.
+    pub marker: &'static str,
     /// Every call that only reads is failed as well, not only a part of them.
     pub complete: bool,
     /// The group file is a mount point.
@@ -32,13 +34,23 @@ pub struct Case {
     more: bool,
 }
 
+/// The files in which `watch` leaves its state, below the pod.
+const METRICS: &str = "state/kvm.prom";
+const STATUS: &str = "state/status.json";
+/// What an earlier run left there: all was well.
+const OLD_METRICS: &str = "# HELP libvirt_kvm_init_ready Of an earlier run.
+# TYPE libvirt_kvm_init_ready gauge
+libvirt_kvm_init_ready 1
+";
+const OLD_STATUS: &str = "{\"summary\":\"of an earlier run\",\"proof\":{\"result\":\"ok\"}}\n";
+
 const PLAIN: Case = Case {
     name: "apply",
     verb: "apply",
     options: &[],
     becomes: false,
     watches: false,
-    marker: None,
+    marker: "umask",
     complete: true,
     pinned: false,
     more: false,
@@ -65,7 +77,7 @@ pub const EXEC: Case = Case {
     name: "exec",
     verb: "exec",
     becomes: true,
-    marker: Some("rt_sigpending"),
+    marker: "rt_sigpending",
     complete: false,
     ..PLAIN
 };
@@ -73,10 +85,17 @@ pub const EXEC: Case = Case {
 pub const WATCH: Case = Case {
     name: "watch",
     verb: "watch",
-    options: &["--format", "json"],
+    options: &["--format", "json", "--recheck", "1s"],
     watches: true,
     complete: false,
     ..PLAIN
+};
+
+pub const WATCH_PERSIST: Case = Case {
+    name: "watch --persist --group-file-out",
+    options: &["--format", "json", "--recheck", "1s", "--persist"],
+    more: true,
+    ..WATCH
 };
 
 const OLD: &str = "root:x:0:\nkvm:x:424:nova\nnova:x:42424:\n";
@@ -112,6 +131,9 @@ impl Stage {
             scene.host.dir("etc/udev");
             scene.pod.dir("volume");
         }
+        if case.watches {
+            scene.pod.dir("state");
+        }
         let rule = std::cell::RefCell::new(None);
         Self { case, scene, rule }
     }
@@ -124,6 +146,10 @@ impl Stage {
         cmd.args(self.case.options);
         if self.case.more {
             cmd.arg("--group-file-out").arg(self.out());
+        }
+        if self.case.watches {
+            cmd.arg("--metrics-file").arg(self.scene.pod.at(METRICS));
+            cmd.arg("--status-file").arg(self.scene.pod.at(STATUS));
         }
         if self.case.becomes {
             cmd.arg("--").arg(program()).arg("--version");
@@ -140,6 +166,12 @@ impl Stage {
         fs::write(self.scene.pod.at("etc/group"), OLD).unwrap();
         let _ = fs::remove_file(KVM);
         crate::common::mknod_kvm(Path::new(KVM), 0, 424, 0o600);
+        if self.case.watches {
+            self.scene
+                .pod
+                .file(METRICS, OLD_METRICS)
+                .file(STATUS, OLD_STATUS);
+        }
         if self.case.more {
             let _ = fs::remove_dir_all(self.scene.host.at(RULES));
             fs::write(self.out(), OLD_OUT).unwrap();
@@ -152,15 +184,19 @@ impl Stage {
     pub fn assert_whole(&self, shown: &str) {
         let group = self.scene.pod.read("etc/group");
         // While a file is written in place, newlines at its end are its space.
+        let without_space = |text: String| text.trim_end().to_owned() + "\n";
         let group = if self.case.pinned {
-            group.trim_end().to_owned() + "\n"
+            without_space(group)
         } else {
             group
         };
         assert!(group == OLD || group == ALIGNED, "{group}{shown}");
         if self.case.more {
             assert_eq!(group, OLD, "{shown}");
-            let out = fs::read_to_string(self.out()).unwrap();
+            let mut out = fs::read_to_string(self.out()).unwrap();
+            if self.case.watches {
+                out = without_space(out);
+            }
             assert!(out == OLD_OUT || out == ALIGNED, "{out}{shown}");
             let rule = fs::read_to_string(self.scene.host.at(RULE)).ok();
             assert!(
@@ -170,8 +206,7 @@ impl Stage {
         }
     }
 
-    /// All is as it shall be, and who QEMU will be can open the device: asked of the kernel here, not of
-    /// the program.
+    /// All is as it shall be, and who QEMU will be can open the device.
     pub fn assert_aligned(&self, shown: &str) {
         let file = if self.case.more {
             self.out()
@@ -187,6 +222,11 @@ impl Stage {
             let known = self.rule.borrow_mut().get_or_insert(rule.clone()).clone();
             assert_eq!(rule, known, "{shown}");
         }
+        Self::assert_opens(shown);
+    }
+
+    /// Asked of the kernel here, not of the program.
+    fn assert_opens(shown: &str) {
         let mut cmd = Command::new("sh");
         cmd.args(["-c", ": <>/dev/kvm"]).stdin(Stdio::null());
         let become_nova = || {
@@ -203,6 +243,48 @@ impl Stage {
         assert_eq!(code, 0, "as nova: {err}{shown}");
     }
 
+    /// Everything that a run must not touch when it says no. What an earlier one left for others is not
+    /// part of it.
+    pub fn node_and_pod(&self) -> State {
+        let mut state = self.scene.state();
+        state.retain(|path, _| !path.starts_with(self.scene.pod.at("state")));
+        state
+    }
+
+    /// The state that `watch` left for others is whole, and whoever asks is told the truth. Whether all
+    /// of it is this run's.
+    ///
+    /// `had_begun` where the run came as far as to take away what an earlier one had left.
+    pub fn assert_published(&self, had_begun: bool, shown: &str) -> bool {
+        let metrics = self.scene.pod.read(METRICS);
+        check_metrics(&metrics);
+        let status = fs::read_to_string(self.scene.pod.at(STATUS)).ok();
+        let ready = go(command(&program(), &["ready"]).arg(self.scene.pod.at(STATUS)));
+        let shown = format!("{status:?}\n{ready}{shown}");
+        let Some(status) = status else {
+            assert_eq!(ready.code, 4, "{shown}");
+            return false;
+        };
+        if status == OLD_STATUS {
+            assert!(!had_begun, "out of date: {shown}");
+            return false;
+        }
+        let report: serde_json::Value = serde_json::from_str(&status).expect(&shown);
+        assert_eq!(report["schema"], 1, "{shown}");
+        if report["proof"]["result"] == "ok" {
+            assert_eq!(ready.code, 0, "{shown}");
+            Self::assert_opens(&shown);
+        } else {
+            assert_eq!(ready.code, 5, "{shown}");
+        }
+        metrics != OLD_METRICS
+    }
+
+    /// Whether a call takes away what an earlier run left.
+    pub fn takes_away(text: &str) -> bool {
+        text.starts_with("unlinkat(") && text.contains("\"status.json\"")
+    }
+
     /// What a run left beside the files.
     pub fn left_over(&self) -> Vec<String> {
         let found = temporary_below(&[self.scene.host.path(), self.scene.pod.path()]);
@@ -214,6 +296,12 @@ impl Stage {
 
     /// The next run puts all right, and clears up.
     pub fn recover(&self, shown: &str) {
+        if self.case.watches {
+            let run = kept(self, &mut self.command());
+            assert_eq!(run.code, Ok(0), "the next run: {}\nafter {shown}", run.err);
+            assert!(run.went_on, "{}\nafter {shown}", run.err);
+            assert!(self.assert_published(true, shown), "{shown}");
+        }
         let mut cmd = self.scene.apply();
         if self.case.more {
             cmd.arg("--persist").arg("--group-file-out").arg(self.out());

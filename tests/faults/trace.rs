@@ -1,7 +1,6 @@
 //! What strace wrote of a clean run: which calls are there to fail.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use crate::scenes::Case;
 
@@ -16,6 +15,8 @@ pub struct Call {
     pub is_memory: bool,
     /// Whether it says something on stderr.
     pub is_stderr: bool,
+    /// Whether it comes after the report of `watch`.
+    pub publishes: bool,
     /// The line of the trace.
     pub text: String,
 }
@@ -59,21 +60,24 @@ const WRITING: [&str; 17] = [
     "setxattr",
     "flock",
 ];
-/// Calls that always succeed when they are used as they are here, or do not return.
-const CANNOT_FAIL: [&str; 6] = [
+/// Calls that always succeed when they are used as they are here, or do not return. Random numbers for the
+/// standard library's hashes are asked for with `GRND_INSECURE`, which waits for nothing.
+const CANNOT_FAIL: [&str; 8] = [
     "exit_group",
     "getpid",
     "getppid",
+    "getrandom",
     "gettid",
     "rt_sigprocmask",
     "set_tid_address",
+    "umask",
 ];
 
 impl Call {
     /// Whether it is failed in this way.
     pub fn can(&self, kind: &str) -> bool {
         match kind {
-            "ENOSPC" => self.writes && self.name != "flock",
+            "ENOSPC" => self.writes && self.name != "flock" || self.name == "inotify_add_watch",
             "EINTR" => INTERRUPTIBLE.contains(&self.name.as_str()),
             "KILL" => true,
             _ => !CANNOT_FAIL.contains(&self.name.as_str()),
@@ -92,12 +96,11 @@ pub struct Trace {
 
 impl Trace {
     /// `text` is the output of `strace -f -o`.
-    pub fn parse(text: &str, host: &Path, case: &Case) -> Self {
-        let host = format!("\"{}\"", host.display());
+    pub fn parse(text: &str, case: &Case) -> Self {
         let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         let mut runtime = BTreeSet::new();
         let mut own: Vec<Call> = Vec::new();
-        let (mut first, mut begun, mut over) = (None, false, false);
+        let (mut first, mut begun, mut reported, mut over) = (None, false, false, false);
         for line in text.lines() {
             let Some((pid, rest)) = line.split_once(' ') else {
                 continue;
@@ -120,12 +123,7 @@ impl Trace {
             let count = counts.entry((pid, name)).or_default();
             *count += 1;
             let key = (name.to_owned(), *count);
-            if is_first && !begun {
-                begun = match case.marker {
-                    Some(marker) => name == marker,
-                    None => args.contains(&host),
-                };
-            }
+            begun |= is_first && name == case.marker;
             if is_first && (!begun || over) {
                 // The command writes its line only if all before went well.
                 if name != "write" {
@@ -135,8 +133,9 @@ impl Trace {
             }
             // What is run after that is another program.
             over |= is_first && name == "execve";
-            // The report is out, the first pass done.
-            over |= case.watches && is_first && name == "write" && args.starts_with("1,");
+            // The report is out, and then all is left for others; where it waits the first pass is over.
+            reported |= case.watches && is_first && name == "write" && args.starts_with("1,");
+            over |= reported && is_first && ["poll", "ppoll"].contains(&name);
             let makes = name == "openat" && args.contains("O_CREAT");
             own.push(Call {
                 name: key.0,
@@ -144,6 +143,7 @@ impl Trace {
                 writes: makes || WRITING.contains(&name),
                 is_memory: ["mmap", "brk", "mremap", "munmap", "mprotect"].contains(&name),
                 is_stderr: name == "write" && args.starts_with("2,"),
+                publishes: reported,
                 text: rest.to_owned(),
             });
         }

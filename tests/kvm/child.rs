@@ -109,7 +109,15 @@ fn assert_held(seen: &[(Report, Duration)]) {
         hits += usize::from(report.exit_code == 5);
     }
     assert!(hits > 0, "{} runs, and no signal met a proof", seen.len());
-    println!("{} runs, {hits} of them hit", seen.len());
+    let ends = seen.iter().filter(|(report, _)| report.exit_code == 5);
+    let ends: Vec<_> = ends
+        .map(|(report, took)| format!("{} after {took:.1?}", report.proof.result))
+        .collect();
+    println!(
+        "{} runs, {hits} of them hit: {}",
+        seen.len(),
+        ends.join(", ")
+    );
 }
 
 #[test]

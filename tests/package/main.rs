@@ -47,7 +47,7 @@ fn generated() -> &'static Path {
     FOLDER.get_or_init(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("generated");
         ok(make()
-            .arg("docs")
+            .arg("man")
             .arg(format!("GENERATED={}", folder.display())));
         folder
     })

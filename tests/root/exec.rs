@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::{bind, detach, in_namespace, mknod_kvm, ok, program, run};
+use crate::common::{bind, detach, in_namespace, mknod_kvm, ok, program, require_commands, run};
 use crate::support::{ALIGNED, KVM, Scene, bind_read_only, command, owner, warnings, without_call};
 
 impl Scene {
@@ -321,6 +321,27 @@ fn a_request_to_end_ends_it_and_its_child_at_once_also_as_the_first_process() {
                 io::Read::read_to_string(&mut process.stdout.unwrap(), &mut out).unwrap();
                 assert_eq!(out, "");
             }
+        }
+    });
+}
+
+/// In the moment between its start and its handlers the kernel would throw the signal away.
+#[test]
+#[ignore = "tier: root"]
+fn a_request_to_end_that_comes_at_its_very_start_ends_the_first_process() {
+    require_commands(&["strace", "unshare"]);
+    in_namespace(|| {
+        let scene = Scene::settled();
+        for (signal, code) in [("TERM", 143), ("INT", 130)] {
+            // Rust's runtime makes this call before `main`, and unshare(1) does not.
+            let early = format!("inject=sigaltstack:signal={signal}:when=1");
+            let strace = ["-f", "-qq", "-o", "/dev/null", "-e", "trace=sigaltstack"];
+            let mut cmd = command(Path::new("strace"), &strace);
+            cmd.args(["-e", &early, "unshare", "--pid", "--fork"]);
+            let mut exec = scene.exec(&[]);
+            exec.args(["echo", "started"]);
+            let (got, out, err) = run(cmd.arg(exec.get_program()).args(exec.get_args()));
+            assert_eq!((got, out.as_str()), (code, ""), "{signal}: {err}");
         }
     });
 }

@@ -18,21 +18,15 @@ use nix::unistd::mkfifo;
 use crate::common::{
     in_namespace, mknod_char, mknod_kvm, program, require_commands, scratch, set_owner,
 };
+use crate::peak::{Measured, bounded, measured, ordinary};
 use crate::support::{ALIGNED, KVM, Scene, command, go, owner, state};
 
 /// More than any file that is read to its end, and far less than what stands there says of itself.
 const MEMORY: u64 = 128 << 20;
 
 /// Runs it below strace with bounded memory: what it opened for more than a look at it.
-fn opened(of: &Command) -> (crate::support::Run, Vec<String>) {
+fn opened(of: &Command) -> (Measured, Vec<String>) {
     use std::os::unix::process::CommandExt;
-    let log = scratch().join("opened");
-    let mut cmd = command(
-        Path::new("strace"),
-        &["-f", "-y", "-qq", "-e", "trace=open,openat,openat2"],
-    );
-    cmd.arg("-o").arg(&log);
-    cmd.arg(of.get_program()).args(of.get_args());
     let limit = || {
         let limit = libc::rlimit {
             rlim_cur: MEMORY,
@@ -44,15 +38,38 @@ fn opened(of: &Command) -> (crate::support::Run, Vec<String>) {
             _ => Err(std::io::Error::last_os_error()),
         }
     };
-    // SAFETY: one system call.
-    unsafe { cmd.pre_exec(limit) };
-    let run = go(&mut cmd);
-    let text = fs::read_to_string(&log).unwrap();
-    let read = text.lines().filter(|line| !line.contains("O_PATH"));
+    let measured = measured(of, "open,openat,openat2,", |cmd| {
+        // SAFETY: one system call.
+        unsafe { cmd.pre_exec(limit) };
+    });
+    let read = measured.trace.lines();
+    let read = read.filter(|line| !line.contains("O_PATH"));
     // The descriptor's own path comes last: = 5</etc/group>
     let paths = read.filter_map(|line| line.rsplit_once("= ")?.1.split_once('<'));
     let paths = paths.map(|(_, path)| path.trim_end_matches('>').to_owned());
-    (run, paths.collect())
+    let paths = paths.collect();
+    (measured, paths)
+}
+
+/// Where files are of ordinary size, as on most nodes.
+#[test]
+#[ignore = "tier: root"]
+fn an_ordinary_run_needs_three_mebibytes_at_most() {
+    require_commands(&["strace"]);
+    in_namespace(|| {
+        let scene = Scene::new();
+        ordinary(&scene);
+        bounded_run("apply", &mut scene.apply());
+        bounded_run("apply with nothing to do", &mut scene.apply());
+        set_owner(Path::new(KVM), 0, 424, 0o600);
+        bounded_run("apply --persist", scene.apply().arg("--persist"));
+    });
+}
+
+fn bounded_run(what: &str, cmd: &mut Command) {
+    let of = measured(cmd, "", |_| {});
+    bounded(what, of.peak);
+    of.run.code(0);
 }
 
 #[test]
@@ -119,6 +136,7 @@ fn nothing_outside_is_read_or_written_and_nothing_waits_or_swells() {
         ];
         let before = state(&[&outside]);
         let (mut slowest, mut codes) = (Duration::ZERO, [0_u32; 7]);
+        let mut largest = (0, String::new());
         for (on_host, name) in places {
             let tree = if on_host { &scene.host } else { &scene.pod };
             let (at, kept) = (tree.at(name), tree.at("kept"));
@@ -127,8 +145,9 @@ fn nothing_outside_is_read_or_written_and_nothing_waits_or_swells() {
                 let had = fs::rename(&at, &kept).is_ok();
                 make(&at);
                 let start = Instant::now();
-                let (run, paths) = opened(&scene.apply());
+                let (Measured { run, peak, .. }, paths) = opened(&scene.apply());
                 slowest = slowest.max(start.elapsed());
+                largest = largest.max((peak, format!("{what} at {name}")));
                 codes[usize::try_from(run.code).unwrap()] += 1;
                 let shown = format!("{what} at {name}: {run}");
                 assert!(
@@ -162,9 +181,11 @@ fn nothing_outside_is_read_or_written_and_nothing_waits_or_swells() {
         }
         let runs: u32 = codes.iter().sum();
         println!(
-            "{runs} hostile trees, {} MiB of address space each: slowest {slowest:.1?} with strace; exit codes \
-             0 to 6: {codes:?}",
-            MEMORY >> 20
+            "{runs} hostile trees, {} MiB of address space each: slowest {slowest:.1?} with strace; largest peak \
+             {} KiB (VmHWM), {}; exit codes 0 to 6: {codes:?}",
+            MEMORY >> 20,
+            largest.0,
+            largest.1
         );
         assert!(slowest < Duration::from_secs(5), "{slowest:?}");
     });
@@ -187,6 +208,64 @@ fn names_of_every_byte_do_no_harm() {
         let odd = |text: &str| text.chars().any(|c| c.is_control() && c != '\n');
         assert!(!odd(&run.out) && !odd(&run.err), "{run}");
         println!("508 files, two for each byte: exit code {}", run.code);
+    });
+}
+
+/// An image with very many lines of a kind: the report names some, in no more time than reading takes.
+#[test]
+#[ignore = "tier: root"]
+fn what_an_image_says_very_often_is_told_briefly() {
+    const MANY: u32 = 200_000;
+    in_namespace(|| {
+        let scene = Scene::new();
+        let each = |line: &dyn Fn(u32) -> String| (0..MANY).map(line).collect::<String>();
+        let text = scene.pod.read("etc/passwd");
+        let users = each(&|n| format!("u{n}:x:{}:424::/:\n", 1_000_000 + n));
+        scene.pod.file("etc/passwd", &format!("{text}{users}"));
+        let text = scene.pod.read("etc/group");
+        let groups = each(&|n| format!("g{n}:x:{}:nova\n", 1_000_000 + n));
+        let again = each(&|_| "kvm:x:424:\n".to_owned());
+        scene
+            .pod
+            .file("etc/group", &format!("{text}{groups}{again}"));
+        let start = Instant::now();
+        // More groups than the kernel takes.
+        let run = go(&mut scene.apply()).code(5);
+        let (took, length) = (start.elapsed(), run.out.len() + run.err.len());
+        assert!(run.out.contains("more"), "{run}");
+        assert!(length < 8192, "{length} bytes");
+        assert!(took < Duration::from_secs(5), "{took:?}");
+        println!("{MANY} lines of three kinds: {took:.1?}, {length} bytes");
+    });
+}
+
+/// Rules of which much would have to be said, or which lead far: each costs its length, not its square.
+#[test]
+#[ignore = "tier: root"]
+fn very_many_odd_rules_cost_what_reading_them_costs() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let kinds = [
+            ("broken", "kvm\n"),
+            ("unknown", "KERNEL==\"kvm\", GROUP=\"nosuch\"\n"),
+            ("doubtful", "TEST==\"/x\", KERNEL==\"kvm\", GROUP=\"5\"\n"),
+            ("running", "KERNEL==\"kvm\", RUN+=\"x\"\n"),
+            ("jumping", "TEST==\"/x\", KERNEL==\"kvm\", GOTO=\"end\"\n"),
+            ("jumping nowhere", "KERNEL==\"kvm\", GOTO=\"nowhere\"\n"),
+            ("growing", "KERNEL==\"kvm\", ENV{A}+=\"longer\"\n"),
+            ("tagging", "KERNEL==\"kvm\", TAG+=\"t%\"\n"),
+        ];
+        for (what, line) in kinds {
+            let rules = (0..100_000).map(|n| line.replace('%', &n.to_string()));
+            let rules = format!("{}LABEL=\"end\"\n", rules.collect::<String>());
+            scene.host.file("etc/udev/rules.d/50-odd.rules", &rules);
+            let start = Instant::now();
+            let run = go(&mut scene.apply()).code(0);
+            let (took, length) = (start.elapsed(), run.out.len() + run.err.len());
+            println!("100000 {what} rules: {took:.1?}, {length} bytes");
+            assert!(took < Duration::from_secs(5), "{what}: {took:?}");
+            assert!(length < 64 << 10, "{what}: {length} bytes");
+        }
     });
 }
 

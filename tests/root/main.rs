@@ -12,6 +12,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/peak.rs"]
+mod peak;
 mod support;
 
 mod candidates;

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, umask};
 
-use crate::common::{Tree, bind, fresh_dev, in_namespace, mknod_kvm, program};
+use crate::common::{
+    Tree, bind, fresh_dev, in_namespace, mknod_kvm, program, require_commands, run,
+};
 use crate::place::{Jail, require_initial_pid_namespace};
 use crate::support::{
     ALIGNED, KVM, Run, Scene, apply, bind_read_only, command, go, make_read_only, names, owner,
@@ -226,6 +228,30 @@ fn without_the_nodes_file_system_there_is_nowhere_to_write_it() {
         ]);
         let after = state(&[&pod.tree.at("etc"), &pod.tree.at("dev")]);
         assert_eq!(after, before, "{run}");
+    });
+}
+
+/// A run that is killed before it has said what mode is meant, whatever call says so.
+#[test]
+#[ignore = "tier: root"]
+fn the_folder_that_a_killed_run_has_made_is_as_any_other() {
+    require_commands(&["strace"]);
+    in_namespace(|| {
+        let scene = Scene::new();
+        scene.host.dir("etc/udev");
+        let apply = persist(&scene);
+        let kill = [
+            "-qq",
+            "-e",
+            "inject=fchmod:signal=KILL:when=1",
+            "-o",
+            "/dev/null",
+        ];
+        let mut cmd = command(Path::new("strace"), &kill);
+        cmd.args(["-P"]).arg(scene.host.at(FOLDER));
+        let (code, _, err) = run(cmd.arg(apply.get_program()).args(apply.get_args()));
+        assert!([0, 137].contains(&code), "{code}: {err}");
+        assert_eq!(owner(&scene.host.at(FOLDER)), (0, 0, 0o755));
     });
 }
 

@@ -57,6 +57,23 @@ struct Rights {
     umask: String,
 }
 
+/// As it stands there.
+impl std::fmt::Display for Rights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "CapEff {:010x} CapPrm {:010x} CapInh {:x} CapAmb {:x} CapBnd {:x} NoNewPrivs {} Umask {}",
+            self.effective,
+            self.permitted,
+            self.inheritable,
+            self.ambient,
+            self.bounding,
+            u8::from(self.no_new_privs),
+            self.umask
+        )
+    }
+}
+
 fn rights(pid: u32) -> Rights {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = |key: &str| {
@@ -175,24 +192,28 @@ fn each_verb_keeps_what_its_row_says_and_nothing_else() {
     in_namespace(|| {
         let scene = Scene::new();
         scene.host.dir("etc/udev/rules.d");
-        assert_eq!(Held::start(&mut scene.apply()).rights(), only(APPLY));
+        let keeps = |what: &str, held: &Held, kept: &[Capability]| {
+            let rights = held.rights();
+            println!("{what}: {rights}");
+            assert_eq!(rights, only(kept), "{what}");
+        };
+        keeps("apply", &Held::start(&mut scene.apply()), APPLY);
         assert_eq!(scene.pod.read("etc/group"), ALIGNED);
-        assert_eq!(
-            Held::start(scene.apply().arg("--persist")).rights(),
-            only(APPLY)
-        );
+        let mut persist = scene.apply();
+        persist.arg("--persist");
+        keeps("apply --persist", &Held::start(&mut persist), APPLY);
         let mut watch = verb(&scene, "watch");
-        assert_eq!(Held::start(&mut watch).rights(), only(APPLY));
+        keeps("watch", &Held::start(&mut watch), APPLY);
         let mut check = verb(&scene, "check");
-        assert_eq!(Held::start(&mut check).rights(), only(CHECK));
+        keeps("check", &Held::start(&mut check), CHECK);
         let mut install = command(&program(), &["install"]);
         install.arg(scene.pod.path());
-        assert_eq!(Held::start(&mut install).rights(), only(INSTALL));
+        keeps("install", &Held::start(&mut install), INSTALL);
         let mut ready = command(&program(), &["ready", "/dev/absent"]);
-        assert_eq!(Held::at(2, &mut ready).rights(), only(READ));
+        keeps("ready", &Held::at(2, &mut ready), READ);
         let mut logs = command(&program(), &["logs", "--format=json", "/dev/null"]);
         let logs = Held::start(&mut logs);
-        assert_eq!(logs.rights(), only(&[]));
+        keeps("logs", &logs, &[]);
         let owner = fs::metadata(format!("/proc/{}/stat", logs.child.id())).unwrap();
         assert!(owner.uid() == 0 || owner.uid() == 65_534);
     });
@@ -333,7 +354,8 @@ fn what_is_kept_is_needed() {
         // Without it the proof's child, were it to hang, could not be ended.
         let ends = |without: bool| {
             let (scene, trace) = (Scene::settled(), scratch().join("trace"));
-            let mut cmd = command(Path::new("strace"), &["-qq", "-e", "trace=kill", "-o"]);
+            let only = ["-qq", "-e", "trace=kill", "-e", "signal=none", "-o"];
+            let mut cmd = command(Path::new("strace"), &only);
             let check = verb(&scene, "check");
             cmd.arg(&trace).arg(check.get_program());
             cmd.args(check.get_args());

@@ -182,7 +182,7 @@ fn a_thousand_drifts_are_healed() {
         let (median, worst) = all(&watch, ROUNDS);
         let peak = watch.status("VmHWM");
         println!(
-            "peak: {peak} KiB; CPU for it all: {} ms",
+            "peak: {peak} KiB (VmHWM); CPU for it all: {} ms",
             watch.ticks() * 10
         );
         assert!(median <= Duration::from_millis(20), "{median:?}");

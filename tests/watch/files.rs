@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::common::{in_namespace, mknod_kvm, mount_tmpfs, ok, run, scratch, set_owner};
+use crate::common::{in_namespace, mknod_kvm, mount_tmpfs, ok, program, run, scratch, set_owner};
+use crate::metrics::check_metrics;
+use crate::peak::{bounded, ordinary};
 use crate::process::{Watch, healed, until, watch};
-use crate::support::{ALIGNED, KVM, Scene, inode, make_read_only};
+use crate::support::{ALIGNED, KVM, Scene, command, go, inode, make_read_only};
 
 const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
 
@@ -169,25 +171,77 @@ fn the_state_is_there_for_others() {
     });
 }
 
-/// The text format: every sample after its own HELP and TYPE, each name once, counters named so.
-fn check_metrics(text: &str) {
-    assert!(text.ends_with('\n'));
-    let (mut family, mut seen) = (String::new(), Vec::new());
-    for line in text.lines() {
-        if let Some(rest) = line.strip_prefix("# HELP ") {
-            family = rest.split(' ').next().unwrap().to_owned();
-            assert!(!seen.contains(&family), "{family} twice");
-            seen.push(family.clone());
-        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
-            let (name, kind) = rest.split_once(' ').unwrap();
-            assert_eq!(name, family);
-            assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
-        } else {
-            let name = line.split(['{', ' ']).next().unwrap();
-            assert_eq!(name, family);
-            line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
+/// Files of ordinary size, a drift of each, and all that it writes.
+#[test]
+#[ignore = "tier: root"]
+fn an_ordinary_watch_needs_three_mebibytes_at_most() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        ordinary(&scene);
+        let state = scratch().join("state");
+        fs::create_dir(&state).unwrap();
+        let mut cmd = watch(&scene);
+        cmd.arg("--persist");
+        cmd.arg("--metrics-file").arg(state.join("kvm.prom"));
+        cmd.arg("--status-file").arg(state.join("status.json"));
+        let watch = Watch::start(&mut cmd);
+        bounded("watch, after its first pass", watch.status("VmHWM"));
+        let text = scene.pod.read("etc/group");
+        for n in 0..20 {
+            set_owner(Path::new(KVM), 0, 424, 0o600);
+            healed(RIGHT);
+            scene
+                .pod
+                .file("etc/group", &text.replace("kvm:x:108", "kvm:x:424"));
+            let mended = || scene.pod.read("etc/group") == text;
+            assert!(until(Duration::from_secs(10), mended), "{n}");
         }
-    }
+        bounded("watch, after 40 drifts", watch.status("VmHWM"));
+    });
+}
+
+/// What `ready` reads is of this run, or it is not there.
+#[test]
+#[ignore = "tier: root"]
+fn a_status_that_is_not_kept_up_to_date_is_taken_away() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let folder = scratch().join("state");
+        fs::create_dir(&folder).unwrap();
+        mount_tmpfs(&folder, "size=12k,nr_inodes=20");
+        let status = folder.join("status.json");
+        let ready = || go(command(&program(), &["ready"]).arg(&status));
+        let is = |there: bool| until(Duration::from_secs(10), || status.exists() == there);
+        let old = "{\"summary\":\"an earlier run\",\"proof\":{\"result\":\"ok\"}}";
+        fs::write(&status, old).unwrap();
+        ready().code(0);
+        // It waits for a device that is not there, and has nothing to tell yet.
+        fs::remove_file(KVM).unwrap();
+        let mut cmd = watch(&scene);
+        cmd.arg("--settle=3s").arg("--status-file").arg(&status);
+        let starting = std::thread::scope(|scope| {
+            let told = scope.spawn(|| {
+                assert!(is(false));
+                let told = ready().code;
+                mknod_kvm(Path::new(KVM), 0, 108, 0o660);
+                told
+            });
+            let watch = Watch::start(&mut cmd);
+            assert_eq!(told.join().unwrap(), 4);
+            watch
+        });
+        assert!(is(true));
+        ready().code(0);
+        let _ = fs::write(folder.join("full"), [0; 12 << 10]);
+        set_owner(Path::new(KVM), 0, 424, 0o600);
+        starting.says("is not up to date");
+        assert!(is(false));
+        ready().code(4);
+        fs::remove_file(folder.join("full")).unwrap();
+        set_owner(Path::new(KVM), 0, 424, 0o600);
+        assert!(is(true));
+        ready().code(0);
+    });
 }
 
 /// Missing, full, read-only: said once, and nothing waits for it.

@@ -12,6 +12,11 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/metrics.rs"]
+mod metrics;
+#[path = "../common/peak.rs"]
+#[allow(dead_code)]
+mod peak;
 #[path = "../common/rule_sets.rs"]
 mod rule_sets;
 #[path = "../root/support.rs"]

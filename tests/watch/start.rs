@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal::{SIGINT, SIGTERM};
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::common::{in_namespace, mknod_kvm, program, run, scratch, set_owner};
+use crate::common::{in_namespace, mknod_kvm, program, require_commands, run, scratch, set_owner};
 use crate::process::{Watch, healed, refused, watch};
 use crate::support::{KVM, Scene, command};
 
@@ -65,6 +66,68 @@ fn signals_end_it_as_the_first_process() {
             assert!(start.elapsed() < Duration::from_secs(5));
         }
     });
+}
+
+/// The moment between its start and its handlers, in which the kernel would throw the signal away.
+#[test]
+#[ignore = "tier: root"]
+fn a_signal_that_comes_before_it_is_ready_ends_the_first_process() {
+    require_commands(&["strace", "unshare"]);
+    in_namespace(|| {
+        let scene = Scene::settled();
+        for signal in ["TERM", "INT"] {
+            let mut cmd = as_first_process(signal);
+            let watch = watch(&scene);
+            let (code, out, err) = run(cmd.arg(watch.get_program()).args(watch.get_args()));
+            assert_eq!((code, out.as_str()), (0, ""), "{err}");
+        }
+    });
+}
+
+/// One that is to read its configuration again is not thrown away, either.
+#[test]
+#[ignore = "tier: root"]
+fn a_hangup_that_comes_before_it_is_ready_is_heard() {
+    require_commands(&["strace", "unshare"]);
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let mut cmd = as_first_process("HUP");
+        let watch = watch(&scene);
+        cmd.arg(watch.get_program()).args(watch.get_args());
+        let mut child = cmd
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let heard = lines.find(|line| line.as_ref().unwrap().contains("read again"));
+        assert!(heard.is_some());
+        // timeout(1) hands it on, and --kill-child takes `watch` along.
+        let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+        nix::sys::signal::kill(pid, SIGTERM).unwrap();
+        child.wait().unwrap();
+    });
+}
+
+/// The first process of a PID namespace gets `signal` in a call that Rust's runtime makes before `main`,
+/// and that unshare(1) does not make.
+fn as_first_process(signal: &str) -> Command {
+    let early = format!("inject=sigaltstack:signal={signal}:when=1");
+    let strace = [
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=sigaltstack",
+        "-e",
+        &early,
+    ];
+    let mut cmd = command(Path::new("timeout"), &["--signal=KILL", "10", "strace"]);
+    cmd.args(strace)
+        .args(["unshare", "--pid", "--fork", "--kill-child"]);
+    cmd
 }
 
 #[test]

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::common::{in_namespace, set_owner};
-use crate::process::{Watch, healed, watch};
-use crate::support::{KVM, Scene, owner};
+use crate::common::{in_namespace, program, run, set_owner};
+use crate::process::{Watch, healed, until, watch};
+use crate::support::{KVM, Scene, command, owner};
 
 /// Undoes until it is told to stop; how often it did.
 fn opponent(stop: &AtomicBool, undone: &AtomicU64, gid: u32) {
@@ -66,6 +66,41 @@ fn it_backs_off_names_the_opponent_and_wins_in_the_end() {
         set_owner(Path::new(KVM), 0, 777, 0o660);
         healed((0, 108, 0o660));
         assert!(start.elapsed() < Duration::from_millis(200));
+    });
+}
+
+/// For as long as the device is somebody else's, `ready` says no.
+#[test]
+#[ignore = "tier: root"]
+fn while_it_gives_way_it_does_not_say_that_it_is_ready() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let status = scene.pod.at("status.json");
+        let ready = || {
+            let mut ready = command(&program(), &["ready"]);
+            run(ready.arg(&status)).0
+        };
+        let watch = Watch::start(watch(&scene).arg("--status-file").arg(&status));
+        assert_eq!(ready(), 0);
+        let (stop, undone) = (AtomicBool::new(false), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| opponent(&stop, &undone, 777));
+            // 20 at once, and the waits up to the one of 2.56 s.
+            let later = || undone.load(Ordering::Relaxed) == 27;
+            assert!(until(Duration::from_secs(20), later), "{}", watch.log());
+            std::thread::sleep(Duration::from_millis(500));
+            assert_eq!(owner(Path::new(KVM)).1, 777);
+            let code = ready();
+            stop.store(true, Ordering::Relaxed);
+            assert_eq!(code, 5, "{}", watch.log());
+        });
+        healed((0, 108, 0o660));
+        assert!(
+            until(Duration::from_secs(5), || ready() == 0),
+            "{}",
+            watch.log()
+        );
+        assert!(watch.log().lines().count() < 40, "{}", watch.log());
     });
 }
 
