@@ -18,7 +18,7 @@ fn repository() -> &'static Path {
 /// Whether it is written as a path in the repository.
 fn is_path(code: &str) -> bool {
     let ends = [".rs", ".md", ".toml", ".txt"];
-    let folders = ["src/", "tests/", "fuzz/", "packaging/", ".ci/"];
+    let folders = ["src/", "tests/", "fuzz/", "packaging/", "docs/", ".ci/"];
     !code.contains(' ')
         && (ends.iter().any(|end| code.ends_with(end))
             || folders.iter().any(|folder| code.starts_with(folder)))
