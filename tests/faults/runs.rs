@@ -59,9 +59,12 @@ fn waits() -> bool {
     let waiting = [libc::SYS_ppoll, poll_number()].map(|number| format!("{number} "));
     let call = |entry: fs::DirEntry| {
         let of = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
-        of("comm")
-            .starts_with("libvirt-kvm-ini")
-            .then(|| of("syscall"))
+        // A child that wait4 was made to fail for stays, and does nothing any more.
+        let ended = of("stat")
+            .rsplit_once(") ")
+            .is_some_and(|(_, state)| state.starts_with('Z'));
+        let ours = of("comm").starts_with("libvirt-kvm-ini") && !ended;
+        ours.then(|| of("syscall"))
     };
     let now = || -> Vec<String> {
         let entries = fs::read_dir("/proc").unwrap().flatten();
