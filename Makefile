@@ -3,6 +3,7 @@
 # make image   the container image, with podman or buildah, without network; for both architectures where
 #              the other one's target is installed. IMAGE=NAME:TAG names it, SOURCE=URL labels it
 # make test    every tier of tests that this machine can run
+# make bench   measures, side by side with what people use today: benches/RESULTS.md; BENCH=quick for less
 # make lint    rustfmt, clippy and cargo-deny
 # make fuzz    each fuzz target for SECONDS=20, with cargo-fuzz
 # make sbom    what the binary is made of, for both architectures, with cargo-cyclonedx
@@ -28,7 +29,7 @@ CARGO_HOME ?= $(HOME)/.cargo
 REMAP = export CARGO_ENCODED_RUSTFLAGS="$$(printf -- '--remap-path-prefix=%s=/registry\037' \
     "$(CARGO_HOME)"/registry/src/*)--remap-path-prefix=$(CURDIR)=/libvirt-kvm-init"
 
-.PHONY: build build-x86_64 build-aarch64 image image-list run test lint fuzz sbom reproducible clean
+.PHONY: build build-x86_64 build-aarch64 image image-list run test bench lint fuzz sbom reproducible clean
 
 build:
 	rustup target add $(TARGET)
@@ -63,6 +64,9 @@ run: build
 
 test: build
 	KVM_INIT_TEST_BIN=$(CURDIR)/$(BIN) tests/run
+
+bench: build
+	KVM_INIT_TEST_BIN=$(CURDIR)/$(BIN) benches/run
 
 lint:
 	cargo fmt --check

@@ -12,6 +12,10 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/drift_kinds.rs"]
+mod drift_kinds;
+#[path = "../common/process.rs"]
+mod process;
 #[path = "../common/rule_sets.rs"]
 mod rule_sets;
 #[path = "../root/support.rs"]
@@ -26,6 +30,5 @@ mod files;
 mod folders;
 mod keeps;
 mod libvirtd;
-mod process;
 mod start;
 mod war;

@@ -1,0 +1,4 @@
+if [ -c /dev/kvm ]; then
+  chmod 660 /dev/kvm
+  chown root:kvm /dev/kvm
+fi
