@@ -1,7 +1,7 @@
 //! Whole processes, timed from before they are started until they are gone.
 #![allow(unsafe_code)]
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -45,21 +45,26 @@ impl Job {
         (self.make)()
     }
 
-    /// The command line, for a tool that starts it. No word has a blank in it.
+    /// The command line, for a tool that splits it as a shell does.
     pub fn line(&self) -> String {
+        let words = self.words().into_iter();
+        let quoted = words.map(|word| format!("'{}'", word.to_string_lossy()));
+        quoted.collect::<Vec<_>>().join(" ")
+    }
+
+    /// Its words, for a tool that starts it.
+    pub fn words(&self) -> Vec<OsString> {
         let cmd = (self.make)();
         let words = std::iter::once(cmd.get_program()).chain(cmd.get_args());
-        let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
-        words.join(" ")
+        words.map(OsStr::to_owned).collect()
     }
 
     /// Runs it once.
+    #[allow(clippy::zombie_processes)] // `wait` waits for it.
     pub fn once(&self) -> Once {
         let mut cmd = self.command();
         let start = Instant::now();
-        let child = cmd
-            .spawn()
-            .unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        let child = cmd.spawn().unwrap_or_else(|e| panic!("{}: {e}", self.name));
         let (code, usage) = wait(&child);
         let wall = start.elapsed().as_secs_f64();
         Once {

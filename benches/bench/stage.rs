@@ -5,7 +5,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{Tree, bind, fresh_dev, mknod_char, mknod_kvm, ok, program, scratch, udev_folder};
+use crate::common::{
+    Tree, bind, fresh_dev, mknod_char, mknod_kvm, ok, program, scratch, udev_folder,
+};
 use crate::machine::tool;
 use crate::support::KVM;
 
@@ -32,7 +34,10 @@ impl Stage {
 
         let pod = Tree::new();
         let files = |path: &str| fs::read_to_string(path).unwrap_or_default();
-        ok(Command::new("cp").arg("-a").arg("/etc/.").arg(pod.at("etc")));
+        ok(Command::new("cp")
+            .arg("-a")
+            .arg("/etc/.")
+            .arg(pod.at("etc")));
         let others = |text: &str| -> String {
             let ours = |line: &str| {
                 let mut fields = line.split(':');
@@ -45,7 +50,10 @@ impl Stage {
         };
         let group = others(&files("/etc/group"));
         let passwd = others(&files("/etc/passwd"));
-        pod.file("etc/group", &format!("{group}kvm:x:108:nova\nnova:x:42424:\n"));
+        pod.file(
+            "etc/group",
+            &format!("{group}kvm:x:108:nova\nnova:x:42424:\n"),
+        );
         pod.file(
             "etc/passwd",
             &format!("{passwd}nova:x:42424:42424::/var/lib/nova:/bin/sh\n"),
@@ -73,7 +81,10 @@ impl Stage {
         let ruled = udev_folder().map(|udev| {
             let node = node();
             node.dir(RULES);
-            for entry in fs::read_dir(udev.join("lib/udev/rules.d")).unwrap().flatten() {
+            for entry in fs::read_dir(udev.join("lib/udev/rules.d"))
+                .unwrap()
+                .flatten()
+            {
                 fs::copy(entry.path(), node.at(RULES).join(entry.file_name())).unwrap();
                 rules += 1;
             }
@@ -133,9 +144,20 @@ pub fn floors() -> Vec<(String, PathBuf)> {
     if let Some(rustc) = tool("rustc") {
         let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
         let mut cmd = Command::new(rustc);
-        cmd.args(["-O", "-C", "panic=abort", "-C", "strip=symbols", "--target", &target]);
+        cmd.args([
+            "-O",
+            "-C",
+            "panic=abort",
+            "-C",
+            "strip=symbols",
+            "--target",
+            &target,
+        ]);
         build("Rust", "floor-rust", cmd.arg(&rust));
     }
-    assert!(!all.is_empty(), "neither cc nor rustc builds a static program");
+    assert!(
+        !all.is_empty(),
+        "neither cc nor rustc builds a static program"
+    );
     all
 }
