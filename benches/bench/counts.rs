@@ -11,7 +11,7 @@ use crate::page::{Page, count};
 use crate::runs::{Job, median};
 use crate::stage::Stage;
 use crate::startup::compared;
-use crate::traced::peak;
+use crate::traced::{peak, steps};
 
 const NO: &str = "-";
 
@@ -53,10 +53,10 @@ pub fn measure(page: &mut Page, setting: &Setting) {
             let instructions = match instructions {
                 Some(Ok(number)) => count(number),
                 Some(Err(why)) => {
-                    left.push(format!("{}: {why}", job.name));
-                    NO.to_owned()
+                    left.push(format!("{} ({why})", job.name));
+                    stepped(job, setting)
                 }
-                None => NO.to_owned(),
+                None => stepped(job, setting),
             };
             rows.push(vec![
                 job.name.clone(),
@@ -81,9 +81,25 @@ pub fn measure(page: &mut Page, setting: &Setting) {
             &rows,
         );
         if !left.is_empty() {
-            page.say(&format!("Instructions not measured: {}.", left.join("; ")));
+            page.say(&format!(
+                "What valgrind does not run here: {}.",
+                left.join("; ")
+            ));
         }
+        page.say(
+            "(stepped): counted by single steps with ptrace(2). That takes minutes, so it is done for `apply` \
+             alone, and not in a quick run.",
+        );
     });
+}
+
+/// Another way to count, and marked.
+fn stepped(job: &Job, setting: &Setting) -> String {
+    if setting.quick || !job.name.starts_with("`apply`") {
+        return NO.to_owned();
+    }
+    let steps = steps(&mut job.command());
+    steps.map_or(NO.to_owned(), |steps| format!("{} (stepped)", count(steps)))
 }
 
 fn calls(job: &Job) -> Option<Calls> {
@@ -142,7 +158,10 @@ fn instructions() -> (Option<Counter>, String) {
             format!("callgrind with `--trace-children=yes`, since {why}"),
         )
     } else {
-        (None, format!("not measured: {why}, and no valgrind"))
+        (
+            None,
+            format!("by single steps, since {why}, and no valgrind"),
+        )
     }
 }
 

@@ -105,7 +105,7 @@ pub fn measure(page: &mut Page, setting: &Setting) {
         return;
     };
     in_namespace(|| {
-        let size: u64 = if available() > 4 << 30 {
+        let size: u64 = if available() > 4 << 30 && !setting.quick {
             1 << 30
         } else {
             256 << 20
@@ -184,7 +184,7 @@ fn compare(page: &mut Page, setting: &Setting, rg: &Path, file: &Path, place: &s
         ),
         job("`cat`", tool("cat").unwrap(), &[]),
     ];
-    let runs = in_turn(&jobs, setting.rounds(15, 5), Duration::from_secs(60));
+    let runs = in_turn(&jobs, setting.rounds(11, 3), Duration::from_secs(40));
     let own = wall(&runs[0]);
     let size = fs::metadata(file).unwrap().len() as f64;
     let rows: Vec<_> = jobs

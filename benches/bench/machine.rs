@@ -76,8 +76,12 @@ pub fn head(page: &mut Page, quick: bool) {
         ("load at the start", load.join(" ")),
         (
             "distribution",
-            field("/etc/os-release", "PRETTY_NAME=")
-                .map_or_else(unknown, |name| name.replace('"', "")),
+            says(&[
+                "sh",
+                "-c",
+                ". /etc/os-release; echo \"${PRETTY_NAME:-$ID}\"",
+            ])
+            .unwrap_or_else(unknown),
         ),
     ];
     let packages = [

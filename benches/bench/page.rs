@@ -85,7 +85,7 @@ impl Page {
     pub fn asked(&mut self, what: &str, is: f64, at_most: f64) {
         let verdict = if is <= at_most { "yes" } else { "**no**" };
         self.put(&format!(
-            "- {what}: {is:.2}, asked: at most {at_most:.3}: {verdict}\n"
+            "- {what}: {is:.2}, asked: at most {at_most}: {verdict}\n"
         ));
     }
 

@@ -17,6 +17,9 @@ use crate::traced::peak;
 /// A slope up to this counts as linear: what a cache no longer holds makes some of it.
 const LINEAR: f64 = 1.15;
 
+/// Logs from this size on must all take the same memory.
+const LARGE: f64 = 16_777_216.0;
+
 /// What one size came to.
 struct Point {
     size: f64,
@@ -325,18 +328,16 @@ fn log_files(page: &mut Page, setting: &Setting) {
     let lines = [line("logs", jobs, setting.rounds(9, 3))];
     let _ = fs::remove_file(&huge);
     show(page, setting, ("`logs`", "bytes", "logs.svg"), &lines);
-    let kib: Vec<_> = lines[0]
-        .points
-        .iter()
-        .filter_map(|point| point.kib)
-        .collect();
-    let (least, most) = (
-        kib.iter().min().unwrap_or(&0),
-        kib.iter().max().unwrap_or(&0),
-    );
+    // A small file is no more than is read at once.
+    let large = lines[0].points.iter().filter(|point| point.size >= LARGE);
+    let kib: Vec<_> = large.filter_map(|point| point.kib).collect();
+    let (Some(least), Some(most)) = (kib.iter().min(), kib.iter().max()) else {
+        return;
+    };
     let constant = if most - least <= 1024 { "yes" } else { "no" };
     page.say(&format!(
-        "Peak memory between {} and {} KiB; constant (within 1 MiB): {constant}.",
+        "From {} on peak memory is between {} and {} KiB; constant (within 1 MiB): {constant}.",
+        bytes(LARGE as u64),
         count(*least),
         count(*most)
     ));

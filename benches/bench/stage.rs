@@ -121,8 +121,8 @@ pub fn script(name: &str) -> String {
     folder.join(name).to_str().unwrap().to_owned()
 }
 
-/// Static programs that only return: what each compiler is called, and the program. The C compiler's, whose
-/// start does least, comes first.
+/// Static programs that only return: what each compiler is called, and the program. Where
+/// both can be had the C compiler's, with the C library of the distribution, comes first.
 pub fn floors() -> Vec<(String, PathBuf)> {
     let folder = scratch();
     let mut all = Vec::new();
@@ -139,7 +139,11 @@ pub fn floors() -> Vec<(String, PathBuf)> {
     };
     if let Some(cc) = tool("cc") {
         let mut cmd = Command::new(cc);
-        build("C", "floor-c", cmd.args(["-O2", "-static"]).arg(&c));
+        build(
+            "C (the distribution's libc)",
+            "floor-c",
+            cmd.args(["-O2", "-static"]).arg(&c),
+        );
     }
     if let Some(rustc) = tool("rustc") {
         let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
@@ -153,7 +157,7 @@ pub fn floors() -> Vec<(String, PathBuf)> {
             "--target",
             &target,
         ]);
-        build("Rust", "floor-rust", cmd.arg(&rust));
+        build("Rust (musl)", "floor-rust", cmd.arg(&rust));
     }
     assert!(
         !all.is_empty(),

@@ -21,6 +21,8 @@ pub struct Compared {
     /// Places of apply and check with the most rules.
     pub apply: usize,
     pub check: usize,
+    /// So many floors come first.
+    pub floors: usize,
 }
 
 impl Compared {
@@ -33,13 +35,9 @@ impl Compared {
 pub fn compared(page: &mut Page, stage: &Stage) -> Compared {
     let mut jobs: Vec<_> = floors()
         .into_iter()
-        .map(|(compiler, program)| {
-            Job::new(
-                &format!("floor: returns at once, static ({compiler})"),
-                &[program],
-            )
-        })
+        .map(|(compiler, program)| Job::new(&format!("floor, static, in {compiler}"), &[program]))
         .collect();
+    let floors = jobs.len();
     let script_of = |name: &str, words: &[&str]| {
         let mut all = vec![tool("bash").unwrap().to_str().unwrap().to_owned()];
         all.extend(words.iter().map(|word| (*word).to_owned()));
@@ -78,7 +76,12 @@ pub fn compared(page: &mut Page, stage: &Stage) -> Compared {
     } else {
         page.say("Not measured: with the distribution's udev rules; target/oracle has none.");
     }
-    Compared { jobs, apply, check }
+    Compared {
+        jobs,
+        apply,
+        check,
+        floors,
+    }
 }
 
 pub fn measure(page: &mut Page, setting: &Setting) {
@@ -91,7 +94,8 @@ pub fn measure(page: &mut Page, setting: &Setting) {
         page.say(&format!(
             "Whole processes, from before posix_spawn to after wait4, stdout and stderr to /dev/null. The \
              commands take turns, each once a round, so that all of them see the same machine; {} rounds. \
-             Nothing is left to do for any of them. {} processes run, {} files of udev rules.",
+             Nothing is left to do for any of them. A floor is a program that only returns; \
+             ratios in the table are to the first. {} processes run, {} files of udev rules.",
             runs[0].len(),
             processes(),
             stage.rules
@@ -138,7 +142,13 @@ pub fn measure(page: &mut Page, setting: &Setting) {
 /// The three figures.
 fn asked(page: &mut Page, compared: &Compared, runs: &[Vec<Once>]) {
     let apply = wall(&runs[compared.apply]);
-    page.asked("`apply` to the floor", apply / wall(&runs[0]), 4.0);
+    for (job, runs) in compared.jobs.iter().zip(runs).take(compared.floors) {
+        page.asked(
+            &format!("`apply` to the {}", job.name),
+            apply / wall(runs),
+            4.0,
+        );
+    }
     if let Some(chart) = compared.place(CHART) {
         page.asked(
             "`apply` to the chart's lines",
