@@ -80,7 +80,7 @@ impl Axis {
     }
 }
 
-/// 1000 is 10³, as text: 1, 10, 100, 1,000, then 10^4.
+/// A power of ten as the axis says it.
 fn power(of: i32) -> String {
     match of {
         -3..0 => format!("{:.*}", of.unsigned_abs() as usize, 10_f64.powi(of)),
@@ -90,7 +90,9 @@ fn power(of: i32) -> String {
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('`', "")
 }
 
 fn draw(panel: &Panel) -> String {

@@ -10,8 +10,17 @@ const SCRIPT: &str = "examples/incident.sh";
 #[test]
 #[ignore = "tier: examples"]
 fn shellcheck_has_nothing_to_say() {
-    let said = ok(Command::new("shellcheck").arg(project(SCRIPT)));
-    assert_eq!(said, "");
+    for script in [
+        SCRIPT,
+        "benches/run",
+        "benches/chart-lines.sh",
+        "benches/whole-job.sh",
+    ] {
+        let mut cmd = Command::new("shellcheck");
+        // What a script sources is named from the project's root.
+        cmd.arg("-x").current_dir(project("."));
+        assert_eq!(ok(cmd.arg(script)), "");
+    }
 }
 
 /// What needs root and KVM.
