@@ -45,6 +45,13 @@ pub fn processes() -> usize {
         .count()
 }
 
+/// The load of the last one, five and fifteen minutes.
+pub fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let words: Vec<_> = text.split(' ').take(3).collect();
+    words.join(" ")
+}
+
 pub fn head(page: &mut Page, quick: bool) {
     page.title("What it costs");
     page.say(
@@ -55,8 +62,6 @@ pub fn head(page: &mut Page, quick: bool) {
         page.say("A quick run (`BENCH=quick`): fewer rounds, so the numbers vary more.");
     }
     let unknown = || "unknown".to_owned();
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load: Vec<_> = load.split(' ').take(3).collect();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let memory = field("/proc/meminfo", "MemTotal").unwrap_or_default();
     let memory = memory.split(' ').next().and_then(|kib| kib.parse().ok());
@@ -73,7 +78,7 @@ pub fn head(page: &mut Page, quick: bool) {
         ),
         ("cores", cores.to_string()),
         ("memory", bytes(memory.unwrap_or(0_u64) << 10)),
-        ("load at the start", load.join(" ")),
+        ("load at the start", load()),
         (
             "distribution",
             says(&[

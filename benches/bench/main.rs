@@ -120,8 +120,11 @@ fn main() {
         eprintln!("[{name}: {:.0} s]", started.elapsed().as_secs_f64());
     }
     page.say(&format!(
-        "All of it took {:.0} s.",
-        start.elapsed().as_secs_f64()
+        "All of it took {:.0} s; the load at the end is {}. What is measured here is at most a little more than one \
+         process at a time: a load well over 1 says that the machine had other work, and ratios of medians are less \
+         sure.",
+        start.elapsed().as_secs_f64(),
+        machine::load()
     ));
     let file = setting.out.join("RESULTS.md");
     std::fs::write(&file, page.text()).unwrap();
