@@ -3,6 +3,7 @@
 # make image   the container image, with podman or buildah, without network; for both architectures where
 #              the other one's target is installed. IMAGE=NAME:TAG names it, SOURCE=URL labels it
 # make test    every tier of tests that this machine can run
+# make bench   measures, side by side with what people use today: benches/RESULTS.md; BENCH=quick for less
 # make lint    rustfmt, clippy and cargo-deny
 # make fuzz    each fuzz target for SECONDS=20, with cargo-fuzz
 # make sbom    what the binary is made of, for both architectures, with cargo-cyclonedx
@@ -48,7 +49,7 @@ UNIT    = libvirt-kvm-init.service
 # The unit for a program in this folder, without the words on how to install it by hand.
 unit    = sed -e '/^.   install /d' -e 's|/usr/local/bin/|$(1)/|' examples/systemd/$(UNIT)
 
-.PHONY: build build-x86_64 build-aarch64 image image-list run test lint fuzz sbom reproducible docs clean \
+.PHONY: build build-x86_64 build-aarch64 image image-list run test bench lint fuzz sbom reproducible docs clean \
     man install uninstall deb deb-list
 
 build:
@@ -131,6 +132,9 @@ run: build
 
 test: build
 	KVM_INIT_TEST_BIN=$(CURDIR)/$(BIN) tests/run
+
+bench: build
+	KVM_INIT_TEST_BIN=$(CURDIR)/$(BIN) benches/run
 
 lint:
 	cargo fmt --check

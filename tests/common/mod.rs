@@ -61,6 +61,16 @@ pub fn require_kvm() {
     fs::remove_file(&node).unwrap();
 }
 
+/// The distribution's udev, unpacked: in the folder that `KVM_INIT_TEST_UDEV` names, or in
+/// target/oracle, where tests/install puts it.
+pub fn udev_folder() -> Option<PathBuf> {
+    let usual = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/oracle");
+    let unpacked = || fs::read_dir(&usual).into_iter().flatten().flatten();
+    let given = std::env::var_os("KVM_INIT_TEST_UDEV").map(PathBuf::from);
+    let folder = given.or_else(|| unpacked().map(|entry| entry.path()).max());
+    folder.filter(|folder| folder.join("bin/udevadm").is_file())
+}
+
 /// Runs `f` in a thread with a private mount namespace. Commands started from that thread are in it
 /// too; a panic of `f` goes on in the caller.
 pub fn in_namespace<T: Send>(f: impl FnOnce() -> T + Send) -> T {

@@ -19,19 +19,11 @@ pub const NODE: &str = "/dev/kvm";
 
 /// Where udev is unpacked.
 fn oracle() -> PathBuf {
-    let usual = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/oracle");
-    let unpacked = || fs::read_dir(&usual).into_iter().flatten().flatten();
-    let given = std::env::var_os("KVM_INIT_TEST_UDEV").map(PathBuf::from);
-    let folder = given.or_else(|| unpacked().map(|entry| entry.path()).max());
-    let folder = folder.filter(|folder| folder.join("bin/udevadm").is_file());
-    folder.unwrap_or_else(|| {
-        panic!(
-            "this test needs udev unpacked (not installed) in {}/udev-VERSION, or in the folder \
-             that KVM_INIT_TEST_UDEV names: run tests/run, or `apt-get download udev` and `dpkg \
-             -x` it there",
-            usual.display()
-        )
-    })
+    common::udev_folder().expect(
+        "this test needs udev unpacked (not installed) in target/oracle/udev-VERSION, or in the \
+         folder that KVM_INIT_TEST_UDEV names: run tests/run, or `apt-get download udev` and `dpkg \
+         -x` it there",
+    )
 }
 
 /// udevd and what it is asked with, in the namespace's own folders.

@@ -1,148 +1,21 @@
 //! Every kind of drift, over and over: all healed, and how fast.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use libvirt_kvm_init::acl::{Acl, XATTR};
 use libvirt_kvm_init::sys::events::Watcher;
 use nix::mount::{MsFlags, mount};
 
-use crate::common::{Tree, in_namespace, mknod_char, mknod_kvm, program, scratch, set_owner};
+use crate::common::{Tree, in_namespace, mknod_char, program, scratch};
+use crate::drift_kinds::{DRIFTS, PAUSE, right, time};
 use crate::process::{Watch, distribution, until, watch};
 use crate::rule_sets::{Content, K, set};
-use crate::support::{KVM, Scene, command, get_xattr, inode, owner, set_xattr};
+use crate::support::{Scene, command, inode, owner};
 use crate::udev::{Oracle, turn};
 
-/// Longer than what makes an undo a tug-of-war.
-const PAUSE: Duration = Duration::from_millis(25);
 const ROUNDS: usize = 100;
-const RIGHT: (u32, u32) = (0, 108);
-
-/// Makes the device wrong; the moment at which it was wrong, and there to be mended.
-type Drift = (&'static str, fn() -> Instant);
-
-fn acl(text: &[(u16, u16, u32)]) -> Vec<u8> {
-    let mut bytes = 2_u32.to_le_bytes().to_vec();
-    for (tag, perm, id) in text {
-        bytes.extend(tag.to_le_bytes());
-        bytes.extend(perm.to_le_bytes());
-        bytes.extend(id.to_le_bytes());
-    }
-    bytes
-}
-
-/// The mode says rw for the group, and the entry of the owning group says nothing.
-fn deny_by_acl() -> Instant {
-    const NONE: u32 = u32::MAX;
-    let entries = [
-        (1, 6, NONE),
-        (2, 6, 1234),
-        (4, 0, NONE),
-        (16, 6, NONE),
-        (32, 0, NONE),
-    ];
-    let at = Instant::now();
-    set_xattr(kvm(), "system.posix_acl_access", &acl(&entries)).unwrap();
-    at
-}
-
-fn kvm() -> &'static Path {
-    Path::new(KVM)
-}
-
-fn beside() -> &'static Path {
-    Path::new("/dev/.beside")
-}
-
-/// Puts something else in its place for a moment, and then a node as the kernel makes it.
-fn replaced_by(make: impl Fn()) -> Instant {
-    make();
-    fs::rename(beside(), kvm()).unwrap();
-    std::thread::sleep(Duration::from_millis(3));
-    mknod_kvm(beside(), 0, 0, 0o600);
-    let at = Instant::now();
-    fs::rename(beside(), kvm()).unwrap();
-    at
-}
-
-const DRIFTS: [Drift; 10] = [
-    ("chown", || {
-        let at = Instant::now();
-        chown(KVM, Some(0), Some(424)).unwrap();
-        at
-    }),
-    ("chmod", || {
-        let at = Instant::now();
-        fs::set_permissions(KVM, fs::Permissions::from_mode(0o600)).unwrap();
-        at
-    }),
-    ("ACL set", deny_by_acl),
-    ("ACL there, chmod and chown", || {
-        let at = Instant::now();
-        fs::set_permissions(KVM, fs::Permissions::from_mode(0o0)).unwrap();
-        chown(KVM, Some(7), Some(7)).unwrap();
-        at
-    }),
-    ("unlink and mknod", || {
-        fs::remove_file(KVM).unwrap();
-        let at = Instant::now();
-        mknod_kvm(kvm(), 0, 0, 0o600);
-        at
-    }),
-    ("rename over", || {
-        mknod_kvm(beside(), 0, 424, 0o660);
-        let at = Instant::now();
-        fs::rename(beside(), kvm()).unwrap();
-        at
-    }),
-    ("a link in its place, and back", || {
-        replaced_by(|| symlink("/dev/canary", beside()).unwrap())
-    }),
-    ("a file in its place, and back", || {
-        replaced_by(|| fs::write(beside(), "").unwrap())
-    }),
-    ("another device in its place, and back", || {
-        replaced_by(|| mknod_char(beside(), (1, 3), 0, 0, 0o600))
-    }),
-    // drivers/base/devtmpfs.c: rights reset, unlinked, made anew.
-    ("as the kernel removes and makes it", || {
-        set_owner(kvm(), 0, 0, 0);
-        fs::remove_file(KVM).unwrap();
-        let at = Instant::now();
-        mknod_kvm(kvm(), 0, 0, 0o600);
-        at
-    }),
-];
-
-/// QEMU's user can open it by its group.
-fn right() -> bool {
-    let Ok(meta) = fs::symlink_metadata(KVM) else {
-        return false;
-    };
-    if (meta.uid(), meta.gid()) != RIGHT || meta.mode() & 0o660 != 0o660 {
-        return false;
-    }
-    let acl = get_xattr(kvm(), XATTR.to_str().unwrap());
-    acl.is_none_or(|bytes| {
-        let acl = Acl::parse(&bytes).unwrap();
-        acl.repaired(None) == acl
-    })
-}
-
-/// How long from the drift until the state is right, seen by somebody who looks without a pause.
-fn time(drift: fn() -> Instant) -> Option<Duration> {
-    let at = drift();
-    while !right() {
-        if at.elapsed() > Duration::from_secs(10) {
-            return None;
-        }
-        std::thread::yield_now();
-    }
-    Some(at.elapsed())
-}
 
 fn all(watch: &Watch, rounds: usize) -> (Duration, Duration) {
     let mut times = Vec::new();

@@ -12,11 +12,15 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/drift_kinds.rs"]
+mod drift_kinds;
 #[path = "../common/metrics.rs"]
 mod metrics;
 #[path = "../common/peak.rs"]
 #[allow(dead_code)]
 mod peak;
+#[path = "../common/process.rs"]
+mod process;
 #[path = "../common/rule_sets.rs"]
 mod rule_sets;
 #[path = "../root/support.rs"]
@@ -31,6 +35,5 @@ mod files;
 mod folders;
 mod keeps;
 mod libvirtd;
-mod process;
 mod start;
 mod war;

@@ -1,4 +1,6 @@
 //! A running `watch`, and what /proc says of it.
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::print_stdout)]
+#![allow(clippy::print_stderr)]
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
@@ -79,6 +81,12 @@ impl Watch {
     /// How often it was woken up, or gave its place to somebody else.
     pub fn wakeups(&self) -> u64 {
         self.status("voluntary_ctxt_switches")
+    }
+
+    /// Processor time so far, in nanoseconds, without that of its children.
+    pub fn nanoseconds(&self) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/schedstat", self.pid())).unwrap();
+        text.split_whitespace().next().unwrap().parse().unwrap()
     }
 
     /// Processor time so far, in ticks of 10 ms, with that of its children.

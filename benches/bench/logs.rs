@@ -1,0 +1,223 @@
+//! `logs` beside ripgrep, on the same file.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use libvirt_kvm_init::logs::patterns::NEEDLES;
+
+use crate::Setting;
+use crate::common::{in_namespace, program, run, scratch};
+use crate::machine::{available, tool};
+use crate::page::{Page, bytes, ms};
+use crate::random::Random;
+use crate::runs::{Job, in_turn, median, wall};
+
+const BLOCK: usize = 8 << 20;
+
+/// How often a made-up log says KVM.
+#[derive(Clone, Copy)]
+pub struct Mix {
+    /// One line in so many names KVM, and is no failure.
+    named: usize,
+    /// One line in so many is a failure.
+    failed: usize,
+}
+
+impl Mix {
+    pub const USUAL: Self = Self {
+        named: 1_000,
+        failed: 20_000,
+    };
+    const DENSE: Self = Self {
+        named: 20,
+        failed: 2_000,
+    };
+}
+
+/// Lines as Nova and libvirt write them.
+fn block(mix: Mix) -> Vec<u8> {
+    let mut random = Random(0x4B56_4D00_2026);
+    let mut text = String::with_capacity(BLOCK + 1024);
+    while text.len() < BLOCK {
+        let (hour, minute, second) = (random.below(24), random.below(60), random.below(60));
+        let (milli, id, other) = (
+            random.below(1000),
+            random.below(1 << 30),
+            random.below(1 << 30),
+        );
+        let when = format!("2026-11-22 {hour:02}:{minute:02}:{second:02}.{milli:03}");
+        let nova = format!(
+            "7 INFO nova.virt.libvirt.driver [None req-{id:08x}-aaaa-bbbb-cccc-{other:012x} - - - - -]"
+        );
+        let guest = format!("[instance: {other:08x}-1111-2222-3333-{id:012x}]");
+        text += &if random.below(mix.failed) == 0 {
+            format!("{when} {nova} {guest} Could not access KVM kernel module: Permission denied\n")
+        } else if random.below(mix.named) == 0 {
+            format!(
+                "{when}+0000: 12: debug : qemuBuild:{milli} : <domain type='kvm' id='{milli}'> name={other:08x}\n"
+            )
+        } else {
+            match random.below(3) {
+                0 => format!("{when} {nova} {guest} VM Resumed (Lifecycle Event)\n"),
+                1 => format!(
+                    "{when} 7 DEBUG oslo_concurrency.lockutils [req-{id:08x}] Lock \"compute_resources\" acquired \
+                     by :: waited 0.{milli:03}s inner /usr/lib/python3/dist-packages/oslo_concurrency/lockutils.py:355\n"
+                ),
+                _ => format!(
+                    "{when}+0000: 12: debug : virThreadJobClear:{milli} : Thread {id:012x} finished job \
+                     remoteDispatchConnectGetAllDomainStats with ret={other:08x}\n"
+                ),
+            }
+        };
+    }
+    let end = text.rfind('\n').map_or(text.len(), |end| end + 1);
+    text.truncate(end);
+    text.into_bytes()
+}
+
+/// Writes a log of exactly this size.
+pub fn write_log(file: &Path, size: u64, mix: Mix) {
+    let block = block(mix);
+    let mut to = BufWriter::new(File::create(file).unwrap());
+    let mut left = size;
+    while left > 0 {
+        let part = block.len().min(usize::try_from(left).unwrap());
+        to.write_all(&block[..part]).unwrap();
+        left -= part as u64;
+    }
+    to.flush().unwrap();
+}
+
+/// What is free in the file system of a folder.
+pub fn space(folder: &Path) -> u64 {
+    let mut cmd = Command::new("df");
+    let (_, out, _) = run(cmd.args(["--output=avail", "-B1"]).arg(folder));
+    let line = out.lines().nth(1).unwrap_or_default();
+    line.trim().parse().unwrap_or(0)
+}
+
+pub fn measure(page: &mut Page, setting: &Setting) {
+    let Some(rg) = tool("rg") else {
+        page.say("Not measured: no rg here.");
+        return;
+    };
+    in_namespace(|| {
+        let size: u64 = if available() > 4 << 30 && !setting.quick {
+            1 << 30
+        } else {
+            256 << 20
+        };
+        page.say(&format!(
+            "The same file of {} for all, warm. `rg` prints how many lines match; `logs` finds the same \
+             messages and says of which guest, when and why. It is given its own list of texts, whole (`-F -f`) \
+             and as one alternation; the last two rows do less than `logs`: `KVM` and `kvm` alone, and reading \
+             alone.",
+            bytes(size)
+        ));
+        let memory = scratch().join("nova.log");
+        let disk = setting.disk.join("nova.log");
+        write_log(&memory, size, Mix::USUAL);
+        compare(
+            page,
+            setting,
+            &rg,
+            &memory,
+            "tmpfs; one line in 1,000 names KVM",
+        );
+        write_log(&memory, size, Mix::DENSE);
+        compare(
+            page,
+            setting,
+            &rg,
+            &memory,
+            "tmpfs; one line in 20 names KVM",
+        );
+        fs::remove_file(&memory).unwrap();
+        if space(&setting.disk) > size + (1 << 30) {
+            write_log(&disk, size, Mix::USUAL);
+            compare(
+                page,
+                setting,
+                &rg,
+                &disk,
+                "disk, in the page cache; one line in 1,000 names KVM",
+            );
+            fs::remove_file(&disk).unwrap();
+        } else {
+            page.say("Not measured: the same on a disk, too little space there.");
+        }
+    });
+}
+
+fn compare(page: &mut Page, setting: &Setting, rg: &Path, file: &Path, place: &str) {
+    let list = scratch().join("patterns");
+    fs::write(&list, NEEDLES.join("\n") + "\n").unwrap();
+    let literal = |text: &str| {
+        let special = |c: char| "()[]{}.*+?|\\^$".contains(c);
+        text.chars()
+            .flat_map(|c| special(c).then_some('\\').into_iter().chain([c]))
+            .collect::<String>()
+    };
+    let regex: Vec<_> = NEEDLES.iter().map(|text| literal(text)).collect();
+    let job = |name: &str, program: PathBuf, words: &[&str]| {
+        let mut all = vec![program.into_os_string()];
+        all.extend(words.iter().map(Into::into));
+        all.push(file.into());
+        Job::new(name, &all)
+    };
+    let rg = || rg.to_owned();
+    let jobs = [
+        job("`logs`", program(), &["logs", "-q"]),
+        job(
+            "`rg -c -F -f`, the same texts",
+            rg(),
+            &["-c", "-F", "-f", list.to_str().unwrap()],
+        ),
+        job("`rg -c`, one alternation", rg(), &["-c", &regex.join("|")]),
+        job(
+            "`rg -c -F -e KVM -e kvm`",
+            rg(),
+            &["-c", "-F", "-e", "KVM", "-e", "kvm"],
+        ),
+        job("`cat`", tool("cat").unwrap(), &[]),
+    ];
+    let runs = in_turn(&jobs, setting.rounds(11, 3), Duration::from_secs(40));
+    let own = wall(&runs[0]);
+    let size = fs::metadata(file).unwrap().len() as f64;
+    let rows: Vec<_> = jobs
+        .iter()
+        .zip(&runs)
+        .map(|(job, runs)| {
+            let half = wall(runs);
+            vec![
+                job.name.clone(),
+                ms(half),
+                format!("{:.2}", half / own),
+                ms(median(runs.iter().map(|run| run.cpu))),
+                format!("{:.1} GB/s", size / half / 1e9),
+                runs[0].code.to_string(),
+            ]
+        })
+        .collect();
+    page.table(
+        &[
+            &format!("on {place}"),
+            "median",
+            "of `logs`",
+            "CPU",
+            "speed",
+            "exit code",
+        ],
+        &rows,
+    );
+    page.asked("`logs` to `rg -c -F -f`", own / wall(&runs[1]), 1.0);
+    page.asked(
+        "`logs` to `rg -c` with one alternation",
+        own / wall(&runs[2]),
+        1.0,
+    );
+    page.end();
+}

@@ -1,0 +1,167 @@
+//! A pod and a node for one part: trees with Debian's own files, and a /dev of their own.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::common::{
+    Tree, bind, fresh_dev, mknod_char, mknod_kvm, ok, program, scratch, udev_folder,
+};
+use crate::machine::tool;
+use crate::support::KVM;
+
+/// The pod is what commands see as /etc too, so that shell scripts and `apply` have the same to do: nothing.
+pub struct Stage {
+    pub pod: Tree,
+    /// Without udev rules.
+    pub bare: Tree,
+    /// With those of the distribution, if it has any for us.
+    pub ruled: Option<Tree>,
+    /// How many files of rules these are.
+    pub rules: usize,
+}
+
+impl Stage {
+    /// Only inside a namespace.
+    pub fn new() -> Self {
+        fresh_dev();
+        mknod_kvm(Path::new(KVM), 0, 108, 0o660);
+        // virt-host-validate looks for these too.
+        mknod_char(Path::new("/dev/vhost-net"), (10, 238), 0, 0, 0o600);
+        fs::create_dir("/dev/net").unwrap();
+        mknod_char(Path::new("/dev/net/tun"), (10, 200), 0, 0, 0o666);
+
+        let pod = Tree::new();
+        let files = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        ok(Command::new("cp")
+            .arg("-a")
+            .arg("/etc/.")
+            .arg(pod.at("etc")));
+        let others = |text: &str| -> String {
+            let ours = |line: &str| {
+                let mut fields = line.split(':');
+                let name = fields.next().unwrap_or_default();
+                let id = fields.nth(1).unwrap_or_default();
+                ["kvm", "nova"].contains(&name) || ["108", "42424"].contains(&id)
+            };
+            let lines = text.lines().filter(|line| !ours(line));
+            lines.map(|line| format!("{line}\n")).collect()
+        };
+        let group = others(&files("/etc/group"));
+        let passwd = others(&files("/etc/passwd"));
+        pod.file(
+            "etc/group",
+            &format!("{group}kvm:x:108:nova\nnova:x:42424:\n"),
+        );
+        pod.file(
+            "etc/passwd",
+            &format!("{passwd}nova:x:42424:42424::/var/lib/nova:/bin/sh\n"),
+        );
+        pod.file(
+            "etc/libvirt/qemu.conf",
+            "user = \"nova\"\ngroup = \"kvm\"\n",
+        );
+        bind(&pod.at("etc"), Path::new("/etc"));
+
+        let node = || {
+            let node = Tree::new();
+            node.file("etc/group", &format!("{group}kvm:x:108:\n"));
+            node.file("etc/passwd", &passwd);
+            node.file("etc/login.defs", &files("/etc/login.defs"));
+            node.file("etc/os-release", &files("/etc/os-release"));
+            // Which systemd the node has, as it is found.
+            node.file("usr/lib/systemd/libsystemd-shared-252.so", "");
+            symlink("usr/lib", node.at("lib")).unwrap();
+            bind(Path::new("/dev"), &node.at("dev"));
+            node
+        };
+        let bare = node();
+        let mut rules = 0;
+        let ruled = udev_folder().map(|udev| {
+            let node = node();
+            node.dir(RULES);
+            for entry in fs::read_dir(udev.join("lib/udev/rules.d"))
+                .unwrap()
+                .flatten()
+            {
+                fs::copy(entry.path(), node.at(RULES).join(entry.file_name())).unwrap();
+                rules += 1;
+            }
+            node
+        });
+        Self {
+            pod,
+            bare,
+            ruled,
+            rules,
+        }
+    }
+
+    /// The words of a verb for this pod on one of the nodes.
+    pub fn words(&self, verb: &str, node: &Tree) -> Vec<String> {
+        let shown = |path: &Path| path.to_str().unwrap().to_owned();
+        vec![
+            shown(&program()),
+            verb.to_owned(),
+            "--root".to_owned(),
+            shown(self.pod.path()),
+            "--host-root".to_owned(),
+            shown(node.path()),
+        ]
+    }
+}
+
+/// Where a node's own rules are.
+pub const RULES: &str = "usr/lib/udev/rules.d";
+
+/// A script of this folder.
+pub fn script(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches");
+    folder.join(name).to_str().unwrap().to_owned()
+}
+
+/// Static programs that only return: what each compiler is called, and the program. Where
+/// both can be had the C compiler's, with the C library of the distribution, comes first.
+pub fn floors() -> Vec<(String, PathBuf)> {
+    let folder = scratch();
+    let mut all = Vec::new();
+    let c = folder.join("floor.c");
+    fs::write(&c, "int main(void) { return 0; }\n").unwrap();
+    let rust = folder.join("floor.rs");
+    fs::write(&rust, "fn main() {}\n").unwrap();
+    let mut build = |name: &str, made: &str, cmd: &mut Command| {
+        let program = folder.join(made);
+        let built = cmd.arg("-o").arg(&program).output();
+        if built.is_ok_and(|out| out.status.success()) {
+            all.push((name.to_owned(), program));
+        }
+    };
+    if let Some(cc) = tool("cc") {
+        let mut cmd = Command::new(cc);
+        build(
+            "C (the distribution's libc)",
+            "floor-c",
+            cmd.args(["-O2", "-static"]).arg(&c),
+        );
+    }
+    if let Some(rustc) = tool("rustc") {
+        let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+        let mut cmd = Command::new(rustc);
+        cmd.args([
+            "-O",
+            "-C",
+            "panic=abort",
+            "-C",
+            "strip=symbols",
+            "--target",
+            &target,
+        ]);
+        build("Rust (musl)", "floor-rust", cmd.arg(&rust));
+    }
+    assert!(
+        !all.is_empty(),
+        "neither cc nor rustc builds a static program"
+    );
+    all
+}
