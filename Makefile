@@ -82,9 +82,9 @@ image-list:
 
 # The footers of the pages have the day of the last commit.
 man:
-	rm -rf $(GENERATED)
+	rm -rf "$(GENERATED)"
 	cargo run --locked --quiet --manifest-path packaging/generate/Cargo.toml --target-dir target/packaging \
-	    -- $(GENERATED) "$$(date -u -d "@$(EPOCH)" +%F)"
+	    -- "$(GENERATED)" "$$(date -u -d "@$(EPOCH)" +%F)"
 
 # Whoever installs is often not who builds: what is there is taken as it is.
 $(BIN):
@@ -92,7 +92,12 @@ $(BIN):
 $(GENERATED):
 	$(MAKE) man
 
+# A unit starts a program by its whole path, and make and systemd split at blanks.
 install: $(BIN) $(GENERATED)
+	@case "$(BINDIR)" in \
+	    /*[!A-Za-z0-9/._+-]* | [!/]* | "") echo "make install: PREFIX and BINDIR: a path from / on, of" \
+	        "letters, digits and /._+-; DESTDIR may be any" >&2; exit 1;; \
+	esac
 	install -D -m 0755 $(BIN) "$(DESTDIR)$(BINDIR)/libvirt-kvm-init"
 	install -d "$(DESTDIR)$(MANDIR)/man8"
 	install -m 0644 $(GENERATED)/man/man8/*.8 "$(DESTDIR)$(MANDIR)/man8"
@@ -131,7 +136,7 @@ run: build
 	examples/incident.sh $(BIN)
 
 test: build
-	KVM_INIT_TEST_BIN=$(CURDIR)/$(BIN) tests/run
+	KVM_INIT_TEST_BIN="$(CURDIR)/$(BIN)" tests/run
 
 bench: build
 	KVM_INIT_TEST_BIN=$(CURDIR)/$(BIN) benches/run

@@ -15,6 +15,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat, umask};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 
+use super::file::errno_of;
 use super::{Named, Result, open, raw, retry};
 
 /// No file that is read here has reason to be larger; a sparse one could be endless.
@@ -189,6 +190,16 @@ impl Root {
         match made {
             Err(Errno::EEXIST) => return Ok(()),
             made => made.named(call)?,
+        }
+        // Where the folder around has a default ACL, that one counts instead of the umask.
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let made = retry(|| openat(&around, last.as_str(), flags, Mode::empty())).named(call)?;
+        let given = fstat(&made).named(call)?.st_mode & 0o7777;
+        if given & 0o755 != 0o755 {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(given | 0o755);
+            let set = std::fs::File::from(made).set_permissions(mode);
+            let call = || format!("fchmod({})", self.join(name).display());
+            set.map_err(errno_of).named(call)?;
         }
         retry(|| nix::unistd::fsync(&around)).named(call)
     }

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use crate::common::{ok, program};
-use crate::{files, generated, make, pages};
+use crate::common::{ok, program, run};
+use crate::{files, generated, make, pages, repository};
 
 /// `make WHAT` into a folder.
 fn put(what: &str, folder: &std::path::Path, more: &[&str]) {
@@ -69,4 +69,35 @@ fn the_unit_starts_the_program_that_was_installed() {
         ["ExecStart=/opt/kvm/bin/libvirt-kvm-init apply --settle=30s"]
     );
     assert!(!unit.contains("/usr/local"), "{unit}");
+}
+
+#[test]
+#[ignore = "tier: package"]
+fn a_unit_that_could_not_start_is_not_installed() {
+    let root = tempfile::tempdir().unwrap();
+    for prefix in ["usr", "/opt/with a blank", "/opt/a&b", "/opt/%i"] {
+        let mut make = make();
+        make.arg("install")
+            .arg(format!("DESTDIR={}/", root.path().display()))
+            .arg(format!("BIN={}", program().display()))
+            .arg(format!("GENERATED={}", generated().display()));
+        let (code, _, err) = run(make.arg(format!("PREFIX={prefix}")));
+        assert_eq!(code, 2, "{prefix}: {err}");
+        assert!(err.contains("PREFIX and BINDIR"), "{prefix}: {err}");
+        assert!(files(root.path()).is_empty(), "{prefix}");
+    }
+}
+
+#[test]
+#[ignore = "tier: package"]
+fn the_repository_may_lie_below_a_blank() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("with a blank");
+    fs::create_dir(&root).unwrap();
+    for name in ["Makefile", "Cargo.toml"] {
+        fs::copy(repository().join(name), root.join(name)).unwrap();
+    }
+    let said = ok(make().current_dir(&root).args(["-n", "test"]));
+    let want = format!("KVM_INIT_TEST_BIN=\"{}/", root.display());
+    assert!(said.contains(&want), "{said}");
 }

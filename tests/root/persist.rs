@@ -12,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, umask};
 
 use crate::common::{
-    Tree, bind, fresh_dev, in_namespace, mknod_kvm, program, require_commands, run,
+    Tree, bind, fresh_dev, in_namespace, mknod_kvm, ok, program, require_commands, run,
 };
 use crate::place::{Jail, require_initial_pid_namespace};
 use crate::support::{
@@ -251,6 +251,22 @@ fn the_folder_that_a_killed_run_has_made_is_as_any_other() {
         cmd.args(["-P"]).arg(scene.host.at(FOLDER));
         let (code, _, err) = run(cmd.arg(apply.get_program()).args(apply.get_args()));
         assert!([0, 137].contains(&code), "{code}: {err}");
+        assert_eq!(owner(&scene.host.at(FOLDER)), (0, 0, 0o755));
+    });
+}
+
+/// What a folder's default ACL gives takes the place of the umask.
+#[test]
+#[ignore = "tier: root"]
+fn the_folder_is_as_any_other_below_a_default_acl() {
+    require_commands(&["setfacl"]);
+    in_namespace(|| {
+        let scene = Scene::new();
+        scene.host.dir("etc/udev");
+        let mut acl = Command::new("setfacl");
+        acl.args(["-d", "-m", "u::rwx,g::-,o::-"]);
+        ok(acl.arg(scene.host.at("etc/udev")));
+        go(&mut persist(&scene)).code(0);
         assert_eq!(owner(&scene.host.at(FOLDER)), (0, 0, 0o755));
     });
 }
