@@ -44,9 +44,24 @@ pub fn check(config: &Config) -> Report {
     let mut report = judged(config, &daemons);
     report.warnings.extend(unseen);
     if let Some(pods) = pods {
+        name_root(&mut report, &pods);
         find_private_device(&mut report, &pods, config);
     }
     report
+}
+
+/// `apply` without `--root` would do the node's device alone and leave that container's files as they are.
+fn name_root(report: &mut Report, pods: &Path) {
+    let named = format!("`libvirt-kvm-init apply --root {}`", pods.display());
+    let texts = [Some(&mut report.summary), report.proof.advice.as_mut()];
+    for text in texts.into_iter().flatten() {
+        for plain in [
+            "`libvirt-kvm-init apply` in the pod",
+            "`libvirt-kvm-init apply`",
+        ] {
+            *text = text.replace(plain, &named);
+        }
+    }
 }
 
 /// What was proven is the node's device. A container that was not given the node's /dev has another
