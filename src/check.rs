@@ -16,7 +16,7 @@ use crate::oddities::{self, is_libvirtd, libvirtd_elsewhere};
 use crate::place;
 use crate::plan::{Course, Decision, Step, decide, is_private};
 use crate::qemu::Identity;
-use crate::report::{Cause, Change, Code, Permission, Proof, Report, Warning};
+use crate::report::{APPLY, Cause, Change, Code, Permission, Proof, Report, Warning};
 use crate::snapshot;
 use crate::steps;
 use crate::sys::device::{Device, Facts};
@@ -44,9 +44,24 @@ pub fn check(config: &Config) -> Report {
     let mut report = judged(config, &daemons);
     report.warnings.extend(unseen);
     if let Some(pods) = pods {
+        name_root(&mut report, &pods);
         find_private_device(&mut report, &pods, config);
     }
     report
+}
+
+/// `apply` without `--root` would do the node's device alone and leave that container's files as they are.
+fn name_root(report: &mut Report, pods: &Path) {
+    let named = format!("`libvirt-kvm-init apply --root {}`", pods.display());
+    let texts = [Some(&mut report.summary), report.proof.advice.as_mut()];
+    for text in texts.into_iter().flatten() {
+        for plain in [
+            "`libvirt-kvm-init apply` in the pod",
+            "`libvirt-kvm-init apply`",
+        ] {
+            *text = text.replace(plain, &named);
+        }
+    }
 }
 
 /// What was proven is the node's device. A container that was not given the node's /dev has another
@@ -236,6 +251,14 @@ fn find_drift(
         let writes = |step: &Step| matches!(step, Step::GroupFile(_));
         matches!(&decision.course, Course::Act(steps) if steps.iter().any(writes))
     });
+    let partly = matches!(&decision.course, Course::Act(steps) if !steps.is_empty()) && !mends;
+    if report.verdict == Verdict::Unproven
+        && partly
+        && let Some(advice) = &mut report.proof.advice
+        && let Some(rest) = advice.strip_suffix(APPLY)
+    {
+        *advice = format!("{rest}`libvirt-kvm-init apply` mends a part, and names what is left");
+    }
     let has_rule = |steps: &[Step]| steps.iter().any(|step| matches!(step, Step::UdevRule(_)));
     let rule = matches!(&decision.course, Course::Act(steps) if has_rule(steps));
     let summary = match (report.verdict, &decision.identity) {

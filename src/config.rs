@@ -173,8 +173,11 @@ impl Config {
         };
         let config_file = flag_or_env("config", flags.config.as_ref(), &env)?;
         if let Some(Given { text, origin }) = config_file {
-            let content = read(Path::new(&text))
-                .map_err(|error| Usage(format!("{origin}: cannot read {text}: {error}")))?;
+            let content = read(Path::new(&text)).map_err(|error| {
+                Usage(format!(
+                    "{origin}: {error}; mount the file there, or leave the option out"
+                ))
+            })?;
             layers.add_yaml(&text, &content)?;
         }
         for (name, flag) in flags.named() {

@@ -145,7 +145,10 @@ pub fn observe(config: &Config) -> anyhow::Result<(Observed, Option<Device>)> {
         HostRoot::Nowhere => log::debug!("host root: none is seen from here"),
     }
     let pod_root = Root::open(&config.root)
-        .map_err(|error| Usage(format!("--root {}: {error}", config.root.display())))?;
+        .map_err(|error| {
+            let shown = config.root.display();
+            Usage(format!("--root {shown}: {error}; give the root directory of libvirtd's container, or leave the option out"))
+        })?;
     let host = match &host_root {
         HostRoot::At(root) => Some(Host::observe(root, config.persist)?),
         HostRoot::Nowhere => None,
@@ -235,8 +238,11 @@ fn out_file(
 fn pod(root: &Root, is_host: bool, host: Option<&Root>, config: &Config) -> anyhow::Result<Pod> {
     let (qemu_conf, qemu_conf_name) = match &config.qemu_conf {
         Some(path) => {
-            let content =
-                read_here(path).map_err(|error| Usage(format!("--qemu-conf: {error}")))?;
+            let content = read_here(path).map_err(|error| {
+                Usage(format!(
+                    "--qemu-conf: {error}; mount libvirt's qemu.conf there, or leave the option out"
+                ))
+            })?;
             (Some(content), path.display().to_string())
         }
         None => {

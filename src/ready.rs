@@ -12,6 +12,9 @@ use crate::exit::Verdict;
 use crate::report::Report;
 use crate::sys::root::read_here;
 
+/// What to do where the file does not say.
+const WATCH: &str = "see whether `watch` runs, with --status-file and this path";
+
 /// What counts of the report that `--status-file` keeps.
 #[derive(Deserialize)]
 struct Status {
@@ -29,7 +32,7 @@ struct Proof {
 pub fn ready(status_file: &Path) -> Report {
     let content = match read_here(status_file) {
         Ok(content) => content,
-        Err(error) => return Report::new(Verdict::Failed, error.to_string()),
+        Err(error) => return Report::new(Verdict::Failed, format!("{error}; {WATCH}")),
     };
     match serde_json::from_slice::<Status>(&content) {
         Ok(status) if status.proof.result == "ok" => Report::new(Verdict::Ok, status.summary),
@@ -38,7 +41,7 @@ pub fn ready(status_file: &Path) -> Report {
             let shown = status_file.display();
             Report::new(
                 Verdict::Failed,
-                format!("{shown} is no status file: {error}"),
+                format!("{shown} is no status file: {error}; {WATCH}"),
             )
         }
     }

@@ -294,10 +294,13 @@ impl Report {
             .advice
             .as_deref()
             .filter(|advice| !self.summary.contains(*advice));
-        // Once is enough.
-        let twice = self.summary.contains("`libvirt-kvm-init apply`");
-        let advice = advice.map(|advice| match advice.strip_suffix(APPLY) {
-            Some(rest) if twice => rest.trim_end_matches("; "),
+        // Once is enough, with --root or without.
+        let apply = "`libvirt-kvm-init apply";
+        let twice = self.summary.contains(apply);
+        let advice = advice.map(|advice| match advice.rsplit_once(apply) {
+            Some((rest, end)) if twice && end.ends_with("` mends it") => {
+                rest.trim_end_matches("; ")
+            }
             _ => advice,
         });
         let word = self.verdict.word();

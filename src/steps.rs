@@ -159,7 +159,8 @@ fn file_advice(error: CallError) -> anyhow::Error {
         Errno::EROFS => {
             "the root file system, or what is mounted over that file, is read-only: in a step \
              before, give --group-file-out with a file in a volume, and mount that file read-only \
-             over etc/group in the libvirt container, as helm-patch/kustomize does"
+             over etc/group in the libvirt container, as helm-patch/kustomize does; where that is \
+             so already, delete the pod: its step runs again"
         }
         Errno::EPERM | Errno::EACCES => "run this step as root",
         Errno::ENOSPC | Errno::EDQUOT => "make space in that file system",

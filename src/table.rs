@@ -234,9 +234,9 @@ fn wrapped(cell: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// A word in pieces that fit: broken after a `/`, or wherever it must.
+/// A word in pieces that fit: broken after a `/` or a comma, or wherever it must.
 fn pieces(word: &str, width: usize) -> Vec<String> {
-    let after_slash = |head: &str, _| head.rfind('/').filter(|at| *at > 0).map(|at| at + 1);
+    let after_slash = |head: &str, _| head.rfind(['/', ',']).filter(|at| *at > 0).map(|at| at + 1);
     parts(word, width, after_slash)
 }
 

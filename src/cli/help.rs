@@ -1,9 +1,10 @@
 //! What `--help` of each verb says below its options: where they come from, examples, exit codes.
 
 pub(super) const APPLY: &str = "\
-Every option can also be given as an environment variable (--host-root as
-LIBVIRT_KVM_INIT_HOST_ROOT) and as a key of the --config file (host-root).
-A flag beats the environment, which beats the file.
+Every option but -v and -q can also be given as an environment variable
+(--host-root as LIBVIRT_KVM_INIT_HOST_ROOT) and, but for --config, as a key of
+the --config file (host-root). A flag beats the environment, which beats the
+file. BOOL is true or false.
 
 Examples:
   libvirt-kvm-init apply

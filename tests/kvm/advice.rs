@@ -186,6 +186,30 @@ fn an_acl_that_denies_goes_away() {
     });
 }
 
+/// A wrong number hides an ACL that would deny QEMU with the right one, too.
+#[test]
+#[ignore = "tier: kvm"]
+fn what_is_mended_in_part_is_not_said_to_be_mended() {
+    on_stage(|| {
+        let scene = Scene::new(424);
+        set_owner(Path::new(NODE), 0, 108, 0o660);
+        let acl = "u::rw,u:42424:-,g::rw,m::rw,o::-";
+        ok(Command::new("setfacl").args(["--set", acl, NODE]));
+        let report = scene.check();
+        assert_eq!(report.verdict, Verdict::Unproven, "{report:#?}");
+        let advice = report.proof.advice.unwrap();
+        assert!(
+            advice.ends_with("apply` mends a part, and names what is left"),
+            "{advice}"
+        );
+        let after = scene.verb("apply", &[]);
+        assert!(!after.changes.is_empty());
+        assert_eq!(after.proof.cause, Some(Cause::Acl), "{after:#?}");
+        follow(&after.proof.advice.unwrap(), Path::new("/usr/bin"));
+        assert!(qemu(&nova(108)).works);
+    });
+}
+
 /// The kernel asks about the mount first, and `apply` would change nothing about it.
 #[test]
 #[ignore = "tier: kvm"]

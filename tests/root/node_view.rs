@@ -118,11 +118,32 @@ fn on_the_node_both_views_are_in_one_report() {
         assert_eq!(found["qemu"]["uid"], 42424);
         assert_eq!(found["proof"]["result"], "EACCES");
         assert_eq!(warnings(&found), [""; 0]);
-        go(&mut check())
-            .code(1)
-            .says(&["drift: ", "nova", "apply` in the pod mends it"]);
+        let way_out = format!(
+            "`libvirt-kvm-init apply --root {}`",
+            libvirtd.root.display()
+        );
+        let run = go(&mut check());
+        run.code(1)
+            .says(&["drift: ", "nova", &format!("{way_out} mends it")]);
+        assert!(
+            found["summary"].as_str().unwrap().contains(&way_out),
+            "{found}"
+        );
+        assert!(
+            found["proof"]["advice"]
+                .as_str()
+                .unwrap()
+                .contains(&way_out),
+            "{found}"
+        );
         assert_eq!(everything(), before);
-        // Once the pod agrees.
+        // What it says is the way out, from the node: the pod's file changes, and nothing of the node's.
+        let nodes = state(&[&node.tree.at("etc"), &node.tree.at("dev")]);
+        let root = libvirtd.root.to_str().unwrap();
+        go(&mut node.on_the_node("/kvm-init", &["apply", "--root", root])).code(0);
+        assert!(pod.tree.read("etc/group").contains("kvm:x:108:nova"));
+        assert_eq!(state(&[&node.tree.at("etc"), &node.tree.at("dev")]), nodes);
+        // Once the pod agrees, since before its libvirtd started.
         align(&pod);
         let (code, found) = report(&mut check());
         assert_eq!((code, warnings(&found)), (0, vec![]), "{found}");

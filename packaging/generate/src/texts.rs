@@ -57,9 +57,9 @@ pub fn exit(verdict: Verdict) -> &'static str {
 }
 
 /// How options become variables.
-pub const ENVIRONMENT: &str = "Every option that takes a value is also a variable: --host-root is \
-     LIBVIRT_KVM_INIT_HOST_ROOT. A flag beats the variable, which beats the file of --config. An empty \
-     variable counts as not set, and one of another name is ignored.";
+pub const ENVIRONMENT: &str = "Every option of apply, check, exec and watch but -v and -q is also a \
+     variable: --host-root is LIBVIRT_KVM_INIT_HOST_ROOT. A flag beats the variable, which beats the file \
+     of --config. An empty variable counts as not set, and one of another name is ignored.";
 
 /// `--format npd` has exit codes of its own.
 pub const NPD: &str = "With --format=npd they are those of node-problem-detector instead: 0 fine, \
