@@ -154,7 +154,10 @@ fn watch(given: libvirt_kvm_init::cli::WatchOptions) -> ExitCode {
             };
             say(&libvirt_kvm_init::watch::watch(config, again, told), None)
         }
-        Err(usage) => say(&Report::new(Verdict::Usage, usage.to_string()), None),
+        Err(usage) => {
+            libvirt_kvm_init::watch::not_begun(&options, |name| std::env::var_os(name));
+            say(&Report::new(Verdict::Usage, usage.to_string()), None)
+        }
     }
 }
 

@@ -22,10 +22,12 @@ mod tug;
 mod voice;
 mod whose;
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::config::Config;
+use crate::cli::Options;
+use crate::config::{Config, variable};
 use crate::exit::{Usage, Verdict};
 use crate::hostdb;
 use crate::judge::failure;
@@ -38,6 +40,7 @@ use crate::sys::root::Root;
 use crate::udev::FOLDERS;
 
 use keeper::{Keeper, Thorough};
+use publish::Published;
 pub use tally::Tally;
 
 /// How long nothing must happen before all is looked at again.
@@ -58,6 +61,15 @@ pub fn watch(
         Ok(report) => report,
         Err(error) => failure(&error.into(), None),
     }
+}
+
+/// For a run that ends before it begins, as its configuration cannot be meant: a status that an earlier
+/// one has left says nothing any more. A file that only that configuration names stays.
+pub fn not_begun(options: &Options, env: impl Fn(&str) -> Option<OsString>) {
+    let flag = options.watch.status_file.clone().map(OsString::from);
+    let path = flag.or_else(|| env(&variable("status-file")));
+    let path = path.filter(|path| !path.is_empty()).map(PathBuf::from);
+    Published::trusted().withdraw(path.as_deref());
 }
 
 fn begin(

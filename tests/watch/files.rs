@@ -203,6 +203,27 @@ fn an_ordinary_watch_needs_three_mebibytes_at_most() {
 /// What `ready` reads is of this run, or it is not there.
 #[test]
 #[ignore = "tier: root"]
+fn a_watch_that_cannot_be_meant_leaves_no_older_status() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let status = scratch().join("status.json");
+        for by_variable in [false, true] {
+            let old = "{\"summary\":\"an earlier run\",\"proof\":{\"result\":\"ok\"}}";
+            fs::write(&status, old).unwrap();
+            let mut cmd = watch(&scene);
+            cmd.arg("--gid=99999999999");
+            match by_variable {
+                true => cmd.env("LIBVIRT_KVM_INIT_STATUS_FILE", &status),
+                false => cmd.arg("--status-file").arg(&status),
+            };
+            go(&mut cmd).code(2);
+            assert!(!status.exists());
+        }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
 fn a_status_that_is_not_kept_up_to_date_is_taken_away() {
     in_namespace(|| {
         let scene = Scene::settled();
