@@ -369,6 +369,7 @@ impl Layers {
 
     fn config(&self) -> Result<Config, Usage> {
         let path = |name| self.value(name, values::path);
+        let output = |name| self.value(name, values::output);
         Ok(Config {
             // A slash at the end would ask for a folder.
             device: path("device")?
@@ -388,7 +389,7 @@ impl Layers {
             qemu_user: self.values.get("qemu-user").cloned(),
             qemu_group: self.values.get("qemu-group").cloned(),
             qemu_conf: path("qemu-conf")?,
-            group_file_out: path("group-file-out")?,
+            group_file_out: output("group-file-out")?,
             proof: self
                 .value("proof", values::proof)?
                 .unwrap_or(ProofKind::ApiVersion),
@@ -406,8 +407,8 @@ impl Layers {
             watching: false,
             sealed: false,
             recheck: self.value("recheck", values::recheck)?.unwrap_or(RECHECK),
-            metrics_file: path("metrics-file")?,
-            status_file: path("status-file")?,
+            metrics_file: output("metrics-file")?,
+            status_file: output("status-file")?,
         })
     }
 

@@ -1,6 +1,6 @@
 //! The values of options: what each may be, and what to say when it is not.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::unistd::Gid;
@@ -16,6 +16,16 @@ pub fn path(text: &str) -> Result<PathBuf, &'static str> {
         return Err("a path");
     }
     Ok(PathBuf::from(text))
+}
+
+/// A file that is replaced by one of its name. Nothing in /dev is: that is the node's, and /dev/null or
+/// /dev/stdout, which a file's name can be elsewhere, would be gone for everybody on it.
+pub fn output(text: &str) -> Result<PathBuf, &'static str> {
+    let path = path(text)?;
+    if path.parent() == Some(Path::new("/dev")) {
+        return Err("a file in a volume; /dev is the node's");
+    }
+    Ok(path)
 }
 
 /// A group's name as shadow's tools accept it.

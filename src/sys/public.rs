@@ -5,14 +5,16 @@ use std::fs::File;
 #[cfg(feature = "watch")]
 use std::io::Write;
 use std::os::fd::AsFd;
+#[cfg(feature = "watch")]
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 #[cfg(feature = "watch")]
-use nix::fcntl::{openat, renameat};
+use nix::fcntl::{AtFlags, openat, renameat};
 #[cfg(feature = "watch")]
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstatat};
 use nix::sys::stat::{SFlag, fstat};
 #[cfg(feature = "watch")]
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -59,13 +61,14 @@ pub fn read_public(path: &Path) -> Result<Option<Public>> {
 }
 
 /// Makes `content` the content of the file `path` for whoever reads it next: whole at every moment,
-/// readable by all, and not worth waiting for the disk.
+/// readable by all, and not worth waiting for the disk. Only a regular file is replaced.
 ///
 /// # Errors
-/// What the calls answer.
+/// What the calls answer; `EINVAL` where something else stands.
 #[cfg(feature = "watch")]
 pub fn publish(path: &Path, content: &[u8]) -> Result<()> {
     let (folder, shown, name) = open_folder(path)?;
+    is_file(&folder, &name, path)?;
     let temporary = temporary(&name);
     let call = |what: &str| format!("{what}({})", shown.join(&temporary).display());
     let flags =
@@ -102,16 +105,36 @@ pub fn publish(path: &Path, content: &[u8]) -> Result<()> {
     renamed
 }
 
-/// Takes the file `path` away, if there is one.
+/// Whether a regular file stands there, or nothing: a device or a link that somebody named by mistake is
+/// not theirs to lose.
 ///
 /// # Errors
-/// What the calls answer, but for a file or a folder that is not there.
+/// `EINVAL` for anything else, and what the call answers.
+#[cfg(feature = "watch")]
+fn is_file(folder: &OwnedFd, name: &str, path: &Path) -> Result<bool> {
+    let found = match fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Err(Errno::ENOENT) => Ok(false),
+        Ok(stat) if kind(&stat) == SFlag::S_IFREG => Ok(true),
+        Ok(_) => Err(Errno::EINVAL),
+        Err(errno) => Err(errno),
+    };
+    found.named(|| format!("fstatat({}), where a regular file belongs", path.display()))
+}
+
+/// Takes the regular file `path` away, if there is one.
+///
+/// # Errors
+/// What the calls answer, but for a file or a folder that is not there; `EINVAL` where something else
+/// stands.
 #[cfg(feature = "watch")]
 pub fn withdraw(path: &Path) -> Result<()> {
     let (folder, _, name) = match open_folder(path) {
         Err(error) if error.errno == Errno::ENOENT => return Ok(()),
         opened => opened?,
     };
+    if !is_file(&folder, &name, path)? {
+        return Ok(());
+    }
     let unlink = || unlinkat(&folder, name.as_str(), UnlinkatFlags::NoRemoveDir);
     match retry(unlink) {
         Err(Errno::ENOENT) => Ok(()),

@@ -1,14 +1,16 @@
 //! What it writes beside the device: the group file of another container, and the state for others.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::common::{in_namespace, mknod_kvm, mount_tmpfs, ok, program, run, scratch, set_owner};
+use crate::common::{
+    in_namespace, mknod_char, mknod_kvm, mount_tmpfs, ok, program, run, scratch, set_owner,
+};
 use crate::metrics::check_metrics;
 use crate::peak::{bounded, ordinary};
 use crate::process::{Watch, healed, until, watch};
@@ -219,6 +221,40 @@ fn a_watch_that_cannot_be_meant_leaves_no_older_status() {
             go(&mut cmd).code(2);
             assert!(!status.exists());
         }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn nothing_but_a_file_is_replaced_or_taken_away() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let null = |at: &Path| mknod_char(at, (1, 3), 0, 0, 0o666);
+        let is_null = |at: &Path| {
+            fs::symlink_metadata(at)
+                .unwrap()
+                .file_type()
+                .is_char_device()
+        };
+        // In /dev, where it is said at once.
+        for option in ["--status-file", "--metrics-file", "--group-file-out"] {
+            let ended = go(watch(&scene).arg(option).arg("/dev/null")).code(2);
+            assert!(ended.err.contains("/dev is the node's"), "{}", ended.err);
+            assert!(is_null(Path::new("/dev/null")));
+        }
+        // And elsewhere.
+        let (status, metrics) = (scratch().join("status"), scratch().join("metrics"));
+        null(&status);
+        std::os::unix::fs::symlink("/dev/null", &metrics).unwrap();
+        let mut cmd = watch(&scene);
+        cmd.arg("--status-file").arg(&status);
+        let watch = Watch::start(cmd.arg("--metrics-file").arg(&metrics));
+        watch.says("where a regular file belongs");
+        set_owner(Path::new(KVM), 0, 424, 0o600);
+        watch.says("healed");
+        drop(watch);
+        assert!(is_null(&status) && is_null(Path::new("/dev/null")));
+        assert!(fs::symlink_metadata(&metrics).unwrap().is_symlink());
     });
 }
 
