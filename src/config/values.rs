@@ -23,7 +23,7 @@ pub fn path(text: &str) -> Result<PathBuf, &'static str> {
 pub fn output(text: &str) -> Result<PathBuf, &'static str> {
     let path = path(text)?;
     if path.parent() == Some(Path::new("/dev")) {
-        return Err("a file in a volume; /dev is the node's");
+        return Err("a file in a volume; /dev is the node's, with its devices");
     }
     Ok(path)
 }
