@@ -12,7 +12,6 @@ use crate::accounts::group;
 use crate::acl::Acl;
 use crate::config::Config;
 use crate::exit::Usage;
-use crate::hostdb::FILES;
 use crate::place::{self, HostRoot};
 use crate::sys::device::{Device, Facts};
 use crate::sys::root::{Root, read_here};
@@ -160,12 +159,7 @@ pub fn observe(config: &Config) -> anyhow::Result<(Observed, Option<Device>)> {
     let device = Device::find(&config.device)?;
     let node = device.as_ref().map(node).transpose()?;
     let driver = driver(device.as_ref());
-    let host_root = match &host_root {
-        HostRoot::At(root) => Some(root),
-        HostRoot::Nowhere => None,
-    };
-    let is_host = is_host || is_the_nodes(pod_root.inode(GROUP_FILE)?, host_root)?;
-    let pod = pod(&pod_root, is_host, host_root, config)?;
+    let pod = pod(&pod_root, is_host, host.as_ref(), config)?;
     let observed = Observed {
         host,
         pod,
@@ -191,22 +185,15 @@ pub fn look_again(seen: &mut Observed, config: &Config) -> anyhow::Result<Option
 }
 
 /// Whether an inode is one of the node's group files, by whatever path it was found.
-fn is_the_nodes(inode: Option<(u64, u64)>, host: Option<&Root>) -> anyhow::Result<bool> {
-    if let (Some(inode), Some(host)) = (inode, host) {
-        for name in FILES {
-            if host.inode(name)? == Some(inode) {
-                return Ok(true);
-            }
-        }
-    }
-    Ok(false)
+fn is_the_nodes(inode: (u64, u64), host: Option<&Host>) -> bool {
+    host.is_some_and(|host| host.group_files.contains(&inode))
 }
 
 /// What stands at `--group-file-out`, once it is certain that it may be replaced.
 fn out_file(
     path: &Path,
-    root: &Root,
-    host: Option<&Root>,
+    made_from: Option<(u64, u64)>,
+    host: Option<&Host>,
 ) -> anyhow::Result<Option<public::Public>> {
     let shown = path.display();
     let no = |why: &str| {
@@ -221,10 +208,10 @@ fn out_file(
     if matches!(facts.kind, SFlag::S_IFCHR | SFlag::S_IFBLK) {
         return Err(no("that is a device").into());
     }
-    if root.inode(GROUP_FILE)? == Some(facts.inode) {
+    if made_from == Some(facts.inode) {
         return Err(no("that is the group file that it is made from").into());
     }
-    if is_the_nodes(Some(facts.inode), host)? {
+    if is_the_nodes(facts.inode, host) {
         return Err(no("that is the node's own group file").into());
     }
     let found = public::read_public(path)?;
@@ -235,7 +222,13 @@ fn out_file(
     Ok(found)
 }
 
-fn pod(root: &Root, is_host: bool, host: Option<&Root>, config: &Config) -> anyhow::Result<Pod> {
+fn pod(
+    root: &Root,
+    is_host: bool,
+    host: Option<&Host>,
+    config: &Config,
+) -> anyhow::Result<Pod> {
+    let (group, inode) = root.read_which(GROUP_FILE)?.unzip();
     let (qemu_conf, qemu_conf_name) = match &config.qemu_conf {
         Some(path) => {
             let content = read_here(path).map_err(|error| {
@@ -255,13 +248,13 @@ fn pod(root: &Root, is_host: bool, host: Option<&Root>, config: &Config) -> anyh
         found => found,
     };
     let group_out = match &config.group_file_out {
-        Some(path) => out_file(path, root, host)?,
+        Some(path) => out_file(path, inode, host)?,
         None => None,
     };
     Ok(Pod {
         root: root.path().to_owned(),
-        is_host,
-        group: root.read(GROUP_FILE)?,
+        is_host: is_host || inode.is_some_and(|inode| is_the_nodes(inode, host)),
+        group,
         group_out,
         passwd: root.read("etc/passwd")?.unwrap_or_default(),
         qemu_conf,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::accounts::group;
 use crate::config::Config;
-use crate::observe::{GROUP_FILE, Observed};
+use crate::observe::{GROUP_FILE, Host, Observed};
 use crate::qemu::Identity;
 use crate::report::{Code, Warning, some_of};
 use crate::sys::processes::{Process, named};
@@ -50,14 +50,8 @@ pub fn warnings(
     let mut found = Vec::new();
     found.extend(open_to_others(seen, config));
     found.extend(other_members(seen, config, identity));
-    if let Ok(root) = Root::open(&seen.pod.root) {
-        found.extend(libvirtd(&root, seen, daemons));
-    }
-    let host = seen
-        .host
-        .as_ref()
-        .and_then(|host| Root::open(&host.root).ok());
-    found.extend(host.as_ref().and_then(|host| udevd(host, daemons)));
+    found.extend(libvirtd(seen, daemons));
+    found.extend(seen.host.as_ref().and_then(|host| udevd(host, daemons)));
     found
 }
 
@@ -104,16 +98,16 @@ fn other_members(seen: &Observed, config: &Config, identity: Option<&Identity>) 
 /// libvirtd resolves the configured group once, when it starts; memberships at each guest start.
 /// The one that is meant reads this very file, by whatever root: two mount namespaces may share a
 /// root folder, and a file in a volume has several paths.
-fn libvirtd(root: &Root, seen: &Observed, processes: &[Process]) -> Option<Warning> {
+fn libvirtd(seen: &Observed, processes: &[Process]) -> Option<Warning> {
+    let libvirtds = || processes.iter().filter(|process| is_libvirtd(process));
+    libvirtds().next()?;
+    let root = Root::open(&seen.pod.root).ok()?;
     let file = root.inode(GROUP_FILE).ok()??;
     let reads_it = |process: &&Process| {
-        if !is_libvirtd(process) {
-            return false;
-        }
         let its = Root::open(&process.root_path()).ok();
         its.and_then(|its| its.inode(GROUP_FILE).ok()?) == Some(file)
     };
-    let process = processes.iter().find(reads_it)?;
+    let process = libvirtds().find(reads_it)?;
     let changed = root.stat(GROUP_FILE).ok()??.st_mtime;
     if changed <= process.started {
         return None;
@@ -127,8 +121,8 @@ fn libvirtd(root: &Root, seen: &Observed, processes: &[Process]) -> Option<Warni
     Some(Warning::new(Code::LibvirtdStale, text))
 }
 
-fn udevd(root: &Root, processes: &[Process]) -> Option<Warning> {
-    let pid = udev_read::stale(root, processes).ok()??;
+fn udevd(host: &Host, processes: &[Process]) -> Option<Warning> {
+    let pid = udev_read::stale(&host.root, processes).ok()??;
     let text = format!(
         "udevd (pid {pid}) looked its groups up before the node's group or passwd file changed: if a \
          number changed there, it applies the old one until it is restarted (systemctl restart \

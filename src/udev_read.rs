@@ -5,6 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::stat::SFlag;
@@ -21,10 +22,10 @@ use crate::udev::{FOLDERS, Found, Udevd, login_defs, select, version_of};
 /// # Errors
 /// The call that failed, with the file's name: a rule that cannot be read could be the one that
 /// decides. `EFBIG` for more than 8 MiB altogether, a hundred times what distributions have.
-pub fn rules(root: &Root) -> Result<Rules> {
+pub fn rules(root: &Root, libs: Libs) -> Result<Rules> {
     let mut room = Room::new();
     let mut found = Vec::new();
-    for (rank, name, folder) in folders(root)? {
+    for (rank, name, folder) in folders(root, libs)? {
         for (file, is_file) in named_rules(&folder) {
             let content = match is_file {
                 true => folder.read(file)?.map(found_content),
@@ -113,11 +114,10 @@ pub fn spot(root: &Root) -> Result<Spot> {
 }
 
 /// Place and name of every folder that could have rules, and what is in it.
-fn folders(root: &Root) -> Result<Vec<(usize, &'static str, Folder)>> {
-    let merged = is_merged(root)?;
+fn folders(root: &Root, libs: Libs) -> Result<Vec<(usize, &'static str, Folder)>> {
     let mut found = Vec::new();
     for (rank, name) in FOLDERS.into_iter().enumerate() {
-        if name.starts_with("lib/") && merged {
+        if name.starts_with("lib/") && libs == Libs::Merged {
             continue;
         }
         found.extend(root.folder(name)?.map(|folder| (rank, name, folder)));
@@ -139,9 +139,24 @@ fn found_content(content: Vec<u8>) -> Found {
     }
 }
 
-/// Whether lib and usr/lib are the same folder.
-fn is_merged(root: &Root) -> Result<bool> {
-    Ok(root.inode("lib")? == root.inode("usr/lib")?)
+/// The node's folders of libraries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Libs {
+    /// lib and usr/lib are the same folder.
+    Merged,
+    /// They are two.
+    Apart,
+}
+
+/// Looks at the node's folders of libraries.
+///
+/// # Errors
+/// The call that failed.
+pub fn libs(root: &Root) -> Result<Libs> {
+    Ok(match root.inode("lib")? == root.inode("usr/lib")? {
+        true => Libs::Merged,
+        false => Libs::Apart,
+    })
 }
 
 /// What stands there, a link perhaps; nothing if it went away.
@@ -167,10 +182,10 @@ fn other_content(root: &Root, name: &str) -> Result<Option<Found>> {
 ///
 /// # Errors
 /// The call that failed.
-pub fn udevd(root: &Root) -> Result<Udevd> {
-    let libs: &[&str] = match is_merged(root)? {
-        true => &["usr/lib"],
-        false => &["usr/lib", "lib"],
+pub fn udevd(root: &Root, libs: Libs) -> Result<Udevd> {
+    let libs: &[&str] = match libs {
+        Libs::Merged => &["usr/lib"],
+        Libs::Apart => &["usr/lib", "lib"],
     };
     let mut udevd = Udevd {
         version: version(root, libs)?,
@@ -222,12 +237,16 @@ fn version_in(root: &Root, lib: &str) -> Result<Option<u32>> {
 ///
 /// # Errors
 /// The call on the node's files that failed.
-pub fn stale(root: &Root, processes: &[Process]) -> Result<Option<u32>> {
+pub fn stale(root: &Path, processes: &[Process]) -> Result<Option<u32>> {
+    if !processes.iter().any(is_udevd) {
+        return Ok(None);
+    }
+    let root = &Root::open(root)?;
     let Some((pid, started)) = running(root.id()?, processes) else {
         return Ok(None);
     };
     let mut changed = (None, None);
-    for (_, name, folder) in folders(root)? {
+    for (_, name, folder) in folders(root, libs(root)?)? {
         for (file, _) in named_rules(&folder) {
             let file = root.stat(&format!("{name}/{}", file.display()))?;
             changed.0 = changed.0.max(file.map(|stat| stat.st_mtime));
@@ -252,9 +271,13 @@ pub fn is_stale(started: i64, rules: Option<i64>, names: Option<i64>) -> bool {
 /// The name of udevd's process.
 pub const UDEVD: &str = "systemd-udevd";
 
+fn is_udevd(process: &Process) -> bool {
+    process.name == UDEVD
+}
+
 /// The udevd whose root is this one, as far as that can be read, and when it started.
 fn running(root: (u64, u64), processes: &[Process]) -> Option<(u32, i64)> {
-    let mut found = processes.iter().filter(|process| process.name == UDEVD);
+    let mut found = processes.iter().filter(|process| is_udevd(process));
     let found = found.find(|process| process.root.is_none_or(|its| its == root))?;
     Some((found.pid, found.started))
 }
@@ -281,9 +304,17 @@ mod tests {
         (folder, root)
     }
 
+    fn rules_in(root: &Root) -> Result<Rules> {
+        rules(root, libs(root)?)
+    }
+
+    fn udevd_in(root: &Root) -> Result<Udevd> {
+        udevd(root, libs(root)?)
+    }
+
     fn rules_of(files: &[(&str, &str)]) -> Vec<String> {
         let (_own, root) = node(files);
-        let rules = rules(&root).unwrap().files.into_iter();
+        let rules = rules_in(&root).unwrap().files.into_iter();
         let show = |file: RuleFile| format!("{} {}", file.path, file.content.escape_ascii());
         rules.map(show).collect()
     }
@@ -293,7 +324,7 @@ mod tests {
         let (own, root) = node(&[("etc/udev/rules.d/x", "")]);
         let folder = own.path().join("etc/udev/rules.d");
         fs::write(folder.join(OsStr::from_bytes(b"99-\xff.rules")), "a").unwrap();
-        let rules = rules(&root).unwrap().files;
+        let rules = rules_in(&root).unwrap().files;
         assert_eq!(rules[0].path, "/etc/udev/rules.d/99-\u{fffd}.rules");
         assert_eq!(rules[0].content, b"a");
     }
@@ -305,7 +336,7 @@ mod tests {
         for (name, text) in [(b"99-\xfe.rules", "a"), (b"99-\xff.rules", "b")] {
             fs::write(folder.join(OsStr::from_bytes(name)), text).unwrap();
         }
-        let rules = rules(&root).unwrap().files;
+        let rules = rules_in(&root).unwrap().files;
         let texts: Vec<_> = rules.iter().map(|file| &file.content[..]).collect();
         assert_eq!(texts, [b"a", b"b"]);
     }
@@ -317,7 +348,7 @@ mod tests {
             ("etc/udev/rules.d/50-a.rules", &text),
             ("etc/udev/rules.d/60-b.rules", &text),
         ]);
-        let error = rules(&root).unwrap_err();
+        let error = rules_in(&root).unwrap_err();
         assert!(error.to_string().contains("b.rules, and those"), "{error}");
         assert!(error.advice().unwrap().contains("8 MiB"));
     }
@@ -368,7 +399,7 @@ mod tests {
         ];
         for (file, version) in table {
             let (_own, root) = node(&[(file, ""), ("etc/login.defs", "SYS_GID_MAX 499\n")]);
-            let found = udevd(&root).unwrap();
+            let found = udevd_in(&root).unwrap();
             assert_eq!(found.version, version, "{file}");
             // Only where it makes a difference.
             let gid_max = if matches!(version, None | Some(258)) {
@@ -389,7 +420,7 @@ mod tests {
             for number in 0..10_001 {
                 fs::write(own.path().join(format!("usr/lib/{number}.so")), "").unwrap();
             }
-            assert_eq!(udevd(&root).unwrap().version, Some(258), "{at}");
+            assert_eq!(udevd_in(&root).unwrap().version, Some(258), "{at}");
         }
     }
 

@@ -74,6 +74,7 @@ fn seen(kvm: u32, rules: &[(&str, &str)], own: Option<Gift>) -> Observed {
             files: vec![("etc/group", group)],
             records: Vec::new(),
         },
+        group_files: Vec::new(),
         node: Some(facts(kvm)),
         udev: Prediction::default(),
         others: None,

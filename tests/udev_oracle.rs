@@ -49,7 +49,7 @@ fn forecast(prediction: &Prediction, event: Event) -> Option<State> {
 
 fn read_and_predict(version: u32) -> Prediction {
     let root = Root::open(Path::new("/")).unwrap();
-    let files = udev_read::rules(&root).unwrap();
+    let files = udev_read::rules(&root, udev_read::libs(&root).unwrap()).unwrap();
     let node = Udevd {
         version: Some(version),
         ..Udevd::default()

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 use super::number::{strtoul, trim_start};
+use crate::find::{one, two};
 
 /// One line of an account file.
 #[derive(Clone, Copy)]
@@ -77,17 +78,19 @@ pub(crate) fn lines(file: &[u8]) -> impl Iterator<Item = Line<'_>> {
     let mut number = 0;
     std::iter::from_fn(move || {
         let rest = file.get(start..).filter(|rest| !rest.is_empty())?;
-        let line = rest.split(|b| *b == b'\n').next()?;
-        let text = line.split(|b| *b == 0).next()?;
+        let length = two(b'\n', 0, rest).unwrap_or(rest.len());
+        let (text, behind) = rest.split_at(length);
+        // What follows a NUL is part of the line, and not seen by C.
+        let unseen = one(b'\n', behind).unwrap_or(behind.len());
         number += 1;
         let found = Line {
             text,
             start,
             number,
-            ended: rest.get(text.len()) == Some(&b'\n'),
+            ended: behind.first() == Some(&b'\n'),
             indented: false,
         };
-        start += line.len() + 1;
+        start += text.len() + unseen + 1;
         Some(found)
     })
 }
@@ -110,7 +113,7 @@ pub(crate) struct Fields<'a> {
 impl<'a> Fields<'a> {
     /// The text up to the next colon or the end. The flag says whether there was a colon.
     pub(crate) fn string(&mut self) -> (&'a [u8], bool) {
-        match self.rest.iter().position(|b| *b == b':') {
+        match one(b':', self.rest) {
             Some(colon) => {
                 let (field, rest) = self.rest.split_at(colon);
                 self.rest = rest.get(1..).unwrap_or_default();

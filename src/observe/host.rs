@@ -21,6 +21,8 @@ pub struct Host {
     pub root: PathBuf,
     /// Its groups.
     pub db: HostDb,
+    /// Device and inode number of each of its group files.
+    pub group_files: Vec<(u64, u64)>,
     /// What stands at dev/kvm below it.
     pub node: Option<Facts>,
     /// What its udev will do to the device.
@@ -44,15 +46,18 @@ impl Host {
     /// # Errors
     /// The call that failed.
     pub fn observe(root: &Root, spot: bool) -> anyhow::Result<Self> {
+        let libs = udev_read::libs(root)?;
+        let (db, group_files) = groups(root)?;
         let mut host = Self {
             root: root.path().to_owned(),
-            db: groups(root)?,
+            db,
+            group_files,
             node: root.stat("dev/kvm")?.map(Facts::from),
             udev: Prediction::default(),
             others: None,
             spot: spot.then(|| udev_read::spot(root)).transpose()?,
-            udevd: udev_read::udevd(root)?,
-            rules: udev_read::rules(root)?,
+            udevd: udev_read::udevd(root, libs)?,
+            rules: udev_read::rules(root, libs)?,
             passwd: root.read("etc/passwd")?.unwrap_or_default(),
         };
         host.foresee();
@@ -80,11 +85,13 @@ impl Host {
     }
 }
 
-fn groups(root: &Root) -> anyhow::Result<HostDb> {
+fn groups(root: &Root) -> anyhow::Result<(HostDb, Vec<(u64, u64)>)> {
     let mut db = HostDb::default();
+    let mut inodes = Vec::new();
     for name in FILES {
-        if let Some(content) = root.read(name)? {
+        if let Some((content, inode)) = root.read_which(name)? {
             db.files.push((name, content));
+            inodes.push(inode);
         }
     }
     let mut room = Room::new();
@@ -108,5 +115,5 @@ fn groups(root: &Root) -> anyhow::Result<HostDb> {
             db.records.extend(record(&at, &json));
         }
     }
-    Ok(db)
+    Ok((db, inodes))
 }

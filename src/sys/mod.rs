@@ -5,6 +5,7 @@
 
 pub mod child;
 pub mod device;
+mod entries;
 pub mod events;
 pub mod file;
 pub mod identity;

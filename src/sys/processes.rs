@@ -1,13 +1,13 @@
 //! Other processes, as far as `/proc` shows them. They are only looked at.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use nix::dir::Dir;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, stat};
 use nix::unistd::{Gid, Pid, getpgid, read};
 
+use super::entries::entries;
 use super::{open, proc, retry};
 
 /// Parts of a second that /proc counts in, the same on every architecture that runs KVM.
@@ -89,12 +89,12 @@ pub fn qemus_with_group(gid: Gid) -> Vec<u32> {
 /// The folder `/proc`, and the process IDs in it.
 fn pids() -> Option<(OwnedFd, Vec<u32>)> {
     let folder = open("/proc", OFlag::O_RDONLY | OFlag::O_DIRECTORY).ok()?;
-    let entries = Dir::from_fd(folder.try_clone().ok()?).ok()?;
-    let pid = |entry: nix::Result<nix::dir::Entry>| {
-        let entry = entry.ok()?;
-        entry.file_name().to_str().ok()?.parse().ok()
-    };
-    let mut pids: Vec<u32> = entries.into_iter().filter_map(pid).collect();
+    let mut pids = Vec::new();
+    // Of what cannot be listed to its end, what was listed.
+    let _ = entries(folder.as_fd(), |name, _| {
+        pids.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+        Ok(())
+    });
     pids.sort_unstable();
     Some((folder, pids))
 }

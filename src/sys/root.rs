@@ -6,15 +6,14 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat, umask};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 
+use super::entries::entries;
 use super::file::errno_of;
 use super::{Named, Result, open, raw, retry};
 
@@ -72,12 +71,21 @@ impl Root {
     /// What the calls answer; `EINVAL` for anything but a regular file, which is never opened, and
     /// `EFBIG` for more than 64 MiB.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        Ok(self.read_which(name)?.map(|(content, _)| content))
+    }
+
+    /// As [`Root::read`], with device and inode number of what was read.
+    ///
+    /// # Errors
+    /// As [`Root::read`].
+    pub fn read_which(&self, name: &str) -> Result<Option<(Vec<u8>, (u64, u64))>> {
         let found = self.find(name, OFlag::empty())?;
         let Some((fd, stat)) = found else {
             return Ok(None);
         };
         let call = || describe(&self.join(name), &stat);
-        read_regular(fd.as_fd(), &stat).named(call).map(Some)
+        let content = read_regular(fd.as_fd(), &stat).named(call)?;
+        Ok(Some((content, (stat.st_dev, stat.st_ino))))
     }
 
     /// What `name` is, a link at its end not followed; `None` where there is nothing.
@@ -147,8 +155,7 @@ impl Root {
             Err(error) => return Err(error),
         };
         let path = self.join(name);
-        let listed = fd.try_clone().map_err(|_| Errno::EMFILE);
-        let entries = listed.and_then(entries_in);
+        let entries = entries_in(fd.as_fd());
         let entries = entries.named(|| format!("getdents64({})", path.display()))?;
         Ok(Some(Folder { fd, path, entries }))
     }
@@ -361,21 +368,17 @@ pub fn kind(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
 }
 
-fn entries_in(fd: OwnedFd) -> nix::Result<Vec<(OsString, bool)>> {
-    let mut entries = Vec::new();
-    for entry in Dir::from_fd(fd)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            let is_file = entry.file_type() == Some(Type::File);
-            entries.push((OsString::from_vec(name.to_vec()), is_file));
+fn entries_in(folder: BorrowedFd<'_>) -> nix::Result<Vec<(OsString, bool)>> {
+    let mut found = Vec::new();
+    entries(folder, |name, is_file| {
+        found.push((name.to_owned(), is_file));
+        match found.len() > MAX_NAMES {
+            true => Err(Errno::E2BIG),
+            false => Ok(()),
         }
-        if entries.len() > MAX_NAMES {
-            return Err(Errno::E2BIG);
-        }
-    }
-    entries.sort_unstable();
-    Ok(entries)
+    })?;
+    found.sort_unstable();
+    Ok(found)
 }
 
 /// Whether an errno says that the path leads nowhere.

@@ -5,18 +5,17 @@
 //! whatever it is.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 
+use super::entries::entries;
 use super::retry;
 use super::root::kind;
 
@@ -86,14 +85,13 @@ impl Logs {
         if !self.seen.insert((stat.st_dev, stat.st_ino)) {
             return;
         }
-        let listed = names(fd);
-        let (folder, names) = match listed {
-            Ok(listed) => listed,
+        let names = match names(&fd) {
+            Ok(names) => names,
             Err(errno) => return self.unreadable.push((path.to_owned(), errno)),
         };
         for name in names {
             let at = path.join(&name);
-            if let Err(errno) = self.add_entry(&folder, &name, &at, depth) {
+            if let Err(errno) = self.add_entry(&fd, &name, &at, depth) {
                 // A log may be rotated away in the same moment.
                 if errno != Errno::ENOENT {
                     self.unreadable.push((at, errno));
@@ -104,25 +102,25 @@ impl Logs {
 
     fn add_entry(
         &mut self,
-        folder: &Dir,
+        folder: &OwnedFd,
         name: &OsStr,
         path: &Path,
         depth: usize,
     ) -> nix::Result<()> {
-        let stat = fstatat(folder.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        let stat = fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
         let common = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY;
         match kind(&stat) {
             SFlag::S_IFDIR if depth == 0 => Err(Errno::ELOOP),
             SFlag::S_IFDIR => {
                 let flags = common | OFlag::O_DIRECTORY;
-                let fd = retry(|| openat(folder.as_fd(), name, flags, Mode::empty()))?;
+                let fd = retry(|| openat(folder, name, flags, Mode::empty()))?;
                 let stat = fstat(&fd)?;
                 self.add_folder(path, fd, &stat, depth - 1);
                 Ok(())
             }
             SFlag::S_IFREG => {
                 let flags = common | OFlag::O_NONBLOCK;
-                let fd = retry(|| openat(folder.as_fd(), name, flags, Mode::empty()))?;
+                let fd = retry(|| openat(folder, name, flags, Mode::empty()))?;
                 let stat = fstat(&fd)?;
                 if kind(&stat) == SFlag::S_IFREG {
                     self.keep(path.to_owned(), fd, &stat);
@@ -139,23 +137,18 @@ impl Logs {
     }
 }
 
-/// The names in a folder, sorted, and the folder.
-fn names(fd: OwnedFd) -> nix::Result<(Dir, Vec<std::ffi::OsString>)> {
-    let mut folder = Dir::from_fd(fd)?;
+/// The names in a folder, sorted.
+fn names(folder: &OwnedFd) -> nix::Result<Vec<OsString>> {
     let mut names = Vec::new();
-    for entry in folder.iter() {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name == b"." || name == b".." {
-            continue;
-        }
+    entries(folder.as_fd(), |name, _| {
         if names.len() >= MAX_FILES {
             return Err(Errno::E2BIG);
         }
-        names.push(OsStr::from_bytes(name).to_owned());
-    }
+        names.push(name.to_owned());
+        Ok(())
+    })?;
     names.sort_unstable();
-    Ok((folder, names))
+    Ok(names)
 }
 
 /// Lets this process have as many open files as it may at most.

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use memchr::arch::all::memchr::Three;
 use nix::unistd::{Gid, Uid};
 
 use super::known::never;
@@ -11,6 +10,7 @@ use super::pair::{Op, Pair, pairs};
 use super::pattern::Pattern;
 use super::value::{Bits, Who, group, integer, mode, octal, owner};
 use super::{Database, Udevd, systemd};
+use crate::find::three;
 
 /// One part of a rule. udevd sorts them by kind, comparisons first; so does [`Token::rank`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,13 +144,20 @@ pub(super) fn rule<'a>(
 /// and it says nothing to a static node.
 pub(super) fn is_idle(line: &[u8]) -> bool {
     // The three words by a letter of theirs that few others have.
-    let letters = Three::new(b'k', b'B', b'P');
-    let is_word = |at: usize| {
+    let mut after = 0;
+    while let Some(found) = line
+        .get(after..)
+        .and_then(|rest| three(b'k', b'B', b'P', rest))
+    {
+        let at = after + found;
         let from = |back: usize| at.checked_sub(back).and_then(|start| line.get(start..));
         let starts = |back, word| from(back).is_some_and(|text: &[u8]| text.starts_with(word));
-        starts(0, b"kvm") || starts(2, b"LABEL") || starts(1, b"OPTIONS")
-    };
-    !letters.iter(line).any(is_word)
+        if starts(0, &b"kvm"[..]) || starts(2, b"LABEL") || starts(1, b"OPTIONS") {
+            return false;
+        }
+        after = at + 1;
+    }
+    true
 }
 
 type Parsed = Result<(), &'static str>;
