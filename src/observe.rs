@@ -222,12 +222,7 @@ fn out_file(
     Ok(found)
 }
 
-fn pod(
-    root: &Root,
-    is_host: bool,
-    host: Option<&Host>,
-    config: &Config,
-) -> anyhow::Result<Pod> {
+fn pod(root: &Root, is_host: bool, host: Option<&Host>, config: &Config) -> anyhow::Result<Pod> {
     let (group, inode) = root.read_which(GROUP_FILE)?.unzip();
     let (qemu_conf, qemu_conf_name) = match &config.qemu_conf {
         Some(path) => {

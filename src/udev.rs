@@ -17,6 +17,7 @@
 mod file;
 mod given;
 mod glob;
+mod key;
 mod known;
 pub mod own;
 mod pair;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::key::Key;
 use super::pair::{Op, Pair};
 use super::pattern::Pattern;
 use super::rule::{Place, Rule, Token};
@@ -46,17 +47,17 @@ const ACTIONS: [&[u8]; 2] = [b"add", b"change"];
 
 /// Whether a comparison holds at no event, and is asked before anything that leaves a trace.
 pub(super) fn never(pair: &Pair<'_>) -> bool {
-    if !pair.op.is_match() {
+    let Some(key) = pair.key.filter(|_| pair.op.is_match()) else {
         return false;
-    }
+    };
     let holds = |value: &[u8]| Pattern::new(pair).holds(value);
-    match pair.key {
-        b"SUBSYSTEM" | b"SUBSYSTEMS" => !holds(SUBSYSTEM),
-        b"KERNEL" | b"KERNELS" => !holds(KERNEL),
-        b"ACTION" => !ACTIONS.into_iter().any(holds),
-        b"DEVPATH" => !holds(DEVPATH),
-        b"DRIVER" | b"DRIVERS" => !holds(b""),
-        b"ATTR" | b"ATTRS" => {
+    match key {
+        Key::Subsystem | Key::Subsystems => !holds(SUBSYSTEM),
+        Key::Kernel | Key::Kernels => !holds(KERNEL),
+        Key::Action => !ACTIONS.into_iter().any(holds),
+        Key::Devpath => !holds(DEVPATH),
+        Key::Driver | Key::Drivers => !holds(b""),
+        Key::Attr | Key::Attrs => {
             let name = pair.attr.unwrap_or_default();
             attribute(name, &Pattern::new(pair)) == Answer::No
         }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use crate::find::two;
 
+use super::key::{Key, key};
 use super::text::{is_blank, trim};
 
 /// What stands between a key and its value.
@@ -33,7 +34,10 @@ impl Op {
 /// `KEY{attr}op"value"`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Pair<'a> {
-    pub(super) key: &'a [u8],
+    /// The key, if it is one that udevd knows.
+    pub(super) key: Option<Key>,
+    /// The key as it was written.
+    pub(super) name: &'a [u8],
     pub(super) attr: Option<&'a [u8]>,
     pub(super) op: Op,
     pub(super) value: Cow<'a, [u8]>,
@@ -76,18 +80,19 @@ fn pair(text: &[u8]) -> Result<(Pair<'_>, &[u8]), &'static str> {
             [] => return Err("a key without an operator"),
         }
     }
-    let key = &text[..text.len() - rest.len()];
+    let name = &text[..text.len() - rest.len()];
     let mut attr = None;
     if let Some(inside) = rest.strip_prefix(b"{") {
         let end = inside.iter().position(|byte| *byte == b'}');
-        let (name, after) = inside.split_at(end.ok_or("a '{' without its '}'")?);
-        attr = Some(name);
+        let (inside, after) = inside.split_at(end.ok_or("a '{' without its '}'")?);
+        attr = Some(inside);
         rest = after.get(1..).unwrap_or_default();
     }
     let (op, rest) = operator(trim(rest)).ok_or("no operator that udev knows")?;
     let (value, any_case, rest) = value(trim(rest))?;
     let pair = Pair {
-        key,
+        key: key(name),
+        name,
         attr,
         op,
         value,
@@ -218,7 +223,7 @@ mod tests {
         pairs(line.as_bytes(), &mut found, |_| false)?;
         let show = |pair: &Pair| {
             let attr = pair.attr.map(|attr| format!("{{{}}}", text(attr)));
-            let (key, value) = (text(pair.key), text(&pair.value));
+            let (key, value) = (text(pair.name), text(&pair.value));
             let case = if pair.any_case { "i" } else { "" };
             format!(
                 "{key}{} {:?} {case}{value}",

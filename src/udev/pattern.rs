@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use super::glob;
+use super::key::Key;
 use super::pair::{Op, Pair};
 
 /// What a value is compared with.
@@ -30,7 +31,7 @@ impl<'a> Pattern<'a> {
     pub(super) fn new(pair: &Pair<'a>) -> Self {
         let value = &*pair.value;
         let mut wanted = pair.op == Op::Match;
-        let kind = if pair.key == b"SUBSYSTEM" && is_subsystem(value) {
+        let kind = if pair.key == Some(Key::Subsystem) && is_subsystem(value) {
             Kind::Subsystem
         } else if value.is_empty() {
             Kind::Empty

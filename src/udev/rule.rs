@@ -5,6 +5,7 @@ use std::fmt;
 
 use nix::unistd::{Gid, Uid};
 
+use super::key::Key;
 use super::known::never;
 use super::pair::{Op, Pair, pairs};
 use super::pattern::Pattern;
@@ -130,9 +131,9 @@ pub(super) fn rule<'a>(
         doubt: None,
     };
     for pair in room.drain(..) {
-        let key = std::str::from_utf8(pair.key).unwrap_or_default();
-        let written = pair.key;
-        part(&mut rule, key, pair, node, db)
+        let written = pair.name;
+        let key = pair.key.ok_or("no key that udev knows");
+        key.and_then(|key| part(&mut rule, key, pair, node, db))
             .map_err(|why| format!("{}: {why}", String::from_utf8_lossy(written)))?;
     }
     rule.tokens.sort_by_key(Token::rank);
@@ -167,7 +168,7 @@ const BAD_ATTR: &str = "not with this in braces";
 
 fn part<'a>(
     rule: &mut Rule<'a>,
-    key: &str,
+    key: Key,
     pair: Pair<'a>,
     node: &Udevd,
     db: &Database<'_>,
@@ -175,60 +176,59 @@ fn part<'a>(
     let is_match = pair.op.is_match();
     if pair.any_case {
         rule.doubt(systemd::takes_any_case(node)?);
-        if !is_match || matches!(key, "TEST" | "PROGRAM" | "IMPORT") {
+        if !is_match || matches!(key, Key::Test | Key::Program | Key::Import) {
             return Err("not with the prefix 'i'");
         }
     }
     check(key, &pair)?;
     let attr = pair.attr.unwrap_or_default();
     let token = match key {
-        "ACTION" => Token::Action(Pattern::new(&pair)),
-        "DEVPATH" => Token::Devpath(Pattern::new(&pair)),
-        "KERNEL" | "KERNELS" => Token::Kernel(Pattern::new(&pair)),
-        "SUBSYSTEM" => Token::Subsystem(Pattern::new(&pair)),
-        "SUBSYSTEMS" => Token::Subsystem(Pattern::new(&pair)),
-        "DRIVER" | "DRIVERS" => Token::Driver(Pattern::new(&pair)),
-        "ATTR" | "ATTRS" if is_match => Token::Attr(attr, Pattern::new(&pair)),
-        "TAG" | "TAGS" if is_match => Token::Tag(Pattern::new(&pair)),
-        "ENV" if is_match => Token::Env(attr, Pattern::new(&pair)),
-        "SYMLINK" if is_match => Token::Devlink(Pattern::new(&pair)),
-        "NAME" if is_match => Token::Name(Pattern::new(&pair)),
-        "RESULT" => Token::Result(Pattern::new(&pair)),
-        "CONST" => {
+        Key::Action => Token::Action(Pattern::new(&pair)),
+        Key::Devpath => Token::Devpath(Pattern::new(&pair)),
+        Key::Kernel | Key::Kernels => Token::Kernel(Pattern::new(&pair)),
+        Key::Subsystem | Key::Subsystems => Token::Subsystem(Pattern::new(&pair)),
+        Key::Driver | Key::Drivers => Token::Driver(Pattern::new(&pair)),
+        Key::Attr | Key::Attrs if is_match => Token::Attr(attr, Pattern::new(&pair)),
+        Key::Tag | Key::Tags if is_match => Token::Tag(Pattern::new(&pair)),
+        Key::Env if is_match => Token::Env(attr, Pattern::new(&pair)),
+        Key::Symlink if is_match => Token::Devlink(Pattern::new(&pair)),
+        Key::Name if is_match => Token::Name(Pattern::new(&pair)),
+        Key::Result => Token::Result(Pattern::new(&pair)),
+        Key::Const => {
             if attr == b"cvm" {
                 rule.doubt(systemd::has_cvm(node)?);
             }
             Token::Elsewhere("CONST")
         }
-        "SYSCTL" if is_match => Token::Elsewhere("SYSCTL"),
-        "TEST" => Token::Elsewhere("TEST"),
-        "PROGRAM" => Token::Program,
-        "IMPORT" => import(attr, pair, node, rule)?,
-        "ENV" => Token::SetEnv(pair.op, attr, pair.value),
-        "TAG" => Token::AddTag(pair.op, pair.value),
-        "SYMLINK" => {
+        Key::Sysctl if is_match => Token::Elsewhere("SYSCTL"),
+        Key::Test => Token::Elsewhere("TEST"),
+        Key::Program => Token::Program,
+        Key::Import => import(attr, pair, node, rule)?,
+        Key::Env => Token::SetEnv(pair.op, attr, pair.value),
+        Key::Tag => Token::AddTag(pair.op, pair.value),
+        Key::Symlink => {
             if pair.op == Op::Remove {
                 rule.doubt(systemd::removes_links(node)?);
             }
             Token::AddLink
         }
-        "OPTIONS" => match option(&pair.value)? {
+        Key::Options => match option(&pair.value)? {
             Some(name) => Token::StaticNode(is_kvm(name)),
             None => return Ok(()),
         },
-        "OWNER" => Token::Owner(pair.op, owner(rule, &pair.value, node, db)),
-        "GROUP" => Token::Group(pair.op, group(rule, &pair.value, node, db)),
-        "MODE" => Token::Mode(pair.op, mode(&pair.value)),
-        "RUN" if attr == b"builtin" => {
+        Key::Owner => Token::Owner(pair.op, owner(rule, &pair.value, node, db)),
+        Key::Group => Token::Group(pair.op, group(rule, &pair.value, node, db)),
+        Key::Mode => Token::Mode(pair.op, mode(&pair.value)),
+        Key::Run if attr == b"builtin" => {
             builtin(&pair.value, node, rule)?;
             return Ok(());
         }
-        "RUN" => Token::Run(pair.op, pair.value),
-        "GOTO" => {
+        Key::Run => Token::Run(pair.op, pair.value),
+        Key::Goto => {
             rule.goto.get_or_insert(pair.value);
             return Ok(());
         }
-        "LABEL" => {
+        Key::Label => {
             rule.label = Some(pair.value);
             return Ok(());
         }
@@ -240,46 +240,55 @@ fn part<'a>(
 }
 
 /// Which keys there are, and what goes with them.
-fn check(key: &str, pair: &Pair<'_>) -> Parsed {
+fn check(key: Key, pair: &Pair<'_>) -> Parsed {
     let attr = pair.attr;
     let is_match = pair.op.is_match();
     let removes = pair.op == Op::Remove;
     let (attr_ok, op_ok) = match key {
-        "ACTION" | "DEVPATH" | "KERNEL" | "SUBSYSTEM" | "DRIVER" | "KERNELS" | "SUBSYSTEMS"
-        | "DRIVERS" | "TAGS" | "RESULT" => (attr.is_none(), is_match),
-        "SYMLINK" | "TAG" => (attr.is_none(), true),
-        "NAME" => {
+        Key::Action
+        | Key::Devpath
+        | Key::Kernel
+        | Key::Subsystem
+        | Key::Driver
+        | Key::Kernels
+        | Key::Subsystems
+        | Key::Drivers
+        | Key::Tags
+        | Key::Result => (attr.is_none(), is_match),
+        Key::Symlink | Key::Tag => (attr.is_none(), true),
+        Key::Name => {
             if !is_match && (pair.value.is_empty() || *pair.value == *b"%k") {
                 return Err("such a name is refused");
             }
             (attr.is_none(), !removes)
         }
-        "ENV" => {
+        Key::Env => {
             if !is_match && attr.is_some_and(systemd::is_fixed_property) {
                 return Err("this property cannot be set");
             }
             (attr.is_some_and(|attr| !attr.is_empty()), !removes)
         }
-        "CONST" => (matches!(attr, Some(b"arch" | b"virt" | b"cvm")), is_match),
-        "ATTR" | "SYSCTL" => (attr.is_some_and(|attr| !attr.is_empty()), !removes),
-        "ATTRS" => (attr.is_some_and(|attr| !attr.is_empty()), is_match),
-        "TEST" => {
+        Key::Const => (matches!(attr, Some(b"arch" | b"virt" | b"cvm")), is_match),
+        Key::Attr | Key::Sysctl => (attr.is_some_and(|attr| !attr.is_empty()), !removes),
+        Key::Attrs => (attr.is_some_and(|attr| !attr.is_empty()), is_match),
+        Key::Test => {
             let mode = attr.filter(|attr| !attr.is_empty());
             (mode.is_none_or(|mode| octal(mode).is_some()), is_match)
         }
-        "PROGRAM" => (attr.is_none(), !removes),
-        "IMPORT" => (attr.is_some_and(|attr| !attr.is_empty()), !removes),
-        "OPTIONS" | "OWNER" | "GROUP" | "MODE" => (attr.is_none(), !is_match && !removes),
-        "SECLABEL" => (
+        Key::Program => (attr.is_none(), !removes),
+        Key::Import => (attr.is_some_and(|attr| !attr.is_empty()), !removes),
+        Key::Options | Key::Owner | Key::Group | Key::Mode => {
+            (attr.is_none(), !is_match && !removes)
+        }
+        Key::Seclabel => (
             attr.is_some_and(|attr| !attr.is_empty()),
             !is_match && !removes,
         ),
-        "RUN" => (
+        Key::Run => (
             matches!(attr, None | Some(b"program" | b"builtin")),
             !is_match && !removes,
         ),
-        "GOTO" | "LABEL" => (attr.is_none(), pair.op == Op::Assign),
-        _ => return Err("no key that udev knows"),
+        Key::Goto | Key::Label => (attr.is_none(), pair.op == Op::Assign),
     };
     match (attr_ok, op_ok) {
         (false, _) => Err(BAD_ATTR),
