@@ -33,7 +33,7 @@ use nix::unistd::{Gid, Uid};
 
 use file::read;
 use rule::Place;
-use text::lines;
+use text::Kept;
 
 pub use select::{FOLDERS, Found, select};
 pub use systemd::{login_defs, version_of};
@@ -167,11 +167,10 @@ impl Prediction {
 /// Works out what the events will do, from the files that udevd reads, in its order ([`select()`]).
 pub fn predict(files: &[&RuleFile], node: &Udevd, db: &Database<'_>) -> Prediction {
     let mut notes = Notes::default();
-    let lines: Vec<_> = files.iter().map(|file| lines(&file.content)).collect();
+    let kept = Kept::new();
     let files: Vec<_> = files
         .iter()
-        .zip(&lines)
-        .map(|(file, lines)| read(&file.path, lines, node, db, &mut notes))
+        .map(|file| read(file, &kept, node, db, &mut notes))
         .collect();
     let start = walk::start(&files, &mut notes);
     let add = walk::event(&files, b"add", &mut notes);

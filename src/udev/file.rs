@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use super::known::always_jumps;
 use super::rule::{Place, Rule, is_idle, rule};
-use super::text::Lines;
-use super::{Database, Notes, Udevd, about_kvm, systemd};
+use super::text::{Found, Kept, Lines, given_up};
+use super::{Database, Notes, RuleFile, Udevd, about_kvm, systemd};
 
 /// The rules of one file, as udevd keeps them, but for those that cannot matter to kvm.
 pub(super) struct File<'a> {
@@ -21,52 +21,59 @@ struct Jump<'a> {
     /// whatever jumped over this `GOTO` itself.
     skips: bool,
     /// Where to go on if the label is nowhere, and the number of rules up to there.
-    after: usize,
+    after: Lines<'a>,
     rules: usize,
 }
 
 /// Reads the rules, and notes those about kvm that udevd drops.
 pub(super) fn read<'a>(
-    file: &'a str,
-    lines: &'a Lines<'_>,
+    file: &'a RuleFile,
+    kept: &'a Kept,
     node: &Udevd,
     db: &Database<'_>,
     notes: &mut Notes,
 ) -> File<'a> {
-    let at = |line: usize| Place { file, line };
-    for (number, line, why) in &lines.broken {
-        if about_kvm(line) {
-            notes.ignore(at(*number), why);
-        }
-    }
-    let linked = lines.given_up.is_none();
+    let at = |line| Place {
+        file: &file.path,
+        line,
+    };
+    let given_up = given_up(&file.content);
+    let linked = given_up.is_none();
     let mut rules: Vec<Rule<'_>> = Vec::new();
     let mut room = Vec::new();
     // Most rules of a stock file are for other devices, behind one GOTO. They are not even parsed.
     let mut jump: Option<Jump<'_>> = None;
     let mut jumps = linked;
-    let mut next = 0;
+    let mut lines = Lines::new(&file.content, kept);
     loop {
-        let Some((number, line)) = lines.rules.get(next) else {
+        let Some((number, found)) = lines.next() else {
             // A GOTO to nowhere goes on with the next line.
             let Some(jump) = jump.take() else {
                 break;
             };
             jumps = false;
-            next = jump.after;
+            lines = jump.after;
             rules.truncate(jump.rules);
             continue;
         };
-        next += 1;
+        let line = match found {
+            Found::Rule(line) => line,
+            Found::Broken(line, why) => {
+                if about_kvm(line) {
+                    notes.ignore(at(number), why);
+                }
+                continue;
+            }
+        };
         if jump.as_ref().is_some_and(|jump| jump.skips) && is_idle(line) {
             continue;
         }
-        let rule = match rule(at(*number), line, &mut room, node, db) {
+        let rule = match rule(at(number), line, &mut room, node, db) {
             Ok(Some(rule)) => rule,
             Ok(None) => continue,
             Err(why) => {
                 if about_kvm(line) {
-                    notes.ignore(at(*number), &why);
+                    notes.ignore(at(number), &why);
                 }
                 continue;
             }
@@ -81,13 +88,13 @@ pub(super) fn read<'a>(
             jump = Some(Jump {
                 to: rule.goto.clone(),
                 skips: true,
-                after: next,
+                after: lines.clone(),
                 rules: rules.len() + 1,
             });
         }
         rules.push(rule);
     }
-    if let Some(number) = lines.given_up {
+    if let Some(number) = given_up {
         let why = "longer than 16384 bytes, which ends the reading of this file";
         notes.ignore(at(number), why);
         if !systemd::keeps_what_was_read(node) {
@@ -96,6 +103,10 @@ pub(super) fn read<'a>(
                 rule.doubt.get_or_insert(why);
             }
         }
+    }
+    // What is left of most files only leads from one rule to another.
+    if !rules.iter().any(Rule::does_something) {
+        rules = Vec::new();
     }
     File { rules, linked }
 }

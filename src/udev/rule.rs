@@ -298,6 +298,26 @@ fn check(key: Key, pair: &Pair<'_>) -> Parsed {
 }
 
 impl Rule<'_> {
+    /// Whether it sets anything, or asks for something that leaves a trace.
+    pub(super) fn does_something(&self) -> bool {
+        let does = |token: &Token<'_>| {
+            matches!(
+                token,
+                Token::Program
+                    | Token::Import(..)
+                    | Token::ImportParent(_)
+                    | Token::Owner(..)
+                    | Token::Group(..)
+                    | Token::Mode(..)
+                    | Token::AddTag(..)
+                    | Token::SetEnv(..)
+                    | Token::AddLink
+                    | Token::Run(..)
+            )
+        };
+        self.tokens.iter().any(does)
+    }
+
     /// Notes why it is not known whether udevd takes the rule, the first reason only.
     pub(super) fn doubt(&mut self, why: Option<&str>) {
         if let Some(why) = why {

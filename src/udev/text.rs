@@ -1,22 +1,31 @@
 //! A rules file as lines: line ends, comments, continuations, and what is too long.
 
-use std::borrow::Cow;
+use typed_arena::Arena;
 
 use crate::find::three;
 
 /// The length that udevd allows a line, with its continuations.
 pub(super) const LINE_MAX: usize = 16384;
 
-/// What was found in a file.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// Keeps what is put together from several lines for as long as the rules in it are looked at.
+pub(super) type Kept = Arena<Vec<u8>>;
+
+/// What is found in a file.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found<'a> {
+    /// A rule's text, continuations joined.
+    Rule(&'a [u8]),
+    /// A line that udevd leaves out, and why.
+    Broken(&'a [u8], &'static str),
+}
+
+/// The lines of a file that say something, each with its number; of a continued one that of its last line:
+/// udevd's own messages count so.
+#[derive(Clone)]
 pub(super) struct Lines<'a> {
-    /// Each rule's text, continuations joined, with the number of its last line: udevd's own
-    /// messages count so.
-    pub(super) rules: Vec<(usize, Cow<'a, [u8]>)>,
-    /// Lines that udevd leaves out: number, text, and why.
-    pub(super) broken: Vec<(usize, Cow<'a, [u8]>, &'static str)>,
-    /// The number of the line, longer than [`LINE_MAX`] by itself, at which udevd gives up.
-    pub(super) given_up: Option<usize>,
+    rest: &'a [u8],
+    number: usize,
+    kept: &'a Kept,
 }
 
 /// Whether udevd skips this byte between words.
@@ -30,64 +39,81 @@ pub(super) fn trim(text: &[u8]) -> &[u8] {
     text.get(blanks..).unwrap_or_default()
 }
 
-/// Splits a file.
-pub(super) fn lines(file: &[u8]) -> Lines<'_> {
-    /// Shorter than most lines, so that most files need one piece of memory.
-    const SHORT: usize = 64;
-    let mut found = Lines::default();
-    found.rules.reserve(file.len() / SHORT);
-    let mut continued: Option<Cow<'_, [u8]>> = None;
-    let mut too_long = false;
-    let mut number = 0;
+/// The number of the line, longer than [`LINE_MAX`] by itself, at which udevd gives up.
+pub(super) fn given_up(file: &[u8]) -> Option<usize> {
     let mut rest = file;
-    while let Some((raw, after)) = next_line(rest) {
-        rest = after;
+    let mut number = 0;
+    while rest.len() >= LINE_MAX {
+        let (line, after) = next_line(rest)?;
         number += 1;
-        if raw.len() >= LINE_MAX {
-            found.given_up = Some(number);
-            return found;
+        if line.len() >= LINE_MAX {
+            return Some(number);
         }
-        let mut line = Cow::Borrowed(trim(raw));
-        // A comment is dropped even between the parts of a continued line.
-        if line.first() == Some(&b'#') {
-            continue;
-        }
-        if let Some(start) = continued.as_mut().filter(|_| !too_long) {
-            too_long = start.len() + line.len() >= LINE_MAX;
-            start.to_mut().extend_from_slice(&line);
-            if !too_long {
-                line.clone_from(start);
-            }
-        }
-        if line.last() == Some(&b'\\') {
-            if !too_long {
-                without_last(&mut line);
-                continued = Some(line);
-            }
-            continue;
-        }
-        if too_long {
-            let text = continued.take().unwrap_or(line);
-            found.broken.push((number, text, "the line is too long"));
-        } else if !line.is_empty() {
-            found.rules.push((number, line));
-        }
-        continued = None;
-        too_long = false;
+        rest = after;
     }
-    if let Some(text) = continued {
-        let why = "the file ends in a continued line";
-        found.broken.push((number, text, why));
-    }
-    found
+    None
 }
 
-fn without_last(line: &mut Cow<'_, [u8]>) {
-    match line {
-        Cow::Borrowed(line) => *line = line.split_last().map_or(&[], |(_, rest)| rest),
-        Cow::Owned(line) => {
-            line.pop();
+impl<'a> Lines<'a> {
+    /// Those of `file`, up to where udevd gives up.
+    pub(super) fn new(file: &'a [u8], kept: &'a Kept) -> Self {
+        Self {
+            rest: file,
+            number: 0,
+            kept,
         }
+    }
+}
+
+impl<'a> Iterator for Lines<'a> {
+    type Item = (usize, Found<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut joined: Option<Vec<u8>> = None;
+        let mut too_long = false;
+        while let Some((raw, after)) = next_line(self.rest) {
+            self.rest = after;
+            self.number += 1;
+            if raw.len() >= LINE_MAX {
+                self.rest = &[];
+                return None;
+            }
+            let part = trim(raw);
+            // A comment is dropped even between the parts of a continued line.
+            if part.first() == Some(&b'#') {
+                continue;
+            }
+            let Some(text) = &mut joined else {
+                match part {
+                    [] => continue,
+                    [start @ .., b'\\'] => joined = Some(start.to_vec()),
+                    _ => return Some((self.number, Found::Rule(part))),
+                }
+                continue;
+            };
+            if !too_long {
+                too_long = text.len() + part.len() >= LINE_MAX;
+                text.extend_from_slice(part);
+            }
+            let end = if too_long { part.last() } else { text.last() };
+            if end == Some(&b'\\') {
+                if !too_long {
+                    text.pop();
+                }
+                continue;
+            }
+            let text = joined.take().unwrap_or_default();
+            if too_long {
+                let text = self.kept.alloc(text);
+                return Some((self.number, Found::Broken(text, "the line is too long")));
+            }
+            if !text.is_empty() {
+                return Some((self.number, Found::Rule(self.kept.alloc(text))));
+            }
+        }
+        let text = self.kept.alloc(joined?);
+        let why = "the file ends in a continued line";
+        Some((self.number, Found::Broken(text, why)))
     }
 }
 
@@ -116,9 +142,19 @@ mod tests {
     use super::*;
 
     fn rules(file: &[u8]) -> Vec<(usize, String)> {
-        let text =
-            |(number, text): (usize, Cow<'_, [u8]>)| (number, text.escape_ascii().to_string());
-        lines(file).rules.into_iter().map(text).collect()
+        let kept = Kept::new();
+        let rule = |(number, found)| match found {
+            Found::Rule(text) => Some((number, text.escape_ascii().to_string())),
+            Found::Broken(..) => None,
+        };
+        Lines::new(file, &kept).filter_map(rule).collect()
+    }
+
+    fn broken(file: &[u8]) -> Vec<usize> {
+        let kept = Kept::new();
+        let lines = Lines::new(file, &kept);
+        let broken = lines.filter(|(_, found)| matches!(found, Found::Broken(..)));
+        broken.map(|(number, _)| number).collect()
     }
 
     #[test]
@@ -144,19 +180,19 @@ mod tests {
 
     #[test]
     fn what_is_too_long_or_unfinished_is_said() {
-        let found = lines(b"a\nb\\");
-        assert_eq!(found.rules, [(1, Cow::from(&b"a"[..]))]);
-        assert_eq!(found.broken[0].0, 2);
+        let file = &b"a\nb\\"[..];
+        assert_eq!(rules(file), [(1, "a".to_owned())]);
+        assert_eq!(broken(file), [2]);
 
         let half = "x".repeat(9000);
-        let text = format!("{half}\\\n{half}\\\ny\nz\n");
-        let found = lines(text.as_bytes());
-        assert_eq!(found.rules, [(4, Cow::from(&b"z"[..]))]);
-        assert_eq!(found.broken[0].0, 3);
+        let file = format!("{half}\\\n{half}\\\ny\nz\n");
+        assert_eq!(rules(file.as_bytes()), [(4, "z".to_owned())]);
+        assert_eq!(broken(file.as_bytes()), [3]);
+        assert_eq!(given_up(file.as_bytes()), None);
 
-        let text = format!("a\n{half}{half}\nb\n");
-        let found = lines(text.as_bytes());
-        assert_eq!(found.rules, [(1, Cow::from(&b"a"[..]))]);
-        assert_eq!(found.given_up, Some(2));
+        let file = format!("a\n{half}{half}\nb\n");
+        assert_eq!(rules(file.as_bytes()), [(1, "a".to_owned())]);
+        assert!(broken(file.as_bytes()).is_empty());
+        assert_eq!(given_up(file.as_bytes()), Some(2));
     }
 }

@@ -226,20 +226,5 @@ fn is_dropped(rule: &Rule<'_>, notes: &mut Notes) -> bool {
 
 /// udevd does not even ask what a rule compares that could do nothing.
 fn has_effect(rule: &Rule<'_>) -> bool {
-    let sets = |token: &Token<'_>| {
-        matches!(
-            token,
-            Token::Program
-                | Token::Import(..)
-                | Token::ImportParent(_)
-                | Token::Owner(..)
-                | Token::Group(..)
-                | Token::Mode(..)
-                | Token::AddTag(..)
-                | Token::SetEnv(..)
-                | Token::AddLink
-                | Token::Run(..)
-        )
-    };
-    rule.goto.is_some() || rule.tokens.iter().any(sets)
+    rule.goto.is_some() || rule.does_something()
 }
