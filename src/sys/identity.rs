@@ -4,6 +4,8 @@ use caps::{CapSet, Capability};
 use nix::errno::Errno;
 use nix::unistd::{self, Gid, Uid};
 
+use super::raw;
+
 /// A process' credentials as the kernel reports them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credentials {
@@ -85,15 +87,11 @@ pub fn become_nobody() -> Result<(), (Drop, Errno)> {
 /// Empties the effective, permitted, inheritable and ambient sets, and makes sure of it (`EBADE`). The
 /// bounding set stays, as it does for a QEMU that libvirt starts; it does not matter to open(2).
 fn drop_capabilities() -> Result<(), Errno> {
-    // Lowering the permitted set takes the effective and ambient ones down with it.
-    for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
-        let holds = || caps::read(None, set).map(|caps| !caps.is_empty());
-        let failed = |_| Errno::last();
-        if holds().map_err(failed)? {
-            caps::clear(None, set).map_err(failed)?;
-            if holds().map_err(failed)? {
-                return Err(Errno::EBADE);
-            }
+    let none = raw::Capabilities::default();
+    if raw::capabilities()? != none {
+        raw::set_capabilities(none)?;
+        if raw::capabilities()? != none {
+            return Err(Errno::EBADE);
         }
     }
     Ok(())

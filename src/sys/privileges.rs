@@ -4,12 +4,12 @@
 //! something the work is done all the same: this guards against mistakes of this program, not against
 //! whoever runs it.
 
-use caps::{CapSet, Capability, CapsHashSet};
+use caps::Capability;
 use nix::errno::Errno;
 use nix::sys::prctl::set_no_new_privs;
 use nix::sys::stat::{Mode, umask};
 
-use super::raw;
+use super::raw::{self, Capabilities};
 
 /// What is done, as far as rights are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,19 +102,19 @@ pub const NEEDS: &[Need] = &[
     },
 ];
 
-/// What of `held` a job keeps.
+/// What of `held` a job keeps, a bit for each capability.
 ///
 /// Without `CAP_SYS_PTRACE` the kernel lets a process look at the root only of those that hold no
 /// capability beyond its own (ptrace(2), "Ptrace access mode checking"): a container's `check` sees
 /// the libvirtd of that container as long as it holds what that one holds. So there all is kept.
-pub fn kept(job: Job, held: &CapsHashSet) -> CapsHashSet {
-    let needs = |need: &&Need| need.jobs.contains(&job) && held.contains(&need.capability);
+pub fn kept(job: Job, held: u64) -> u64 {
     let looks = PROVERS.contains(&job);
-    if looks && !held.contains(&Capability::CAP_SYS_PTRACE) {
-        return held.clone();
+    if looks && held & Capability::CAP_SYS_PTRACE.bitmask() == 0 {
+        return held;
     }
-    let needed = NEEDS.iter().filter(needs);
-    needed.map(|need| need.capability).collect()
+    let needs = NEEDS.iter().filter(|need| need.jobs.contains(&job));
+    let needed = needs.fold(0, |all, need| all | need.capability.bitmask());
+    held & needed
 }
 
 /// Gives up every capability that `job` does not need, for good: effective, permitted, inheritable,
@@ -132,29 +132,23 @@ pub fn reduce(job: Job) {
         Ok(()) | Err(Errno::EPERM) => {}
         Err(errno) => log::debug!("prctl(PR_CAPBSET_DROP): {errno}"),
     }
-    if let Err(error) = reduce_sets(job) {
-        log::debug!("capset: {error}");
+    if let Err(errno) = reduce_sets(job) {
+        log::debug!("capset: {errno}");
     }
 }
 
-fn reduce_sets(job: Job) -> Result<(), caps::errors::CapsError> {
-    let permitted = caps::read(None, CapSet::Permitted)?;
-    let keep = kept(job, &permitted);
-    // The effective set must lie within the permitted one at every step. The ambient set follows the
-    // other two by itself.
-    let effective = caps::read(None, CapSet::Effective)?;
-    for (set, now) in [
-        (CapSet::Effective, effective),
-        (CapSet::Permitted, permitted),
-    ] {
-        if !now.is_subset(&keep) {
-            caps::set(None, set, &(&now & &keep))?;
-        }
+fn reduce_sets(job: Job) -> nix::Result<()> {
+    let held = raw::capabilities()?;
+    let permitted = kept(job, held.permitted);
+    let less = Capabilities {
+        effective: held.effective & permitted,
+        permitted,
+        inheritable: 0,
+    };
+    match less == held {
+        true => Ok(()),
+        false => raw::set_capabilities(less),
     }
-    if !caps::read(None, CapSet::Inheritable)?.is_empty() {
-        caps::clear(None, CapSet::Inheritable)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -163,26 +157,25 @@ mod tests {
 
     #[test]
     fn a_job_keeps_what_the_table_says_and_never_gains() {
-        let all = caps::all();
-        let check = kept(Job::Check, &all);
-        assert_eq!(check.len(), 6);
-        assert!(!check.contains(&Capability::CAP_CHOWN));
-        let apply = kept(Job::Apply, &all);
-        assert_eq!(apply.len(), NEEDS.len());
-        let none = CapsHashSet::new();
+        let check = kept(Job::Check, u64::MAX);
+        assert_eq!(check.count_ones(), 6);
+        assert_eq!(check & Capability::CAP_CHOWN.bitmask(), 0);
+        let apply = kept(Job::Apply, u64::MAX);
+        assert_eq!(apply.count_ones() as usize, NEEDS.len());
         for job in ALL.iter().copied() {
-            assert!(kept(job, &none).is_empty());
-            assert!(kept(job, &all).is_subset(&all));
-            assert!(!kept(job, &all).contains(&Capability::CAP_SYS_ADMIN));
+            assert_eq!(kept(job, 0), 0);
+            let admin = Capability::CAP_SYS_ADMIN.bitmask();
+            assert_eq!(kept(job, u64::MAX) & admin, 0);
+            let few = Capability::CAP_SYS_PTRACE.bitmask() | Capability::CAP_CHOWN.bitmask();
+            assert_eq!(kept(job, few) & !few, 0);
         }
     }
 
     #[test]
     fn who_looks_at_processes_by_its_capabilities_keeps_them() {
-        let mut held = caps::all();
-        held.remove(&Capability::CAP_SYS_PTRACE);
-        assert_eq!(kept(Job::Check, &held), held);
-        assert_eq!(kept(Job::Install, &held).len(), 4);
+        let held = !Capability::CAP_SYS_PTRACE.bitmask();
+        assert_eq!(kept(Job::Check, held), held);
+        assert_eq!(kept(Job::Install, held).count_ones(), 4);
     }
 
     #[test]

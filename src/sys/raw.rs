@@ -139,6 +139,57 @@ pub fn empty_bounding_set() -> Result<()> {
     Ok(())
 }
 
+/// What a process may do, a bit for each capability (capabilities(7)).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// What counts now.
+    pub effective: u64,
+    /// What it can make count.
+    pub permitted: u64,
+    /// What a program that it starts may get.
+    pub inheritable: u64,
+}
+
+/// What the two calls below are told first: `_LINUX_CAPABILITY_VERSION_3`, which takes each set in two
+/// words, and that this process is meant.
+const CAPABILITIES: [u32; 2] = [0x2008_0522, 0];
+
+/// capget(2) for this process: all sets by one call.
+pub fn capabilities() -> Result<Capabilities> {
+    let mut header = CAPABILITIES;
+    let mut words = [0_u32; 6];
+    // SAFETY: both are as long as the kernel takes them for in this version.
+    let done = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), words.as_mut_ptr()) };
+    Errno::result(done)?;
+    let [low @ .., effective, permitted, inheritable] = words;
+    let both = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    Ok(Capabilities {
+        effective: both(low[0], effective),
+        permitted: both(low[1], permitted),
+        inheritable: both(low[2], inheritable),
+    })
+}
+
+/// capset(2) for this process: all sets at once, and the ambient one becomes what is in both the permitted
+/// and the inheritable one.
+///
+/// # Errors
+/// `EPERM` for more than it has.
+pub fn set_capabilities(new: Capabilities) -> Result<()> {
+    let mut header = CAPABILITIES;
+    let mut words = [0_u32; 6];
+    let sets = [new.effective, new.permitted, new.inheritable];
+    for (place, set) in sets.into_iter().enumerate() {
+        let bytes = set.to_le_bytes();
+        let [a, b, c, d, e, f, g, h] = bytes;
+        words[place] = u32::from_le_bytes([a, b, c, d]);
+        words[place + 3] = u32::from_le_bytes([e, f, g, h]);
+    }
+    // SAFETY: both are as long as the kernel takes them for in this version.
+    let done = unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), words.as_ptr()) };
+    Errno::result(done).map(drop)
+}
+
 /// fork(2).
 ///
 /// The program has one thread, so the child may do what the parent may.
