@@ -11,8 +11,8 @@ use nix::errno::Errno;
 
 use super::raw;
 
-/// For a folder of some two hundred names one call, and one more finds the end.
-const ROOM: usize = 8192;
+/// For a folder of a hundred names or more one call, and one more finds the end.
+const ROOM: usize = 4096;
 /// Where a record's length, the kind of its file and its name are (getdents64(2), `linux_dirent64`).
 const LENGTH: usize = 16;
 const KIND: usize = 18;
@@ -29,7 +29,7 @@ pub(super) fn entries(
     folder: BorrowedFd<'_>,
     mut each: impl FnMut(&OsStr, bool) -> nix::Result<()>,
 ) -> nix::Result<()> {
-    let mut room = vec![0; ROOM];
+    let mut room = [0; ROOM];
     loop {
         let filled = match raw::getdents64(folder, &mut room) {
             // A folder that was removed has no names any more.

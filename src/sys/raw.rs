@@ -161,12 +161,11 @@ pub fn capabilities() -> Result<Capabilities> {
     // SAFETY: both are as long as the kernel takes them for in this version.
     let done = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), words.as_mut_ptr()) };
     Errno::result(done)?;
-    let [low @ .., effective, permitted, inheritable] = words;
-    let both = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    let set = |place: usize| u64::from(words[place]) | u64::from(words[place + 3]) << 32;
     Ok(Capabilities {
-        effective: both(low[0], effective),
-        permitted: both(low[1], permitted),
-        inheritable: both(low[2], inheritable),
+        effective: set(0),
+        permitted: set(1),
+        inheritable: set(2),
     })
 }
 
@@ -178,12 +177,11 @@ pub fn capabilities() -> Result<Capabilities> {
 pub fn set_capabilities(new: Capabilities) -> Result<()> {
     let mut header = CAPABILITIES;
     let mut words = [0_u32; 6];
+    let word = |part: u64| u32::try_from(part & u64::from(u32::MAX)).unwrap_or_default();
     let sets = [new.effective, new.permitted, new.inheritable];
     for (place, set) in sets.into_iter().enumerate() {
-        let bytes = set.to_le_bytes();
-        let [a, b, c, d, e, f, g, h] = bytes;
-        words[place] = u32::from_le_bytes([a, b, c, d]);
-        words[place + 3] = u32::from_le_bytes([e, f, g, h]);
+        words[place] = word(set);
+        words[place + 3] = word(set >> 32);
     }
     // SAFETY: both are as long as the kernel takes them for in this version.
     let done = unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), words.as_ptr()) };
