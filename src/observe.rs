@@ -15,7 +15,7 @@ use crate::exit::Usage;
 use crate::place::{self, HostRoot};
 use crate::sys::device::{Device, Facts};
 use crate::sys::root::{Root, read_here};
-use crate::sys::{proc, public};
+use crate::sys::{Inode, proc, public};
 
 pub use host::Host;
 
@@ -185,14 +185,14 @@ pub fn look_again(seen: &mut Observed, config: &Config) -> anyhow::Result<Option
 }
 
 /// Whether an inode is one of the node's group files, by whatever path it was found.
-fn is_the_nodes(inode: (u64, u64), host: Option<&Host>) -> bool {
+fn is_the_nodes(inode: Inode, host: Option<&Host>) -> bool {
     host.is_some_and(|host| host.group_files.contains(&inode))
 }
 
 /// What stands at `--group-file-out`, once it is certain that it may be replaced.
 fn out_file(
     path: &Path,
-    made_from: Option<(u64, u64)>,
+    made_from: Option<Inode>,
     host: Option<&Host>,
 ) -> anyhow::Result<Option<public::Public>> {
     let shown = path.display();

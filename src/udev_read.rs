@@ -13,7 +13,7 @@ use nix::sys::stat::SFlag;
 use crate::hostdb;
 use crate::sys::processes::Process;
 use crate::sys::root::{Folder, Root, kind, kind_name};
-use crate::sys::{Result, Room};
+use crate::sys::{Inode, Result, Room};
 use crate::udev::own::{self, Rules};
 use crate::udev::{FOLDERS, Found, Udevd, login_defs, select, version_of};
 
@@ -276,7 +276,7 @@ fn is_udevd(process: &Process) -> bool {
 }
 
 /// The udevd whose root is this one, as far as that can be read, and when it started.
-fn running(root: (u64, u64), processes: &[Process]) -> Option<(u32, i64)> {
+fn running(root: Inode, processes: &[Process]) -> Option<(u32, i64)> {
     let mut found = processes.iter().filter(|process| is_udevd(process));
     let found = found.find(|process| process.root.is_none_or(|its| its == root))?;
     Some((found.pid, found.started))

@@ -7,9 +7,9 @@ use nix::errno::Errno;
 
 use crate::accounts::passwd;
 use crate::hostdb::{FILES, HostDb, RECORD_FOLDERS, record};
-use crate::sys::Room;
 use crate::sys::device::Facts;
 use crate::sys::root::Root;
+use crate::sys::{Inode, Room};
 use crate::udev::own::Rules;
 use crate::udev::{self, Prediction, RuleFile, Udevd};
 use crate::udev_read::{self, Spot};
@@ -22,7 +22,7 @@ pub struct Host {
     /// Its groups.
     pub db: HostDb,
     /// Device and inode number of each of its group files.
-    pub group_files: Vec<(u64, u64)>,
+    pub group_files: Vec<Inode>,
     /// What stands at dev/kvm below it.
     pub node: Option<Facts>,
     /// What its udev will do to the device.
@@ -85,7 +85,7 @@ impl Host {
     }
 }
 
-fn groups(root: &Root) -> anyhow::Result<(HostDb, Vec<(u64, u64)>)> {
+fn groups(root: &Root) -> anyhow::Result<(HostDb, Vec<Inode>)> {
     let mut db = HostDb::default();
     let mut inodes = Vec::new();
     for name in FILES {

@@ -15,7 +15,7 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{Gid, Uid, fchownat};
 
 use super::root::kind;
-use super::{Named, Result, open, raw, retry};
+use super::{Inode, Named, Result, open, raw, retry};
 use crate::acl::{self, Acl};
 
 /// What stands at the device's path.
@@ -34,7 +34,7 @@ pub struct Facts {
     /// Permission bits.
     pub mode: u16,
     /// Device and inode number of the node itself.
-    pub inode: (u64, u64),
+    pub inode: Inode,
     /// Moves with every change, even one that changes nothing: seconds and nanoseconds.
     pub ctime: (i64, i64),
 }

@@ -1,6 +1,6 @@
 //! Becoming the QEMU user, and making sure of it.
 
-use caps::{CapSet, Capability};
+use caps::Capability;
 use nix::errno::Errno;
 use nix::unistd::{self, Gid, Uid};
 
@@ -58,7 +58,8 @@ pub fn become_user(who: &Credentials) -> Result<(), (Drop, Errno)> {
 
 /// Whether this process may do what owner, mode and ACL of a file do not let it (`CAP_DAC_OVERRIDE`).
 pub fn overrides_rights() -> bool {
-    caps::has_cap(None, CapSet::Effective, Capability::CAP_DAC_OVERRIDE).unwrap_or(false)
+    let wanted = Capability::CAP_DAC_OVERRIDE.bitmask();
+    raw::capabilities().is_ok_and(|held| held.effective & wanted != 0)
 }
 
 /// The identity of nobody: it owns nothing and is in no group that matters.

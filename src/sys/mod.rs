@@ -98,6 +98,9 @@ impl fmt::Display for CallError {
 
 impl std::error::Error for CallError {}
 
+/// Device and inode number: which file it is, by whatever path (inode(7)).
+pub type Inode = (u64, u64);
+
 /// What every function of this folder returns.
 pub type Result<T> = std::result::Result<T, CallError>;
 

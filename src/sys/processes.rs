@@ -8,7 +8,7 @@ use nix::sys::stat::{Mode, stat};
 use nix::unistd::{Gid, Pid, getpgid, read};
 
 use super::entries::entries;
-use super::{open, proc, retry};
+use super::{Inode, open, proc, retry};
 
 /// Parts of a second that /proc counts in, the same on every architecture that runs KVM.
 const TICKS: i64 = 100;
@@ -24,7 +24,7 @@ pub struct Process {
     /// time since then rounded down.
     pub started: i64,
     /// Device and inode number of its root, where that can be read.
-    pub root: Option<(u64, u64)>,
+    pub root: Option<Inode>,
 }
 
 impl Process {

@@ -15,7 +15,7 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use super::entries::entries;
 use super::file::errno_of;
-use super::{Named, Result, open, raw, retry};
+use super::{Inode, Named, Result, open, raw, retry};
 
 /// No file that is read here has reason to be larger; a sparse one could be endless.
 const MAX_FILE: u64 = 64 << 20;
@@ -55,7 +55,7 @@ impl Root {
     ///
     /// # Errors
     /// What fstat(2) answers.
-    pub fn id(&self) -> Result<(u64, u64)> {
+    pub fn id(&self) -> Result<Inode> {
         let stat = fstat(&self.fd).named(|| format!("fstat({})", self.path.display()))?;
         Ok((stat.st_dev, stat.st_ino))
     }
@@ -78,7 +78,7 @@ impl Root {
     ///
     /// # Errors
     /// As [`Root::read`].
-    pub fn read_which(&self, name: &str) -> Result<Option<(Vec<u8>, (u64, u64))>> {
+    pub fn read_which(&self, name: &str) -> Result<Option<(Vec<u8>, Inode)>> {
         let found = self.find(name, OFlag::empty())?;
         let Some((fd, stat)) = found else {
             return Ok(None);
@@ -101,7 +101,7 @@ impl Root {
     ///
     /// # Errors
     /// What the calls answer.
-    pub fn inode(&self, name: &str) -> Result<Option<(u64, u64)>> {
+    pub fn inode(&self, name: &str) -> Result<Option<Inode>> {
         let found = self.find(name, OFlag::empty())?;
         Ok(found.map(|(_, stat)| (stat.st_dev, stat.st_ino)))
     }

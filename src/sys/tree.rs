@@ -16,8 +16,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 
 use super::entries::entries;
-use super::retry;
 use super::root::kind;
+use super::{Inode, retry};
 
 /// More files than any node has logs; each costs a descriptor.
 const MAX_FILES: usize = 100_000;
@@ -46,7 +46,7 @@ pub struct Logs {
     pub unreadable: Vec<(PathBuf, Errno)>,
     /// How much in the folders is neither a regular file nor a folder.
     pub skipped: u64,
-    seen: BTreeSet<(u64, u64)>,
+    seen: BTreeSet<Inode>,
 }
 
 impl Logs {

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::config::Config;
 use crate::oddities::is_libvirtd;
 use crate::place::{self, HostRoot};
+use crate::sys::Inode;
 use crate::sys::processes::Process;
 use crate::sys::root::Root;
 
@@ -40,7 +41,7 @@ pub(super) fn whose(asked: &Config, daemons: &[Process], before: Option<u32>) ->
     choose(own, nodes, daemons, before)
 }
 
-type Id = Option<(u64, u64)>;
+type Id = Option<Inode>;
 
 fn choose(own: Id, nodes: [Id; 2], daemons: &[Process], before: Option<u32>) -> Whose {
     let [host, _] = nodes;
