@@ -223,7 +223,6 @@ fn out_file(
 }
 
 fn pod(root: &Root, is_host: bool, host: Option<&Host>, config: &Config) -> anyhow::Result<Pod> {
-    let (group, inode) = root.read_which(GROUP_FILE)?.unzip();
     let (qemu_conf, qemu_conf_name) = match &config.qemu_conf {
         Some(path) => {
             let content = read_here(path).map_err(|error| {
@@ -242,6 +241,7 @@ fn pod(root: &Root, is_host: bool, host: Option<&Host>, config: &Config) -> anyh
         None => root.read("usr/lib/os-release")?,
         found => found,
     };
+    let (group, inode) = root.read_which(GROUP_FILE)?.unzip();
     let group_out = match &config.group_file_out {
         Some(path) => out_file(path, inode, host)?,
         None => None,

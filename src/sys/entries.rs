@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
 
-use super::raw;
+use super::{raw, retry};
 
 /// For a folder of a hundred names or more one call, and one more finds the end.
 const ROOM: usize = 4096;
@@ -31,7 +31,7 @@ pub(super) fn entries(
 ) -> nix::Result<()> {
     let mut room = [0; ROOM];
     loop {
-        let filled = match raw::getdents64(folder, &mut room) {
+        let filled = match retry(|| raw::getdents64(folder, &mut room)) {
             // A folder that was removed has no names any more.
             Ok(0) | Err(Errno::ENOENT) => return Ok(()),
             filled => filled?,
