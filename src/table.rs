@@ -13,6 +13,9 @@ const LABEL: usize = 10;
 /// The width of the next ones.
 const COLUMN: usize = 23;
 
+/// What is seen of the node.
+const NODES: &str = "/dev/kvm";
+
 /// How many of QEMU's groups are shown.
 const GROUPS: usize = 16;
 
@@ -134,17 +137,20 @@ fn qemu(report: &Report) -> String {
     format!("{}:{}{plus}{more} ({name})", qemu.uid, qemu.gid)
 }
 
+/// Of the node that one device is seen, whatever path was given for the pod's.
 fn node_device(report: &Report) -> String {
     let Some(host) = &report.host else {
         return "not seen".to_owned();
     };
-    let same = report
-        .device
-        .as_ref()
-        .and_then(|device| device.same_inode_as_host);
+    let device = report.device.as_ref();
+    let same = device.and_then(|device| device.same_inode_as_host);
+    let name = match device {
+        Some(device) if device.path != NODES => format!("{NODES} "),
+        _ => String::new(),
+    };
     match (&host.device, same) {
         (_, Some(true)) => "the same".to_owned(),
-        (Some(device), _) => format!("{}:{} {}", device.uid, device.gid, device.mode),
+        (Some(device), _) => format!("{name}{}:{} {}", device.uid, device.gid, device.mode),
         (None, _) => "not seen".to_owned(),
     }
 }
@@ -339,6 +345,21 @@ mod tests {
         });
         let all: String = (3..19).map(|gid| format!("+{gid}")).collect();
         assert_eq!(qemu(&report), format!("1:2{all} and 99981 more (nova)"));
+    }
+
+    #[test]
+    fn another_path_is_not_the_nodes() {
+        let mut report = Report::new(Verdict::Ok, "");
+        let json = r#"{"root": "/", "device": {"uid": 0, "gid": 108, "mode": "0660"}}"#;
+        report.host = serde_json::from_str(json).unwrap();
+        for (path, want) in [
+            ("/dev/kvm", "0:108 0660"),
+            ("/dev/null", "/dev/kvm 0:108 0660"),
+        ] {
+            let json = format!(r#"{{"path": "{path}", "kind": "missing"}}"#);
+            report.device = serde_json::from_str(&json).unwrap();
+            assert_eq!(node_device(&report), want);
+        }
     }
 
     #[test]

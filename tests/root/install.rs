@@ -281,13 +281,16 @@ fn a_run_that_is_killed_leaves_the_old_file_or_the_new_one_and_the_next_clears_u
         let whole = start.elapsed();
         const RUNS: u32 = 100;
         let (mut olds, mut news, mut left_over) = (0, 0, 0);
+        // Each run is killed a little later after one that came too early, and the other way round: so most
+        // of them end about where the new file takes the old one's place, however busy the machine is.
+        let (mut delay, step) = (whole / 2, whole / 20);
         for n in 0..RUNS {
             fs::remove_file(&path).unwrap();
             fs::write(&path, &old).unwrap();
             let mut cmd = install(&volume);
             let cmd = cmd.stdout(Stdio::null()).stderr(Stdio::null());
             let mut process = cmd.spawn().unwrap();
-            sleep(whole * (n * 37 % RUNS) / RUNS);
+            sleep(delay);
             let _ = process.kill();
             process.wait().unwrap();
             let found = fs::read(&path).unwrap();
@@ -296,8 +299,14 @@ fn a_run_that_is_killed_leaves_the_old_file_or_the_new_one_and_the_next_clears_u
                 "run {n}: {} bytes",
                 found.len()
             );
-            olds += u32::from(found == old);
-            news += u32::from(found == new);
+            let jump = step * (1 + n % 3);
+            if found == old {
+                olds += 1;
+                delay += jump;
+            } else {
+                news += 1;
+                delay = delay.saturating_sub(jump);
+            }
             left_over += u32::from(names(&volume).len() > 1);
         }
         println!("{whole:?} for a run; {olds} times old, {news} new, {left_over} with a leftover");
