@@ -2,6 +2,7 @@
 //! proves what is, says what should be, and what will happen next.
 
 use std::cell::LazyCell;
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use crate::config::{Config, Missing};
@@ -34,33 +35,37 @@ type Daemons = LazyCell<Vec<Process>>;
 /// container's, unless another one was named: the node's view and the pod's in one report.
 pub fn check(config: &Config) -> Report {
     let daemons = Daemons::new(oddities::daemons);
-    let (root, unseen) = libvirtds_root(config, &daemons);
-    let pods = root.clone();
-    let config = &Config {
-        root: root.unwrap_or_else(|| config.root.clone()),
+    let (pods, unseen) = libvirtds_root(config, &daemons);
+    let mut config = Config {
         private_ok: true,
         ..config.clone()
     };
-    let mut report = judged(config, &daemons);
+    if let Some(pods) = &pods {
+        // `apply` without it would do the node's device alone and leave that container's files as they are.
+        let _ = write!(config.again, " --root={}", pods.display());
+        config.root.clone_from(pods);
+    }
+    let mut report = judged(&config, &daemons);
     report.warnings.extend(unseen);
     if let Some(pods) = pods {
-        name_root(&mut report, &pods);
-        find_private_device(&mut report, &pods, config);
+        find_private_device(&mut report, &pods, &config);
     }
     report
 }
 
-/// `apply` without `--root` would do the node's device alone and leave that container's files as they are.
-fn name_root(report: &mut Report, pods: &Path) {
-    let named = format!("`libvirt-kvm-init apply --root {}`", pods.display());
+/// A command that is named does what this one says of it only with the same flags.
+fn name_flags(report: &mut Report, config: &Config) {
+    let persist = if config.persist { " --persist" } else { "" };
+    let plain = format!("`libvirt-kvm-init apply{persist}{}`", config.again);
+    let persist = format!("`libvirt-kvm-init apply --persist{}`", config.again);
+    let here = config.root != Path::new("/");
     let texts = [Some(&mut report.summary), report.proof.advice.as_mut()];
     for text in texts.into_iter().flatten() {
-        for plain in [
-            "`libvirt-kvm-init apply` in the pod",
-            "`libvirt-kvm-init apply`",
-        ] {
-            *text = text.replace(plain, &named);
+        if here {
+            *text = text.replace("` in the pod", "`");
         }
+        *text = text.replace("`libvirt-kvm-init apply`", &plain);
+        *text = text.replace("`libvirt-kvm-init apply --persist`", &persist);
     }
 }
 
@@ -159,6 +164,7 @@ fn judged(config: &Config, daemons: &Daemons) -> Report {
             report.warnings.push(warning);
         }
     }
+    name_flags(&mut report, config);
     report
 }
 

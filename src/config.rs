@@ -4,6 +4,7 @@
 //! its file and line.
 #![forbid(unsafe_code)]
 
+mod again;
 mod values;
 
 use std::collections::BTreeMap;
@@ -142,6 +143,8 @@ pub struct Config {
     pub persist: bool,
     /// Whether nothing may be changed.
     pub dry_run: bool,
+    /// The flags that the next command needs to mean the same, each after a blank.
+    pub again: String,
     /// `watch`: the number with which QEMU could open the device last.
     pub kept: Option<Gid>,
     /// Whether this is `watch`: then another container may hold the inode of `group_file_out`.
@@ -185,7 +188,11 @@ impl Config {
                 layers.values.insert(name, given);
             }
         }
-        layers.config()
+        let again = again::again(flags);
+        Ok(Self {
+            again,
+            ..layers.config()?
+        })
     }
 }
 
@@ -403,6 +410,7 @@ impl Layers {
                 .value("format", values::format)?
                 .unwrap_or(Format::Table),
             dry_run: self.value("dry-run", values::bool)?.unwrap_or(false),
+            again: String::new(),
             kept: None,
             watching: false,
             sealed: false,

@@ -421,3 +421,37 @@ fn a_report_that_cannot_be_written_is_the_last_word() {
         }
     });
 }
+
+/// The command that a report names is one to paste: it has the flags that were given.
+#[test]
+#[ignore = "tier: root"]
+fn the_command_that_is_named_mends_it() {
+    in_namespace(|| {
+        let conf = scratch().join("it's qemu.conf");
+        fs::write(&conf, "user = \"nova\"\ngroup = \"virt\"\n").unwrap();
+        let conf = format!("--qemu-conf={}", conf.display());
+        let options = ["--group=virt", "--gid=501", "--qemu-user=+42424", &conf];
+        for more in [&[][..], &options, &["--persist"]] {
+            let scene = Scene::with_device(0, 108, 0o660);
+            scene.host.dir("etc/udev/rules.d");
+            let check = || {
+                let mut cmd = check(&scene);
+                cmd.args(more);
+                cmd
+            };
+            let (code, found) = report(&mut check());
+            assert_eq!(code, 1, "{found}");
+            let text = found["summary"].as_str().unwrap();
+            let named = text.split('`').find(|part| part.contains("apply"));
+            let named = named.unwrap_or_else(|| panic!("{found:#}"));
+            assert!(named.contains(" --host-root="), "{found:#}");
+            let advice = found["proof"]["advice"].as_str().unwrap();
+            let same = advice.contains(&format!("`{named}`"));
+            assert!(same || !advice.contains("kvm-init apply"), "{found:#}");
+            let line = named.replace("libvirt-kvm-init", "\"$0\"");
+            let mut shell = Command::new("sh");
+            go(shell.args(["-c", &line]).arg(program())).code(0);
+            go(&mut check()).code(0);
+        }
+    });
+}

@@ -119,7 +119,7 @@ fn on_the_node_both_views_are_in_one_report() {
         assert_eq!(found["proof"]["result"], "EACCES");
         assert_eq!(warnings(&found), [""; 0]);
         let way_out = format!(
-            "`libvirt-kvm-init apply --root {}`",
+            "`libvirt-kvm-init apply --root={}`",
             libvirtd.root.display()
         );
         let run = go(&mut check());

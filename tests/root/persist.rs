@@ -156,7 +156,8 @@ fn check_says_that_the_rule_is_missing_where_that_takes_the_device_away() {
         check(&["--persist"]).code(1).says(&[
             "drift: ",
             "a module reload or reboot (no udev rule speaks of it) makes it 0:0 0600",
-            "`libvirt-kvm-init apply --persist` writes a rule that prevents it",
+            "`libvirt-kvm-init apply --persist --",
+            "` writes a rule that prevents it",
         ]);
         go(&mut persist(&scene)).code(0);
         check(&["--persist"]).code(0);
@@ -170,7 +171,8 @@ fn check_says_that_the_rule_is_missing_where_that_takes_the_device_away() {
         ]);
         check(&["--persist"]).code(1).says(&[
             "0:108 0640",
-            "`libvirt-kvm-init apply --persist` writes a rule",
+            "`libvirt-kvm-init apply --persist --",
+            "` writes a rule",
         ]);
         go(&mut persist(&scene)).code(0);
         for more in [&[][..], &["--persist"]] {
