@@ -248,3 +248,18 @@ fn rules_made_to_keep_it_busy_do_not() {
         assert!(took < MOST, "{took:?}: {}", rules(0));
     }
 }
+
+/// Seen with 252: what ends in a slash has to be a folder.
+#[test]
+fn a_static_nodes_name_is_a_path() {
+    for (name, is_kvm) in [
+        ("/kvm", true),
+        ("./kvm", true),
+        ("kvm/", false),
+        ("kvm/.", false),
+    ] {
+        let rule = format!("GROUP=\"kvm\", OPTIONS+=\"static_node={name}\"\n");
+        let start = forecast(&[&rule], Some(252)).start;
+        assert_eq!(start.outcome().is_some(), is_kvm, "{name}");
+    }
+}
