@@ -147,6 +147,8 @@ pub struct Config {
     pub again: String,
     /// `watch`: the number with which QEMU could open the device last.
     pub kept: Option<Gid>,
+    /// `watch`: whether the group file was the node's own when the node was seen last.
+    pub was_nodes: bool,
     /// Whether this is `watch`: then another container may hold the inode of `group_file_out`.
     pub watching: bool,
     /// `watch`: whether the group file is left as it is, for it cannot be written.
@@ -412,6 +414,7 @@ impl Layers {
             dry_run: self.value("dry-run", values::bool)?.unwrap_or(false),
             again: String::new(),
             kept: None,
+            was_nodes: false,
             watching: false,
             sealed: false,
             recheck: self.value("recheck", values::recheck)?.unwrap_or(RECHECK),

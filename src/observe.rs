@@ -154,7 +154,7 @@ pub fn observe(config: &Config) -> anyhow::Result<(Observed, Option<Device>)> {
     };
     let is_host = match &host_root {
         HostRoot::At(root) => root.id()? == pod_root.id()?,
-        HostRoot::Nowhere => false,
+        HostRoot::Nowhere => config.was_nodes,
     };
     let device = Device::find(&config.device)?;
     let node = device.as_ref().map(node).transpose()?;

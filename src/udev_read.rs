@@ -425,6 +425,19 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_of_very_many_rules_is_not_read() {
+        let (own, root) = node(&[]);
+        let folder = own.path().join("etc/udev/rules.d");
+        fs::create_dir_all(&folder).unwrap();
+        for number in 0..=10_000 {
+            fs::write(folder.join(format!("{number}.rules")), "").unwrap();
+        }
+        let error = rules_in(&root).unwrap_err();
+        assert_eq!(error.errno, Errno::E2BIG);
+        assert!(error.advice().unwrap().contains("10,000 names"));
+    }
+
+    #[test]
     fn names_are_stale_when_they_changed_after_they_were_looked_up() {
         let table = [
             (100, Some(50), Some(90), false),

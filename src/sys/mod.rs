@@ -62,6 +62,9 @@ impl CallError {
                 Some("expected at most 8 MiB of such files on the node")
             }
             Errno::EFBIG => Some("expected at most 64 MiB there"),
+            Errno::E2BIG if self.call.starts_with("getdents64") => {
+                Some("expected at most 10,000 names in that folder")
+            }
             Errno::ELOOP => Some("a link there leads in a circle or out of its root"),
             _ => None,
         }

@@ -169,8 +169,8 @@ pub fn capabilities() -> Result<Capabilities> {
     })
 }
 
-/// capset(2) for this process: all sets at once, and the ambient one becomes what is in both the permitted
-/// and the inheritable one.
+/// capset(2) for this process: all sets at once, and of the ambient one only that stays which is in both the
+/// permitted and the inheritable one.
 ///
 /// # Errors
 /// `EPERM` for more than it has.

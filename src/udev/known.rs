@@ -155,11 +155,9 @@ impl Device {
             }
             Token::Import(what, None) => {
                 let why = format!("properties may be from {what} in {at}");
+                // What is not kept is read as tainted.
                 let fixed = super::systemd::is_fixed_property;
-                let set = |(key, _): &(&Vec<u8>, &mut Value)| !fixed(key);
-                for (_, value) in self.properties.iter_mut().filter(set) {
-                    *value = Err(why.clone());
-                }
+                self.properties.retain(|key, _| fixed(key));
                 self.tainted = Some(why);
             }
             _ => {}
@@ -206,7 +204,7 @@ impl Device {
         }
         let valid = !tag.iter().any(|byte| matches!(byte, b':' | b' '));
         if let (Ok(tags), true) = (&mut self.tags, op != Op::Remove && valid && !had) {
-            tags.insert(tag);
+            self.tags = with(std::mem::take(tags), tag);
         }
     }
 
@@ -222,6 +220,17 @@ impl Device {
             (None, None) => Ok(Vec::new()),
         }
     }
+}
+
+/// One tag more. A comparison looks at all of them, so that no more than any device has are followed.
+fn with(mut tags: BTreeSet<Vec<u8>>, tag: Vec<u8>) -> Result<BTreeSet<Vec<u8>>, String> {
+    /// All tags together, each with what sets it off from the next, in bytes.
+    const MOST: usize = 1024;
+    tags.insert(tag);
+    if tags.iter().map(|tag| tag.len() + 1).sum::<usize>() > MOST {
+        return Err("there are too many TAGs".to_owned());
+    }
+    Ok(tags)
 }
 
 /// What `+=` makes of a property. One that is longer than any line is not followed.

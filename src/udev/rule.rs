@@ -368,9 +368,10 @@ fn option(value: &[u8]) -> Result<Option<&[u8]>, &'static str> {
     Ok(value.strip_prefix(b"static_node="))
 }
 
-/// Whether a static node's name below /dev leads to kvm.
+/// Whether a static node's name below /dev leads to kvm. Behind a slash at its end there would have to be
+/// a folder.
 fn is_kvm(name: &[u8]) -> bool {
-    let parts = name.split(|byte| *byte == b'/');
-    let parts = parts.filter(|part| !part.is_empty() && *part != b".");
-    parts.eq([b"kvm"])
+    let mut parts = name.split(|byte| *byte == b'/');
+    let last = parts.next_back();
+    last == Some(b"kvm") && parts.all(|part| matches!(part, b"" | b"."))
 }

@@ -1,3 +1,5 @@
+use std::time::{Duration, Instant};
+
 use super::*;
 
 const DEFAULT: &str = "ACTION!=\"add\", GOTO=\"default_end\"\n\
@@ -211,5 +213,53 @@ fn a_line_out_of_reach_still_counts_where_it_names_what_does() {
         "kkvm",
     ] {
         assert!(!rule::is_idle(not.as_bytes()), "{not}");
+    }
+}
+
+/// A hostile file may take time by its length, not by the square of it, as these did: half a minute for one
+/// of 1 MiB, and half an hour for one of 8 MiB.
+#[test]
+fn rules_made_to_keep_it_busy_do_not() {
+    const SIZE: usize = 1 << 20;
+    const MOST: Duration = Duration::from_secs(3);
+    type Rules = fn(usize) -> String;
+    let shapes: [(&str, Rules); 3] = [
+        ("TAG==\"kvm*\", MODE=\"0666\"\n", |n| {
+            format!("TAG+=\"t{n}\"\nTAG==\"kvm*\", MODE=\"0666\"\n")
+        }),
+        ("", |n| {
+            format!("ENV{{X{n}}}=\"y\"\nIMPORT{{program}}=\"x\"\n")
+        }),
+        ("IMPORT{program}=\"x\"\n", |n| {
+            format!("ENV{{X}}==\"1\", GOTO=\"{n}\"\nENV{{X}}=\"2\"\nLABEL=\"{n}\"\n")
+        }),
+    ];
+    for (first, rules) in shapes {
+        let mut file = first.to_owned();
+        for number in 0.. {
+            file.push_str(&rules(number));
+            if file.len() > SIZE {
+                break;
+            }
+        }
+        let began = Instant::now();
+        forecast(&[&file], Some(252));
+        let took = began.elapsed();
+        assert!(took < MOST, "{took:?}: {}", rules(0));
+    }
+}
+
+/// Seen with 252: what ends in a slash has to be a folder.
+#[test]
+fn a_static_nodes_name_is_a_path() {
+    for (name, is_kvm) in [
+        ("/kvm", true),
+        ("./kvm", true),
+        ("kvm/", false),
+        ("kvm/.", false),
+    ] {
+        let rule = format!("GROUP=\"kvm\", OPTIONS+=\"static_node={name}\"\n");
+        let start = forecast(&[&rule], Some(252)).start;
+        assert_eq!(start.outcome().is_some(), is_kvm, "{name}");
     }
 }

@@ -8,7 +8,7 @@ use crate::find::three;
 pub(super) const LINE_MAX: usize = 16384;
 
 /// Keeps what is put together from several lines for as long as the rules in it are looked at.
-pub(super) type Kept = Arena<Vec<u8>>;
+pub(super) type Kept = Arena<u8>;
 
 /// What is found in a file.
 #[derive(Debug, PartialEq, Eq)]
@@ -104,14 +104,15 @@ impl<'a> Iterator for Lines<'a> {
             }
             let text = joined.take().unwrap_or_default();
             if too_long {
-                let text = self.kept.alloc(text);
+                let text = self.kept.alloc_extend(text);
                 return Some((self.number, Found::Broken(text, "the line is too long")));
             }
             if !text.is_empty() {
-                return Some((self.number, Found::Rule(self.kept.alloc(text))));
+                let text = self.kept.alloc_extend(text);
+                return Some((self.number, Found::Rule(text)));
             }
         }
-        let text = self.kept.alloc(joined?);
+        let text = self.kept.alloc_extend(joined?);
         let why = "the file ends in a continued line";
         Some((self.number, Found::Broken(text, why)))
     }
@@ -176,6 +177,14 @@ mod tests {
             let want: Vec<_> = want.iter().map(|(n, t)| (*n, (*t).to_owned())).collect();
             assert_eq!(rules(file), want, "{}", file.escape_ascii());
         }
+    }
+
+    #[test]
+    fn what_is_put_together_takes_no_more_room_than_its_text() {
+        let file = b"a\\\nb\n".repeat(1000);
+        let kept = Kept::new();
+        assert_eq!(Lines::new(&file, &kept).count(), 1000);
+        assert_eq!(size_of_val(&*kept.into_vec()), 2000);
     }
 
     #[test]

@@ -97,10 +97,7 @@ impl<'a> Walk<'a> {
                 (Some(to), None) => at = to,
                 (Some(to), Some(why)) => {
                     // The first reason is enough where one jump leads over another.
-                    let (before, why) = skipped.unwrap_or_else(|| {
-                        let why = format!("the GOTO in {} may jump over it: {why}", rule.at);
-                        (0, why)
-                    });
+                    let (before, why) = skipped.unwrap_or_else(|| (0, jumped(rule.at, why)));
                     skipped = Some((to.max(before), why));
                 }
             }
@@ -175,6 +172,16 @@ impl<'a> Walk<'a> {
             _ => {}
         }
     }
+}
+
+/// Why a rule may be jumped over by the `GOTO` in the rule `at`, which may not be followed because of `why`.
+fn jumped(at: Place<'_>, why: String) -> String {
+    const MAY: &str = "may jump over it";
+    // What another GOTO leaves open may be what this one asks for, and so on through all of the file.
+    if why.contains(MAY) {
+        return why;
+    }
+    format!("the GOTO in {at} {MAY}: {why}")
 }
 
 /// Where in a file each label stands.

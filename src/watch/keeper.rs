@@ -1,5 +1,6 @@
 //! One device, kept as it shall be.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::unistd::Gid;
@@ -60,6 +61,8 @@ pub(super) struct Keeper {
     good: Option<Gid>,
     /// Why the device keeps that number though the node has another one.
     keeps: Option<String>,
+    /// The root whose group file was the node's own when the node was seen last.
+    nodes: Option<PathBuf>,
     /// The number that the pod's group had before it was brought in line.
     old: Option<String>,
     /// What was said last about a state that is not right.
@@ -85,6 +88,7 @@ impl Keeper {
             again: None,
             good: None,
             keeps: None,
+            nodes: None,
             old: None,
             said: None,
             metrics: Published::default(),
@@ -166,6 +170,9 @@ impl Keeper {
             let target = report.target.as_ref();
             self.good = target.map(|target| Gid::from_raw(target.gid));
         }
+        if let Some(seen) = seen.as_ref().filter(|seen| seen.host.is_some()) {
+            self.nodes = seen.pod.is_host.then(|| seen.pod.root.clone());
+        }
         match &found {
             Whose::Of(process) => {
                 check::find_private_device(&mut report, &process.root_path(), &self.config);
@@ -211,6 +218,7 @@ impl Keeper {
             _ => {}
         }
         config.kept = self.good;
+        config.was_nodes = self.nodes.as_ref() == Some(&config.root);
         config.watching = true;
         config
     }

@@ -122,6 +122,31 @@ fn a_private_dev_is_left_alone() {
     });
 }
 
+/// Nobody sees any more whose group file that is, and it is left alone as before.
+#[test]
+#[ignore = "tier: root"]
+fn the_nodes_group_file_is_not_edited_when_its_root_goes_away() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let pods = scene.pod.at("etc/group");
+        bind(&scene.host.at("etc/group"), &pods);
+        let before = scene.pod.read("etc/group");
+        let watch = Watch::start(&mut watch(&scene));
+        mount_tmpfs(scene.host.path(), "mode=755");
+        set_owner(Path::new(KVM), 0, 0, 0o600);
+        healed(RIGHT);
+        assert_eq!(scene.pod.read("etc/group"), before);
+        let changed = before.replace(":108:", ":109:");
+        assert_ne!(changed, before);
+        fs::write(&pods, &changed).unwrap();
+        moment();
+        set_owner(Path::new(KVM), 0, 0, 0o600);
+        moment();
+        let now = scene.pod.read("etc/group");
+        assert_eq!(now, changed, "{}", watch.log());
+    });
+}
+
 /// The node's number by its group file, by a rule in a folder that was not there, and back.
 #[test]
 #[ignore = "tier: root"]
