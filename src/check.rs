@@ -10,14 +10,14 @@ use crate::diagnose::allows;
 use crate::exit::Verdict;
 use crate::forecast::{CHARTS_GROUP, coming, losses};
 use crate::judge::{
-    absent_code, conclude, failure, group_file_for_the_pod, moved, proof, would_open,
+    absent_code, conclude, failure, group_file_for_the_pod, mended_by, moved, proof, would_open,
 };
 use crate::observe::{Observed, observe};
 use crate::oddities::{self, is_libvirtd, libvirtd_elsewhere};
 use crate::place;
 use crate::plan::{Course, Decision, Step, decide, is_private};
 use crate::qemu::Identity;
-use crate::report::{APPLY, Cause, Change, Code, Permission, Proof, Report, Warning};
+use crate::report::{Cause, Change, Code, Permission, Proof, Report, Warning};
 use crate::snapshot;
 use crate::steps;
 use crate::sys::device::{Device, Facts};
@@ -51,22 +51,6 @@ pub fn check(config: &Config) -> Report {
         find_private_device(&mut report, &pods, &config);
     }
     report
-}
-
-/// A command that is named does what this one says of it only with the same flags.
-fn name_flags(report: &mut Report, config: &Config) {
-    let persist = if config.persist { " --persist" } else { "" };
-    let plain = format!("`libvirt-kvm-init apply{persist}{}`", config.again);
-    let persist = format!("`libvirt-kvm-init apply --persist{}`", config.again);
-    let here = config.root != Path::new("/");
-    let texts = [Some(&mut report.summary), report.proof.advice.as_mut()];
-    for text in texts.into_iter().flatten() {
-        if here {
-            *text = text.replace("` in the pod", "`");
-        }
-        *text = text.replace("`libvirt-kvm-init apply`", &plain);
-        *text = text.replace("`libvirt-kvm-init apply --persist`", &persist);
-    }
 }
 
 /// What was proven is the node's device. A container that was not given the node's /dev has another
@@ -164,7 +148,6 @@ fn judged(config: &Config, daemons: &Daemons) -> Report {
             report.warnings.push(warning);
         }
     }
-    name_flags(&mut report, config);
     report
 }
 
@@ -261,17 +244,21 @@ fn find_drift(
     if report.verdict == Verdict::Unproven
         && partly
         && let Some(advice) = &mut report.proof.advice
-        && let Some(rest) = advice.strip_suffix(APPLY)
+        && let Some(rest) = advice.strip_suffix(&mended_by(config, ""))
     {
-        *advice = format!("{rest}`libvirt-kvm-init apply` mends a part, and names what is left");
+        let apply = config.command(config.persist);
+        *advice = format!("{rest}{apply} mends a part, and names what is left");
     }
     let has_rule = |steps: &[Step]| steps.iter().any(|step| matches!(step, Step::UdevRule(_)));
     let rule = matches!(&decision.course, Course::Act(steps) if has_rule(steps));
+    let from_here = seen.pod.is_host || config.root != Path::new("/");
+    let place = if from_here { "" } else { " in the pod" };
     let summary = match (report.verdict, &decision.identity) {
         (Verdict::Ok, _) if let Some(out) = out.filter(|_| !shut) => Some(format!(
-            "{}, but {} is not as it shall be; `libvirt-kvm-init apply` mends it",
+            "{}, but {} is not as it shall be; {}",
             report.summary,
-            out.display()
+            out.display(),
+            mended_by(config, "")
         )),
         (Verdict::Unproven, _) if by_rights && shut => {
             report.summary.push_str("; ");
@@ -279,20 +266,18 @@ fn find_drift(
             None
         }
         (Verdict::Unproven, _) if by_rights && mends => {
-            let place = if seen.pod.is_host { "" } else { " in the pod" };
-            Some(format!(
-                "{}; `libvirt-kvm-init apply`{place} mends it",
-                report.summary
-            ))
+            Some(format!("{}; {}", report.summary, mended_by(config, place)))
         }
         (Verdict::Ok, Some(identity)) if report.proof.result == "ok" => {
             let losses = losses(coming(seen, config.persist), identity);
             losses.first().map(|loss| {
                 let harmless = || then.is_some_and(|then| allows(&loss.node, then));
+                let both = format!("{}{place} makes both agree", config.command(config.persist));
+                let writes = format!("{} writes a rule that prevents it", config.command(true));
                 let way_out = if shut {
                     NOT_THE_NODES
                 } else if loss.by_udev && rule {
-                    "`libvirt-kvm-init apply --persist` writes a rule that prevents it"
+                    &writes
                 } else if loss.by_udev && !harmless() {
                     "`apply` cannot prevent that: change the rule on the node, which is what \
                      `apply --persist` is for"
@@ -300,7 +285,7 @@ fn find_drift(
                     "`apply` cannot prevent that, as libvirt.sh names the group kvm: leave out \
                      --group"
                 } else {
-                    "`libvirt-kvm-init apply` in the pod makes both agree"
+                    &both
                 };
                 format!(
                     "{}, but {} makes it {}, and then it cannot; {way_out}",

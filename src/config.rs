@@ -198,6 +198,14 @@ impl Config {
     }
 }
 
+impl Config {
+    /// The command that does what this one is about, as it is to be typed.
+    pub fn command(&self, persist: bool) -> String {
+        let persist = if persist { " --persist" } else { "" };
+        format!("`libvirt-kvm-init apply{persist}{}`", self.again)
+    }
+}
+
 /// The format of a verb that takes no other option: flag, then environment, then the table.
 ///
 /// # Errors

@@ -9,7 +9,7 @@ use crate::observe::{GROUP_FILE, Observed, folders_above};
 use crate::plan::{Decision, Step, is_private};
 use crate::prove::{Sight, prove};
 use crate::qemu::Identity;
-use crate::report::{APPLY, Cause, Code, Proof, Report, Warning};
+use crate::report::{Cause, Code, Proof, Report, Warning};
 use crate::sys::CallError;
 use crate::sys::device::Device;
 use crate::sys::identity::{Credentials, normalised, overrides_rights};
@@ -107,6 +107,11 @@ pub fn proof(
     Ok(diagnose(sight, &scene))
 }
 
+/// That `apply`, run in a `place`, is what helps.
+pub fn mended_by(config: &Config, place: &str) -> String {
+    format!("{}{place} mends it", config.command(config.persist))
+}
+
 /// What gives the QEMU user the device where owner, group and mode deny it.
 fn remedy(config: &Config, seen: &Observed, decision: &Decision, identity: &Identity) -> String {
     let Some(target) = decision.resolution.target().map(|target| target.gid) else {
@@ -131,7 +136,7 @@ fn remedy(config: &Config, seen: &Observed, decision: &Decision, identity: &Iden
         Some(user) if !in_it && seen.pod.is_host && config.group_file_out.is_none() => {
             format!("run `usermod -a -G {} {user}` on the node", config.group)
         }
-        _ => APPLY.to_owned(),
+        _ => mended_by(config, ""),
     }
 }
 

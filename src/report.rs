@@ -14,9 +14,6 @@ pub use words::{Action, Cause, Code};
 /// The version of the JSON form.
 pub const SCHEMA: u32 = 1;
 
-/// The advice where it is this program's own business.
-pub const APPLY: &str = "`libvirt-kvm-init apply` mends it";
-
 /// Everything that a run found, changed and proved. A part is null where the run did not get to
 /// it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

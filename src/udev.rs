@@ -31,9 +31,8 @@ mod walk;
 
 use nix::unistd::{Gid, Uid};
 
-use file::read;
+use file::{Kept, read};
 use rule::Place;
-use text::Kept;
 
 pub use select::{FOLDERS, Found, select};
 pub use systemd::{login_defs, version_of};

@@ -2,10 +2,15 @@
 
 use std::borrow::Cow;
 
+use typed_arena::Arena;
+
 use super::known::always_jumps;
 use super::rule::{Place, Rule, is_idle, rule};
-use super::text::{Found, Kept, Lines, given_up};
+use super::text::{Found, Lines, given_up};
 use super::{Database, Notes, RuleFile, Udevd, about_kvm, systemd};
+
+/// Keeps the text of rules that is put together from several lines. Bytes, for there may be very many.
+pub(super) type Kept = Arena<u8>;
 
 /// The rules of one file, as udevd keeps them, but for those that cannot matter to kvm.
 pub(super) struct File<'a> {
@@ -44,7 +49,7 @@ pub(super) fn read<'a>(
     // Most rules of a stock file are for other devices, behind one GOTO. They are not even parsed.
     let mut jump: Option<Jump<'_>> = None;
     let mut jumps = linked;
-    let mut lines = Lines::new(&file.content, kept);
+    let mut lines = Lines::new(&file.content);
     loop {
         let Some((number, found)) = lines.next() else {
             // A GOTO to nowhere goes on with the next line.
@@ -59,15 +64,19 @@ pub(super) fn read<'a>(
         let line = match found {
             Found::Rule(line) => line,
             Found::Broken(line, why) => {
-                if about_kvm(line) {
+                if about_kvm(&line) {
                     notes.ignore(at(number), why);
                 }
                 continue;
             }
         };
-        if jump.as_ref().is_some_and(|jump| jump.skips) && is_idle(line) {
+        if jump.as_ref().is_some_and(|jump| jump.skips) && is_idle(&line) {
             continue;
         }
+        let line = match line {
+            Cow::Borrowed(line) => line,
+            Cow::Owned(line) => kept.alloc_extend(line),
+        };
         let rule = match rule(at(number), line, &mut room, node, db) {
             Ok(Some(rule)) => rule,
             Ok(None) => continue,
@@ -88,7 +97,7 @@ pub(super) fn read<'a>(
             jump = Some(Jump {
                 to: rule.goto.clone(),
                 skips: true,
-                after: lines.clone(),
+                after: lines,
                 rules: rules.len() + 1,
             });
         }

@@ -1,31 +1,27 @@
 //! A rules file as lines: line ends, comments, continuations, and what is too long.
 
-use typed_arena::Arena;
+use std::borrow::Cow;
 
 use crate::find::three;
 
 /// The length that udevd allows a line, with its continuations.
 pub(super) const LINE_MAX: usize = 16384;
 
-/// Keeps what is put together from several lines for as long as the rules in it are looked at.
-pub(super) type Kept = Arena<u8>;
-
 /// What is found in a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found<'a> {
     /// A rule's text, continuations joined.
-    Rule(&'a [u8]),
+    Rule(Cow<'a, [u8]>),
     /// A line that udevd leaves out, and why.
-    Broken(&'a [u8], &'static str),
+    Broken(Vec<u8>, &'static str),
 }
 
 /// The lines of a file that say something, each with its number; of a continued one that of its last line:
 /// udevd's own messages count so.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 pub(super) struct Lines<'a> {
     rest: &'a [u8],
     number: usize,
-    kept: &'a Kept,
 }
 
 /// Whether udevd skips this byte between words.
@@ -56,11 +52,10 @@ pub(super) fn given_up(file: &[u8]) -> Option<usize> {
 
 impl<'a> Lines<'a> {
     /// Those of `file`, up to where udevd gives up.
-    pub(super) fn new(file: &'a [u8], kept: &'a Kept) -> Self {
+    pub(super) fn new(file: &'a [u8]) -> Self {
         Self {
             rest: file,
             number: 0,
-            kept,
         }
     }
 }
@@ -87,7 +82,7 @@ impl<'a> Iterator for Lines<'a> {
                 match part {
                     [] => continue,
                     [start @ .., b'\\'] => joined = Some(start.to_vec()),
-                    _ => return Some((self.number, Found::Rule(part))),
+                    _ => return Some((self.number, Found::Rule(Cow::Borrowed(part)))),
                 }
                 continue;
             };
@@ -104,17 +99,14 @@ impl<'a> Iterator for Lines<'a> {
             }
             let text = joined.take().unwrap_or_default();
             if too_long {
-                let text = self.kept.alloc_extend(text);
                 return Some((self.number, Found::Broken(text, "the line is too long")));
             }
             if !text.is_empty() {
-                let text = self.kept.alloc_extend(text);
-                return Some((self.number, Found::Rule(text)));
+                return Some((self.number, Found::Rule(Cow::Owned(text))));
             }
         }
-        let text = self.kept.alloc_extend(joined?);
         let why = "the file ends in a continued line";
-        Some((self.number, Found::Broken(text, why)))
+        Some((self.number, Found::Broken(joined?, why)))
     }
 }
 
@@ -143,17 +135,15 @@ mod tests {
     use super::*;
 
     fn rules(file: &[u8]) -> Vec<(usize, String)> {
-        let kept = Kept::new();
         let rule = |(number, found)| match found {
             Found::Rule(text) => Some((number, text.escape_ascii().to_string())),
             Found::Broken(..) => None,
         };
-        Lines::new(file, &kept).filter_map(rule).collect()
+        Lines::new(file).filter_map(rule).collect()
     }
 
     fn broken(file: &[u8]) -> Vec<usize> {
-        let kept = Kept::new();
-        let lines = Lines::new(file, &kept);
+        let lines = Lines::new(file);
         let broken = lines.filter(|(_, found)| matches!(found, Found::Broken(..)));
         broken.map(|(number, _)| number).collect()
     }
@@ -177,14 +167,6 @@ mod tests {
             let want: Vec<_> = want.iter().map(|(n, t)| (*n, (*t).to_owned())).collect();
             assert_eq!(rules(file), want, "{}", file.escape_ascii());
         }
-    }
-
-    #[test]
-    fn what_is_put_together_takes_no_more_room_than_its_text() {
-        let file = b"a\\\nb\n".repeat(1000);
-        let kept = Kept::new();
-        assert_eq!(Lines::new(&file, &kept).count(), 1000);
-        assert_eq!(size_of_val(&*kept.into_vec()), 2000);
     }
 
     #[test]
