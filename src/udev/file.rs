@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use typed_arena::Arena;
+use bumpalo::Bump;
 
 use super::known::always_jumps;
 use super::rule::{Place, Rule, is_idle, rule};
@@ -10,7 +10,7 @@ use super::text::{Found, Lines, given_up};
 use super::{Database, Notes, RuleFile, Udevd, about_kvm, systemd};
 
 /// Keeps the text of rules that is put together from several lines. Bytes, for there may be very many.
-pub(super) type Kept = Arena<u8>;
+pub(super) type Kept = Bump;
 
 /// The rules of one file, as udevd keeps them, but for those that cannot matter to kvm.
 pub(super) struct File<'a> {
@@ -75,7 +75,7 @@ pub(super) fn read<'a>(
         }
         let line = match line {
             Cow::Borrowed(line) => line,
-            Cow::Owned(line) => kept.alloc_extend(line),
+            Cow::Owned(line) => kept.alloc_slice_copy(&line),
         };
         let rule = match rule(at(number), line, &mut room, node, db) {
             Ok(Some(rule)) => rule,
