@@ -99,6 +99,8 @@ pub(super) struct Node<'a> {
     /// What any rule gave, and where.
     by: [Option<Place<'a>>; 3],
     doubts: Vec<(Place<'a>, String)>,
+    /// Why all of it may come to nothing.
+    ends: Vec<(Place<'a>, String)>,
 }
 
 impl Default for Node<'_> {
@@ -109,11 +111,17 @@ impl Default for Node<'_> {
             mode: 0o600,
             by: [None, None, None],
             doubts: Vec::new(),
+            ends: Vec::new(),
         }
     }
 }
 
 impl<'a> Node<'a> {
+    /// Notes rules that may take back whatever was given.
+    pub(super) fn may_get_nothing(&mut self, ends: Vec<(Place<'a>, String)>) {
+        self.ends = ends;
+    }
+
     /// Gives it all at once.
     pub(super) fn give(&mut self, gifts: Gifts<'a>) {
         let Gifts { uid, gid, mode } = gifts;
@@ -147,8 +155,11 @@ impl<'a> Node<'a> {
 
     /// What became of it.
     pub(super) fn forecast(self, notes: &mut Notes) -> Forecast {
-        if !self.doubts.is_empty() {
-            for (rule, why) in self.doubts {
+        let given = self.by.iter().any(Option::is_some);
+        let ends = self.ends.into_iter().filter(|_| given);
+        let doubts: Vec<_> = self.doubts.into_iter().chain(ends).collect();
+        if !doubts.is_empty() {
+            for (rule, why) in doubts {
                 notes.unclear(rule, &why);
             }
             return Forecast::Unclear;

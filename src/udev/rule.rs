@@ -9,6 +9,7 @@ use super::key::Key;
 use super::known::never;
 use super::pair::{Op, Pair, pairs};
 use super::pattern::Pattern;
+use super::text::{is_blank, trim};
 use super::value::{Bits, Who, group, integer, mode, octal, owner};
 use super::{Database, Udevd, systemd};
 use crate::find::three;
@@ -347,7 +348,7 @@ fn import<'a>(
 }
 
 fn builtin(command: &[u8], node: &Udevd, rule: &mut Rule<'_>) -> Parsed {
-    let name = command.split(|byte| *byte == b' ').next();
+    let name = trim(command).split(|byte| is_blank(*byte)).next();
     rule.doubt(systemd::has_builtin(node, name.unwrap_or_default())?);
     Ok(())
 }
@@ -368,10 +369,17 @@ fn option(value: &[u8]) -> Result<Option<&[u8]>, &'static str> {
     Ok(value.strip_prefix(b"static_node="))
 }
 
-/// Whether a static node's name below /dev leads to kvm. Behind a slash at its end there would have to be
-/// a folder.
+/// Whether a static node's name below /dev leads to kvm, through no folder but /dev itself. Behind a slash
+/// at its end there would have to be a folder.
 fn is_kvm(name: &[u8]) -> bool {
     let mut parts = name.split(|byte| *byte == b'/');
     let last = parts.next_back();
-    last == Some(b"kvm") && parts.all(|part| matches!(part, b"" | b"."))
+    let mut above = false;
+    let stays = parts.all(|part| match part {
+        b"" | b"." => true,
+        b".." => !std::mem::replace(&mut above, true),
+        b"dev" => std::mem::replace(&mut above, false),
+        _ => false,
+    });
+    last == Some(b"kvm") && stays && !above
 }

@@ -73,7 +73,8 @@ pub(super) fn has_cvm(node: &Udevd) -> Result<Option<&'static str>, &'static str
     }
 }
 
-/// Whether there is such a built-in command.
+/// Whether there is such a built-in command. The first that begins with what is written is taken, so that
+/// `k` will do, and nothing at all.
 pub(super) fn has_builtin(node: &Udevd, name: &[u8]) -> Result<Option<&'static str>, &'static str> {
     let seen: [&[u8]; 11] = [
         b"blkid",
@@ -94,10 +95,11 @@ pub(super) fn has_builtin(node: &Udevd, name: &[u8]) -> Result<Option<&'static s
         b"factory_reset",
         b"tpm2_id",
     ];
-    if seen.contains(&name) {
+    let is_meant = |known: &&[u8]| known.starts_with(name);
+    if seen.iter().any(is_meant) {
         return Ok(None);
     }
-    if later.contains(&name) {
+    if later.iter().any(is_meant) {
         return since_some_version(node, "its built-in command is not known to every systemd");
     }
     Err("no built-in command that udev knows")

@@ -8,7 +8,7 @@ use super::known::{Answer, Device};
 use super::pair::Op;
 use super::rule::{Place, Rule, Token};
 use super::value::{Bits, Who};
-use super::{Forecast, Notes};
+use super::{Forecast, MOST, Notes};
 
 /// When udevd starts: each rule with a `static_node` gives what it says to that node at once,
 /// whatever it compares and wherever a `GOTO` leads.
@@ -49,6 +49,8 @@ pub(super) fn event(files: &[File<'_>], action: &'static [u8], notes: &mut Notes
     let mut walk = Walk {
         device: Device::new(action),
         gifts: Gifts::default(),
+        nameless: false,
+        ends: Vec::new(),
         runs: Vec::new(),
         runs_fixed: false,
     };
@@ -60,12 +62,17 @@ pub(super) fn event(files: &[File<'_>], action: &'static [u8], notes: &mut Notes
     }
     let mut node = Node::default();
     node.give(walk.gifts);
+    node.may_get_nothing(walk.ends);
     node.forecast(notes)
 }
 
 struct Walk<'a> {
     device: Device,
     gifts: Gifts<'a>,
+    /// Whether there may be a tag without a name.
+    nameless: bool,
+    /// Rules that may end the event before anything is given, and why.
+    ends: Vec<(Place<'a>, String)>,
     /// Rules that run a program after the event, and what is to be said of them.
     runs: Vec<(Place<'a>, String)>,
     runs_fixed: bool,
@@ -120,6 +127,7 @@ impl<'a> Walk<'a> {
             };
             if rule.dropped.is_none() {
                 self.device.asked(token, rule.at);
+                self.may_end(token, rule);
             }
             match answer {
                 Answer::Yes => {}
@@ -134,8 +142,32 @@ impl<'a> Walk<'a> {
         }
         for token in &rule.tokens {
             self.set(token, rule, doubt.as_deref(), notes);
+            self.may_end(token, rule);
         }
         Some(doubt)
+    }
+
+    /// Two things are errors to udevd, seen with 252, and then all that the event gave is lost: a kernel
+    /// parameter without a name, and properties that are asked for once a tag without a name was given.
+    fn may_end(&mut self, token: &Token<'_>, rule: &Rule<'a>) {
+        let why = match token {
+            Token::Import("IMPORT{cmdline}", Some(key)) if key.is_empty() => {
+                "an IMPORT{cmdline} without a name ends the event"
+            }
+            Token::Env(..) | Token::Program | Token::Import("IMPORT{program}", _)
+                if self.nameless =>
+            {
+                "it asks for properties, and an empty TAG makes that end the event"
+            }
+            Token::AddTag(op, tag) => {
+                self.nameless |= *op != Op::Remove && may_be_empty(tag);
+                return;
+            }
+            _ => return,
+        };
+        if self.ends.len() < MOST {
+            self.ends.push((rule.at, why.to_owned()));
+        }
     }
 
     fn set(&mut self, token: &Token<'_>, rule: &Rule<'a>, doubt: Option<&str>, notes: &mut Notes) {
@@ -182,6 +214,11 @@ fn jumped(at: Place<'_>, why: String) -> String {
         return why;
     }
     format!("the GOTO in {at} {MAY}: {why}")
+}
+
+/// Whether nothing is left of a value once what stands for something else is filled in.
+fn may_be_empty(value: &[u8]) -> bool {
+    matches!(value.first(), None | Some(b'$' | b'%'))
 }
 
 /// Where in a file each label stands.

@@ -269,7 +269,17 @@ pub fn written() -> Vec<RuleSet> {
         one.may_be_unclear = rules.starts_with("# unclear");
         sets.push(one);
     }
-    for name in ["./kvm", "//kvm", "kvm/", "./kvm/", "kvm/."] {
+    for name in [
+        "./kvm",
+        "//kvm",
+        "kvm/",
+        "./kvm/",
+        "kvm/.",
+        "../dev/kvm",
+        "./..//dev/../dev/kvm",
+        "../kvm",
+        "dev/kvm",
+    ] {
         let rule = format!("GROUP=\"kvm\", OPTIONS+=\"static_node={name}\"\n");
         let files = vec![("etc/udev/rules.d/50-a.rules", text(rule))];
         sets.push(set(&format!("static node {name}"), files));
