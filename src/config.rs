@@ -196,9 +196,7 @@ impl Config {
             ..layers.config()?
         })
     }
-}
 
-impl Config {
     /// The command that does what this one is about, as it is to be typed.
     pub fn command(&self, persist: bool) -> String {
         let persist = if persist { " --persist" } else { "" };

@@ -1,6 +1,8 @@
 //! What was said on a command line and has to be said again: variables and the configuration file speak
 //! to the next command by themselves.
 
+use std::path::Path;
+
 use crate::cli::Options;
 
 /// The flags that `apply` needs to mean what this command line meant, as a shell takes them, each after a
@@ -14,13 +16,16 @@ pub(super) fn again(flags: &Options) -> String {
         "metrics-file",
         "status-file",
     ];
+    // What says no more than nothing would, and another root may be named instead.
+    let is_default = |name, text: &str| name == "root" && Path::new(text) == Path::new("/");
     let named = flags.named();
-    let named = named.iter().filter(|(name, _)| !NOT.contains(name));
+    let named = named.into_iter().filter(|(name, _)| !NOT.contains(name));
     let all = [("config", flags.config.as_ref())];
-    let given = all.iter().chain(named);
-    let given = given.filter_map(|(name, flag)| Some((name, word(flag.as_ref()?))));
+    let given = all.into_iter().chain(named);
+    let given = given.filter_map(|(name, flag)| Some((name, flag?)));
+    let given = given.filter(|(name, text)| !is_default(*name, text));
     given
-        .map(|(name, word)| format!(" --{name}={word}"))
+        .map(|(name, text)| format!(" --{name}={}", word(text)))
         .collect()
 }
 
@@ -42,6 +47,7 @@ mod tests {
         let options = Options {
             config: Some("/etc/a b.yaml".to_owned()),
             host_root: Some("/mnt/host-rootfs".to_owned()),
+            root: Some("//".to_owned()),
             qemu_user: Some("+107".to_owned()),
             qemu_group: Some("it's; $x `y`".to_owned()),
             strict: Some("true".to_owned()),

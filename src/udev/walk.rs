@@ -7,7 +7,7 @@ use super::given::{Assign, Gifts, Given, Node};
 use super::known::{Answer, Device};
 use super::pair::Op;
 use super::rule::{Place, Rule, Token};
-use super::value::{Bits, Who};
+use super::value::{Bits, Who, is_open};
 use super::{Forecast, MOST, Notes};
 
 /// When udevd starts: each rule with a `static_node` gives what it says to that node at once,
@@ -142,7 +142,6 @@ impl<'a> Walk<'a> {
         }
         for token in &rule.tokens {
             self.set(token, rule, doubt.as_deref(), notes);
-            self.may_end(token, rule);
         }
         Some(doubt)
     }
@@ -158,10 +157,6 @@ impl<'a> Walk<'a> {
                 if self.nameless =>
             {
                 "it asks for properties, and an empty TAG makes that end the event"
-            }
-            Token::AddTag(op, tag) => {
-                self.nameless |= *op != Op::Remove && may_be_empty(tag);
-                return;
             }
             _ => return,
         };
@@ -186,7 +181,14 @@ impl<'a> Walk<'a> {
                 self.gifts.mode.assign(*op, new, rule.at, doubt);
             }
             Token::SetEnv(op, key, value) => self.device.set_property(*op, key, value, doubt),
-            Token::AddTag(op, tag) => self.device.set_tag(*op, tag, doubt),
+            Token::AddTag(op, tag) => {
+                // One that is filled in is usually only given where there is something to fill in, as
+                // systemd's own TAG+="$env{ID_SEAT}" is.
+                let open =
+                    doubt.is_none() && is_open(tag) && matches!(tag.first(), Some(b'$' | b'%'));
+                self.nameless |= *op != Op::Remove && (tag.is_empty() || open);
+                self.device.set_tag(*op, tag, doubt);
+            }
             Token::AddLink => self.device.set_link(),
             Token::Run(op, command) if !self.runs_fixed => {
                 self.runs_fixed = *op == Op::Final && doubt.is_none();
@@ -214,11 +216,6 @@ fn jumped(at: Place<'_>, why: String) -> String {
         return why;
     }
     format!("the GOTO in {at} {MAY}: {why}")
-}
-
-/// Whether nothing is left of a value once what stands for something else is filled in.
-fn may_be_empty(value: &[u8]) -> bool {
-    matches!(value.first(), None | Some(b'$' | b'%'))
 }
 
 /// Where in a file each label stands.
