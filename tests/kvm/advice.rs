@@ -199,7 +199,7 @@ fn what_is_mended_in_part_is_not_said_to_be_mended() {
         assert_eq!(report.verdict, Verdict::Unproven, "{report:#?}");
         let advice = report.proof.advice.unwrap();
         assert!(
-            advice.ends_with("apply` mends a part, and names what is left"),
+            advice.ends_with("` mends a part, and names what is left"),
             "{advice}"
         );
         let after = scene.verb("apply", &[]);
