@@ -8,6 +8,7 @@ use crate::check;
 use crate::config::{Config, Missing};
 use crate::exit::Verdict;
 use crate::judge::{absent_code, conclude, failure, group_file_for_the_pod, moved, proof};
+use crate::libvirtd;
 use crate::observe::{Observed, observe};
 use crate::plan::{Course, Decision, Step, decide, primary_users};
 use crate::report::{Cause, Change, Code, Proof, Report, Warning, some_of};
@@ -37,7 +38,10 @@ pub fn apply(config: &Config) -> Report {
 /// The same, with what was seen once it was done; nothing where it did not come to that.
 pub fn apply_and_see(config: &Config) -> (Report, Option<Observed>) {
     let mut work = Work::default();
-    let report = work.whole(config);
+    let report = match libvirtd::hold(config) {
+        Ok(config) => work.whole(&config),
+        Err(error) => failure(&error, None),
+    };
     let seen = work.seen.take();
     (work.finish(report), seen)
 }

@@ -3,7 +3,7 @@
 
 use std::cell::LazyCell;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::config::{Config, Missing};
 use crate::diagnose::allows;
@@ -12,8 +12,9 @@ use crate::forecast::{CHARTS_GROUP, coming, losses};
 use crate::judge::{
     absent_code, conclude, failure, group_file_for_the_pod, mended_by, moved, proof, would_open,
 };
+use crate::libvirtd::{self, Found};
 use crate::observe::{Observed, observe};
-use crate::oddities::{self, is_libvirtd, libvirtd_elsewhere};
+use crate::oddities;
 use crate::place;
 use crate::plan::{Course, Decision, Step, decide, is_private};
 use crate::qemu::Identity;
@@ -22,7 +23,6 @@ use crate::snapshot;
 use crate::steps;
 use crate::sys::device::{Device, Facts};
 use crate::sys::processes::Process;
-use crate::sys::root::Root;
 
 /// How often the device is looked at again when it changed while it was being proven.
 const ROUNDS: usize = 3;
@@ -35,34 +35,69 @@ type Daemons = LazyCell<Vec<Process>>;
 /// container's, unless another one was named: the node's view and the pod's in one report.
 pub fn check(config: &Config) -> Report {
     let daemons = Daemons::new(oddities::daemons);
-    let (pods, unseen) = libvirtds_root(config, &daemons);
-    let mut config = Config {
-        private_ok: true,
-        ..config.clone()
+    let mut config = match libvirtd::hold(config) {
+        Ok(config) => config,
+        Err(error) => return failure(&error, None),
     };
-    if let Some(pods) = &pods {
-        // `apply` without it would do the node's device alone and leave that container's files as they are.
-        let _ = write!(config.again, " --root={}", pods.display());
-        config.root.clone_from(pods);
+    config.private_ok = true;
+    let found = match config.root == Path::new("/") && place::on_the_node() {
+        true => libvirtd::find(&config, &daemons),
+        false => Found::Own,
+    };
+    match found {
+        Found::Of(libvirtd) => {
+            // `apply` without it would do the node's device alone and leave that container's files as they are.
+            let _ = write!(config.again, " --root={}", libvirtd.root.path().display());
+            views(config.with_root(libvirtd.root), &daemons)
+        }
+        Found::OtherDevice(libvirtd) => views(config.with_root(libvirtd.root), &daemons),
+        Found::Unclear(text) => {
+            let mut report = judged(&config, &daemons);
+            unclear(&mut report, &text);
+            report
+        }
+        Found::Own | Found::Nodes | Found::Nobodys => judged(&config, &daemons),
     }
-    let mut report = judged(&config, &daemons);
-    report.warnings.extend(unseen);
-    if let Some(pods) = pods {
-        find_private_device(&mut report, &pods, &config);
-    }
+}
+
+/// The node's view and that of the container with this root.
+fn views(config: Config, daemons: &Daemons) -> Report {
+    let mut report = judged(&config, daemons);
+    find_private_device(&mut report, &config);
     report
+}
+
+/// What was proven is the node's device for whoever the node knows: it says nothing of a libvirtd that cannot be
+/// told from others.
+pub fn unclear(report: &mut Report, text: &str) {
+    let warning = Warning::new(Code::LibvirtdUnseen, text);
+    report.warnings.push(warning);
+    if matches!(report.verdict, Verdict::Ok | Verdict::Drift) {
+        unproven(
+            report,
+            &format!("which libvirtd starts QEMU is unclear: {text}"),
+        );
+    }
+}
+
+/// Whatever was opened, it was not for the QEMU that is asked about.
+pub fn unproven(report: &mut Report, why: &str) {
+    report.verdict = Verdict::Unproven;
+    report.exit_code = Verdict::Unproven.code();
+    why.clone_into(&mut report.summary);
+    report.proof = Proof::none(Some(Cause::Unknown), None);
 }
 
 /// What was proven is the node's device. A container that was not given the node's /dev has another
 /// one, or none, and its QEMU opens that.
-pub fn find_private_device(report: &mut Report, pods: &Path, config: &Config) {
+pub fn find_private_device(report: &mut Report, config: &Config) {
     let Ok(Some(device)) = Device::find(&config.device) else {
         return;
     };
     let ours = device.facts();
     let name = config.device.to_string_lossy();
     // What cannot be looked at is not reported as odd.
-    let Ok(root) = Root::open(pods) else {
+    let Ok(root) = config.open_root() else {
         return;
     };
     let Ok(found) = root.stat(&name) else {
@@ -85,7 +120,7 @@ pub fn find_private_device(report: &mut Report, pods: &Path, config: &Config) {
     let text = format!(
         "libvirtd's /dev ({}) is not the node's: {path} is {there} there, and {} here; mount the \
          node's /dev at /dev in that container",
-        pods.join("dev").display(),
+        config.root.join("dev").display(),
         shown(&ours)
     );
     report
@@ -108,30 +143,6 @@ pub fn find_private_device(report: &mut Report, pods: &Path, config: &Config) {
             format!("libvirtd's own {path} is not the node's ({there}), and it was not opened")
         };
     }
-}
-
-/// The root of the libvirtd that runs on this node, if it is not the node's own; a warning where one
-/// runs and this process may not look at its root, which takes more rights than the proof does.
-fn libvirtds_root(config: &Config, daemons: &Daemons) -> (Option<PathBuf>, Option<Warning>) {
-    let here = Path::new("/");
-    if config.root != here || !place::on_the_node() {
-        return (None, None);
-    }
-    if let Some(found) = libvirtd_elsewhere(daemons) {
-        return (Some(found.root_path()), None);
-    }
-    let hidden = |process: &&Process| is_libvirtd(process) && process.root.is_none();
-    let warning = daemons.iter().find(hidden).map(|process| {
-        let text = format!(
-            "{} (pid {}) runs here, and {} may not be looked at: if it runs in a container, this \
-             says nothing of its QEMU; run this with CAP_SYS_PTRACE, or in that container",
-            process.name,
-            process.pid,
-            process.root_path().display()
-        );
-        Warning::new(Code::LibvirtdUnseen, text)
-    });
-    (None, warning)
 }
 
 /// What `apply --dry-run` shows: the same for this root, with `apply`'s own safety rules.

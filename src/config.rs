@@ -10,12 +10,14 @@ mod values;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::unistd::Gid;
 
 use crate::cli::Options;
 use crate::exit::Usage;
+use crate::sys::{self, root::Root};
 
 use values::Parser;
 pub use values::is_id;
@@ -99,6 +101,18 @@ pub struct Given {
     pub origin: Origin,
 }
 
+/// The root of another process, held open: this directory, whatever stands at its path by now.
+#[derive(Debug, Clone)]
+pub struct Held(Arc<Root>);
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Held {}
+
 /// How long `watch` trusts silence.
 const RECHECK: Duration = Duration::from_secs(300);
 
@@ -115,6 +129,8 @@ pub struct Config {
     pub host_root: Option<PathBuf>,
     /// The pod root.
     pub root: PathBuf,
+    /// The pod root, where it is another process': held from the first look on.
+    pub held: Option<Held>,
     /// The group's name.
     pub group: String,
     /// An explicit target.
@@ -195,6 +211,24 @@ impl Config {
             again,
             ..layers.config()?
         })
+    }
+
+    /// The pod root, open.
+    ///
+    /// # Errors
+    /// What open(2) answers.
+    pub fn open_root(&self) -> sys::Result<Root> {
+        match &self.held {
+            Some(Held(root)) => root.again(),
+            None => Root::open(&self.root),
+        }
+    }
+
+    /// The same with the root of another process as the pod root.
+    pub fn with_root(mut self, root: Root) -> Self {
+        root.path().clone_into(&mut self.root);
+        self.held = Some(Held(Arc::new(root)));
+        self
     }
 
     /// The command that does what this one is about, as it is to be typed.
@@ -394,6 +428,7 @@ impl Layers {
             private_ok: self.values.contains_key("device"),
             host_root: path("host-root")?,
             root: path("root")?.unwrap_or_else(|| PathBuf::from("/")),
+            held: None,
             group: self
                 .value("group", values::group)?
                 .unwrap_or_else(|| "kvm".to_owned()),

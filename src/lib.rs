@@ -42,6 +42,7 @@ pub mod forecast;
 pub mod hostdb;
 pub mod install;
 pub mod judge;
+pub mod libvirtd;
 #[cfg(feature = "logs")]
 pub mod logs;
 pub mod monitors;

@@ -57,6 +57,10 @@ pub struct Pod {
     /// Whether it is the host root, or its group file is the node's: then this is the node itself
     /// as far as the group file goes.
     pub is_host: bool,
+    /// Whether it is the root of another process, and so another container's as a rule.
+    pub is_others: bool,
+    /// Owner and mode of etc, if there is one.
+    pub etc: Option<(u32, u32)>,
     /// etc/group, if there is one.
     pub group: Option<Vec<u8>>,
     /// The regular file that stands at `--group-file-out`, from an earlier run or from somebody
@@ -143,7 +147,8 @@ pub fn observe(config: &Config) -> anyhow::Result<(Observed, Option<Device>)> {
         HostRoot::At(root) => log::debug!("host root: {}", root.path().display()),
         HostRoot::Nowhere => log::debug!("host root: none is seen from here"),
     }
-    let pod_root = Root::open(&config.root)
+    let pod_root = config
+        .open_root()
         .map_err(|error| {
             let shown = config.root.display();
             Usage(format!("--root {shown}: {error}; give the root directory of libvirtd's container, or leave the option out"))
@@ -249,6 +254,13 @@ fn pod(root: &Root, is_host: bool, host: Option<&Host>, config: &Config) -> anyh
     Ok(Pod {
         root: root.path().to_owned(),
         is_host: is_host || inode.is_some_and(|inode| is_the_nodes(inode, host)),
+        is_others: config.held.is_some(),
+        etc: match config.held {
+            Some(_) => root
+                .stat("etc")?
+                .map(|etc| (etc.st_uid, etc.st_mode & 0o7777)),
+            None => None,
+        },
         group,
         group_out,
         passwd: root.read("etc/passwd")?.unwrap_or_default(),

@@ -1,10 +1,9 @@
 //! What `check` says beyond the verdict: things that will surprise somebody later. They are warnings
 //! with a fixed code and never change the exit code.
 
-use std::path::Path;
-
 use crate::accounts::group;
 use crate::config::Config;
+use crate::libvirtd;
 use crate::observe::{GROUP_FILE, Host, Observed};
 use crate::qemu::Identity;
 use crate::report::{Code, Warning, some_of};
@@ -12,31 +11,10 @@ use crate::sys::processes::{Process, named};
 use crate::sys::root::Root;
 use crate::udev_read;
 
-/// The daemons that start QEMU: the monolithic one, and the modular one for QEMU.
-const LIBVIRTDS: [&str; 2] = ["libvirtd", "virtqemud"];
-
-/// Whether this is a daemon that starts QEMU.
-pub fn is_libvirtd(process: &Process) -> bool {
-    LIBVIRTDS.contains(&process.name.as_str())
-}
-
-/// The running daemons that are of interest: those that start QEMU, and udevd.
+/// The daemons of root's that are of interest: those that start QEMU, and udevd.
 pub fn daemons() -> Vec<Process> {
-    let [one, other] = LIBVIRTDS;
-    named(&[one, other, udev_read::UDEVD])
-}
-
-/// The libvirtd that runs in another container, as far as its root can be seen from here; of several
-/// the one with the lowest process ID.
-pub fn libvirtd_elsewhere(daemons: &[Process]) -> Option<&Process> {
-    let own = Root::open(Path::new("/")).and_then(|root| root.id()).ok()?;
-    let elsewhere = |process: &&Process| process.root.is_some_and(|root| root != own);
-    let found = daemons
-        .iter()
-        .filter(|process| is_libvirtd(process))
-        .find(elsewhere)?;
-    log::debug!("{} (pid {}) runs in a container", found.name, found.pid);
-    Some(found)
+    let [a, b, c, d] = libvirtd::NAMES;
+    named(&[a, b, c, d, udev_read::UDEVD])
 }
 
 /// Everything odd about what was seen. What cannot be looked at is not reported as fine, it is just
@@ -50,7 +28,7 @@ pub fn warnings(
     let mut found = Vec::new();
     found.extend(open_to_others(seen, config));
     found.extend(other_members(seen, config, identity));
-    found.extend(libvirtd(seen, daemons));
+    found.extend(stale_libvirtd(seen, config, daemons));
     found.extend(seen.host.as_ref().and_then(|host| udevd(host, daemons)));
     found
 }
@@ -98,10 +76,14 @@ fn other_members(seen: &Observed, config: &Config, identity: Option<&Identity>) 
 /// libvirtd resolves the configured group once, when it starts; memberships at each guest start.
 /// The one that is meant reads this very file, by whatever root: two mount namespaces may share a
 /// root folder, and a file in a volume has several paths.
-fn libvirtd(seen: &Observed, processes: &[Process]) -> Option<Warning> {
-    let libvirtds = || processes.iter().filter(|process| is_libvirtd(process));
+fn stale_libvirtd(seen: &Observed, config: &Config, processes: &[Process]) -> Option<Warning> {
+    let libvirtds = || {
+        processes
+            .iter()
+            .filter(|process| libvirtd::is_named(process))
+    };
     libvirtds().next()?;
-    let root = Root::open(&seen.pod.root).ok()?;
+    let root = config.open_root().ok()?;
     let file = root.inode(GROUP_FILE).ok()??;
     let reads_it = |process: &&Process| {
         let its = Root::open(&process.root_path()).ok();

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use nix::errno::Errno;
 
 use crate::accounts::edit;
+use crate::accounts::group::is_group_file;
 use crate::config::Config;
 use crate::exit::Refused;
 use crate::observe::GROUP_FILE;
@@ -55,7 +56,7 @@ fn device_advice(error: CallError) -> anyhow::Error {
 
 /// Brings the group file in line under the folder's lock, from what it holds then.
 fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
-    let root = Root::open(&config.root)?;
+    let root = config.open_root()?;
     let source = root.join(GROUP_FILE);
     // `watch` tries again, and has a device to look after meanwhile.
     let longest = if config.watching {
@@ -79,6 +80,12 @@ fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
                 }
             })?;
             let file = read.ok_or_else(|| anyhow::anyhow!("{} went away", source.display()))?;
+            // It was one when it was looked at.
+            if step.is_others && !is_group_file(&file) {
+                let source = source.display();
+                let text = format!("{source} is not a group file any more, and is left alone");
+                return Err(Refused(text).into());
+            }
             let new = aligned(step, &file)?;
             if new == file {
                 return Ok(());

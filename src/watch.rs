@@ -20,7 +20,6 @@ mod publish;
 mod tally;
 mod tug;
 mod voice;
-mod whose;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -31,16 +30,16 @@ use crate::config::{Config, variable};
 use crate::exit::{Usage, Verdict};
 use crate::hostdb;
 use crate::judge::failure;
+use crate::libvirtd;
 use crate::observe::GROUP_FILE;
 use crate::place::{self, HostRoot};
 use crate::report::Report;
 use crate::sys;
 use crate::sys::events::{Names, News, Watcher};
-use crate::sys::root::Root;
 use crate::udev::FOLDERS;
 
 use keeper::{Keeper, Thorough};
-use publish::Published;
+use publish::Status;
 pub use tally::Tally;
 
 /// How long nothing must happen before all is looked at again.
@@ -57,10 +56,19 @@ pub fn watch(
     again: impl Fn() -> Result<Config, Usage>,
     told: impl FnOnce(&Report),
 ) -> Report {
-    match begin(config, again, told) {
-        Ok(report) => report,
-        Err(error) => failure(&error.into(), None),
-    }
+    // The root of another process stays the one that it is now.
+    let again = || {
+        let config = again().map_err(|usage| usage.to_string())?;
+        libvirtd::hold(&config).map_err(|error| error.to_string())
+    };
+    let report = match libvirtd::hold(&config) {
+        Ok(config) => begin(config, again, told).map_err(Into::into),
+        Err(error) => {
+            Status::default().withdraw(config.status_file.as_deref());
+            Err(error)
+        }
+    };
+    report.unwrap_or_else(|error| failure(&error, None))
 }
 
 /// For a run that ends before it begins, as its configuration cannot be meant: a status that an earlier
@@ -69,12 +77,12 @@ pub fn not_begun(options: &Options, env: impl Fn(&str) -> Option<OsString>) {
     let flag = options.watch.status_file.clone().map(OsString::from);
     let path = flag.or_else(|| env(&variable("status-file")));
     let path = path.filter(|path| !path.is_empty()).map(PathBuf::from);
-    Published::trusted().withdraw(path.as_deref());
+    Status::default().withdraw(path.as_deref());
 }
 
 fn begin(
     config: Config,
-    again: impl Fn() -> Result<Config, Usage>,
+    again: impl Fn() -> Result<Config, String>,
     told: impl FnOnce(&Report),
 ) -> sys::Result<Report> {
     let mut keeper = Keeper::new(config);
@@ -118,7 +126,7 @@ impl Watch {
     fn until_looked_at(
         &mut self,
         first: News,
-        again: &impl Fn() -> Result<Config, Usage>,
+        again: &impl Fn() -> Result<Config, String>,
     ) -> sys::Result<()> {
         let recheck = Instant::now() + self.keeper.recheck();
         let mut quiet: Option<Instant> = None;
@@ -175,7 +183,7 @@ impl Watch {
     }
 
     /// Whether there is another configuration than before.
-    fn configure(&mut self, again: &impl Fn() -> Result<Config, Usage>) -> bool {
+    fn configure(&mut self, again: &impl Fn() -> Result<Config, String>) -> bool {
         match again() {
             Ok(config) => {
                 log::info!("the configuration was read again");
@@ -184,8 +192,8 @@ impl Watch {
                 self.keeper.save();
                 true
             }
-            Err(usage) => {
-                log::warn!("the configuration stays as it was: {usage}");
+            Err(error) => {
+                log::warn!("the configuration stays as it was: {error}");
                 false
             }
         }
@@ -194,7 +202,9 @@ impl Watch {
     /// Folders come and go, so that each is followed anew whenever all is looked at; that costs little
     /// where it is followed already.
     fn follow(&mut self) -> News {
-        self.watcher.follow_process(self.keeper.libvirtd());
+        let libvirtd = self.keeper.libvirtd();
+        let libvirtd = libvirtd.map(|libvirtd| (libvirtd.pid, &libvirtd.pidfd));
+        self.watcher.follow_process(libvirtd);
         let config = self.keeper.config();
         let mut problems = Vec::new();
         let news = self.watcher.follow_anew(|watcher| {
@@ -234,7 +244,7 @@ fn follow_files(watcher: &mut Watcher, config: &Config, problems: &mut Vec<sys::
     {
         problems.extend(watcher.follow_file(path).err());
     }
-    if let Ok(root) = Root::open(&config.root) {
+    if let Ok(root) = config.open_root() {
         for file in [GROUP_FILE, "etc/passwd", "etc/libvirt/qemu.conf"] {
             let (folder, names) = one(file);
             problems.extend(watcher.follow_files(&root, folder, names).err());

@@ -149,6 +149,8 @@ fn seen(version: u32) -> Observed {
         pod: Pod {
             root: "/".into(),
             is_host: false,
+            is_others: false,
+            etc: None,
             group: Some(b"kvm:x:424:\n".to_vec()),
             group_out: None,
             passwd: b"nova:x:42424:42424:::\n".to_vec(),

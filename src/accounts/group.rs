@@ -157,6 +157,34 @@ pub fn gids_of(file: &[u8], user: &[u8], primary: Gid) -> Vec<Gid> {
     gids
 }
 
+/// Whether a file is a group file beyond doubt: every line but empty ones, comments and entries of the NIS
+/// `compat` service has four fields with a name and a number in digits, and one of them is root with 0. Not a
+/// passwd file, a script, or whatever else was put in its place. Stricter than glibc, which skips what it cannot
+/// read.
+pub fn is_group_file(file: &[u8]) -> bool {
+    let mut has_root = false;
+    for line in lines(file) {
+        if line.text.is_empty() && line.ended || line.text.starts_with(b"#") || line.is_compat() {
+            continue;
+        }
+        let fields: Vec<_> = line.text.split(|byte| *byte == b':').take(5).collect();
+        let [name, _, gid, _] = fields[..] else {
+            return false;
+        };
+        let digits = !gid.is_empty() && gid.iter().all(u8::is_ascii_digit);
+        let gid = std::str::from_utf8(gid).ok().filter(|_| digits);
+        let Some(gid) = gid.and_then(|gid| gid.parse::<u32>().ok()) else {
+            return false;
+        };
+        if name.is_empty() {
+            return false;
+        }
+        has_root |= name == b"root" && gid == 0;
+    }
+    // What follows a NUL is no part of a line.
+    has_root && !file.contains(&0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,6 +229,39 @@ mod tests {
         for name in ["+kvm", "-kvm", "#kvm", " kvm", "kvm:x", "other", "+"] {
             let file = b"+kvm:x:1:\n-kvm:x:1:\n#kvm:x:1:\n kvm:x:1:\n+\n";
             assert_eq!(found(file, name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_a_group_file_is_one() {
+        for file in [
+            &b"root:x:0:\n"[..],
+            b"root:x:0:",
+            b"# groups\nroot:*:0:\nkvm:x:108:nova,a\n\n\n+:::\n+\n-x\n",
+            b"kvm::1:\nroot::0:root\n",
+        ] {
+            assert!(is_group_file(file), "{}", file.escape_ascii());
+        }
+        for file in [
+            &b""[..],
+            b"\n",
+            b"kvm:x:108:\n",
+            b"root:x:1:\n",
+            b"root:x:0:0:root:/root:/bin/sh\n",
+            b"root:$6$salt:19000:0:99999:7:::\n",
+            b"root:*::\n",
+            b"root:x:0:\nkvm:x:108\n",
+            b"root:x:0:\nkvm:x::\n",
+            b"root:x:0:\nkvm:x:-1:\n",
+            b"root:x:0:\nkvm:x:4294967296:\n",
+            b"root:x:0:\nkvm:x:1 :\n",
+            b"root:x:0:\n:x:1:\n",
+            b"root:x:0:\n kvm\n",
+            b"#!/bin/sh\nroot:x:0:\necho\n",
+            b"root:x:0:\nexport A=b:c:1:d\n",
+            b"root:x:0:\n\0\n",
+        ] {
+            assert!(!is_group_file(file), "{}", file.escape_ascii());
         }
     }
 

@@ -8,7 +8,7 @@ use super::work::writes_group_file;
 use super::{Decision, Refusal};
 use crate::accounts::group;
 use crate::config::Config;
-use crate::observe::{Driver, Observed};
+use crate::observe::{Driver, GROUP_FILE, Observed};
 use crate::report::{Cause, Code, Warning, some_of};
 use crate::sys::device::Facts;
 use crate::sys::root::kind_name;
@@ -93,6 +93,15 @@ pub fn target(
         )));
     }
     if writes_group_file(seen, config) {
+        if seen.pod.is_others
+            && let Err(why) = check_etc(seen.pod.etc, seen.pod.group.as_deref())
+        {
+            let root = seen.pod.root.display();
+            return Err(no(format!(
+                "the root of another container ({root}) is not edited: {why}; run this in that container, or \
+                 give --group-file-out"
+            )));
+        }
         let file = seen.pod.group.as_deref().unwrap_or_default();
         let others: Vec<String> = collisions(file, config, gid).collect();
         collision(&others, gid, config, &mut decision.warnings)?;
@@ -266,5 +275,44 @@ fn check_device(
             Err(Refusal { text, cause: None })
         }
         _ => Ok(()),
+    }
+}
+
+/// The group file of a pod root, where that is another process': whether it and its directory can be trusted to
+/// be what they are taken for.
+///
+/// # Errors
+/// Why not.
+fn check_etc(etc: Option<(u32, u32)>, group: Option<&[u8]>) -> Result<(), String> {
+    if let Some((uid, mode)) = etc
+        && (uid != 0 || mode & 0o022 != 0)
+    {
+        return Err(format!(
+            "its etc belongs to UID {uid} with mode {mode:04o}, so others than root may change what is in it"
+        ));
+    }
+    match group {
+        Some(file) if !group::is_group_file(file) => Err(format!(
+            "its {GROUP_FILE} is not a group file: every line must have four fields with a numeric GID, and \
+             one must be root with GID 0"
+        )),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn etc_and_its_group_file_are_roots() {
+        let file: &[u8] = b"root:x:0:\nkvm:x:424:nova\n";
+        assert_eq!(check_etc(Some((0, 0o755)), Some(file)), Ok(()));
+        assert_eq!(check_etc(None, None), Ok(()));
+        for etc in [(1000, 0o755), (0, 0o775), (0, 0o757), (0, 0o1777)] {
+            assert!(check_etc(Some(etc), Some(file)).is_err(), "{etc:?}");
+        }
+        let passwd: &[u8] = b"root:x:0:0:root:/root:/bin/sh\n";
+        assert!(check_etc(Some((0, 0o755)), Some(passwd)).is_err());
     }
 }

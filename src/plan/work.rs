@@ -190,6 +190,7 @@ fn group_step<'a>(
         wants,
         out: config.group_file_out.clone(),
         changes,
+        is_others: seen.pod.is_others,
     };
     Ok((aligned, Some(step)))
 }
@@ -306,6 +307,7 @@ pub fn file_for_the_pod(
         wants,
         out: Some(out.clone()),
         changes,
+        is_others: seen.pod.is_others,
     })]
 }
 

@@ -144,10 +144,10 @@ impl Watcher {
     }
 
     /// Tells, as of a file, when this process ends, instead of the one that was followed before.
-    pub fn follow_process(&mut self, pid: Option<u32>) {
-        if self.process.as_ref().map(|(pid, _)| *pid) != pid {
-            let fd = |pid| Some((pid, raw::pidfd_open(pid).ok()?));
-            self.process = pid.and_then(fd);
+    pub fn follow_process(&mut self, process: Option<(u32, &OwnedFd)>) {
+        if self.process.as_ref().map(|(pid, _)| *pid) != process.map(|(pid, _)| pid) {
+            let same = |(pid, fd): (u32, &OwnedFd)| Some((pid, fd.try_clone().ok()?));
+            self.process = process.and_then(same);
         }
     }
 

@@ -4,6 +4,8 @@
 //! before use. `raw` is the one file of the crate that may say `unsafe`.
 
 pub mod child;
+#[cfg(feature = "watch")]
+pub mod claim;
 pub mod device;
 mod entries;
 pub mod events;

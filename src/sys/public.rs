@@ -61,12 +61,17 @@ pub fn read_public(path: &Path) -> Result<Option<Public>> {
 }
 
 /// Makes `content` the content of the file `path` for whoever reads it next: whole at every moment,
-/// readable by all, and not worth waiting for the disk. Only a regular file is replaced.
+/// readable by all, and not worth waiting for the disk. Only a regular file is replaced. `prepare` is called with
+/// the new file before it has its name; it is given back open for writing.
 ///
 /// # Errors
 /// What the calls answer; `EINVAL` where something else stands.
 #[cfg(feature = "watch")]
-pub fn publish(path: &Path, content: &[u8]) -> Result<()> {
+pub fn publish(
+    path: &Path,
+    content: &[u8],
+    prepare: impl FnOnce(&File) -> nix::Result<()>,
+) -> Result<File> {
     let (folder, shown, name) = open_folder(path)?;
     is_file(&folder, &name, path)?;
     let temporary = temporary(&name);
@@ -95,14 +100,15 @@ pub fn publish(path: &Path, content: &[u8]) -> Result<()> {
         .map_err(errno_of)
         .named(|| call("write"));
     let given = written.and_then(|()| give(&file, 0, 0, 0o644).named(|| call("fchown, fchmod")));
-    let renamed = given.and_then(|()| {
+    let prepared = given.and_then(|()| prepare(&file).named(|| call("fcntl")));
+    let renamed = prepared.and_then(|()| {
         let to = || format!("rename({temporary}, {})", path.display());
         retry(|| renameat(&folder, temporary.as_str(), &folder, name.as_str())).named(to)
     });
     if renamed.is_err() {
         let _ = unlink();
     }
-    renamed
+    renamed.map(|()| file)
 }
 
 /// Whether a regular file stands there, or nothing: a device or a link that somebody named by mistake is

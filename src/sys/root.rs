@@ -5,6 +5,7 @@
 //! `RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS`, Linux 5.6).
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -43,6 +44,28 @@ impl Root {
         let fd = open(path, OFlag::O_PATH | OFlag::O_DIRECTORY)
             .named(|| format!("open({}, O_PATH|O_DIRECTORY)", path.display()))?;
         let path = path.to_owned();
+        Ok(Self { fd, path })
+    }
+
+    /// Opens `name` in an open folder, links followed, also those of `/proc`. `path` is what it is called.
+    ///
+    /// # Errors
+    /// As [`Root::open`].
+    pub(super) fn open_at(folder: &OwnedFd, name: &str, path: PathBuf) -> Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let fd = retry(|| openat(folder, name, flags, Mode::empty()))
+            .named(|| format!("open({}, O_PATH|O_DIRECTORY)", path.display()))?;
+        Ok(Self { fd, path })
+    }
+
+    /// The same directory by one more descriptor.
+    ///
+    /// # Errors
+    /// What fcntl(2) answers: `EMFILE`.
+    pub fn again(&self) -> Result<Self> {
+        let fd = self.fd.try_clone().map_err(errno_of);
+        let fd = fd.named(|| format!("dup({})", self.path.display()))?;
+        let path = self.path.clone();
         Ok(Self { fd, path })
     }
 
@@ -297,10 +320,21 @@ pub(super) fn is_mounted<P: ?Sized + nix::NixPath>(folder: BorrowedFd<'_>, name:
 /// # Errors
 /// As [`Root::read`], and `ENOENT`.
 pub fn read_here(path: &Path) -> Result<Vec<u8>> {
+    Ok(open_here(path)?.1)
+}
+
+/// The same, with the file, open for reading.
+///
+/// # Errors
+/// As [`read_here`].
+pub fn open_here(path: &Path) -> Result<(File, Vec<u8>)> {
     let call = || format!("read({})", path.display());
     let fd = open(path, OFlag::O_PATH).named(call)?;
     let stat = fstat(&fd).named(call)?;
-    read_regular(fd.as_fd(), &stat).named(|| describe(path, &stat))
+    let opened = open_regular(fd.as_fd(), &stat);
+    let read = opened.and_then(|file| Ok((read_open(&file, &stat)?, file)));
+    let (content, file) = read.named(|| describe(path, &stat))?;
+    Ok((file.into(), content))
 }
 
 fn describe(path: &Path, stat: &FileStat) -> String {
@@ -312,10 +346,13 @@ fn describe(path: &Path, stat: &FileStat) -> String {
 
 /// Reads a regular file that was found by `O_PATH`: a fifo or device is refused unopened.
 pub(super) fn read_regular(fd: BorrowedFd<'_>, stat: &FileStat) -> nix::Result<Vec<u8>> {
-    readable(stat)?;
-    let path = raw::proc_path(fd);
-    let file = open(path.as_c_str(), READ)?;
+    let file = open_regular(fd, stat)?;
     read_open(&file, stat)
+}
+
+fn open_regular(fd: BorrowedFd<'_>, stat: &FileStat) -> nix::Result<OwnedFd> {
+    readable(stat)?;
+    open(raw::proc_path(fd).as_c_str(), READ)
 }
 
 /// The size of a regular file that may be read.

@@ -6,21 +6,21 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::unistd::Gid;
 
 use super::opponent::who_did;
-use super::publish::Published;
+use super::publish::{Published, Status};
 use super::tally::Tally;
 use super::tug::{Move, PATIENCE, Tug};
 use super::voice::Voice;
-use super::whose::{Whose, whose};
 use crate::apply::apply_and_see;
 use crate::check;
 use crate::config::{Config, Origin, ProofKind};
 use crate::exit::Verdict;
 use crate::judge::{conclude, moved, proof};
+use crate::libvirtd::{Found, Libvirtd, find};
 use crate::observe::{GROUP_FILE, Observed, look_again};
 use crate::oddities::daemons;
 use crate::place::{self, HostRoot};
 use crate::plan::{Course, Decision, Step, decide};
-use crate::report::{Action, Code, Report, Warning};
+use crate::report::{Action, Report};
 use crate::snapshot;
 use crate::steps;
 
@@ -44,7 +44,7 @@ pub(super) struct Keeper {
     /// The same, with what was found out since: libvirtd's root, and the number that is kept.
     config: Config,
     /// The libvirtd in another container whose root that is.
-    libvirtd: Option<u32>,
+    libvirtd: Option<Libvirtd>,
     /// Whether there may be one that was not found yet.
     seeks: bool,
     /// What was seen last.
@@ -68,7 +68,7 @@ pub(super) struct Keeper {
     /// What was said last about a state that is not right.
     said: Option<String>,
     metrics: Published,
-    status: Published,
+    status: Status,
 }
 
 impl Keeper {
@@ -92,7 +92,7 @@ impl Keeper {
             old: None,
             said: None,
             metrics: Published::default(),
-            status: Published::trusted(),
+            status: Status::default(),
         }
     }
 
@@ -119,8 +119,8 @@ impl Keeper {
     }
 
     /// The libvirtd in another container whose files are kept.
-    pub(super) fn libvirtd(&self) -> Option<u32> {
-        self.libvirtd
+    pub(super) fn libvirtd(&self) -> Option<&Libvirtd> {
+        self.libvirtd.as_ref()
     }
 
     /// Whether there is nothing to wait for.
@@ -148,7 +148,7 @@ impl Keeper {
 
     /// Looks at everything and mends it, as `apply` does.
     pub(super) fn look(&mut self, thorough: Thorough) {
-        let found = whose(&self.asked, &daemons(), self.libvirtd);
+        let found = find(&self.asked, &daemons());
         self.config = self.to_do(&found);
         if thorough == Thorough::No && self.config.proof == ProofKind::CreateVm {
             self.config.proof = ProofKind::ApiVersion;
@@ -174,22 +174,20 @@ impl Keeper {
             self.nodes = seen.pod.is_host.then(|| seen.pod.root.clone());
         }
         match &found {
-            Whose::Of(process) => {
-                check::find_private_device(&mut report, &process.root_path(), &self.config);
-            }
-            Whose::Unclear(text) => {
-                let warning = Warning::new(Code::LibvirtdUnseen, text.clone());
-                report.warnings.push(warning);
-            }
-            Whose::Own | Whose::Nobodys => {}
+            Found::Of(_) => check::find_private_device(&mut report, &self.config),
+            Found::OtherDevice(libvirtd) => waits_for(&mut report, Some(libvirtd)),
+            Found::Nobodys => waits_for(&mut report, None),
+            Found::Unclear(text) => check::unclear(&mut report, text),
+            Found::Own | Found::Nodes => {}
         }
         self.asked.settle = Duration::ZERO;
-        let lost = self.libvirtd.is_some() && found == Whose::Nobodys;
-        self.seeks = matches!(found, Whose::Nobodys | Whose::Unclear(_));
+        let is_seeking = matches!(found, Found::Nobodys | Found::OtherDevice(_));
+        let lost = self.libvirtd.is_some() && is_seeking;
+        self.seeks = is_seeking || matches!(found, Found::Unclear(_));
         self.libvirtd = match found {
-            Whose::Of(process) => Some(process.pid),
+            Found::Of(libvirtd) => Some(libvirtd),
             // One that ran will run again.
-            _ => self.libvirtd.filter(|_| lost),
+            _ => self.libvirtd.take().filter(|_| lost),
         };
         // Until it does, the device is kept as it was for that one.
         if seen.is_some() || !lost {
@@ -205,17 +203,27 @@ impl Keeper {
     }
 
     /// What is asked for, with what is known.
-    fn to_do(&self, found: &Whose) -> Config {
+    fn to_do(&self, found: &Found) -> Config {
         let mut config = self.asked.clone();
         match found {
-            Whose::Of(process) => config.root = process.root_path(),
-            // An image of nothing but this program: until a libvirtd runs there is just the node.
-            Whose::Nobodys | Whose::Unclear(_) if !config.root.join(GROUP_FILE).exists() => {
-                if let Ok(HostRoot::At(host)) = place::find(config.host_root.as_deref()) {
-                    config.root = host.path().to_owned();
+            Found::Own => {}
+            Found::Of(libvirtd) => match libvirtd.root.again() {
+                Ok(root) => config = config.with_root(root),
+                Err(error) => {
+                    log::warn!("{error}");
+                    config.sealed = true;
                 }
+            },
+            // An image of nothing but this program: until a libvirtd runs there is just the node.
+            Found::Nodes | Found::Nobodys | Found::OtherDevice(_) | Found::Unclear(_) => {
+                let is_own =
+                    !matches!(found, Found::Nodes) && config.root.join(GROUP_FILE).exists();
+                if !is_own && let Ok(HostRoot::At(host)) = place::find(config.host_root.as_deref())
+                {
+                    host.path().clone_into(&mut config.root);
+                }
+                config.sealed |= matches!(found, Found::Unclear(_));
             }
-            _ => {}
         }
         config.kept = self.good;
         config.was_nodes = self.nodes.as_ref() == Some(&config.root);
@@ -372,8 +380,9 @@ impl Keeper {
     }
 
     /// What a status file says that nobody keeps up to date is not true for long.
-    pub(super) fn withdraw(&self) {
-        self.status.withdraw(self.asked.status_file.as_deref());
+    pub(super) fn withdraw(&mut self) {
+        let path = self.asked.status_file.clone();
+        self.status.withdraw(path.as_deref());
     }
 
     /// Leaves the state for others.
@@ -382,9 +391,10 @@ impl Keeper {
         self.metrics.write(self.asked.metrics_file.as_deref(), || {
             tally.prometheus(report, SystemTime::now())
         });
-        self.status.write(self.asked.status_file.as_deref(), || {
-            report.to_json().unwrap_or_default()
-        });
+        let is_proven = report.proof.result == "ok";
+        let json = || report.to_json().unwrap_or_default();
+        let path = self.asked.status_file.as_deref();
+        self.status.write(path, is_proven, json);
     }
 }
 
@@ -419,4 +429,21 @@ fn proven(seen: &Observed, config: &Config, decision: Decision) -> anyhow::Resul
     report.proof = proof(config, seen, &decision, &mut report.warnings, || {})?;
     conclude(&mut report, &decision);
     Ok(report)
+}
+
+/// There is no libvirtd whose files could be kept: nothing that was proven is about the QEMU of one.
+fn waits_for(report: &mut Report, other: Option<&Libvirtd>) {
+    let other = other.map(|libvirtd| {
+        format!(
+            "; the one that runs (pid {}) has a /dev of its own: mount the node's /dev at /dev in its container",
+            libvirtd.pid
+        )
+    });
+    if report.verdict == Verdict::Ok {
+        let why = format!(
+            "no libvirtd with the node's device runs on this node, so there is no QEMU to prove it for{}",
+            other.unwrap_or_default()
+        );
+        check::unproven(report, &why);
+    }
 }

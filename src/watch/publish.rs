@@ -1,45 +1,28 @@
 //! A file in which others read the state.
 
+use std::fs::File;
 use std::path::Path;
 
+use crate::sys::claim::claim;
 use crate::sys::public;
 
-/// One of them, and how that went.
+/// One that is for people and monitors to read: what goes wrong is said when it begins, and when it is over.
 #[derive(Debug, Default)]
 pub(super) struct Published {
     /// What was said last about a file that could not be written.
     said: Option<String>,
-    /// Whether somebody acts on what it says, so that none is better than one that is out of date.
-    is_trusted: bool,
 }
 
 impl Published {
-    /// One that is acted on.
-    pub(super) fn trusted() -> Self {
-        Self {
-            said: None,
-            is_trusted: true,
-        }
-    }
-
-    /// Takes away what an earlier run left there, or what is kept elsewhere from now on.
-    pub(super) fn withdraw(&self, path: Option<&Path>) {
-        let error = path.and_then(|path| public::withdraw(path).err());
-        if let Some(error) = error {
-            log::warn!("what it says is out of date: {error}");
-        }
-    }
-
-    /// Writes it, if it was asked for. What goes wrong is said when it begins, and when it is over.
+    /// Writes it, if it was asked for.
     pub(super) fn write(&mut self, path: Option<&Path>, content: impl FnOnce() -> String) {
-        let Some(path) = path else {
-            return;
-        };
-        let error = public::publish(path, content().as_bytes()).err();
-        let error = error.map(|error| error.to_string());
-        if error.is_some() && self.is_trusted {
-            let _ = public::withdraw(path);
+        if let Some(path) = path {
+            let done = public::publish(path, content().as_bytes(), |_| Ok(()));
+            self.tell(path, done.err().map(|error| error.to_string()));
         }
+    }
+
+    fn tell(&mut self, path: &Path, error: Option<String>) {
         if error != self.said {
             match &error {
                 Some(error) => log::warn!("{} is not up to date: {error}", path.display()),
@@ -47,5 +30,62 @@ impl Published {
             }
             self.said = error;
         }
+    }
+}
+
+/// The one that probes act on. While this process lives, it holds a lock on the file that it published, which says
+/// so, and whether the proof is ok ([`crate::sys::claim`]).
+#[derive(Debug, Default)]
+pub(super) struct Status {
+    published: Published,
+    /// The file that stands there, and whether it is claimed as proven.
+    held: Option<(File, bool)>,
+}
+
+impl Status {
+    /// Takes away what an earlier run left there, or what is kept elsewhere from now on.
+    pub(super) fn withdraw(&mut self, path: Option<&Path>) {
+        self.held = None;
+        let error = path.and_then(|path| public::withdraw(path).err());
+        if let Some(error) = error {
+            log::warn!("what it says is out of date: {error}");
+        }
+    }
+
+    /// Writes it, if it was asked for. Where that fails, in a full volume for example, a file that says as much about
+    /// the proof stays, or an empty one takes its place: the lock says what counts.
+    pub(super) fn write(
+        &mut self,
+        path: Option<&Path>,
+        is_proven: bool,
+        content: impl FnOnce() -> String,
+    ) {
+        let Some(path) = path else {
+            return;
+        };
+        let publish = |content: &[u8]| {
+            let prepare = |file: &File| claim(file, is_proven);
+            public::publish(path, content, prepare)
+        };
+        let error = match publish(content().as_bytes()) {
+            Ok(file) => {
+                self.held = Some((file, is_proven));
+                None
+            }
+            Err(error) => {
+                let says_as_much = matches!(self.held, Some((_, said)) if said == is_proven);
+                if !says_as_much && let Ok(file) = publish(b"") {
+                    self.held = Some((file, is_proven));
+                }
+                if let Some((file, said)) =
+                    self.held.as_mut().filter(|(_, said)| *said != is_proven)
+                    && claim(file, is_proven).is_ok()
+                {
+                    *said = is_proven;
+                }
+                Some(error.to_string())
+            }
+        };
+        self.published.tell(path, error);
     }
 }

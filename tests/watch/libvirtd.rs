@@ -14,7 +14,7 @@ use crate::support::{KVM, Scene, command, owner};
 
 /// Makes what a program of that name needs below a root. Mounts come before `watch`, which has a mount
 /// namespace of its own.
-fn container(tree: &Tree) {
+pub fn container(tree: &Tree) {
     for name in ["usr/bin", "proc"] {
         tree.dir(name);
     }
@@ -34,15 +34,28 @@ fn container(tree: &Tree) {
 }
 
 /// A process of that name below that root, in the PID namespace of `watch`.
-struct Libvirtd(Pid);
+pub struct Libvirtd(Pid);
 
 impl Libvirtd {
-    fn start(watch: &Watch, tree: &Tree) -> Self {
-        let inner = first_child(watch.pid());
-        let mut enter = Command::new("nsenter");
-        enter
-            .args(["-t", &inner.to_string(), "-p", "-m", "setsid", "chroot"])
-            .arg(tree.path());
+    pub fn start(watch: &Watch, tree: &Tree) -> Self {
+        Self::with(watch, tree, &[])
+    }
+
+    /// One that has not what a privileged container has.
+    pub fn without_admin(watch: &Watch, tree: &Tree) -> Self {
+        let less = [
+            "setpriv",
+            "--bounding-set=-sys_admin",
+            "--inh-caps=-sys_admin",
+        ];
+        Self::with(watch, tree, &less)
+    }
+
+    fn with(watch: &Watch, tree: &Tree, wrapper: &[&str]) -> Self {
+        let words = enter(watch);
+        let mut enter = Command::new(&words[0]);
+        enter.args(&words[1..]).args(wrapper);
+        enter.args(["setsid", "chroot"]).arg(tree.path());
         let mut child = enter
             .args(["/usr/bin/libvirtd", "600"])
             .stdin(Stdio::null())
@@ -88,26 +101,39 @@ fn first_child(pid: u32) -> u32 {
     children(pid)[0]
 }
 
+/// The words before a command that is to run where `watch` does.
+pub fn enter(watch: &Watch) -> Vec<String> {
+    let inner = first_child(watch.pid()).to_string();
+    ["nsenter", "-t", &inner, "-p", "-m"]
+        .map(ToOwned::to_owned)
+        .to_vec()
+}
+
 /// `watch` in a PID namespace of its own, in which it sees just the libvirtds of the test.
-fn alone(scene: &Scene) -> Command {
+pub fn alone(scene: &Scene) -> Command {
+    alone_with(scene, &["env"])
+}
+
+/// The same behind a wrapper.
+pub fn alone_with(scene: &Scene, wrapper: &[&str]) -> Command {
     // A shell is the first process: `watch` would have to wait for what it does not know.
     let script = "\"$@\" & trap 'kill $!' TERM; wait";
     let mut cmd = command(
         Path::new("unshare"),
         &["--pid", "--fork", "--mount-proc", "--kill-child"],
     );
-    cmd.args(["sh", "-c", script, "sh"]);
+    cmd.args(["sh", "-c", script, "sh"]).args(wrapper);
     cmd.arg(program())
         .args(["watch", "--host-root"])
         .arg(scene.host.path());
     cmd
 }
 
-fn group(tree: &Tree) -> String {
+pub fn group(tree: &Tree) -> String {
     tree.read("etc/group")
 }
 
-fn follows(watch: &Watch, tree: &Tree, gid: u32) {
+pub fn follows(watch: &Watch, tree: &Tree, gid: u32) {
     let line = format!("kvm:x:{gid}:nova\n");
     let followed = || group(tree).contains(&line);
     assert!(
@@ -119,7 +145,7 @@ fn follows(watch: &Watch, tree: &Tree, gid: u32) {
 }
 
 /// A container of which there is only the program.
-fn bare_root() {
+pub fn bare_root() {
     let etc = scratch().join("etc");
     fs::create_dir(&etc).unwrap();
     bind(&etc, Path::new("/etc"));

@@ -14,6 +14,9 @@
 mod common;
 #[path = "../common/drift_kinds.rs"]
 mod drift_kinds;
+#[path = "../common/impostor.rs"]
+#[allow(clippy::disallowed_methods)]
+mod impostors;
 #[path = "../common/metrics.rs"]
 mod metrics;
 #[path = "../common/peak.rs"]
@@ -33,6 +36,7 @@ mod crowd;
 mod drifts;
 mod files;
 mod folders;
+mod impostor;
 mod keeps;
 mod libvirtd;
 mod start;

@@ -1,0 +1,407 @@
+//! Which libvirtd's files are meant, where no root was named: perhaps that of one in another container.
+//!
+//! Its group file will be edited by root, so a process is taken for libvirtd for what the kernel says of it:
+//! all four UIDs are 0, it is in this process' user namespace, root owns its executable, it has
+//! `CAP_SYS_ADMIN`, and its root shows the node's own device. A name, and what a root shows else, is the choice
+//! of whoever started it.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use crate::config::Config;
+use crate::exit::Refused;
+use crate::place::{self, HostRoot};
+use crate::sys::Inode;
+use crate::sys::device::{Device, Facts};
+use crate::sys::processes::{Inspected, Look, Process, inspect, pid_of_root};
+use crate::sys::root::Root;
+
+/// The names of the daemons that start QEMU, as processes have them (at most 15 bytes): the monolithic one, the
+/// modular one for QEMU, and what NixOS wraps.
+pub const NAMES: [&str; 4] = [
+    "libvirtd",
+    "virtqemud",
+    ".libvirtd-wrapp",
+    ".virtqemud-wrap",
+];
+/// The base names of their executables.
+const EXECUTABLES: [&str; 4] = [
+    "libvirtd",
+    "virtqemud",
+    ".libvirtd-wrapped",
+    ".virtqemud-wrapped",
+];
+
+/// Whether a process has the name of a daemon that starts QEMU.
+pub fn is_named(process: &Process) -> bool {
+    NAMES.contains(&process.name.as_str())
+}
+
+/// A libvirtd, with its root held open.
+#[derive(Debug)]
+pub struct Libvirtd {
+    /// Its process ID.
+    pub pid: u32,
+    /// Readable once it has ended.
+    pub pidfd: OwnedFd,
+    /// Its root.
+    pub root: Root,
+}
+
+/// What was found.
+#[derive(Debug)]
+pub enum Found {
+    /// A root or a group file was named, or libvirtd runs in this very container.
+    Own,
+    /// Only the node's own libvirtd runs.
+    Nodes,
+    /// The one of just one container.
+    Of(Libvirtd),
+    /// The one of just one container that has a /dev of its own: it is looked at, and nothing of it is edited.
+    OtherDevice(Libvirtd),
+    /// None runs, as far as can be seen.
+    Nobodys,
+    /// Several run, or one that this process may not look at: nothing of theirs is edited.
+    Unclear(String),
+}
+
+/// Finds it among the processes that have its name.
+pub fn find(asked: &Config, daemons: &[Process]) -> Found {
+    let here = Path::new("/");
+    if asked.root != here || asked.group_file_out.is_some() {
+        return Found::Own;
+    }
+    let looks: Vec<(String, Look)> = daemons
+        .iter()
+        .filter(|process| is_named(process))
+        .map(|process| (process.name.clone(), inspect(process.pid)))
+        .collect();
+    if looks.is_empty() {
+        return Found::Nobodys;
+    }
+    let host = match place::find(asked.host_root.as_deref()) {
+        Ok(HostRoot::At(host)) => Some(host),
+        _ => None,
+    };
+    let scene = Scene {
+        own: Root::open(here).and_then(|root| root.id()).ok(),
+        // A root that holds only parts of the node's is another directory than its own.
+        nodes: [
+            host.as_ref().and_then(|host| host.id().ok()),
+            place::nodes_own_root(),
+        ],
+        device: nodes_device(host.as_ref(), &asked.device),
+    };
+    let mut found = Vec::new();
+    let mut hidden = None;
+    for (name, look) in looks {
+        match look {
+            Look::Seen(seen) => found.extend(Candidate::new(name, *seen, &asked.device)),
+            Look::Hidden(error) => {
+                hidden.get_or_insert(format!(
+                    "{name} runs as root, and this process may not look at it: {error}"
+                ));
+            }
+            Look::NotRoots => {}
+        }
+    }
+    choose(&scene, found, hidden)
+}
+
+/// The node's own device: what the host root shows, else what this process sees.
+fn nodes_device(host: Option<&Root>, device: &Path) -> Option<Inode> {
+    let on_host = host.and_then(|host| kvm_at(host, "dev/kvm"));
+    on_host.or_else(|| {
+        let here = Device::find(device).ok()??.facts();
+        here.is_kvm().then_some(here.inode)
+    })
+}
+
+fn kvm_at(root: &Root, name: &str) -> Option<Inode> {
+    let found = root.stat(name).ok()?.map(Facts::from)?;
+    found.is_kvm().then_some(found.inode)
+}
+
+/// What the processes are compared with.
+struct Scene {
+    /// This process' own root.
+    own: Option<Inode>,
+    /// The host root, and the root of the node's first process.
+    nodes: [Option<Inode>; 2],
+    /// The node's own device, if it has one.
+    device: Option<Inode>,
+}
+
+/// A libvirtd, whatever its root is.
+#[derive(Debug)]
+struct Candidate<R> {
+    name: String,
+    pid: u32,
+    root: Inode,
+    /// The devices that its root shows at the usual place, and at the one that was named.
+    devices: [Option<Inode>; 2],
+    held: R,
+}
+
+impl Candidate<Inspected> {
+    fn new(name: String, seen: Inspected, device: &Path) -> Option<Self> {
+        if !is_libvirtd(
+            &seen.executable,
+            seen.executable_is_roots,
+            seen.shares_user_namespace,
+            seen.is_admin,
+        ) {
+            log::debug!("{name} (pid {}) is no libvirtd: {seen:?}", seen.pid);
+            return None;
+        }
+        let device = device.to_string_lossy();
+        Some(Self {
+            name,
+            pid: seen.pid,
+            root: seen.root.id().ok()?,
+            devices: ["dev/kvm", &device].map(|name| kvm_at(&seen.root, name)),
+            held: seen,
+        })
+    }
+}
+
+/// Whether the kernel says that a process of root's is a libvirtd.
+fn is_libvirtd(executable: &OsStr, is_roots: bool, shares_namespace: bool, is_admin: bool) -> bool {
+    let name = EXECUTABLES.iter().any(|name| executable == *name);
+    name && is_roots && shares_namespace && is_admin
+}
+
+/// What one of them is.
+#[derive(Debug, PartialEq, Eq)]
+enum Choice<R> {
+    Own,
+    Nodes,
+    Of(u32, R),
+    OtherDevice(u32, R),
+    Nobodys,
+    Unclear(String),
+}
+
+fn choose(scene: &Scene, found: Vec<Candidate<Inspected>>, hidden: Option<String>) -> Found {
+    let libvirtd = |pid, seen: Inspected| Libvirtd {
+        pid,
+        pidfd: seen.pidfd,
+        root: seen.root,
+    };
+    match chosen(scene, found, hidden) {
+        Choice::Own => Found::Own,
+        Choice::Nodes => Found::Nodes,
+        Choice::Of(pid, seen) => Found::Of(libvirtd(pid, seen)),
+        Choice::OtherDevice(pid, seen) => Found::OtherDevice(libvirtd(pid, seen)),
+        Choice::Nobodys => Found::Nobodys,
+        Choice::Unclear(text) => Found::Unclear(text),
+    }
+}
+
+/// Decides. `hidden` says why a process of root's could not be looked at.
+fn chosen<R>(scene: &Scene, found: Vec<Candidate<R>>, hidden: Option<String>) -> Choice<R> {
+    const WAY_OUT: &str = "nothing of it is edited; give --root, or --group-file-out";
+    let is_nodes = |root: Inode| scene.nodes.contains(&Some(root));
+    let is_own = |root: Inode| scene.own == Some(root);
+    // This very container's. On the node that is the node's own.
+    if found
+        .iter()
+        .any(|one| is_own(one.root) && !is_nodes(one.root))
+    {
+        return Choice::Own;
+    }
+    if let Some(hidden) = hidden {
+        return Choice::Unclear(format!("{hidden}; {WAY_OUT}; run this with CAP_SYS_PTRACE"));
+    }
+    let runs_on_node = found.iter().any(|one| is_nodes(one.root));
+    let elsewhere = found.into_iter().filter(|one| !is_nodes(one.root));
+    let shows_device =
+        |one: &Candidate<R>| scene.device.is_none() || one.devices.contains(&scene.device);
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for one in elsewhere {
+        let list = if shows_device(&one) {
+            &mut with
+        } else {
+            &mut without
+        };
+        // Several processes of one root count once.
+        if list
+            .iter()
+            .all(|known: &Candidate<R>| known.root != one.root)
+        {
+            list.push(one);
+        }
+    }
+    // Where the node's root is not seen it cannot be told whether one of them has it.
+    if let Some(first) = with.first().filter(|_| scene.nodes[0].is_none()) {
+        return Choice::Unclear(format!(
+            "{} (pid {}) runs, and the node's root, which may be its own, is not seen; {WAY_OUT}; or mount \
+             the node's root file system at /host",
+            first.name, first.pid
+        ));
+    }
+    if with.len() > 1 {
+        let pids: Vec<_> = with.iter().map(|one| one.pid.to_string()).collect();
+        let pids = pids.join(", ");
+        return Choice::Unclear(format!(
+            "libvirtd runs in several containers (pid {pids}); {WAY_OUT}"
+        ));
+    }
+    if let Some(one) = with.pop() {
+        return Choice::Of(one.pid, one.held);
+    }
+    if runs_on_node {
+        return Choice::Nodes;
+    }
+    match (without.pop(), without.is_empty()) {
+        (Some(one), true) => Choice::OtherDevice(one.pid, one.held),
+        _ => Choice::Nobodys,
+    }
+}
+
+/// Where the pod root is the root of a process, holds it: the process has to be root's, in this process' user
+/// namespace. What another user's process shows as its root is for that user to choose.
+///
+/// # Errors
+/// [`Refused`] for a process that is not, or that may not be looked at.
+pub fn hold(config: &Config) -> anyhow::Result<Config> {
+    let config = config.clone();
+    let Some(pid) = pid_of_root(&config.root).filter(|_| config.held.is_none()) else {
+        return Ok(config);
+    };
+    let root = config.root.display();
+    let no = |why: &str| {
+        Refused(format!(
+            "--root {root}: {why}; `libvirt-kvm-init check` on the node names the root of the libvirtd that runs there"
+        ))
+    };
+    match inspect(pid) {
+        Look::Seen(seen) if seen.shares_user_namespace => Ok(config.with_root(seen.root)),
+        Look::Seen(_) => Err(no(&format!(
+            "process {pid} is in another user namespace, so its root is not root's to trust"
+        ))
+        .into()),
+        Look::Hidden(error) => Err(no(&format!(
+            "process {pid} may not be looked at: {error}; run this with CAP_SYS_PTRACE"
+        ))
+        .into()),
+        Look::NotRoots => Err(no(&format!(
+            "process {pid} has ended or does not run as root, so its root is not root's to trust"
+        ))
+        .into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: Inode = (1, 1);
+    const OWN: Inode = (1, 2);
+    const KVM: Inode = (5, 9);
+
+    fn one(pid: u32, root: Inode) -> Candidate<()> {
+        with_device(pid, root, Some(KVM))
+    }
+
+    fn with_device(pid: u32, root: Inode, device: Option<Inode>) -> Candidate<()> {
+        Candidate {
+            name: "libvirtd".to_owned(),
+            pid,
+            root,
+            devices: [device, None],
+            held: (),
+        }
+    }
+
+    fn scene() -> Scene {
+        Scene {
+            own: Some(OWN),
+            nodes: [Some(NODE), None],
+            device: Some(KVM),
+        }
+    }
+
+    fn pick(found: Vec<Candidate<()>>) -> Choice<()> {
+        chosen(&scene(), found, None)
+    }
+
+    fn is_unclear(choice: &Choice<()>) -> bool {
+        matches!(choice, Choice::Unclear(_))
+    }
+
+    #[test]
+    fn only_what_the_kernel_says_makes_a_libvirtd() {
+        for name in EXECUTABLES {
+            assert!(is_libvirtd(OsStr::new(name), true, true, true), "{name}");
+        }
+        let name = OsStr::new("libvirtd");
+        assert!(!is_libvirtd(OsStr::new("bash"), true, true, true));
+        assert!(!is_libvirtd(name, false, true, true));
+        assert!(!is_libvirtd(name, true, false, true));
+        assert!(!is_libvirtd(name, true, true, false));
+    }
+
+    #[test]
+    fn only_a_container_that_is_certain_is_chosen() {
+        let (a, b) = ((1, 3), (1, 4));
+        assert_eq!(pick(vec![]), Choice::Nobodys);
+        assert_eq!(pick(vec![one(7, a)]), Choice::Of(7, ()));
+        // The node's own is none of a container.
+        assert_eq!(pick(vec![one(7, NODE)]), Choice::Nodes);
+        assert_eq!(pick(vec![one(7, NODE), one(8, a)]), Choice::Of(8, ()));
+        let on_node = Scene {
+            own: Some(NODE),
+            ..scene()
+        };
+        assert_eq!(chosen(&on_node, vec![one(7, NODE)], None), Choice::Nodes);
+        assert_eq!(
+            chosen(&on_node, vec![one(7, NODE), one(8, a)], None),
+            Choice::Of(8, ())
+        );
+        // This very container's, whoever else runs.
+        assert_eq!(pick(vec![one(7, a), one(8, OWN)]), Choice::Own);
+        let hidden = || Some("hidden".to_owned());
+        assert_eq!(chosen(&scene(), vec![one(8, OWN)], hidden()), Choice::Own);
+        // Two daemons of one root, and two roots.
+        assert_eq!(pick(vec![one(7, a), one(8, a)]), Choice::Of(7, ()));
+        assert!(is_unclear(&pick(vec![one(7, a), one(8, b)])));
+        // What cannot be looked at may be the one.
+        assert!(is_unclear(&chosen(&scene(), vec![one(7, a)], hidden())));
+        assert!(is_unclear(&chosen::<()>(&scene(), vec![], hidden())));
+        let blind = Scene {
+            nodes: [None, None],
+            ..scene()
+        };
+        assert!(is_unclear(&chosen(&blind, vec![one(7, a)], None)));
+        assert_eq!(chosen::<()>(&blind, vec![], None), Choice::Nobodys);
+    }
+
+    #[test]
+    fn an_ordinary_containers_libvirtd_blocks_nothing() {
+        let (a, b, c) = ((1, 3), (1, 4), (1, 6));
+        let other = |pid, root| with_device(pid, root, Some((7, 7)));
+        assert_eq!(pick(vec![other(7, a)]), Choice::OtherDevice(7, ()));
+        assert_eq!(
+            pick(vec![with_device(7, a, None)]),
+            Choice::OtherDevice(7, ())
+        );
+        assert_eq!(pick(vec![other(7, a), one(8, b)]), Choice::Of(8, ()));
+        assert_eq!(
+            pick(vec![other(7, a), one(8, b), other(9, c)]),
+            Choice::Of(8, ())
+        );
+        assert_eq!(pick(vec![other(7, a), other(8, b)]), Choice::Nobodys);
+        assert_eq!(pick(vec![other(7, a), one(8, NODE)]), Choice::Nodes);
+        // A node without a device has nothing to show.
+        let without = Scene {
+            device: None,
+            ..scene()
+        };
+        assert_eq!(
+            chosen(&without, vec![with_device(7, a, None)], None),
+            Choice::Of(7, ())
+        );
+    }
+}

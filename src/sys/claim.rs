@@ -1,0 +1,107 @@
+//! Who keeps a status file up to date: a lock that the kernel gives back when that process ends, however it ends.
+//!
+//! An OFD write lock (fcntl(2), `F_OFD_SETLK`) belongs to the open file, so that it is seen from every container,
+//! whatever PID namespace it has, and takes a descriptor that is open for writing. Byte 0 says that the process
+//! lives, byte 1 that its proof is ok. The lock needs no space in the file system, which may be full.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+use super::retry;
+
+/// What the lock on a status file says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// Nobody keeps it up to date.
+    Nobodys,
+    /// A process does, and its proof is not ok.
+    Kept,
+    /// A process does, and its proof is ok.
+    Proven,
+}
+
+const ALIVE: i64 = 0;
+const PROVEN: i64 = 1;
+
+fn byte(at: i64, kind: libc::c_int) -> nix::Result<libc::flock> {
+    let short = |number: libc::c_int| libc::c_short::try_from(number).map_err(|_| Errno::EINVAL);
+    Ok(libc::flock {
+        l_type: short(kind)?,
+        l_whence: short(libc::SEEK_SET)?,
+        l_start: at,
+        l_len: 1,
+        l_pid: 0,
+    })
+}
+
+/// Claims a file that is open for writing, for as long as it is open.
+///
+/// # Errors
+/// What fcntl(2) answers: `EAGAIN` where another process claims it, `EBADF` where it is open for reading alone.
+pub fn claim(file: &File, is_proven: bool) -> nix::Result<()> {
+    let proven = if is_proven {
+        libc::F_WRLCK
+    } else {
+        libc::F_UNLCK
+    };
+    for (at, kind) in [(ALIVE, libc::F_WRLCK), (PROVEN, proven)] {
+        let lock = byte(at, kind)?;
+        retry(|| fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&lock)))?;
+    }
+    Ok(())
+}
+
+/// What is claimed of a file that is open for reading. A read lock, which everybody may take who can read the file,
+/// is no claim.
+///
+/// # Errors
+/// What fcntl(2) answers.
+pub fn claimed(file: impl AsFd) -> nix::Result<Claim> {
+    let is_locked = |at| {
+        let mut lock = byte(at, libc::F_RDLCK)?;
+        retry(|| fcntl(file.as_fd(), FcntlArg::F_OFD_GETLK(&mut lock)))?;
+        Ok::<_, Errno>(libc::c_int::from(lock.l_type) == libc::F_WRLCK)
+    };
+    Ok(match (is_locked(ALIVE)?, is_locked(PROVEN)?) {
+        (true, true) => Claim::Proven,
+        (true, false) => Claim::Kept,
+        (false, _) => Claim::Nobodys,
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_lasts_as_long_as_its_file_is_open_for_writing() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let reader = File::open(file.path()).unwrap();
+        assert_eq!(claimed(&reader), Ok(Claim::Nobodys));
+        let open = || File::options().write(true).open(file.path()).unwrap();
+        let keeper = open();
+        for (is_proven, want) in [
+            (false, Claim::Kept),
+            (true, Claim::Proven),
+            (false, Claim::Kept),
+        ] {
+            claim(&keeper, is_proven).unwrap();
+            assert_eq!(claimed(&reader), Ok(want));
+        }
+        // Neither another process nor a reader can claim it.
+        assert_eq!(claim(&open(), true), Err(Errno::EAGAIN));
+        assert_eq!(claim(&reader, true), Err(Errno::EBADF));
+        drop(keeper);
+        assert_eq!(claimed(&reader), Ok(Claim::Nobodys));
+        // A read lock says nothing.
+        let read = byte(PROVEN, libc::F_RDLCK).unwrap();
+        fcntl(reader.as_fd(), FcntlArg::F_OFD_SETLK(&read)).unwrap();
+        let other = File::open(file.path()).unwrap();
+        assert_eq!(claimed(&other), Ok(Claim::Nobodys));
+    }
+}

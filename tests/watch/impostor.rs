@@ -1,0 +1,329 @@
+//! Processes that are not the libvirtd of a pod and look like it, and a status that says more than there is.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::common::{
+    Tree, bind, in_namespace, mknod_kvm, mount_tmpfs, program, require_commands, scratch, set_owner,
+};
+use crate::impostors::Impostor;
+use crate::libvirtd::{Libvirtd, alone, bare_root, container, enter, follows};
+use crate::process::{Watch, healed, until, watch};
+use crate::support::{KVM, Scene, command, go, state};
+
+const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
+/// Longer than two looks at all processes.
+const LOOKS: Duration = Duration::from_millis(2500);
+
+/// A file of root's, for root alone.
+fn victim(name: &str, text: &str) -> PathBuf {
+    let path = scratch().join(name);
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    path
+}
+
+/// Bytes, inode, owner and all times.
+fn facts(path: &Path) -> crate::support::State {
+    state(&[path])
+}
+
+/// `watch` as the DaemonSet runs it, with a status file.
+fn daemon_set(scene: &Scene) -> (Command, PathBuf) {
+    let folder = scratch().join("state");
+    fs::create_dir_all(&folder).unwrap();
+    let status = folder.join("status.json");
+    let mut cmd = alone(scene);
+    cmd.args(["--recheck", "1s", "--status-file"]).arg(&status);
+    (cmd, status)
+}
+
+fn ready(status: &Path) -> i32 {
+    go(command(&program(), &["ready"]).arg(status)).code
+}
+
+#[track_caller]
+fn becomes(status: &Path, code: i32) {
+    let is = || ready(status) == code;
+    assert!(
+        until(Duration::from_secs(10), is),
+        "ready is {}: {:?}",
+        ready(status),
+        fs::read_to_string(status)
+    );
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_name_gives_no_unprivileged_process_roots_hand() {
+    require_commands(&["nsenter", "setpriv", "unshare"]);
+    in_namespace(|| {
+        let scene = Scene::new();
+        bare_root();
+        let script = victim("script", "#!/bin/sh\necho backup\n");
+        let secret = victim("secret", "root:$6$salt$hash:19000:0:99999:7:::\n");
+        let before = (facts(&script), facts(&secret));
+        let (mut cmd, status) = daemon_set(&scene);
+        let watch = Watch::start(&mut cmd);
+        for flips in [false, true] {
+            let enter = enter(&watch);
+            let _impostor = match flips {
+                false => Impostor::start(&enter, &script),
+                true => Impostor::flipping(&enter, &script, &secret),
+            };
+            std::thread::sleep(LOOKS * if flips { 2 } else { 1 });
+            assert!(
+                (facts(&script), facts(&secret)) == before,
+                "flips: {flips}\n{}{}\n{}",
+                fs::read_to_string(&script).unwrap(),
+                fs::read_to_string(&secret).unwrap(),
+                watch.log()
+            );
+            // It is no libvirtd, so that there is none.
+            assert_ne!(ready(&status), 0);
+        }
+        let told = watch.log() + &fs::read_to_string(&status).unwrap();
+        assert!(!told.contains("hash") && !told.contains("backup"), "{told}");
+        healed(RIGHT);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn an_impostor_beside_the_real_one_captures_nothing() {
+    require_commands(&["nsenter", "setpriv", "unshare"]);
+    in_namespace(|| {
+        let scene = Scene::new();
+        let second = Tree::pod(426);
+        for tree in [&scene.pod, &second] {
+            container(tree);
+        }
+        bare_root();
+        let script = victim("script", "#!/bin/sh\necho backup\n");
+        let before = facts(&script);
+        let (mut cmd, status) = daemon_set(&scene);
+        let watch = Watch::start(&mut cmd);
+        let _impostor = Impostor::start(&enter(&watch), &script);
+        let real = Libvirtd::start(&watch, &scene.pod);
+        follows(&watch, &scene.pod, 108);
+        becomes(&status, 0);
+        // The real one is restarted, as a pod is.
+        drop(real);
+        becomes(&status, 5);
+        let _real = Libvirtd::start(&watch, &second);
+        follows(&watch, &second, 108);
+        becomes(&status, 0);
+        scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
+        follows(&watch, &second, 109);
+        healed((0, 109, 0o660));
+        assert!(facts(&script) == before, "{}", watch.log());
+    });
+}
+
+/// A root container without privileges may have a libvirtd of its own.
+#[test]
+#[ignore = "tier: root"]
+fn an_ordinary_containers_libvirtd_is_left_alone_and_blocks_nothing() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let (ordinary, private) = (Tree::pod(425), Tree::pod(426));
+        for tree in [&scene.pod, &ordinary] {
+            container(tree);
+        }
+        // One has the node's /dev and no CAP_SYS_ADMIN, the other all rights and a /dev of its own.
+        mknod_kvm(&private.at("dev/kvm"), 0, 426, 0o660);
+        container(&private);
+        bare_root();
+        let before = state(&[&ordinary.at("etc"), &private.at("etc")]);
+        let (mut cmd, status) = daemon_set(&scene);
+        let watch = Watch::start(&mut cmd);
+        let _ordinary = Libvirtd::without_admin(&watch, &ordinary);
+        let _private = Libvirtd::start(&watch, &private);
+        std::thread::sleep(LOOKS);
+        assert!(state(&[&ordinary.at("etc"), &private.at("etc")]) == before);
+        assert_ne!(ready(&status), 0);
+        let _real = Libvirtd::start(&watch, &scene.pod);
+        follows(&watch, &scene.pod, 108);
+        becomes(&status, 0);
+        assert!(state(&[&ordinary.at("etc"), &private.at("etc")]) == before);
+    });
+}
+
+/// The image of a libvirt container is not trusted, either.
+#[test]
+#[ignore = "tier: root"]
+fn only_a_group_file_in_a_directory_of_roots_is_edited_in_another_container() {
+    let victims = [
+        (
+            "passwd",
+            "root:x:0:0:root:/root:/bin/sh\nnova:x:42424:42424::/:/bin/sh\n",
+        ),
+        ("script", "#!/bin/sh\nroot:x:0:\necho backup\n"),
+        ("shadow", "root:$6$salt$hash:19000:0:99999:7:::\n"),
+    ];
+    for (what, text) in victims {
+        in_namespace(|| {
+            let scene = Scene::new();
+            let file = victim(what, text);
+            bind(&file, &scene.pod.at("etc/group"));
+            container(&scene.pod);
+            bare_root();
+            let before = facts(&file);
+            let (mut cmd, status) = daemon_set(&scene);
+            let watch = Watch::start(&mut cmd);
+            let _libvirtd = Libvirtd::start(&watch, &scene.pod);
+            watch.says("is not a group file");
+            std::thread::sleep(LOOKS);
+            assert!(facts(&file) == before, "{what}: {}", watch.log());
+            assert_ne!(ready(&status), 0, "{what}");
+        });
+    }
+    for (uid, mode) in [(1000, 0o755), (0, 0o777), (0, 0o775)] {
+        in_namespace(|| {
+            let scene = Scene::new();
+            container(&scene.pod);
+            bare_root();
+            set_owner(&scene.pod.at("etc"), uid, 0, mode);
+            let before = state(&[&scene.pod.at("etc")]);
+            let (mut cmd, status) = daemon_set(&scene);
+            let watch = Watch::start(&mut cmd);
+            let _libvirtd = Libvirtd::start(&watch, &scene.pod);
+            watch.says("others than root may change");
+            assert!(state(&[&scene.pod.at("etc")]) == before);
+            assert_ne!(ready(&status), 0);
+        });
+    }
+}
+
+/// A process of root's that may not be looked at could be the one.
+#[test]
+#[ignore = "tier: root"]
+fn a_libvirtd_that_may_not_be_looked_at_makes_it_unclear() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        container(&scene.pod);
+        bare_root();
+        let folder = scratch().join("state");
+        fs::create_dir(&folder).unwrap();
+        let status = folder.join("status.json");
+        let mut cmd = crate::libvirtd::alone_with(
+            &scene,
+            &[
+                "setpriv",
+                "--bounding-set=-all,+chown,+setuid,+setgid,+dac_override",
+                "--inh-caps=-all",
+            ],
+        );
+        cmd.args(["--recheck", "1s", "--status-file"]).arg(&status);
+        let watch = Watch::start(&mut cmd);
+        let before = state(&[&scene.pod.at("etc")]);
+        let _libvirtd = Libvirtd::start(&watch, &scene.pod);
+        watch.says("may not look at it");
+        std::thread::sleep(LOOKS);
+        assert!(state(&[&scene.pod.at("etc")]) == before);
+        assert_eq!(ready(&status), 5);
+        healed(RIGHT);
+    });
+}
+
+/// Nobody starts guests there, so that there is nothing to be ready for.
+#[test]
+#[ignore = "tier: root"]
+fn without_any_libvirtd_it_is_not_ready() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        bare_root();
+        let (mut cmd, status) = daemon_set(&scene);
+        let watch = Watch::start(&mut cmd);
+        assert_eq!(watch.report["verdict"], "unproven", "{}", watch.report);
+        healed(RIGHT);
+        assert_eq!(ready(&status), 5);
+        std::thread::sleep(LOOKS);
+        assert_eq!(ready(&status), 5);
+    });
+}
+
+/// Its file stays behind, and nobody keeps it up to date.
+#[test]
+#[ignore = "tier: root"]
+fn a_killed_watch_is_not_ready() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let folder = scratch().join("state");
+        fs::create_dir(&folder).unwrap();
+        let status = folder.join("status.json");
+        let running = Watch::start(watch(&scene).arg("--status-file").arg(&status));
+        assert_eq!(ready(&status), 0);
+        running.signal(Signal::SIGKILL);
+        running.end();
+        assert!(status.exists());
+        set_owner(Path::new(KVM), 0, 0, 0o600);
+        let (code, why) = {
+            let run = go(command(&program(), &["ready"]).arg(&status));
+            (run.code, run.err)
+        };
+        assert_eq!(code, 4, "{why}");
+        assert!(why.contains("no process holds its lock"), "{why}");
+        // Somebody who can only read it cannot make it look alive.
+        let reader = fs::File::open(&status).unwrap();
+        let lock = nix::libc::flock {
+            l_type: nix::libc::F_RDLCK.try_into().unwrap(),
+            l_whence: 0,
+            l_start: 0,
+            l_len: 0,
+            l_pid: 0,
+        };
+        nix::fcntl::fcntl(&reader, nix::fcntl::FcntlArg::F_OFD_SETLK(&lock)).unwrap();
+        assert_eq!(ready(&status), 4);
+        // The next one takes over.
+        let _watch = Watch::start(watch(&scene).arg("--status-file").arg(&status));
+        assert_eq!(ready(&status), 0);
+    });
+}
+
+/// Whoever fills a volume takes no readiness from what was proven, and gives none to what was not.
+#[test]
+#[ignore = "tier: root"]
+fn a_full_status_volume_says_what_was_proven() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let folder = scratch().join("state");
+        fs::create_dir(&folder).unwrap();
+        mount_tmpfs(&folder, "size=64k,mode=755");
+        let status = folder.join("status.json");
+        let fill = || {
+            use std::io::Write;
+            let mut file = fs::File::create(folder.join("junk")).unwrap();
+            while file.write_all(&[0; 4096]).is_ok() {}
+        };
+        let empty = || fs::remove_file(folder.join("junk")).unwrap();
+        // It was full before.
+        fill();
+        let running = Watch::start(watch(&scene).arg("--status-file").arg(&status));
+        assert_eq!(ready(&status), 0, "{}", running.log());
+        running.says("ENOSPC");
+        empty();
+        set_owner(Path::new(KVM), 0, 424, 0o660);
+        healed(RIGHT);
+        let written = || fs::metadata(&status).is_ok_and(|meta| meta.size() > 0);
+        assert!(until(Duration::from_secs(5), written));
+        assert_eq!(ready(&status), 0);
+        // It becomes full meanwhile.
+        fill();
+        set_owner(Path::new(KVM), 0, 424, 0o660);
+        healed(RIGHT);
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(ready(&status), 0, "{}", running.log());
+        // What is not proven any more is not ready, either.
+        fs::remove_file(KVM).unwrap();
+        becomes(&status, 5);
+        mknod_kvm(Path::new(KVM), 0, 0, 0o600);
+        healed(RIGHT);
+        becomes(&status, 0);
+    });
+}
