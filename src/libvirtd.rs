@@ -260,14 +260,14 @@ fn chosen<R>(scene: &Scene, found: Vec<Candidate<R>>, hidden: Option<String>) ->
     }
 }
 
-/// Where the pod root is the root of a process, holds it: the process has to be root's, in this process' user
+/// Where the pod root is the root of a process, or below it, holds it: the process has to be root's, in this process' user
 /// namespace. What another user's process shows as its root is for that user to choose.
 ///
 /// # Errors
 /// [`Refused`] for a process that is not, or that may not be looked at.
 pub fn hold(config: &Config) -> anyhow::Result<Config> {
     let config = config.clone();
-    let Some(pid) = pid_of_root(&config.root).filter(|_| config.held.is_none()) else {
+    let Some((pid, rest)) = pid_of_root(&config.root).filter(|_| config.held.is_none()) else {
         return Ok(config);
     };
     let root = config.root.display();
@@ -277,7 +277,13 @@ pub fn hold(config: &Config) -> anyhow::Result<Config> {
         ))
     };
     match inspect(pid) {
-        Look::Seen(seen) if seen.shares_user_namespace => Ok(config.with_root(seen.root)),
+        Look::Seen(seen) if seen.shares_user_namespace => {
+            let root = seen
+                .root
+                .below(&rest)
+                .map_err(|error| no(&error.to_string()))?;
+            Ok(config.with_root(root))
+        }
         Look::Seen(_) => Err(no(&format!(
             "process {pid} is in another user namespace, so its root is not root's to trust"
         ))

@@ -76,13 +76,15 @@ Exit codes: 0 ended by a signal, 2 usage, 4 cannot watch";
 
 #[cfg(feature = "watch")]
 pub(super) const READY: &str = "\
-Reads the file that watch keeps with --status-file, and nothing else.
+Reads the file that watch keeps with --status-file, and asks whether that watch
+still runs: it holds a lock on the file.
 
 Example:
   libvirt-kvm-init ready /run/kvm-init/status.json
       as a probe, in an image without a shell as well
 
-Exit codes: 0 it could, 5 it could not, 2 usage, 4 the file does not say";
+Exit codes: 0 QEMU can open KVM, 5 it cannot, 2 usage, 4 the file does not say,
+or no watch keeps it up to date";
 
 #[cfg(feature = "logs")]
 pub(super) const LOGS: &str = "\

@@ -48,12 +48,15 @@ fn root_path(pid: u32) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/root"))
 }
 
-/// The process whose root this path is, as it is written: `/proc/PID/root`.
-pub fn pid_of_root(path: &Path) -> Option<u32> {
-    let path: PathBuf = path.components().collect();
-    let pid = path.strip_prefix("/proc").ok()?.parent()?.to_str()?;
-    let pid = pid.parse().ok()?;
-    (path == root_path(pid)).then_some(pid)
+/// The process whose root a path begins with, as it is written (`/proc/PID/root`), and the rest of the path.
+pub fn pid_of_root(path: &Path) -> Option<(u32, PathBuf)> {
+    let mut parts = path.components();
+    let mut next = || parts.next()?.as_os_str().to_str();
+    if next()? != "/" || next()? != "proc" {
+        return None;
+    }
+    let pid = next()?.parse().ok()?;
+    (next()? == "root").then(|| (pid, parts.as_path().to_owned()))
 }
 
 /// The processes of root's with one of these names, oldest ID first. A process of another user may have any
@@ -276,15 +279,15 @@ mod tests {
     }
 
     #[test]
-    fn only_a_path_as_the_kernel_has_it_is_the_root_of_a_process() {
+    fn a_path_through_the_root_of_a_process_names_the_process() {
         let pid = |path: &str| pid_of_root(Path::new(path));
-        assert_eq!(pid("/proc/12/root"), Some(12));
-        assert_eq!(pid("//proc/12/./root/"), Some(12));
+        let of = |pid: u32, rest: &str| Some((pid, PathBuf::from(rest)));
+        assert_eq!(pid("/proc/12/root"), of(12, ""));
+        assert_eq!(pid("//proc/./012//root/"), of(12, ""));
+        assert_eq!(pid("/proc/12/root/a/../b"), of(12, "a/../b"));
         for other in [
-            "/proc/12/root/etc",
             "/proc/12",
             "/proc/self/root",
-            "/proc/012/root",
             "proc/12/root",
             "/proc/12/cwd",
             "/",

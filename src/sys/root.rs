@@ -58,6 +58,20 @@ impl Root {
         Ok(Self { fd, path })
     }
 
+    /// The directory `name` below this one, as a root of its own; this one for an empty name.
+    ///
+    /// # Errors
+    /// What openat2(2) answers.
+    pub fn below(self, name: &Path) -> Result<Self> {
+        if name.as_os_str().is_empty() {
+            return Ok(self);
+        }
+        let shown = name.display().to_string();
+        let fd = self.open_below(&shown, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        let path = self.path.join(name);
+        Ok(Self { fd, path })
+    }
+
     /// The same directory by one more descriptor.
     ///
     /// # Errors

@@ -143,6 +143,13 @@ pub fn bind(source: &Path, target: &Path) {
     .unwrap_or_else(|e| panic!("bind {} on {}: {e}", source.display(), target.display()));
 }
 
+/// The same with all that is mounted below.
+pub fn bind_all(source: &Path, target: &Path) {
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(Some(source), target, None::<&str>, flags, None::<&str>)
+        .unwrap_or_else(|e| panic!("bind {} on {}: {e}", source.display(), target.display()));
+}
+
 /// Takes everything that is mounted on `target` out of this namespace.
 pub fn detach(target: &Path) {
     loop {

@@ -5,8 +5,9 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::common::{bind, in_namespace, mknod_char, ok};
-use crate::support::{ALIGNED, KVM, Scene, go};
+use crate::common::{bind, in_namespace, mknod_char, ok, program, require_commands, scratch};
+use crate::impostors::Impostor;
+use crate::support::{ALIGNED, KVM, Scene, command, go, state};
 
 #[test]
 #[ignore = "tier: root"]
@@ -98,6 +99,46 @@ fn a_mount_in_another_namespace_is_written_in_place_and_stays() {
         assert_eq!(seen.unwrap(), ALIGNED);
         assert_eq!(fs::read_to_string(&volume).unwrap(), ALIGNED, "{run}");
         assert!(mounts.contains("/etc/group"), "{mounts}");
+    });
+}
+
+/// The command that a report named, pasted when that number is another process' by now.
+#[test]
+#[ignore = "tier: root"]
+fn the_root_of_another_users_process_is_not_edited() {
+    require_commands(&["setpriv", "unshare"]);
+    in_namespace(|| {
+        let scene = Scene::new();
+        let script = scratch().join("script");
+        fs::write(&script, "#!/bin/sh\necho backup\n").unwrap();
+        let before = state(&[&script]);
+        let impostor = Impostor::start(&[], &script);
+        let root = impostor.root();
+        for verb in ["apply", "check", "watch"] {
+            let mut cmd = command(&program(), &[verb]);
+            cmd.arg("--root").arg(&root);
+            cmd.arg("--host-root").arg(scene.host.path());
+            let run = go(&mut cmd);
+            assert!(state(&[&script]) == before, "{run}");
+            run.code(3)
+                .says(&[root.to_str().unwrap(), "does not run as root"]);
+        }
+        // One of root's in a user namespace of its own is nobody to trust, either.
+        drop(impostor);
+        let mut other = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c"])
+            .arg("echo ready && exec sleep 60")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0; 6];
+        std::io::Read::read_exact(other.stdout.as_mut().unwrap(), &mut ready).unwrap();
+        let mut cmd = crate::support::apply();
+        cmd.arg("--root").arg(format!("/proc/{}/root", other.id()));
+        let run = go(cmd.arg("--host-root").arg(scene.host.path()));
+        other.kill().unwrap();
+        other.wait().unwrap();
+        run.code(3).says(&["another user namespace"]);
     });
 }
 

@@ -12,6 +12,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/impostor.rs"]
+mod impostors;
 #[path = "../common/peak.rs"]
 mod peak;
 mod support;

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use nix::mount::{MsFlags, mount};
 
 use crate::common::{Tree, bind, detach, in_namespace, require_commands, set_owner};
+use crate::impostors::Impostor;
 use crate::place::{Jail, require_initial_pid_namespace};
 use crate::support::{ALIGNED, go, owner, report, state, warnings};
 
@@ -46,12 +47,17 @@ impl Drop for Libvirtd {
 /// `check` on the node, which does not see the machine's own daemons: they come and go, and what
 /// they are does not matter here.
 fn check_on(node: &Jail, ours: u32) -> Command {
+    check_among(node, &[ours])
+}
+
+/// The same with several of the test's own.
+fn check_among(node: &Jail, ours: &[u32]) -> Command {
     let proc = node.tree.at("proc");
     for entry in fs::read_dir(&proc).unwrap().flatten() {
         let name = entry.file_name().into_string().unwrap();
         let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
         let is_one = ["libvirtd", "virtqemud", "systemd-udevd"].contains(&comm.trim());
-        if is_one && name.parse::<u32>().is_ok_and(|pid| pid != ours) {
+        if is_one && name.parse().is_ok_and(|pid| !ours.contains(&pid)) {
             let (what, flags) = (Some("tmpfs"), MsFlags::empty());
             // It may have ended by now.
             let _ = mount(what, &entry.path(), what, flags, None::<&str>);
@@ -228,7 +234,7 @@ fn a_libvirtd_that_may_not_be_looked_at_is_not_taken_for_none() {
         let few = "--bounding-set=-all,+setuid,+setgid";
         let words = ["--inh-caps=-all", few, "/kvm-init", "check"];
         let (code, found) = report(&mut node.on_the_node("/usr/bin/setpriv", &words));
-        assert_eq!((code, &found["pod"]["root"]), (0, &"/".into()), "{found}");
+        assert_eq!((code, &found["pod"]["root"]), (5, &"/".into()), "{found}");
         let told = warnings(&found);
         assert_eq!(told, ["limited-proof", "libvirtd-unseen"]);
         let text = found["warnings"][1]["text"].as_str().unwrap();
@@ -236,6 +242,58 @@ fn a_libvirtd_that_may_not_be_looked_at_is_not_taken_for_none() {
             assert!(text.contains(part), "{part}: {text}");
         }
     });
+}
+
+/// A process of an unprivileged user may call itself libvirtd, and show files of root's as its own.
+#[test]
+#[ignore = "tier: root"]
+fn an_impostor_is_neither_named_nor_edited() {
+    require_commands(&["setpriv", "unshare"]);
+    let _alone = alone();
+    in_namespace(|| {
+        let (node, pod, libvirtd) = node_with_pod();
+        let script = crate::common::scratch().join("script");
+        fs::write(&script, "#!/bin/sh\necho backup\n").unwrap();
+        let before = state(&[&script]);
+        let impostor = Impostor::start(&[], &script);
+        for real in [true, false] {
+            if !real {
+                let _ = kill_and_wait(&libvirtd);
+            }
+            let ours = [impostor.pid(), libvirtd.child.id()];
+            let run = go(&mut check_among(&node, &ours));
+            let told = format!("{}{}", run.out, run.err);
+            let root = impostor.root();
+            let root = root.to_str().unwrap();
+            assert!(!told.contains(root), "{told}");
+            assert_eq!(
+                told.contains(libvirtd.root.to_str().unwrap()),
+                real,
+                "{told}"
+            );
+            // Whoever names it all the same is refused, and nothing is edited.
+            for verb in ["apply", "check"] {
+                let run = go(&mut node.on_the_node("/kvm-init", &[verb, "--root", root]));
+                assert!(state(&[&script]) == before, "{run}");
+                run.code(3).says(&[root, "does not run as root"]);
+            }
+        }
+        drop(pod);
+    });
+}
+
+fn kill_and_wait(libvirtd: &Libvirtd) -> nix::Result<()> {
+    let pid = nix::unistd::Pid::from_raw(libvirtd.child.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
+    // It stays a zombie until its value is dropped, and a zombie is no libvirtd.
+    let status = format!("/proc/{pid}/status");
+    while !fs::read_to_string(&status)
+        .unwrap_or_default()
+        .contains("State:\tZ")
+    {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// The same node by a mount without devices: QEMU opens that one.

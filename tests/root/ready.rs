@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{Tree, bind, in_namespace, program, run, scratch, set_owner};
+use libvirt_kvm_init::sys::claim::claim;
+
+use crate::common::{Tree, bind, bind_all, in_namespace, program, run, scratch, set_owner};
 use crate::place::Jail;
 use crate::support::{KVM, Scene, command, go};
 
@@ -28,6 +30,10 @@ fn ready_is_the_proof_and_not_the_verdict() {
             check.arg("--host-root").arg(scene.host.path());
             let report = go(&mut check).code(verdict);
             fs::write(&file, &report.out).unwrap();
+            ready().code(4).says(&["no process holds its lock"]);
+            // What `watch` does.
+            let kept = fs::File::options().write(true).open(&file).unwrap();
+            claim(&kept, code == 0).unwrap();
             let ready = ready().code(code);
             assert_eq!(ready.out, "", "a probe's output is nobody's");
         }
@@ -43,9 +49,10 @@ fn watch_finds_the_libvirtd_whose_files_it_keeps() {
         let jail = Jail::new(Tree::new());
         let host = Tree::host(108);
         bind(host.path(), jail.tree.dir("host").at("host").as_path());
-        // Another container's root, with the same programs.
+        // Another container's root, with the same programs and the node's /dev.
         let pod = Tree::pod(424);
-        bind(pod.path(), jail.tree.dir("pod").at("pod").as_path());
+        bind(&jail.tree.at("dev"), &pod.at("dev"));
+        bind_all(pod.path(), jail.tree.dir("pod").at("pod").as_path());
         for name in ["usr", "lib", "lib64"] {
             let ours = Path::new("/").join(name);
             match fs::read_link(&ours) {
@@ -71,7 +78,7 @@ fn watch_finds_the_libvirtd_whose_files_it_keeps() {
             }
             /kvm-init watch --host-root=/host --recheck=1s --status-file=/status.json &
             watch=$!
-            until_ready 0 || exit 11
+            until_ready 5 || exit 11
             ! grep kvm:x:108:nova /pod/etc/group || exit 12
             # A session of its own, as a container's process has.
             setsid chroot /pod /libvirtd 60 &
