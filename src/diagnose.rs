@@ -108,6 +108,7 @@ fn judged(sight: Sight, scene: &Scene<'_>) -> Proof {
         computed: None,
         api_version: None,
         advice: Some(advice),
+        undone: false,
     };
     let mismatch = |cause, api_version, advice: &str| Proof {
         result: "mismatch".to_owned(),
@@ -115,6 +116,7 @@ fn judged(sight: Sight, scene: &Scene<'_>) -> Proof {
         computed: None,
         api_version,
         advice: Some(advice.to_owned()),
+        undone: false,
     };
     let path = scene.device.display();
     match sight {
@@ -124,6 +126,7 @@ fn judged(sight: Sight, scene: &Scene<'_>) -> Proof {
             computed: None,
             api_version: Some(version),
             advice: None,
+            undone: false,
         },
         Sight::OtherInode => mismatch(
             Cause::Unknown,
@@ -143,36 +146,29 @@ fn judged(sight: Sight, scene: &Scene<'_>) -> Proof {
             failed(errno, (Cause::NotKvm, advice))
         }
         Sight::CreateVm(errno) => failed(errno, create_vm_failed(errno)),
-        Sight::TimedOut => {
-            let advice = "the proof did not answer within 10 s: see whether a process of the QEMU \
-                          user stops others (kill -STOP), then run again";
-            failed(Errno::ETIMEDOUT, (Cause::Unknown, advice.to_owned()))
-        }
-        Sight::Killed => {
-            let advice = "the proof was killed before it answered: see `dmesg` for the kernel's \
-                          memory killer, then run again";
-            failed(Errno::EINTR, (Cause::Unknown, advice.to_owned()))
-        }
+        Sight::TimedOut => Proof::undone(
+            "the proof's child did not answer within 5 s: see whether root stops it (kill -STOP, a \
+             debugger, a frozen cgroup) or the kernel hangs (`dmesg`), then run again",
+        ),
+        Sight::Killed => Proof::undone(
+            "the proof's child was killed before it answered, and so was a second one: see `dmesg` for \
+             the kernel's memory killer, then run again",
+        ),
     }
 }
 
 fn not_dropped(step: u8, errno: Errno, identity: &Identity) -> Proof {
     let call = match step {
-        1 => format!("setresgid({})", identity.gid),
+        1 => format!("setfsgid({})", identity.gid),
         2 => format!("setgroups({} groups)", identity.groups.len()),
-        3 => format!("setresuid({})", identity.uid),
+        3 => format!("setfsuid({})", identity.uid),
         4 => "capset(nothing)".to_owned(),
         _ => {
-            return Proof {
-                result: "mismatch".to_owned(),
-                cause: Some(Cause::Unknown),
-                computed: None,
-                api_version: None,
-                advice: Some(format!(
-                    "the kernel did not give the proof the credentials of {}: nothing was opened",
-                    identity.label()
-                )),
-            };
+            return Proof::undone(&format!(
+                "the kernel did not give the proof the credentials of {}: nothing was opened; see which \
+                 security module or filter prevents it (`dmesg`), then run again",
+                identity.label()
+            ));
         }
     };
     /// `NGROUPS_MAX` (include/uapi/linux/limits.h)
@@ -188,13 +184,17 @@ fn not_dropped(step: u8, errno: Errno, identity: &Identity) -> Proof {
         Errno::EINVAL => {
             "this user namespace does not map that number: run it without hostUsers: false"
         }
-        _ => "run it as root with CAP_SETUID and CAP_SETGID (privileged: true)",
+        Errno::EPERM => "run it as root with CAP_SETUID and CAP_SETGID (privileged: true)",
+        _ => "see `dmesg`, then run again",
     };
     let advice = format!(
         "{call} gave {errno:?} ({}), so nothing was opened: {way_out}",
         errno.desc()
     );
-    Proof::none(Some(Cause::Unknown), Some(advice))
+    match Sight::NotDropped(step, errno).is_undone() {
+        true => Proof::undone(&advice),
+        false => Proof::none(Some(Cause::Unknown), Some(advice)),
+    }
 }
 
 fn open_failed(errno: Errno, scene: &Scene<'_>) -> (Cause, String) {

@@ -17,7 +17,7 @@ pub enum Verdict {
     Usage,
     /// A safety rule said no; nothing was changed.
     Refused,
-    /// A system call failed; the text names it with its arguments.
+    /// A system call failed; the text names it with its arguments. Also a proof that could not be done.
     Failed,
     /// The state is right and QEMU still cannot open KVM, or this container may not ask.
     Unproven,

@@ -189,10 +189,15 @@ pub fn conclude(report: &mut Report, decision: &Decision) {
             Verdict::Unproven,
             format!("no guest gets {path}: cgroup_device_acl in {place} leaves it out"),
         ),
-        "none" => (
-            Verdict::Unproven,
-            format!("whether {who} can open {path} could not be asked"),
-        ),
+        "none" => {
+            // Where this container may not ask, the state can still be right.
+            let verdict = match report.proof.undone {
+                true => Verdict::Failed,
+                false => Verdict::Unproven,
+            };
+            let summary = format!("whether {who} can open {path} could not be asked");
+            (verdict, summary)
+        }
         result => (
             Verdict::Unproven,
             format!("{who} cannot open {path}: {result}"),

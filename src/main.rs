@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         Verb::Watch(options) => watch(options),
         #[cfg(feature = "watch")]
         Verb::Ready(options) => {
+            start_log(0, false);
             reduce(Job::Ready);
             say(&libvirt_kvm_init::ready::ready(&options.status_file), None)
         }
@@ -118,6 +119,7 @@ fn align(options: &Options) -> u8 {
 }
 
 fn install(options: &InstallOptions) -> ExitCode {
+    start_log(0, false);
     reduce(Job::Install);
     let format = config::format(options.format.as_ref(), |name| std::env::var_os(name));
     let (report, format) = match format {

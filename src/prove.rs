@@ -1,8 +1,10 @@
-//! The proof: QEMU's own first steps, done by a child that became the QEMU user.
+//! The proof: QEMU's own first steps, done by a child that has the QEMU user's rights to files.
 //!
-//! access(2) says yes where open(2) says no (a `nodev` mount, no driver), and root may open what
+//! access(2) allows what open(2) denies (a `nodev` mount, no driver), and root may open what
 //! QEMU may not. So the device is opened, by path as QEMU opens it, by a process with the
-//! credentials that libvirt gives to QEMU, and KVM is asked for its API version.
+//! file-system IDs, the groups and the capabilities that libvirt gives to QEMU, and KVM is asked for its
+//! API version. In everything else the child stays root: no process of the QEMU user can signal, trace or
+//! slow it.
 
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,11 +21,11 @@ use nix::unistd::{ForkResult, Pid};
 
 use crate::config::ProofKind;
 use crate::sys::device::Facts;
-use crate::sys::identity::{Credentials, become_user};
+use crate::sys::identity::{Credentials, open_as};
 use crate::sys::{self, Named, kvm, raw};
 
-/// How long the child may take. A process of the same user can stop it.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a child may take. There are two at most, so that the proof takes at most 10 s.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the child saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +36,7 @@ pub enum Sight {
     OtherInode,
     /// The API version is not the one that QEMU accepts.
     OtherVersion(i32),
-    /// The child could not become the QEMU user: the step and its errno. Nothing was opened.
+    /// The child could not take on the QEMU user's credentials: the step and its errno. Nothing was opened.
     NotDropped(u8, Errno),
     /// stat(2) on the way to the device.
     Stat(Errno),
@@ -50,8 +52,24 @@ pub enum Sight {
     Killed,
 }
 
-/// Opens `device` as `who` in a forked child, and says what came of it. `checked` is the node that
+impl Sight {
+    /// Whether the proof could not be done, though this process may do it: the child was killed, did not
+    /// answer, or did not get the credentials. That says nothing of the device. (`EPERM` and `EINVAL` are
+    /// what the kernel answers where this container lacks the capability or the ID.)
+    pub fn is_undone(self) -> bool {
+        match self {
+            Self::TimedOut | Self::Killed => true,
+            Self::NotDropped(_, errno) => !matches!(errno, Errno::EPERM | Errno::EINVAL),
+            _ => false,
+        }
+    }
+}
+
+/// Opens `device` as `who` in a forked child, and reports what came of it. `checked` is the node that
 /// was looked at; the child opens nothing else. `meanwhile` is done here while the child is at work.
+///
+/// A proof that could not be done is tried once more, with another child; not where the first one cannot
+/// be ended, since the second would hang in the same place.
 ///
 /// # Errors
 /// When no child could be made or waited for.
@@ -62,6 +80,28 @@ pub fn prove(
     kind: ProofKind,
     meanwhile: impl FnOnce(),
 ) -> sys::Result<Sight> {
+    let mut meanwhile = Some(meanwhile);
+    let mut attempt = || {
+        let work = || look(device, checked, who, kind);
+        attempt(work, || {
+            if let Some(meanwhile) = meanwhile.take() {
+                meanwhile();
+            }
+        })
+    };
+    let mut done = attempt();
+    if done
+        .as_ref()
+        .map_or(true, |(sight, has_ended)| sight.is_undone() && *has_ended)
+    {
+        log::warn!("the proof could not be done, and is tried once more");
+        done = attempt();
+    }
+    done.map(|(sight, _)| sight)
+}
+
+/// One child that does `work`: what it saw, and whether it has ended.
+fn attempt(work: impl FnOnce() -> Sight, meanwhile: impl FnOnce()) -> sys::Result<(Sight, bool)> {
     let (mine, childs) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).named(|| "pipe2(O_CLOEXEC)".to_owned())?;
     // Where SIGCHLD is ignored the kernel takes the child away, and its number may be another's.
@@ -69,7 +109,7 @@ pub fn prove(
     match raw::fork().named(|| "fork()".to_owned())? {
         ForkResult::Child => {
             raw::close_all_but(childs.as_fd());
-            let answer = encode(look(device, checked, who, kind));
+            let answer = encode(work());
             let _ = sys::retry(|| nix::unistd::write(&childs, &answer));
             raw::exit_now(0)
         }
@@ -77,18 +117,16 @@ pub fn prove(
             drop(childs);
             meanwhile();
             let sight = listen(mine);
-            end(
-                child,
-                matches!(sight, Ok(ref sight) if *sight != Sight::TimedOut),
-            )?;
-            sight
+            let answered = matches!(sight, Ok(ref sight) if *sight != Sight::TimedOut);
+            let has_ended = end(child, answered)?;
+            Ok((sight?, has_ended))
         }
     }
 }
 
 /// The child's part. Nothing before the identity is certain may touch the device.
 fn look(device: &Path, checked: &Facts, who: &Credentials, kind: ProofKind) -> Sight {
-    if let Err((step, errno)) = become_user(who) {
+    if let Err((step, errno)) = open_as(who) {
         return Sight::NotDropped(step as u8, errno);
     }
     // Some devices act on being opened, so the path is looked at once more before it is.
@@ -145,11 +183,12 @@ fn listen(pipe: OwnedFd) -> sys::Result<Sight> {
 }
 
 /// Whatever the child still has to do does not matter: it has answered, or its time is over. Killed,
-/// it ends at once, also where a process of the same user stopped it after its answer.
+/// it ends at once, also where another process of root's stopped it after its answer. To kill it takes no
+/// capability: its real and saved UIDs are this process' own.
 ///
-/// A child that hangs in the kernel, or that may not be killed (no `CAP_KILL`), is left behind after
-/// a second: it holds nothing of ours.
-fn end(child: Pid, answered: bool) -> sys::Result<()> {
+/// A child that hangs in the kernel is left behind after a second: it holds nothing of ours. False for
+/// such a one.
+fn end(child: Pid, answered: bool) -> sys::Result<bool> {
     /// How often an unkillable child is asked for, and how long between.
     const ASKS: u32 = 100;
     const PAUSE: Duration = Duration::from_millis(10);
@@ -159,11 +198,11 @@ fn end(child: Pid, answered: bool) -> sys::Result<()> {
     for _ in 0..ASKS {
         match sys::retry(|| waitpid(child, flags)) {
             Ok(WaitStatus::StillAlive) => std::thread::sleep(PAUSE),
-            Ok(_) | Err(Errno::ECHILD) => return Ok(()),
+            Ok(_) | Err(Errno::ECHILD) => return Ok(true),
             Err(errno) => return Err(errno).named(|| format!("waitpid({child})")),
         }
     }
-    Ok(())
+    Ok(false)
 }
 
 fn encode(sight: Sight) -> [u8; 12] {

@@ -212,7 +212,7 @@ pub enum Permission {
 /// Whether QEMU can open KVM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proof {
-    /// `ok`, `off`, `none` (nothing was opened), `mismatch`, or the errno's name.
+    /// `ok`, `off`, `none` (nobody asked, or the proof could not be done), `mismatch`, or the errno's name.
     pub result: String,
     /// Why not; null where it can, and where nobody asked.
     pub cause: Option<Cause>,
@@ -222,10 +222,13 @@ pub struct Proof {
     pub api_version: Option<i32>,
     /// What to do about it.
     pub advice: Option<String>,
+    /// Whether the proof itself failed. Not in the JSON form: the verdict shows it.
+    #[serde(skip)]
+    pub(crate) undone: bool,
 }
 
 impl Proof {
-    /// Nothing was opened.
+    /// Nothing is known of the device.
     pub fn none(cause: Option<Cause>, advice: Option<String>) -> Self {
         Self {
             result: "none".to_owned(),
@@ -233,6 +236,15 @@ impl Proof {
             computed: None,
             api_version: None,
             advice,
+            undone: false,
+        }
+    }
+
+    /// Nothing is known of the device, as the proof failed by itself.
+    pub(crate) fn undone(advice: &str) -> Self {
+        Self {
+            undone: true,
+            ..Self::none(Some(Cause::Unknown), Some(advice.to_owned()))
         }
     }
 }

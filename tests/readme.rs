@@ -227,6 +227,7 @@ fn members(source: &str, head: &str) -> Vec<(String, String)> {
     for line in body.lines().map(str::trim).filter(|line| !line.is_empty()) {
         match line.strip_prefix("/// ") {
             Some(text) => means.push(text),
+            None if line.starts_with("#[") => {}
             None => {
                 assert!(!means.is_empty(), "{line} says nothing");
                 found.push((line.to_owned(), means.join(" ")));
@@ -255,7 +256,12 @@ fn fields() -> String {
 }
 
 fn append(source: &str, kind: &str, path: &str, text: &mut String, names: &mut Vec<String>) {
-    for (line, means) in members(source, &format!("pub struct {kind} {{")) {
+    let fields = members(source, &format!("pub struct {kind} {{"));
+    // What is not public is not in the JSON form.
+    for (line, means) in fields
+        .into_iter()
+        .filter(|(line, _)| line.starts_with("pub "))
+    {
         let (name, kind) = line.trim_start_matches("pub ").split_once(": ").unwrap();
         let kind = kind.trim_end_matches(',');
         let (inner, null) = match inside(kind, "Option<") {

@@ -1,4 +1,4 @@
-//! Becoming the QEMU user, and making sure of it.
+//! Taking on the credentials of the QEMU user or of nobody, and making sure of it.
 
 use caps::Capability;
 use nix::errno::Errno;
@@ -6,7 +6,7 @@ use nix::unistd::{self, Gid, Uid};
 
 use super::raw;
 
-/// A process' credentials as the kernel reports them.
+/// The credentials of a process that libvirt starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credentials {
     /// The one uid: real, effective and saved.
@@ -17,15 +17,15 @@ pub struct Credentials {
     pub groups: Vec<Gid>,
 }
 
-/// Which step of becoming somebody else failed, for the parent's report.
+/// Which step of taking on other credentials failed, for the parent's report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Drop {
-    /// setresgid(2)
+    /// setfsgid(2) for the proof, setresgid(2) for nobody.
     Gid = 1,
     /// setgroups(2)
     Groups,
-    /// setresuid(2)
+    /// setfsuid(2) for the proof, setresuid(2) for nobody.
     Uid,
     /// capset(2)
     Capabilities,
@@ -33,27 +33,65 @@ pub enum Drop {
     Verify,
 }
 
-/// Gives up this process' identity for `who`, in the order and with the outcome of libvirt
-/// (`virSetUIDGIDWithCaps`): gid, groups, uid, and no capability unless `who` is root.
+/// An ID that is none: calls that set IDs take it for "unchanged".
+const UNCHANGED: u32 = u32::MAX;
+
+/// Takes on `who` for every access to files: the supplementary groups, the file-system GID, the
+/// file-system UID, and then no capability unless `who` is root, which keeps them as a QEMU that libvirt
+/// starts as root does. By these the kernel decides open(2) and stat(2) (credentials(7)).
+///
+/// The real, effective and saved IDs stay as they are, root's. By those the kernel decides who may
+/// signal, trace, limit or renice a process (kill(2), ptrace(2), prlimit(2), setpriority(2),
+/// sched_setaffinity(2)): no process of the user `who` may.
 ///
 /// Meant for a forked child: it cannot be undone.
 ///
 /// # Errors
-/// The step that failed and its errno: `EPERM` without `CAP_SETGID` and `CAP_SETUID`, `EINVAL` for
-/// an ID that this user namespace does not map. setresuid(2) with 4294967295 succeeds and changes
-/// nothing, hence the last step, which asks the kernel what became of it (`EBADE`).
-pub fn become_user(who: &Credentials) -> Result<(), (Drop, Errno)> {
+/// The step that failed and its errno: `EPERM` without `CAP_SETGID` and `CAP_SETUID`, `EINVAL` for an ID
+/// that this user namespace does not map, `EBADE` where a call succeeded and the kernel reports other
+/// credentials than these.
+pub fn open_as(who: &Credentials) -> Result<(), (Drop, Errno)> {
     let at = |step| move |errno| (step, errno);
-    unistd::setresgid(who.gid, who.gid, who.gid).map_err(at(Drop::Gid))?;
+    let not_taken = (Drop::Verify, Errno::EBADE);
+    let before = (unistd::getresuid(), unistd::getresgid());
     unistd::setgroups(&who.groups).map_err(at(Drop::Groups))?;
-    unistd::setresuid(who.uid, who.uid, who.uid).map_err(at(Drop::Uid))?;
-    // Root keeps its capabilities, as libvirt lets it (user = "root").
+    // setfsgid(2) and setfsuid(2) report no error. Where one did not do it, the call for the saved ID alone
+    // has the same conditions, and reports which one is not met.
+    unistd::setfsgid(who.gid);
+    if file_gid() != who.gid {
+        let keep = Gid::from_raw(UNCHANGED);
+        unistd::setresgid(keep, keep, who.gid).map_err(at(Drop::Gid))?;
+        return Err(not_taken);
+    }
+    unistd::setfsuid(who.uid);
+    if file_uid() != who.uid {
+        let keep = Uid::from_raw(UNCHANGED);
+        unistd::setresuid(keep, keep, who.uid).map_err(at(Drop::Uid))?;
+        return Err(not_taken);
+    }
+    // Only now: to set the IDs takes capabilities. Root keeps them, as libvirt lets it (user = "root").
     if !who.uid.is_root() {
         drop_capabilities().map_err(at(Drop::Capabilities))?;
     }
-    // Other processes of this user must not be able to trace the one that will judge.
     let _ = nix::sys::prctl::set_dumpable(false);
-    verify(who).ok_or((Drop::Verify, Errno::EBADE))
+    let after = (unistd::getresuid(), unistd::getresgid());
+    let same = before.0.is_ok()
+        && before.1.is_ok()
+        && after == before
+        && (file_uid(), file_gid()) == (who.uid, who.gid)
+        && has_groups(&who.groups);
+    same.then_some(()).ok_or(not_taken)
+}
+
+/// The file-system UID of this process: setfsuid(2) returns it, and with an ID that is none it changes
+/// nothing.
+fn file_uid() -> Uid {
+    unistd::setfsuid(Uid::from_raw(UNCHANGED))
+}
+
+/// The same for setfsgid(2).
+fn file_gid() -> Gid {
+    unistd::setfsgid(Gid::from_raw(UNCHANGED))
 }
 
 /// Whether this process may do what owner, mode and ACL of a file do not let it (`CAP_DAC_OVERRIDE`).
@@ -71,18 +109,35 @@ const NOBODY: u32 = 65_534;
 /// root there is no identity to give up, and only the rest is done. It cannot be undone.
 ///
 /// # Errors
-/// As [`become_user`].
+/// The step that failed and its errno, as [`open_as`].
 #[cfg(feature = "logs")]
 pub fn become_nobody() -> Result<(), (Drop, Errno)> {
+    let at = |step| move |errno| (step, errno);
     let _ = nix::sys::prctl::set_no_new_privs();
-    if unistd::geteuid().is_root() {
-        return become_user(&Credentials {
-            uid: Uid::from_raw(NOBODY),
-            gid: Gid::from_raw(NOBODY),
-            groups: Vec::new(),
-        });
+    let is_root = unistd::geteuid().is_root();
+    let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    if is_root {
+        unistd::setresgid(gid, gid, gid).map_err(at(Drop::Gid))?;
+        unistd::setgroups(&[]).map_err(at(Drop::Groups))?;
+        unistd::setresuid(uid, uid, uid).map_err(at(Drop::Uid))?;
     }
-    drop_capabilities().map_err(|errno| (Drop::Capabilities, errno))
+    drop_capabilities().map_err(at(Drop::Capabilities))?;
+    if is_root {
+        // Other processes of nobody must not be able to trace this one.
+        let _ = nix::sys::prctl::set_dumpable(false);
+        let is_nobody = is(uid, gid) && has_groups(&[]);
+        return is_nobody.then_some(()).ok_or((Drop::Verify, Errno::EBADE));
+    }
+    Ok(())
+}
+
+/// Whether the real, effective and saved IDs are these.
+#[cfg(feature = "logs")]
+fn is(uid: Uid, gid: Gid) -> bool {
+    let uids = unistd::getresuid();
+    let gids = unistd::getresgid();
+    uids.is_ok_and(|uids| [uids.real, uids.effective, uids.saved] == [uid; 3])
+        && gids.is_ok_and(|gids| [gids.real, gids.effective, gids.saved] == [gid; 3])
 }
 
 /// Empties the effective, permitted, inheritable and ambient sets, and makes sure of it (`EBADE`). The
@@ -98,14 +153,10 @@ fn drop_capabilities() -> Result<(), Errno> {
     Ok(())
 }
 
-fn verify(who: &Credentials) -> Option<()> {
-    let uids = unistd::getresuid().ok()?;
-    let gids = unistd::getresgid().ok()?;
-    let groups = normalised(unistd::getgroups().ok()?);
-    let same = [uids.real, uids.effective, uids.saved] == [who.uid; 3]
-        && [gids.real, gids.effective, gids.saved] == [who.gid; 3]
-        && groups == normalised(who.groups.clone());
-    same.then_some(())
+/// Whether these are the supplementary groups.
+fn has_groups(groups: &[Gid]) -> bool {
+    let now = unistd::getgroups().map(normalised);
+    now == Ok(normalised(groups.to_vec()))
 }
 
 /// Sorted and each once: the kernel sorts the list and keeps repeats.

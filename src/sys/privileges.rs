@@ -1,8 +1,8 @@
 //! Giving up what a verb does not need, before anything is opened.
 //!
 //! What was never there is not missed, and where the kernel, a filter or a sandbox does not let go of
-//! something the work is done all the same: this guards against mistakes of this program, not against
-//! whoever runs it.
+//! something there is a warning and the work is done: this guards against mistakes of this program, not
+//! against whoever runs it.
 
 use caps::Capability;
 use nix::errno::Errno;
@@ -22,7 +22,7 @@ pub enum Job {
     Install,
     /// `logs`, until all is opened; nothing is kept after that.
     Logs,
-    /// `ready`
+    /// `ready`, which reads a file that everybody may read: nothing is kept.
     Ready,
     /// `watch`
     Watch,
@@ -39,14 +39,7 @@ pub struct Need {
     pub why: &'static str,
 }
 
-const ALL: &[Job] = &[
-    Job::Apply,
-    Job::Watch,
-    Job::Check,
-    Job::Install,
-    Job::Logs,
-    Job::Ready,
-];
+const ALL: &[Job] = &[Job::Apply, Job::Watch, Job::Check, Job::Install, Job::Logs];
 const WRITERS: &[Job] = &[Job::Apply, Job::Watch, Job::Install];
 const PROVERS: &[Job] = &[Job::Apply, Job::Watch, Job::Check];
 const OTHERS: &[Job] = &[Job::Apply, Job::Watch, Job::Check, Job::Logs];
@@ -81,11 +74,6 @@ pub const NEEDS: &[Need] = &[
         why: "keeps the set-group-ID bit of a file that is replaced",
     },
     Need {
-        capability: Capability::CAP_KILL,
-        jobs: PROVERS,
-        why: "ends the proof's child, which is the QEMU user by then",
-    },
-    Need {
         capability: Capability::CAP_SETGID,
         jobs: OTHERS,
         why: "takes on the QEMU user's groups for the proof, nobody's to read logs",
@@ -93,7 +81,7 @@ pub const NEEDS: &[Need] = &[
     Need {
         capability: Capability::CAP_SETUID,
         jobs: OTHERS,
-        why: "becomes the QEMU user for the proof, nobody to read logs",
+        why: "takes on the QEMU user's file-system UID for the proof, becomes nobody to read logs",
     },
     Need {
         capability: Capability::CAP_SYS_PTRACE,
@@ -104,40 +92,68 @@ pub const NEEDS: &[Need] = &[
 
 /// What of `held` a job keeps, a bit for each capability.
 ///
-/// Without `CAP_SYS_PTRACE` the kernel lets a process look at the root only of those that hold no
-/// capability beyond its own (ptrace(2), "Ptrace access mode checking"): a container's `check` sees
-/// the libvirtd of that container as long as it holds what that one holds. So there all is kept.
+/// Without `CAP_SYS_PTRACE` the kernel lets a process look at the root, the executable and the namespaces
+/// only of those that hold no capability beyond its own permitted ones (ptrace(2), "Ptrace access mode
+/// checking"): a container's `check` sees the libvirtd of that container as long as it holds what that one
+/// holds. So there `check` and `watch`, which look for a libvirtd, keep all. `apply` looks at the root of the
+/// node's PID 1 alone: where that one holds `CAP_SYS_PTRACE`, as it does on a node, nothing else that this
+/// process could keep would show it.
 pub fn kept(job: Job, held: u64) -> u64 {
-    let looks = PROVERS.contains(&job);
+    let looks = matches!(job, Job::Check | Job::Watch);
     if looks && held & Capability::CAP_SYS_PTRACE.bitmask() == 0 {
         return held;
     }
+    held & row(job)
+}
+
+/// What the table says.
+fn row(job: Job) -> u64 {
     let needs = NEEDS.iter().filter(|need| need.jobs.contains(&job));
-    let needed = needs.fold(0, |all, need| all | need.capability.bitmask());
-    held & needed
+    needs.fold(0, |all, need| all | need.capability.bitmask())
 }
 
 /// Gives up every capability that `job` does not need, for good: effective, permitted, inheritable,
 /// ambient, bounding. No program that is started gains any (`no_new_privs`), and what is made is
 /// nobody else's until it is said whose (umask 077).
 ///
-/// What the kernel refuses is said in the log, and is no reason to stop.
+/// What the kernel refuses is a warning in the log, and is no reason to stop.
 pub fn reduce(job: Job) {
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
     if let Err(errno) = set_no_new_privs() {
-        log::debug!("prctl(PR_SET_NO_NEW_PRIVS): {errno}");
+        let so = "programs could gain rights if this process started any";
+        refused("prctl(PR_SET_NO_NEW_PRIVS)", errno, so);
     }
     match raw::empty_bounding_set() {
         // Without CAP_SETPCAP it stays, and nothing is ever started that could use it.
         Ok(()) | Err(Errno::EPERM) => {}
-        Err(errno) => log::debug!("prctl(PR_CAPBSET_DROP): {errno}"),
+        Err(errno) => {
+            let so = "the bounding set stays as it was given";
+            refused("prctl(PR_CAPBSET_DROP)", errno, so);
+        }
     }
-    if let Err(errno) = reduce_sets(job) {
-        log::debug!("capset: {errno}");
+    match reduce_sets(job) {
+        Ok(left) if left & !row(job) != 0 => {
+            let verb = if job == Job::Watch { "watch" } else { "check" };
+            log::info!(
+                "{verb} keeps all capabilities that it was given (`capsh --decode={left:x}` names them): \
+                 without CAP_SYS_PTRACE the kernel shows it the root of no process that holds more; with \
+                 CAP_SYS_PTRACE it drops what it does not need"
+            );
+        }
+        Ok(_) => {}
+        Err(errno) => {
+            let so = "this run goes on with all capabilities that it was given";
+            refused("capset", errno, so);
+        }
     }
 }
 
-fn reduce_sets(job: Job) -> nix::Result<()> {
+fn refused(call: &str, errno: Errno, so: &str) {
+    log::warn!("{call}: {errno:?} ({}): {so}", errno.desc());
+}
+
+/// Gives the permitted capabilities that are left.
+fn reduce_sets(job: Job) -> nix::Result<u64> {
     let held = raw::capabilities()?;
     let permitted = kept(job, held.permitted);
     let less = Capabilities {
@@ -145,24 +161,34 @@ fn reduce_sets(job: Job) -> nix::Result<()> {
         permitted,
         inheritable: 0,
     };
-    match less == held {
-        true => Ok(()),
-        false => raw::set_capabilities(less),
+    if less != held {
+        raw::set_capabilities(less)?;
     }
+    Ok(permitted)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const EVERY: [Job; 6] = [
+        Job::Apply,
+        Job::Watch,
+        Job::Check,
+        Job::Install,
+        Job::Logs,
+        Job::Ready,
+    ];
+
     #[test]
     fn a_job_keeps_what_the_table_says_and_never_gains() {
         let check = kept(Job::Check, u64::MAX);
-        assert_eq!(check.count_ones(), 6);
+        assert_eq!(check.count_ones(), 5);
         assert_eq!(check & Capability::CAP_CHOWN.bitmask(), 0);
         let apply = kept(Job::Apply, u64::MAX);
         assert_eq!(apply.count_ones() as usize, NEEDS.len());
-        for job in ALL.iter().copied() {
+        assert_eq!(kept(Job::Ready, u64::MAX), 0);
+        for job in EVERY {
             assert_eq!(kept(job, 0), 0);
             let admin = Capability::CAP_SYS_ADMIN.bitmask();
             assert_eq!(kept(job, u64::MAX) & admin, 0);
@@ -172,9 +198,14 @@ mod tests {
     }
 
     #[test]
-    fn who_looks_at_processes_by_its_capabilities_keeps_them() {
+    fn only_what_looks_at_other_processes_by_its_capabilities_keeps_them() {
         let held = !Capability::CAP_SYS_PTRACE.bitmask();
-        assert_eq!(kept(Job::Check, held), held);
+        for job in EVERY {
+            let all = matches!(job, Job::Check | Job::Watch);
+            let want = if all { held } else { held & row(job) };
+            assert_eq!(kept(job, held), want, "{job:?}");
+        }
+        assert_eq!(kept(Job::Apply, held).count_ones(), 7);
         assert_eq!(kept(Job::Install, held).count_ones(), 4);
     }
 

@@ -21,6 +21,7 @@ mod advice;
 mod bpf;
 mod causes;
 mod child;
+mod held;
 mod landlock;
 mod oracle;
 mod persist;
