@@ -196,7 +196,7 @@ pub fn udev(data: &[u8]) {
     }
 }
 
-/// An error names the file; a value that is written reads back.
+/// An error names the file; nothing is left unread; a value that is written reads back.
 pub fn yaml(data: &[u8]) {
     let options = Options {
         config: Some("c.yaml".to_owned()),
@@ -208,15 +208,28 @@ pub fn yaml(data: &[u8]) {
     };
     let config = resolve(data);
     assert_eq!(config, resolve(data));
-    if let Err(text) = config {
-        assert!(text.starts_with("c.yaml:"), "{text}");
+    match config {
+        Err(text) => assert!(text.starts_with("c.yaml:"), "{text}"),
+        Ok(_) => {
+            for more in [&b"\n...\nunknown: 1\n"[..], b"\n...\n}\n"] {
+                let text = resolve(&[data, more].concat()).unwrap_err();
+                assert!(text.starts_with("c.yaml:"), "{text}");
+            }
+        }
     }
     // Many of these signs are taken for lists in lists.
     if let Ok(text) = std::str::from_utf8(data)
         && !text.is_empty()
         && text.matches(['-', '?']).count() < 256
     {
+        // Characters that the file may not hold can be written as escapes.
         let quoted = serde_json::to_string(text).unwrap();
+        let escape = |c: char| match c {
+            '\u{2028}' | '\u{2029}' | '\u{feff}' => format!("\\u{:04x}", u32::from(c)),
+            c if c.is_control() => format!("\\u{:04x}", u32::from(c)),
+            c => c.to_string(),
+        };
+        let quoted: String = quoted.chars().map(escape).collect();
         let written = format!("# {{}}\nqemu-group: a\nqemu-user: {quoted}\nstrict: true\n");
         let config = resolve(written.as_bytes()).unwrap();
         assert_eq!(config.qemu_user.unwrap().text, text);
