@@ -23,6 +23,7 @@ use libvirt_kvm_init::logs::fold::Fold;
 use libvirt_kvm_init::logs::report::{self, LogReport};
 use libvirt_kvm_init::logs::scan::Scanner;
 use libvirt_kvm_init::qemu_conf::{self, QemuConf};
+use libvirt_kvm_init::report::is_hidden;
 use libvirt_kvm_init::udev::own::{Gift, Rules};
 use libvirt_kvm_init::udev::{self, Database, Event, RuleFile, Udevd};
 use nix::unistd::{Gid, Uid};
@@ -382,11 +383,9 @@ pub fn logs(data: &[u8]) {
         report
     });
     let text = report.table();
-    assert!(
-        !text.chars().any(|c| c.is_control() && c != '\n'),
-        "{text:?}"
-    );
+    assert!(!text.chars().any(|c| is_hidden(c) && c != '\n'), "{text:?}");
     let json = report.to_json().unwrap();
+    assert!(!json.trim_end().chars().any(is_hidden), "{json}");
     assert_eq!(serde_json::from_str::<LogReport>(&json).unwrap(), report);
     let messages = log.iter().filter(|b| **b == b'\n').count() + streams.len();
     let told: u64 = report.guests.iter().map(|guest| guest.count).sum();
