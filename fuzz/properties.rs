@@ -12,7 +12,7 @@ use std::cell::RefCell;
 use std::io::Read;
 use std::path::Path;
 
-use libvirt_kvm_init::accounts::edit::{EditError, Want, align};
+use libvirt_kvm_init::accounts::edit::{Change, EditError, Want, align};
 use libvirt_kvm_init::accounts::{group, passwd};
 use libvirt_kvm_init::acl::{Acl, Guard, READ_WRITE, Tag, Who, permits};
 use libvirt_kvm_init::cli::Options;
@@ -43,7 +43,8 @@ pub const TARGETS: [(&str, Property); 8] = [
     ("logs", logs),
 ];
 
-/// An edit changes what it shall and no other byte, says so, and has nothing to do a second time.
+/// An edit changes what it shall and no other byte, says so, and has nothing to do a second time; or a name
+/// would have to be written that means more than a name.
 pub fn group(data: &[u8]) {
     let Some((choice, file)) = data.split_first() else {
         return;
@@ -56,16 +57,38 @@ pub fn group(data: &[u8]) {
         gid: Gid::from_raw(gid),
         member: member.map(str::as_bytes),
     };
-    account_files::edit(file, &want);
+    group_edit(file, &want);
     // Names that are in the file, and what stands where a name would.
     let first = file.split(|b| matches!(b, b':' | b'\n')).next();
     for name in group::groups(file).map(|found| found.name).chain(first) {
         want.group = name;
-        match align(file, &want) {
-            Ok(_) => account_files::edit(file, &want),
-            Err(EditError::Name { name: named, .. }) => assert_eq!(named, name),
-            Err(other) => panic!("{other}"),
+        group_edit(file, &want);
+    }
+}
+
+fn group_edit(file: &[u8], want: &Want<'_>) {
+    let is_plain = |name: &[u8]| {
+        let stem = name.strip_suffix(b"$").unwrap_or(name);
+        let letters = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.-".contains(byte);
+        let first = |byte: &u8| byte.is_ascii_alphabetic() || *byte == b'_';
+        stem.first().is_some_and(first) && stem.iter().all(letters) && name.len() <= 32
+    };
+    match align(file, want) {
+        Ok((_, changes)) => {
+            for change in changes {
+                match change {
+                    Change::SetGid { .. } => {}
+                    Change::AddGroup { .. } => assert!(is_plain(want.group)),
+                    Change::AddMember { user } => assert!(is_plain(&user)),
+                }
+            }
+            account_files::edit(file, want);
         }
+        Err(EditError::Name { name, .. }) => {
+            assert!([Some(want.group), want.member].contains(&Some(&name)));
+            assert!(!is_plain(&name));
+        }
+        Err(other) => panic!("{other}"),
     }
 }
 

@@ -8,7 +8,7 @@ use crate::accounts::edit;
 use crate::config::Config;
 use crate::exit::Refused;
 use crate::observe::GROUP_FILE;
-use crate::plan::{GroupStep, RuleStep, Step, align_all};
+use crate::plan::{GroupStep, RuleStep, Step, align_all, unwritable};
 use crate::report::{Action, Change};
 use crate::sys::CallError;
 use crate::sys::device::Device;
@@ -79,7 +79,7 @@ fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
                 }
             })?;
             let file = read.ok_or_else(|| anyhow::anyhow!("{} went away", source.display()))?;
-            let new = aligned(step, &file)?;
+            let new = aligned(step, &file, config)?;
             if new == file {
                 return Ok(());
             }
@@ -90,7 +90,7 @@ fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
             let file = root
                 .read(GROUP_FILE)?
                 .ok_or_else(|| anyhow::anyhow!("{} went away", source.display()))?;
-            let new = aligned(step, &file)?;
+            let new = aligned(step, &file, config)?;
             let (fd, path, name) = open_folder(out).map_err(out_advice)?;
             let folder = Folder::lock(fd, path, longest).map_err(out_advice)?;
             let rights = Rights::Root(0o644);
@@ -104,8 +104,11 @@ fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
     }
 }
 
-fn aligned<'a>(step: &GroupStep, file: &'a [u8]) -> anyhow::Result<Cow<'a, [u8]>> {
-    Ok(align_all(file, &step.wants)?.0)
+fn aligned<'a>(step: &GroupStep, file: &'a [u8], config: &Config) -> anyhow::Result<Cow<'a, [u8]>> {
+    match align_all(file, &step.wants) {
+        Ok((aligned, _)) => Ok(aligned),
+        Err(error) => Err(Refused(unwritable(&error, &config.root)).into()),
+    }
 }
 
 /// Writes the node's rule. No tool of a distribution locks that folder; its own lock keeps two runs

@@ -33,6 +33,7 @@ mod crowd;
 mod drifts;
 mod files;
 mod folders;
+mod guarded;
 mod keeps;
 mod libvirtd;
 mod start;
