@@ -12,7 +12,7 @@ use std::cell::RefCell;
 use std::io::Read;
 use std::path::Path;
 
-use libvirt_kvm_init::accounts::edit::{EditError, Want, align};
+use libvirt_kvm_init::accounts::edit::{Change, EditError, Want, align};
 use libvirt_kvm_init::accounts::{group, passwd};
 use libvirt_kvm_init::acl::{Acl, Guard, READ_WRITE, Tag, Who, permits};
 use libvirt_kvm_init::cli::Options;
@@ -23,6 +23,7 @@ use libvirt_kvm_init::logs::fold::Fold;
 use libvirt_kvm_init::logs::report::{self, LogReport};
 use libvirt_kvm_init::logs::scan::Scanner;
 use libvirt_kvm_init::qemu_conf::{self, QemuConf};
+use libvirt_kvm_init::report::is_hidden;
 use libvirt_kvm_init::udev::own::{Gift, Rules};
 use libvirt_kvm_init::udev::{self, Database, Event, RuleFile, Udevd};
 use nix::unistd::{Gid, Uid};
@@ -42,7 +43,8 @@ pub const TARGETS: [(&str, Property); 8] = [
     ("logs", logs),
 ];
 
-/// An edit changes what it shall and no other byte, says so, and has nothing to do a second time.
+/// An edit changes what it shall and no other byte, says so, and has nothing to do a second time; or a name
+/// would have to be written that means more than a name.
 pub fn group(data: &[u8]) {
     let Some((choice, file)) = data.split_first() else {
         return;
@@ -55,16 +57,38 @@ pub fn group(data: &[u8]) {
         gid: Gid::from_raw(gid),
         member: member.map(str::as_bytes),
     };
-    account_files::edit(file, &want);
+    group_edit(file, &want);
     // Names that are in the file, and what stands where a name would.
     let first = file.split(|b| matches!(b, b':' | b'\n')).next();
     for name in group::groups(file).map(|found| found.name).chain(first) {
         want.group = name;
-        match align(file, &want) {
-            Ok(_) => account_files::edit(file, &want),
-            Err(EditError::Name { name: named, .. }) => assert_eq!(named, name),
-            Err(other) => panic!("{other}"),
+        group_edit(file, &want);
+    }
+}
+
+fn group_edit(file: &[u8], want: &Want<'_>) {
+    let is_plain = |name: &[u8]| {
+        let stem = name.strip_suffix(b"$").unwrap_or(name);
+        let letters = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.-".contains(byte);
+        let first = |byte: &u8| byte.is_ascii_alphabetic() || *byte == b'_';
+        stem.first().is_some_and(first) && stem.iter().all(letters) && name.len() <= 32
+    };
+    match align(file, want) {
+        Ok((_, changes)) => {
+            for change in changes {
+                match change {
+                    Change::SetGid { .. } => {}
+                    Change::AddGroup { .. } => assert!(is_plain(want.group)),
+                    Change::AddMember { user } => assert!(is_plain(&user)),
+                }
+            }
+            account_files::edit(file, want);
         }
+        Err(EditError::Name { name, .. }) => {
+            assert!([Some(want.group), want.member].contains(&Some(&name)));
+            assert!(!is_plain(&name));
+        }
+        Err(other) => panic!("{other}"),
     }
 }
 
@@ -196,7 +220,7 @@ pub fn udev(data: &[u8]) {
     }
 }
 
-/// An error names the file; a value that is written reads back.
+/// An error names the file; nothing is left unread; a value that is written reads back.
 pub fn yaml(data: &[u8]) {
     let options = Options {
         config: Some("c.yaml".to_owned()),
@@ -208,15 +232,28 @@ pub fn yaml(data: &[u8]) {
     };
     let config = resolve(data);
     assert_eq!(config, resolve(data));
-    if let Err(text) = config {
-        assert!(text.starts_with("c.yaml:"), "{text}");
+    match config {
+        Err(text) => assert!(text.starts_with("c.yaml:"), "{text}"),
+        Ok(_) => {
+            for more in [&b"\n...\nunknown: 1\n"[..], b"\n...\n}\n"] {
+                let text = resolve(&[data, more].concat()).unwrap_err();
+                assert!(text.starts_with("c.yaml:"), "{text}");
+            }
+        }
     }
     // Many of these signs are taken for lists in lists.
     if let Ok(text) = std::str::from_utf8(data)
         && !text.is_empty()
         && text.matches(['-', '?']).count() < 256
     {
+        // Characters that the file may not hold can be written as escapes.
         let quoted = serde_json::to_string(text).unwrap();
+        let escape = |c: char| match c {
+            '\u{2028}' | '\u{2029}' | '\u{feff}' => format!("\\u{:04x}", u32::from(c)),
+            c if c.is_control() => format!("\\u{:04x}", u32::from(c)),
+            c => c.to_string(),
+        };
+        let quoted: String = quoted.chars().map(escape).collect();
         let written = format!("# {{}}\nqemu-group: a\nqemu-user: {quoted}\nstrict: true\n");
         let config = resolve(written.as_bytes()).unwrap();
         assert_eq!(config.qemu_user.unwrap().text, text);
@@ -369,11 +406,9 @@ pub fn logs(data: &[u8]) {
         report
     });
     let text = report.table();
-    assert!(
-        !text.chars().any(|c| c.is_control() && c != '\n'),
-        "{text:?}"
-    );
+    assert!(!text.chars().any(|c| is_hidden(c) && c != '\n'), "{text:?}");
     let json = report.to_json().unwrap();
+    assert!(!json.trim_end().chars().any(is_hidden), "{json}");
     assert_eq!(serde_json::from_str::<LogReport>(&json).unwrap(), report);
     let messages = log.iter().filter(|b| **b == b'\n').count() + streams.len();
     let told: u64 = report.guests.iter().map(|guest| guest.count).sum();

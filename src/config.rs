@@ -293,6 +293,25 @@ fn nested_on_one_line(text: &str) -> bool {
     levels.sum::<usize>() > MAX_LEVELS
 }
 
+/// The first character that a YAML file may not hold, and its line: a control character, a line end of
+/// other alphabets, or a byte order mark within the text. To the parser NUL is the end of the file, and a
+/// lone carriage return the end of a line that no editor shows.
+fn control_character(text: &str) -> Option<(usize, char)> {
+    let mut line = 1;
+    let mut chars = text.chars().peekable();
+    while let Some(char) = chars.next() {
+        match char {
+            '\n' => line += 1,
+            '\t' => {}
+            '\r' if chars.peek() == Some(&'\n') => {}
+            '\u{2028}' | '\u{2029}' | '\u{feff}' => return Some((line, char)),
+            control if control.is_control() => return Some((line, char)),
+            _ => {}
+        }
+    }
+    None
+}
+
 /// The line at which a second YAML document begins.
 fn second_document(text: &str) -> Option<usize> {
     let mut begun = false;
@@ -304,6 +323,35 @@ fn second_document(text: &str) -> Option<usize> {
         begun |= !line.trim().is_empty() && !line.starts_with('#');
     }
     None
+}
+
+/// The first line after the parsed document that holds more than a comment or the document's end (`...`):
+/// the parser stops there and reports nothing.
+fn text_after(document: &marked_yaml::Span, text: &str) -> Option<usize> {
+    let at = |marker: Option<&marked_yaml::Marker>| {
+        let index = marker.map_or(0, marked_yaml::Marker::character);
+        let start = text.char_indices().nth(index);
+        &text[start.map_or(text.len(), |(start, _)| start)..]
+    };
+    let mut rest = at(document.end());
+    // The end of `{...}` is marked by its last character or by a comma before it, that of lines by what
+    // follows them.
+    if at(document.start()).starts_with('{') {
+        rest = rest.trim_start_matches([',', ' ', '\t', '\r', '\n']);
+        while let Some(comment) = rest.strip_prefix('#') {
+            rest = comment.split_once('\n').map_or("", |(_, next)| next);
+            rest = rest.trim_start_matches([',', ' ', '\t', '\r', '\n']);
+        }
+        rest = rest.strip_prefix('}').unwrap_or(rest);
+    }
+    let is_nothing = |line: &str| {
+        let line = line.trim();
+        let end = line.strip_prefix("... ").map(str::trim_start);
+        line.is_empty() || line == "..." || end.unwrap_or(line).starts_with('#')
+    };
+    let first = rest.lines().position(|line| !is_nothing(line))?;
+    let before = &text[..text.len() - rest.len()];
+    Some(before.matches('\n').count() + first + 1)
 }
 
 fn flag_or_env(
@@ -337,7 +385,14 @@ impl Layers {
         let Ok(text) = std::str::from_utf8(content) else {
             return Err(Usage(format!("{file}: not UTF-8, expected YAML")));
         };
-        let text = text.trim_start_matches('\u{feff}');
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        if let Some((line, char)) = control_character(text) {
+            let char = char.escape_unicode();
+            return Err(Usage(format!(
+                "{file}:{line}: the control character {char}, expected text; a value can be quoted and \
+                 have it as an escape"
+            )));
+        }
         if text.len() > MAX_SIZE || nested_on_one_line(text) {
             let why = "longer or deeper than any configuration";
             return Err(Usage(format!(
@@ -362,6 +417,10 @@ impl Layers {
                 "{file}:{line}: expected `option: value` lines"
             )));
         };
+        if let Some(line) = text_after(node.span(), text) {
+            let why = "text after the end of the document, expected none";
+            return Err(Usage(format!("{file}:{line}: {why}")));
+        }
         for (name, value) in mapping.iter() {
             let line = line_of(name.span());
             let names = Options::default().named().map(|(name, _)| name);

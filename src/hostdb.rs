@@ -76,6 +76,21 @@ impl HostDb {
         })
     }
 
+    /// A group that has this GID and one of these names, and where it stands: a GID may have several names.
+    pub fn named(&self, names: &[&str], gid: Gid) -> Option<(String, String)> {
+        let in_files = self.files.iter().find_map(|(file, content)| {
+            let found = group::all_by_names(content, names).find(|group| group.gid == gid)?;
+            let name = String::from_utf8_lossy(found.name).into_owned();
+            Some((name, format!("/{file}:{}", found.line)))
+        });
+        in_files.or_else(|| {
+            let is_one =
+                |record: &&Record| record.gid == gid && names.contains(&record.name.as_str());
+            let record = self.records.iter().find(is_one)?;
+            Some((record.name.clone(), format!("/{}", record.at)))
+        })
+    }
+
     /// The group other than `name` that has this number, and where it stands. Nothing when `name`
     /// has it too.
     pub fn other_owner(&self, gid: Gid, name: &str) -> Option<(String, String)> {
@@ -169,6 +184,28 @@ mod tests {
         assert_eq!(db().other_owner(Gid::from_raw(36), "kvm"), None);
         let (name, at) = db().other_owner(Gid::from_raw(107), "kvm").unwrap();
         assert_eq!((name.as_str(), at.as_str()), ("qemu", "/usr/lib/group:3"));
+    }
+
+    #[test]
+    fn every_name_of_a_gid_is_found() {
+        let mut db = db();
+        db.files[0].1.extend(b"other:x:36:\n");
+        db.records[0].gid = Gid::from_raw(36);
+        db.records[0].name = "games".into();
+        let named = |names: &[&str], gid| {
+            let found = db.named(names, Gid::from_raw(gid));
+            found.map(|(name, at)| format!("{name} {at}"))
+        };
+        for (name, at) in [
+            ("netdev", "/etc/group:2"),
+            ("other", "/etc/group:3"),
+            ("kvm", "/usr/lib/group:2"),
+            ("games", "/usr/lib/userdb/kvm.group"),
+        ] {
+            assert_eq!(named(&["x", name], 36), Some(format!("{name} {at}")));
+            assert_eq!(named(&["x", name], 37), None);
+        }
+        assert_eq!(named(&["root", "qemu"], 36), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::{Usage, Verdict, verdict_of};
-use crate::report::plain;
+use crate::report::{json_line, plain};
 use crate::sys::CallError;
 use crate::sys::file::{Folder, LOCK_WAIT, open_folder};
 use crate::sys::program::Program;
@@ -74,9 +74,7 @@ impl Installed {
     /// # Errors
     /// None that can happen: every key is a string.
     pub fn to_json(&self) -> serde_json::Result<String> {
-        let mut text = serde_json::to_string(self)?;
-        text.push('\n');
-        Ok(text)
+        json_line(self)
     }
 
     /// The last line of a run that did not end well.

@@ -26,10 +26,14 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let _ = error.print();
             // Help and version are answers.
             if !error.use_stderr() {
+                let _ = error.print();
                 return ExitCode::SUCCESS;
+            }
+            // The rest repeats arguments.
+            for line in error.to_string().lines() {
+                let _ = writeln!(io::stderr(), "{}", plain(line));
             }
             return say(&Report::new(Verdict::Usage, why(&error)), None);
         }
@@ -201,7 +205,8 @@ fn start_log(verbose: u8, quiet: bool) {
     }
     builder.format(|out, record| {
         let level = record.level().as_str().to_ascii_lowercase();
-        writeln!(out, "{level}: {}", record.args())
+        // What is logged may hold names from files of others.
+        writeln!(out, "{level}: {}", plain(&record.args().to_string()))
     });
     builder.init();
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::exit::Verdict;
-use crate::report::{Report, is_format};
+use crate::report::{Report, is_hidden};
 
 /// What node-problem-detector takes of a message (`max_output_length`): it counts bytes, and cuts
 /// through a character.
@@ -22,13 +22,7 @@ pub fn npd(report: &Report) -> String {
         let _ = write!(line, " ({})", cause.word());
     }
     let _ = write!(line, ": {}", report.summary);
-    let blank = |c: char| {
-        if c.is_control() || is_format(c) {
-            ' '
-        } else {
-            c
-        }
-    };
+    let blank = |c: char| if is_hidden(c) { ' ' } else { c };
     let mut line: String = line.chars().map(blank).collect();
     if line.len() > NPD_WIDTH {
         line.truncate(line.floor_char_boundary(NPD_WIDTH - MORE.len()));
@@ -144,11 +138,23 @@ fn gauge(text: &mut String, name: &str, help: &str, samples: &[(String, String)]
     }
 }
 
+/// A label's value. The format knows escapes for three characters; what else is not to be seen as it is
+/// stands there as the text of an escape, whose backslash is escaped.
 fn escaped(value: &str) -> String {
-    value
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
+    let mut text = String::with_capacity(value.len());
+    for char in value.chars() {
+        match char {
+            '\\' => text.push_str("\\\\"),
+            '"' => text.push_str("\\\""),
+            '\n' => text.push_str("\\n"),
+            hidden if is_hidden(hidden) => {
+                text.push('\\');
+                text.extend(hidden.escape_default());
+            }
+            other => text.push(other),
+        }
+    }
+    text
 }
 
 fn target(report: &Report) -> Option<u32> {

@@ -14,7 +14,7 @@ use nix::unistd::{Gid, Uid};
 use crate::accounts::edit::{self, Want};
 use crate::accounts::group;
 use crate::acl::Acl;
-use crate::config::Config;
+use crate::config::{Config, Missing};
 use crate::exit::Usage;
 use crate::observe::{GROUP_FILE, Observed};
 use crate::qemu::{self, Identity};
@@ -24,7 +24,8 @@ use crate::resolve::{Candidate, Resolution, Source, resolve};
 use crate::udev::Prediction;
 
 pub use safety::is_private;
-pub use work::{align_all, primary_users, wanted_mode};
+use work::Stop;
+pub use work::{align_all, primary_users, unwritable, wanted_mode};
 
 /// What is to be done.
 #[derive(Debug)]
@@ -211,7 +212,16 @@ pub fn decide(seen: &Observed, config: &Config) -> Result<Decision, Usage> {
         .warnings
         .extend(outdated_rule(seen, config, &decision.resolution));
     if let Some((cause, text, advice)) = absent {
-        let steps = work::file_for_the_pod(seen, config, conf.as_ref(), &decision.resolution);
+        let steps = match config.missing {
+            Missing::Fail => Vec::new(),
+            Missing::Skip => work::file_for_the_pod(
+                seen,
+                config,
+                conf.as_ref(),
+                &decision.resolution,
+                &mut decision.warnings,
+            ),
+        };
         decision.course = Course::Absent {
             cause,
             text,
@@ -239,7 +249,15 @@ pub fn decide(seen: &Observed, config: &Config) -> Result<Decision, Usage> {
             return Ok(decision);
         }
     };
-    let mut steps = work::steps(seen, config, conf.as_ref(), udev, target, &mut decision)?;
+    let steps = work::steps(seen, config, conf.as_ref(), udev, target, &mut decision);
+    let mut steps = match steps {
+        Ok(steps) => steps,
+        Err(Stop::Usage(usage)) => return Err(usage),
+        Err(Stop::Refusal(refusal)) => {
+            decision.course = Course::Refuse(refusal);
+            return Ok(decision);
+        }
+    };
     // Last: where the rule cannot be written after all, guests start until the node's next event.
     steps.extend(planned.map(|planned| Step::UdevRule(planned.step.clone())));
     decision.course = Course::Act(steps);

@@ -9,7 +9,7 @@ use crate::accounts::group::is_group_file;
 use crate::config::Config;
 use crate::exit::Refused;
 use crate::observe::GROUP_FILE;
-use crate::plan::{GroupStep, RuleStep, Step, align_all};
+use crate::plan::{GroupStep, RuleStep, Step, align_all, unwritable};
 use crate::report::{Action, Change};
 use crate::sys::CallError;
 use crate::sys::device::Device;
@@ -86,7 +86,7 @@ fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
                 let text = format!("{source} is not a group file any more, and is left alone");
                 return Err(Refused(text).into());
             }
-            let new = aligned(step, &file)?;
+            let new = aligned(step, &file, config)?;
             if new == file {
                 return Ok(());
             }
@@ -97,7 +97,7 @@ fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
             let file = root
                 .read(GROUP_FILE)?
                 .ok_or_else(|| anyhow::anyhow!("{} went away", source.display()))?;
-            let new = aligned(step, &file)?;
+            let new = aligned(step, &file, config)?;
             let (fd, path, name) = open_folder(out).map_err(out_advice)?;
             let folder = Folder::lock(fd, path, longest).map_err(out_advice)?;
             let rights = Rights::Root(0o644);
@@ -111,8 +111,11 @@ fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
     }
 }
 
-fn aligned<'a>(step: &GroupStep, file: &'a [u8]) -> anyhow::Result<Cow<'a, [u8]>> {
-    Ok(align_all(file, &step.wants)?.0)
+fn aligned<'a>(step: &GroupStep, file: &'a [u8], config: &Config) -> anyhow::Result<Cow<'a, [u8]>> {
+    match align_all(file, &step.wants) {
+        Ok((aligned, _)) => Ok(aligned),
+        Err(error) => Err(Refused(unwritable(&error, &config.root)).into()),
+    }
 }
 
 /// Writes the node's rule. No tool of a distribution locks that folder; its own lock keeps two runs

@@ -120,6 +120,18 @@ fn empty_variables_and_keys_are_as_if_they_were_not_there() {
     );
     let config = resolve(&["--config", "c.yaml"], &[], "\u{feff}group: 'null'\n").unwrap();
     assert_eq!(config.group, "null");
+    for ended in [
+        "gid: 5\r\n\t\r\n...\r\n# \u{e4}\n",
+        "gid: 5\n... # end\n...\n",
+        "{gid: 5} # x\n",
+        "---\n{gid: 5,\n}\n\n",
+        "{strict: false, gid: 5, # x\n # y\n\n  }\n# z\n",
+        "{gid: 5\n}\n...",
+        "gid: 5 # \u{200c}\n",
+    ] {
+        let config = resolve(&["--config", "c.yaml"], &[], ended).unwrap();
+        assert_eq!(config.gid.unwrap().0.as_raw(), 5, "{ended:?}");
+    }
     for empty in ["", "# nothing\n\n", "---\n"] {
         resolve(&["--config", "c.yaml"], &[], empty).unwrap();
     }
@@ -248,6 +260,45 @@ fn what_cannot_be_meant_is_named_with_its_place_and_what_was_expected() {
             "gid: 108\n---\ngid: 0\n",
             &["c.yaml:2", "second document"],
         ),
+        // What ends the file for the parser, or hides a line from who reads it.
+        (
+            file,
+            &[],
+            "strict: true\n\0\nunknown: 1\n",
+            &["c.yaml:2", "control character \\u{0}"],
+        ),
+        (file, &[], "a: b\0", &["c.yaml:1", "control character"]),
+        (
+            file,
+            &[],
+            "# a\rgid: 5\n",
+            &["c.yaml:1", "control character \\u{d}"],
+        ),
+        (file, &[], "gid: 5\r", &["c.yaml:1", "\\u{d}"]),
+        (file, &[], "gid: 5 # \u{1b}[2J\n", &["c.yaml:1", "\\u{1b}"]),
+        (file, &[], "\ngid: 5 #\u{7f}\n", &["c.yaml:2", "\\u{7f}"]),
+        (file, &[], "# a\u{85}gid: 5\n", &["c.yaml:1", "\\u{85}"]),
+        (file, &[], "# a\u{2028}gid: 5\n", &["c.yaml:1", "\\u{2028}"]),
+        (file, &[], "gid: 5\n#\u{feff}\n", &["c.yaml:2", "\\u{feff}"]),
+        (
+            file,
+            &[],
+            "\u{feff}\u{feff}gid: 5\n",
+            &["c.yaml:1", "\\u{feff}"],
+        ),
+        (
+            file,
+            &[],
+            "gid: 108\n...\nunknown: 1\n",
+            &["c.yaml:3", "after the end"],
+        ),
+        (
+            file,
+            &[],
+            "\u{feff}# \u{e4}\n{gid: 108} # x\n\nunknown: 1\n",
+            &["c.yaml:4", "after the end"],
+        ),
+        (file, &[], "{gid: 108}\n}\n", &["c.yaml:2", "after the end"]),
     ];
     for (flags, env, yaml, parts) in table {
         let Err(text) = resolve(flags, env, yaml) else {

@@ -216,6 +216,16 @@ fn labels_are_escaped() {
         report.proof.cause = Some(Cause::NoDriver);
         gauges(&report);
     }
+    for hidden in ["a\u{1b}[2Jb", "a\rb", "a\u{9b}b", "a\u{202e}b"] {
+        report.proof.result = hidden.to_owned();
+        let text = prometheus(&report, UNIX_EPOCH);
+        let line = |c: char| libvirt_kvm_init::report::is_hidden(c) && c != '\n';
+        assert!(!text.chars().any(line), "{text:?}");
+    }
+    report.proof.result = "a\u{1b}b".to_owned();
+    let found = gauges(&report);
+    let want = "proof_info{cause=\"no-driver\",result=\"a\\\\u{1b}b\"}";
+    assert!(found.contains_key(want), "{found:?}");
     report.proof.result = "a\"b\\c\nd".to_owned();
     let found = gauges(&report);
     let want = "proof_info{cause=\"no-driver\",result=\"a\\\"b\\\\c\\nd\"}";

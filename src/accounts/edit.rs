@@ -52,7 +52,7 @@ pub enum Change {
 /// Why a group file cannot say what is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EditError {
-    /// The name of a group or user cannot stand in a group file.
+    /// The name of a group or user that is not written into a group file.
     Name {
         /// `group` or `member`.
         field: &'static str,
@@ -74,7 +74,7 @@ impl fmt::Display for EditError {
                 reason,
             } => write!(
                 f,
-                "{field} name '{}' cannot stand in a group file: {reason}",
+                "the {field} name '{}' is not written into a group file: {reason}",
                 name.escape_ascii()
             ),
             Self::Gid(gid) => write!(f, "{gid} cannot be the number of the group"),
@@ -95,15 +95,12 @@ impl std::error::Error for EditError {}
 ///
 /// # Errors
 ///
-/// [`EditError`] where no line could say what is wanted, whatever is in the file.
+/// [`EditError`] for a number that is no group's, and for a name that would have to be written and is not:
+/// see [`EditError::Name`].
 pub fn align<'a>(
     file: &'a [u8],
     want: &Want<'_>,
 ) -> Result<(Cow<'a, [u8]>, Vec<Change>), EditError> {
-    check_name("group", want.group)?;
-    if let Some(member) = want.member {
-        check_name("member", member)?;
-    }
     if matches!(want.gid.as_raw(), 0 | u32::MAX) {
         return Err(EditError::Gid(want.gid));
     }
@@ -121,6 +118,7 @@ pub fn align<'a>(
                 splices.push((entry.end..entry.end, b":".to_vec()));
             }
             if let Some(user) = want.member.filter(|user| !entry.group.has_member(user)) {
+                check_name("member", user)?;
                 let (at, text) = new_member(file, &entry, user);
                 splices.push((at..at, text));
                 changes.push(Change::AddMember {
@@ -129,6 +127,9 @@ pub fn align<'a>(
             }
         }
         None => {
+            check_name("group", want.group)?;
+            want.member
+                .map_or(Ok(()), |user| check_name("member", user))?;
             let at = compat_start(file);
             let mut text = Vec::new();
             if at > 0 && file.get(at - 1) != Some(&b'\n') {
@@ -181,19 +182,23 @@ fn compat_start(file: &[u8]) -> usize {
         .map_or(file.len(), |line| line.start)
 }
 
+/// Only names that mean nothing else anywhere are written: to a shell script that somebody takes the file
+/// for, to a tool that takes a name for a number or a path, to the NIS compat service. useradd(8) of Debian
+/// accepts `x;id;#`, `a/b` and `123` in passwd. A name that is in the file already is not this program's.
 fn check_name(field: &'static str, name: &[u8]) -> Result<(), EditError> {
-    let reason = match name.first() {
+    /// As shadow's tools have it.
+    const MAX: usize = 32;
+    let is_letter = |byte: &u8| byte.is_ascii_alphabetic() || *byte == b'_';
+    let goes_on = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.-".contains(byte);
+    // Samba's machine accounts end so.
+    let stem = name.strip_suffix(b"$").unwrap_or(name);
+    let reason = match stem.split_first() {
         None => "it is empty",
-        Some(b'+' | b'-') => "it starts with a sign, as entries of the NIS compat service do",
-        Some(b'#') => "it starts like a comment",
-        Some(first) if is_space(*first) => "it starts with a blank",
-        Some(_)
-            if name
-                .iter()
-                .any(|b| matches!(b, b':' | b',' | b'\n' | b'\r' | 0)) =>
-        {
-            "it contains a separator or a control character"
+        Some((first, _)) if !is_letter(first) => "it does not start with a letter or _",
+        Some((_, rest)) if !rest.iter().all(goes_on) => {
+            "it holds something else than letters, digits, _ . and -"
         }
+        Some(_) if name.len() > MAX => "it is longer than 32 bytes",
         Some(_) => return Ok(()),
     };
     Err(EditError::Name {
@@ -302,6 +307,26 @@ mod tests {
         }
     }
 
+    /// An odd name that is there already is left there: only what is written is refused.
+    #[test]
+    fn odd_names_that_are_there_stay() {
+        let odd = Want {
+            group: b"a/b",
+            member: Some(b"x;id;#"),
+            ..want("")
+        };
+        let (got, changes) = align(b"a/b:x:108:x;id;#\n", &odd).unwrap();
+        assert!(matches!(got, Cow::Borrowed(_)) && changes.is_empty());
+        let (got, changes) = align(b"a/b:x:424:x;id;#\n", &odd).unwrap();
+        assert_eq!(
+            (text(&got), changes.len()),
+            ("a/b:x:108:x;id;#\\n".to_owned(), 1)
+        );
+        for file in [&b"a/b:x:108:\n"[..], b"c:x:1:x;id;#\n"] {
+            assert!(align(file, &odd).is_err());
+        }
+    }
+
     #[test]
     fn changes_are_named() {
         let gid = Gid::from_raw;
@@ -328,7 +353,32 @@ mod tests {
     #[test]
     fn what_cannot_be_written() {
         for name in [
-            "", " a", "\ta", "\x0ba", "+a", "-a", "#a", "a:b", "a,b", "a\nb", "a\r", "a\0b",
+            "",
+            " a",
+            "\ta",
+            "\x0ba",
+            "+a",
+            "-a",
+            "#a",
+            "a:b",
+            "a,b",
+            "a\nb",
+            "a\r",
+            "a\0b",
+            "x;id;#",
+            "a/b",
+            "a$(id)",
+            "123",
+            "1a",
+            ".a",
+            "a b",
+            "a$b",
+            "a$$",
+            "$",
+            "\u{e4}",
+            "a\u{1b}",
+            "a23456789012345678901234567890123",
+            "a2345678901234567890123456789012$",
         ] {
             let name = name.as_bytes();
             for want in [
@@ -344,6 +394,21 @@ mod tests {
                 let error = align(b"kvm:x:1:\n", &want).unwrap_err();
                 assert!(matches!(error, EditError::Name { .. }), "{error}");
             }
+        }
+        for name in [
+            "a",
+            "_",
+            "A_b.c-9",
+            "a$",
+            "a2345678901234567890123456789012",
+        ] {
+            let want = Want {
+                group: name.as_bytes(),
+                member: Some(name.as_bytes()),
+                ..want("")
+            };
+            let (file, _) = align(b"", &want).unwrap();
+            assert_eq!(text(&file), format!("{name}:x:108:{name}\\n"));
         }
         for gid in [0, u32::MAX] {
             let want = Want {
@@ -362,8 +427,8 @@ mod tests {
             )
             .unwrap_err()
             .to_string(),
-            "group name 'k\\nvm' cannot stand in a group file: \
-             it contains a separator or a control character"
+            "the group name 'k\\nvm' is not written into a group file: \
+             it holds something else than letters, digits, _ . and -"
         );
     }
 }

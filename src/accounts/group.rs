@@ -134,6 +134,15 @@ pub fn all_by_name<'a>(file: &'a [u8], name: &[u8]) -> impl Iterator<Item = Grou
         .filter_map(usable)
 }
 
+/// Every entry that has one of these names. Lines of other names are not parsed.
+pub fn all_by_names<'a>(file: &'a [u8], names: &[&str]) -> impl Iterator<Item = Group<'a>> {
+    let is_one = |line: &Line<'_>| names.iter().any(|name| line.is_named(name.as_bytes()));
+    entries(file)
+        .filter(is_one)
+        .filter_map(parse)
+        .filter_map(usable)
+}
+
 /// Every entry with that number: each of these groups' members has what the number may do.
 pub fn all_by_gid(file: &[u8], gid: Gid) -> impl Iterator<Item = Group<'_>> {
     groups(file).filter(move |group| group.gid == gid)

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 
 use super::causes::{Form, errno_in};
 use super::time::{self, Stamp};
+use crate::report::is_hidden;
 
 /// The texts that are looked for, whole, as a grep would be given them.
 pub const NEEDLES: [&str; 10] = [
@@ -390,9 +391,7 @@ pub fn printable(bytes: &[u8]) -> String {
     let mut text = String::new();
     for chunk in bytes[..bytes.len().min(4 * MAX_NAME)].utf8_chunks() {
         for character in chunk.valid().chars() {
-            let turns = matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}' | '\u{feff}');
-            if character.is_control() || turns {
+            if is_hidden(character) {
                 text.extend(character.escape_unicode());
             } else {
                 text.push(character);

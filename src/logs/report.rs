@@ -7,7 +7,7 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Verdict;
-use crate::report::Cause;
+use crate::report::{Cause, json_line, plain};
 
 /// The version of the JSON form.
 pub const SCHEMA: u32 = 1;
@@ -152,18 +152,13 @@ impl LogReport {
     /// # Errors
     /// None that can happen: every key is a string and every number finite.
     pub fn to_json(&self) -> serde_json::Result<String> {
-        let mut text = serde_json::to_string(self)?;
-        text.push('\n');
-        Ok(text)
+        json_line(self)
     }
 
     /// The last line of a run that found something or failed.
     pub fn closing_line(&self) -> String {
-        format!(
-            "libvirt-kvm-init: {}: {}",
-            self.verdict.word(),
-            self.summary
-        )
+        let word = self.verdict.word();
+        plain(&format!("libvirt-kvm-init: {word}: {}", self.summary))
     }
 
     /// The report for people, within 80 columns.
@@ -251,6 +246,7 @@ fn push_row(text: &mut String, [name, count, first, last, cause]: [&str; 5]) {
 /// A labelled paragraph, wrapped between words, and within those that are longer than a line.
 fn push(text: &mut String, label: &str, paragraph: &str) {
     const LABEL: usize = 13;
+    let paragraph = plain(paragraph);
     let mut line = format!("{label:LABEL$} ");
     let indent = line.chars().count();
     let mut used = indent;

@@ -27,6 +27,13 @@ pub fn other_numbers(udev: Option<&Prediction>, target: Gid) -> Vec<Gid> {
     found
 }
 
+/// Whether some event of the node gives the device to root's own group, which is never a GID for KVM.
+pub fn gives_to_root(udev: Option<&Prediction>) -> bool {
+    let gives = |event: Event| udev.and_then(|udev| udev.of(event).outcome()?.gid);
+    let root = Some(Gid::from_raw(0));
+    EVENTS.iter().any(|(event, _)| gives(*event) == root)
+}
+
 /// What is odd about the node's rules, and where its events disagree.
 pub fn warnings(udev: Option<&Prediction>, target: Option<Gid>) -> Vec<Warning> {
     let Some(udev) = udev else {

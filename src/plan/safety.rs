@@ -3,21 +3,108 @@
 use nix::sys::stat::SFlag;
 use nix::unistd::Gid;
 
-use super::events::other_numbers;
+use super::events::{gives_to_root, other_numbers};
 use super::work::writes_group_file;
 use super::{Decision, Refusal};
 use crate::accounts::group;
-use crate::config::Config;
+use crate::config::{Config, Origin};
 use crate::observe::{Driver, GROUP_FILE, Observed};
 use crate::report::{Cause, Code, Warning, some_of};
 use crate::sys::device::Facts;
 use crate::sys::root::kind_name;
 use crate::udev::Prediction;
 
-/// Groups whose powers no QEMU gets, and whose members get no KVM, by accident of a number.
+/// Groups whose powers no QEMU gets, and whose members get no KVM, by accident of a GID.
 const GUARDED: [&str; 9] = [
     "root", "disk", "kmem", "shadow", "sudo", "adm", "tty", "docker", "libvirt",
 ];
+
+/// The guarded group that has this GID: by the node's database or by the pod's group file, whichever of its
+/// names that is.
+pub fn guarded(seen: &Observed, gid: Gid) -> Option<String> {
+    guarded_by(seen, gid, &in_pod(seen, gid))
+}
+
+/// Every group of the pod with this GID: name and line.
+fn in_pod(seen: &Observed, gid: Gid) -> Vec<(String, usize)> {
+    let file = seen.pod.group.as_deref().unwrap_or_default();
+    let found = group::all_by_gid(file, gid);
+    found
+        .map(|found| (String::from_utf8_lossy(found.name).into_owned(), found.line))
+        .collect()
+}
+
+fn guarded_by(seen: &Observed, gid: Gid, in_pod: &[(String, usize)]) -> Option<String> {
+    if gid.as_raw() == 0 {
+        return Some("the group root".to_owned());
+    }
+    let host = seen.host.as_ref();
+    let on_node = host.and_then(|host| host.db.named(&GUARDED, gid));
+    if let Some((name, at)) = on_node {
+        return Some(format!("the node's group {name} ({at})"));
+    }
+    let mut in_pod = in_pod.iter();
+    let (name, line) = in_pod.find(|(name, _)| GUARDED.contains(&name.as_str()))?;
+    let path = seen.pod.root.join(GROUP_FILE);
+    Some(format!(
+        "the pod's group {name} ({}:{line})",
+        path.display()
+    ))
+}
+
+/// The same for the target: that GID becomes `--group`'s in the pod.
+pub fn guarded_target(seen: &Observed, config: &Config, gid: Gid) -> Option<String> {
+    guarded(seen, gid).or_else(|| guarded_option(seen, config))
+}
+
+fn guarded_option(seen: &Observed, config: &Config) -> Option<String> {
+    let named = writes_group_file(seen, config) && GUARDED.contains(&config.group.as_str());
+    named.then(|| format!("to be the pod's group {} (--group)", config.group))
+}
+/// The node's group with this GID, where it is another one than `--group` and no GID was given.
+pub fn other_owner(seen: &Observed, config: &Config, gid: Gid) -> Option<(String, String)> {
+    let host = seen.host.as_ref().filter(|_| config.gid.is_none())?;
+    host.db.other_owner(gid, &config.group)
+}
+
+/// Whether this very GID was given where a guarded group can be permitted: on the command line or in the
+/// configuration file. Who may set a variable (a ConfigMap with `envFrom`) decides less than who may change
+/// the command.
+fn is_permitted(config: &Config, gid: Gid) -> bool {
+    match &config.gid {
+        Some((given, Origin::Flag(_) | Origin::File { .. })) => *given == gid,
+        Some((_, Origin::Env(_) | Origin::Kept)) | None => false,
+    }
+}
+
+/// Why the target may not be this GID, where it means more than KVM.
+fn check_guarded(
+    seen: &Observed,
+    config: &Config,
+    gid: Gid,
+    at: &str,
+    in_pod: &[(String, usize)],
+) -> Result<(), Refusal> {
+    let by_name = guarded_by(seen, gid, in_pod);
+    let Some(group) = by_name.or_else(|| guarded_option(seen, config)) else {
+        return Ok(());
+    };
+    if is_permitted(config, gid) {
+        return Ok(());
+    }
+    let way_out = match &config.gid {
+        Some((_, Origin::Env(_))) => format!(
+            "a variable does not permit that: give --gid {gid} on the command line, or `gid: {gid}` in \
+             the file of --config, if that is meant"
+        ),
+        _ => format!("give --gid {gid} if that is meant"),
+    };
+    let text = format!(
+        "{at} gives the GID {gid}, which is {group}: its members would gain KVM, and QEMU what that \
+         group may; {way_out}"
+    );
+    Err(Refusal { text, cause: None })
+}
 
 /// No node, or no driver behind it.
 pub fn absent(seen: &Observed, config: &Config) -> Option<(Cause, String, String)> {
@@ -83,10 +170,15 @@ pub fn target(
         )));
     };
     let (gid, at) = (target.gid, target.at.clone());
-    if let Some(host) = &seen.host
-        && config.gid.is_none()
-        && let Some((owner, place)) = host.db.other_owner(gid, &config.group)
-    {
+    // On the node itself that file is among the node's, and is not written.
+    let is_nodes = seen.pod.is_host && seen.host.is_some();
+    let in_pod = if is_nodes && !writes_group_file(seen, config) {
+        Vec::new()
+    } else {
+        in_pod(seen, gid)
+    };
+    check_guarded(seen, config, gid, &at, &in_pod)?;
+    if let Some((owner, place)) = other_owner(seen, config, gid) {
         return Err(no(format!(
             "{at} gives the number {gid}, and on the node that is the group {owner} ({place}): \
              its members would gain KVM; give --gid {gid} if that is meant"
@@ -102,8 +194,8 @@ pub fn target(
                  give --group-file-out"
             )));
         }
-        let file = seen.pod.group.as_deref().unwrap_or_default();
-        let others: Vec<String> = collisions(file, config, gid).collect();
+        let others = in_pod.into_iter().map(|(name, _)| name);
+        let others: Vec<_> = others.filter(|name| is_other(name, config, gid)).collect();
         collision(&others, gid, config, &mut decision.warnings)?;
         let (_, told) = further_numbers(seen, config, udev, gid);
         if let Some(warning) = told.first().filter(|_| config.strict) {
@@ -113,8 +205,8 @@ pub fn target(
     Ok(gid)
 }
 
-/// The numbers that other events of the node give, as far as the QEMU user may have them; and what is
-/// odd about them. What a guarded group of the pod may is given to nobody for an event's sake.
+/// The GIDs that other events of the node give, as far as the QEMU user may have them; and what is odd
+/// about them. A GID that means more than KVM is given to no QEMU for an event's sake.
 pub fn further_numbers(
     seen: &Observed,
     config: &Config,
@@ -123,31 +215,30 @@ pub fn further_numbers(
 ) -> (Vec<Gid>, Vec<Warning>) {
     let file = seen.pod.group.as_deref().unwrap_or_default();
     let (mut free, mut told) = (Vec::new(), Vec::new());
-    for gid in other_numbers(udev, target) {
-        let others: Vec<_> = collisions(file, config, gid).collect();
-        let guarded = others.iter().find(|name| GUARDED.contains(&name.as_str()));
-        let text = match (guarded, others.first()) {
-            (Some(name), _) => format!(
-                "an event of the node gives the device the number {gid}, which is also the pod's \
-                 group {name}: QEMU is not made its member, and that event locks it out"
-            ),
-            (None, Some(name)) => format!(
+    let roots = gives_to_root(udev).then_some(Gid::from_raw(0));
+    for gid in other_numbers(udev, target).into_iter().chain(roots) {
+        if let Some(group) = guarded(seen, gid) {
+            let text = format!(
+                "an event of the node gives the device the GID {gid}, which is {group}: QEMU is not made \
+                 a member for that, and where it is none already that event takes KVM from it; change \
+                 the node's rule, or let `apply --persist` write one"
+            );
+            told.push(Warning::new(Code::GuardedGroup, text));
+            continue;
+        }
+        if let Some(name) = collisions(file, config, gid).next() {
+            let text = format!(
                 "an event of the node gives the device the number {gid}, which is also the pod's \
                  group {name}: its members gain KVM, and QEMU gains what {name} may"
-            ),
-            (None, None) => String::new(),
-        };
-        if guarded.is_none() {
-            free.push(gid);
-        }
-        if !text.is_empty() {
+            );
             told.push(Warning::new(Code::Collision, text));
         }
+        free.push(gid);
     }
     (free, told)
 }
 
-/// Whether the pod's other groups with the number may have it.
+/// Whether the pod's other groups with the number may have it. A guarded one was permitted before.
 fn collision(
     others: &[String],
     gid: Gid,
@@ -156,26 +247,16 @@ fn collision(
 ) -> Result<(), Refusal> {
     /// How many are named.
     const NAMED: usize = 5;
-    let Some(first) = others.first() else {
+    if others.is_empty() {
         return Ok(());
-    };
-    let guarded = others.iter().find(|name| GUARDED.contains(&name.as_str()));
-    let guarded = guarded.filter(|_| config.gid.is_none());
-    let mut names = guarded.unwrap_or(first).clone();
-    if guarded.is_none() && others.len() > 1 {
-        names = some_of(others, NAMED, ", ");
     }
+    let names = some_of(others, NAMED, ", ");
     let text = format!(
         "the number {gid} is also the pod's group {names}: its members gain KVM, and QEMU gains \
          what {names} may"
     );
-    if guarded.is_some() || config.strict {
-        let way_out = if guarded.is_some() {
-            format!("give --gid {gid} if that is meant")
-        } else {
-            "leave out --strict if that is meant".to_owned()
-        };
-        let text = format!("{text}; {way_out}");
+    if config.strict {
+        let text = format!("{text}; leave out --strict if that is meant");
         return Err(Refusal { text, cause: None });
     }
     warnings.push(Warning::new(Code::Collision, text));
@@ -184,10 +265,15 @@ fn collision(
 
 /// Other groups of the pod with this number, but for the one that this program makes for it.
 pub fn collisions(file: &[u8], config: &Config, gid: Gid) -> impl Iterator<Item = String> {
-    let own = format!("{}-{gid}", config.group);
     group::all_by_gid(file, gid)
-        .filter(move |other| other.name != config.group.as_bytes() && other.name != own.as_bytes())
         .map(|other| String::from_utf8_lossy(other.name).into_owned())
+        .filter(move |name| is_other(name, config, gid))
+}
+
+fn is_other(name: &str, config: &Config, gid: Gid) -> bool {
+    let own = name.strip_prefix(&config.group);
+    let own = own.is_some_and(|rest| rest.is_empty() || rest == format!("-{gid}"));
+    !own
 }
 
 /// Whether the device is another one than the node's.

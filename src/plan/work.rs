@@ -1,11 +1,12 @@
 //! What there is to do, and whom QEMU will run as once it is done.
 
 use std::borrow::Cow;
+use std::path::Path;
 
 use nix::unistd::{Gid, Uid};
 
-use super::safety::{collisions, further_numbers};
-use super::{Decision, GroupStep, GroupWant, Step};
+use super::safety::{collisions, further_numbers, guarded, guarded_target, other_owner};
+use super::{Decision, GroupStep, GroupWant, Refusal, Step};
 use crate::accounts::edit::{self, EditError, align};
 use crate::accounts::{group, passwd};
 use crate::config::Config;
@@ -21,7 +22,8 @@ use crate::udev::Prediction;
 /// goes into `decision`. `udev` is what will happen to the device.
 ///
 /// # Errors
-/// [`Usage`] for a QEMU user or group that is not there, and a pod root without group file.
+/// [`Stop::Usage`] for a QEMU user or group that is not there, and a pod root without group file;
+/// [`Stop::Refusal`] for a name that is not written into a group file.
 pub fn steps(
     seen: &Observed,
     config: &Config,
@@ -29,7 +31,7 @@ pub fn steps(
     udev: Option<&Prediction>,
     target: Gid,
     decision: &mut Decision,
-) -> Result<Vec<Step>, Usage> {
+) -> Result<Vec<Step>, Stop> {
     let pod = &seen.pod;
     let user = user(seen, config, conf);
     let mut steps = Vec::new();
@@ -37,13 +39,10 @@ pub fn steps(
         let member = match &user {
             Ok(user) => member(user),
             Err(unknown) if pod.is_host && unknown.is_absence() => None,
-            Err(unknown) => return Err(Usage(unknown.to_string())),
+            Err(unknown) => return Err(Usage(unknown.to_string()).into()),
         };
-        if member.is_some() && !pod.is_host {
-            let (_, told) = further_numbers(seen, config, udev, target);
-            decision.warnings.extend(told);
-        }
-        let wants = wants(seen, config, udev, target, member);
+        let (wants, told) = wants(seen, config, udev, target, member);
+        decision.warnings.extend(told);
         let (aligned, step) = group_step(seen, config, wants)?;
         note_leftovers(seen, config, step.as_ref(), decision);
         steps.extend(step.map(Step::GroupFile));
@@ -91,16 +90,32 @@ pub fn steps(
     Ok(steps)
 }
 
+/// Why there are no steps.
+#[derive(Debug)]
+pub enum Stop {
+    /// What was given, or is configured, cannot be meant.
+    Usage(Usage),
+    /// A safety rule says no.
+    Refusal(Refusal),
+}
+
+impl From<Usage> for Stop {
+    fn from(usage: Usage) -> Self {
+        Self::Usage(usage)
+    }
+}
+
 /// The group with its number, and one more for each other number that an event of the node gives the
-/// device: as long as the node's events disagree, no single number lasts.
+/// device: as long as the node's events disagree, no single number lasts. Also what is odd about those.
 fn wants(
     seen: &Observed,
     config: &Config,
     udev: Option<&Prediction>,
     target: Gid,
     member: Option<Vec<u8>>,
-) -> Vec<GroupWant> {
+) -> (Vec<GroupWant>, Vec<Warning>) {
     let name = &config.group;
+    let mut warnings = Vec::new();
     let mut wants = vec![GroupWant {
         group: name.clone(),
         gid: target,
@@ -108,8 +123,12 @@ fn wants(
     }];
     // Without a member there is nobody whom another number could lock out.
     if member.is_some() && !seen.pod.is_host {
-        let mut numbers = further_numbers(seen, config, udev, target).0;
-        numbers.extend(number_to_leave(seen, config, target));
+        let (mut numbers, told) = further_numbers(seen, config, udev, target);
+        warnings = told;
+        match number_to_leave(seen, config, target) {
+            Ok(kept) => numbers.extend(kept),
+            Err(warning) => warnings.push(warning),
+        }
         numbers.dedup();
         wants.extend(numbers.into_iter().map(|gid| GroupWant {
             group: format!("{name}-{gid}"),
@@ -117,18 +136,25 @@ fn wants(
             member: member.clone(),
         }));
     }
-    wants
+    (wants, warnings)
 }
 
 /// The number that the device is about to leave: until it has, and wherever the new one cannot be
-/// given to it, guests start with that one.
-fn number_to_leave(seen: &Observed, config: &Config, target: Gid) -> Option<Gid> {
+/// given to it, guests start with that one. One that means more than KVM is a warning instead.
+fn number_to_leave(seen: &Observed, config: &Config, target: Gid) -> Result<Option<Gid>, Warning> {
     let file = seen.pod.group.as_deref().unwrap_or_default();
-    let kept = config.kept.filter(|kept| *kept != target)?;
-    collisions(file, config, kept)
-        .next()
-        .is_none()
-        .then_some(kept)
+    let Some(kept) = config.kept.filter(|kept| *kept != target) else {
+        return Ok(None);
+    };
+    if let Some(group) = guarded(seen, kept) {
+        let text = format!(
+            "the device leaves the GID {kept}, which is {group}: QEMU is not made a member for the time \
+             until then, and a guest that starts meanwhile may not get KVM"
+        );
+        return Err(Warning::new(Code::GuardedGroup, text));
+    }
+    let is_free = collisions(file, config, kept).next().is_none();
+    Ok(is_free.then_some(kept))
 }
 
 /// Brings a group file in line with one group after the other.
@@ -153,6 +179,22 @@ pub fn align_all<'a>(
     Ok((content, changes))
 }
 
+/// Why nothing is written, and what to do: the member's name is the image's, the group's is an option's.
+pub fn unwritable(error: &EditError, root: &Path) -> String {
+    let file = root.join(GROUP_FILE);
+    let way_out = match error {
+        EditError::Name {
+            field: "member", ..
+        } => format!(
+            "rename that user in {}, or name another one in qemu.conf",
+            root.join("etc/passwd").display()
+        ),
+        EditError::Name { .. } => "give --group another name".to_owned(),
+        EditError::Gid(_) => "give --gid".to_owned(),
+    };
+    format!("{}: {error}; {way_out}", file.display())
+}
+
 /// On the node itself the group file is never edited; a file of its own can be made from it.
 pub fn writes_group_file(seen: &Observed, config: &Config) -> bool {
     !config.sealed && (!seen.pod.is_host || config.group_file_out.is_some())
@@ -163,16 +205,21 @@ fn group_step<'a>(
     seen: &'a Observed,
     config: &Config,
     wants: Vec<GroupWant>,
-) -> Result<(Cow<'a, [u8]>, Option<GroupStep>), Usage> {
+) -> Result<(Cow<'a, [u8]>, Option<GroupStep>), Stop> {
     let path = seen.pod.root.join(GROUP_FILE);
     let Some(file) = &seen.pod.group else {
-        return Err(Usage(format!(
+        let text = format!(
             "{} does not exist: run this in the libvirt image, or give --root",
             path.display()
-        )));
+        );
+        return Err(Usage(text).into());
     };
-    let (aligned, changes) =
-        align_all(file, &wants).map_err(|error| Usage(format!("{}: {error}", path.display())))?;
+    let (aligned, changes) = align_all(file, &wants).map_err(|error| {
+        Stop::Refusal(Refusal {
+            text: unwritable(&error, &seen.pod.root),
+            cause: None,
+        })
+    })?;
     let stands = match &config.group_file_out {
         Some(_) => seen.pod.own_group_out(),
         None => Some(&file[..]),
@@ -284,22 +331,46 @@ pub fn wanted_mode(now: u16, exact: Option<u16>) -> u16 {
 }
 
 /// Where a missing KVM is accepted the pod still mounts the file that it was promised: aligned as
-/// far as that can be told, or the image's own.
+/// far as that can be told, or the image's own. Without a device nothing makes up for a GID that is another
+/// group's, so that not even an explicit one permits it.
 pub fn file_for_the_pod(
     seen: &Observed,
     config: &Config,
     conf: Option<&QemuConf>,
     resolution: &Resolution,
+    warnings: &mut Vec<Warning>,
 ) -> Vec<Step> {
     let (Some(out), Some(file)) = (&config.group_file_out, &seen.pod.group) else {
         return Vec::new();
     };
-    let target = resolution.target().map(|target| target.gid);
+    let target = resolution.target().filter(|target| {
+        let group = guarded_target(seen, config, target.gid);
+        if let Some(group) = &group {
+            let text = format!(
+                "{} gives the GID {}, which is {group}: without a device that GID goes into no group \
+                 file, so {} holds what the image's own does",
+                target.at,
+                target.gid,
+                out.display()
+            );
+            warnings.push(Warning::new(Code::GuardedGroup, text));
+        }
+        group.is_none()
+    });
+    let target = target.map(|target| target.gid);
     let target = target.filter(|gid| collisions(file, config, *gid).next().is_none());
+    let target = target.filter(|gid| other_owner(seen, config, *gid).is_none());
     let member = user(seen, config, conf).ok().and_then(|user| member(&user));
     let udev = seen.host.as_ref().map(|host| &host.udev);
-    let wants = target.map_or_else(Vec::new, |gid| wants(seen, config, udev, gid, member));
-    let (content, changes) = align_all(file, &wants).unwrap_or((Cow::Borrowed(file), Vec::new()));
+    let (wants, told) = target
+        .map(|gid| wants(seen, config, udev, gid, member))
+        .unwrap_or_default();
+    warnings.extend(told);
+    // A name that is not written leaves the image's own file, too.
+    let (wants, content, changes) = match align_all(file, &wants) {
+        Ok((content, changes)) => (wants, content, changes),
+        Err(_) => (Vec::new(), Cow::Borrowed(&file[..]), Vec::new()),
+    };
     if seen.pod.own_group_out() == Some(&content[..]) {
         return Vec::new();
     }

@@ -112,6 +112,10 @@ pub enum Code {
     Disagreement,
     /// The pod has the group twice; the first line counts.
     DuplicateGroup,
+    /// The node's udev gives the device a GID that means more than KVM (disk, docker, shadow and others, by
+    /// the node's name or by the pod's), or the target is one where there is no device: QEMU is not made a
+    /// member of that group.
+    GuardedGroup,
     /// This container does not see the node's file system.
     HostRootUnknown,
     /// The node has no QEMU user; proven for nobody with the group.
@@ -159,6 +163,7 @@ impl Code {
             Self::Collision => "collision",
             Self::Disagreement => "disagreement",
             Self::DuplicateGroup => "duplicate-group",
+            Self::GuardedGroup => "guarded-group",
             Self::HostRootUnknown => "host-root-unknown",
             Self::LimitedProof => "limited-proof",
             Self::OldGidInUse => "old-gid-in-use",

@@ -36,6 +36,7 @@ mod crowd;
 mod drifts;
 mod files;
 mod folders;
+mod guarded;
 mod impostor;
 mod keeps;
 mod libvirtd;

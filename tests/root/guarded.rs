@@ -1,0 +1,276 @@
+//! A GID that means more than KVM is given to no QEMU for the sake of an event, a variable or a node without a
+//! device; and only names that are nothing but names are written.
+
+use std::fs;
+use std::path::Path;
+
+use crate::common::{in_namespace, run, set_owner};
+use crate::support::{ALIGNED, KVM, Scene, command, go, owner, report, warnings};
+
+const STOCK: &str = "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
+
+/// A node with these groups beside kvm, a rule that gives the device to one of them at a change event, and a
+/// pod with these groups beside its own.
+fn attacked(node: &str, group: &str, pod: &str) -> Scene {
+    let scene = Scene::new();
+    scene
+        .host
+        .file("etc/group", &format!("root:x:0:\nkvm:x:108:\n{node}"));
+    scene
+        .host
+        .file("usr/lib/udev/rules.d/50-udev-default.rules", STOCK);
+    let rule = format!("ACTION==\"change\", KERNEL==\"kvm\", GROUP=\"{group}\"\n");
+    scene.host.file("etc/udev/rules.d/99-backup.rules", &rule);
+    let own = "root:x:0:\nkvm:x:424:nova\nnova:x:42424:\n";
+    scene.pod.file("etc/group", &format!("{own}{pod}"));
+    scene
+}
+
+const ATTACKS: [(&str, &str, &str); 6] = [
+    ("disk:x:6:\n", "disk", ""),
+    ("disk:x:6:\n", "6", ""),
+    ("shadow:x:42:\n", "shadow", ""),
+    ("games:x:42:\nshadow:x:42:\n", "games", ""),
+    ("", "42", "games:x:42:\nshadow:x:42:\n"),
+    ("", "root", ""),
+];
+
+#[test]
+#[ignore = "tier: root"]
+fn a_rule_for_a_change_event_makes_qemu_no_member_of_a_guarded_group() {
+    in_namespace(|| {
+        for (node, group, pod) in ATTACKS {
+            let aligned = format!("{ALIGNED}{pod}");
+            let scene = attacked(node, group, pod);
+            let out = scene.pod.dir("volume").at("volume/group");
+            let before = scene.state();
+            let run = go(scene.apply().arg("--strict")).code(3);
+            let run = run.says(&["refused: ", "--strict: an event of the node"]);
+            assert_eq!(scene.state(), before, "{group}: {run}");
+
+            let (code, said) = report(&mut scene.apply());
+            assert_eq!(scene.pod.read("etc/group"), aligned, "{group}: {said}");
+            assert_eq!(code, 0, "{group}: {said}");
+            let codes = warnings(&said);
+            assert!(codes.contains(&"guarded-group".to_owned()), "{said}");
+            assert_eq!(owner(Path::new(KVM)), (0, 108, 0o660), "{group}");
+            // That event takes KVM away.
+            let mut check = scene.apply();
+            check.arg("--dry-run");
+            let (code, said) = report(&mut check);
+            assert_eq!(
+                (code, said["verdict"].as_str()),
+                (1, Some("drift")),
+                "{said}"
+            );
+            assert!(
+                said["summary"].to_string().contains("a change event"),
+                "{said}"
+            );
+            assert!(
+                warnings(&said).contains(&"guarded-group".to_owned()),
+                "{said}"
+            );
+
+            // The same in a volume, by `exec`, and with the target given.
+            let scene = attacked(node, group, pod);
+            go(scene.apply().arg("--group-file-out").arg(&out)).code(0);
+            assert_eq!(fs::read_to_string(&out).unwrap(), aligned, "{group}");
+            let (code, text, err) = run_exec(&scene);
+            assert_eq!((code, text), (0, aligned.clone()), "{group}: {err}");
+            let scene = attacked(node, group, pod);
+            go(scene.apply().arg("--gid=108")).code(0);
+            assert_eq!(scene.pod.read("etc/group"), aligned, "{group}");
+        }
+    });
+}
+
+/// What the command of `exec` finds in the pod's group file.
+fn run_exec(scene: &Scene) -> (i32, String, String) {
+    let mut cmd = scene.exec(&[]);
+    cmd.arg("cat").arg(scene.pod.at("etc/group"));
+    run(&mut cmd)
+}
+
+/// An event's GID that means nothing more is one that QEMU gets.
+#[test]
+#[ignore = "tier: root"]
+fn another_gid_of_an_event_still_makes_qemu_a_member() {
+    in_namespace(|| {
+        let scene = attacked("", "777", "");
+        let (code, said) = report(&mut scene.apply());
+        assert_eq!(code, 0, "{said}");
+        let text = scene.pod.read("etc/group");
+        assert_eq!(text, format!("{ALIGNED}kvm-777:x:777:nova\n"));
+        assert_eq!(warnings(&said), ["udev-events-differ"]);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_variable_does_not_permit_a_guarded_target() {
+    in_namespace(|| {
+        let config = |scene: &Scene| {
+            let path = scene.pod.at("c.yaml");
+            fs::write(&path, "gid: 6\n").unwrap();
+            path
+        };
+        for (node, pod) in [("disk:x:6:\n", ""), ("", "disk:x:6:\n")] {
+            let scene = attacked(node, "kvm", pod);
+            let before = scene.state();
+            let run = go(scene.apply().env("LIBVIRT_KVM_INIT_GID", "6")).code(3);
+            let run = run.says(&["refused: ", "disk", "LIBVIRT_KVM_INIT_GID", "--gid 6"]);
+            assert_eq!(scene.state(), before, "{run}");
+            let aligned =
+                format!("root:x:0:\nkvm:x:6:nova\nnova:x:42424:\n{pod}kvm-108:x:108:nova\n");
+            go(scene.apply().arg("--gid=6")).code(0);
+            assert_eq!(scene.pod.read("etc/group"), aligned);
+            assert_eq!(owner(Path::new(KVM)), (0, 6, 0o660));
+
+            let scene = attacked(node, "kvm", pod);
+            let config = config(&scene);
+            go(scene.apply().arg("--config").arg(&config)).code(0);
+            assert_eq!(scene.pod.read("etc/group"), aligned);
+        }
+        // A GID of a group that is not guarded.
+        let scene = attacked("", "kvm", "games:x:20:\n");
+        go(scene.apply().env("LIBVIRT_KVM_INIT_GID", "20")).code(0);
+        let text = scene.pod.read("etc/group");
+        assert!(text.contains("kvm:x:20:nova\n"), "{text}");
+    });
+}
+
+/// The node's kvm has the GID as well, and another of its names is disk.
+#[test]
+#[ignore = "tier: root"]
+fn every_name_of_a_gid_on_the_node_counts() {
+    in_namespace(|| {
+        for (file, text) in [
+            ("etc/group", "root:x:0:\nkvm:x:6:\ndisk:x:6:\n"),
+            ("usr/lib/group", "disk:x:6:\n"),
+            (
+                "usr/lib/userdb/disk.group",
+                r#"{"groupName":"disk","gid":6}"#,
+            ),
+        ] {
+            let scene = Scene::new();
+            scene.host.file("etc/group", "root:x:0:\nkvm:x:6:\n");
+            scene.host.file(file, text);
+            let before = scene.state();
+            let run = go(&mut scene.apply()).code(3);
+            let run = run.says(&["refused: ", "disk", file, "--gid 6"]);
+            assert_eq!(scene.state(), before, "{run}");
+        }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_pod_without_a_device_gets_no_guarded_group() {
+    in_namespace(|| {
+        let image = "root:x:0:\nkvm:x:424:nova\nnova:x:42424:\n";
+        // At every event, at a change event alone; and where the GID was given.
+        for (rule, args, want) in [
+            ("KERNEL==\"kvm\", GROUP=\"disk\"\n", &[][..], image),
+            ("KERNEL==\"kvm\", GROUP=\"disk\"\n", &["--gid=6"], image),
+            (
+                "ACTION==\"change\", KERNEL==\"kvm\", GROUP=\"disk\"\n",
+                &[],
+                ALIGNED,
+            ),
+        ] {
+            let scene = Scene::without_device();
+            scene
+                .host
+                .file("etc/group", "root:x:0:\nkvm:x:108:\ndisk:x:6:\n");
+            scene
+                .host
+                .file("usr/lib/udev/rules.d/50-udev-default.rules", STOCK);
+            scene.host.file("etc/udev/rules.d/99-x.rules", rule);
+            let out = scene.pod.dir("volume").at("volume/group");
+            // What a release before made of it.
+            fs::write(&out, "root:x:0:\nkvm:x:6:nova\nnova:x:42424:\n").unwrap();
+            let mut apply = scene.apply();
+            apply.arg("--missing=skip").args(args);
+            apply.arg("--group-file-out").arg(&out);
+            let (code, said) = report(&mut apply);
+            assert_eq!(fs::read_to_string(&out).unwrap(), want, "{rule} {args:?}");
+            assert_eq!(scene.pod.read("etc/group"), image, "{rule}");
+            assert_eq!(code, 0, "{said}");
+            assert!(
+                warnings(&said).contains(&"guarded-group".to_owned()),
+                "{said}"
+            );
+        }
+    });
+}
+
+/// Names that useradd(8) accepts.
+#[test]
+#[ignore = "tier: root"]
+fn a_name_that_a_shell_would_obey_is_not_written() {
+    in_namespace(|| {
+        let long = "a".repeat(33);
+        for name in ["x;id;#", "a/b", "a$(id)", "123", "`id`", &long] {
+            let scene = Scene::new();
+            let passwd =
+                format!("root:x:0:0:root:/root:/bin/sh\n{name}:x:42424:42424::/:/bin/sh\n");
+            scene.pod.file("etc/passwd", &passwd);
+            let conf = "user = \"+42424\"\ngroup = \"kvm\"\n";
+            scene.pod.file("etc/libvirt/qemu.conf", conf);
+            let out = scene.pod.dir("volume").at("volume/group");
+            let before = scene.state();
+            let passwd = scene.pod.at("etc/passwd");
+            let parts = ["refused: ", "etc/group", passwd.to_str().unwrap(), name];
+            let run = go(&mut scene.apply()).code(3).says(&parts);
+            assert_eq!(scene.state(), before, "{run}");
+            let run = go(scene.apply().arg("--group-file-out").arg(&out));
+            let run = run.code(3).says(&parts);
+            assert_eq!(scene.state(), before, "{run}");
+            let mut exec = scene.exec(&[]);
+            let (code, text, err) = crate::common::run(exec.args(["echo", "started"]));
+            assert_eq!((code, text.as_str()), (3, ""), "{err}");
+            assert_eq!(scene.state(), before, "{err}");
+
+            // A file that is right already is right with such a name, too.
+            let right = format!("root:x:0:\nkvm:x:108:{name}\nnova:x:42424:\n");
+            scene.pod.file("etc/group", &right);
+            set_owner(Path::new(KVM), 0, 108, 0o660);
+            let before = scene.state();
+            let run = go(&mut scene.apply()).code(0);
+            assert_eq!(scene.state(), before, "{run}");
+        }
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn nothing_in_a_configuration_file_ends_it_unseen() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let config = scene.pod.at("c.yaml");
+        for (text, line) in [
+            ("strict: true\n\0unknown: 1\n", 2),
+            ("strict: true\0\nunknown: 1\n", 1),
+            ("strict: true\n...\nunknown: 1\n", 3),
+            ("{strict: true}\nunknown: 1\n", 2),
+            ("strict: true\n# \rgid: 6\n", 2),
+            ("strict: true\n# \u{1b}[2J\n", 2),
+            ("strict: true\n# \u{85}gid: 6\n", 2),
+            ("strict: true\n# \u{2028}gid: 6\n", 2),
+            ("strict: true\n#\u{feff}\n", 2),
+        ] {
+            fs::write(&config, text).unwrap();
+            let before = scene.state();
+            for verb in ["apply", "check"] {
+                let mut cmd = command(&crate::common::program(), &[verb]);
+                cmd.arg("--root").arg(scene.pod.path());
+                cmd.arg("--host-root").arg(scene.host.path());
+                let run = go(cmd.arg("--config").arg(&config)).code(2);
+                let place = format!("{}:{line}: ", config.display());
+                let run = run.says(&["usage: ", &place]);
+                assert_eq!(scene.state(), before, "{text:?}: {run}");
+            }
+        }
+    });
+}

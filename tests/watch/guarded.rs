@@ -1,0 +1,98 @@
+//! What `watch` gives QEMU for the time between two GIDs, and what it logs and publishes of foreign names.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::common::{in_namespace, scratch, set_owner};
+use crate::process::{Watch, healed, until, watch};
+use crate::support::{ALIGNED, KVM, Scene, owner};
+
+const GROUPS: &str = "root:x:0:\nkvm:x:108:\ndisk:x:6:\n";
+
+#[test]
+#[ignore = "tier: root"]
+fn a_rule_for_an_event_makes_qemu_no_member_of_a_guarded_group() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        scene.host.file("etc/group", GROUPS);
+        let rule = "ACTION==\"change\", KERNEL==\"kvm\", GROUP=\"disk\"\n";
+        let watch = Watch::start(&mut watch(&scene));
+        assert_eq!(scene.pod.read("etc/group"), ALIGNED);
+        // While it runs.
+        scene.host.file("etc/udev/rules.d/99-x.rules", rule);
+        std::thread::sleep(Duration::from_secs(2));
+        set_owner(Path::new(KVM), 0, 6, 0o660);
+        healed((0, 108, 0o660));
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(scene.pod.read("etc/group"), ALIGNED, "{}", watch.log());
+    });
+}
+
+/// The permission for the GID 6 ends with the option, and what is left of it is no membership.
+#[test]
+#[ignore = "tier: root"]
+fn a_guarded_gid_that_the_device_leaves_is_not_kept() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        scene.host.file("etc/group", GROUPS);
+        let config = scratch().join("c.yaml");
+        fs::write(&config, "gid: 6\n").unwrap();
+        let status = scratch().join("status.json");
+        let watch = Watch::start(
+            watch(&scene)
+                .arg("--config")
+                .arg(&config)
+                .arg("--status-file")
+                .arg(&status),
+        );
+        assert_eq!(watch.report["verdict"], "ok", "{}", watch.report);
+        assert_eq!(owner(Path::new(KVM)), (0, 6, 0o660));
+        fs::write(&config, "gid: 108\n").unwrap();
+        watch.signal(Signal::SIGHUP);
+        healed((0, 108, 0o660));
+        let done = || fs::read_to_string(&status).is_ok_and(|text| text.contains("guarded-group"));
+        assert!(until(Duration::from_secs(5), done));
+        assert_eq!(scene.pod.read("etc/group"), ALIGNED, "{}", watch.log());
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn names_in_the_image_are_escaped_in_the_log_and_in_the_status() {
+    in_namespace(|| {
+        let name = "no\u{1b}[2J\u{9b}2J\u{7f}\u{202e}va";
+        let scene = Scene::new();
+        let passwd = format!("root:x:0:0:root:/root:/bin/sh\n{name}:x:42424:42424::/:/bin/sh\n");
+        scene.pod.file("etc/passwd", &passwd);
+        let conf = "user = \"+42424\"\ngroup = \"kvm\"\n";
+        scene.pod.file("etc/libvirt/qemu.conf", conf);
+        let group = format!("root:x:0:\nkvm:x:108:{name}\n");
+        scene.pod.file("etc/group", &group);
+        let status = scratch().join("status.json");
+        let metrics = scratch().join("metrics");
+        let watch = Watch::start(
+            watch(&scene)
+                .arg("--status-file")
+                .arg(&status)
+                .arg("--metrics-file")
+                .arg(&metrics),
+        );
+        assert_eq!(watch.report["verdict"], "ok", "{}", watch.report);
+        // Not right, and right again, which it logs with the name.
+        let other = "root:x:0:\ngames:x:108:\n";
+        let right = scene.host.read("etc/group");
+        scene.host.file("etc/group", other);
+        watch.says("refused");
+        scene.host.file("etc/group", &right);
+        watch.says("can open /dev/kvm");
+        let files = [status, metrics].map(|path| fs::read_to_string(path).unwrap());
+        for text in files.into_iter().chain([watch.log()]) {
+            let hidden = |c: &char| c.is_control() && *c != '\n' || *c == '\u{202e}';
+            assert_eq!(text.chars().find(hidden), None, "{text}");
+        }
+        assert_eq!(scene.pod.read("etc/group"), group);
+    });
+}
