@@ -366,3 +366,42 @@ fn a_hook_that_fails_ends_libvirtd() {
         assert_eq!(ended.reason(), last);
     });
 }
+
+/// Whoever may write the config map of options runs nothing as root by it, and names no other group or file.
+#[test]
+#[ignore = "tier: pod"]
+fn a_config_map_runs_no_command_in_the_libvirt_container() {
+    on_a_node(|node| {
+        let mut pod = Pod::new(node, "genestack-base-exec");
+        pod.replace("libvirt", "--settle=30s", &["--settle=200ms"]);
+        pod.replace("libvirt", "/tmp/libvirt.sh", &["bash", "-c", "exit 7"]);
+        before_ours(&pod);
+        // What bash would run leaves a trace in the container's own layer.
+        pod.image
+            .file("srv/evil", "id -u >/srv/ran; echo $PPID >>/srv/ran\n");
+        for attack in [
+            ("BASH_ENV", "/srv/evil"),
+            ("LIBVIRT_KVM_INIT_GROUP_FILE_OUT", "/srv/out"),
+            ("LIBVIRT_KVM_INIT_GROUP", "disk"),
+            ("PATH", "/srv"),
+        ] {
+            pod.options = vec![attack];
+            let ended = pod.libvirt();
+            for name in ["srv/ran", "srv/out"] {
+                assert!(!ended.layer.join(name).exists(), "{attack:?}: {ended:?}");
+            }
+            assert_eq!(ended.code, 7, "{attack:?}: {ended:?}");
+            let group = ended.group().unwrap();
+            assert_eq!(group, expected_group_with(&pod, NODE), "{attack:?}");
+        }
+
+        // The options that are meant still count.
+        pod.options = vec![("LIBVIRT_KVM_INIT_PROOF", "off")];
+        let ended = pod.libvirt();
+        assert_eq!(ended.code, 7, "{ended:?}");
+        assert!(
+            ended.stderr.contains("unproven") || ended.stderr.contains("not asked"),
+            "{ended:?}"
+        );
+    });
+}

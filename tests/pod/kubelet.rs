@@ -192,20 +192,36 @@ impl<'a> Pod<'a> {
             podman.arg("-v").arg(self.mount(mount));
         }
         podman.arg("-v").arg(self.termination_log(container));
-        assert_eq!(container.env_from, None, "{}", container.name);
-        for variable in container.env.iter().flatten() {
-            let source = variable.value_from.as_ref();
-            let key = source.and_then(|source| source.config_map_key_ref.as_ref());
-            let value = self.options.iter().find(|(option, _)| {
-                key.is_some_and(|key| key.name == "libvirt-kvm-init" && key.key == *option)
-            });
-            if let Some((_, value)) = value {
-                podman.args(["-e", &format!("{}={value}", variable.name)]);
-            }
+        for (name, value) in self.variables(container) {
+            podman.args(["-e", &format!("{name}={value}")]);
         }
         podman.arg("--rootfs").arg(root).args(command);
         podman.args(container.args.iter().flatten());
         (name, podman)
+    }
+
+    /// What a container gets of the config map of options, as a whole or key by key.
+    fn variables(&self, container: &Container) -> Vec<(String, &str)> {
+        const MAP: &str = "libvirt-kvm-init";
+        let mut found = Vec::new();
+        for (option, value) in &self.options {
+            let mut sources = container.env_from.iter().flatten();
+            let of_map = sources.any(|source| {
+                let map = source.config_map_ref.as_ref();
+                map.is_some_and(|map| map.name == MAP)
+            });
+            if of_map {
+                found.push(((*option).to_owned(), *value));
+            }
+            for variable in container.env.iter().flatten() {
+                let source = variable.value_from.as_ref();
+                let key = source.and_then(|source| source.config_map_key_ref.as_ref());
+                if key.is_some_and(|key| key.name == MAP && key.key == *option) {
+                    found.push((variable.name.clone(), *value));
+                }
+            }
+        }
+        found
     }
 
     fn mount(&self, mount: &VolumeMount) -> String {
