@@ -164,6 +164,7 @@ pub fn udev(data: &[u8]) {
             "qemu" => Some(Uid::from_raw(107)),
             _ => None,
         },
+        complete: true,
     };
     // A line of four bars begins another file.
     let mut parts = vec![Vec::new()];
@@ -338,6 +339,7 @@ pub fn userdb(data: &[u8]) {
         let db = HostDb {
             files: vec![("etc/group", b"root:x:0:\n".to_vec())],
             records: vec![record],
+            ..HostDb::default()
         };
         if name != "root" {
             assert_eq!(db.by_name(&name).unwrap().gid, gid);

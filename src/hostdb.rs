@@ -27,6 +27,27 @@ pub struct HostDb {
     pub files: Vec<(&'static str, Vec<u8>)>,
     /// The userdb records.
     pub records: Vec<Record>,
+    /// Which sources are not seen.
+    pub unseen: Unseen,
+}
+
+/// Which sources of a group database are not seen, though the node may have them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Unseen {
+    /// None: a group that is not found does not exist on the node.
+    #[default]
+    None,
+    /// Some that few nodes have: what is found counts.
+    Rare,
+    /// One that the node has or had. What would be asked after it could be overruled by it.
+    Before {
+        /// How many of [`HostDb::files`] are asked before it.
+        files: usize,
+        /// Its name below the host root.
+        name: &'static str,
+        /// Why it is not seen.
+        why: String,
+    },
 }
 
 /// One group of a userdb record.
@@ -50,15 +71,20 @@ pub struct Found {
 }
 
 impl HostDb {
-    /// The number of the group `name`: the first file that knows it decides.
+    /// The number of the group `name`: the first file that knows it decides. Nothing also where a file that
+    /// is not seen may decide otherwise.
     pub fn by_name(&self, name: &str) -> Option<Found> {
-        let in_files = self.files.iter().find_map(|(file, content)| {
+        let (files, records) = match self.unseen {
+            Unseen::Before { files, .. } => (files, &[][..]),
+            Unseen::None | Unseen::Rare => (self.files.len(), &self.records[..]),
+        };
+        let in_files = self.files.iter().take(files).find_map(|(file, content)| {
             let found = group::by_name(content, name.as_bytes())?;
             let at = format!("/{file}:{}", found.line);
             Some(Found { gid: found.gid, at })
         });
         in_files.or_else(|| {
-            let record = self.records.iter().find(|record| record.name == name)?;
+            let record = records.iter().find(|record| record.name == name)?;
             let at = format!("/{}", record.at);
             let gid = record.gid;
             Some(Found { gid, at })
@@ -153,6 +179,7 @@ mod tests {
                 gid: Gid::from_raw(9),
                 at: "usr/lib/userdb/kvm.group".into(),
             }],
+            unseen: Unseen::None,
         }
     }
 
@@ -177,6 +204,31 @@ mod tests {
         );
         assert_eq!(db.name_of(Gid::from_raw(9)).as_deref(), Some("kvm"));
         assert_eq!(db.name_of(Gid::from_raw(36)), None);
+    }
+
+    #[test]
+    fn what_an_unseen_file_could_overrule_is_not_known() {
+        let mut db = db();
+        let before = |files| Unseen::Before {
+            files,
+            name: "usr/share/baselayout/group",
+            why: String::new(),
+        };
+        for (unseen, kvm, netdev) in [
+            (Unseen::Rare, Some(36), Some(36)),
+            (before(2), Some(36), Some(36)),
+            (before(1), None, Some(36)),
+            (before(0), None, None),
+        ] {
+            db.unseen = unseen;
+            let found = |name| db.by_name(name).map(|found| found.gid.as_raw());
+            assert_eq!((found("kvm"), found("netdev")), (kvm, netdev), "{db:?}");
+            // Whose a number is may matter all the same.
+            let owner = db.other_owner(Gid::from_raw(107), "kvm");
+            assert_eq!(owner.unwrap().0, "qemu");
+        }
+        db.files.clear();
+        assert_eq!(db.by_name("kvm"), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //!                       files and udev rules      one decision    device last      opens the device
 //!
 //!   cli, config ------> observe ----------------> plan ---------> steps ---------> prove
-//!                       (place, hostdb,           (resolve,       (sys)            (qemu, diagnose,
+//!                       (place, view, hostdb,     (resolve,       (sys)            (qemu, diagnose,
 //!                       udev_read)                udev, acl,         |             judge)
 //!                          ^                      accounts,          |                |
 //!                          |                      qemu_conf)         |                |
@@ -63,5 +63,6 @@ pub mod sys;
 pub mod table;
 pub mod udev;
 pub mod udev_read;
+pub mod view;
 #[cfg(feature = "watch")]
 pub mod watch;

@@ -30,7 +30,28 @@ pub fn warnings(
     found.extend(other_members(seen, config, identity));
     found.extend(stale_libvirtd(seen, config, daemons));
     found.extend(seen.host.as_ref().and_then(|host| udevd(host, daemons)));
+    found.extend(seen.host.as_ref().and_then(not_shown));
     found
+}
+
+/// Places that the node may use and that a partial view leaves out. Hardly any node has udev rules or
+/// groups there, so that the forecast is made without them; whoever looks is told.
+fn not_shown(host: &Host) -> Option<Warning> {
+    if host.not_shown.is_empty() {
+        return None;
+    }
+    let places: Vec<_> = host
+        .not_shown
+        .iter()
+        .map(|name| format!("/{name}"))
+        .collect();
+    let text = format!(
+        "{} shows parts of the node only: udev rules and groups in {} are not seen and would count; \
+         where the node has any, mount it there as well",
+        host.root.display(),
+        places.join(", ")
+    );
+    Some(Warning::new(Code::UdevUnclear, text))
 }
 
 fn open_to_others(seen: &Observed, config: &Config) -> Option<Warning> {

@@ -85,6 +85,9 @@ pub struct Database<'a> {
     pub group: &'a dyn Fn(&str) -> Option<Gid>,
     /// The number of a user.
     pub user: &'a dyn Fn(&str) -> Option<Uid>,
+    /// Whether all of the node's names are seen: then one that has no number is unknown to its udevd,
+    /// too.
+    pub complete: bool,
 }
 
 /// What a fresh 0:0 0600 node becomes. What no rule gives is none, and stays as it is.
@@ -160,6 +163,17 @@ impl Prediction {
             Event::Add => &self.add,
             Event::Change => &self.change,
         }
+    }
+
+    /// Takes back all forecasts, because of rules that are not seen.
+    pub fn doubt(&mut self, unseen: &[Remark]) {
+        if unseen.is_empty() {
+            return;
+        }
+        self.start = Forecast::Unclear;
+        self.add = Forecast::Unclear;
+        self.change = Forecast::Unclear;
+        self.unclear.extend_from_slice(unseen);
     }
 }
 

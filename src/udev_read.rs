@@ -15,16 +15,29 @@ use crate::sys::processes::Process;
 use crate::sys::root::{Folder, Root, kind, kind_name};
 use crate::sys::{Inode, Result, Room};
 use crate::udev::own::{self, Rules};
-use crate::udev::{FOLDERS, Found, Udevd, login_defs, select, version_of};
+use crate::udev::{FOLDERS, Found, Remark, Udevd, login_defs, select, version_of};
+use crate::view::{Hidden, View};
+
+/// The rules files that udevd reads, and those that it reads and that are not seen here.
+#[derive(Debug)]
+pub struct Seen {
+    /// In udevd's order.
+    pub rules: Rules,
+    /// Rules that the node has, or may well have, and that are not seen.
+    pub unseen: Vec<Remark>,
+    /// Directories that few nodes have rules in, and that are not seen.
+    pub not_shown: Vec<&'static str>,
+}
 
 /// The rules files that udevd reads, in its order.
 ///
 /// # Errors
 /// The call that failed, with the file's name: a rule that cannot be read could be the one that
 /// decides. `EFBIG` for more than 8 MiB altogether, a hundred times what distributions have.
-pub fn rules(root: &Root, libs: Libs) -> Result<Rules> {
+pub fn rules(root: &Root, libs: Libs, view: View) -> Result<Seen> {
     let mut room = Room::new();
-    let mut found = Vec::new();
+    let mut found: Vec<(usize, String, OsString, Found)> = Vec::new();
+    let mut unseen = Vec::new();
     for (rank, name, folder) in folders(root, libs)? {
         for (file, is_file) in named_rules(&folder) {
             let content = match is_file {
@@ -40,15 +53,72 @@ pub fn rules(root: &Root, libs: Libs) -> Result<Rules> {
             if let Some(Found::Content(content)) = &content {
                 room.take(content, || root.path().join(path()))?;
             }
+            if let Some(Found::Masked) = content
+                && let Some(hidden) = leads_out(root, view, &path())?
+                && !found.iter().any(|(_, _, other, _)| other == file)
+            {
+                let (rule, why) = (format!("/{}", path()), hidden.why(root));
+                unseen.push(Remark { rule, why });
+            }
             if let Some(content) = content {
                 found.push((rank, name.to_owned(), file.to_owned(), content));
             }
         }
     }
+    let mut not_shown = Vec::new();
+    if view == View::Partial {
+        let stock = |(rank, _, name, _): &(usize, _, OsString, _)| *rank == USR && name == STOCK;
+        let stock = found.iter().any(stock);
+        missing_folders(root, stock, &mut unseen, &mut not_shown)?;
+    }
     let hidden = |(rank, _, name, _): &&(usize, _, OsString, _)| *rank > 0 && name == own::NAME;
     let hidden = select(found.iter().filter(hidden).cloned().collect()).pop();
     let files = select(found);
-    Ok(Rules { files, hidden })
+    let rules = Rules { files, hidden };
+    Ok(Seen {
+        rules,
+        unseen,
+        not_shown,
+    })
+}
+
+/// The place of usr/lib in [`FOLDERS`].
+const USR: usize = 3;
+/// systemd's own rules, which are in one of lib and usr/lib on every node that has its udevd.
+const STOCK: &str = "50-udev-default.rules";
+
+/// What a rules file leads to that udevd reads and that is not seen here. A link to /dev/null, which no
+/// partial view shows, only takes the name.
+fn leads_out(root: &Root, view: View, name: &str) -> Result<Option<Hidden>> {
+    let hidden = view.hides(root, name)?;
+    Ok(hidden.filter(|hidden| hidden.path != "dev/null"))
+}
+
+/// Of the directories of rules, those that a partial view does not show. `stock` is whether systemd's own
+/// rules were found in usr/lib: then lib is the same directory, or nothing that counts.
+fn missing_folders(
+    root: &Root,
+    stock: bool,
+    unseen: &mut Vec<Remark>,
+    not_shown: &mut Vec<&'static str>,
+) -> Result<()> {
+    for name in FOLDERS {
+        let Some(hidden) = View::Partial.hides(root, name)? else {
+            continue;
+        };
+        let may_be_unused = match name {
+            "run/udev/rules.d" | "usr/local/lib/udev/rules.d" => true,
+            "lib/udev/rules.d" if stock => continue,
+            _ => false,
+        };
+        if may_be_unused && !hidden.linked {
+            not_shown.push(name);
+        } else {
+            let (rule, why) = (format!("/{name}"), hidden.why(root));
+            unseen.push(Remark { rule, why });
+        }
+    }
+    Ok(())
 }
 
 /// Where a rule of this program's own goes, as it is now.
@@ -182,7 +252,7 @@ fn other_content(root: &Root, name: &str) -> Result<Option<Found>> {
 ///
 /// # Errors
 /// The call that failed.
-pub fn udevd(root: &Root, libs: Libs) -> Result<Udevd> {
+pub fn udevd(root: &Root, libs: Libs, view: View) -> Result<Udevd> {
     let libs: &[&str] = match libs {
         Libs::Merged => &["usr/lib"],
         Libs::Apart => &["usr/lib", "lib"],
@@ -192,7 +262,16 @@ pub fn udevd(root: &Root, libs: Libs) -> Result<Udevd> {
         ..Udevd::default()
     };
     if udevd.asks_for_the_range() {
-        let defs = root.read("etc/login.defs")?.unwrap_or_default();
+        let defs = root.read("etc/login.defs")?;
+        if defs.is_none() && view.hides(root, "etc/login.defs")?.is_some() {
+            // Then it is not known which numbers such a version takes.
+            return Ok(Udevd {
+                version: None,
+                system_uid_max: 0,
+                system_gid_max: 0,
+            });
+        }
+        let defs = defs.unwrap_or_default();
         let max = |key, usual| login_defs(&defs, key).unwrap_or(usual);
         udevd.system_uid_max = max("SYS_UID_MAX", udevd.system_uid_max);
         udevd.system_gid_max = max("SYS_GID_MAX", udevd.system_gid_max);

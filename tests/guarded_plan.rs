@@ -12,6 +12,7 @@ use libvirt_kvm_init::report::{Code, Warning};
 use libvirt_kvm_init::sys::device::Facts;
 use libvirt_kvm_init::udev::own::Rules;
 use libvirt_kvm_init::udev::{Prediction, RuleFile, Udevd};
+use libvirt_kvm_init::view::View;
 use nix::sys::stat::SFlag;
 use nix::unistd::{Gid, Uid};
 
@@ -68,7 +69,7 @@ fn seen(node: &str, rules: &str, pod: &str, device: Option<u32>) -> Observed {
         root: "/host".into(),
         db: HostDb {
             files: vec![("etc/group", format!("root:x:0:\n{node}").into_bytes())],
-            records: Vec::new(),
+            ..HostDb::default()
         },
         group_files: Vec::new(),
         node: device.map(facts),
@@ -87,6 +88,9 @@ fn seen(node: &str, rules: &str, pod: &str, device: Option<u32>) -> Observed {
             hidden: None,
         },
         passwd: Vec::new(),
+        view: View::Whole,
+        unseen: Vec::new(),
+        not_shown: Vec::new(),
     };
     host.foresee();
     Observed {

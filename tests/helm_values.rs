@@ -1,5 +1,6 @@
 //! The scripts of helm-patch/values, run by real shells with the real program in a pod made for the test:
-//! this namespace's `/` with its own /etc and /dev, and the node's root at /mnt/host-rootfs.
+//! this namespace's `/` with its own /etc and /dev, and the node's root, or what the hook sees of it, at
+//! /mnt/host-rootfs.
 //!
 //! Needs root, KVM and shellcheck. Loading modules is the one thing that is not done: `modprobe` only notes how it
 //! is called.
@@ -86,6 +87,22 @@ fn mount_host(host: &Tree) {
     ok(Command::new("mount").args(["-o", "remount,bind,ro", HOST]));
 }
 
+/// Mounts the parts of the node that the values mount.
+fn mount_parts(host: &Tree) {
+    let values = Path::new(env!("CARGO_MANIFEST_DIR")).join("helm-patch/values/hooks.yaml");
+    let values = yaml::parse(&fs::read_to_string(values).unwrap());
+    let mounts = &values["pod"]["mounts"]["libvirt"]["libvirt"]["volumeMounts"];
+    for mount in mounts.as_array().unwrap() {
+        let at = Path::new(mount["mountPath"].as_str().unwrap());
+        let part = at.strip_prefix(HOST).unwrap().to_str().unwrap();
+        fs::create_dir_all(at).unwrap();
+        bind(&host.dir(part).at(part), at);
+        ok(Command::new("mount")
+            .args(["-o", "remount,bind,ro"])
+            .arg(at));
+    }
+}
+
 fn owner(path: &str) -> (u32, u32, u32) {
     let node = fs::metadata(path).unwrap();
     (node.uid(), node.gid(), node.mode() & 0o7777)
@@ -146,8 +163,7 @@ mod hooks {
     fn the_pod_follows_the_node_before_libvirtd_goes_on() {
         in_namespace(|| {
             let host = with_hook();
-            bind(Path::new("/dev"), &host.at("dev"));
-            mount_host(&host);
+            mount_parts(&host);
             // Twice: a container that is started anew has its image's files again.
             for _ in 0..2 {
                 fs::write("/etc/group", IMAGE_GROUP).unwrap();
@@ -167,19 +183,23 @@ mod hooks {
     #[ignore = "tier: kvm"]
     fn libvirtd_does_not_go_on_after_a_failure() {
         in_namespace(|| {
-            // The container has a /dev of its own: the node's is another one.
+            // The number is another group's in the image, and one that must not be given away.
             let host = with_hook();
-            mknod_kvm(&host.at("dev/kvm"), 0, NODE, 0o660);
-            mount_host(&host);
+            mount_parts(&host);
+            let disk = IMAGE_GROUP.to_owned() + "disk:x:108:\n";
+            fs::write("/etc/group", &disk).unwrap();
             let (code, log) = libvirtd("start");
             assert_eq!(code, 128 + 9, "{log}");
-            assert!(log.contains("mount the node's /dev at /dev"), "{log}");
+            assert!(log.contains("disk"), "{log}");
             assert!(log.ends_with("exit code 3: libvirtd is stopped\n"), "{log}");
-            assert_eq!(fs::read_to_string("/etc/group").unwrap(), IMAGE_GROUP);
+            assert_eq!(fs::read_to_string("/etc/group").unwrap(), disk);
+            fs::write("/etc/group", IMAGE_GROUP).unwrap();
 
-            // The node's root is not there.
-            common::detach(Path::new(HOST));
-            fs::remove_dir(HOST).unwrap();
+            // Nothing of the node is there.
+            for part in ["etc", "usr/lib", "run/udev", "run/tmpfiles.d"] {
+                common::detach(&Path::new(HOST).join(part));
+            }
+            fs::remove_dir_all(HOST).unwrap();
             let (code, log) = libvirtd("start");
             assert_eq!(code, 128 + 9, "{log}");
             assert!(log.contains("--host-root"), "{log}");

@@ -12,6 +12,7 @@ use libvirt_kvm_init::sys::device::Facts;
 use libvirt_kvm_init::udev::own::{self, Gift, Rules};
 use libvirt_kvm_init::udev::{Prediction, RuleFile, Udevd};
 use libvirt_kvm_init::udev_read::{Spot, SpotFolder, Stands};
+use libvirt_kvm_init::view::View;
 use nix::sys::stat::SFlag;
 use nix::unistd::{Gid, Uid};
 
@@ -73,6 +74,7 @@ fn seen(kvm: u32, rules: &[(&str, &str)], own: Option<Gift>) -> Observed {
         db: HostDb {
             files: vec![("etc/group", group)],
             records: Vec::new(),
+            ..HostDb::default()
         },
         group_files: Vec::new(),
         node: Some(facts(kvm)),
@@ -91,6 +93,9 @@ fn seen(kvm: u32, rules: &[(&str, &str)], own: Option<Gift>) -> Observed {
             hidden: None,
         },
         passwd: Vec::new(),
+        view: View::Whole,
+        unseen: Vec::new(),
+        not_shown: Vec::new(),
     };
     host.foresee();
     Observed {

@@ -31,6 +31,7 @@ use libvirt_kvm_init::sys::root::Root;
 use libvirt_kvm_init::udev::own::Gift;
 use libvirt_kvm_init::udev::{self, Database, Event, Forecast, Prediction, Udevd, predict};
 use libvirt_kvm_init::udev_read;
+use libvirt_kvm_init::view::View;
 use rule_sets::RuleSet;
 use udevd::{NODE, Oracle, State, machines_own, shown, state, turn};
 
@@ -49,7 +50,10 @@ fn forecast(prediction: &Prediction, event: Event) -> Option<State> {
 
 fn read_and_predict(version: u32) -> Prediction {
     let root = Root::open(Path::new("/")).unwrap();
-    let files = udev_read::rules(&root, udev_read::libs(&root).unwrap()).unwrap();
+    let libs = udev_read::libs(&root).unwrap();
+    let seen = udev_read::rules(&root, libs, View::of(&root).unwrap()).unwrap();
+    assert_eq!((seen.unseen, seen.not_shown), (Vec::new(), Vec::new()));
+    let files = seen.rules;
     let node = Udevd {
         version: Some(version),
         ..Udevd::default()
@@ -61,6 +65,7 @@ fn read_and_predict(version: u32) -> Prediction {
     let db = Database {
         group: &group,
         user: &user,
+        complete: true,
     };
     predict(&files.all(), &node, &db)
 }

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 
 use crate::accounts::passwd;
-use crate::hostdb::{FILES, HostDb, RECORD_FOLDERS, record};
+use crate::hostdb::{FILES, HostDb, RECORD_FOLDERS, Unseen, record};
 use crate::sys::device::Facts;
 use crate::sys::root::Root;
 use crate::sys::{Inode, Room};
 use crate::udev::own::Rules;
-use crate::udev::{self, Prediction, RuleFile, Udevd};
+use crate::udev::{self, Prediction, Remark, RuleFile, Udevd};
 use crate::udev_read::{self, Spot};
+use crate::view::View;
 
 /// What is seen of the node.
 #[derive(Debug)]
@@ -38,6 +39,12 @@ pub struct Host {
     pub rules: Rules,
     /// Its etc/passwd, empty if there is none.
     pub passwd: Vec<u8>,
+    /// How much of the node is seen.
+    pub view: View,
+    /// Rules that it has, or may well have, and that are not seen: no forecast holds.
+    pub unseen: Vec<Remark>,
+    /// Places that few nodes use and that are not seen: they are taken for empty, and `check` names them.
+    pub not_shown: Vec<&'static str>,
 }
 
 impl Host {
@@ -46,8 +53,10 @@ impl Host {
     /// # Errors
     /// The call that failed.
     pub fn observe(root: &Root, spot: bool) -> anyhow::Result<Self> {
+        let view = View::of(root)?;
         let libs = udev_read::libs(root)?;
-        let (db, group_files) = groups(root)?;
+        let mut rules = udev_read::rules(root, libs, view)?;
+        let (db, group_files) = groups(root, view, &mut rules.not_shown)?;
         let mut host = Self {
             root: root.path().to_owned(),
             db,
@@ -56,9 +65,12 @@ impl Host {
             udev: Prediction::default(),
             others: None,
             spot: spot.then(|| udev_read::spot(root)).transpose()?,
-            udevd: udev_read::udevd(root, libs)?,
-            rules: udev_read::rules(root, libs)?,
+            udevd: udev_read::udevd(root, libs, view)?,
+            rules: rules.rules,
             passwd: root.read("etc/passwd")?.unwrap_or_default(),
+            view,
+            unseen: rules.unseen,
+            not_shown: rules.not_shown,
         };
         host.foresee();
         Ok(host)
@@ -80,23 +92,52 @@ impl Host {
         let names = udev::Database {
             group: &|name| self.db.by_name(name).map(|found| found.gid),
             user: &|name| passwd::by_name(&self.passwd, name.as_bytes()).map(|user| user.uid),
+            complete: self.view == View::Whole,
         };
-        udev::predict(files, &self.udevd, &names)
+        let mut prediction = udev::predict(files, &self.udevd, &names);
+        prediction.doubt(&self.unseen);
+        if let Unseen::Before { name, why, .. } = &self.db.unseen {
+            let (rule, why) = (format!("/{name}"), why.clone());
+            prediction.unclear.push(Remark { rule, why });
+        }
+        prediction
     }
 }
 
-fn groups(root: &Root) -> anyhow::Result<(HostDb, Vec<Inode>)> {
+/// The groups, and the inodes of their files. `not_shown` gets the sources that are not seen and that few
+/// nodes have.
+fn groups(
+    root: &Root,
+    view: View,
+    not_shown: &mut Vec<&'static str>,
+) -> anyhow::Result<(HostDb, Vec<Inode>)> {
     let mut db = HostDb::default();
     let mut inodes = Vec::new();
     for name in FILES {
         if let Some((content, inode)) = root.read_which(name)? {
             db.files.push((name, content));
             inodes.push(inode);
+        } else if let Some(hidden) = view.hides(root, name)? {
+            if hidden.linked || name == FILES[0] {
+                overruled(&mut db, name, hidden.why(root));
+            } else {
+                not_shown.push(name);
+            }
         }
     }
     let mut room = Room::new();
     for folder in RECORD_FOLDERS {
-        for name in root.list(folder)? {
+        let names = root.list(folder)?;
+        let hidden = match names.is_empty() {
+            true => view.hides(root, folder)?,
+            false => None,
+        };
+        match hidden {
+            Some(hidden) if hidden.linked => overruled(&mut db, folder, hidden.why(root)),
+            Some(_) => not_shown.push(folder),
+            None => {}
+        }
+        for name in names {
             if !name.as_bytes().ends_with(b".group") {
                 continue;
             }
@@ -110,10 +151,26 @@ fn groups(root: &Root) -> anyhow::Result<(HostDb, Vec<Inode>)> {
                 }
                 read => read?,
             };
+            if json.is_none()
+                && let Some(hidden) = view.hides(root, &at)?
+            {
+                overruled(&mut db, folder, hidden.why(root));
+            }
             let json = json.unwrap_or_default();
             room.take(&json, || root.path().join(&at))?;
             db.records.extend(record(&at, &json));
         }
     }
+    if db.unseen == Unseen::None && !not_shown.is_empty() {
+        db.unseen = Unseen::Rare;
+    }
     Ok((db, inodes))
+}
+
+/// Notes that a source of groups is not seen, the first one only: whatever comes after it is in doubt.
+fn overruled(db: &mut HostDb, name: &'static str, why: String) {
+    if !matches!(db.unseen, Unseen::Before { .. }) {
+        let files = db.files.len();
+        db.unseen = Unseen::Before { files, name, why };
+    }
 }

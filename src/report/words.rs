@@ -139,7 +139,8 @@ pub enum Code {
     UdevEventsDiffer,
     /// A rule about the device that the node's udevd ignores.
     UdevIgnored,
-    /// A rule about the device whose outcome cannot be told from the rules.
+    /// A rule about the device whose outcome cannot be told from the rules, or a part of the node that may
+    /// have such a rule and is not seen.
     UdevUnclear,
     /// The rule of an earlier `--persist` gives another number than the node would have without it.
     UdevRuleOutdated,

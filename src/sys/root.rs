@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat, umask};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 
@@ -141,6 +141,37 @@ impl Root {
     pub fn inode(&self, name: &str) -> Result<Option<Inode>> {
         let found = self.find(name, OFlag::empty())?;
         Ok(found.map(|(_, stat)| (stat.st_dev, stat.st_ino)))
+    }
+
+    /// Where the link `name` leads, as it is written; `None` where there is no link.
+    ///
+    /// # Errors
+    /// What the calls answer.
+    pub fn link(&self, name: &str) -> Result<Option<OsString>> {
+        let call = || format!("readlinkat({})", self.join(name).display());
+        match self.find(name, OFlag::O_NOFOLLOW)? {
+            Some((fd, stat)) if kind(&stat) == SFlag::S_IFLNK => {
+                retry(|| readlinkat(&fd, "")).named(call).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether the directory `name`, a path without links, is on another mount than this root itself;
+    /// empty for the root.
+    ///
+    /// # Errors
+    /// What openat2(2) answers.
+    pub fn is_below_a_mount(&self, name: &str) -> Result<bool> {
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        let name = if name.is_empty() { "." } else { name };
+        match retry(|| openat2(&self.fd, name, how)) {
+            Ok(_) => Ok(false),
+            Err(Errno::EXDEV) => Ok(true),
+            Err(errno) => Err(errno).named(|| self.call(name)),
+        }
     }
 
     /// Whether the mount that `name` is on ignores devices (`nodev`); not where there is nothing.

@@ -24,6 +24,7 @@ fn forecast(rules: &[&str], version: Option<u32>) -> Prediction {
     let db = Database {
         group: &|name| (name == "kvm").then_some(Gid::from_raw(108)),
         user: &|_| None,
+        complete: true,
     };
     predict(&files.iter().collect::<Vec<_>>(), &node, &db)
 }

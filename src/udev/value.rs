@@ -16,6 +16,8 @@ pub(super) enum Who<Id> {
     Late(Id),
     /// Such a name that is not found: nothing happens.
     UnknownLate(String),
+    /// A name that is not found in what is seen of the node's names.
+    Unseen,
     /// With a substitution.
     Open,
 }
@@ -44,7 +46,8 @@ pub(super) fn owner(
         (None, name) => (db.user)(name).map(Uid::as_raw).filter(is_id),
     };
     let verdict = known.map(|uid| systemd::takes_id(node, uid, node.system_uid_max));
-    settle("user", rule, value, known.map(Uid::from_raw), verdict, node)
+    let known = known.map(Uid::from_raw);
+    settle("user", rule, value, (known, db.complete), verdict, node)
 }
 
 /// What `GROUP=` says.
@@ -61,22 +64,17 @@ pub(super) fn group(
         (None, name) => (db.group)(name).map(Gid::as_raw).filter(is_id),
     };
     let verdict = known.map(|gid| systemd::takes_id(node, gid, node.system_gid_max));
-    settle(
-        "group",
-        rule,
-        value,
-        known.map(Gid::from_raw),
-        verdict,
-        node,
-    )
+    let known = known.map(Gid::from_raw);
+    settle("group", rule, value, (known, db.complete), verdict, node)
 }
 
-/// What becomes of an owner or group, given what the node knows about it.
+/// What becomes of an owner or group, given what the node knows about it, and whether all that it knows is
+/// seen.
 fn settle<Id>(
     what: &str,
     rule: &mut Rule<'_>,
     value: &[u8],
-    known: Option<Id>,
+    (known, complete): (Option<Id>, bool),
     verdict: Option<systemd::Taken>,
     node: &Udevd,
 ) -> Who<Id> {
@@ -97,6 +95,13 @@ fn settle<Id>(
                 Some(systemd::Taken::Yes) | None => {}
             }
             Who::Id(id)
+        }
+        (None, _) if !complete => {
+            rule.doubt(Some(
+                "it names a user or group that is not in the files of the node that are seen here, and \
+                 may be in others",
+            ));
+            Who::Unseen
         }
         (None, _) if late => Who::UnknownLate(name),
         (None, _) => {

@@ -24,11 +24,11 @@ pub(super) fn start(files: &[File<'_>], notes: &mut Notes) -> Forecast {
         for token in &rule.tokens {
             // Only plain values count here, and of several the last, `:=` or not.
             match token {
-                Token::Owner(_, who @ (Who::Id(_) | Who::Unknown(_))) => {
+                Token::Owner(_, who @ (Who::Id(_) | Who::Unknown(_) | Who::Unseen)) => {
                     let new = who_is(who, rule, notes);
                     gifts.uid.assign(Op::Assign, new, rule.at, doubt);
                 }
-                Token::Group(_, who @ (Who::Id(_) | Who::Unknown(_))) => {
+                Token::Group(_, who @ (Who::Id(_) | Who::Unknown(_) | Who::Unseen)) => {
                     let new = who_is(who, rule, notes);
                     gifts.gid.assign(Op::Assign, new, rule.at, doubt);
                 }
@@ -244,6 +244,8 @@ fn who_is<Id: Copy>(who: &Who<Id>, rule: &Rule<'_>, notes: &mut Notes) -> Assign
     match who {
         Who::Id(id) | Who::Late(id) => Assign::Set(*id),
         Who::Open => Assign::Open,
+        // The rule is in doubt already.
+        Who::Unseen => Assign::Unset,
         Who::Unknown(name) | Who::UnknownLate(name) => {
             notes.ignore(
                 rule.at,

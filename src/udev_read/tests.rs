@@ -18,11 +18,13 @@ fn node(files: &[(&str, &str)]) -> (tempfile::TempDir, Root) {
 }
 
 fn rules_in(root: &Root) -> Result<Rules> {
-    rules(root, libs(root)?)
+    let seen = rules(root, libs(root)?, View::Whole)?;
+    assert_eq!((&seen.unseen, &seen.not_shown), (&Vec::new(), &Vec::new()));
+    Ok(seen.rules)
 }
 
 fn udevd_in(root: &Root) -> Result<Udevd> {
-    udevd(root, libs(root)?)
+    udevd(root, libs(root)?, View::Whole)
 }
 
 fn rules_of(files: &[(&str, &str)]) -> Vec<String> {

@@ -268,9 +268,11 @@ impl Tree {
         tree
     }
 
-    /// A node whose group database numbers kvm `kvm_gid`.
+    /// A node whose group database numbers kvm `kvm_gid`, as a whole: it has what tells its root from
+    /// some of its directories.
     pub fn host(kvm_gid: u32) -> Self {
         let tree = Self::new();
+        tree.dir("usr/bin").dir("proc");
         tree.file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n");
         tree.file("etc/group", &format!("root:x:0:\nkvm:x:{kvm_gid}:\n"));
         tree

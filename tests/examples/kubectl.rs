@@ -150,6 +150,27 @@ fn the_daemonset_is_built_with_and_without_privileges() {
     );
 }
 
+#[test]
+#[ignore = "tier: examples"]
+fn the_daemonset_sees_flatcars_groups_with_its_component() {
+    let sets = build("../kubernetes/daemonset", &["../kubernetes/flatcar"]);
+    let [(name, pod)] = &sets[..] else {
+        panic!("{sets:?}")
+    };
+    assert_sound(name, pod);
+    let mount = mounts(&pod.containers[0]).last().unwrap();
+    assert_eq!(mount.mount_path, "/host/usr/share/baselayout");
+    assert_eq!(mount.read_only, Some(true));
+    assert_eq!(mount.mount_propagation.as_deref(), Some("HostToContainer"));
+    let volume = pod.volumes.iter().flatten().last().unwrap();
+    let host = volume.host_path.as_ref().unwrap();
+    assert_eq!(
+        (&volume.name, host.path.as_str()),
+        (&mount.name, "/usr/share/baselayout")
+    );
+    assert_eq!(host.type_.as_deref(), Some("Directory"));
+}
+
 /// An API server as far as `kubectl get nodes` asks one; it ends with the test.
 fn api_server(nodes: &Value) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{read, yaml};
 
 /// What of the node the watchers may see.
-pub const OF_THE_NODE: [&str; 4] = ["/dev", "/etc", "/run/udev", "/usr/lib"];
+pub const OF_THE_NODE: [&str; 5] = ["/dev", "/etc", "/run/tmpfiles.d", "/run/udev", "/usr/lib"];
 /// Where they see it.
 const HOST: &str = "/host";
 
@@ -154,6 +154,30 @@ fn of_the_nodes_file_system_they_see_what_they_need() {
     }
 }
 
+/// Whoever may write a config map sets the options that are named, and no other variable of root's.
+#[test]
+fn no_config_map_is_taken_over_as_a_whole() {
+    for Watcher {
+        name, container, ..
+    } in watchers()
+    {
+        assert_eq!(container.env_from, None, "{name}");
+        let env = container.env.unwrap_or_default();
+        let names: Vec<_> = env.iter().map(|it| it.name.as_str()).collect();
+        let options = ["PROOF", "MISSING", "GID"].map(|it| format!("LIBVIRT_KVM_INIT_{it}"));
+        if name == "sidecar" {
+            assert_eq!(names, options, "{name}");
+        } else {
+            assert_eq!(names, [""; 0], "{name}");
+        }
+        for variable in env {
+            let key = variable.value_from.unwrap().config_map_key_ref.unwrap();
+            assert_eq!((&*key.name, key.optional), ("libvirt-kvm-init", Some(true)));
+            assert_eq!(key.key, variable.name, "{name}");
+        }
+    }
+}
+
 #[test]
 fn they_have_no_more_rights_than_they_need() {
     for Watcher {
@@ -282,6 +306,7 @@ mod on_a_node {
                 let rules = |group: &str| format!("KERNEL==\"kvm\", GROUP=\"{group}\"\n");
                 node.file("usr/lib/udev/rules.d/50-udev-default.rules", &rules("kvm"));
                 node.dir("run/udev/rules.d").dir("etc/udev/rules.d");
+                node.dir("run/tmpfiles.d");
                 for volume in watcher.volumes.iter().filter(|it| it.name != "dev") {
                     if let Some(host) = &volume.host_path {
                         let part = host.path.trim_start_matches('/');

@@ -24,7 +24,7 @@ mod shell;
 mod systemd;
 
 /// The files, and the module that has each of them used by its tool.
-const FILES: [(&str, &str); 17] = [
+const FILES: [(&str, &str); 18] = [
     ("README.md", "kubectl"),
     ("ansible/bootstrap.yml", "ansible"),
     ("grafana/libvirt-kvm-init.json", "grafana, promtool"),
@@ -32,6 +32,7 @@ const FILES: [(&str, &str); 17] = [
     ("kubernetes/daemonset/daemonset.yaml", "kubernetes, kubectl"),
     ("kubernetes/daemonset/kustomization.yaml", "kubectl"),
     ("kubernetes/extra-containers.yaml", "kubernetes"),
+    ("kubernetes/flatcar/kustomization.yaml", "kubectl"),
     ("kubernetes/sidecar/kustomization.yaml", "kubectl"),
     ("kubernetes/sidecar/patch.yaml", "kubernetes, kubectl"),
     ("kubernetes/textfile/kustomization.yaml", "kubectl"),

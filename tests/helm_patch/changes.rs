@@ -30,6 +30,8 @@ impl Changes {
                 }
             }
             (Value::Array(old), Value::Array(new)) => self.list(path, old, new),
+            // A field that is null is one that is not there.
+            (Value::Null, new) if !new.is_null() => self.0.push(format!("+ {path}")),
             _ if old != new => self.0.push(format!("{path}: {old} -> {new}")),
             _ => {}
         }
@@ -82,19 +84,36 @@ fn expected(way: Way) -> Vec<&'static str> {
         Way::Kustomize => vec![
             "+ /containers/libvirt/volumeMounts//etc/group",
             "+ /containers/libvirt/volumeMounts//usr/local/bin/libvirt-kvm-init",
-            "+ /containers/libvirt/volumeMounts//mnt/host-rootfs",
             "+ /initContainers/libvirt-kvm-init-install",
             "+ /initContainers/libvirt-kvm-init",
         ],
         Way::Exec => vec![
             "^ /containers/libvirt/command /usr/local/bin/libvirt-kvm-init exec \
              --host-root=/mnt/host-rootfs --settle=30s --",
+            "+ /containers/libvirt/env",
             "+ /containers/libvirt/volumeMounts//usr/local/bin/libvirt-kvm-init",
-            "+ /containers/libvirt/volumeMounts//mnt/host-rootfs",
-            "+ /containers/libvirt/envFrom",
+            "+ /containers/libvirt/volumeMounts//mnt/host-rootfs/etc",
+            "+ /containers/libvirt/volumeMounts//mnt/host-rootfs/usr/lib",
+            "+ /containers/libvirt/volumeMounts//mnt/host-rootfs/run/udev",
+            "+ /containers/libvirt/volumeMounts//mnt/host-rootfs/run/tmpfiles.d",
             "+ /initContainers/libvirt-kvm-init-install",
+            "+ /volumes/kvm-host-etc",
+            "+ /volumes/kvm-host-usr-lib",
+            "+ /volumes/kvm-host-run-udev",
+            "+ /volumes/kvm-host-run-tmpfiles-d",
         ],
-        Way::Hooks => vec!["+ /containers/libvirt/volumeMounts//mnt/host-rootfs"],
+        Way::Hooks => vec![
+            "+ /containers/libvirt/volumeMounts//mnt/host-rootfs/etc",
+            "+ /containers/libvirt/volumeMounts//mnt/host-rootfs/usr/lib",
+            "+ /containers/libvirt/volumeMounts//mnt/host-rootfs/run/udev",
+            "+ /containers/libvirt/volumeMounts//mnt/host-rootfs/run/tmpfiles.d",
+            "+ /volumes/kvm-host-etc",
+            "+ /volumes/kvm-host-usr-lib",
+            "+ /volumes/kvm-host-run-udev",
+            "+ /volumes/kvm-host-run-tmpfiles-d",
+            "+ /volumes/kvm-state",
+            "+ /volumes/kvm-metrics",
+        ],
         Way::InitModules => vec!["+ /containers/libvirt/volumeMounts//etc/group"],
     }
 }

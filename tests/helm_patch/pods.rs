@@ -38,7 +38,7 @@ impl Patched {
 
     /// What the patches add: containers, and mounts in the libvirt container.
     fn ours(&self) -> Vec<(&Container, &VolumeMount)> {
-        let plain = ["/etc/group", "/usr/local/bin/libvirt-kvm-init", HOST];
+        let plain = ["/etc/group", "/usr/local/bin/libvirt-kvm-init"];
         self.containers()
             .flat_map(|container| {
                 mounts(container)
@@ -47,7 +47,9 @@ impl Patched {
             })
             .filter(|(container, mount)| {
                 container.name.starts_with("libvirt-kvm-init")
-                    || container.name == "libvirt" && plain.contains(&mount.mount_path.as_str())
+                    || container.name == "libvirt"
+                        && (plain.contains(&mount.mount_path.as_str())
+                            || mount.mount_path.starts_with(HOST))
             })
             .collect()
     }
@@ -189,7 +191,7 @@ fn the_step_sees_what_libvirtd_will_see() {
             continue;
         }
         let (what, step, libvirt) = (&patched.what, patched.step(STEP), patched.libvirt());
-        for path in ["/dev", "/etc/libvirt/qemu.conf", HOST] {
+        for path in ["/dev", "/etc/libvirt/qemu.conf"] {
             let (ours, theirs) = (mount(step, path), mount(libvirt, path));
             assert!(ours.is_some() && ours == theirs, "{what}: {path}");
         }
@@ -206,17 +208,94 @@ fn the_nodes_root_is_read_only_and_follows_the_node() {
         for container in patched.containers() {
             for mount in mounts(container)
                 .iter()
-                .filter(|mount| mount.name == "host-rootfs")
+                .filter(|mount| mount.mount_path.starts_with(HOST))
             {
                 let at = format!("{what}: {}", container.name);
-                assert_eq!(mount.mount_path, HOST, "{at}");
                 assert_eq!(mount.read_only, Some(true), "{at}");
                 let propagation = mount.mount_propagation.as_deref();
                 assert_eq!(propagation, Some("HostToContainer"), "{at}");
+                assert_eq!(mount.sub_path, None, "{at}");
             }
         }
-        let seen = mount(patched.libvirt(), HOST).is_some();
-        assert_eq!(seen, patched.way != Way::InitModules, "{what}");
+    }
+}
+
+/// What the libvirt container sees of the node, a guest that breaks out of QEMU sees as well. By volume, since
+/// the node's root could be mounted anywhere.
+#[test]
+fn the_libvirt_container_sees_no_more_of_the_node_than_it_needs() {
+    let parts = [
+        ("/etc", Some("Directory")),
+        ("/run/tmpfiles.d", None),
+        ("/run/udev", None),
+        ("/usr/lib", Some("Directory")),
+    ];
+    for patched in patched() {
+        let (what, libvirt) = (&patched.what, patched.libvirt());
+        let volumes = patched.pod.volumes.as_deref().unwrap_or_default();
+        let of_the_node = |mount: &VolumeMount| {
+            let volume = volumes.iter().find(|volume| volume.name == mount.name);
+            volume.and_then(|volume| volume.host_path.clone())
+        };
+        let mut seen = Vec::new();
+        for mount in mounts(libvirt) {
+            let Some(host) = of_the_node(mount) else {
+                continue;
+            };
+            let at = format!("{what}: {}", mount.mount_path);
+            assert_ne!(host.path, "/", "{at}");
+            if mount.mount_path.starts_with(HOST) {
+                assert_eq!(mount.mount_path, format!("{HOST}{}", host.path), "{at}");
+                seen.push((host.path, host.type_));
+            }
+        }
+        seen.sort();
+        let parts = parts.map(|(path, kind)| (path.to_owned(), kind.map(str::to_owned)));
+        match patched.way {
+            Way::Exec | Way::Hooks => assert_eq!(seen, parts, "{what}"),
+            _ => assert_eq!(seen, [], "{what}"),
+        }
+        // The step is over before a guest can be started, and sees all of it.
+        if patched.way == Way::Kustomize {
+            let root = mount(patched.step(STEP), HOST).and_then(of_the_node);
+            assert_eq!(root.unwrap().path, "/", "{what}");
+        }
+    }
+}
+
+/// Whoever may write the config map of options sets these three, and nothing else of a process of root's:
+/// neither BASH_ENV, which the libvirt container's script would run, nor LD_PRELOAD or PATH.
+#[test]
+fn a_config_map_sets_three_options_and_no_other_variable() {
+    const OPTIONS: [&str; 3] = [
+        "LIBVIRT_KVM_INIT_PROOF",
+        "LIBVIRT_KVM_INIT_MISSING",
+        "LIBVIRT_KVM_INIT_GID",
+    ];
+    for patched in patched() {
+        let what = &patched.what;
+        for container in patched.containers() {
+            let at = format!("{what}: {}", container.name);
+            assert_eq!(container.env_from, None, "{at}");
+            let env = container.env.iter().flatten();
+            let mut from_map = Vec::new();
+            for variable in env {
+                let source = variable.value_from.as_ref();
+                let Some(key) = source.and_then(|source| source.config_map_key_ref.as_ref()) else {
+                    continue;
+                };
+                assert_eq!(key.name, "libvirt-kvm-init", "{at}");
+                assert_eq!(key.key, variable.name, "{at}");
+                assert_eq!(key.optional, Some(true), "{at}");
+                from_map.push(variable.name.as_str());
+            }
+            let reads = match patched.way {
+                Way::Kustomize => container.name == STEP,
+                Way::Exec => container.name == "libvirt",
+                _ => false,
+            };
+            assert_eq!(from_map, if reads { &OPTIONS[..] } else { &[] }, "{at}");
+        }
     }
 }
 

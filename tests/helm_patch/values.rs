@@ -1,7 +1,7 @@
 //! The Helm values: what the chart makes of them, and their scripts.
 //!
 //! Helm is not needed: the chart appends `pod.mounts.libvirt.libvirt.volumeMounts` as it stands to the
-//! libvirt container's mounts, which is done here by hand. Where it keeps the scripts is its own
+//! libvirt container's mounts, and `volumes` to the pod's, which is done here by hand. Where it keeps the scripts is its own
 //! business: a hook is found by libvirtd at /etc/libvirt/hooks/daemon, and the other is what
 //! libvirt-init-modules runs.
 
@@ -33,16 +33,21 @@ pub fn script(way: Way) -> String {
 
 /// The rest of a kustomization that does to the pod what the chart's template does with the values.
 pub fn as_the_chart_renders_them(way: Way) -> String {
-    let mounts = &values(way)["pod"]["mounts"]["libvirt"]["libvirt"]["volumeMounts"];
-    let operations = mounts.as_array().unwrap().iter().map(|mount| {
-        let path = "/spec/template/spec/containers/0/volumeMounts/-";
-        serde_json::json!({ "op": "add", "path": path, "value": mount })
-    });
+    let lists = &values(way)["pod"]["mounts"]["libvirt"]["libvirt"];
+    let added = |list: &str, path: &str| -> Vec<Value> {
+        let entries = lists[list].as_array().into_iter().flatten();
+        entries
+            .map(|entry| serde_json::json!({ "op": "add", "path": path, "value": entry }))
+            .collect()
+    };
+    let mounts = "/spec/template/spec/containers/0/volumeMounts/-";
+    let mut operations = added("volumeMounts", mounts);
+    operations.extend(added("volumes", "/spec/template/spec/volumes/-"));
+    let operations = Value::from(operations);
     let target = serde_json::json!({
         "kind": "DaemonSet", "labelSelector": "application=libvirt,component=libvirt",
     });
-    let patch =
-        serde_json::json!({ "target": target, "patch": operations.collect::<Value>().to_string() });
+    let patch = serde_json::json!({ "target": target, "patch": operations.to_string() });
     format!("patches:\n  - {patch}\n")
 }
 
@@ -62,15 +67,16 @@ fn the_values_are_the_charts() {
     for (way, expected) in [
         (
             Way::Hooks,
-            [
+            &[
                 ".conf.hooks.enabled",
                 ".conf.hooks.scripts.daemon",
                 ".pod.mounts.libvirt.libvirt.volumeMounts",
-            ],
+                ".pod.mounts.libvirt.libvirt.volumes",
+            ][..],
         ),
         (
             Way::InitModules,
-            [
+            &[
                 ".conf.init_modules.enabled",
                 ".conf.init_modules.script",
                 ".pod.mounts.libvirt.libvirt.volumeMounts",
@@ -106,4 +112,21 @@ fn the_scripts_are_shell_and_no_template() {
             "{way:?}: {said}"
         );
     }
+}
+
+/// Helm takes the list of one file only, whichever comes last; and where Genestack's Talos overlay replaces
+/// what Helm has rendered, a Component adds the same ones.
+#[test]
+fn all_that_add_volumes_add_the_same_ones() {
+    let of = |values: &Value| values["pod"]["mounts"]["libvirt"]["libvirt"]["volumes"].clone();
+    let hooks = of(&values(Way::Hooks));
+    assert_eq!(hooks.as_array().unwrap().len(), 6);
+    let extra = read(&project("examples/kubernetes/extra-containers.yaml"));
+    assert_eq!(of(&yaml::parse(&extra)), hooks);
+    // Below a key, since the reader wants a mapping.
+    let talos = read(&project("helm-patch/values/talos/patch.yaml"));
+    let talos = &yaml::parse(&format!("patch:\n{talos}"))["patch"];
+    let talos = talos.as_array().unwrap().iter();
+    let talos: Vec<_> = talos.map(|operation| operation["value"].clone()).collect();
+    assert_eq!(Value::from(talos), hooks);
 }

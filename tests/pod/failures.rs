@@ -118,13 +118,18 @@ fn wrapper_goes_on(pod: &Pod, gid: u32) -> Ended {
     ended
 }
 
+/// The image's group file with another number for kvm.
+fn expected_group_with(pod: &Pod, gid: u32) -> String {
+    let image = pod.image.read("etc/group");
+    let old = format!("\nkvm:x:{IMAGE}:nova\n");
+    image.replace(&old, &format!("\nkvm:x:{gid}:nova\n"))
+}
+
 /// The step succeeds and leaves the pod's group file, with this number.
 pub fn goes_on(pod: &Pod, gid: u32) -> Ended {
     let ended = pod.step(STEP);
     assert_eq!(ended.code, 0, "{ended:?}");
-    let image = pod.image.read("etc/group");
-    let old = format!("\nkvm:x:{IMAGE}:nova\n");
-    let group = image.replace(&old, &format!("\nkvm:x:{gid}:nova\n"));
+    let group = expected_group_with(pod, gid);
     assert_eq!(fs::read_to_string(output(pod)).unwrap(), group);
     let file = fs::metadata(output(pod)).unwrap();
     assert_eq!(
@@ -164,11 +169,18 @@ fn a_private_dev() {
         refuses(&pod, 3, "mount the node's /dev at /dev");
         assert!(!output(&pod).exists());
 
-        // Where libvirtd is started in the same container, its guests would have that device.
+        // Where libvirtd is started in the same container, its guests would have that device. Of the node's
+        // /dev nothing is seen there, so that there is nothing to compare it with.
         let mut pod = wrapped(node);
         pod.unmount("libvirt", "/dev");
+        let before = state(&pod);
         let ended = wrapper_goes_on(&pod, NODE);
-        assert!(ended.stderr.contains("private-device"), "{ended:?}");
+        assert_eq!(
+            ended.group().unwrap(),
+            expected_group_with(&pod, NODE),
+            "{ended:?}"
+        );
+        assert_eq!(state(&pod), before);
         assert_eq!(device(), (0, NODE, 0o660));
     });
 }
@@ -193,7 +205,7 @@ fn the_nodes_root_is_missing() {
     });
     on_a_node(|node| {
         let mut pod = wrapped(node);
-        pod.unmount("libvirt", HOST);
+        pod.unmount_host("libvirt");
         wrapper_refuses(&pod, 2, "--host-root /mnt/host-rootfs");
         pod.replace("libvirt", GIVEN, &[]);
         let ended = wrapper_goes_on(&pod, NODE);
@@ -344,7 +356,7 @@ fn a_hook_that_fails_ends_libvirtd() {
     on_a_node(|node| {
         let mut pod = Pod::new(node, "genestack-base-values-hooks");
         pod.with_hook();
-        pod.unmount("libvirt", HOST);
+        pod.unmount_host("libvirt");
         assert!(pod.init().is_ok());
         let ended = pod.libvirt();
         assert_eq!(ended.code, 128 + 9, "{ended:?}");
@@ -352,5 +364,44 @@ fn a_hook_that_fails_ends_libvirtd() {
         assert!(ended.stderr.contains("usage: --host-root"), "{ended:?}");
         let last = "libvirt-kvm-init: exit code 2: libvirtd is stopped";
         assert_eq!(ended.reason(), last);
+    });
+}
+
+/// Whoever may write the config map of options runs nothing as root by it, and names no other group or file.
+#[test]
+#[ignore = "tier: pod"]
+fn a_config_map_runs_no_command_in_the_libvirt_container() {
+    on_a_node(|node| {
+        let mut pod = Pod::new(node, "genestack-base-exec");
+        pod.replace("libvirt", "--settle=30s", &["--settle=200ms"]);
+        pod.replace("libvirt", "/tmp/libvirt.sh", &["bash", "-c", "exit 7"]);
+        before_ours(&pod);
+        // What bash would run leaves a trace in the container's own layer.
+        pod.image
+            .file("srv/evil", "id -u >/srv/ran; echo $PPID >>/srv/ran\n");
+        for attack in [
+            ("BASH_ENV", "/srv/evil"),
+            ("LIBVIRT_KVM_INIT_GROUP_FILE_OUT", "/srv/out"),
+            ("LIBVIRT_KVM_INIT_GROUP", "disk"),
+            ("PATH", "/srv"),
+        ] {
+            pod.options = vec![attack];
+            let ended = pod.libvirt();
+            for name in ["srv/ran", "srv/out"] {
+                assert!(!ended.layer.join(name).exists(), "{attack:?}: {ended:?}");
+            }
+            assert_eq!(ended.code, 7, "{attack:?}: {ended:?}");
+            let group = ended.group().unwrap();
+            assert_eq!(group, expected_group_with(&pod, NODE), "{attack:?}");
+        }
+
+        // The options that are meant still count.
+        pod.options = vec![("LIBVIRT_KVM_INIT_PROOF", "off")];
+        let ended = pod.libvirt();
+        assert_eq!(ended.code, 7, "{ended:?}");
+        assert!(
+            ended.stderr.contains("unproven") || ended.stderr.contains("not asked"),
+            "{ended:?}"
+        );
     });
 }

@@ -16,7 +16,7 @@ use crate::node::{Image, Node, Running, copy_program, written_by};
 use crate::yaml;
 
 pub const STEP: &str = "libvirt-kvm-init";
-/// Where the node's root is in containers.
+/// Where the node's root, or what is shown of it, is in containers.
 pub const HOST: &str = "/mnt/host-rootfs";
 
 /// What stands for the chart's script that loads KVM's module anew: the node's device is another inode
@@ -163,6 +163,14 @@ impl<'a> Pod<'a> {
         assert_eq!(mounts.len() + 1, before, "{path}");
     }
 
+    /// Takes all mounts of the node's file system from a container.
+    pub fn unmount_host(&mut self, container: &str) {
+        let mounts = self.container(container).volume_mounts.as_mut().unwrap();
+        let before = mounts.len();
+        mounts.retain(|mount| !mount.mount_path.starts_with(HOST));
+        assert!(mounts.len() < before, "{container}");
+    }
+
     /// The container as `podman run` is told it.
     fn command(&self, container: &Container) -> (String, Command) {
         // One that names no command runs what its image does.
@@ -184,12 +192,36 @@ impl<'a> Pod<'a> {
             podman.arg("-v").arg(self.mount(mount));
         }
         podman.arg("-v").arg(self.termination_log(container));
-        for (key, value) in self.options.iter().filter(|_| container.env_from.is_some()) {
-            podman.args(["-e", &format!("{key}={value}")]);
+        for (name, value) in self.variables(container) {
+            podman.args(["-e", &format!("{name}={value}")]);
         }
         podman.arg("--rootfs").arg(root).args(command);
         podman.args(container.args.iter().flatten());
         (name, podman)
+    }
+
+    /// What a container gets of the config map of options, as a whole or key by key.
+    fn variables(&self, container: &Container) -> Vec<(String, &str)> {
+        const MAP: &str = "libvirt-kvm-init";
+        let mut found = Vec::new();
+        for (option, value) in &self.options {
+            let mut sources = container.env_from.iter().flatten();
+            let of_map = sources.any(|source| {
+                let map = source.config_map_ref.as_ref();
+                map.is_some_and(|map| map.name == MAP)
+            });
+            if of_map {
+                found.push(((*option).to_owned(), *value));
+            }
+            for variable in container.env.iter().flatten() {
+                let source = variable.value_from.as_ref();
+                let key = source.and_then(|source| source.config_map_key_ref.as_ref());
+                if key.is_some_and(|key| key.name == MAP && key.key == *option) {
+                    found.push((variable.name.clone(), *value));
+                }
+            }
+        }
+        found
     }
 
     fn mount(&self, mount: &VolumeMount) -> String {

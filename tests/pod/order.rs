@@ -43,11 +43,26 @@ fn guests_start_whatever_happens(pod: &mut Pod) {
     assert_eq!(node::device(), NODES);
     pod.guest.starts("after an event of the node");
 
-    let mut mounts = pod.spec.containers[0].volume_mounts.iter().flatten();
-    if mounts.any(|mount| mount.mount_path == HOST) {
+    let mounts = pod.spec.containers[0].volume_mounts.iter().flatten();
+    let seen = mounts.filter(|mount| mount.mount_path.starts_with(HOST));
+    if seen.count() > 0 {
         let check = ["libvirt-kvm-init", "check", "--host-root", HOST];
         let (code, stdout, stderr) = pod.exec(&check);
         assert_eq!(code, 0, "{stdout}{stderr}");
+        // Parts of the node are as good as all of it: nothing above them is the node's.
+        let (code, listed, stderr) = pod.exec(&["ls", HOST]);
+        assert_eq!((code, listed.as_str()), (0, "etc\nrun\nusr\n"), "{stderr}");
+        let report: serde_json::Value = {
+            let check = [&check[..], &["--format=json"]].concat();
+            serde_json::from_str(&pod.exec(&check).1).unwrap()
+        };
+        assert_eq!(report["target"]["gid"], NODE, "{report:#}");
+        assert_eq!(report["host"]["kvm_gid"], NODE, "{report:#}");
+    } else {
+        // PID 1 of this container's namespace is not the node's, so that nothing shows the node here.
+        let (code, stdout, stderr) = pod.exec(&["libvirt-kvm-init", "check"]);
+        assert_eq!(code, 0, "{stdout}{stderr}");
+        assert!(stdout.contains("host-root-unknown"), "{stdout}");
     }
 
     pod.stop();

@@ -32,6 +32,7 @@ mod inherited;
 mod input;
 mod install;
 mod node_view;
+mod partial_view;
 mod persist;
 mod place;
 mod privileges;

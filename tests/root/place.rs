@@ -204,9 +204,9 @@ fn a_mounted_node_is_found_and_a_folder_that_is_none_is_not() {
             assert_eq!(report["host"]["root"], format!("/{place}"), "{found}");
             assert_eq!(report["target"]["gid"], 108, "{found}");
             // A mount without usr is something else.
-            fs::remove_dir(host.at("usr")).unwrap();
+            fs::remove_dir_all(host.at("usr")).unwrap();
             assert!(names_no_host(&run()), "{place}");
-            host.dir("usr");
+            host.dir("usr/bin");
             detach(&at);
             // The container's own root, mounted again, is not the node.
             bind(pod.tree.path(), &at);
