@@ -10,6 +10,7 @@ pub mod events;
 pub mod file;
 pub mod identity;
 pub mod kvm;
+mod pace;
 pub mod privileges;
 pub mod proc;
 pub mod processes;
@@ -53,6 +54,8 @@ impl CallError {
             Errno::EMFILE | Errno::ENFILE if self.call.starts_with("inotify") => {
                 Some("raise fs.inotify.max_user_instances on the node (sysctl)")
             }
+            Errno::EMFILE => Some("raise the limit of open files (ulimit -n)"),
+            Errno::ENFILE => Some("raise fs.file-max on the node (sysctl)"),
             Errno::ENOSPC if self.call.starts_with("inotify") => {
                 Some("raise fs.inotify.max_user_watches on the node (sysctl)")
             }

@@ -381,6 +381,14 @@ fn entries_in(folder: BorrowedFd<'_>) -> nix::Result<Vec<(OsString, bool)>> {
     Ok(found)
 }
 
+/// The names in a directory, sorted. `folder` may be a descriptor that can only name it (`O_PATH`).
+pub(super) fn names_below(folder: &OwnedFd) -> nix::Result<Vec<OsString>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let folder = retry(|| openat(folder, ".", flags, Mode::empty()))?;
+    let entries = entries_in(folder.as_fd())?.into_iter();
+    Ok(entries.map(|(name, _)| name).collect())
+}
+
 /// Whether an errno says that the path leads nowhere.
 fn absent(errno: Errno) -> bool {
     matches!(errno, Errno::ENOENT | Errno::ENOTDIR)

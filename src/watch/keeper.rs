@@ -123,6 +123,11 @@ impl Keeper {
         self.libvirtd
     }
 
+    /// How many changes were made so far.
+    pub(super) fn heals(&self) -> u64 {
+        self.tally.heals()
+    }
+
     /// Whether there is nothing to wait for.
     pub(super) fn is_right(&self) -> bool {
         self.report.exit_code == Verdict::Ok.code()
