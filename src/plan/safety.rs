@@ -9,7 +9,7 @@ use super::{Decision, Refusal};
 use crate::accounts::group;
 use crate::config::Config;
 use crate::observe::{Driver, Observed};
-use crate::report::{Cause, Code, Warning, some_of};
+use crate::report::{Cause, Code, Warning, some_of_many};
 use crate::sys::device::Facts;
 use crate::sys::root::kind_name;
 use crate::udev::Prediction;
@@ -94,8 +94,8 @@ pub fn target(
     }
     if writes_group_file(seen, config) {
         let file = seen.pod.group.as_deref().unwrap_or_default();
-        let others: Vec<String> = collisions(file, config, gid).collect();
-        collision(&others, gid, config, &mut decision.warnings)?;
+        let others = || collisions(file, config, gid);
+        collision(others, gid, config, &mut decision.warnings)?;
         let (_, told) = further_numbers(seen, config, udev, gid);
         if let Some(warning) = told.first().filter(|_| config.strict) {
             return Err(no(format!("--strict: {}", warning.text)));
@@ -115,9 +115,9 @@ pub fn further_numbers(
     let file = seen.pod.group.as_deref().unwrap_or_default();
     let (mut free, mut told) = (Vec::new(), Vec::new());
     for gid in other_numbers(udev, target) {
-        let others: Vec<_> = collisions(file, config, gid).collect();
-        let guarded = others.iter().find(|name| GUARDED.contains(&name.as_str()));
-        let text = match (guarded, others.first()) {
+        let others = || collisions(file, config, gid);
+        let guarded = others().find(|name| GUARDED.contains(&name.as_str()));
+        let text = match (&guarded, others().next()) {
             (Some(name), _) => format!(
                 "an event of the node gives the device the number {gid}, which is also the pod's \
                  group {name}: QEMU is not made its member, and that event locks it out"
@@ -139,23 +139,23 @@ pub fn further_numbers(
 }
 
 /// Whether the pod's other groups with the number may have it.
-fn collision(
-    others: &[String],
+fn collision<Others: Iterator<Item = String>>(
+    others: impl Fn() -> Others,
     gid: Gid,
     config: &Config,
     warnings: &mut Vec<Warning>,
 ) -> Result<(), Refusal> {
     /// How many are named.
     const NAMED: usize = 5;
-    let Some(first) = others.first() else {
+    if others().next().is_none() {
         return Ok(());
-    };
-    let guarded = others.iter().find(|name| GUARDED.contains(&name.as_str()));
-    let guarded = guarded.filter(|_| config.gid.is_none());
-    let mut names = guarded.unwrap_or(first).clone();
-    if guarded.is_none() && others.len() > 1 {
-        names = some_of(others, NAMED, ", ");
     }
+    let guarded = others().find(|name| GUARDED.contains(&name.as_str()));
+    let guarded = guarded.filter(|_| config.gid.is_none());
+    let names = match &guarded {
+        Some(name) => name.clone(),
+        None => some_of_many(others(), NAMED, ", "),
+    };
     let text = format!(
         "the number {gid} is also the pod's group {names}: its members gain KVM, and QEMU gains \
          what {names} may"

@@ -59,12 +59,13 @@ impl CallError {
             Errno::ENOSPC if self.call.starts_with("inotify") => {
                 Some("raise fs.inotify.max_user_watches on the node (sysctl)")
             }
+            Errno::ENOMEM => Some("give this container more memory"),
             Errno::ENOSYS => Some("it needs Linux 5.6 or newer"),
             Errno::EINVAL | Errno::EISDIR => Some("expected a regular file there"),
             Errno::EFBIG if self.call.contains(BEFORE) => {
                 Some("expected at most 8 MiB of such files on the node")
             }
-            Errno::EFBIG => Some("expected at most 64 MiB there"),
+            Errno::EFBIG => Some("expected at most 8 MiB there"),
             Errno::E2BIG if self.call.starts_with("getdents64") => {
                 Some("expected at most 10,000 names in that folder")
             }

@@ -158,6 +158,11 @@ impl Keeper {
         if thorough == Thorough::No && self.config.proof == ProofKind::CreateVm {
             self.config.proof = ProofKind::ApiVersion;
         }
+        let lost = self.libvirtd.is_some() && found == Whose::Nobodys;
+        if !lost {
+            // What was seen before is not needed any more, and may be as large as what will be.
+            self.seen = None;
+        }
         let (mut report, mut seen) = apply_and_see(&self.config);
         self.count(&report, seen.as_ref());
         self.keeps = None;
@@ -169,6 +174,7 @@ impl Keeper {
                 "the device keeps the number {good}, which QEMU can use: {}",
                 report.summary
             ));
+            drop(seen.take());
             (report, seen) = apply_and_see(&self.config);
             self.count(&report, seen.as_ref());
         } else if report.verdict == Verdict::Ok {
@@ -189,7 +195,6 @@ impl Keeper {
             Whose::Own | Whose::Nobodys => {}
         }
         self.asked.settle = Duration::ZERO;
-        let lost = self.libvirtd.is_some() && found == Whose::Nobodys;
         self.seeks = matches!(found, Whose::Nobodys | Whose::Unclear(_));
         self.libvirtd = match found {
             Whose::Of(process) => Some(process.pid),

@@ -27,6 +27,7 @@ mod hostile;
 mod inherited;
 mod input;
 mod install;
+mod memory;
 mod node_view;
 mod persist;
 mod place;

@@ -36,6 +36,7 @@ mod flood;
 mod folders;
 mod keeps;
 mod libvirtd;
+mod memory;
 mod polled;
 mod start;
 mod war;
