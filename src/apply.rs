@@ -11,7 +11,7 @@ use crate::judge::{absent_code, conclude, failure, group_file_for_the_pod, moved
 use crate::libvirtd;
 use crate::observe::{Observed, observe};
 use crate::plan::{Course, Decision, Step, decide, primary_users};
-use crate::report::{Cause, Change, Code, Proof, Report, Warning, some_of};
+use crate::report::{Cause, Change, Code, Proof, Report, Warning, some_of, some_of_many};
 use crate::snapshot;
 use crate::steps;
 use crate::sys::device::Device;
@@ -218,13 +218,13 @@ impl Work {
         let Some(old) = decision.renumbered else {
             return;
         };
-        let users = primary_users(&seen.pod.passwd, old);
+        let users = some_of_many(primary_users(&seen.pod.passwd, old), NAMED, ", ");
         let qemus = processes::qemus_with_group(old);
         let mut parts = Vec::new();
         if !users.is_empty() {
             parts.push(format!(
                 "it is the primary group of {} in etc/passwd",
-                some_of(&users, NAMED, ", ")
+                users
             ));
         }
         if !qemus.is_empty() {

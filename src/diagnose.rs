@@ -15,7 +15,7 @@ use crate::acl::{Guard, READ_WRITE, permits};
 use crate::observe::{Node, is_no_driver};
 use crate::prove::Sight;
 use crate::qemu::Identity;
-use crate::report::{Cause, Permission, Proof, some_of};
+use crate::report::{Cause, Permission, Proof, some_of_many};
 use crate::sys::device::Facts;
 use crate::sys::kvm::API_VERSION;
 
@@ -279,14 +279,14 @@ fn denied(scene: &Scene<'_>) -> (Cause, String) {
             let advice = format!("its ACL ({acl}) denies {}: {way_out}", identity.label());
             return (Cause::Acl, advice);
         }
-        let groups: Vec<_> = identity.groups.iter().map(ToString::to_string).collect();
+        let groups = identity.groups.iter().map(ToString::to_string);
         let advice = format!(
             "{path} is {}:{} {:04o}, and {} with the groups {} may not read and write it; {}",
             facts.uid,
             facts.gid,
             facts.mode,
             identity.label(),
-            some_of(&groups, GROUPS, " "),
+            some_of_many(groups, GROUPS, " "),
             scene.remedy
         );
         return (Cause::Ownership, advice);

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::libvirtd;
 use crate::observe::{GROUP_FILE, Host, Observed};
 use crate::qemu::Identity;
-use crate::report::{Code, Warning, some_of};
+use crate::report::{Code, Warning, some_of_many};
 use crate::sys::processes::{Process, named};
 use crate::sys::root::Root;
 use crate::udev_read;
@@ -80,16 +80,14 @@ fn other_members(seen: &Observed, config: &Config, identity: Option<&Identity>) 
     // Without an identity the QEMU user itself would be among the others.
     let qemu = identity?.user.as_deref();
     let others = found.members().filter(|name| Some(*name) != qemu);
-    let others: Vec<String> = others
-        .map(|name| String::from_utf8_lossy(name).into_owned())
-        .collect();
+    let others = others.map(|name| String::from_utf8_lossy(name).into_owned());
+    let others = some_of_many(others, NAMED, ", ");
     if others.is_empty() {
         return None;
     }
     let text = format!(
-        "beside the QEMU user the pod's group {} has the members {}: they may open KVM, too",
-        config.group,
-        some_of(&others, NAMED, ", ")
+        "beside the QEMU user the pod's group {} has the members {others}: they may open KVM, too",
+        config.group
     );
     Some(Warning::new(Code::OtherMembers, text))
 }

@@ -117,10 +117,13 @@ pub fn parse(file: &[u8]) -> Result<QemuConf, SyntaxError> {
     })
 }
 
+/// What lists are asked for; nothing else of them is kept, for they may be very long.
+const ASKED: [&[u8]; 3] = [b"/dev/kvm", b"mount", b"devices"];
+
 /// A value, as far as it matters.
 enum Value {
     String(Vec<u8>),
-    /// The strings in it, without those of lists in it.
+    /// Which of [`ASKED`] are in it, without those of lists in it.
     List(Vec<Vec<u8>>),
     Number,
 }
@@ -258,7 +261,7 @@ fn value(cursor: &mut Cursor<'_>) -> Result<Value, Expected> {
         match cursor.byte() {
             b'"' | b'\'' => match (string(cursor)?, depth) {
                 (text, 0) => return Ok(Value::String(text)),
-                (text, 1) => list.push(text),
+                (text, 1) if ASKED.contains(&&text[..]) && !list.contains(&text) => list.push(text),
                 _ => {}
             },
             b'0'..=b'9' | b'-' | b'+' => {

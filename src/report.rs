@@ -328,6 +328,17 @@ pub fn some_of(list: &[String], most: usize, between: &str) -> String {
     text
 }
 
+/// The same of a list that is not kept, for it may be very long; nothing of an empty one.
+pub fn some_of_many(list: impl Iterator<Item = String>, most: usize, between: &str) -> String {
+    let mut list = list.fuse();
+    let mut text = list.by_ref().take(most).collect::<Vec<_>>().join(between);
+    match list.count() {
+        0 => {}
+        more => text.push_str(&format!(" and {more} more")),
+    }
+    text
+}
+
 /// Whether a character ends a line, or is not seen itself and moves or joins what is: Unicode's categories
 /// Cf, Zl and Zp (soft hyphen, joiners, controls of writing direction, annotations, tags).
 pub fn is_format(char: char) -> bool {

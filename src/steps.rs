@@ -1,6 +1,7 @@
 //! The steps that change something: the pod's group file, the node's udev rule, and the device.
 
 use std::borrow::Cow;
+use std::path::Path;
 
 use nix::errno::Errno;
 
@@ -14,7 +15,7 @@ use crate::report::{Action, Change};
 use crate::sys::CallError;
 use crate::sys::device::Device;
 use crate::sys::file::{Folder, LOCK_WAIT, Rights, open_folder};
-use crate::sys::root::Root;
+use crate::sys::root::{MAX_FILE, Root};
 use crate::udev::own;
 
 /// Does one step.
@@ -86,7 +87,7 @@ fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
                 let text = format!("{source} is not a group file any more, and is left alone");
                 return Err(Refused(text).into());
             }
-            let new = aligned(step, &file, config)?;
+            let new = aligned(step, &file, config, &source)?;
             if new == file {
                 return Ok(());
             }
@@ -97,7 +98,7 @@ fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
             let file = root
                 .read(GROUP_FILE)?
                 .ok_or_else(|| anyhow::anyhow!("{} went away", source.display()))?;
-            let new = aligned(step, &file, config)?;
+            let new = aligned(step, &file, config, out)?;
             let (fd, path, name) = open_folder(out).map_err(out_advice)?;
             let folder = Folder::lock(fd, path, longest).map_err(out_advice)?;
             let rights = Rights::Root(0o644);
@@ -111,11 +112,20 @@ fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
     }
 }
 
-fn aligned<'a>(step: &GroupStep, file: &'a [u8], config: &Config) -> anyhow::Result<Cow<'a, [u8]>> {
-    match align_all(file, &step.wants) {
-        Ok((aligned, _)) => Ok(aligned),
-        Err(error) => Err(Refused(unwritable(&error, &config.root)).into()),
+/// The content for the group file `to`, which is never larger than what the next run would read.
+fn aligned<'a>(
+    step: &GroupStep,
+    file: &'a [u8],
+    config: &Config,
+    to: &Path,
+) -> anyhow::Result<Cow<'a, [u8]>> {
+    let (content, _) =
+        align_all(file, &step.wants).map_err(|error| Refused(unwritable(&error, &config.root)))?;
+    if content.len() as u64 <= MAX_FILE {
+        return Ok(content);
     }
+    let (call, errno) = (format!("write({})", to.display()), Errno::EFBIG);
+    Err(CallError { call, errno }.into())
 }
 
 /// Writes the node's rule. No tool of a distribution locks that folder; its own lock keeps two runs

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use crate::exit::Verdict;
-use crate::report::{Device, Permission, Report, plain, some_of};
+use crate::report::{Device, Permission, Report, plain, some_of_many};
 
 /// A terminal's width.
 const WIDTH: usize = 80;
@@ -131,9 +131,8 @@ fn qemu(report: &Report) -> String {
         (None, _) => "no name",
     };
     let more = qemu.groups.iter().filter(|gid| **gid != qemu.gid);
-    let more: Vec<_> = more.map(ToString::to_string).collect();
+    let more = some_of_many(more.map(ToString::to_string), GROUPS, "+");
     let plus = if more.is_empty() { "" } else { "+" };
-    let more = some_of(&more, GROUPS, "+");
     format!("{}:{}{plus}{more} ({name})", qemu.uid, qemu.gid)
 }
 

@@ -31,7 +31,7 @@ mod walk;
 
 use nix::unistd::{Gid, Uid};
 
-use file::{Kept, read};
+use file::{Kept, MOST_HELD, read};
 use rule::Place;
 
 pub use select::{FOLDERS, Found, select};
@@ -177,14 +177,19 @@ impl Prediction {
     }
 }
 
-/// Works out what the events will do, from the files that udevd reads, in its order ([`select()`]).
+/// Works out what the events will do, from the files that udevd reads, in its order ([`select()`]). Where
+/// there are more rules than this program has room for, nothing is clear.
 pub fn predict(files: &[&RuleFile], node: &Udevd, db: &Database<'_>) -> Prediction {
     let mut notes = Notes::default();
     let kept = Kept::new();
-    let files: Vec<_> = files
-        .iter()
-        .map(|file| read(file, &kept, node, db, &mut notes))
-        .collect();
+    let mut read_files = Vec::new();
+    for file in files {
+        read_files.push(read(file, &kept, node, db, &mut notes));
+        if notes.held > MOST_HELD {
+            return too_many(&file.path, notes);
+        }
+    }
+    let files = read_files;
     let start = walk::start(&files, &mut notes);
     let add = walk::event(&files, b"add", &mut notes);
     let change = walk::event(&files, b"change", &mut notes);
@@ -194,6 +199,21 @@ pub fn predict(files: &[&RuleFile], node: &Udevd, db: &Database<'_>) -> Predicti
         change,
         ignored: notes.ignored,
         unclear: notes.unclear,
+    }
+}
+
+/// The forecast where not all rules were read.
+fn too_many(last: &str, notes: Notes) -> Prediction {
+    let why =
+        "the node has more rules that could matter to kvm than are followed (12 MiB of memory)";
+    let (rule, why) = (last.to_owned(), why.to_owned());
+    let unclear = vec![Remark { rule, why }];
+    Prediction {
+        start: Forecast::Unclear,
+        add: Forecast::Unclear,
+        change: Forecast::Unclear,
+        ignored: notes.ignored,
+        unclear,
     }
 }
 
@@ -208,6 +228,8 @@ const MOST: usize = 100;
 /// What is said besides the forecasts, each once.
 #[derive(Default)]
 struct Notes {
+    /// How much memory the rules take that were read, in bytes.
+    held: usize,
     ignored: Vec<Remark>,
     unclear: Vec<Remark>,
 }

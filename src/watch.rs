@@ -1,7 +1,7 @@
 //! `watch`: apply, then keep it so.
 //!
-//! Nothing is polled. One inotify watch on the device's folder and a few on the folders of the files
-//! that decide about it wake this process; what is wrong with the device is mended at once, from what
+//! Nothing is polled as long as inotify has watches left. One on the device's folder, one on the device,
+//! and a few on the folders of the files that decide about it wake this process; what is wrong with the device is mended at once, from what
 //! was seen last of those files, and when nothing has happened for a moment all of it is looked at
 //! again, as `apply` would. So a heal costs a few system calls, and the truth is never older than the
 //! last quiet moment. Its own changes come back as events, too, and find nothing to do.
@@ -47,6 +47,9 @@ const QUIET: Duration = Duration::from_millis(500);
 /// A flood of events puts that off no longer than this.
 const NEVER_LATER: Duration = Duration::from_secs(5);
 
+/// How often all that has no inotify watch, for none is left, is looked at.
+const POLL: Duration = Duration::from_secs(1);
+
 /// Runs until a signal ends the process, which [`sys::end_well_on_request`] has seen to. Returns the report
 /// on why it could not even begin.
 ///
@@ -87,7 +90,7 @@ fn begin(
 ) -> sys::Result<Report> {
     let mut keeper = Keeper::new(config);
     keeper.withdraw();
-    let mut watcher = Watcher::new()?;
+    let mut watcher = Watcher::new(POLL);
     watcher.follow_hangup()?;
     watcher.follow_mounts();
     // What happens from here on is not missed, whatever the first look takes.
@@ -104,6 +107,7 @@ fn begin(
         problem: None,
     };
     loop {
+        watch.watcher.use_events();
         // What happened in a folder before it was followed is looked at like an event.
         let news = watch.follow();
         let looked = watch.until_looked_at(news, &again);
@@ -139,11 +143,15 @@ impl Watch {
             let now = Instant::now();
             let over = |due: Option<Instant>| due.is_some_and(|due| now >= due);
             let waited = self.keeper.paused_until().is_some();
+            let heals = self.keeper.heals();
             // A flood costs one look at its beginning, and the next one when it is over.
             if news.files && self.keeper.looked_before(now) >= QUIET {
                 self.keeper.look(Thorough::No);
             } else if news.device || waited {
                 self.keeper.heal();
+            }
+            if self.keeper.heals() != heals {
+                self.watcher.was_needed();
             }
             if waited {
                 // Whether this change holds shows by the next event, and then by a quiet moment.
@@ -172,12 +180,12 @@ impl Watch {
                 Some(until) => self.watcher.rest(until)?,
                 None => self.watcher.wait(due)?,
             };
-            if news.folders {
+            if news.folders || news.polled {
                 let more = self.follow();
                 news.device |= more.device;
                 news.files |= more.files;
                 // Whatever was mounted may be what was missing.
-                news.files |= !self.keeper.is_right();
+                news.files |= news.folders && !self.keeper.is_right();
             }
         }
     }

@@ -144,11 +144,7 @@ fn groups(
             let at = format!("{folder}/{}", name.display());
             let json = match root.read(&at) {
                 // userdbd finds no record in what is no file, either.
-                Err(error)
-                    if matches!(error.errno, Errno::EINVAL | Errno::EFBIG | Errno::ELOOP) =>
-                {
-                    None
-                }
+                Err(error) if matches!(error.errno, Errno::EINVAL | Errno::ELOOP) => None,
                 read => read?,
             };
             if json.is_none()

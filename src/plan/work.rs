@@ -14,7 +14,7 @@ use crate::exit::Usage;
 use crate::observe::{GROUP_FILE, Node, Observed};
 use crate::qemu::{self, Configured, Identity};
 use crate::qemu_conf::QemuConf;
-use crate::report::{Code, Warning, some_of};
+use crate::report::{Code, Warning, some_of_many};
 use crate::resolve::Resolution;
 use crate::udev::Prediction;
 
@@ -252,14 +252,12 @@ fn note_leftovers(
     /// How many lines are named.
     const NAMED: usize = 20;
     let file = seen.pod.group.as_deref().unwrap_or_default();
-    let lines: Vec<_> = group::all_by_name(file, config.group.as_bytes())
-        .map(|group| group.line.to_string())
-        .collect();
-    if lines.len() > 1 {
+    let lines = || group::all_by_name(file, config.group.as_bytes());
+    if lines().nth(1).is_some() {
         let text = format!(
             "the pod has the group {} on lines {}: the first counts and is the one that is changed",
             config.group,
-            some_of(&lines, NAMED, ", ")
+            some_of_many(lines().map(|group| group.line.to_string()), NAMED, ", ")
         );
         decision
             .warnings
@@ -273,11 +271,10 @@ fn note_leftovers(
 }
 
 /// The users whose primary group has this number.
-pub fn primary_users(passwd: &[u8], gid: Gid) -> Vec<String> {
+pub fn primary_users(passwd: &[u8], gid: Gid) -> impl Iterator<Item = String> {
     passwd::users(passwd)
-        .filter(|user| user.gid == gid)
+        .filter(move |user| user.gid == gid)
         .map(|user| String::from_utf8_lossy(user.name).into_owned())
-        .collect()
 }
 
 fn device_steps(

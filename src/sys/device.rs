@@ -103,6 +103,11 @@ impl Device {
         self.facts
     }
 
+    /// The descriptor, which opens nothing behind the node.
+    pub(super) fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
     /// Its ACL, if it has one and its file system knows of ACLs.
     ///
     /// # Errors

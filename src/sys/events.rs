@@ -1,32 +1,45 @@
 //! Waiting for something to happen to the device, to the files that decide about it, or for a signal,
 //! without polling.
 //!
-//! One inotify watch on a folder sees what happens to every name in it, also when the name is made
+//! One inotify watch on a folder sees every name in it appear and go, also when the name is made
 //! anew; one on a file would end with its inode. Changes of owner, mode and ACL come as `IN_ATTRIB`,
 //! also those that another mount namespace made of the same file system, and those that changed
-//! nothing (drivers/base/devtmpfs.c makes and removes nodes as any process would).
+//! nothing (drivers/base/devtmpfs.c makes and removes nodes as any process would). They are asked for
+//! by a second watch, on the device's own inode: a watch on /dev would report them for every device
+//! there, and any user may touch /dev/null in a loop. A wake-up that leads to nothing costs one of a
+//! limited number ([`Pace`]).
+//!
+//! inotify instances and watches are limited for each user, and a container without any capability can
+//! use up those of root. What has no watch is polled: [`Watcher::wait`] returns now and then, and
+//! [`Watcher::follow_anew`] compares what it sees in a directory with what it saw there before.
 //!
 //! A folder that is not there is waited for in the nearest one that is. What is mounted over a folder
 //! is no event for inotify, but the kernel tells of every change of this mount namespace by
 //! `/proc/self/mountinfo` (proc_pid_mountinfo(5), `POLLPRI`).
 
+mod watched;
+
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use super::device::Device;
+use super::pace::Pace;
 use super::root::Root;
-use super::{Named, Result, open, raw, retry};
+use super::{CallError, Named, Result, open, raw, retry};
+use watched::{Means, Watched, is_lack, seen_in};
 
 /// What an event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +84,8 @@ pub struct News {
     pub folders: bool,
     /// SIGHUP came.
     pub hangup: bool,
+    /// It is time to look at what has no watch: [`Watcher::follow_anew`] does.
+    pub polled: bool,
 }
 
 impl News {
@@ -87,41 +102,81 @@ impl News {
     }
 }
 
-/// A folder that is watched for some names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Watched {
-    wd: WatchDescriptor,
-    topic: Topic,
-    names: Names,
-    /// Whether the name is that of a folder on the way to the one that is meant.
-    way: bool,
-}
-
 /// Folders that are watched, and perhaps SIGHUP, mounts and a process.
 #[derive(Debug)]
 pub struct Watcher {
-    inotify: Inotify,
+    /// Nothing where the user has no instance left.
+    inotify: Option<Inotify>,
     signals: Option<SignalFd>,
     mounts: Option<File>,
     process: Option<(u32, OwnedFd)>,
     watched: Vec<Watched>,
+    device: PathBuf,
+    /// How often what has no watch is looked at.
+    every: Duration,
+    pace: Pace,
+    /// Why something has no watch.
+    lack: Option<CallError>,
+    /// Whether this one has logged that it polls, and not yet that it has stopped.
+    polls: bool,
 }
 
+/// Whether it was logged that something is polled: once in a run is enough.
+static LOGGED: AtomicBool = AtomicBool::new(false);
+
 impl Watcher {
-    /// Watches nothing yet.
-    ///
-    /// # Errors
-    /// What inotify_init1(2) answers: `EMFILE` where the user has too many.
-    pub fn new() -> Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
-            .named(|| "inotify_init1()".into())?;
-        Ok(Self {
-            inotify,
+    /// Watches nothing yet. What can have no watch will be looked at each time that `every` is over.
+    pub fn new(every: Duration) -> Self {
+        let mut watcher = Self {
+            inotify: None,
             signals: None,
             mounts: None,
             process: None,
             watched: Vec::new(),
-        })
+            device: PathBuf::new(),
+            every,
+            pace: Pace::new(Instant::now()),
+            lack: None,
+            polls: false,
+        };
+        watcher.use_events();
+        watcher
+    }
+
+    /// Asks for an inotify instance where there was none left before. What is polled until now gets a
+    /// watch by the next [`Watcher::follow_anew`].
+    pub fn use_events(&mut self) {
+        if self.inotify.is_none() {
+            let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
+            match Inotify::init(flags).named(|| "inotify_init1()".into()) {
+                Ok(inotify) => self.inotify = Some(inotify),
+                Err(error) => self.lack = Some(error),
+            }
+        }
+    }
+
+    /// Whether something is polled, as it has no watch.
+    fn is_polling(&self) -> bool {
+        let polled = |watched: &Watched| matches!(watched.means, Means::Polling(_));
+        self.inotify.is_none() || self.watched.iter().any(polled)
+    }
+
+    fn log_polling(&mut self) {
+        let polls = self.is_polling();
+        if polls && !LOGGED.swap(true, Ordering::Relaxed) {
+            self.polls = true;
+            let lack = self.lack.as_ref();
+            let why = lack.map(ToString::to_string).unwrap_or_default();
+            let advice = lack.and_then(CallError::advice);
+            let advice = advice.map(|advice| format!("; {advice}"));
+            log::warn!(
+                "polling every {:?}, because inotify has nothing left for this user: {why}{}",
+                self.every,
+                advice.unwrap_or_default()
+            );
+        } else if !polls && std::mem::take(&mut self.polls) {
+            log::info!("inotify has room again: nothing is polled any more");
+        }
     }
 
     /// From here on SIGHUP does not end the process, but is kept for [`Watcher::wait`].
@@ -164,13 +219,20 @@ impl Watcher {
         };
         moved(&self.watched, &before, &mut news);
         moved(&before, &self.watched, &mut news);
-        for Watched { wd, .. } in before {
-            if !self.watched.iter().any(|watched| watched.wd == wd) {
+        self.unwatch(&before);
+        self.log_polling();
+        news
+    }
+
+    /// Ends those of these watches that are not needed any more.
+    fn unwatch(&self, these: &[Watched]) {
+        for Watched { means, .. } in these {
+            let needed = self.watched.iter().any(|watched| watched.means == *means);
+            if let (Means::Watch(wd), Some(inotify), false) = (means, &self.inotify, needed) {
                 // It may be gone already.
-                let _ = self.inotify.rm_watch(wd);
+                let _ = inotify.rm_watch(*wd);
             }
         }
-        news
     }
 
     /// Watches `name` in `folder`, once more if it is watched already; false where there is no such
@@ -181,7 +243,41 @@ impl Watcher {
     pub fn follow_device(&mut self, folder: &Path, name: &OsStr) -> Result<bool> {
         // No `IN_CLOSE_WRITE`: somebody closes /dev/null all the time.
         let names = Names::One(name.to_owned());
-        self.follow_here(folder, Topic::Device, names, AddWatchFlags::IN_ATTRIB)
+        self.device = folder.join(name);
+        let is_there = self.follow_here(folder, Topic::Device, names, AddWatchFlags::empty())?;
+        self.follow_node();
+        self.log_polling();
+        Ok(is_there)
+    }
+
+    /// Watches the inode that is the device now. The directory's watch comes first and tells of
+    /// another one.
+    fn follow_node(&mut self) {
+        let found = Device::find(&self.device).ok().flatten();
+        let Some(node) = found.filter(|node| node.facts().is_kvm()) else {
+            return;
+        };
+        match self.add(node.fd(), AddWatchFlags::IN_ATTRIB) {
+            Ok(means) => self.keep(means, Topic::Device, None, false),
+            // A device that this process may not read, or no watch left: the directory's tells of
+            // it too, and of all others there.
+            Err(_) => {
+                let folder = open(folder_of(&self.device), OFlag::O_PATH | OFlag::O_DIRECTORY);
+                let events = AddWatchFlags::IN_ATTRIB | MADE_OR_GONE;
+                let _ = folder.and_then(|folder| self.add(&folder, events));
+            }
+        }
+    }
+
+    /// The same, where the device's name may lead to another inode than before.
+    fn follow_node_anew(&mut self) {
+        let (kept, before) = std::mem::take(&mut self.watched)
+            .into_iter()
+            .partition(|watched| watched.names.is_some());
+        self.watched = kept;
+        self.follow_node();
+        let before: Vec<_> = before;
+        self.unwatch(&before);
     }
 
     /// Watches the file `path` of this process' own file system.
@@ -210,8 +306,8 @@ impl Watcher {
                     at = folder_of(at);
                 }
                 fd => {
-                    let wd = self.add(&fd.named(call)?, events).named(call)?;
-                    self.keep(wd, topic, names, way);
+                    let means = self.means(&fd.named(call)?, events, &names, way, call)?;
+                    self.keep(means, topic, Some(names), way);
                     return Ok(!way);
                 }
             }
@@ -238,25 +334,46 @@ impl Watcher {
             }
         };
         let call = || format!("inotify_add_watch({})", root.join(at).display());
-        let wd = self.add(&fd, events).named(call)?;
-        self.keep(wd, Topic::Files, names, way);
+        let means = self.means(&fd, events, &names, way, call)?;
+        self.keep(means, Topic::Files, Some(names), way);
         Ok(())
     }
 
-    fn add(&self, fd: impl AsFd, events: AddWatchFlags) -> nix::Result<WatchDescriptor> {
-        // The folder that was opened, whatever its path leads to by now.
-        let path = raw::proc_path(fd);
-        // A folder has one watch, whatever is of interest in it.
-        let add = AddWatchFlags::from_bits_retain(libc::IN_MASK_ADD);
-        retry(|| {
-            self.inotify
-                .add_watch(path.as_c_str(), events | MADE_OR_GONE | add)
-        })
+    /// Watches a directory, or looks at it where there is no watch left.
+    fn means(
+        &mut self,
+        folder: &OwnedFd,
+        events: AddWatchFlags,
+        names: &Names,
+        way: bool,
+        call: impl Fn() -> String,
+    ) -> Result<Means> {
+        match self.add(folder, events | MADE_OR_GONE) {
+            Err(errno) if is_lack(errno) => {
+                if self.inotify.is_some() {
+                    self.lack = Some(CallError {
+                        call: call(),
+                        errno,
+                    });
+                }
+                Ok(Means::Polling(seen_in(folder, names, way)))
+            }
+            done => done.named(call),
+        }
     }
 
-    fn keep(&mut self, wd: WatchDescriptor, topic: Topic, names: Names, way: bool) {
+    fn add(&self, fd: impl AsFd, events: AddWatchFlags) -> nix::Result<Means> {
+        let inotify = self.inotify.as_ref().ok_or(Errno::EMFILE)?;
+        // The file that was opened, whatever its path leads to by now.
+        let path = raw::proc_path(fd);
+        // It has one watch, whatever is of interest in it.
+        let events = events | AddWatchFlags::from_bits_retain(libc::IN_MASK_ADD);
+        retry(|| inotify.add_watch(path.as_c_str(), events)).map(Means::Watch)
+    }
+
+    fn keep(&mut self, means: Means, topic: Topic, names: Option<Names>, way: bool) {
         let entry = Watched {
-            wd,
+            means,
             topic,
             names,
             way,
@@ -271,14 +388,34 @@ impl Watcher {
     /// # Errors
     /// What poll(2) and read(2) answer.
     pub fn wait(&mut self, until: Option<Instant>) -> Result<News> {
+        let due = self.is_polling().then(|| Instant::now() + self.every);
+        let until = [until, due].into_iter().flatten().min();
         loop {
-            let mounts = self.poll(until, true)?;
+            let woken = self.poll(until, true)?;
+            if (woken.events || woken.mounts)
+                && let Some(next) = self.pace.take(Instant::now())
+            {
+                self.hold(until.map_or(next, |until| until.min(next)))?;
+            }
             let mut news = self.read()?;
-            news.folders |= mounts;
-            if news.any() || until.is_some_and(|until| Instant::now() >= until) {
+            news.folders |= woken.mounts;
+            let now = Instant::now();
+            news.polled = due.is_some_and(|due| now >= due);
+            if news.any() || until.is_some_and(|until| now >= until) {
                 return Ok(news);
             }
         }
+    }
+
+    /// What was told last was needed: the next wake-ups are answered at once again.
+    pub fn was_needed(&mut self) {
+        self.pace.renew();
+    }
+
+    /// Lets events gather, but for SIGHUP.
+    fn hold(&self, until: Instant) -> Result<()> {
+        while Instant::now() < until && !self.poll(Some(until), false)?.signals {}
+        Ok(())
     }
 
     /// Waits for SIGHUP alone, `until` at most: what else happens is not even looked at before.
@@ -297,59 +434,72 @@ impl Watcher {
         }
     }
 
-    /// Whether mounts changed: the kernel says so only once.
-    fn poll(&self, until: Option<Instant>, all: bool) -> Result<bool> {
+    /// Waits for one of them. The kernel tells of changed mounts only once.
+    fn poll(&self, until: Option<Instant>, all: bool) -> Result<Woken> {
         let timeout = match until {
             None => PollTimeout::NONE,
             Some(until) => millis(until.saturating_duration_since(Instant::now())),
         };
         let signals = self.signals.as_ref().map(AsFd::as_fd);
-        let mut fds: Vec<_> = signals.into_iter().map(readable).collect();
-        if all {
-            fds.push(readable(self.inotify.as_fd()));
-            fds.extend(self.process.as_ref().map(|(_, fd)| readable(fd.as_fd())));
-            let mounts = self.mounts.as_ref().map(AsFd::as_fd);
-            fds.extend(mounts.map(|fd| PollFd::new(fd, PollFlags::POLLPRI)));
-        }
+        let events = self.inotify.as_ref().filter(|_| all).map(AsFd::as_fd);
+        let mounts = self.mounts.as_ref().filter(|_| all).map(AsFd::as_fd);
+        let process = self.process.as_ref().filter(|_| all);
+        let mut fds: Vec<_> = [signals, events]
+            .into_iter()
+            .flatten()
+            .map(readable)
+            .collect();
+        fds.extend(mounts.map(|fd| PollFd::new(fd, PollFlags::POLLPRI)));
+        fds.extend(process.map(|(_, fd)| readable(fd.as_fd())));
         match poll(&mut fds, timeout) {
             Ok(_) => {}
-            Err(Errno::EINTR) => return Ok(false),
+            Err(Errno::EINTR) => return Ok(Woken::default()),
             Err(errno) => return Err(errno).named(|| "poll(inotify, signalfd)".into()),
         }
-        let told = |fd: &PollFd<'_>| {
-            fd.revents()
-                .is_some_and(|got| got.contains(PollFlags::POLLPRI))
-        };
-        Ok(fds.iter().any(told))
+        let mut answers = fds.iter().map(|fd| fd.any() == Some(true));
+        let mut of = |asked: bool| asked && answers.next() == Some(true);
+        Ok(Woken {
+            signals: of(signals.is_some()),
+            events: of(events.is_some()),
+            mounts: of(mounts.is_some()),
+        })
     }
 
     fn read(&mut self) -> Result<News> {
         let mut news = News::default();
-        loop {
-            let events = match self.inotify.read_events() {
+        let (mut another, mut count) = (false, 0);
+        for _ in 0..READS {
+            let Some(inotify) = &self.inotify else {
+                break;
+            };
+            let events = match inotify.read_events() {
                 Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR) => continue,
                 events => events.named(|| "read(inotify)".into())?,
             };
             for event in events {
+                count += 1;
                 let overflow = event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW);
                 let gone = event.mask.contains(AddWatchFlags::IN_IGNORED);
                 for watched in &self.watched {
-                    // What has no name is about the folder itself.
-                    let own = event.name.is_none();
-                    let meant = match &event.name {
-                        Some(name) => watched.names.has(name),
-                        None => event.mask.intersects(OF_THE_FOLDER),
-                    };
-                    if overflow || watched.wd == event.wd && meant {
+                    let is_folder = watched.names.is_some();
+                    let meant =
+                        watched.is(event.wd) && watched.means(event.name.as_ref(), event.mask);
+                    if overflow || meant {
                         news.add(watched.topic);
-                        news.folders |= own || watched.way;
+                        news.folders |= is_folder && event.name.is_none() || watched.way;
+                        another |= watched.topic == Topic::Device && is_folder;
                     }
                 }
                 if gone {
-                    self.watched.retain(|watched| watched.wd != event.wd);
+                    self.watched.retain(|watched| !watched.is(event.wd));
                 }
             }
+        }
+        self.pace.charge(count);
+        // Before anybody looks at the device, so that no change of the new one is missed.
+        if another {
+            self.follow_node_anew();
         }
         news.hangup = self.hangup()?;
         if self.process_ended() {
@@ -379,6 +529,18 @@ impl Watcher {
     }
 }
 
+/// What poll(2) returned for.
+#[derive(Debug, Clone, Copy, Default)]
+struct Woken {
+    signals: bool,
+    events: bool,
+    mounts: bool,
+}
+
+/// Reads of 4 KiB at once: a full queue (fs.inotify.max_queued_events, 16384) and as much again. What is
+/// added while it is read is for the next time.
+const READS: usize = 256;
+
 fn readable(fd: std::os::fd::BorrowedFd<'_>) -> PollFd<'_> {
     PollFd::new(fd, PollFlags::POLLIN)
 }
@@ -391,10 +553,6 @@ fn folder_of(path: &Path) -> &Path {
         None => path,
     }
 }
-
-const OF_THE_FOLDER: AddWatchFlags = AddWatchFlags::IN_IGNORED
-    .union(AddWatchFlags::IN_MOVE_SELF)
-    .union(AddWatchFlags::IN_UNMOUNT);
 
 const MADE_OR_GONE: AddWatchFlags = AddWatchFlags::IN_CREATE
     .union(AddWatchFlags::IN_DELETE)

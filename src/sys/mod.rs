@@ -12,6 +12,7 @@ pub mod events;
 pub mod file;
 pub mod identity;
 pub mod kvm;
+mod pace;
 pub mod privileges;
 pub mod proc;
 pub mod processes;
@@ -55,15 +56,18 @@ impl CallError {
             Errno::EMFILE | Errno::ENFILE if self.call.starts_with("inotify") => {
                 Some("raise fs.inotify.max_user_instances on the node (sysctl)")
             }
+            Errno::EMFILE => Some("raise the limit of open files (ulimit -n)"),
+            Errno::ENFILE => Some("raise fs.file-max on the node (sysctl)"),
             Errno::ENOSPC if self.call.starts_with("inotify") => {
                 Some("raise fs.inotify.max_user_watches on the node (sysctl)")
             }
+            Errno::ENOMEM => Some("give this container more memory"),
             Errno::ENOSYS => Some("it needs Linux 5.6 or newer"),
             Errno::EINVAL | Errno::EISDIR => Some("expected a regular file there"),
             Errno::EFBIG if self.call.contains(BEFORE) => {
                 Some("expected at most 8 MiB of such files on the node")
             }
-            Errno::EFBIG => Some("expected at most 64 MiB there"),
+            Errno::EFBIG => Some("expected at most 8 MiB there"),
             Errno::E2BIG if self.call.starts_with("getdents64") => {
                 Some("expected at most 10,000 names in that folder")
             }

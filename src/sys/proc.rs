@@ -7,8 +7,9 @@ use super::{open, retry};
 
 /// Most of these files fit: one call gets them, and one more finds their end.
 const PAGE: usize = 4096;
-/// No file that is read here has reason to be larger (`/proc/stat` grows with the processors).
-const MAX: usize = 16 << 20;
+/// No file that is read here has reason to be larger (`/proc/stat` grows with the processors and
+/// interrupts of the machine).
+const MAX: usize = 8 << 20;
 
 /// The text of the file at `path`; nothing where it cannot be read.
 pub fn text(path: &str) -> Option<String> {

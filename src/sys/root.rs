@@ -18,8 +18,9 @@ use super::entries::entries;
 use super::file::errno_of;
 use super::{Inode, Named, Result, open, raw, retry};
 
-/// No file that is read here has reason to be larger; a sparse one could be endless.
-const MAX_FILE: u64 = 64 << 20;
+/// No file that is read here has reason to be larger: a group file of 200,000 lines is not. A sparse one
+/// could be endless, and each costs as much memory as it is large, and where it is edited twice that.
+pub(crate) const MAX_FILE: u64 = 8 << 20;
 /// How a file is opened to be read: whatever it may turn out to be, nothing waits for it.
 pub(super) const READ: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_CLOEXEC)
@@ -106,7 +107,7 @@ impl Root {
     ///
     /// # Errors
     /// What the calls answer; `EINVAL` for anything but a regular file, which is never opened, and
-    /// `EFBIG` for more than 64 MiB.
+    /// `EFBIG` for more than 8 MiB.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
         Ok(self.read_which(name)?.map(|(content, _)| content))
     }
@@ -324,7 +325,7 @@ impl Folder {
     /// It costs half of [`Root::read`], which has to find out what it opens.
     ///
     /// # Errors
-    /// What the calls answer; `EFBIG` for more than 64 MiB.
+    /// What the calls answer; `EFBIG` for more than 8 MiB.
     pub fn read(&self, name: &OsStr) -> Result<Option<Vec<u8>>> {
         let call = || format!("read({}/{})", self.path.display(), name.display());
         let flags = READ | OFlag::O_NOFOLLOW;
@@ -413,7 +414,8 @@ fn readable(stat: &FileStat) -> nix::Result<u64> {
 fn read_open(file: &OwnedFd, stat: &FileStat) -> nix::Result<Vec<u8>> {
     let size = readable(stat)?;
     // One byte more than it said: then giving just what it said means that this was all.
-    let mut content = vec![0; usize::try_from(size).unwrap_or(0) + 1];
+    let mut content = Vec::new();
+    grow(&mut content, usize::try_from(size).unwrap_or(0) + 1)?;
     let mut got = 0;
     loop {
         let more = retry(|| nix::unistd::read(file, &mut content[got..]))?;
@@ -426,9 +428,17 @@ fn read_open(file: &OwnedFd, stat: &FileStat) -> nix::Result<Vec<u8>> {
             return Err(Errno::EFBIG);
         }
         if got == content.len() {
-            content.resize(got * 2, 0);
+            grow(&mut content, got)?;
         }
     }
+}
+
+/// Makes room for so many bytes more; a container may have less memory than a file is large.
+fn grow(content: &mut Vec<u8>, more: usize) -> nix::Result<()> {
+    let room = content.try_reserve_exact(more);
+    room.map_err(|_| Errno::ENOMEM)?;
+    content.resize(content.len() + more, 0);
+    Ok(())
 }
 
 /// A kind of file in words.
@@ -461,6 +471,14 @@ fn entries_in(folder: BorrowedFd<'_>) -> nix::Result<Vec<(OsString, bool)>> {
     })?;
     found.sort_unstable();
     Ok(found)
+}
+
+/// The names in a directory, sorted. `folder` may be a descriptor that can only name it (`O_PATH`).
+pub(super) fn names_below(folder: &OwnedFd) -> nix::Result<Vec<OsString>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let folder = retry(|| openat(folder, ".", flags, Mode::empty()))?;
+    let entries = entries_in(folder.as_fd())?.into_iter();
+    Ok(entries.map(|(name, _)| name).collect())
 }
 
 /// Whether an errno says that the path leads nowhere.

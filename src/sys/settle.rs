@@ -1,8 +1,10 @@
 //! Waiting for the device to appear and to hold still.
 //!
 //! Unloading and loading the module removes the node and makes a new one, 0600 root:root, and
-//! udevd answers some time later. One inotify watch on the folder sees all of it, without polling.
+//! udevd answers some time later. inotify watches on the folder and the device see all of it, without
+//! polling.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,6 +12,8 @@ use super::Result;
 use super::device::Device;
 use super::events::Watcher;
 
+/// How often the device is looked at where there is no inotify watch left.
+const POLL: Duration = Duration::from_millis(50);
 /// How long nothing may happen to the device before it counts as settled.
 pub const QUIET: Duration = Duration::from_millis(500);
 
@@ -27,7 +31,7 @@ pub enum Settled {
 /// Waits up to `longest` for `device` to be a KVM node that held still for [`QUIET`].
 ///
 /// # Errors
-/// What inotify and poll answer, but for a folder that does not exist: that is `Missing` at once.
+/// What open(2) and poll(2) answer, but for a folder that does not exist: that is `Missing` at once.
 pub fn wait(device: &Path, longest: Duration) -> Result<Settled> {
     let end = Instant::now() + longest;
     let (Some(folder), Some(name)) = (device.parent(), device.file_name()) else {
@@ -39,7 +43,7 @@ pub fn wait(device: &Path, longest: Duration) -> Result<Settled> {
     } else {
         folder
     };
-    let mut watcher = Watcher::new()?;
+    let mut watcher = Watcher::new(POLL);
     if !watcher.follow_device(folder, name)? {
         return Ok(Settled::Missing);
     }
@@ -49,7 +53,8 @@ pub fn wait(device: &Path, longest: Duration) -> Result<Settled> {
         let left = end.saturating_duration_since(Instant::now());
         let patience = if there { left.min(QUIET) } else { left };
         let quiet_needed = if there { QUIET } else { Duration::MAX };
-        if !watcher.wait(Some(Instant::now() + patience))?.any() {
+        let quiet = Instant::now() + patience;
+        if !changed(&mut watcher, quiet, folder, name)? {
             return Ok(match (there, patience >= quiet_needed) {
                 (true, false) if moved => Settled::Moving,
                 // Nothing happened, if only for a time that was asked to be shorter.
@@ -64,6 +69,24 @@ pub fn wait(device: &Path, longest: Duration) -> Result<Settled> {
             } else {
                 Settled::Missing
             });
+        }
+    }
+}
+
+/// Waits until something happens to the device, `until` at most, and returns whether it did.
+fn changed(watcher: &mut Watcher, until: Instant, folder: &Path, name: &OsStr) -> Result<bool> {
+    loop {
+        let mut news = watcher.wait(Some(until))?;
+        if news.folders || news.polled {
+            let mut is_followed = Ok(true);
+            let more = watcher.follow_anew(|watcher| {
+                is_followed = watcher.follow_device(folder, name);
+            });
+            is_followed?;
+            news.device |= more.device;
+        }
+        if news.device || Instant::now() >= until {
+            return Ok(news.device);
         }
     }
 }

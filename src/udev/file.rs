@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use bumpalo::Bump;
 
 use super::known::always_jumps;
-use super::rule::{Place, Rule, is_idle, rule};
+use super::rule::{Place, Rule, Token, is_idle, rule};
 use super::text::{Found, Lines, given_up};
 use super::{Database, Notes, RuleFile, Udevd, about_kvm, systemd};
 
@@ -30,7 +30,11 @@ struct Jump<'a> {
     rules: usize,
 }
 
-/// Reads the rules, and notes those about kvm that udevd drops.
+/// How much memory the rules of all files may take that matter to kvm: those of a node are thousands at most,
+/// and this is room for some ten thousand. A rule takes up to twenty times the memory of its text.
+pub(super) const MOST_HELD: usize = 12 << 20;
+
+/// Reads the rules, as far as there is room for them, and notes those about kvm that udevd drops.
 pub(super) fn read<'a>(
     file: &'a RuleFile,
     kept: &'a Kept,
@@ -101,7 +105,11 @@ pub(super) fn read<'a>(
                 rules: rules.len() + 1,
             });
         }
+        notes.held += size_of::<Rule<'_>>() + rule.tokens.capacity() * size_of::<Token<'_>>();
         rules.push(rule);
+        if notes.held > MOST_HELD {
+            break;
+        }
     }
     if let Some(number) = given_up {
         let why = "longer than 16384 bytes, which ends the reading of this file";

@@ -123,6 +123,11 @@ impl Keeper {
         self.libvirtd.as_ref()
     }
 
+    /// How many changes were made so far.
+    pub(super) fn heals(&self) -> u64 {
+        self.tally.heals()
+    }
+
     /// Whether there is nothing to wait for.
     pub(super) fn is_right(&self) -> bool {
         self.report.exit_code == Verdict::Ok.code()
@@ -153,6 +158,12 @@ impl Keeper {
         if thorough == Thorough::No && self.config.proof == ProofKind::CreateVm {
             self.config.proof = ProofKind::ApiVersion;
         }
+        let is_seeking = matches!(found, Found::Nobodys | Found::OtherDevice(_));
+        let lost = self.libvirtd.is_some() && is_seeking;
+        if !lost {
+            // What was seen before is not needed any more, and may be as large as what will be.
+            self.seen = None;
+        }
         let (mut report, mut seen) = apply_and_see(&self.config);
         self.count(&report, seen.as_ref());
         self.keeps = None;
@@ -164,6 +175,7 @@ impl Keeper {
                 "the device keeps the number {good}, which QEMU can use: {}",
                 report.summary
             ));
+            drop(seen.take());
             (report, seen) = apply_and_see(&self.config);
             self.count(&report, seen.as_ref());
         } else if report.verdict == Verdict::Ok {
@@ -181,8 +193,6 @@ impl Keeper {
             Found::Own | Found::Nodes => {}
         }
         self.asked.settle = Duration::ZERO;
-        let is_seeking = matches!(found, Found::Nobodys | Found::OtherDevice(_));
-        let lost = self.libvirtd.is_some() && is_seeking;
         self.seeks = is_seeking || matches!(found, Found::Unclear(_));
         self.libvirtd = match found {
             Found::Of(libvirtd) => Some(libvirtd),

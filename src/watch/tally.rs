@@ -25,6 +25,11 @@ impl Tally {
         }
     }
 
+    /// How many changes were made.
+    pub fn heals(&self) -> u64 {
+        self.heals.values().sum()
+    }
+
     /// All was looked at.
     pub fn looked(&mut self, now: SystemTime) {
         self.last_look = Some(now);

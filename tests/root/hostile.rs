@@ -1,6 +1,5 @@
 //! Trees, volumes and devices that somebody made to do harm: each costs little, nothing outside of them is
 //! read or written, and what cannot be used is refused with its name.
-#![allow(unsafe_code)]
 
 use std::ffi::OsString;
 use std::fs;
@@ -19,28 +18,15 @@ use crate::common::{
     in_namespace, mknod_char, mknod_kvm, program, require_commands, scratch, set_owner,
 };
 use crate::peak::{Measured, bounded, measured, ordinary};
-use crate::support::{ALIGNED, KVM, Scene, command, go, owner, state};
+use crate::support::{ALIGNED, KVM, Scene, bounded_memory, command, go, owner, state};
 
 /// More than any file that is read to its end, and far less than what stands there says of itself.
-const MEMORY: u64 = 128 << 20;
+const MEMORY: u64 = 64 << 20;
 
 /// Runs it below strace with bounded memory: what it opened for more than a look at it.
 fn opened(of: &Command) -> (Measured, Vec<String>) {
-    use std::os::unix::process::CommandExt;
-    let limit = || {
-        let limit = libc::rlimit {
-            rlim_cur: MEMORY,
-            rlim_max: MEMORY,
-        };
-        // SAFETY: reads a struct that lives here.
-        match unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) } {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
-        }
-    };
     let measured = measured(of, "open,openat,openat2,", |cmd| {
-        // SAFETY: one system call.
-        unsafe { cmd.pre_exec(limit) };
+        bounded_memory(cmd, MEMORY);
     });
     let read = measured.trace.lines();
     let read = read.filter(|line| !line.contains("O_PATH"));

@@ -31,6 +31,7 @@ mod hostile;
 mod inherited;
 mod input;
 mod install;
+mod memory;
 mod node_view;
 mod partial_view;
 mod persist;

@@ -346,6 +346,24 @@ pub fn without_call(cmd: &mut Command, call: libc::c_long, errno: i32) -> &mut C
     unsafe { cmd.pre_exec(install) }
 }
 
+/// Bounds the memory that the command may map, in bytes.
+pub fn bounded_memory(cmd: &mut Command, bytes: u64) -> &mut Command {
+    use std::os::unix::process::CommandExt;
+    let limit = move || {
+        let limit = libc::rlimit {
+            rlim_cur: bytes,
+            rlim_max: bytes,
+        };
+        // SAFETY: reads a struct that lives here.
+        match unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: one system call.
+    unsafe { cmd.pre_exec(limit) }
+}
+
 /// Makes a command run below another root.
 pub fn below<'a>(cmd: &'a mut Command, root: &Path) -> &'a mut Command {
     use std::os::unix::process::CommandExt;

@@ -197,7 +197,7 @@ fn the_kernels_own_nodes_are_seen() {
         let number = 500 + std::process::id() % 1000;
         let name = format!("loop{number}");
         let ask = |request| crate::folders::ioctl(&control, request, number);
-        let mut watcher = Watcher::new().unwrap();
+        let mut watcher = Watcher::new(PAUSE);
         assert!(watcher.follow_device(&dev, name.as_ref()).unwrap());
         let soon = || Some(Instant::now() + Duration::from_secs(5));
         for _ in 0..3 {

@@ -13,7 +13,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::common::{in_namespace, mknod_kvm, program, require_commands, run, scratch, set_owner};
 use crate::process::{Watch, healed, refused, watch};
-use crate::support::{KVM, Scene, command};
+use crate::support::{KVM, Scene, command, without_call};
 
 const AT_ONCE: Duration = Duration::from_secs(1);
 
@@ -182,21 +182,12 @@ fn what_cannot_be_meant_is_said_at_once() {
         );
         // No more of what it needs.
         let mut cmd = watch(&scene);
-        // SAFETY: one system call.
-        unsafe {
-            cmd.pre_exec(|| {
-                let none = libc::rlimit {
-                    rlim_cur: 3,
-                    rlim_max: 3,
-                };
-                if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) == 0 {
-                    Ok(())
-                } else {
-                    Err(std::io::Error::last_os_error())
-                }
-            });
-        }
-        refuses(&mut cmd, 4, "fs.inotify.max_user_instances");
+        without_call(&mut cmd, libc::SYS_signalfd4, libc::EMFILE);
+        refuses(
+            &mut cmd,
+            4,
+            "signalfd(SIGHUP): EMFILE (Too many open files); raise the limit",
+        );
     });
 }
 

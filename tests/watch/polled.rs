@@ -1,0 +1,274 @@
+//! Nothing is left of inotify: what any process of the same user can use up, one without any capability
+//! among them.
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use caps::CapSet;
+use nix::sys::signal::Signal::SIGHUP;
+
+use crate::common::{detach, in_namespace, mknod_kvm, mount_tmpfs, scratch, set_owner};
+use crate::process::{Watch, healed, until, watch};
+use crate::support::{KVM, Scene, command, go, owner, without_call};
+
+const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
+const MOMENT: Duration = Duration::from_millis(1700);
+/// What is logged when it begins, and when it ends.
+const POLLING: &str = "polling every ";
+const NOT_ANY_MORE: &str = "nothing is polled any more";
+
+/// Each way in which inotify has nothing left, as a kernel says it.
+const WAYS: [(&str, libc::c_long, i32, &str); 4] = [
+    (
+        "instances",
+        libc::SYS_inotify_init1,
+        libc::EMFILE,
+        "fs.inotify.max_user_instances",
+    ),
+    ("files", libc::SYS_inotify_init1, libc::ENFILE, "ENFILE"),
+    (
+        "watches",
+        libc::SYS_inotify_add_watch,
+        libc::ENOSPC,
+        "fs.inotify.max_user_watches",
+    ),
+    (
+        "memory",
+        libc::SYS_inotify_add_watch,
+        libc::ENOMEM,
+        "ENOMEM",
+    ),
+];
+
+fn once(log: &str, part: &str) {
+    assert_eq!(log.matches(POLLING).count(), 1, "{log}");
+    assert!(log.contains(part), "{part}: {log}");
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn without_inotify_all_is_kept_by_polling() {
+    for (what, call, errno, part) in WAYS {
+        in_namespace(|| {
+            let scene = Scene::new();
+            let mut cmd = watch(&scene);
+            let running = Watch::start(without_call(&mut cmd, call, errno));
+            assert_eq!(running.report["verdict"], "ok", "{what}");
+            for _ in 0..3 {
+                set_owner(Path::new(KVM), 0, 424, 0o660);
+                healed(RIGHT);
+            }
+            fs::remove_file(KVM).unwrap();
+            running.says("absent");
+            mknod_kvm(Path::new(KVM), 0, 0, 0o600);
+            healed(RIGHT);
+            // The files that decide: changed in place, replaced, in a directory that was not there.
+            scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
+            healed((0, 109, 0o660));
+            let (new, name) = (scene.host.at("etc/new"), scene.host.at("etc/group"));
+            fs::write(&new, "root:x:0:\nkvm:x:110:\n").unwrap();
+            fs::rename(&new, &name).unwrap();
+            healed((0, 110, 0o660));
+            let rule =
+                "KERNEL==\"kvm\", GROUP=\"555\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
+            let name = "etc/udev/rules.d/99-kvm.rules";
+            scene.host.file(name, rule);
+            healed((0, 555, 0o660));
+            scene.host.file(name, &rule.replace("555", "556"));
+            healed((0, 556, 0o660));
+            fs::remove_file(scene.host.at(name)).unwrap();
+            healed((0, 110, 0o660));
+            // What has no need of inotify goes on.
+            running.signal(SIGHUP);
+            running.says("the configuration was read again");
+            mount_tmpfs(Path::new("/dev"), "mode=755");
+            running.says("/dev/kvm does not exist here, and on the node it does");
+            detach(Path::new("/dev"));
+            running.says("info: QEMU as nova");
+            once(&running.log(), part);
+        });
+    }
+}
+
+/// Looking once a second is no reason to do more.
+#[test]
+#[ignore = "tier: root"]
+fn polling_costs_little_and_changes_nothing() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        let mut cmd = watch(&scene);
+        let (_, call, errno, part) = WAYS[0];
+        let running = Watch::start(without_call(&mut cmd, call, errno));
+        std::thread::sleep(Duration::from_secs(2));
+        let before = (running.wakeups(), running.nanoseconds(), scene.state());
+        std::thread::sleep(Duration::from_secs(10));
+        let (wakeups, used) = (
+            running.wakeups() - before.0,
+            running.nanoseconds() - before.1,
+        );
+        println!(
+            "10 s: {wakeups} wake-ups, {:.2} ms of CPU",
+            used as f64 / 1e6
+        );
+        assert!((5..=30).contains(&wakeups), "{wakeups}");
+        assert!(scene.state() == before.2);
+        once(&running.log(), part);
+    });
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn settle_and_what_comes_after_it_need_no_inotify() {
+    for (what, call, errno, part) in WAYS {
+        in_namespace(|| {
+            let scene = Scene::without_device();
+            let mut cmd = scene.apply();
+            cmd.args(["--settle", "10s"]);
+            let run = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(Duration::from_millis(300));
+                    mknod_kvm(Path::new(KVM), 0, 0, 0o600);
+                    std::thread::sleep(Duration::from_millis(300));
+                    set_owner(Path::new(KVM), 0, 108, 0o660);
+                });
+                go(without_call(&mut cmd, call, errno)).code(0)
+            });
+            once(&run.err, part);
+            // What udev did in the meantime was not done again.
+            assert!(!run.out.contains("set-device"), "{what}: {run}");
+            assert_eq!(owner(Path::new(KVM)), RIGHT, "{what}");
+            // As an entrypoint: libvirtd starts.
+            let mut cmd = command(
+                &crate::common::program(),
+                &["exec", "--settle=5s", "--root"],
+            );
+            cmd.arg(scene.pod.path())
+                .arg("--host-root")
+                .arg(scene.host.path());
+            cmd.args(["--", "echo", "it starts"]);
+            let run = go(without_call(&mut cmd, call, errno)).code(0);
+            assert_eq!(run.out, "it starts\n", "{what}: {run}");
+            // And it ends in time where the device does not come, or does not hold still.
+            fs::remove_file(KVM).unwrap();
+            let mut cmd = scene.apply();
+            go(without_call(cmd.args(["--settle", "1s"]), call, errno)).code(6);
+        });
+    }
+}
+
+/// A user of its own, so that nothing else on this machine is disturbed: limits count by UID.
+const USER: u32 = 1_234_567;
+
+/// Becomes that user and keeps all of root's capabilities, or none.
+fn as_user(cmd: &mut Command, capable: bool) -> &mut Command {
+    let become_user = move || {
+        let other = std::io::Error::other;
+        // SAFETY: system calls on this process' own credentials.
+        unsafe {
+            if libc::prctl(libc::PR_SET_KEEPCAPS, libc::c_ulong::from(capable)) != 0
+                || libc::setgroups(0, std::ptr::null()) != 0
+                || libc::setresgid(0, 0, 0) != 0
+                || libc::setresuid(USER, USER, USER) != 0
+            {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
+        if capable {
+            let all = caps::read(None, CapSet::Permitted).map_err(other)?;
+            caps::set(None, CapSet::Effective, &all).map_err(other)?;
+            caps::set(None, CapSet::Inheritable, &all).map_err(other)?;
+            caps::set(None, CapSet::Ambient, &all).map_err(other)?;
+        }
+        Ok(())
+    };
+    // SAFETY: the child has one thread, and allocates what it needs of its own copy of the heap.
+    unsafe { cmd.pre_exec(become_user) }
+}
+
+/// Opens instances until none is left, and holds them until it is ended.
+struct Hog(Child);
+
+impl Hog {
+    /// `others` of the user's instances are in use.
+    fn start(others: u32) -> Self {
+        let script = "import ctypes, sys\n\
+            c = ctypes.CDLL(None, use_errno=True)\n\
+            n = 0\n\
+            while c.inotify_init1(0) >= 0: n += 1\n\
+            print(n, ctypes.get_errno(), flush=True)\n\
+            sys.stdin.read()\n";
+        let mut cmd = Command::new("python3");
+        cmd.args(["-c", script]);
+        let mut child = as_user(&mut cmd, false)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let out = child.stdout.as_mut().unwrap();
+        BufReader::new(out.by_ref()).read_line(&mut line).unwrap();
+        let most = fs::read_to_string("/proc/sys/fs/inotify/max_user_instances").unwrap();
+        let most: u32 = most.trim().parse().unwrap();
+        assert_eq!(line.trim(), format!("{} {}", most - others, libc::EMFILE));
+        Self(child)
+    }
+}
+
+impl Drop for Hog {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn has_inotify(watch: &Watch) -> bool {
+    let fds = fs::read_dir(format!("/proc/{}/fd", watch.pid())).unwrap();
+    let mut names = fds.flatten().filter_map(|fd| fs::read_link(fd.path()).ok());
+    names.any(|name| name == Path::new("anon_inode:inotify"))
+}
+
+#[test]
+#[ignore = "tier: root"]
+fn a_process_without_capabilities_that_holds_all_instances_stops_nothing() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        fs::set_permissions(
+            scratch(),
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )
+        .unwrap();
+        let hog = Hog::start(0);
+        let mut cmd = scene.apply();
+        go(as_user(cmd.args(["--settle", "1s"]), true)).code(0);
+        assert_eq!(owner(Path::new(KVM)), RIGHT);
+        let mut cmd = watch(&scene);
+        cmd.args(["--recheck", "2s"]);
+        let running = Watch::start(as_user(&mut cmd, true));
+        assert_eq!(running.report["verdict"], "ok");
+        assert!(!has_inotify(&running));
+        set_owner(Path::new(KVM), 0, 424, 0o660);
+        healed(RIGHT);
+        once(&running.log(), "fs.inotify.max_user_instances");
+        // Once there is one again, it is used.
+        drop(hog);
+        running.says(NOT_ANY_MORE);
+        assert!(has_inotify(&running));
+        // Taken again, it keeps what it has.
+        let hog = Hog::start(1);
+        for _ in 0..3 {
+            std::thread::sleep(MOMENT);
+            set_owner(Path::new(KVM), 0, 424, 0o600);
+            healed(RIGHT);
+        }
+        drop(hog);
+        let log = running.log();
+        once(&log, POLLING);
+        assert_eq!(log.matches(NOT_ANY_MORE).count(), 1, "{log}");
+        assert!(until(Duration::from_secs(1), || has_inotify(&running)));
+    });
+}
