@@ -143,11 +143,18 @@ pub fn observe(config: &Config) -> anyhow::Result<(Observed, Option<Device>)> {
         HostRoot::At(root) => log::debug!("host root: {}", root.path().display()),
         HostRoot::Nowhere => log::debug!("host root: none is seen from here"),
     }
-    let pod_root = Root::open(&config.root)
-        .map_err(|error| {
-            let shown = config.root.display();
-            Usage(format!("--root {shown}: {error}; give the root directory of libvirtd's container, or leave the option out"))
-        })?;
+    let pod_root = Root::open(&config.root).map_err(|error| {
+        let shown = config.root.display();
+        let way_out = match error.errno {
+            // The kernel shows it to a process that holds as much as that one, and `apply` has dropped
+            // what it does not need.
+            Errno::EACCES | Errno::EPERM if config.root.starts_with("/proc") => {
+                "run it with CAP_SYS_PTRACE, which the root of another process takes"
+            }
+            _ => "give the root directory of libvirtd's container, or leave the option out",
+        };
+        Usage(format!("--root {shown}: {error}; {way_out}"))
+    })?;
     let host = match &host_root {
         HostRoot::At(root) => Some(Host::observe(root, config.persist)?),
         HostRoot::Nowhere => None,
