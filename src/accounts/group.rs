@@ -167,7 +167,7 @@ pub fn gids_of(file: &[u8], user: &[u8], primary: Gid) -> Vec<Gid> {
 }
 
 /// Whether a file is a group file beyond doubt: every line but empty ones, comments and entries of the NIS
-/// `compat` service has four fields with a name and a number in digits, and one of them is root with 0. Not a
+/// `compat` service has four fields with a name without blanks and a number in digits, and one of them is root with 0. Not a
 /// passwd file, a script, or whatever else was put in its place. Stricter than glibc, which skips what it cannot
 /// read.
 pub fn is_group_file(file: &[u8]) -> bool {
@@ -185,7 +185,8 @@ pub fn is_group_file(file: &[u8]) -> bool {
         let Some(gid) = gid.and_then(|gid| gid.parse::<u32>().ok()) else {
             return false;
         };
-        if name.is_empty() {
+        let is_odd = |byte: &u8| byte.is_ascii_whitespace() || byte.is_ascii_control();
+        if name.is_empty() || name.iter().any(is_odd) {
             return false;
         }
         has_root |= name == b"root" && gid == 0;

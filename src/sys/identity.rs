@@ -54,19 +54,26 @@ pub fn open_as(who: &Credentials) -> Result<(), (Drop, Errno)> {
     let at = |step| move |errno| (step, errno);
     let not_taken = (Drop::Verify, Errno::EBADE);
     let before = (unistd::getresuid(), unistd::getresgid());
-    unistd::setgroups(&who.groups).map_err(at(Drop::Groups))?;
     // setfsgid(2) and setfsuid(2) report no error. Where one did not do it, the call for the saved ID alone
     // has the same conditions, and reports which one is not met.
+    let (keep_gid, keep_uid) = (Gid::from_raw(UNCHANGED), Uid::from_raw(UNCHANGED));
+    let gid_refused = || unistd::setresgid(keep_gid, keep_gid, who.gid);
+    if let Err(errno) = unistd::setgroups(&who.groups) {
+        // A user namespace can deny the call altogether (user_namespaces(7)): that the namespace does not
+        // map the ID is the better reason.
+        return Err(match gid_refused() {
+            Err(Errno::EINVAL) => (Drop::Gid, Errno::EINVAL),
+            _ => (Drop::Groups, errno),
+        });
+    }
     unistd::setfsgid(who.gid);
     if file_gid() != who.gid {
-        let keep = Gid::from_raw(UNCHANGED);
-        unistd::setresgid(keep, keep, who.gid).map_err(at(Drop::Gid))?;
+        gid_refused().map_err(at(Drop::Gid))?;
         return Err(not_taken);
     }
     unistd::setfsuid(who.uid);
     if file_uid() != who.uid {
-        let keep = Uid::from_raw(UNCHANGED);
-        unistd::setresuid(keep, keep, who.uid).map_err(at(Drop::Uid))?;
+        unistd::setresuid(keep_uid, keep_uid, who.uid).map_err(at(Drop::Uid))?;
         return Err(not_taken);
     }
     // Only now: to set the IDs takes capabilities. Root keeps them, as libvirt lets it (user = "root").

@@ -1,7 +1,7 @@
 //! `check` on the node: a libvirtd that runs in a container, and what of it can be seen.
 
 use std::fs::{self, FileTimes};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -11,7 +11,7 @@ use nix::mount::{MsFlags, mount};
 use crate::common::{Tree, bind, detach, in_namespace, require_commands, set_owner};
 use crate::impostors::Impostor;
 use crate::place::{Jail, require_initial_pid_namespace};
-use crate::support::{ALIGNED, go, owner, report, state, warnings};
+use crate::support::{ALIGNED, below, command, go, owner, report, state, warnings};
 
 /// A process named libvirtd below a root. It ends with the value.
 struct Libvirtd {
@@ -146,7 +146,17 @@ fn on_the_node_both_views_are_in_one_report() {
         // What it says is the way out, from the node: the pod's file changes, and nothing of the node's.
         let nodes = state(&[&node.tree.at("etc"), &node.tree.at("dev")]);
         let root = libvirtd.root.to_str().unwrap();
-        go(&mut node.on_the_node("/kvm-init", &["apply", "--root", root])).code(0);
+        // Without the right to look at others it may not, since it holds no more than it needs then.
+        let run = go(&mut node.on_the_node("/kvm-init", &["apply", "--root", root])).code(3);
+        run.says(&["refused: ", "EACCES", "CAP_SYS_PTRACE"]);
+        assert_eq!(everything(), before);
+        // With it the root of PID 1 is seen as well, which is not this node's.
+        let mut apply = command(
+            Path::new("/kvm-init"),
+            &["apply", "--host-root=/", "--root"],
+        );
+        below(apply.arg(root), node.tree.path());
+        go(&mut apply).code(0);
         assert!(pod.tree.read("etc/group").contains("kvm:x:108:nova"));
         assert_eq!(state(&[&node.tree.at("etc"), &node.tree.at("dev")]), nodes);
         // Once the pod agrees, since before its libvirtd started.
