@@ -414,8 +414,11 @@ fn readable(stat: &FileStat) -> nix::Result<u64> {
 fn read_open(file: &OwnedFd, stat: &FileStat) -> nix::Result<Vec<u8>> {
     let size = readable(stat)?;
     // One byte more than it said: then giving just what it said means that this was all.
-    let mut content = Vec::new();
-    grow(&mut content, usize::try_from(size).unwrap_or(0) + 1)?;
+    let length = usize::try_from(size).unwrap_or(0) + 1;
+    // Asked for first, as a container may have less memory than a file is large; then zeroed by the
+    // kernel.
+    room_for(&mut Vec::new(), length)?;
+    let mut content = vec![0; length];
     let mut got = 0;
     loop {
         let more = retry(|| nix::unistd::read(file, &mut content[got..]))?;
@@ -428,17 +431,15 @@ fn read_open(file: &OwnedFd, stat: &FileStat) -> nix::Result<Vec<u8>> {
             return Err(Errno::EFBIG);
         }
         if got == content.len() {
-            grow(&mut content, got)?;
+            room_for(&mut content, got)?;
+            content.resize(got * 2, 0);
         }
     }
 }
 
-/// Makes room for so many bytes more; a container may have less memory than a file is large.
-fn grow(content: &mut Vec<u8>, more: usize) -> nix::Result<()> {
+fn room_for(content: &mut Vec<u8>, more: usize) -> nix::Result<()> {
     let room = content.try_reserve_exact(more);
-    room.map_err(|_| Errno::ENOMEM)?;
-    content.resize(content.len() + more, 0);
-    Ok(())
+    room.map_err(|_| Errno::ENOMEM)
 }
 
 /// A kind of file in words.

@@ -111,6 +111,7 @@ fn filled(text: &str, line: impl Fn(usize) -> String) -> String {
 }
 
 type Line = fn(usize) -> String;
+type Lines = &'static [(&'static str, Line)];
 const GROUPS: [(&str, Line); 6] = [
     ("the node's GID", |n| format!("{n:x}:x:108:\n")),
     ("members", |n| match n {
@@ -158,7 +159,7 @@ const RULES: [(&str, Line); 8] = [
     ("jumps", |n| format!("GOTO=\"{n:x}\"\n")),
 ];
 /// One file on the node in each place that is read.
-const SHAPES: [(bool, &str, &[(&str, Line)]); 9] = [
+const SHAPES: [(bool, &str, Lines); 9] = [
     (false, "etc/group", &GROUPS),
     (false, "etc/passwd", &USERS),
     (false, "etc/libvirt/qemu.conf", &CONF),
