@@ -9,7 +9,7 @@ use super::{Decision, Refusal};
 use crate::accounts::group;
 use crate::config::{Config, Origin};
 use crate::observe::{Driver, GROUP_FILE, Observed};
-use crate::report::{Cause, Code, Warning, some_of};
+use crate::report::{Cause, Code, Warning, some_of_many};
 use crate::sys::device::Facts;
 use crate::sys::root::kind_name;
 use crate::udev::Prediction;
@@ -22,19 +22,14 @@ const GUARDED: [&str; 9] = [
 /// The guarded group that has this GID: by the node's database or by the pod's group file, whichever of its
 /// names that is.
 pub fn guarded(seen: &Observed, gid: Gid) -> Option<String> {
-    guarded_by(seen, gid, &in_pod(seen, gid))
+    guarded_by(seen, gid, pods_file(seen))
 }
 
-/// Every group of the pod with this GID: name and line.
-fn in_pod(seen: &Observed, gid: Gid) -> Vec<(String, usize)> {
-    let file = seen.pod.group.as_deref().unwrap_or_default();
-    let found = group::all_by_gid(file, gid);
-    found
-        .map(|found| (String::from_utf8_lossy(found.name).into_owned(), found.line))
-        .collect()
+fn pods_file(seen: &Observed) -> &[u8] {
+    seen.pod.group.as_deref().unwrap_or_default()
 }
 
-fn guarded_by(seen: &Observed, gid: Gid, in_pod: &[(String, usize)]) -> Option<String> {
+fn guarded_by(seen: &Observed, gid: Gid, pods_file: &[u8]) -> Option<String> {
     if gid.as_raw() == 0 {
         return Some("the group root".to_owned());
     }
@@ -43,12 +38,15 @@ fn guarded_by(seen: &Observed, gid: Gid, in_pod: &[(String, usize)]) -> Option<S
     if let Some((name, at)) = on_node {
         return Some(format!("the node's group {name} ({at})"));
     }
-    let mut in_pod = in_pod.iter();
-    let (name, line) = in_pod.find(|(name, _)| GUARDED.contains(&name.as_str()))?;
-    let path = seen.pod.root.join(GROUP_FILE);
+    let found = group::all_by_names(pods_file, &GUARDED).find(|group| group.gid == gid)?;
+    let (name, path) = (
+        String::from_utf8_lossy(found.name),
+        seen.pod.root.join(GROUP_FILE),
+    );
     Some(format!(
-        "the pod's group {name} ({}:{line})",
-        path.display()
+        "the pod's group {name} ({}:{})",
+        path.display(),
+        found.line
     ))
 }
 
@@ -61,6 +59,7 @@ fn guarded_option(seen: &Observed, config: &Config) -> Option<String> {
     let named = writes_group_file(seen, config) && GUARDED.contains(&config.group.as_str());
     named.then(|| format!("to be the pod's group {} (--group)", config.group))
 }
+
 /// The node's group with this GID, where it is another one than `--group` and no GID was given.
 pub fn other_owner(seen: &Observed, config: &Config, gid: Gid) -> Option<(String, String)> {
     let host = seen.host.as_ref().filter(|_| config.gid.is_none())?;
@@ -83,9 +82,9 @@ fn check_guarded(
     config: &Config,
     gid: Gid,
     at: &str,
-    in_pod: &[(String, usize)],
+    pods_file: &[u8],
 ) -> Result<(), Refusal> {
-    let by_name = guarded_by(seen, gid, in_pod);
+    let by_name = guarded_by(seen, gid, pods_file);
     let Some(group) = by_name.or_else(|| guarded_option(seen, config)) else {
         return Ok(());
     };
@@ -172,12 +171,11 @@ pub fn target(
     let (gid, at) = (target.gid, target.at.clone());
     // On the node itself that file is among the node's, and is not written.
     let is_nodes = seen.pod.is_host && seen.host.is_some();
-    let in_pod = if is_nodes && !writes_group_file(seen, config) {
-        Vec::new()
-    } else {
-        in_pod(seen, gid)
+    let file = match is_nodes && !writes_group_file(seen, config) {
+        true => &[][..],
+        false => pods_file(seen),
     };
-    check_guarded(seen, config, gid, &at, &in_pod)?;
+    check_guarded(seen, config, gid, &at, file)?;
     if let Some((owner, place)) = other_owner(seen, config, gid) {
         return Err(no(format!(
             "{at} gives the number {gid}, and on the node that is the group {owner} ({place}): \
@@ -194,9 +192,8 @@ pub fn target(
                  give --group-file-out"
             )));
         }
-        let others = in_pod.into_iter().map(|(name, _)| name);
-        let others: Vec<_> = others.filter(|name| is_other(name, config, gid)).collect();
-        collision(&others, gid, config, &mut decision.warnings)?;
+        let others = collisions(file, config, gid);
+        collision(others, gid, config, &mut decision.warnings)?;
         let (_, told) = further_numbers(seen, config, udev, gid);
         if let Some(warning) = told.first().filter(|_| config.strict) {
             return Err(no(format!("--strict: {}", warning.text)));
@@ -240,17 +237,17 @@ pub fn further_numbers(
 
 /// Whether the pod's other groups with the number may have it. A guarded one was permitted before.
 fn collision(
-    others: &[String],
+    others: impl Iterator<Item = String>,
     gid: Gid,
     config: &Config,
     warnings: &mut Vec<Warning>,
 ) -> Result<(), Refusal> {
     /// How many are named.
     const NAMED: usize = 5;
-    if others.is_empty() {
+    let names = some_of_many(others, NAMED, ", ");
+    if names.is_empty() {
         return Ok(());
     }
-    let names = some_of(others, NAMED, ", ");
     let text = format!(
         "the number {gid} is also the pod's group {names}: its members gain KVM, and QEMU gains \
          what {names} may"
