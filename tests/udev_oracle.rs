@@ -150,6 +150,7 @@ fn seen(version: u32) -> Observed {
             root: "/".into(),
             is_host: false,
             group: Some(b"kvm:x:424:\n".to_vec()),
+            group_stamp: None,
             group_out: None,
             passwd: b"nova:x:42424:42424:::\n".to_vec(),
             qemu_conf: Some(b"user = \"nova\"\ngroup = \"kvm\"\n".to_vec()),

@@ -10,6 +10,7 @@ pub mod events;
 pub mod file;
 pub mod identity;
 pub mod kvm;
+pub mod output;
 pub mod privileges;
 pub mod proc;
 pub mod processes;

@@ -18,7 +18,7 @@ use super::file::errno_of;
 use super::{Inode, Named, Result, open, raw, retry};
 
 /// No file that is read here has reason to be larger; a sparse one could be endless.
-const MAX_FILE: u64 = 64 << 20;
+pub(super) const MAX_FILE: u64 = 64 << 20;
 /// How a file is opened to be read: whatever it may turn out to be, nothing waits for it.
 pub(super) const READ: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_CLOEXEC)
@@ -32,6 +32,26 @@ const MAX_NAMES: usize = 10_000;
 pub struct Root {
     fd: OwnedFd,
     path: PathBuf,
+}
+
+/// Which file was seen, and when it was changed last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// Device and inode number.
+    pub inode: Inode,
+    /// Moves with every change: seconds and nanoseconds.
+    ctime: (i64, i64),
+    size: i64,
+}
+
+impl Stamp {
+    fn of(stat: &FileStat) -> Self {
+        Self {
+            inode: (stat.st_dev, stat.st_ino),
+            ctime: (stat.st_ctime, stat.st_ctime_nsec),
+            size: stat.st_size,
+        }
+    }
 }
 
 impl Root {
@@ -49,6 +69,13 @@ impl Root {
     /// Where it is seen from here.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The folder itself, for paths that are resolved otherwise.
+    pub(super) fn descriptor(&self) -> Result<OwnedFd> {
+        let call = || format!("open({}, O_PATH|O_DIRECTORY)", self.path.display());
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        retry(|| openat(&self.fd, c".", flags, Mode::empty())).named(call)
     }
 
     /// Device and inode number, which tell two roots apart.
@@ -79,13 +106,31 @@ impl Root {
     /// # Errors
     /// As [`Root::read`].
     pub fn read_which(&self, name: &str) -> Result<Option<(Vec<u8>, Inode)>> {
+        let found = self.read_stamped(name)?;
+        Ok(found.map(|(content, stamp)| (content, stamp.inode)))
+    }
+
+    /// As [`Root::read`], with what tells that it has changed.
+    ///
+    /// # Errors
+    /// As [`Root::read`].
+    pub fn read_stamped(&self, name: &str) -> Result<Option<(Vec<u8>, Stamp)>> {
         let found = self.find(name, OFlag::empty())?;
         let Some((fd, stat)) = found else {
             return Ok(None);
         };
         let call = || describe(&self.join(name), &stat);
         let content = read_regular(fd.as_fd(), &stat).named(call)?;
-        Ok(Some((content, (stat.st_dev, stat.st_ino))))
+        Ok(Some((content, Stamp::of(&stat))))
+    }
+
+    /// What tells that the file `name` leads to has changed; `None` where there is none.
+    ///
+    /// # Errors
+    /// What the calls answer.
+    pub fn stamp(&self, name: &str) -> Result<Option<Stamp>> {
+        let found = self.find(name, OFlag::empty())?;
+        Ok(found.map(|(_, stat)| Stamp::of(&stat)))
     }
 
     /// What `name` is, a link at its end not followed; `None` where there is nothing.

@@ -11,6 +11,8 @@ pub(super) struct Published {
     said: Option<String>,
     /// Whether somebody acts on what it says, so that none is better than one that is out of date.
     is_trusted: bool,
+    /// Whether what killed runs have left beside it was taken away.
+    is_clear: bool,
 }
 
 impl Published {
@@ -19,6 +21,7 @@ impl Published {
         Self {
             said: None,
             is_trusted: true,
+            is_clear: false,
         }
     }
 
@@ -35,7 +38,10 @@ impl Published {
         let Some(path) = path else {
             return;
         };
-        let error = public::publish(path, content().as_bytes()).err();
+        if !std::mem::replace(&mut self.is_clear, true) {
+            public::clear(path);
+        }
+        let error = public::publish(path, content().as_bytes(), |_| Ok(())).err();
         let error = error.map(|error| error.to_string());
         if error.is_some() && self.is_trusted {
             let _ = public::withdraw(path);

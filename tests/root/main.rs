@@ -12,6 +12,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/holders.rs"]
+mod holders;
 #[path = "../common/peak.rs"]
 mod peak;
 mod support;
