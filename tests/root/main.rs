@@ -30,6 +30,7 @@ mod inherited;
 mod input;
 mod install;
 mod node_view;
+mod outputs;
 mod persist;
 mod place;
 mod privileges;
