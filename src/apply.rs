@@ -13,7 +13,7 @@ use crate::observe::{Observed, observe};
 use crate::plan::{Course, Decision, Step, decide, primary_users};
 use crate::report::{Cause, Change, Code, Proof, Report, Warning, some_of, some_of_many};
 use crate::snapshot;
-use crate::steps;
+use crate::steps::{self, Held};
 use crate::sys::device::Device;
 use crate::sys::processes;
 use crate::sys::settle::{self, Settled};
@@ -93,36 +93,54 @@ impl Work {
     fn run(&mut self, config: &Config) -> anyhow::Result<Report> {
         let mut last_change = None;
         let mut rounds = 0;
+        let mut held = Held::default();
         for _ in 0..TURNS {
             let (seen, device) = observe(config)?;
             let decision = decide(&seen, config)?;
             let mut report = snapshot::report(&seen, &decision, config);
+            if let Course::Act(steps) = &decision.course
+                && !config.watching
+            {
+                steps::refuse_rule(steps)?;
+            }
+            let files = self.files_of(&decision, config);
+            if !files.is_empty() {
+                self.view = Some(report.clone());
+                // What was seen before a lock was taken may be out of date.
+                if held.take(files, config)? {
+                    continue;
+                }
+            }
             let steps = match decision.course {
                 Course::Refuse(ref refusal) => {
                     self.seen = Some(seen);
                     return Ok(self.refuse(report, refusal.cause, &refusal.text));
                 }
                 Course::Absent { .. } => {
-                    let report = self.absent(config, &seen, decision, report);
+                    let done = self.absent(config, &seen, decision, report, &mut held);
+                    let Some(done) = done.transpose() else {
+                        continue;
+                    };
                     self.seen = Some(seen);
-                    return report;
+                    return done;
                 }
-                Course::Act(ref steps) => steps,
+                Course::Act(ref steps) => steps::due(steps),
             };
             self.note_old_number(&seen, &decision);
             self.view = Some(report.clone());
             if !steps.is_empty() {
                 last_change = steps.last().cloned();
-                for step in steps {
-                    self.perform(step, config, device.as_ref())?;
-                }
+                let is_done = self.perform_all(steps, config, &seen, device.as_ref(), &mut held)?;
+                held = Held::default();
                 let is_file = |step: &Step| matches!(step, Step::GroupFile(_));
-                rounds += usize::from(!steps.iter().all(is_file));
+                rounds += usize::from(is_done && !steps.iter().all(is_file));
                 if rounds == ROUNDS {
                     break;
                 }
                 continue;
             }
+            // Nothing is left to write, and the proof may take a while.
+            held = Held::default();
             report.proof = proof(config, &seen, &decision, &mut self.warnings, || {})?;
             if report.proof.result == "ok" || report.proof.result == "off" || !moved(&seen, config)
             {
@@ -176,13 +194,15 @@ impl Work {
         report
     }
 
+    /// What a missing KVM comes to; nothing where a file has changed in the meantime.
     fn absent(
         &mut self,
         config: &Config,
         seen: &Observed,
         decision: Decision,
         mut report: Report,
-    ) -> anyhow::Result<Report> {
+        held: &mut Held,
+    ) -> anyhow::Result<Option<Report>> {
         let Course::Absent {
             cause,
             text,
@@ -190,7 +210,7 @@ impl Work {
             steps,
         } = decision.course
         else {
-            return Ok(report);
+            return Ok(Some(report));
         };
         let touched = self.touched();
         report.verdict = if touched {
@@ -203,12 +223,24 @@ impl Work {
         report.proof = Proof::none(Some(cause), Some(advice));
         if config.missing == Missing::Skip && !touched {
             group_file_for_the_pod(config, seen)?;
-            for step in &steps {
-                self.perform(step, config, None)?;
+            if !self.perform_all(&steps, config, seen, None, held)? {
+                return Ok(None);
             }
             report.exit_code = absent_code(config);
         }
-        Ok(report)
+        Ok(Some(report))
+    }
+
+    /// The steps whose files are to be locked before any of them is done: none where no file is written.
+    fn files_of<'a>(&self, decision: &'a Decision, config: &Config) -> &'a [Step] {
+        let is_file = |step: &Step| matches!(step, Step::GroupFile(_) | Step::UdevRule(_));
+        match &decision.course {
+            Course::Act(steps) if steps::due(steps).iter().any(is_file) => steps::due(steps),
+            Course::Absent { steps, .. } if config.missing == Missing::Skip && !self.touched() => {
+                steps
+            }
+            _ => &[],
+        }
     }
 
     /// What the renumbering leaves behind: primary groups in passwd, and QEMUs that run.
@@ -240,27 +272,42 @@ impl Work {
         }
     }
 
-    fn perform(
+    /// Does the steps in their order, the group file first and the device later: where the group file cannot be
+    /// written the device is left alone. False where a file has changed since it was looked at.
+    fn perform_all(
         &mut self,
-        step: &Step,
+        steps: &[Step],
         config: &Config,
+        seen: &Observed,
         device: Option<&Device>,
-    ) -> anyhow::Result<()> {
-        let found = self.changes.len();
-        self.changes.extend(steps::changes(step));
-        steps::perform(step, config, device)?;
-        for change in &mut self.changes[found..] {
-            change.applied = true;
+        held: &mut Held,
+    ) -> anyhow::Result<bool> {
+        for step in steps {
+            let found = self.changes.len();
+            self.changes.extend(steps::changes(step));
+            match step {
+                Step::GroupFile(_) | Step::UdevRule(_) => {
+                    if !steps::write(step, config, seen, held)? {
+                        self.changes.truncate(found);
+                        return Ok(false);
+                    }
+                }
+                _ => steps::perform(step, config, device)?,
+            }
+            for change in &mut self.changes[found..] {
+                change.applied = true;
+            }
+            log::info!("{}", steps::line(step));
+            if let Some(note) = steps::note(step) {
+                log::info!("{note}");
+            }
+            // The old number is good for a guest that is starting now, the new one is not.
+            if matches!(step, Step::GroupFile(_)) && self.leaves(config) {
+                held.release_group();
+                std::thread::sleep(STARTS);
+            }
         }
-        log::info!("{}", steps::line(step));
-        if let Some(note) = steps::note(step) {
-            log::info!("{note}");
-        }
-        // The old number is good for a guest that is starting now, the new one is not.
-        if matches!(step, Step::GroupFile(_)) && self.leaves(config) {
-            std::thread::sleep(STARTS);
-        }
-        Ok(())
+        Ok(true)
     }
 
     /// Whether the device is about to leave a number with which QEMU can open it (`watch`).

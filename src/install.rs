@@ -1,14 +1,16 @@
 //! Puts this very binary into a volume, for pods whose libvirt image does not contain it.
 
 use std::path::Path;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::exit::{Usage, Verdict, verdict_of};
+use crate::exit::{Refused, Usage, Verdict, verdict_of};
 use crate::report::{json_line, plain};
 use crate::sys::CallError;
-use crate::sys::file::{Folder, LOCK_WAIT, open_folder};
+use crate::sys::file::{LOCK_WAIT, LockFile};
+use crate::sys::output::{Purpose, Unfit, open_output};
 use crate::sys::program::Program;
 
 /// The version of the JSON form.
@@ -24,7 +26,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub struct Installed {
     /// [`SCHEMA`]
     pub schema: u32,
-    /// `ok`, `usage` or `failed`.
+    /// `ok`, `usage`, `refused` or `failed`.
     pub verdict: Verdict,
     /// The process' exit code.
     pub exit_code: u8,
@@ -101,20 +103,34 @@ fn put(path: &Path) -> anyhow::Result<bool> {
         Some(advice) => anyhow::anyhow!("{error}; {advice}"),
         None => error.into(),
     })?;
-    let (fd, folder, name) = open_folder(path).map_err(folder_advice)?;
-    let folder = Folder::lock(fd, folder, LOCK_WAIT).map_err(|error| advise(path, error))?;
-    let done = program.is_at(&folder, &name).and_then(|there| {
-        if there {
-            folder.clear(&name);
+    let (mut folder, name) = open_output(path, Purpose::Write).map_err(folder_advice)?;
+    let mut done = || {
+        let found = folder.find(&name)?;
+        if program.is(&name, found.as_ref())? {
+            // Who may not take away what a killed run has left finds the program all the same.
+            if folder.has_leftovers(&name) && folder.lock(LockFile::Own, Duration::ZERO).is_ok() {
+                folder.clear(&name, found.as_ref());
+            }
             return Ok(false);
         }
-        program.copy(&folder, &name).map(|()| true)
-    });
-    done.map_err(|error| advise(path, error))
+        folder.lock(LockFile::Own, LOCK_WAIT)?;
+        // Another run may have been faster.
+        let found = folder.find(&name)?;
+        if program.is(&name, found.as_ref())? {
+            return Ok(false);
+        }
+        program.copy(&folder, &name, found.as_ref()).map(|()| true)
+    };
+    done().map_err(|error| advise(path, error))
 }
 
-fn folder_advice(error: CallError) -> anyhow::Error {
+fn folder_advice(unfit: Unfit) -> anyhow::Error {
+    let error = match unfit {
+        Unfit::Call(error) => error,
+        untrusted @ Unfit::Untrusted { .. } => return Refused(untrusted.to_string()).into(),
+    };
     match error.errno {
+        Errno::EROFS => advise(Path::new(NAME), error),
         Errno::ENOENT | Errno::ENOTDIR => Usage(format!(
             "{error}; give a directory, and mount the volume there first"
         ))
@@ -139,7 +155,7 @@ fn advise(path: &Path, error: CallError) -> anyhow::Error {
         }
         Errno::ENOSPC | Errno::EDQUOT => "make space in that volume".to_owned(),
         Errno::EWOULDBLOCK => {
-            "another process holds a lock on that folder: find it with `lslocks`, then run again"
+            "another process holds the lock on that file: find it with `lslocks`, then run again"
                 .to_owned()
         }
         _ => "see whether another process changes it".to_owned(),

@@ -11,10 +11,11 @@ use nix::unistd::Gid;
 use crate::accounts::group;
 use crate::acl::Acl;
 use crate::config::Config;
-use crate::exit::Usage;
+use crate::exit::{Refused, Usage};
 use crate::place::{self, HostRoot};
 use crate::sys::device::{Device, Facts};
-use crate::sys::root::{Root, read_here};
+use crate::sys::output::Unfit;
+use crate::sys::root::{Root, Stamp, read_here};
 use crate::sys::{Inode, proc, public};
 
 pub use host::Host;
@@ -63,8 +64,9 @@ pub struct Pod {
     pub etc: Option<(u32, u32)>,
     /// etc/group, if there is one.
     pub group: Option<Vec<u8>>,
-    /// The regular file that stands at `--group-file-out`, from an earlier run or from somebody
-    /// else.
+    /// Which file that is, links followed, and when it was changed last.
+    pub group_stamp: Option<Stamp>,
+    /// The regular file of root's that stands at `--group-file-out`, from an earlier run or another program.
     pub group_out: Option<public::Public>,
     /// etc/passwd, empty if there is none.
     pub passwd: Vec<u8>,
@@ -189,6 +191,21 @@ pub fn look_again(seen: &mut Observed, config: &Config) -> anyhow::Result<Option
     Ok(device)
 }
 
+/// Whether the pod's group file is still the one that was seen, as far as its inode and its times tell.
+///
+/// # Errors
+/// The call that failed.
+#[cfg(feature = "watch")]
+pub fn group_file_stands(seen: &Observed, config: &Config) -> anyhow::Result<bool> {
+    match &config.group_file_out {
+        Some(path) => {
+            let found = public::read_public(path)?.and_then(|stands| stands.file);
+            Ok(found == seen.pod.group_out)
+        }
+        None => Ok(config.open_root()?.stamp(GROUP_FILE)? == seen.pod.group_stamp),
+    }
+}
+
 /// Whether an inode is one of the node's group files, by whatever path it was found.
 fn is_the_nodes(inode: Inode, host: Option<&Host>) -> bool {
     host.is_some_and(|host| host.group_files.contains(&inode))
@@ -206,20 +223,25 @@ fn out_file(
             "--group-file-out {shown}: {why}; name a file in a volume"
         ))
     };
-    let Some(stands) = Device::find(path)? else {
+    let stands = public::read_public(path).map_err(|unfit| match unfit {
+        Unfit::Call(error) => anyhow::Error::from(error),
+        untrusted @ Unfit::Untrusted { .. } => {
+            Refused(format!("--group-file-out: {untrusted}")).into()
+        }
+    })?;
+    let Some(stands) = stands else {
         return Ok(None);
     };
-    let facts = stands.facts();
-    if matches!(facts.kind, SFlag::S_IFCHR | SFlag::S_IFBLK) {
+    if matches!(stands.kind, SFlag::S_IFCHR | SFlag::S_IFBLK) {
         return Err(no("that is a device").into());
     }
-    if made_from == Some(facts.inode) {
+    if made_from == Some(stands.inode) {
         return Err(no("that is the group file that it is made from").into());
     }
-    if is_the_nodes(facts.inode, host) {
+    if is_the_nodes(stands.inode, host) {
         return Err(no("that is the node's own group file").into());
     }
-    let found = public::read_public(path)?;
+    let found = stands.file;
     let content = found.as_ref().map_or(&[][..], |found| &found.content);
     if !content.trim_ascii().is_empty() && group::groups(content).next().is_none() {
         return Err(no("that is a file of something else than groups").into());
@@ -246,7 +268,8 @@ fn pod(root: &Root, is_host: bool, host: Option<&Host>, config: &Config) -> anyh
         None => root.read("usr/lib/os-release")?,
         found => found,
     };
-    let (group, inode) = root.read_which(GROUP_FILE)?.unzip();
+    let (group, group_stamp) = root.read_stamped(GROUP_FILE)?.unzip();
+    let inode = group_stamp.map(|stamp| stamp.inode);
     let group_out = match &config.group_file_out {
         Some(path) => out_file(path, inode, host)?,
         None => None,
@@ -262,6 +285,7 @@ fn pod(root: &Root, is_host: bool, host: Option<&Host>, config: &Config) -> anyh
             None => None,
         },
         group,
+        group_stamp,
         group_out,
         passwd: root.read("etc/passwd")?.unwrap_or_default(),
         qemu_conf,

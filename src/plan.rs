@@ -129,8 +129,6 @@ pub struct GroupStep {
     pub out: Option<PathBuf>,
     /// What differs.
     pub changes: Vec<edit::Change>,
-    /// Whether what stands there has to be a group file beyond doubt: another container's image has put it there.
-    pub is_others: bool,
 }
 
 /// The owned form of [`Want`].

@@ -4,30 +4,119 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::sys::stat::SFlag;
 
 use crate::accounts::edit;
-use crate::accounts::group::is_group_file;
 use crate::config::Config;
 use crate::exit::Refused;
-use crate::observe::GROUP_FILE;
+use crate::observe::{GROUP_FILE, Observed};
 use crate::plan::{GroupStep, RuleStep, Step, align_all, unwritable};
 use crate::report::{Action, Change};
 use crate::sys::CallError;
 use crate::sys::device::Device;
-use crate::sys::file::{Folder, LOCK_WAIT, Rights, open_folder};
+use crate::sys::file::{CHANGED, Folder, LOCK_WAIT, LockFile, Rights};
+use crate::sys::output::{Purpose, Unfit, open_below, open_output};
 use crate::sys::root::{MAX_FILE, Root};
 use crate::udev::own;
 
-/// Does one step.
+/// A directory in which a file is replaced, and the file's name.
+type Place = (Folder, String);
+
+/// The directories that the steps write into, and the locks on them.
+#[derive(Debug, Default)]
+pub struct Held {
+    group: Option<Place>,
+    rule: Option<Place>,
+}
+
+impl Held {
+    /// Opens and locks the directories of these steps that are not held yet, as far as they can be locked.
+    /// Whether there was one: then what was seen before may be out of date.
+    ///
+    /// # Errors
+    /// [`Refused`] for a directory that another user can write into; otherwise the call that failed, and what
+    /// to do next.
+    pub fn take(&mut self, steps: &[Step], config: &Config) -> anyhow::Result<bool> {
+        // `watch` tries again, and has a device to look after meanwhile.
+        let longest = match config.watching {
+            true => LOCK_WAIT / 10,
+            false => LOCK_WAIT,
+        };
+        let mut took = false;
+        for step in steps {
+            match step {
+                Step::GroupFile(step) if self.group.is_none() => {
+                    let (mut folder, name) = group_place(step, config)?;
+                    match step.out {
+                        Some(_) => folder.lock(LockFile::Own, longest).map_err(out_advice)?,
+                        None => folder
+                            .lock(LockFile::Passwords, longest)
+                            .map_err(file_advice)?,
+                    }
+                    self.group = Some((folder, name));
+                    took = true;
+                }
+                Step::UdevRule(step) if self.rule.is_none() => {
+                    let (mut folder, name) = rule_place(step)?;
+                    // No tool of a distribution locks the directory of rules; this keeps two runs apart.
+                    let locked = folder.lock(LockFile::Own, longest);
+                    locked.map_err(rule_advice)?;
+                    self.rule = Some((folder, name));
+                    took = true;
+                }
+                _ => {}
+            }
+        }
+        Ok(took)
+    }
+
+    /// Lets the group file's lock go.
+    pub fn release_group(&mut self) {
+        self.group = None;
+    }
+}
+
+/// The steps of this round. The rule comes alone, once all else is done: where it cannot be written, guests
+/// start until the node's next event.
+pub fn due(steps: &[Step]) -> &[Step] {
+    match steps.split_last() {
+        Some((Step::UdevRule(_), before)) if !before.is_empty() => before,
+        _ => steps,
+    }
+}
+
+/// Says no before anything is changed where another user can write into the directory of the rule.
+///
+/// # Errors
+/// [`Refused`] for such a directory. Whatever else is wrong with it shows when the rule is written.
+pub fn refuse_rule(steps: &[Step]) -> anyhow::Result<()> {
+    let Some(Step::UdevRule(step)) = steps.last() else {
+        return Ok(());
+    };
+    match open_below(&Root::open(&step.root)?, own::FOLDER) {
+        Err(unfit @ Unfit::Untrusted { .. }) => Err(refused_or("--persist", unfit, rule_advice)),
+        _ => Ok(()),
+    }
+}
+
+/// Writes the file of a step, into a directory that is held, from what `seen` says: false where that is out
+/// of date, and all is to be looked at again.
 ///
 /// # Errors
 /// The call that failed, and what to do next. Every file is then still whole.
-pub fn perform(step: &Step, config: &Config, device: Option<&Device>) -> anyhow::Result<()> {
-    match step {
-        Step::GroupFile(step) => return write_group_file(step, config),
-        Step::UdevRule(step) => return write_rule(step),
-        _ => {}
+pub fn write(step: &Step, config: &Config, seen: &Observed, held: &Held) -> anyhow::Result<bool> {
+    match (step, &held.group, &held.rule) {
+        (Step::GroupFile(step), Some(place), _) => write_group_file(step, config, seen, place),
+        (Step::UdevRule(step), _, Some(place)) => write_rule(step, place),
+        _ => Ok(false),
     }
+}
+
+/// Does one step of the device's.
+///
+/// # Errors
+/// The call that failed, and what to do next.
+pub fn perform(step: &Step, config: &Config, device: Option<&Device>) -> anyhow::Result<()> {
     let device = device.ok_or_else(|| {
         let call = format!("open({})", config.device.display());
         let errno = Errno::ENOENT;
@@ -55,60 +144,110 @@ fn device_advice(error: CallError) -> anyhow::Error {
     anyhow::anyhow!("{error}; {advice}")
 }
 
-/// Brings the group file in line under the folder's lock, from what it holds then.
-fn write_group_file(step: &GroupStep, config: &Config) -> anyhow::Result<()> {
-    let root = config.open_root()?;
-    let source = root.join(GROUP_FILE);
-    // `watch` tries again, and has a device to look after meanwhile.
-    let longest = if config.watching {
-        LOCK_WAIT / 10
-    } else {
-        LOCK_WAIT
+fn group_place(step: &GroupStep, config: &Config) -> anyhow::Result<Place> {
+    let Some(out) = &step.out else {
+        let root = config.open_root()?;
+        let (fd, name) = root.folder_of(GROUP_FILE)?;
+        let folder = Folder::new(fd, root.join("etc"));
+        let found = folder.find(&name).map_err(file_advice)?;
+        if found.is_some_and(|found| found.kind() == SFlag::S_IFLNK) {
+            return Err(is_a_link(&folder, &name));
+        }
+        return Ok((folder, name));
     };
-    match &step.out {
-        None => {
-            let (fd, name) = root.folder_of(GROUP_FILE)?;
-            let folder = Folder::lock(fd, root.join("etc"), longest).map_err(file_advice)?;
-            let read = folder.read(&name).map_err(|error| -> anyhow::Error {
-                match error.errno {
-                    Errno::ELOOP => Refused(format!(
-                        "{} is a symbolic link, and none is written through; give --group-file-out \
-                     and mount that file over it",
-                        source.display()
-                    ))
-                    .into(),
-                    _ => error.into(),
-                }
-            })?;
-            let file = read.ok_or_else(|| anyhow::anyhow!("{} went away", source.display()))?;
-            // It was one when it was looked at.
-            if step.is_others && !is_group_file(&file) {
-                let source = source.display();
-                let text = format!("{source} is not a group file any more, and is left alone");
-                return Err(Refused(text).into());
-            }
-            let new = aligned(step, &file, config, &source)?;
-            if new == file {
-                return Ok(());
-            }
-            let written = folder.replace(&name, &new, Rights::Kept);
-            written.map_err(file_advice)
+    let opened = open_output(out, Purpose::Write);
+    opened.map_err(|unfit| refused_or("--group-file-out", unfit, out_advice))
+}
+
+fn rule_place(step: &RuleStep) -> anyhow::Result<Place> {
+    let root = Root::open(&step.root)?;
+    let found = match open_below(&root, own::FOLDER) {
+        Err(unfit) if unfit.errno() == Some(Errno::ENOENT) => {
+            root.make_folder(own::FOLDER).map_err(rule_advice)?;
+            open_below(&root, own::FOLDER)
         }
-        Some(out) => {
-            let file = root
-                .read(GROUP_FILE)?
-                .ok_or_else(|| anyhow::anyhow!("{} went away", source.display()))?;
-            let new = aligned(step, &file, config, out)?;
-            let (fd, path, name) = open_folder(out).map_err(out_advice)?;
-            let folder = Folder::lock(fd, path, longest).map_err(out_advice)?;
-            let rights = Rights::Root(0o644);
-            let written = if config.watching {
-                folder.overwrite(&name, &new, rights)
-            } else {
-                folder.replace(&name, &new, rights)
-            };
-            written.map_err(out_advice)
+        found => found,
+    };
+    let folder = found.map_err(|unfit| refused_or("--persist", unfit, rule_advice))?;
+    let name = own::PATH.rsplit('/').next().unwrap_or_default();
+    Ok((folder, name.to_owned()))
+}
+
+fn refused_or(
+    option: &str,
+    unfit: Unfit,
+    advice: impl FnOnce(CallError) -> anyhow::Error,
+) -> anyhow::Error {
+    match unfit {
+        Unfit::Call(error) => advice(error),
+        untrusted @ Unfit::Untrusted { .. } => Refused(format!("{option}: {untrusted}")).into(),
+    }
+}
+
+/// Brings the group file in line, from what it held when it was looked at.
+fn write_group_file(
+    step: &GroupStep,
+    config: &Config,
+    seen: &Observed,
+    (folder, name): &Place,
+) -> anyhow::Result<bool> {
+    let Some(file) = &seen.pod.group else {
+        return Ok(false);
+    };
+    let to = match &step.out {
+        Some(out) => out.clone(),
+        None => folder.path().join(name),
+    };
+    let new = aligned(step, file, config, &to)?;
+    if step.out.is_some() {
+        let found = folder.find(name).map_err(out_advice)?;
+        let (found, rights) = (found.as_ref(), Rights::Root(0o644));
+        let base = seen.pod.group_out.as_ref().map(|out| &out.content[..]);
+        let written = match config.watching {
+            true => folder.overwrite(name, found, base, &new, rights),
+            false => folder.replace(name, found, base, &new, rights),
+        };
+        return unless_changed(written, out_advice);
+    }
+    let Some(found) = folder.find(name).map_err(file_advice)? else {
+        let path = folder.path().join(name);
+        return Err(anyhow::anyhow!("{} went away", path.display()));
+    };
+    let now = match folder.read(name, &found) {
+        Err(error) if error.errno == Errno::ELOOP => return Err(is_a_link(folder, name)),
+        read => read?,
+    };
+    let inode = seen.pod.group_stamp.map(|stamp| stamp.inode);
+    if inode != Some(found.inode()) || now != *file {
+        return Ok(false);
+    }
+    if new == *file {
+        return Ok(true);
+    }
+    let written = folder.replace(name, Some(&found), Some(file), &new, Rights::Kept);
+    unless_changed(written, file_advice)
+}
+
+fn is_a_link(folder: &Folder, name: &str) -> anyhow::Error {
+    let text = format!(
+        "{} is a symbolic link, and none is written through; give --group-file-out and mount that file \
+         over it",
+        folder.path().join(name).display()
+    );
+    Refused(text).into()
+}
+
+/// False for a file that another process wrote into at the same time.
+fn unless_changed(
+    written: crate::sys::Result<()>,
+    advice: impl FnOnce(CallError) -> anyhow::Error,
+) -> anyhow::Result<bool> {
+    match written {
+        Err(error) if error.errno == CHANGED => {
+            log::debug!("{error}; looks again");
+            Ok(false)
         }
+        done => done.map(|()| true).map_err(advice),
     }
 }
 
@@ -128,23 +267,15 @@ fn aligned<'a>(
     Err(CallError { call, errno }.into())
 }
 
-/// Writes the node's rule. No tool of a distribution locks that folder; its own lock keeps two runs
-/// apart.
-fn write_rule(step: &RuleStep) -> anyhow::Result<()> {
-    let root = Root::open(&step.root)?;
-    let name = own::PATH.trim_start_matches('/');
-    let found = match root.folder_of(name) {
-        Err(error) if error.errno == Errno::ENOENT => {
-            root.make_folder(own::FOLDER).map_err(rule_advice)?;
-            root.folder_of(name)
-        }
-        found => found,
+/// Writes the node's rule.
+fn write_rule(step: &RuleStep, (folder, name): &Place) -> anyhow::Result<bool> {
+    let found = folder.find(name).map_err(rule_advice)?;
+    let stands = match &found {
+        Some(found) => Some(folder.read(name, found).map_err(rule_advice)?),
+        None => None,
     };
-    let (fd, name) = found.map_err(rule_advice)?;
-    let folder = Folder::lock(fd, root.join(own::FOLDER), LOCK_WAIT).map_err(rule_advice)?;
-    let stands = folder.read(&name).map_err(rule_advice)?;
     if let Some(other) = stands.as_ref().filter(|content| !own::is_own(content)) {
-        let path = root.join(own::FOLDER).join(&name);
+        let path = folder.path().join(name);
         let text = format!(
             "somebody else put a file of {} bytes at {} meanwhile, which is left alone",
             other.len(),
@@ -153,10 +284,11 @@ fn write_rule(step: &RuleStep) -> anyhow::Result<()> {
         return Err(Refused(text).into());
     }
     if stands.as_ref() == Some(&step.content) {
-        return Ok(());
+        return Ok(true);
     }
-    let written = folder.replace(&name, &step.content, Rights::Root(0o644));
-    written.map_err(rule_advice)
+    let (found, base, rights) = (found.as_ref(), stands.as_deref(), Rights::Root(0o644));
+    let written = folder.replace(name, found, base, &step.content, rights);
+    unless_changed(written, rule_advice)
 }
 
 fn rule_advice(error: CallError) -> anyhow::Error {
@@ -172,7 +304,7 @@ fn rule_advice(error: CallError) -> anyhow::Error {
 }
 
 const LOCKED: &str =
-    "another process holds a lock on that folder: find it with `lslocks`, then run again";
+    "another process holds the lock on that file: find it with `lslocks`, then run again";
 
 fn file_advice(error: CallError) -> anyhow::Error {
     let advice = match error.errno {

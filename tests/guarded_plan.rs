@@ -100,6 +100,7 @@ fn seen(node: &str, rules: &str, pod: &str, device: Option<u32>) -> Observed {
             is_host: false,
             is_others: false,
             etc: None,
+            group_stamp: None,
             group: Some(format!("root:x:0:\n{pod}").into_bytes()),
             group_out: None,
             passwd: b"root:x:0:0:::\nnova:x:42424:42424:::\n".to_vec(),

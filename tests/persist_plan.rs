@@ -106,6 +106,7 @@ fn seen(kvm: u32, rules: &[(&str, &str)], own: Option<Gift>) -> Observed {
             is_others: false,
             etc: None,
             group: Some(b"root:x:0:\nkvm:x:424:nova\n".to_vec()),
+            group_stamp: None,
             group_out: None,
             passwd: b"root:x:0:0:::\nnova:x:42424:42424:::\n".to_vec(),
             qemu_conf: Some(b"user = \"nova\"\ngroup = \"kvm\"\n".to_vec()),

@@ -157,6 +157,7 @@ fn seen(version: u32) -> Observed {
             is_others: false,
             etc: None,
             group: Some(b"kvm:x:424:\n".to_vec()),
+            group_stamp: None,
             group_out: None,
             passwd: b"nova:x:42424:42424:::\n".to_vec(),
             qemu_conf: Some(b"user = \"nova\"\ngroup = \"kvm\"\n".to_vec()),

@@ -84,7 +84,11 @@ pub fn steps(
         other => other.map_err(|unknown| Usage(unknown.to_string()))?,
     };
     decision.identity = Some(identity);
-    if let Some(node) = &seen.device {
+    // Where the pod's file cannot follow, no number goes onto the device that it does not have.
+    let is_known = || group::groups(&group_file).any(|group| group.gid == target);
+    if let Some(node) = &seen.device
+        && (!config.sealed || is_known())
+    {
         steps.extend(device_steps(node, config, target, &mut decision.warnings));
     }
     Ok(steps)
@@ -237,7 +241,6 @@ fn group_step<'a>(
         wants,
         out: config.group_file_out.clone(),
         changes,
-        is_others: seen.pod.is_others,
     };
     Ok((aligned, Some(step)))
 }
@@ -375,7 +378,6 @@ pub fn file_for_the_pod(
         wants,
         out: Some(out.clone()),
         changes,
-        is_others: seen.pod.is_others,
     })]
 }
 

@@ -12,6 +12,7 @@ pub mod events;
 pub mod file;
 pub mod identity;
 pub mod kvm;
+pub mod output;
 mod pace;
 pub mod privileges;
 pub mod proc;

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, SFlag, fstat};
 
-use super::file::{Folder, Rights, errno_of};
+use super::file::{Folder, Found, Rights, errno_of};
 use super::root::{READ, kind};
 use super::{Named, Result, open, raw};
 
@@ -42,20 +42,20 @@ impl Program {
         Ok(Self { file, size })
     }
 
-    /// Whether `name` is a copy as [`Program::copy`] makes it: a regular file with no other name, owned by
+    /// Whether `found` is a copy as [`Program::copy`] makes it: a regular file with no other name, owned by
     /// root, 0755, with these bytes.
     ///
     /// # Errors
     /// What the calls answer for a file that could be one.
-    pub fn is_at(&self, folder: &Folder, name: &str) -> Result<bool> {
-        let Some((fd, stat)) = folder.find(name)? else {
+    pub fn is(&self, name: &str, found: Option<&Found>) -> Result<bool> {
+        let Some((fd, stat)) = found.map(Found::parts) else {
             return Ok(false);
         };
-        if !self.may_be(&stat) {
+        if !self.may_be(stat) {
             return Ok(false);
         }
         let call = || format!("read({name})");
-        let path = raw::proc_path(&fd);
+        let path = raw::proc_path(fd);
         let found = File::from(open(path.as_c_str(), READ).named(call)?);
         self.same_bytes(found).named(call)
     }
@@ -91,14 +91,14 @@ impl Program {
         }
     }
 
-    /// Puts a copy at `name`, owned by root, 0755: by rename, so that at every moment there is what was
-    /// there or the whole copy, and whoever runs the old one goes on with it.
+    /// Puts a copy at `name`, where `found` stands, owned by root, 0755: by rename, so that at every moment
+    /// there is what was there or the whole copy, and whoever runs the old one goes on with it.
     ///
     /// # Errors
     /// As [`Folder::replace`]; `EBUSY` where `name` is a mount point.
-    pub fn copy(&mut self, folder: &Folder, name: &str) -> Result<()> {
+    pub fn copy(&mut self, folder: &Folder, name: &str, found: Option<&Found>) -> Result<()> {
         let from = &mut self.file;
-        folder.replace_by_rename(name, Rights::Root(MODE), |to| {
+        folder.replace_by_rename(name, found, Rights::Root(MODE), |to| {
             from.rewind()?;
             // The kernel does the copying where both file systems let it.
             std::io::copy(from, to).map(drop)

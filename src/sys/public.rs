@@ -2,148 +2,129 @@
 
 #[cfg(feature = "watch")]
 use std::fs::File;
-#[cfg(feature = "watch")]
-use std::io::Write;
-use std::os::fd::AsFd;
-#[cfg(feature = "watch")]
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
-#[cfg(feature = "watch")]
-use nix::fcntl::{AtFlags, openat, renameat};
-#[cfg(feature = "watch")]
-use nix::sys::stat::{Mode, fstatat};
-use nix::sys::stat::{SFlag, fstat};
-#[cfg(feature = "watch")]
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::sys::stat::SFlag;
 
 #[cfg(feature = "watch")]
-use super::file::{errno_of, give, open_folder, temporary};
+use super::file::{Folder, Found};
+use super::output::{Purpose, Unfit, open_output};
+use super::root::read_regular;
 #[cfg(feature = "watch")]
-use super::retry;
-use super::root::{kind, read_regular};
-use super::{Named, Result, open};
+use super::{CallError, Result};
+use super::{Inode, Named};
 
 /// What stands where a file was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Public {
     /// Its content.
     pub content: Vec<u8>,
-    /// Whether all but the content is what this program leaves: one link, owned by root, 0644.
+    /// Whether all but the content is what this program leaves: one link, owned by root, 0644, in a
+    /// directory that root alone may write.
     pub as_left: bool,
 }
 
-/// The regular file `path`. `None` for anything else, which is to be replaced.
+/// What was found at a path.
+#[derive(Debug)]
+pub struct Stands {
+    /// Its kind.
+    pub kind: SFlag,
+    /// Device and inode number.
+    pub inode: Inode,
+    /// What was read of it. Only a regular file of root's with one name is opened: the owner of another one
+    /// could make that wait or fail (a lease), and it is to be replaced anyway.
+    pub file: Option<Public>,
+}
+
+/// Looks at what stands at `path`; `None` for nothing.
 ///
 /// # Errors
-/// What the calls answer for a file that is there.
-pub fn read_public(path: &Path) -> Result<Option<Public>> {
-    let call = || format!("open({}, O_PATH|O_NOFOLLOW)", path.display());
-    let fd = match open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW) {
-        Ok(fd) => fd,
-        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
-        Err(errno) => return Err(errno).named(call),
+/// [`Unfit`] where an output must not be put there; what the calls answer.
+pub fn read_public(path: &Path) -> std::result::Result<Option<Stands>, Unfit> {
+    let (folder, name) = match open_output(path, Purpose::Look) {
+        Err(unfit) if matches!(unfit.errno(), Some(Errno::ENOENT | Errno::ENOTDIR)) => {
+            return Ok(None);
+        }
+        opened => opened?,
     };
-    let stat = fstat(&fd).named(call)?;
-    if kind(&stat) != SFlag::S_IFREG {
+    let Some(found) = folder.find(&name)? else {
         return Ok(None);
+    };
+    let (kind, inode) = (found.kind(), found.inode());
+    let mut file = None;
+    if found.is_roots_file() {
+        let as_left = found.rights() == (0, 0, 0o644) && !folder.is_shared()?;
+        let (fd, stat) = found.parts();
+        file = match read_regular(std::os::fd::AsFd::as_fd(fd), stat) {
+            Ok(content) => Some(Public { content, as_left }),
+            // Nobody's group file; it is to be replaced as well.
+            Err(Errno::EFBIG) => None,
+            Err(errno) => {
+                let read = Err(errno).named(|| format!("read({})", path.display()));
+                return read.map_err(Unfit::from);
+            }
+        };
     }
-    let as_left =
-        (stat.st_uid, stat.st_gid, stat.st_nlink) == (0, 0, 1) && stat.st_mode & 0o7777 == 0o644;
-    match read_regular(fd.as_fd(), &stat) {
-        Ok(content) => Ok(Some(Public { content, as_left })),
-        // Nobody's group file; it is to be replaced as well.
-        Err(Errno::EFBIG) => Ok(None),
-        Err(errno) => Err(errno).named(|| format!("read({})", path.display())),
-    }
+    Ok(Some(Stands { kind, inode, file }))
 }
 
 /// Makes `content` the content of the file `path` for whoever reads it next: whole at every moment,
-/// readable by all, and not worth waiting for the disk. Only a regular file is replaced. `prepare` is called with
-/// the new file before it has its name; it is given back open for writing.
+/// readable by all, and not worth waiting for the disk. A device or link of root's that was named by mistake
+/// is not replaced; what another user has put there is.
+///
+/// `prepare` is called on the new file before it has its name. The file stays open.
 ///
 /// # Errors
-/// What the calls answer; `EINVAL` where something else stands.
+/// What the calls answer; `EINVAL` where something else of root's stands, `EACCES` for a directory in which
+/// another user could replace the file.
 #[cfg(feature = "watch")]
 pub fn publish(
     path: &Path,
     content: &[u8],
     prepare: impl FnOnce(&File) -> nix::Result<()>,
 ) -> Result<File> {
-    let (folder, shown, name) = open_folder(path)?;
-    is_file(&folder, &name, path)?;
-    let temporary = temporary(&name);
-    let call = |what: &str| format!("{what}({})", shown.join(&temporary).display());
-    let flags =
-        OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let unlink = || unlinkat(&folder, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
-    let create = || {
-        retry(|| {
-            openat(
-                &folder,
-                temporary.as_str(),
-                flags,
-                Mode::S_IRUSR | Mode::S_IWUSR,
-            )
-        })
-    };
-    let fd = match create() {
-        // A killed run left it.
-        Err(Errno::EEXIST) => unlink().and_then(|()| create()),
-        fd => fd,
-    };
-    let mut file = File::from(fd.named(|| call("openat"))?);
-    let written = file
-        .write_all(content)
-        .map_err(errno_of)
-        .named(|| call("write"));
-    let given = written.and_then(|()| give(&file, 0, 0, 0o644).named(|| call("fchown, fchmod")));
-    let prepared = given.and_then(|()| prepare(&file).named(|| call("fcntl")));
-    let renamed = prepared.and_then(|()| {
-        let to = || format!("rename({temporary}, {})", path.display());
-        retry(|| renameat(&folder, temporary.as_str(), &folder, name.as_str())).named(to)
-    });
-    if renamed.is_err() {
-        let _ = unlink();
-    }
-    renamed.map(|()| file)
+    let (folder, name) = open_output(path, Purpose::Write)?;
+    let found = replaceable(&folder, &name, path)?;
+    folder.publish(&name, found.as_ref(), content, prepare)
 }
 
-/// Whether a regular file stands there, or nothing: a device or a link that somebody named by mistake is
-/// not theirs to lose.
+/// Takes the file `path` away, if there is one, and what a killed run has left beside it.
 ///
 /// # Errors
-/// `EINVAL` for anything else, and what the call answers.
-#[cfg(feature = "watch")]
-fn is_file(folder: &OwnedFd, name: &str, path: &Path) -> Result<bool> {
-    let found = match fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-        Err(Errno::ENOENT) => Ok(false),
-        Ok(stat) if kind(&stat) == SFlag::S_IFREG => Ok(true),
-        Ok(_) => Err(Errno::EINVAL),
-        Err(errno) => Err(errno),
-    };
-    found.named(|| format!("fstatat({}), where a regular file belongs", path.display()))
-}
-
-/// Takes the regular file `path` away, if there is one.
-///
-/// # Errors
-/// What the calls answer, but for a file or a folder that is not there; `EINVAL` where something else
-/// stands.
+/// What the calls answer, but for a file or a directory that is not there; as [`publish`].
 #[cfg(feature = "watch")]
 pub fn withdraw(path: &Path) -> Result<()> {
-    let (folder, _, name) = match open_folder(path) {
-        Err(error) if error.errno == Errno::ENOENT => return Ok(()),
-        opened => opened?,
+    let (folder, name) = match open_output(path, Purpose::Write) {
+        Err(unfit) if unfit.errno() == Some(Errno::ENOENT) => return Ok(()),
+        opened => opened.map_err(CallError::from)?,
     };
-    if !is_file(&folder, &name, path)? {
-        return Ok(());
+    folder.clear(&name, None);
+    match replaceable(&folder, &name, path)? {
+        Some(_) => folder.remove(&name),
+        None => Ok(()),
     }
-    let unlink = || unlinkat(&folder, name.as_str(), UnlinkatFlags::NoRemoveDir);
-    match retry(unlink) {
-        Err(Errno::ENOENT) => Ok(()),
-        done => done.named(|| format!("unlinkat({})", path.display())),
+}
+
+/// Takes away what a killed run has left beside `path`.
+#[cfg(feature = "watch")]
+pub fn clear(path: &Path) {
+    if let Ok((folder, name)) = open_output(path, Purpose::Write) {
+        folder.clear(&name, None);
+    }
+}
+
+/// What stands at `name`, if it may be replaced: a directory of another user's is put aside.
+#[cfg(feature = "watch")]
+fn replaceable(folder: &Folder, name: &str, path: &Path) -> Result<Option<Found>> {
+    let found = folder.find(name)?;
+    match found {
+        Some(found) if found.kind() == SFlag::S_IFDIR && found.is_foreign() => {
+            folder.put_aside(name, &found)?;
+            Ok(None)
+        }
+        Some(found) if found.kind() != SFlag::S_IFREG && !found.is_foreign() => Err(Errno::EINVAL)
+            .named(|| format!("open({}), where a regular file belongs", path.display())),
+        found => Ok(found),
     }
 }

@@ -101,12 +101,71 @@ pub fn fchmodat2(fd: BorrowedFd<'_>, mode: libc::mode_t) -> Result<()> {
     Errno::result(done).map(drop)
 }
 
-/// flock(2) without waiting: this open file alone may hold the lock now. `EWOULDBLOCK` where another has
-/// it. It ends with the descriptor; nix's own type ends the process where giving it back fails.
-pub fn lock(fd: BorrowedFd<'_>) -> Result<()> {
-    // SAFETY: two integers.
-    let done = unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+/// Whether a descriptor is the root of a mount: statx(2), `STATX_ATTR_MOUNT_ROOT`, Linux 5.8. `None` where
+/// the kernel or a filter of system calls does not answer that.
+pub fn is_mount_root(fd: BorrowedFd<'_>) -> Result<Option<bool>> {
+    /// `STATX_ATTR_MOUNT_ROOT`
+    const MOUNT_ROOT: u64 = 0x2000;
+    let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is empty and ends in NUL, and the kernel fills a struct of this layout.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_statx,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            0,
+            found.as_mut_ptr(),
+        )
+    };
+    match Errno::result(done) {
+        Err(Errno::ENOSYS | Errno::EPERM) => return Ok(None),
+        done => done?,
+    };
+    // SAFETY: zeroes are a valid value of all its fields, which are numbers.
+    let found = unsafe { found.assume_init() };
+    let is_known = found.stx_attributes_mask & MOUNT_ROOT != 0;
+    Ok(is_known.then_some(found.stx_attributes & MOUNT_ROOT != 0))
+}
+
+/// renameat2(2) within a directory, `EEXIST` where there is something called `to` (`RENAME_NOREPLACE`).
+pub fn rename_anew(folder: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<()> {
+    /// `RENAME_NOREPLACE`
+    const NO_REPLACE: libc::c_uint = 1;
+    let folder = folder.as_raw_fd();
+    // SAFETY: both strings end in NUL.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_renameat2,
+            folder,
+            from.as_ptr(),
+            folder,
+            to.as_ptr(),
+            NO_REPLACE,
+        )
+    };
     Errno::result(done).map(drop)
+}
+
+/// getrandom(2): a number that nobody can guess. It does not wait for the kernel to have gathered enough at
+/// boot (`GRND_INSECURE`, Linux 5.6).
+pub fn random() -> Result<u64> {
+    /// `GRND_INSECURE`
+    const AT_ONCE: libc::c_uint = 4;
+    let mut bytes = [0_u8; 8];
+    // SAFETY: the buffer is as long as the call is told.
+    let got = unsafe {
+        libc::syscall(
+            libc::SYS_getrandom,
+            bytes.as_mut_ptr(),
+            bytes.len(),
+            AT_ONCE,
+        )
+    };
+    match Errno::result(got)? {
+        8 => Ok(u64::from_ne_bytes(bytes)),
+        _ => Err(Errno::EIO),
+    }
 }
 
 /// ioctl(2) for a request whose argument must be 0, as `KVM_GET_API_VERSION` and `KVM_CREATE_VM`

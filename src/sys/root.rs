@@ -36,6 +36,26 @@ pub struct Root {
     path: PathBuf,
 }
 
+/// Which file was seen, and when it was changed last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// Device and inode number.
+    pub inode: Inode,
+    /// Moves with every change: seconds and nanoseconds.
+    ctime: (i64, i64),
+    size: i64,
+}
+
+impl Stamp {
+    fn of(stat: &FileStat) -> Self {
+        Self {
+            inode: (stat.st_dev, stat.st_ino),
+            ctime: (stat.st_ctime, stat.st_ctime_nsec),
+            size: stat.st_size,
+        }
+    }
+}
+
 impl Root {
     /// Opens the folder at `path`, following links to it.
     ///
@@ -89,6 +109,13 @@ impl Root {
         &self.path
     }
 
+    /// The folder itself, for paths that are resolved otherwise.
+    pub(super) fn descriptor(&self) -> Result<OwnedFd> {
+        let call = || format!("open({}, O_PATH|O_DIRECTORY)", self.path.display());
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        retry(|| openat(&self.fd, c".", flags, Mode::empty())).named(call)
+    }
+
     /// Device and inode number, which tell two roots apart.
     ///
     /// # Errors
@@ -117,13 +144,31 @@ impl Root {
     /// # Errors
     /// As [`Root::read`].
     pub fn read_which(&self, name: &str) -> Result<Option<(Vec<u8>, Inode)>> {
+        let found = self.read_stamped(name)?;
+        Ok(found.map(|(content, stamp)| (content, stamp.inode)))
+    }
+
+    /// As [`Root::read`], with what tells that it has changed.
+    ///
+    /// # Errors
+    /// As [`Root::read`].
+    pub fn read_stamped(&self, name: &str) -> Result<Option<(Vec<u8>, Stamp)>> {
         let found = self.find(name, OFlag::empty())?;
         let Some((fd, stat)) = found else {
             return Ok(None);
         };
         let call = || describe(&self.join(name), &stat);
         let content = read_regular(fd.as_fd(), &stat).named(call)?;
-        Ok(Some((content, (stat.st_dev, stat.st_ino))))
+        Ok(Some((content, Stamp::of(&stat))))
+    }
+
+    /// What tells that the file `name` leads to has changed; `None` where there is none.
+    ///
+    /// # Errors
+    /// What the calls answer.
+    pub fn stamp(&self, name: &str) -> Result<Option<Stamp>> {
+        let found = self.find(name, OFlag::empty())?;
+        Ok(found.map(|(_, stat)| Stamp::of(&stat)))
     }
 
     /// What `name` is, a link at its end not followed; `None` where there is nothing.

@@ -16,7 +16,7 @@ use crate::config::{Config, Origin, ProofKind};
 use crate::exit::Verdict;
 use crate::judge::{conclude, moved, proof};
 use crate::libvirtd::{Found, Libvirtd, find};
-use crate::observe::{GROUP_FILE, Observed, look_again};
+use crate::observe::{GROUP_FILE, Observed, group_file_stands, look_again};
 use crate::oddities::daemons;
 use crate::place::{self, HostRoot};
 use crate::plan::{Course, Decision, Step, decide};
@@ -273,6 +273,10 @@ impl Keeper {
             return Ok(true);
         };
         if steps.iter().any(|step| !is_the_devices(step)) {
+            return Ok(false);
+        }
+        // No other number goes onto the device than the pod's group file has.
+        if !steps.is_empty() && !group_file_stands(seen, &self.config)? {
             return Ok(false);
         }
         let same = before == seen.device.as_ref().map(|node| node.facts.inode);

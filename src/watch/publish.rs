@@ -11,12 +11,17 @@ use crate::sys::public;
 pub(super) struct Published {
     /// What was said last about a file that could not be written.
     said: Option<String>,
+    /// Whether what killed runs have left beside it was taken away.
+    is_clear: bool,
 }
 
 impl Published {
     /// Writes it, if it was asked for.
     pub(super) fn write(&mut self, path: Option<&Path>, content: impl FnOnce() -> String) {
         if let Some(path) = path {
+            if !std::mem::replace(&mut self.is_clear, true) {
+                public::clear(path);
+            }
             let done = public::publish(path, content().as_bytes(), |_| Ok(()));
             self.tell(path, done.err().map(|error| error.to_string()));
         }

@@ -32,16 +32,16 @@ const INTERRUPTIBLE: [&str; 16] = [
     "poll",
     "ppoll",
     "wait4",
-    "flock",
+    "fcntl",
     "fsync",
     "ftruncate",
     "fstatfs",
     "renameat",
     "mkdirat",
-    "fcntl_lock",
+    "linkat",
 ];
 /// Calls that write, make or change a file.
-const WRITING: [&str; 17] = [
+const WRITING: [&str; 18] = [
     "write",
     "pwrite64",
     "fsync",
@@ -58,7 +58,8 @@ const WRITING: [&str; 17] = [
     "fchownat",
     "fchown",
     "setxattr",
-    "flock",
+    "linkat",
+    "fcntl",
 ];
 /// Calls that always succeed when they are used as they are here, or do not return. Random numbers for the
 /// standard library's hashes are asked for with `GRND_INSECURE`, which waits for nothing.
@@ -77,7 +78,7 @@ impl Call {
     /// Whether it is failed in this way.
     pub fn can(&self, kind: &str) -> bool {
         match kind {
-            "ENOSPC" => self.writes && self.name != "flock" || self.name == "inotify_add_watch",
+            "ENOSPC" => self.writes && self.name != "fcntl" || self.name == "inotify_add_watch",
             "EINTR" => INTERRUPTIBLE.contains(&self.name.as_str()),
             "KILL" => true,
             _ => !CANNOT_FAIL.contains(&self.name.as_str()),
@@ -136,7 +137,10 @@ impl Trace {
             // The report is out, and then all is left for others; where it waits the first pass is over.
             reported |= case.watches && is_first && name == "write" && args.starts_with("1,");
             over |= reported && is_first && ["poll", "ppoll"].contains(&name);
-            let makes = name == "openat" && args.contains("O_CREAT");
+            let makes = ["O_CREAT", "O_TMPFILE"]
+                .iter()
+                .any(|flag| args.contains(flag));
+            let makes = name == "openat" && makes;
             own.push(Call {
                 name: key.0,
                 ordinal: key.1,

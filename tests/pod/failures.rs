@@ -275,7 +275,7 @@ fn a_group_file_that_cannot_be_written() {
         // A volume that is full.
         let small = pod.volume("pod-shared").join("small");
         fs::create_dir(&small).unwrap();
-        mount_tmpfs(&small, "size=4k");
+        mount_tmpfs(&small, "size=4k,mode=777");
         fs::write(small.join("group"), old).unwrap();
         pod.replace(STEP, OUT, &["--group-file-out=/pod-shared/small/group"]);
         refuses(&pod, 4, "ENOSPC");

@@ -44,7 +44,10 @@ fn it_is_replaced_whole_with_owner_mode_and_attributes_and_no_other_byte_changes
         let mut content = Vec::new();
         pinned.read_to_end(&mut content).unwrap();
         assert_eq!(content, ODD);
-        assert_eq!(names(&scene.pod.at("etc")), ["group", "libvirt", "passwd"]);
+        assert_eq!(
+            names(&scene.pod.at("etc")),
+            [".pwd.lock", "group", "libvirt", "passwd"]
+        );
     });
 }
 
@@ -75,7 +78,10 @@ fn a_bind_mounted_one_is_written_in_place() {
             assert_eq!(fs::read_to_string(&file).unwrap(), after);
             assert_eq!(fs::read_to_string(&source).unwrap(), after);
             assert_eq!(inode(&file), old);
-            assert_eq!(names(&scene.pod.at("etc")), ["group", "libvirt", "passwd"]);
+            assert_eq!(
+                names(&scene.pod.at("etc")),
+                [".pwd.lock", "group", "libvirt", "passwd"]
+            );
             detach(&file);
         }
     });
@@ -130,7 +136,7 @@ fn no_space_left_leaves_the_old_file() {
             .args(["--qemu-user=+42424", "--qemu-group=kvm"]));
         run.code(4).says(&["ENOSPC", "make space"]);
         assert_eq!(scene.pod.read("etc/group"), old);
-        assert_eq!(names(&etc), ["group"]);
+        assert_eq!(names(&etc), [".pwd.lock", "group"]);
         assert_eq!(owner(KVM.as_ref()), (0, 424, 0o660));
     });
 }

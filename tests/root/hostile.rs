@@ -333,12 +333,8 @@ fn what_is_planted_in_a_shared_volume_is_replaced_and_never_written_through() {
             cmd.arg(&volume);
             cmd
         };
-        let names = [
-            "group",
-            ".group.libvirt-kvm-init",
-            "libvirt-kvm-init",
-            ".libvirt-kvm-init.libvirt-kvm-init",
-        ];
+        let lock = ".libvirt-kvm-init.lock";
+        let names = ["group", lock, "libvirt-kvm-init", lock];
         let facts = || {
             let meta = fs::metadata(&victim).unwrap();
             (

@@ -12,6 +12,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/holders.rs"]
+mod holders;
 #[path = "../common/impostor.rs"]
 mod impostors;
 #[path = "../common/peak.rs"]
@@ -33,6 +35,7 @@ mod input;
 mod install;
 mod memory;
 mod node_view;
+mod outputs;
 mod partial_view;
 mod persist;
 mod place;

@@ -8,12 +8,12 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, umask};
 
 use crate::common::{
     Tree, bind, fresh_dev, in_namespace, mknod_kvm, ok, program, require_commands, run,
 };
+use crate::holders::lock;
 use crate::place::{Jail, require_initial_pid_namespace};
 use crate::support::{
     ALIGNED, KVM, Run, Scene, apply, bind_read_only, command, go, make_read_only, names, owner,
@@ -22,6 +22,8 @@ use crate::support::{
 
 const FOLDER: &str = "etc/udev/rules.d";
 const OWN: &str = "etc/udev/rules.d/99-libvirt-kvm-init.rules";
+/// What runs of this program lock there.
+const LOCK: &str = "etc/udev/rules.d/.libvirt-kvm-init.lock";
 const STOCK: &str = "usr/lib/udev/rules.d/50-udev-default.rules";
 const DEBIAN: &str =
     "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
@@ -463,14 +465,20 @@ fn many_at_once_and_a_lock_that_is_held() {
         }
         assert_eq!(rule(&scene.host), RULE);
         // Where nothing is to be written, nobody waits.
-        let folder = fs::File::open(scene.host.at(FOLDER)).unwrap();
-        let lock = Flock::lock(folder, FlockArg::LockExclusiveNonblock).unwrap();
+        let lock = lock(&scene.host.at(LOCK)).unwrap();
         go(&mut persist(&scene)).code(0);
         let run = go(persist(&scene).arg("--gid=500")).code(4);
-        run.says(&["failed: --persist: flock(", "lslocks"]);
-        assert_eq!(rule(&scene.host), RULE);
+        let held = "/.libvirt-kvm-init.lock, F_OFD_SETLK) for 10 s";
+        run.says(&["failed: --persist: fcntl(", held, "lslocks"]);
+        // The rule comes last: guests start until the node's next event.
+        assert_eq!(owner(Path::new(KVM)), (0, 500, 0o660));
+        assert!(scene.host.read(OWN).ends_with(RULE));
         drop(lock);
         go(persist(&scene).arg("--gid=500")).code(0);
+        assert!(
+            !scene.host.at(LOCK).exists(),
+            "it is there only while it is held"
+        );
     });
 }
 

@@ -6,12 +6,13 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{Flock, FlockArg};
-
-use crate::common::{bind, in_namespace, mknod_kvm, require_commands, scratch, set_owner};
+use crate::common::{bind, in_namespace, mknod_kvm, scratch, set_owner};
+use crate::holders::{lock, lockers_process};
 use crate::support::{KVM, Scene, go, names, owner};
 
 const MANY: u32 = 32;
+/// The lock of lckpwdf(3).
+const PASSWORDS: &str = "etc/.pwd.lock";
 
 #[test]
 #[ignore = "tier: root"]
@@ -68,33 +69,25 @@ fn concurrent_runs_on_one_pod_lose_nothing() {
         assert!(members.contains(&"nova") && members.len() == 33, "{kvm}");
         assert!(text.starts_with("root:x:0:\nkvm:x:108:nova,"), "{text}");
         assert_eq!(text.lines().count(), 3 + 32);
-        assert_eq!(names(&scene.pod.at("etc")), ["group", "libvirt", "passwd"]);
+        assert_eq!(
+            names(&scene.pod.at("etc")),
+            [".pwd.lock", "group", "libvirt", "passwd"]
+        );
     });
 }
 
 #[test]
 #[ignore = "tier: root"]
 fn a_lock_whose_holder_was_killed_blocks_nobody() {
-    require_commands(&["flock"]);
     in_namespace(|| {
         let scene = Scene::new();
-        let mut holder = Command::new("flock")
-            .arg("--no-fork")
-            .arg(scene.pod.at("etc"))
-            .args(["sleep", "60"])
-            .spawn()
-            .unwrap();
-        let folder = || fs::File::open(scene.pod.at("etc")).unwrap();
-        while Flock::lock(folder(), FlockArg::LockExclusiveNonblock).is_ok() {
-            sleep(Duration::from_millis(5));
-        }
+        let holder = lockers_process(&scene.pod.at(PASSWORDS));
         let start = Instant::now();
         std::thread::scope(|scope| {
             let run = scope.spawn(|| go(&mut scene.apply()).code(0));
             sleep(Duration::from_millis(300));
             assert!(!run.is_finished(), "it did not wait for the lock");
-            holder.kill().unwrap();
-            holder.wait().unwrap();
+            holder.kill();
         });
         assert!(start.elapsed() < Duration::from_secs(5));
     });
@@ -105,13 +98,16 @@ fn a_lock_whose_holder_was_killed_blocks_nobody() {
 fn a_lock_that_is_not_given_back_fails_after_ten_seconds() {
     in_namespace(|| {
         let scene = Scene::new();
-        let folder = fs::File::open(scene.pod.at("etc")).unwrap();
-        let lock = Flock::lock(folder, FlockArg::LockExclusiveNonblock).unwrap();
+        let lock = lock(&scene.pod.at(PASSWORDS)).unwrap();
         let before = scene.state();
         let start = Instant::now();
         let run = go(&mut scene.apply()).code(4);
         let took = start.elapsed();
-        run.says(&["failed: ", "flock(", "10 s", "lslocks"]);
+        run.says(&[
+            "failed: ",
+            "etc/.pwd.lock, F_OFD_SETLK) for 10 s",
+            "lslocks",
+        ]);
         assert!((10..13).contains(&took.as_secs()), "{took:?}");
         assert_eq!(scene.state(), before);
         drop(lock);
@@ -127,6 +123,13 @@ fn big(kvm: &str) -> String {
     let (front, back) = many.split_at(many.len() / 2);
     let (half, rest) = back.split_once('\n').unwrap();
     format!("{front}{half}\n{kvm}\n{rest}")
+}
+
+/// What is hidden beside a file, but for the lock of lckpwdf(3), which stays.
+fn left_beside(file: &Path) -> Vec<String> {
+    let mut hidden = names(file.parent().unwrap());
+    hidden.retain(|name| name.starts_with('.') && name != ".pwd.lock");
+    hidden
 }
 
 fn kill_again_and_again(out: Option<&str>) {
@@ -170,8 +173,7 @@ fn kill_again_and_again(out: Option<&str>) {
                     text.len()
                 );
             }
-            let folder = names(file.parent().unwrap());
-            left_over += u32::from(folder.iter().any(|name| name.starts_with('.')));
+            left_over += u32::from(!left_beside(&file).is_empty());
             let (uid, _, mode) = owner(Path::new(KVM));
             assert!(uid == 0 && mode == 0o660);
         }
@@ -180,11 +182,7 @@ fn kill_again_and_again(out: Option<&str>) {
         fs::write(&file, &old).unwrap();
         go(&mut apply()).code(0);
         assert_eq!(fs::read(&file).unwrap(), new.as_bytes());
-        let folder = names(file.parent().unwrap());
-        assert!(
-            !folder.iter().any(|name| name.starts_with('.')),
-            "{folder:?}"
-        );
+        assert_eq!(left_beside(&file), [""; 0]);
     });
 }
 
@@ -237,7 +235,10 @@ fn a_run_killed_while_it_writes_in_place_leaves_what_reads_as_old_or_new() {
             }
             go(&mut scene.apply()).code(0);
             assert_eq!(read(), new);
-            assert_eq!(names(&scene.pod.at("etc")), ["group", "libvirt", "passwd"]);
+            assert_eq!(
+                names(&scene.pod.at("etc")),
+                [".pwd.lock", "group", "libvirt", "passwd"]
+            );
         }
     });
 }
@@ -278,7 +279,8 @@ fn a_device_that_somebody_else_keeps_changing_ends_in_a_failure_that_says_so() {
 #[test]
 #[ignore = "tier: root"]
 fn a_file_that_is_swapped_before_it_is_written_into_stays_its_owners() {
-    use libvirt_kvm_init::sys::file::{Folder, Rights, open_folder};
+    use libvirt_kvm_init::sys::file::{LockFile, Rights};
+    use libvirt_kvm_init::sys::output::{Purpose, open_output};
     use std::os::unix::fs::MetadataExt;
     use std::sync::atomic::{AtomicBool, Ordering};
     in_namespace(|| {
@@ -308,11 +310,13 @@ fn a_file_that_is_swapped_before_it_is_written_into_stays_its_owners() {
                 (swaps, lost)
             });
             for n in 0..20_000_u32 {
-                let (fd, path, name) = open_folder(&out).unwrap();
-                let folder = Folder::lock(fd, path, Duration::from_secs(1)).unwrap();
+                let (mut folder, name) = open_output(&out, Purpose::Write).unwrap();
+                folder.lock(LockFile::Own, Duration::from_secs(1)).unwrap();
                 let text = format!("kvm:x:{n}:\n");
+                let found = folder.find(&name).unwrap();
                 // That another file stands there by then is an error, and is told.
-                let _ = folder.overwrite(&name, text.as_bytes(), Rights::Root(0o644));
+                let rights = Rights::Root(0o644);
+                let _ = folder.overwrite(&name, found.as_ref(), None, text.as_bytes(), rights);
             }
             stop.store(true, Ordering::Relaxed);
             let (swaps, lost) = swapper.join().unwrap();

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::common::{in_namespace, mknod_kvm, require_commands};
+use crate::common::{in_namespace, mknod_kvm};
+use crate::holders::try_lockers_process;
 use crate::process::{Watch, until, watch};
 use crate::support::{ALIGNED, Scene, names};
 
@@ -37,7 +38,6 @@ fn run(scene: &Scene, n: u32) -> Command {
 #[test]
 #[ignore = "tier: root"]
 fn sixty_four_runs_beside_watch_lose_nothing() {
-    require_commands(&["flock"]);
     in_namespace(|| {
         let scene = Scene::new();
         let users = (0..MANY).map(|n| format!("u{n}:x:{}:1:::\n", 2000 + n));
@@ -56,13 +56,13 @@ fn sixty_four_runs_beside_watch_lose_nothing() {
             let holders = scope.spawn(|| {
                 let mut killed = 0;
                 while !stop.load(Ordering::Relaxed) {
-                    for folder in [&etc, &volume] {
-                        let mut holder = Command::new("flock");
-                        let holder = holder.arg("--no-fork").arg(folder).args(["sleep", "60"]);
-                        let mut holder = holder.spawn().unwrap();
+                    for lock in [etc.join(".pwd.lock"), volume.join(".libvirt-kvm-init.lock")] {
+                        // Where a run has it just now there is none to be killed.
+                        let Some(holder) = try_lockers_process(&lock) else {
+                            continue;
+                        };
                         sleep(Duration::from_millis(20));
-                        holder.kill().unwrap();
-                        holder.wait().unwrap();
+                        holder.kill();
                         killed += 1;
                     }
                 }
@@ -115,7 +115,11 @@ fn sixty_four_runs_beside_watch_lose_nothing() {
         assert!(members.contains(&"nova") && members.len() == 17, "{kvm}");
         let lines = ALIGNED.lines().count() + 16;
         assert_eq!(text.lines().count(), lines, "{text}");
-        assert_eq!(names(&etc), ["group", "libvirt", "passwd"]);
+        assert_eq!(names(&etc), [".pwd.lock", "group", "libvirt", "passwd"]);
+        // What a killed holder has left is taken away by the next run that writes there.
+        fs::remove_file(volume.join("group")).unwrap();
+        let mut last = run(&scene, 3);
+        crate::support::go(&mut last).code(0);
         assert!(!names(&volume).iter().any(|name| name.starts_with('.')));
         // It goes on keeping.
         assert!(keeper.runs());

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::common::{
-    in_namespace, mknod_char, mknod_kvm, mount_tmpfs, ok, program, run, scratch, set_owner,
+    bind, in_namespace, mknod_char, mknod_kvm, mount_tmpfs, ok, program, run, scratch, set_owner,
 };
 use crate::metrics::check_metrics;
 use crate::peak::{bounded, ordinary};
@@ -100,6 +100,70 @@ fn a_planted_file_is_replaced() {
             assert_eq!((stands.uid(), stands.mode() & 0o7777), (0, 0o644));
             assert_eq!(fs::read_to_string(&out).unwrap(), ALIGNED);
         }
+    });
+}
+
+/// The device is mended from what was seen last of the files. Where the pod's group file is another one by
+/// then, and cannot be written, the device does not get a number that this one does not have.
+#[test]
+#[ignore = "tier: root"]
+fn no_gid_goes_onto_the_device_that_the_pods_group_file_has_not() {
+    in_namespace(|| {
+        for has_output in [false, true] {
+            let scene = Scene::settled();
+            let volume = scene.pod.dir("volume").at("volume");
+            let mut cmd = watch(&scene);
+            let (folder, file) = match has_output {
+                true => {
+                    cmd.arg("--group-file-out").arg(volume.join("group"));
+                    (volume.clone(), volume.join("group"))
+                }
+                false => (scene.pod.at("etc"), scene.pod.at("etc/group")),
+            };
+            let watch = Watch::start(&mut cmd);
+            watch.signal(Signal::SIGSTOP);
+            let images = ALIGNED.replace(":108:", ":424:");
+            fs::write(&file, &images).unwrap();
+            bind(&folder, &folder);
+            make_read_only(&folder);
+            set_owner(Path::new(KVM), 0, 424, 0o660);
+            watch.signal(Signal::SIGCONT);
+            watch.says("EROFS");
+            for _ in 0..100 {
+                let now = crate::support::owner(Path::new(KVM));
+                assert_eq!(now, (0, 424, 0o660), "{has_output}: {}", watch.log());
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            assert_eq!(fs::read_to_string(&file).unwrap(), images);
+            drop(watch);
+            crate::common::detach(&folder);
+        }
+    });
+}
+
+/// The sidecar's way: its root is read-only, and so is all but the one file that the other container has.
+#[test]
+#[ignore = "tier: root"]
+fn a_file_that_is_mounted_alone_is_kept_without_a_lock() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        scene.pod.file("source", ALIGNED).file("own/group", "");
+        let (source, own) = (scene.pod.at("source"), scene.pod.at("own"));
+        bind(&own, &own);
+        make_read_only(&own);
+        bind(&source, &own.join("group"));
+        let of = inode(&source);
+        let _watch = Watch::start(watch(&scene).arg("--group-file-out").arg(own.join("group")));
+        for gid in [70_000, 109, 7] {
+            scene
+                .host
+                .file("etc/group", &format!("root:x:0:\nkvm:x:{gid}:\n"));
+            healed((0, gid, 0o660));
+            let line = format!("\nkvm:x:{gid}:nova\n");
+            assert!(fs::read_to_string(&source).unwrap().contains(&line));
+        }
+        assert_eq!(inode(&source), of);
+        assert_eq!(fs::read_dir(&own).unwrap().count(), 1);
     });
 }
 
@@ -265,7 +329,7 @@ fn a_status_that_is_not_kept_up_to_date_is_taken_away() {
         let scene = Scene::settled();
         let folder = scratch().join("state");
         fs::create_dir(&folder).unwrap();
-        mount_tmpfs(&folder, "size=12k,nr_inodes=20");
+        mount_tmpfs(&folder, "size=12k,nr_inodes=20,mode=777");
         let status = folder.join("status.json");
         let ready = || go(command(&program(), &["ready"]).arg(&status));
         let is = |there: bool| until(Duration::from_secs(10), || status.exists() == there);
@@ -331,7 +395,7 @@ fn a_state_that_cannot_be_written() {
         fs::create_dir(&folder).unwrap();
         drift();
         watch.says("is up to date again");
-        mount_tmpfs(&folder, "size=4k,nr_inodes=20");
+        mount_tmpfs(&folder, "size=4k,nr_inodes=20,mode=777");
         let _ = fs::write(folder.join("full"), [0; 8192]);
         drift();
         watch.says("ENOSPC");

@@ -14,6 +14,8 @@
 mod common;
 #[path = "../common/drift_kinds.rs"]
 mod drift_kinds;
+#[path = "../common/holders.rs"]
+mod holders;
 #[path = "../common/impostor.rs"]
 #[allow(clippy::disallowed_methods)]
 mod impostors;

@@ -1,7 +1,7 @@
 //! How it starts, and how it ends.
 #![allow(unsafe_code)]
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -135,8 +135,7 @@ fn as_first_process(signal: &str) -> Command {
 fn signals_end_it_while_it_waits_for_a_lock() {
     in_namespace(|| {
         let scene = Scene::new();
-        let folder = File::open(scene.pod.at("etc")).unwrap();
-        folder.lock().unwrap();
+        let _lock = crate::holders::lock(&scene.pod.at("etc/.pwd.lock")).unwrap();
         let mut child = watch(&scene)
             .stderr(std::process::Stdio::null())
             .spawn()

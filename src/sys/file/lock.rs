@@ -1,0 +1,178 @@
+//! The lock that keeps other processes from changing files in a directory while a run does.
+//!
+//! It is taken on a file that root alone may open. A lock on the directory itself, flock(2), anybody who can
+//! read it could hold for ever.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl, openat, renameat};
+use nix::libc;
+use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use super::new::temporary;
+use super::{Folder, Found, LOCK_WAIT, TRIES};
+use crate::sys::{Named, Result, open, raw, retry};
+
+/// How often a lock that is taken is asked for again.
+const LOCK_POLL: Duration = Duration::from_millis(5);
+/// A wait that is over before that is not told.
+const UNTOLD: Duration = Duration::from_millis(200);
+
+/// The file whose lock keeps other processes from changing files in the same directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockFile {
+    /// The one of lckpwdf(3), which useradd, groupmod and their like take.
+    Passwords,
+    /// This program's own, which is there only while it is held.
+    Own,
+}
+
+impl LockFile {
+    /// Its name in the directory.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Passwords => ".pwd.lock",
+            Self::Own => ".libvirt-kvm-init.lock",
+        }
+    }
+}
+
+impl Folder {
+    /// Takes the lock, waiting up to `longest` for another process. A file that anybody but root may open is
+    /// no lock, as each who reads it could hold it for ever: it is replaced. None is held where the
+    /// directory is read-only, which leaves files that are mounted there to be written.
+    ///
+    /// # Errors
+    /// `EWOULDBLOCK` when the wait was in vain; what the calls answer.
+    pub fn lock(&mut self, file: LockFile, longest: Duration) -> Result<()> {
+        let start = Instant::now();
+        let path = self.path.join(file.name());
+        let mut is_told = false;
+        loop {
+            let opened = match self.lock_file(file.name()) {
+                Err(error) if error.errno == Errno::EROFS => return Ok(()),
+                opened => opened?,
+            };
+            if let Some(fd) = opened {
+                match write_lock(&fd) {
+                    Ok(()) if self.is_at(file.name(), &fd)? => {
+                        self.lock = Some((fd, file));
+                        return Ok(());
+                    }
+                    Ok(()) | Err(Errno::EWOULDBLOCK | Errno::EACCES) => {}
+                    Err(errno) => {
+                        let call = || format!("fcntl({}, F_OFD_SETLK)", path.display());
+                        return Err(errno).named(call);
+                    }
+                }
+            }
+            let waited = start.elapsed();
+            if waited >= longest {
+                return Err(Errno::EWOULDBLOCK).named(|| {
+                    let seconds = waited.as_secs();
+                    format!("fcntl({}, F_OFD_SETLK) for {seconds} s", path.display())
+                });
+            }
+            if !is_told && waited > UNTOLD && longest == LOCK_WAIT {
+                let seconds = longest.as_secs();
+                log::info!("waits up to {seconds} s for the lock on {}", path.display());
+                is_told = true;
+            }
+            sleep(LOCK_POLL);
+        }
+    }
+
+    /// The file to be locked, opened; made where there is none. Nothing where it comes and goes too fast.
+    fn lock_file(&self, name: &str) -> Result<Option<OwnedFd>> {
+        let call = |what: &str| format!("{what}({})", self.path.join(name).display());
+        let create = OFlag::O_RDWR
+            | OFlag::O_CREAT
+            | OFlag::O_EXCL
+            | OFlag::O_NOFOLLOW
+            | OFlag::O_CLOEXEC
+            | OFlag::O_NONBLOCK;
+        for _ in 0..TRIES {
+            let Some(found) = self.find(name)? else {
+                let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+                match retry(|| openat(&self.fd, name, create, mode)) {
+                    Err(Errno::EEXIST) => continue,
+                    made => return made.named(|| call("open")).map(Some),
+                }
+            };
+            let is_roots_alone = found.rights().2 & 0o077 == 0;
+            if found.is_roots_file() && is_roots_alone {
+                let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+                let path = raw::proc_path(&found.fd);
+                let opened = open(path.as_c_str(), flags).named(|| call("open"));
+                return opened.map(Some);
+            }
+            // One without any name was let go in this moment.
+            if found.stat.st_nlink != 0 {
+                self.put_aside(name, &found)?;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether `name` is this open file.
+    fn is_at(&self, name: &str, fd: &OwnedFd) -> Result<bool> {
+        let stat = fstat(fd).named(|| format!("fstat({})", self.path.join(name).display()))?;
+        Ok(self.inode_at(name)? == Some((stat.st_dev, stat.st_ino)))
+    }
+
+    /// Takes away what must not stand at `name`. A directory that is not empty stays under a name that
+    /// nothing asks for.
+    ///
+    /// # Errors
+    /// `EISDIR` for a directory of root's, which is left where it is; what the calls answer.
+    pub(in crate::sys) fn put_aside(&self, name: &str, found: &Found) -> Result<()> {
+        let path = self.path.join(name);
+        let is_folder = found.kind() == SFlag::S_IFDIR;
+        if is_folder && !found.is_foreign() {
+            return Err(Errno::EISDIR).named(|| format!("rename(…, {})", path.display()));
+        }
+        let aside = temporary(name).named(|| "getrandom()".to_owned())?;
+        let call = || format!("rename({}, {aside})", path.display());
+        match retry(|| renameat(&self.fd, name, &self.fd, aside.as_str())) {
+            Err(Errno::ENOENT) => return Ok(()),
+            done => done.named(call)?,
+        }
+        if self.inode_at(&aside)? != Some(found.inode()) {
+            // Another process has put a file of its own there in this moment.
+            let (from, to) = (CString::new(aside.as_str()), CString::new(name));
+            let (from, to) = (from.unwrap_or_default(), to.unwrap_or_default());
+            let back = || raw::rename_anew(self.fd.as_fd(), &from, &to);
+            return retry(back).named(call);
+        }
+        let flags = match is_folder {
+            true => UnlinkatFlags::RemoveDir,
+            false => UnlinkatFlags::NoRemoveDir,
+        };
+        if let Err(errno) = retry(|| unlinkat(&self.fd, aside.as_str(), flags)) {
+            log::warn!(
+                "{}, which UID {} has put there, is called {aside} now: it could not be removed ({errno})",
+                path.display(),
+                found.stat.st_uid
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Locks the whole file for this open file alone, if no other process holds a lock on it (`F_OFD_SETLK`).
+/// fcntl(2)'s locks of other processes count, those of flock(2) do not.
+fn write_lock(fd: &OwnedFd) -> nix::Result<()> {
+    let lock = libc::flock {
+        l_type: libc::c_short::try_from(libc::F_WRLCK).unwrap_or(1),
+        l_whence: libc::c_short::try_from(libc::SEEK_SET).unwrap_or(0),
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    retry(|| fcntl(fd, FcntlArg::F_OFD_SETLK(&lock))).map(drop)
+}
