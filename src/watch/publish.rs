@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::path::Path;
 
+use nix::errno::Errno;
+
 use crate::sys::claim::claim;
 use crate::sys::public;
 
@@ -79,7 +81,11 @@ impl Status {
             }
             Err(error) => {
                 let says_as_much = matches!(self.held, Some((_, said)) if said == is_proven);
-                if !says_as_much && let Ok(file) = publish(b"") {
+                let is_full = matches!(error.errno, Errno::ENOSPC | Errno::EDQUOT);
+                if is_full
+                    && !says_as_much
+                    && let Ok(file) = publish(b"")
+                {
                     self.held = Some((file, is_proven));
                 }
                 if let Some((file, said)) =

@@ -269,13 +269,16 @@ impl Stage {
             assert!(!had_begun, "out of date: {shown}");
             return false;
         }
+        // The run has ended, so that nobody keeps it up to date.
+        assert_eq!(ready.code, 4, "{shown}");
+        // There was no space for more.
+        if status.is_empty() {
+            return false;
+        }
         let report: serde_json::Value = serde_json::from_str(&status).expect(&shown);
         assert_eq!(report["schema"], 1, "{shown}");
         if report["proof"]["result"] == "ok" {
-            assert_eq!(ready.code, 0, "{shown}");
             Self::assert_opens(&shown);
-        } else {
-            assert_eq!(ready.code, 5, "{shown}");
         }
         metrics != OLD_METRICS
     }
