@@ -16,7 +16,7 @@ use crate::place::{self, HostRoot};
 use crate::sys::device::{Device, Facts};
 use crate::sys::output::Unfit;
 use crate::sys::root::{Root, Stamp, read_here};
-use crate::sys::{Inode, proc, public};
+use crate::sys::{CallError, Inode, proc, public};
 
 pub use host::Host;
 
@@ -151,10 +151,7 @@ pub fn observe(config: &Config) -> anyhow::Result<(Observed, Option<Device>)> {
     }
     let pod_root = config
         .open_root()
-        .map_err(|error| {
-            let shown = config.root.display();
-            Usage(format!("--root {shown}: {error}; give the root directory of libvirtd's container, or leave the option out"))
-        })?;
+        .map_err(|error| pod_root_error(config, error))?;
     let host = match &host_root {
         HostRoot::At(root) => Some(Host::observe(root, config.persist)?),
         HostRoot::Nowhere => None,
@@ -174,6 +171,25 @@ pub fn observe(config: &Config) -> anyhow::Result<(Observed, Option<Device>)> {
         driver,
     };
     Ok((observed, device))
+}
+
+/// A root that is not there was named by mistake; whatever else the kernel answers is a failure.
+fn pod_root_error(config: &Config, error: CallError) -> anyhow::Error {
+    let by_mistake = [
+        Errno::ENOENT,
+        Errno::ENOTDIR,
+        Errno::EACCES,
+        Errno::ELOOP,
+        Errno::ENAMETOOLONG,
+    ];
+    if !by_mistake.contains(&error.errno) {
+        return error.into();
+    }
+    let shown = config.root.display();
+    Usage(format!(
+        "--root {shown}: {error}; give the root directory of libvirtd's container, or leave the option out"
+    ))
+    .into()
 }
 
 /// Looks at the device again, which changes more often than what decides about it.
