@@ -7,7 +7,7 @@
 //! nothing (drivers/base/devtmpfs.c makes and removes nodes as any process would). They are asked for
 //! by a second watch, on the device's own inode: a watch on /dev would report them for every device
 //! there, and any user may touch /dev/null in a loop. A wake-up that leads to nothing costs one of a
-//! limited number ([`Pace`]).
+//! limited number (`Pace`).
 //!
 //! inotify instances and watches are limited for each user, and a container without any capability can
 //! use up those of root. What has no watch is polled: [`Watcher::wait`] returns now and then, and

@@ -41,7 +41,7 @@ impl Published {
 }
 
 /// The one that probes act on. While this process lives, it holds a lock on the file that it published, which says
-/// so, and whether the proof is ok ([`crate::sys::claim`]).
+/// so, and whether the proof is ok (sys/claim.rs).
 #[derive(Debug, Default)]
 pub(super) struct Status {
     published: Published,
