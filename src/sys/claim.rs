@@ -7,10 +7,10 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
+use super::file::record;
 use super::retry;
 
 /// What the lock on a status file says.
@@ -27,17 +27,6 @@ pub enum Claim {
 const ALIVE: i64 = 0;
 const PROVEN: i64 = 1;
 
-fn byte(at: i64, kind: libc::c_int) -> nix::Result<libc::flock> {
-    let short = |number: libc::c_int| libc::c_short::try_from(number).map_err(|_| Errno::EINVAL);
-    Ok(libc::flock {
-        l_type: short(kind)?,
-        l_whence: short(libc::SEEK_SET)?,
-        l_start: at,
-        l_len: 1,
-        l_pid: 0,
-    })
-}
-
 /// Claims a file that is open for writing, for as long as it is open.
 ///
 /// # Errors
@@ -49,7 +38,7 @@ pub fn claim(file: &File, is_proven: bool) -> nix::Result<()> {
         libc::F_UNLCK
     };
     for (at, kind) in [(ALIVE, libc::F_WRLCK), (PROVEN, proven)] {
-        let lock = byte(at, kind)?;
+        let lock = record(kind, at, 1)?;
         retry(|| fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&lock)))?;
     }
     Ok(())
@@ -62,9 +51,9 @@ pub fn claim(file: &File, is_proven: bool) -> nix::Result<()> {
 /// What fcntl(2) answers.
 pub fn claimed(file: impl AsFd) -> nix::Result<Claim> {
     let is_locked = |at| {
-        let mut lock = byte(at, libc::F_RDLCK)?;
+        let mut lock = record(libc::F_RDLCK, at, 1)?;
         retry(|| fcntl(file.as_fd(), FcntlArg::F_OFD_GETLK(&mut lock)))?;
-        Ok::<_, Errno>(libc::c_int::from(lock.l_type) == libc::F_WRLCK)
+        Ok::<_, nix::errno::Errno>(libc::c_int::from(lock.l_type) == libc::F_WRLCK)
     };
     Ok(match (is_locked(ALIVE)?, is_locked(PROVEN)?) {
         (true, true) => Claim::Proven,
@@ -76,6 +65,8 @@ pub fn claimed(file: impl AsFd) -> nix::Result<Claim> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use nix::errno::Errno;
+
     use super::*;
 
     #[test]
@@ -99,7 +90,7 @@ mod tests {
         drop(keeper);
         assert_eq!(claimed(&reader), Ok(Claim::Nobodys));
         // A read lock says nothing.
-        let read = byte(PROVEN, libc::F_RDLCK).unwrap();
+        let read = record(libc::F_RDLCK, PROVEN, 1).unwrap();
         fcntl(reader.as_fd(), FcntlArg::F_OFD_SETLK(&read)).unwrap();
         let other = File::open(file.path()).unwrap();
         assert_eq!(claimed(&other), Ok(Claim::Nobodys));

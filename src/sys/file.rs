@@ -27,6 +27,8 @@ use super::root::{is_mounted, kind, read_regular};
 use super::{Inode, Named, Result, raw, retry};
 
 pub use lock::LockFile;
+#[cfg(feature = "watch")]
+pub(in crate::sys) use lock::record;
 
 /// How long another run may hold the lock before this one gives up.
 pub const LOCK_WAIT: Duration = Duration::from_secs(10);

@@ -167,12 +167,26 @@ impl Folder {
 /// Locks the whole file for this open file alone, if no other process holds a lock on it (`F_OFD_SETLK`).
 /// fcntl(2)'s locks of other processes count, those of flock(2) do not.
 fn write_lock(fd: &OwnedFd) -> nix::Result<()> {
-    let lock = libc::flock {
-        l_type: libc::c_short::try_from(libc::F_WRLCK).unwrap_or(1),
-        l_whence: libc::c_short::try_from(libc::SEEK_SET).unwrap_or(0),
-        l_start: 0,
-        l_len: 0,
+    let all = record(libc::F_WRLCK, 0, 0)?;
+    retry(|| fcntl(fd, FcntlArg::F_OFD_SETLK(&all))).map(drop)
+}
+
+/// A lock of this kind (`F_WRLCK` …) on `length` bytes from `start` on; to the end of the file for a length
+/// of 0.
+///
+/// # Errors
+/// None for the kinds that there are.
+pub(in crate::sys) fn record(
+    kind: libc::c_int,
+    start: i64,
+    length: i64,
+) -> nix::Result<libc::flock> {
+    let short = |number: libc::c_int| libc::c_short::try_from(number).map_err(|_| Errno::EINVAL);
+    Ok(libc::flock {
+        l_type: short(kind)?,
+        l_whence: short(libc::SEEK_SET)?,
+        l_start: start,
+        l_len: length,
         l_pid: 0,
-    };
-    retry(|| fcntl(fd, FcntlArg::F_OFD_SETLK(&lock))).map(drop)
+    })
 }
