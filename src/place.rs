@@ -4,7 +4,6 @@ use std::env;
 use std::path::Path;
 
 use crate::exit::Usage;
-#[cfg(feature = "watch")]
 use crate::sys::Inode;
 use crate::sys::root::{Root, is_mount_point};
 
@@ -98,7 +97,6 @@ pub fn on_the_node() -> bool {
 }
 
 /// Device and inode number of the root of the node's first process, where that can be seen.
-#[cfg(feature = "watch")]
 pub fn nodes_own_root() -> Option<Inode> {
     let root = in_initial_pid_namespace().then(|| Root::open(Path::new(PID_1)));
     root?.and_then(|root| root.id()).ok()
