@@ -1,8 +1,8 @@
 //! What the program may weigh: it is copied into volumes and pulled to every node.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
-/// 1.5 MiB, with every verb.
-const LIMIT: u64 = 1_572_864;
+/// 1.75 MiB, with every command.
+const LIMIT: u64 = 1_835_008;
 
 /// `make test` gives the static release binary; what cargo builds for tests is not shipped.
 #[test]

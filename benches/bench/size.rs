@@ -9,8 +9,8 @@ use crate::common::{program, run};
 use crate::machine::tool;
 use crate::page::{Page, count};
 
-/// 1.5 MiB.
-const LIMIT: u64 = 1_572_864;
+/// 1.75 MiB.
+const LIMIT: u64 = 1_835_008;
 const BARE: [&str; 5] = [
     "build",
     "--locked",
@@ -49,7 +49,7 @@ pub fn measure(page: &mut Page, setting: &Setting) {
         _ => page.say(&format!("Not measured: the bare build: {err}")),
     }
     page.table(
-        &["static and stripped", "bytes", "of the limit, 1.5 MiB"],
+        &["static and stripped", "bytes", "of the limit, 1.75 MiB"],
         &rows,
     );
     page.say("The bare build was made without what `make build` does to paths of sources, which is some KiB more.");
