@@ -9,6 +9,8 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use nix::errno::Errno;
+
 use crate::config::Config;
 use crate::exit::Refused;
 use crate::place::{self, HostRoot};
@@ -72,12 +74,12 @@ pub fn find(asked: &Config, daemons: &[Process]) -> Found {
     if asked.root != here || asked.group_file_out.is_some() {
         return Found::Own;
     }
-    let looks: Vec<(String, Look)> = daemons
+    // An ordinary container may have any number of processes of any name: they cost no descriptor.
+    let named = daemons
         .iter()
-        .filter(|process| is_named(process))
-        .map(|process| (process.name.clone(), inspect(process.pid)))
-        .collect();
-    if looks.is_empty() {
+        .filter(|process| is_named(process) && process.is_admin);
+    let mut named = named.peekable();
+    if named.peek().is_none() {
         return Found::Nobodys;
     }
     let host = match place::find(asked.host_root.as_deref()) {
@@ -93,14 +95,28 @@ pub fn find(asked: &Config, daemons: &[Process]) -> Found {
         ],
         device: nodes_device(host.as_ref(), &asked.device),
     };
-    let mut found = Vec::new();
+    let mut found: Vec<Candidate<Inspected>> = Vec::new();
     let mut hidden = None;
-    for (name, look) in looks {
-        match look {
-            Look::Seen(seen) => found.extend(Candidate::new(name, *seen, &asked.device)),
+    for Process { name, pid, .. } in named {
+        match inspect(*pid) {
+            Look::Seen(seen) => {
+                let one = Candidate::new(name.clone(), *seen, &asked.device);
+                // Several processes that show the same count once.
+                let is_new = |one: &Candidate<_>| {
+                    let same = |known: &Candidate<_>| {
+                        (known.root, known.devices) == (one.root, one.devices)
+                    };
+                    !found.iter().any(same)
+                };
+                found.extend(one.filter(is_new));
+            }
             Look::Hidden(error) => {
+                let way_out = match error.errno {
+                    Errno::EACCES | Errno::EPERM => "; run this with CAP_SYS_PTRACE",
+                    _ => "",
+                };
                 hidden.get_or_insert(format!(
-                    "{name} runs as root, and this process may not look at it: {error}"
+                    "{name} (pid {pid}) runs as root, and this process may not look at it: {error}{way_out}"
                 ));
             }
             Look::NotRoots => {}
@@ -212,7 +228,7 @@ fn chosen<R>(scene: &Scene, found: Vec<Candidate<R>>, hidden: Option<String>) ->
         return Choice::Own;
     }
     if let Some(hidden) = hidden {
-        return Choice::Unclear(format!("{hidden}; {WAY_OUT}; run this with CAP_SYS_PTRACE"));
+        return Choice::Unclear(format!("{hidden}; {WAY_OUT}"));
     }
     let runs_on_node = found.iter().any(|one| is_nodes(one.root));
     let elsewhere = found.into_iter().filter(|one| !is_nodes(one.root));

@@ -84,10 +84,11 @@ pub fn steps(
         other => other.map_err(|unknown| Usage(unknown.to_string()))?,
     };
     decision.identity = Some(identity);
-    // Where the pod's file cannot follow, no number goes onto the device that it does not have.
+    // Where the pod's file cannot follow, no number goes onto the device that it does not have. The node's own
+    // file is none to follow.
     let is_known = || group::groups(&group_file).any(|group| group.gid == target);
     if let Some(node) = &seen.device
-        && (!config.sealed || is_known())
+        && (!config.sealed || pod.is_host || is_known())
     {
         steps.extend(device_steps(node, config, target, &mut decision.warnings));
     }

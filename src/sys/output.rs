@@ -88,7 +88,7 @@ impl fmt::Display for Unfit {
             Self::Untrusted { path, why } => write!(
                 f,
                 "{} is {why}: use a directory below which root alone may write (owner root, mode \
-                 0755), or mount a volume of its own there",
+                 0755), or mount a volume of its own there (in a pod without fsGroup)",
                 path.display()
             ),
         }

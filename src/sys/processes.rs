@@ -34,6 +34,8 @@ pub struct Process {
     pub started: i64,
     /// Device and inode number of its root, where that can be read.
     pub root: Option<Inode>,
+    /// Whether it has `CAP_SYS_ADMIN`, which an ordinary container has not.
+    pub is_admin: bool,
 }
 
 impl Process {
@@ -77,6 +79,7 @@ pub fn named(names: &[&str]) -> Vec<Process> {
             name: name.to_owned(),
             started: boot_time()? + (ticks + TICKS) / TICKS,
             root: root.map(|root| (root.st_dev, root.st_ino)),
+            is_admin: is_admin(&status),
         })
     };
     let Some((folder, pids)) = pids() else {
@@ -127,7 +130,8 @@ pub fn inspect(pid: u32) -> Look {
     match facts(pid, status) {
         Ok(Some(seen)) => Look::Seen(Box::new(seen)),
         Ok(None) => Look::NotRoots,
-        Err(error) if matches!(error.errno, Errno::ESRCH | Errno::ENOENT) => Look::NotRoots,
+        // Of one that ends in this moment the kernel answers EACCES, too.
+        Err(_) if status().is_none() => Look::NotRoots,
         Err(error) => Look::Hidden(error),
     }
 }
@@ -148,7 +152,6 @@ fn facts(pid: u32, status: impl Fn() -> Option<String>) -> super::Result<Option<
     let Some(status) = status() else {
         return Ok(None);
     };
-    let admin = Capability::CAP_SYS_ADMIN.bitmask();
     Ok(Some(Inspected {
         pid,
         pidfd,
@@ -156,7 +159,7 @@ fn facts(pid: u32, status: impl Fn() -> Option<String>) -> super::Result<Option<
         shares_user_namespace: its == own,
         executable: base_name(&link),
         executable_is_roots: executable.st_uid == 0,
-        is_admin: capabilities(&status).is_some_and(|held| held & admin != 0),
+        is_admin: is_admin(&status),
     }))
 }
 
@@ -190,6 +193,11 @@ fn is_roots(status: &str) -> bool {
         line(status, "State").is_none_or(|state| state.trim_start().starts_with(['Z', 'X']));
     let uids = line(status, "Uid").map(|uids| uids.split_whitespace().eq(["0"; 4]));
     !ended && uids == Some(true)
+}
+
+fn is_admin(status: &str) -> bool {
+    let admin = Capability::CAP_SYS_ADMIN.bitmask();
+    capabilities(status).is_some_and(|held| held & admin != 0)
 }
 
 /// The effective capabilities.

@@ -23,6 +23,7 @@ use crate::plan::{Course, Decision, Step, decide};
 use crate::report::{Action, Report};
 use crate::snapshot;
 use crate::steps;
+use crate::sys::device::Device;
 
 /// The first wait before a state that is not right is looked at again without an event.
 const SOON_AGAIN: Duration = Duration::from_secs(1);
@@ -232,13 +233,32 @@ impl Keeper {
                 {
                     host.path().clone_into(&mut config.root);
                 }
-                config.sealed |= matches!(found, Found::Unclear(_));
+                if matches!(found, Found::Unclear(_)) {
+                    self.keep_number(&mut config);
+                }
             }
         }
         config.kept = self.good;
         config.was_nodes = self.nodes.as_ref() == Some(&config.root);
         config.watching = true;
         config
+    }
+
+    /// Where nobody's group file may be edited, the device keeps the GID that it has, unless one was named: what
+    /// those files have is not known.
+    fn keep_number(&self, config: &mut Config) {
+        config.sealed = true;
+        let now = || {
+            let facts = Device::find(&config.device).ok()??.facts();
+            let is_usable = facts.is_kvm() && crate::config::is_id(facts.gid.as_raw());
+            is_usable.then_some(facts.gid)
+        };
+        if config.gid.is_none()
+            && let Some(gid) = self.good.or_else(now)
+        {
+            config.gid = Some((gid, Origin::Kept));
+            config.strict = false;
+        }
     }
 
     /// Mends the device, from what was seen last of all that decides about it.

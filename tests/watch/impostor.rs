@@ -327,3 +327,92 @@ fn a_full_status_volume_says_what_was_proven() {
         becomes(&status, 0);
     });
 }
+
+/// Names cost an attacker nothing: not one of these processes is looked at for longer than its status takes.
+#[test]
+#[ignore = "tier: root"]
+fn very_many_names_blind_nobody() {
+    require_commands(&["nsenter", "prlimit", "python3", "setpriv", "unshare"]);
+    in_namespace(|| {
+        let scene = Scene::new();
+        container(&scene.pod);
+        bare_root();
+        let folder = scratch().join("state");
+        fs::create_dir(&folder).unwrap();
+        let status = folder.join("status.json");
+        // Few descriptors instead of very many processes.
+        let mut cmd = crate::libvirtd::alone_with(&scene, &["prlimit", "--nofile=64"]);
+        cmd.args(["--recheck", "1s", "--status-file"]).arg(&status);
+        let watch = Watch::start(&mut cmd);
+        // Root without a capability, as in an ordinary container.
+        let many = "
+import os, time
+for _ in range(150):
+    if os.fork() == 0:
+        os.setsid()
+        open('/proc/self/comm', 'w').write('libvirtd')
+        time.sleep(600)
+        os._exit(0)
+print('up', flush=True)
+time.sleep(600)";
+        let words = enter(&watch);
+        let mut flood = Command::new(&words[0]);
+        flood.args(&words[1..]);
+        flood.args([
+            "setpriv",
+            "--bounding-set=-all",
+            "--inh-caps=-all",
+            "python3",
+            "-c",
+            many,
+        ]);
+        let mut flood = flood.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut up = [0; 3];
+        std::io::Read::read_exact(flood.stdout.as_mut().unwrap(), &mut up).unwrap();
+        let _libvirtd = Libvirtd::start(&watch, &scene.pod);
+        follows(&watch, &scene.pod, 108);
+        becomes(&status, 0);
+        scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
+        follows(&watch, &scene.pod, 109);
+        healed((0, 109, 0o660));
+        std::thread::sleep(LOOKS);
+        assert_eq!(ready(&status), 0, "{}", watch.log());
+        // They end with the PID namespace of `watch`.
+        drop(watch);
+        flood.wait().unwrap();
+    });
+}
+
+/// What the group files of several containers have is not known, and the device stays as it works for them.
+#[test]
+#[ignore = "tier: root"]
+fn while_it_is_unclear_the_device_keeps_its_gid() {
+    in_namespace(|| {
+        // The pods' 424; the node's is 108.
+        let scene = Scene::new();
+        let (one, other) = (Tree::pod(424), Tree::pod(424));
+        for tree in [&one, &other] {
+            container(tree);
+        }
+        bare_root();
+        let (mut cmd, status) = daemon_set(&scene);
+        let watch = Watch::start(&mut cmd);
+        let _both = (
+            Libvirtd::start(&watch, &one),
+            Libvirtd::start(&watch, &other),
+        );
+        watch.says("runs in several containers");
+        // As it was when it became unclear, whatever the node and the chart say.
+        scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
+        std::thread::sleep(LOOKS);
+        assert_eq!(
+            crate::support::owner(Path::new(KVM)),
+            RIGHT,
+            "{}",
+            watch.log()
+        );
+        set_owner(Path::new(KVM), 0, 0, 0o600);
+        healed(RIGHT);
+        assert_eq!(ready(&status), 5);
+    });
+}
