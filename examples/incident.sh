@@ -35,7 +35,7 @@ node=$work/node
 cat <&9 >$work/libvirt-kvm-init
 exec 9<&-
 chmod 755 $work/libvirt-kvm-init
-mkdir -p $work/pod $node/etc $node/usr $node/dev
+mkdir -p $work/pod $node/etc $node/usr/bin $node/proc $node/dev
 cp -a /etc/. $work/pod/
 mount --bind $work/pod /etc
 exec 8>/dev/null

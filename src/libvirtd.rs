@@ -14,10 +14,10 @@ use nix::errno::Errno;
 use crate::config::Config;
 use crate::exit::Refused;
 use crate::place::{self, HostRoot};
-use crate::sys::Inode;
 use crate::sys::device::{Device, Facts};
 use crate::sys::processes::{Inspected, Look, Process, inspect, pid_of_root};
 use crate::sys::root::Root;
+use crate::sys::{CallError, Inode};
 
 /// The names of the daemons that start QEMU, as processes have them (at most 15 bytes): the monolithic one, the
 /// modular one for QEMU, and what NixOS wraps.
@@ -111,10 +111,7 @@ pub fn find(asked: &Config, daemons: &[Process]) -> Found {
                 found.extend(one.filter(is_new));
             }
             Look::Hidden(error) => {
-                let way_out = match error.errno {
-                    Errno::EACCES | Errno::EPERM => "; run this with CAP_SYS_PTRACE",
-                    _ => "",
-                };
+                let way_out = way_out(&error);
                 hidden.get_or_insert(format!(
                     "{name} (pid {pid}) runs as root, and this process may not look at it: {error}{way_out}"
                 ));
@@ -123,6 +120,14 @@ pub fn find(asked: &Config, daemons: &[Process]) -> Found {
         }
     }
     choose(&scene, found, hidden)
+}
+
+/// What helps where a process may not be looked at.
+fn way_out(error: &CallError) -> &'static str {
+    match error.errno {
+        Errno::EACCES | Errno::EPERM => "; run this with CAP_SYS_PTRACE",
+        _ => "",
+    }
 }
 
 /// The node's own device: what the host root shows, else what this process sees.
@@ -304,10 +309,13 @@ pub fn hold(config: &Config) -> anyhow::Result<Config> {
             "process {pid} is in another user namespace, so its root is not root's to trust"
         ))
         .into()),
-        Look::Hidden(error) => Err(no(&format!(
-            "process {pid} may not be looked at: {error}; run this with CAP_SYS_PTRACE"
-        ))
-        .into()),
+        Look::Hidden(error) => {
+            let way_out = way_out(&error);
+            Err(no(&format!(
+                "process {pid} may not be looked at: {error}{way_out}"
+            ))
+            .into())
+        }
         Look::NotRoots => Err(no(&format!(
             "process {pid} has ended or does not run as root, so its root is not root's to trust"
         ))
