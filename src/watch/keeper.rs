@@ -38,6 +38,16 @@ pub(super) enum Thorough {
     No,
 }
 
+/// Why a proof may say nothing of a libvirtd that runs.
+enum Doubt {
+    /// The one in another container may have a device of its own, or a mount that ignores devices.
+    OtherDevice,
+    /// None runs whose files could be kept; perhaps one with a /dev of its own.
+    Nobody(Option<u32>),
+    /// It cannot be told from others, or may not be looked at.
+    Unclear(String),
+}
+
 /// What is kept, and how that goes.
 pub(super) struct Keeper {
     /// As it was configured.
@@ -48,6 +58,8 @@ pub(super) struct Keeper {
     libvirtd: Option<Libvirtd>,
     /// Whether there may be one that was not found yet.
     seeks: bool,
+    /// Why a proof may say nothing of a libvirtd that runs.
+    doubt: Option<Doubt>,
     /// What was seen last.
     seen: Option<Observed>,
     report: Report,
@@ -79,6 +91,7 @@ impl Keeper {
             asked,
             libvirtd: None,
             seeks: false,
+            doubt: None,
             seen: None,
             report: Report::new(Verdict::Unproven, "nothing was looked at yet"),
             tally: Tally::default(),
@@ -186,13 +199,14 @@ impl Keeper {
         if let Some(seen) = seen.as_ref().filter(|seen| seen.host.is_some()) {
             self.nodes = seen.pod.is_host.then(|| seen.pod.root.clone());
         }
-        match &found {
-            Found::Of(_) => check::find_private_device(&mut report, &self.config),
-            Found::OtherDevice(libvirtd) => waits_for(&mut report, Some(libvirtd)),
-            Found::Nobodys => waits_for(&mut report, None),
-            Found::Unclear(text) => check::unclear(&mut report, text),
-            Found::Own | Found::Nodes => {}
-        }
+        self.doubt = match &found {
+            Found::Own | Found::Nodes => None,
+            Found::Of(_) => Some(Doubt::OtherDevice),
+            Found::OtherDevice(libvirtd) => Some(Doubt::Nobody(Some(libvirtd.pid))),
+            Found::Nobodys => Some(Doubt::Nobody(None)),
+            Found::Unclear(text) => Some(Doubt::Unclear(text.clone())),
+        };
+        self.apply_doubt(&mut report);
         self.asked.settle = Duration::ZERO;
         self.seeks = is_seeking || matches!(found, Found::Unclear(_));
         self.libvirtd = match found {
@@ -242,6 +256,17 @@ impl Keeper {
         config.was_nodes = self.nodes.as_ref() == Some(&config.root);
         config.watching = true;
         config
+    }
+
+    /// What was proven is the node's device, for whom the files say that are kept: whether that is about a libvirtd
+    /// that runs.
+    fn apply_doubt(&self, report: &mut Report) {
+        match &self.doubt {
+            None => {}
+            Some(Doubt::OtherDevice) => check::find_private_device(report, &self.config),
+            Some(Doubt::Nobody(other)) => waits_for(report, *other),
+            Some(Doubt::Unclear(text)) => check::unclear(report, text),
+        }
     }
 
     /// Where nobody's group file may be edited, the device keeps the GID that it has, unless one was named: what
@@ -323,7 +348,9 @@ impl Keeper {
             }
             // Who asks meanwhile whether QEMU can open the device shall not hear of the last change.
             if wait >= super::QUIET {
-                self.report = proven(seen, &self.config, decision)?;
+                let mut report = proven(seen, &self.config, decision)?;
+                self.apply_doubt(&mut report);
+                self.report = report;
                 self.save();
             }
             return Ok(true);
@@ -344,9 +371,10 @@ impl Keeper {
         }
         look_again(seen, &self.config)?;
         self.tug.changed(changed(seen));
-        let report = proven(seen, &self.config, decision)?;
+        let mut report = proven(seen, &self.config, decision)?;
         // What changed meanwhile is the next event.
         if report.proof.result == "ok" || !moved(seen, &self.config) {
+            self.apply_doubt(&mut report);
             self.conclude(report);
         }
         Ok(true)
@@ -466,11 +494,10 @@ fn proven(seen: &Observed, config: &Config, decision: Decision) -> anyhow::Resul
 }
 
 /// There is no libvirtd whose files could be kept: nothing that was proven is about the QEMU of one.
-fn waits_for(report: &mut Report, other: Option<&Libvirtd>) {
-    let other = other.map(|libvirtd| {
+fn waits_for(report: &mut Report, other: Option<u32>) {
+    let other = other.map(|pid| {
         format!(
-            "; the one that runs (pid {}) has a /dev of its own: mount the node's /dev at /dev in its container",
-            libvirtd.pid
+            "; the one that runs (pid {pid}) has a /dev of its own: mount the node's /dev at /dev in its container"
         )
     });
     if report.verdict == Verdict::Ok {

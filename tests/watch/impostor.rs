@@ -245,6 +245,21 @@ fn without_any_libvirtd_it_is_not_ready() {
         assert_eq!(ready(&status), 5);
         std::thread::sleep(LOOKS);
         assert_eq!(ready(&status), 5);
+        // Nor does it become ready by what it heals, while another process undoes it at once again and again.
+        for _ in 0..60 {
+            set_owner(Path::new(KVM), 0, 424, 0o660);
+            std::thread::sleep(Duration::from_millis(5));
+            assert_eq!(ready(&status), 5);
+        }
+        for _ in 0..30 {
+            std::thread::sleep(Duration::from_millis(50));
+            assert_eq!(ready(&status), 5, "{:?}", fs::read_to_string(&status));
+        }
+        assert!(
+            !watch.log().contains("can open /dev/kvm"),
+            "{}",
+            watch.log()
+        );
     });
 }
 
