@@ -98,7 +98,7 @@ pub fn steps(
 /// Why there are no steps.
 #[derive(Debug)]
 pub enum Stop {
-    /// What was given, or is configured, cannot be meant.
+    /// An option or a configuration file is wrong.
     Usage(Usage),
     /// A safety rule says no.
     Refusal(Refusal),

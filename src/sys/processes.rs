@@ -173,7 +173,7 @@ fn namespace(folder: &OwnedFd, path: &str) -> super::Result<Option<Inode>> {
     }
 }
 
-/// The name of a file without its directories; of one that was removed or replaced meanwhile, its former name.
+/// The name of a file without its directories; of one that was removed or replaced since, its former name.
 fn base_name(link: &OsStr) -> OsString {
     let link = link.as_bytes();
     let link = link.strip_suffix(b" (deleted)").unwrap_or(link);

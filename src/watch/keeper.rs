@@ -258,8 +258,8 @@ impl Keeper {
         config
     }
 
-    /// What was proven is the node's device, for whom the files say that are kept: whether that is about a libvirtd
-    /// that runs.
+    /// What was proven is the node's device, for the QEMU identity of the files that are kept. Whether that is about
+    /// a libvirtd that runs is added here.
     fn apply_doubt(&self, report: &mut Report) {
         match &self.doubt {
             None => {}
