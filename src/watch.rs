@@ -1,7 +1,8 @@
 //! `watch`: apply, then keep it so.
 //!
 //! Nothing is polled as long as inotify has watches left. One on the device's folder, one on the device,
-//! and a few on the folders of the files that decide about it wake this process; what is wrong with the device is mended at once, from what
+//! and a few on the folders of the files that decide about it wake this process. What is wrong with the device
+//! is repaired at once, from what
 //! was seen last of those files, and when nothing has happened for a moment all of it is looked at
 //! again, as `apply` would. So a heal costs a few system calls, and the truth is never older than the
 //! last quiet moment. Its own changes come back as events, too, and find nothing to do.

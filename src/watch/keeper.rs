@@ -7,7 +7,7 @@ use nix::unistd::Gid;
 
 use super::opponent::who_did;
 use super::publish::{Published, Status};
-use super::tally::Tally;
+use super::tally::{Tally, is_ready};
 use super::tug::{Move, PATIENCE, Tug};
 use super::voice::Voice;
 use crate::apply::apply_and_see;
@@ -453,7 +453,7 @@ impl Keeper {
         self.metrics.write(self.asked.metrics_file.as_deref(), || {
             tally.prometheus(report, SystemTime::now())
         });
-        let is_proven = report.proof.result == "ok";
+        let is_proven = is_ready(report);
         let json = || report.to_json().unwrap_or_default();
         let path = self.asked.status_file.as_deref();
         self.status.write(path, is_proven, json);

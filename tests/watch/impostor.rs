@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 
 use crate::common::{
@@ -340,6 +341,34 @@ fn a_full_status_volume_says_what_was_proven() {
         mknod_kvm(Path::new(KVM), 0, 0, 0o600);
         healed(RIGHT);
         becomes(&status, 0);
+    });
+}
+
+/// The device is the node's, and the mount by which its libvirtd sees it ignores devices: no guest gets it.
+#[test]
+#[ignore = "tier: root"]
+fn a_libvirtd_whose_dev_ignores_devices_is_not_ready() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        container(&scene.pod);
+        bare_root();
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NODEV;
+        let none = None::<&str>;
+        mount(none, &scene.pod.at("dev"), none, flags, none).unwrap();
+        let (mut cmd, status) = daemon_set(&scene);
+        let watch = Watch::start(&mut cmd);
+        let _libvirtd = Libvirtd::start(&watch, &scene.pod);
+        follows(&watch, &scene.pod, 108);
+        watch.says("option nodev");
+        for _ in 0..40 {
+            assert_eq!(ready(&status), 5, "{:?}", fs::read_to_string(&status));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        // Nor by a heal.
+        set_owner(Path::new(KVM), 0, 424, 0o660);
+        healed(RIGHT);
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(ready(&status), 5);
     });
 }
 
