@@ -15,13 +15,13 @@ use std::path::Path;
 use libvirt_kvm_init::accounts::edit::{Change, EditError, Want, align};
 use libvirt_kvm_init::accounts::{group, passwd};
 use libvirt_kvm_init::acl::{Acl, Guard, READ_WRITE, Tag, Who, permits};
-use libvirt_kvm_init::cli::Options;
-use libvirt_kvm_init::config::Config;
+use libvirt_kvm_init::config::options::Flags;
 use libvirt_kvm_init::hostdb::{self, HostDb};
 use libvirt_kvm_init::logs::Lines;
 use libvirt_kvm_init::logs::fold::Fold;
 use libvirt_kvm_init::logs::report::{self, LogReport};
 use libvirt_kvm_init::logs::scan::Scanner;
+use libvirt_kvm_init::pipeline::Request;
 use libvirt_kvm_init::qemu_conf::{self, QemuConf};
 use libvirt_kvm_init::report::is_hidden;
 use libvirt_kvm_init::udev::own::{Gift, Rules};
@@ -223,12 +223,9 @@ pub fn udev(data: &[u8]) {
 
 /// An error names the file; nothing is left unread; a value that is written reads back.
 pub fn yaml(data: &[u8]) {
-    let options = Options {
-        config: Some("c.yaml".to_owned()),
-        ..Options::default()
-    };
+    let flags = Flags::new([("config", "c.yaml")]);
     let resolve = |yaml: &[u8]| {
-        let resolved = Config::resolve(&options, |_| None, |_| Ok(yaml.to_vec()));
+        let resolved = Request::resolve(&flags, |_| None, |_| Ok(yaml.to_vec()));
         resolved.map_err(|usage| usage.0)
     };
     let config = resolve(data);
@@ -256,10 +253,10 @@ pub fn yaml(data: &[u8]) {
         };
         let quoted: String = quoted.chars().map(escape).collect();
         let written = format!("# {{}}\nqemu-group: a\nqemu-user: {quoted}\nstrict: true\n");
-        let config = resolve(written.as_bytes()).unwrap();
-        assert_eq!(config.qemu_user.unwrap().text, text);
-        assert_eq!(config.qemu_group.unwrap().text, "a");
-        assert!(config.strict);
+        let policy = resolve(written.as_bytes()).unwrap().0.policy;
+        assert_eq!(policy.qemu_user.unwrap().text, text);
+        assert_eq!(policy.qemu_group.unwrap().text, "a");
+        assert!(policy.strict);
     }
 }
 

@@ -5,16 +5,18 @@
 use std::time::Duration;
 
 use crate::check;
-use crate::config::{Config, Missing};
+use crate::config::Missing;
 use crate::exit::Verdict;
 use crate::judge::{absent_code, conclude, failure, group_file_for_the_pod, moved, proof};
 use crate::libvirtd;
-use crate::observe::{Observed, observe};
-use crate::plan::{Course, Decision, Step, decide, primary_users};
+use crate::observe::{Observation, observe};
+use crate::pipeline::Request;
+use crate::plan::{Course, Memory, Plan, Step, plan, primary_users};
 use crate::report::{Cause, Change, Code, Proof, Report, Warning, some_of, some_of_many};
 use crate::snapshot;
 use crate::steps::{self, Held};
 use crate::sys::device::Device;
+use crate::sys::file::LOCK_WAIT;
 use crate::sys::processes;
 use crate::sys::settle::{self, Settled};
 
@@ -31,15 +33,18 @@ const TURNS: usize = 100;
 const STARTS: Duration = Duration::from_secs(1);
 
 /// Does what was asked and reports it.
-pub fn apply(config: &Config) -> Report {
-    apply_and_see(config).0
+pub fn apply(request: &Request) -> Report {
+    apply_and_see(request, None).0
 }
 
 /// The same, with what was seen once it was done; nothing where it did not come to that.
-pub fn apply_and_see(config: &Config) -> (Report, Option<Observed>) {
-    let mut work = Work::default();
-    let report = match libvirtd::hold(config) {
-        Ok(config) => work.whole(&config),
+pub fn apply_and_see(request: &Request, memory: Option<&Memory>) -> (Report, Option<Observation>) {
+    let mut work = Work {
+        memory: memory.cloned(),
+        ..Work::default()
+    };
+    let report = match libvirtd::hold(&request.sources.pod_root) {
+        Ok(root) => work.whole(&request.with_root(root)),
         Err(error) => failure(&error, None),
     };
     let seen = work.seen.take();
@@ -49,23 +54,25 @@ pub fn apply_and_see(config: &Config) -> (Report, Option<Observed>) {
 /// What has been done so far, kept for the report whatever happens next.
 #[derive(Default)]
 struct Work {
+    /// What `watch` remembers.
+    memory: Option<Memory>,
     changes: Vec<Change>,
     warnings: Vec<Warning>,
     /// The last view of things, for a report on a step that failed.
     view: Option<Report>,
     /// What was seen when nothing was left to do, or nothing could be done.
-    seen: Option<Observed>,
+    seen: Option<Observation>,
 }
 
 impl Work {
-    fn whole(&mut self, config: &Config) -> Report {
-        if let Err(error) = self.settle(config) {
+    fn whole(&mut self, request: &Request) -> Report {
+        if let Err(error) = self.settle(request) {
             return failure(&error, None);
         }
-        if config.dry_run {
-            return check::judge(config);
+        if request.dry_run {
+            return check::judge(request);
         }
-        self.run(config).unwrap_or_else(|error| {
+        self.run(request).unwrap_or_else(|error| {
             let mut report = failure(&error, self.view.take());
             if self.touched() && matches!(report.verdict, Verdict::Refused | Verdict::Usage) {
                 report.verdict = Verdict::Failed;
@@ -76,48 +83,51 @@ impl Work {
     }
 
     /// Waits for the device to hold still, if that was asked for.
-    fn settle(&mut self, config: &Config) -> anyhow::Result<()> {
-        if !config.settle.is_zero()
-            && settle::wait(&config.device, config.settle)? == Settled::Moving
+    fn settle(&mut self, request: &Request) -> anyhow::Result<()> {
+        if !request.settle.is_zero()
+            && settle::wait(&request.sources.device, request.settle)? == Settled::Moving
         {
             let text = format!(
                 "{} was still being changed after {:?}",
-                config.device.display(),
-                config.settle
+                request.sources.device.display(),
+                request.settle
             );
             self.warnings.push(Warning::new(Code::Unsettled, text));
         }
         Ok(())
     }
 
-    fn run(&mut self, config: &Config) -> anyhow::Result<Report> {
+    fn run(&mut self, request: &Request) -> anyhow::Result<Report> {
         let mut last_change = None;
         let mut rounds = 0;
         let mut held = Held::default();
         for _ in 0..TURNS {
-            let (seen, device) = observe(config)?;
-            let decision = decide(&seen, config)?;
-            let mut report = snapshot::report(&seen, &decision, config);
-            if let Course::Act(steps) = &decision.course
-                && !config.watching
+            let (mut seen, device) = observe(&request.sources)?;
+            if let Some(memory) = &self.memory {
+                memory.complete(&mut seen);
+            }
+            let plan = plan(&seen, &request.policy, self.memory.as_ref())?;
+            let mut report = snapshot::report(&seen, &plan, request);
+            if let Course::Act(steps) = &plan.course
+                && self.memory.is_none()
             {
                 steps::refuse_rule(steps)?;
             }
-            let files = self.files_of(&decision, config);
+            let files = self.files_of(&plan, request);
             if !files.is_empty() {
                 self.view = Some(report.clone());
                 // What was seen before a lock was taken may be out of date.
-                if held.take(files, config)? {
+                if held.take(files, self.patience())? {
                     continue;
                 }
             }
-            let steps = match decision.course {
+            let steps = match plan.course {
                 Course::Refuse(ref refusal) => {
                     self.seen = Some(seen);
                     return Ok(self.refuse(report, refusal.cause, &refusal.text));
                 }
                 Course::Absent { .. } => {
-                    let done = self.absent(config, &seen, decision, report, &mut held);
+                    let done = self.absent(request, &seen, plan, report, &mut held);
                     let Some(done) = done.transpose() else {
                         continue;
                     };
@@ -126,11 +136,11 @@ impl Work {
                 }
                 Course::Act(ref steps) => steps::due(steps),
             };
-            self.note_old_number(&seen, &decision);
+            self.note_old_number(&seen, &plan);
             self.view = Some(report.clone());
             if !steps.is_empty() {
                 last_change = steps.last().cloned();
-                let is_done = self.perform_all(steps, config, &seen, device.as_ref(), &mut held)?;
+                let is_done = self.perform_all(steps, &seen, device.as_ref(), &mut held)?;
                 held = Held::default();
                 let is_file = |step: &Step| matches!(step, Step::GroupFile(_));
                 rounds += usize::from(is_done && !steps.iter().all(is_file));
@@ -141,13 +151,13 @@ impl Work {
             }
             // Nothing is left to write, and the proof may take a while.
             held = Held::default();
-            report.proof = proof(config, &seen, &decision, &mut self.warnings, || {})?;
-            if report.proof.result == "ok" || report.proof.result == "off" || !moved(&seen, config)
+            report.proof = proof(request, &seen, &plan, &mut self.warnings, || {})?;
+            if report.proof.result == "ok" || report.proof.result == "off" || !moved(&seen, request)
             {
-                conclude(&mut report, &decision);
+                conclude(&mut report, &plan);
                 if report.proof.cause == Some(Cause::NoDriver) && !self.touched() {
                     report.verdict = Verdict::Absent;
-                    report.exit_code = absent_code(config);
+                    report.exit_code = absent_code(request);
                 }
                 self.seen = Some(seen);
                 return Ok(report);
@@ -161,9 +171,17 @@ impl Work {
         Err(anyhow::anyhow!(
             "{} or the group file is changed by somebody else again and again{}: see which process \
              does it (`inotifywait -m /dev`, `udevadm monitor`), then run again with --settle 30s",
-            config.device.display(),
+            request.sources.device.display(),
             what.unwrap_or_default()
         ))
+    }
+
+    /// How long to wait for a lock. `watch` tries again, and has a device to look after.
+    fn patience(&self) -> Duration {
+        match self.memory {
+            Some(_) => LOCK_WAIT / 10,
+            None => LOCK_WAIT,
+        }
     }
 
     fn touched(&self) -> bool {
@@ -197,9 +215,9 @@ impl Work {
     /// What a missing KVM comes to; nothing where a file has changed in the meantime.
     fn absent(
         &mut self,
-        config: &Config,
-        seen: &Observed,
-        decision: Decision,
+        request: &Request,
+        seen: &Observation,
+        plan: Plan,
         mut report: Report,
         held: &mut Held,
     ) -> anyhow::Result<Option<Report>> {
@@ -208,7 +226,7 @@ impl Work {
             text,
             advice,
             steps,
-        } = decision.course
+        } = plan.course
         else {
             return Ok(Some(report));
         };
@@ -221,22 +239,24 @@ impl Work {
         report.exit_code = report.verdict.code();
         report.summary = text;
         report.proof = Proof::none(Some(cause), Some(advice));
-        if config.missing == Missing::Skip && !touched {
-            group_file_for_the_pod(config, seen)?;
-            if !self.perform_all(&steps, config, seen, None, held)? {
+        if request.policy.missing == Missing::Skip && !touched {
+            group_file_for_the_pod(request, seen)?;
+            if !self.perform_all(&steps, seen, None, held)? {
                 return Ok(None);
             }
-            report.exit_code = absent_code(config);
+            report.exit_code = absent_code(request);
         }
         Ok(Some(report))
     }
 
     /// The steps whose files are to be locked before any of them is done: none where no file is written.
-    fn files_of<'a>(&self, decision: &'a Decision, config: &Config) -> &'a [Step] {
+    fn files_of<'a>(&self, plan: &'a Plan, request: &Request) -> &'a [Step] {
         let is_file = |step: &Step| matches!(step, Step::GroupFile(_) | Step::UdevRule(_));
-        match &decision.course {
+        match &plan.course {
             Course::Act(steps) if steps::due(steps).iter().any(is_file) => steps::due(steps),
-            Course::Absent { steps, .. } if config.missing == Missing::Skip && !self.touched() => {
+            Course::Absent { steps, .. }
+                if request.policy.missing == Missing::Skip && !self.touched() =>
+            {
                 steps
             }
             _ => &[],
@@ -244,10 +264,10 @@ impl Work {
     }
 
     /// What the renumbering leaves behind: primary groups in passwd, and QEMUs that run.
-    fn note_old_number(&mut self, seen: &Observed, decision: &Decision) {
+    fn note_old_number(&mut self, seen: &Observation, plan: &Plan) {
         /// How many of each are named.
         const NAMED: usize = 20;
-        let Some(old) = decision.renumbered else {
+        let Some(old) = plan.renumbered else {
             return;
         };
         let users = some_of_many(primary_users(&seen.pod.passwd, old), NAMED, ", ");
@@ -277,8 +297,7 @@ impl Work {
     fn perform_all(
         &mut self,
         steps: &[Step],
-        config: &Config,
-        seen: &Observed,
+        seen: &Observation,
         device: Option<&Device>,
         held: &mut Held,
     ) -> anyhow::Result<bool> {
@@ -287,12 +306,12 @@ impl Work {
             self.changes.extend(steps::changes(step));
             match step {
                 Step::GroupFile(_) | Step::UdevRule(_) => {
-                    if !steps::write(step, config, seen, held)? {
+                    if !steps::write(step, held)? {
                         self.changes.truncate(found);
                         return Ok(false);
                     }
                 }
-                _ => steps::perform(step, config, device)?,
+                _ => steps::perform(step, device.ok_or_else(|| no_device(seen))?)?,
             }
             for change in &mut self.changes[found..] {
                 change.applied = true;
@@ -302,7 +321,7 @@ impl Work {
                 log::info!("{note}");
             }
             // The old number is good for a guest that is starting now, the new one is not.
-            if matches!(step, Step::GroupFile(_)) && self.leaves(config) {
+            if matches!(step, Step::GroupFile(_)) && self.leaves() {
                 held.release_group();
                 std::thread::sleep(STARTS);
             }
@@ -311,9 +330,17 @@ impl Work {
     }
 
     /// Whether the device is about to leave a number with which QEMU can open it (`watch`).
-    fn leaves(&self, config: &Config) -> bool {
+    fn leaves(&self) -> bool {
         let target = self.view.as_ref().and_then(|view| view.target.as_ref());
-        let kept = config.kept.map(nix::unistd::Gid::as_raw);
+        let kept = self.memory.as_ref().and_then(|memory| memory.last_good_gid);
+        let kept = kept.map(nix::unistd::Gid::as_raw);
         kept.is_some() && kept != target.map(|target| target.gid)
     }
+}
+
+/// A device that went away between two looks.
+pub(crate) fn no_device(seen: &Observation) -> anyhow::Error {
+    let call = format!("open({})", seen.device_path.display());
+    let errno = nix::errno::Errno::ENOENT;
+    steps::device_advice(crate::sys::CallError { call, errno })
 }

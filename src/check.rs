@@ -1,11 +1,11 @@
-//! `check`, and `apply --dry-run`: the same observation and decision without a write or a lock. It
+//! `check`, and `apply --dry-run`: the same observation and plan without a write or a lock. It
 //! proves what is, says what should be, and what will happen next.
 
 use std::cell::LazyCell;
 use std::fmt::Write;
 use std::path::Path;
 
-use crate::config::{Config, Missing};
+use crate::config::{Missing, PodRoot};
 use crate::diagnose::allows;
 use crate::exit::Verdict;
 use crate::forecast::{CHARTS_GROUP, coming, losses};
@@ -13,10 +13,11 @@ use crate::judge::{
     absent_code, conclude, failure, group_file_for_the_pod, mended_by, moved, proof, would_open,
 };
 use crate::libvirtd::{self, Found};
-use crate::observe::{Observed, observe};
+use crate::observe::{Observation, observe};
 use crate::oddities;
+use crate::pipeline::Request;
 use crate::place;
-use crate::plan::{Course, Decision, Step, decide, is_private};
+use crate::plan::{Course, Plan, Step, is_private, plan};
 use crate::qemu::Identity;
 use crate::report::{Cause, Change, Code, Permission, Proof, Report, Warning};
 use crate::snapshot;
@@ -33,37 +34,47 @@ type Daemons = LazyCell<Vec<Process>>;
 
 /// Looks, proves and judges. On a node where libvirtd runs in a container the pod root is that
 /// container's, unless another one was named: the node's view and the pod's in one report.
-pub fn check(config: &Config) -> Report {
+pub fn check(request: &Request) -> Report {
     let daemons = Daemons::new(oddities::daemons);
-    let mut config = match libvirtd::hold(config) {
-        Ok(config) => config,
+    let mut request = match libvirtd::hold(&request.sources.pod_root) {
+        Ok(root) => request.with_root(root),
         Err(error) => return failure(&error, None),
     };
-    config.private_ok = true;
-    let found = match config.root == Path::new("/") && place::on_the_node() {
-        true => libvirtd::find(&config, &daemons),
+    request.policy.allow_private_device = true;
+    let found = match request.sources.pod_root.path() == Path::new("/") && place::on_the_node() {
+        true => libvirtd::find(&request.sources, &daemons),
         false => Found::Own,
     };
     match found {
         Found::Of(libvirtd) => {
             // `apply` without it would do the node's device alone and leave that container's files as they are.
-            let _ = write!(config.again, " --root={}", libvirtd.root.path().display());
-            views(config.with_root(libvirtd.root), &daemons)
+            let _ = write!(
+                request.policy.replay_flags,
+                " --root={}",
+                libvirtd.root.path().display()
+            );
+            views(
+                &request.with_root(PodRoot::of_process(libvirtd.root)),
+                &daemons,
+            )
         }
-        Found::OtherDevice(libvirtd) => views(config.with_root(libvirtd.root), &daemons),
+        Found::OtherDevice(libvirtd) => views(
+            &request.with_root(PodRoot::of_process(libvirtd.root)),
+            &daemons,
+        ),
         Found::Unclear(text) => {
-            let mut report = judged(&config, &daemons);
+            let mut report = judged(&request, &daemons);
             unclear(&mut report, &text);
             report
         }
-        Found::Own | Found::Nodes | Found::Nobodys => judged(&config, &daemons),
+        Found::Own | Found::Nodes | Found::Nobodys => judged(&request, &daemons),
     }
 }
 
 /// The node's view and that of the container with this root.
-fn views(config: Config, daemons: &Daemons) -> Report {
-    let mut report = judged(&config, daemons);
-    find_private_device(&mut report, &config);
+fn views(request: &Request, daemons: &Daemons) -> Report {
+    let mut report = judged(request, daemons);
+    find_private_device(&mut report, request);
     report
 }
 
@@ -90,14 +101,14 @@ pub fn unproven(report: &mut Report, why: &str) {
 
 /// What was proven is the node's device. A container that was not given the node's /dev has another
 /// one, or none, and its QEMU opens that.
-pub fn find_private_device(report: &mut Report, config: &Config) {
-    let Ok(Some(device)) = Device::find(&config.device) else {
+pub fn find_private_device(report: &mut Report, request: &Request) {
+    let Ok(Some(device)) = Device::find(&request.sources.device) else {
         return;
     };
     let ours = device.facts();
-    let name = config.device.to_string_lossy();
+    let name = request.sources.device.to_string_lossy();
     // What cannot be looked at is not reported as odd.
-    let Ok(root) = config.open_root() else {
+    let Ok(root) = request.sources.pod_root.open() else {
         return;
     };
     let Ok(found) = root.stat(&name) else {
@@ -109,7 +120,7 @@ pub fn find_private_device(report: &mut Report, config: &Config) {
     if same && !nodev || !ours.is_kvm() {
         return;
     }
-    let path = config.device.display();
+    let path = request.sources.device.display();
     let shown = |facts: &Facts| format!("{}:{} {:04o}", facts.uid, facts.gid, facts.mode);
     let there = theirs.filter(Facts::is_kvm);
     let there = match &there {
@@ -120,7 +131,7 @@ pub fn find_private_device(report: &mut Report, config: &Config) {
     let text = format!(
         "libvirtd's /dev ({}) is not the node's: {path} is {there} there, and {} here; mount the \
          node's /dev at /dev in that container",
-        config.root.join("dev").display(),
+        request.sources.pod_root.join("dev").display(),
         shown(&ours)
     );
     report
@@ -146,14 +157,14 @@ pub fn find_private_device(report: &mut Report, config: &Config) {
 }
 
 /// What `apply --dry-run` shows: the same for this root, with `apply`'s own safety rules.
-pub fn judge(config: &Config) -> Report {
-    judged(config, &Daemons::new(oddities::daemons))
+pub fn judge(request: &Request) -> Report {
+    judged(request, &Daemons::new(oddities::daemons))
 }
 
-fn judged(config: &Config, daemons: &Daemons) -> Report {
+fn judged(request: &Request, daemons: &Daemons) -> Report {
     let mut warnings = Vec::new();
     let mut report =
-        run(config, daemons, &mut warnings).unwrap_or_else(|error| failure(&error, None));
+        run(request, daemons, &mut warnings).unwrap_or_else(|error| failure(&error, None));
     for warning in warnings {
         if !report.warnings.contains(&warning) {
             report.warnings.push(warning);
@@ -162,25 +173,29 @@ fn judged(config: &Config, daemons: &Daemons) -> Report {
     report
 }
 
-fn run(config: &Config, daemons: &Daemons, warnings: &mut Vec<Warning>) -> anyhow::Result<Report> {
+fn run(
+    request: &Request,
+    daemons: &Daemons,
+    warnings: &mut Vec<Warning>,
+) -> anyhow::Result<Report> {
     let mut round = 0;
     loop {
         round += 1;
-        let (seen, _device) = observe(config)?;
-        let mut decision = decide(&seen, config)?;
+        let (seen, _device) = observe(&request.sources)?;
+        let mut plan = plan(&seen, &request.policy, None)?;
         // What is proven is whom libvirt would start now, not whom it will once all is aligned.
-        let then = decision.identity.take();
-        decision.identity = decision.identity_now.take();
-        let mut report = snapshot::report(&seen, &decision, config);
-        if let Course::Act(_) = decision.course {
+        let then = plan.identity.take();
+        plan.identity = plan.identity_now.take();
+        let mut report = snapshot::report(&seen, &plan, request);
+        if let Course::Act(_) = plan.course {
             // The daemons are looked for while the proof's child is at work.
             let meanwhile = || _ = LazyCell::force(daemons);
-            report.proof = proof(config, &seen, &decision, warnings, meanwhile)?;
+            report.proof = proof(request, &seen, &plan, warnings, meanwhile)?;
         }
-        let identity = decision.identity.as_ref();
-        let odd = oddities::warnings(&seen, config, identity, daemons);
+        let identity = plan.identity.as_ref();
+        let odd = oddities::warnings(&seen, request, identity, daemons);
         report.warnings.extend(odd);
-        let steps = match &decision.course {
+        let steps = match &plan.course {
             Course::Refuse(refusal) => {
                 report.verdict = Verdict::Refused;
                 report.exit_code = Verdict::Refused.code();
@@ -194,12 +209,12 @@ fn run(config: &Config, daemons: &Daemons, warnings: &mut Vec<Warning>) -> anyho
                 advice,
                 steps,
             } => {
-                if config.missing == Missing::Skip {
-                    group_file_for_the_pod(config, &seen)?;
+                if request.policy.missing == Missing::Skip {
+                    group_file_for_the_pod(request, &seen)?;
                     report.changes = listed(steps);
                 }
                 report.verdict = Verdict::Absent;
-                report.exit_code = absent_code(config);
+                report.exit_code = absent_code(request);
                 report.summary.clone_from(text);
                 report.proof = Proof::none(Some(*cause), Some(advice.clone()));
                 return Ok(report);
@@ -208,15 +223,15 @@ fn run(config: &Config, daemons: &Daemons, warnings: &mut Vec<Warning>) -> anyho
         };
         report.changes = listed(steps);
         let told = matches!(report.proof.result.as_str(), "ok" | "off");
-        if !told && round < ROUNDS && moved(&seen, config) {
+        if !told && round < ROUNDS && moved(&seen, request) {
             continue;
         }
-        conclude(&mut report, &decision);
+        conclude(&mut report, &plan);
         if report.proof.cause == Some(Cause::NoDriver) {
             report.verdict = Verdict::Absent;
-            report.exit_code = absent_code(config);
+            report.exit_code = absent_code(request);
         }
-        find_drift(&mut report, &seen, &decision, config, then.as_ref());
+        find_drift(&mut report, &seen, &plan, request, then.as_ref());
         return Ok(report);
     }
 }
@@ -232,44 +247,44 @@ const NOT_THE_NODES: &str =
 /// takes it away.
 fn find_drift(
     report: &mut Report,
-    seen: &Observed,
-    decision: &Decision,
-    config: &Config,
+    seen: &Observation,
+    plan: &Plan,
+    request: &Request,
     then: Option<&Identity>,
 ) {
-    let mends = match &decision.course {
-        Course::Act(steps) => then.is_some_and(|then| would_open(config, seen, steps, then)),
+    let mends = match &plan.course {
+        Course::Act(steps) => then.is_some_and(|then| would_open(request, seen, steps, then)),
         Course::Refuse(_) | Course::Absent { .. } => false,
     };
     // `apply` changes no device but the node's, unless that one was named.
-    let shut = is_private(seen) && !config.device_given;
+    let shut = is_private(seen) && !request.sources.device_explicit;
     // Where the permissions allow it already something else denies it.
     let by_rights = matches!(report.proof.result.as_str(), "EACCES" | "none")
         && report.proof.computed != Some(Permission::Allowed)
-        && decision.kept_out.is_none();
-    let out = config.group_file_out.as_ref().filter(|_| {
+        && plan.kept_out.is_none();
+    let out = request.sources.group_file_out.as_ref().filter(|_| {
         let writes = |step: &Step| matches!(step, Step::GroupFile(_));
-        matches!(&decision.course, Course::Act(steps) if steps.iter().any(writes))
+        matches!(&plan.course, Course::Act(steps) if steps.iter().any(writes))
     });
-    let partly = matches!(&decision.course, Course::Act(steps) if !steps.is_empty()) && !mends;
+    let partly = matches!(&plan.course, Course::Act(steps) if !steps.is_empty()) && !mends;
     if report.verdict == Verdict::Unproven
         && partly
         && let Some(advice) = &mut report.proof.advice
-        && let Some(rest) = advice.strip_suffix(&mended_by(config, ""))
+        && let Some(rest) = advice.strip_suffix(&mended_by(request, ""))
     {
-        let apply = config.command(config.persist);
+        let apply = request.policy.command(request.policy.persist);
         *advice = format!("{rest}{apply} mends a part, and names what is left");
     }
     let has_rule = |steps: &[Step]| steps.iter().any(|step| matches!(step, Step::UdevRule(_)));
-    let rule = matches!(&decision.course, Course::Act(steps) if has_rule(steps));
-    let from_here = seen.pod.is_host || config.root != Path::new("/");
+    let rule = matches!(&plan.course, Course::Act(steps) if has_rule(steps));
+    let from_here = seen.pod.is_host || request.sources.pod_root.path() != Path::new("/");
     let place = if from_here { "" } else { " in the pod" };
-    let summary = match (report.verdict, &decision.identity) {
+    let summary = match (report.verdict, &plan.identity) {
         (Verdict::Ok, _) if let Some(out) = out.filter(|_| !shut) => Some(format!(
             "{}, but {} is not as it shall be; {}",
             report.summary,
             out.display(),
-            mended_by(config, "")
+            mended_by(request, "")
         )),
         (Verdict::Unproven, _) if by_rights && shut => {
             report.summary.push_str("; ");
@@ -277,14 +292,20 @@ fn find_drift(
             None
         }
         (Verdict::Unproven, _) if by_rights && mends => {
-            Some(format!("{}; {}", report.summary, mended_by(config, place)))
+            Some(format!("{}; {}", report.summary, mended_by(request, place)))
         }
         (Verdict::Ok, Some(identity)) if report.proof.result == "ok" => {
-            let losses = losses(coming(seen, config.persist), identity);
+            let losses = losses(coming(seen, request.policy.persist), identity);
             losses.first().map(|loss| {
                 let harmless = || then.is_some_and(|then| allows(&loss.node, then));
-                let both = format!("{}{place} makes both agree", config.command(config.persist));
-                let writes = format!("{} writes a rule that prevents it", config.command(true));
+                let both = format!(
+                    "{}{place} makes both agree",
+                    request.policy.command(request.policy.persist)
+                );
+                let writes = format!(
+                    "{} writes a rule that prevents it",
+                    request.policy.command(true)
+                );
                 let way_out = if shut {
                     NOT_THE_NODES
                 } else if loss.by_udev && rule {
@@ -292,7 +313,7 @@ fn find_drift(
                 } else if loss.by_udev && !harmless() {
                     "`apply` cannot prevent that: change the rule on the node, which is what \
                      `apply --persist` is for"
-                } else if config.group != CHARTS_GROUP && !harmless() {
+                } else if request.policy.group != CHARTS_GROUP && !harmless() {
                     "`apply` cannot prevent that, as libvirt.sh names the group kvm: leave out \
                      --group"
                 } else {

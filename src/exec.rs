@@ -10,8 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
 
-use crate::config::Config;
 use crate::exit::{Usage, Verdict};
+use crate::pipeline::Request;
 use crate::sys::child::{Ended, become_program, in_child};
 
 /// Where commands are looked for without a PATH, as the C library does (`_CS_PATH`).
@@ -43,13 +43,13 @@ impl Ending {
 ///
 /// # Errors
 /// [`Usage`] for a dry run, after which there would be nothing to become.
-pub fn configure(mut config: Config) -> Result<Config, Usage> {
-    if config.dry_run {
+pub fn configure(mut request: Request) -> Result<Request, Usage> {
+    if request.dry_run {
         let text = "exec changes and starts something, so dry-run cannot be meant: use `check`";
         return Err(Usage(text.to_owned()));
     }
-    config.private_ok = true;
-    Ok(config)
+    request.policy.allow_private_device = true;
+    Ok(request)
 }
 
 /// Does `apply`, which reports and gives its exit code, in a child, and then becomes `command`.

@@ -7,7 +7,7 @@
 use nix::unistd::{Gid, Uid};
 
 use crate::diagnose::allows;
-use crate::observe::{Node, Observed};
+use crate::observe::{Node, Observation};
 use crate::plan::is_private;
 use crate::qemu::Identity;
 use crate::udev::{Event, Forecast, Outcome};
@@ -36,7 +36,7 @@ pub const CHARTS_GROUP: &str = "kvm";
 
 /// Everything that is known to come. `fresh`: also that the kernel makes the node anew and no rule speaks
 /// of it, which is for the node's own people to care about unless somebody asked for it.
-pub fn coming(seen: &Observed, fresh: bool) -> Vec<Coming> {
+pub fn coming(seen: &Observation, fresh: bool) -> Vec<Coming> {
     let Some(now) = &seen.device else {
         return Vec::new();
     };
@@ -115,7 +115,7 @@ fn fresh_node(now: &Node) -> Node {
 /// The chart's three lines, run in the pod at each start of its container: `chmod 660 /dev/kvm;
 /// chown root:kvm /dev/kvm`. Where the pod has no such group only the first one does anything.
 /// `--group` means nothing to it.
-fn libvirt_sh(seen: &Observed, now: &Node) -> Option<Coming> {
+fn libvirt_sh(seen: &Observation, now: &Node) -> Option<Coming> {
     if seen.pod.is_host {
         return None;
     }

@@ -2,11 +2,12 @@
 
 use nix::errno::Errno;
 
-use crate::config::{Config, Missing, ProofKind};
+use crate::config::{Missing, ProofKind};
 use crate::diagnose::{Scene, allows, closed_folder, computed, diagnose, needs_override};
 use crate::exit::{Usage, Verdict, verdict_of};
-use crate::observe::{GROUP_FILE, Observed, folders_above};
-use crate::plan::{Decision, Step, is_private};
+use crate::observe::{GROUP_FILE, Observation, folders_above};
+use crate::pipeline::Request;
+use crate::plan::{Plan, Step, is_private};
 use crate::prove::{Sight, prove};
 use crate::qemu::Identity;
 use crate::report::{Cause, Code, Proof, Report, Warning};
@@ -15,8 +16,8 @@ use crate::sys::device::Device;
 use crate::sys::identity::{Credentials, normalised, overrides_rights};
 
 /// Where guests may run without KVM its absence is accepted.
-pub fn absent_code(config: &Config) -> u8 {
-    match config.missing {
+pub fn absent_code(request: &Request) -> u8 {
+    match request.policy.missing {
         Missing::Fail => Verdict::Absent.code(),
         Missing::Skip => Verdict::Ok.code(),
     }
@@ -26,8 +27,8 @@ pub fn absent_code(config: &Config) -> u8 {
 ///
 /// # Errors
 /// [`Usage`] without anything to make it from.
-pub fn group_file_for_the_pod(config: &Config, seen: &Observed) -> Result<(), Usage> {
-    if config.group_file_out.is_none() || seen.pod.group.is_some() {
+pub fn group_file_for_the_pod(request: &Request, seen: &Observation) -> Result<(), Usage> {
+    if request.sources.group_file_out.is_none() || seen.pod.group.is_some() {
         return Ok(());
     }
     let path = seen.pod.root.join(GROUP_FILE);
@@ -40,37 +41,37 @@ pub fn group_file_for_the_pod(config: &Config, seen: &Observed) -> Result<(), Us
 /// Proves for the identity that libvirt will use, or says why nobody asked. `meanwhile` is done while the
 /// proof's child is at work, if there is one.
 pub fn proof(
-    config: &Config,
-    seen: &Observed,
-    decision: &Decision,
+    request: &Request,
+    seen: &Observation,
+    plan: &Plan,
     warnings: &mut Vec<Warning>,
     meanwhile: impl FnOnce(),
 ) -> anyhow::Result<Proof> {
-    if config.proof == ProofKind::Off {
+    if request.proof == ProofKind::Off {
         let text = "the proof was turned off (--proof off): whether QEMU can open KVM is unknown";
         warnings.push(Warning::new(Code::Unproven, text));
         let mut proof = Proof::none(None, None);
         proof.result = "off".to_owned();
-        if let (Some(identity), Some(node)) = (&decision.identity, &seen.device) {
+        if let (Some(identity), Some(node)) = (&plan.identity, &seen.device) {
             proof.computed = computed(&Scene {
-                device: &config.device,
+                device: &request.sources.device,
                 node,
-                folders: &folders_above(&config.device),
+                folders: &folders_above(&request.sources.device),
                 identity,
                 remedy: "",
             });
         }
         return Ok(proof);
     }
-    if let Some(place) = &decision.kept_out {
+    if let Some(place) = &plan.kept_out {
         let advice = format!(
             "add \"/dev/kvm\" to cgroup_device_acl ({place}) and restart libvirtd: no guest gets a \
              device that is not in that list"
         );
         return Ok(Proof::none(Some(Cause::DeviceCgroup), Some(advice)));
     }
-    let (Some(identity), Some(node)) = (&decision.identity, &seen.device) else {
-        let why = decision.no_identity_now.as_ref().map(ToString::to_string);
+    let (Some(identity), Some(node)) = (&plan.identity, &seen.device) else {
+        let why = plan.no_identity_now.as_ref().map(ToString::to_string);
         return Ok(Proof::none(Some(Cause::Unknown), why));
     };
     let who = Credentials {
@@ -78,17 +79,23 @@ pub fn proof(
         gid: identity.gid,
         groups: normalised(identity.groups.clone()),
     };
-    let sight = prove(&config.device, &node.facts, &who, config.proof, meanwhile)?;
+    let sight = prove(
+        &request.sources.device,
+        &node.facts,
+        &who,
+        request.proof,
+        meanwhile,
+    )?;
     let folders = match sight {
         Sight::Ok(_) => Vec::new(),
-        _ => folders_above(&config.device),
+        _ => folders_above(&request.sources.device),
     };
     let scene = Scene {
-        device: &config.device,
+        device: &request.sources.device,
         node,
         folders: &folders,
         identity,
-        remedy: &remedy(config, seen, decision, identity),
+        remedy: &remedy(request, seen, plan, identity),
     };
     let denied = matches!(
         sight,
@@ -98,7 +105,7 @@ pub fn proof(
         let advice = format!(
             "{} opens by CAP_DAC_OVERRIDE alone, which QEMU as root has and this process has not: \
              run it with that capability (privileged: true)",
-            config.device.display()
+            request.sources.device.display()
         );
         let mut proof = Proof::none(Some(Cause::Unknown), Some(advice));
         proof.computed = computed(&scene);
@@ -108,16 +115,19 @@ pub fn proof(
 }
 
 /// That `apply`, run in a `place`, is what helps.
-pub fn mended_by(config: &Config, place: &str) -> String {
-    format!("{}{place} mends it", config.command(config.persist))
+pub fn mended_by(request: &Request, place: &str) -> String {
+    format!(
+        "{}{place} mends it",
+        request.policy.command(request.policy.persist)
+    )
 }
 
 /// What gives the QEMU user the device where owner, group and mode deny it.
-fn remedy(config: &Config, seen: &Observed, decision: &Decision, identity: &Identity) -> String {
-    let Some(target) = decision.resolution.target().map(|target| target.gid) else {
+fn remedy(request: &Request, seen: &Observation, plan: &Plan, identity: &Identity) -> String {
+    let Some(target) = plan.resolution.target().map(|target| target.gid) else {
         return "give --gid".to_owned();
     };
-    if is_private(seen) && !config.device_given {
+    if is_private(seen) && !request.sources.device_explicit {
         return "mount the node's /dev at /dev".to_owned();
     }
     if seen.device.as_ref().is_some_and(|node| node.unmapped) {
@@ -133,16 +143,19 @@ fn remedy(config: &Config, seen: &Observed, decision: &Decision, identity: &Iden
             seen.pod.root.join("etc/passwd").display(),
             seen.pod.qemu_conf_name
         ),
-        Some(user) if !in_it && seen.pod.is_host && config.group_file_out.is_none() => {
-            format!("run `usermod -a -G {} {user}` on the node", config.group)
+        Some(user) if !in_it && seen.pod.is_host && request.sources.group_file_out.is_none() => {
+            format!(
+                "run `usermod -a -G {} {user}` on the node",
+                request.policy.group
+            )
         }
-        _ => mended_by(config, ""),
+        _ => mended_by(request, ""),
     }
 }
 
 /// Whether there is something to do, and QEMU could open the device once it is done, as far as
 /// rights and the mount tell.
-pub fn would_open(config: &Config, seen: &Observed, steps: &[Step], then: &Identity) -> bool {
+pub fn would_open(request: &Request, seen: &Observation, steps: &[Step], then: &Identity) -> bool {
     let Some(mut node) = seen.device.clone().filter(|_| !steps.is_empty()) else {
         return false;
     };
@@ -154,9 +167,9 @@ pub fn would_open(config: &Config, seen: &Observed, steps: &[Step], then: &Ident
             Step::Acl { to, .. } => node.acl = Some(to.clone()),
         }
     }
-    let folders = folders_above(&config.device);
+    let folders = folders_above(&request.sources.device);
     let scene = Scene {
-        device: &config.device,
+        device: &request.sources.device,
         node: &node,
         folders: &folders,
         identity: then,
@@ -167,14 +180,14 @@ pub fn would_open(config: &Config, seen: &Observed, steps: &[Step], then: &Ident
 }
 
 /// The verdict on a state in which nothing is left to change.
-pub fn conclude(report: &mut Report, decision: &Decision) {
-    let who = match &decision.identity {
+pub fn conclude(report: &mut Report, plan: &Plan) {
+    let who = match &plan.identity {
         Some(identity) => format!("QEMU as {}", identity.label()),
         None => "QEMU".to_owned(),
     };
     let path = report.device.as_ref().map(|device| device.path.clone());
     let path = path.unwrap_or_default();
-    let stand_in = decision
+    let stand_in = plan
         .identity
         .as_ref()
         .is_some_and(|identity| identity.stand_in);
@@ -185,7 +198,7 @@ pub fn conclude(report: &mut Report, decision: &Decision) {
         ),
         "ok" => (Verdict::Ok, format!("{who} can open {path}")),
         "off" => (Verdict::Ok, format!("{path} is as it shall be; not proven")),
-        "none" if let Some(place) = &decision.kept_out => (
+        "none" if let Some(place) = &plan.kept_out => (
             Verdict::Unproven,
             format!("no guest gets {path}: cgroup_device_acl in {place} leaves it out"),
         ),
@@ -207,9 +220,9 @@ pub fn conclude(report: &mut Report, decision: &Decision) {
 }
 
 /// Whether the device is not as it was seen: then a failed proof says nothing yet.
-pub fn moved(seen: &Observed, config: &Config) -> bool {
+pub fn moved(seen: &Observation, request: &Request) -> bool {
     let before = seen.device.as_ref().map(|node| node.facts);
-    let now = Device::find(&config.device).ok().flatten();
+    let now = Device::find(&request.sources.device).ok().flatten();
     now.map(|device| device.facts()) != before
 }
 

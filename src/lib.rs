@@ -48,6 +48,7 @@ pub mod logs;
 pub mod monitors;
 pub mod observe;
 pub mod oddities;
+pub mod pipeline;
 pub mod place;
 pub mod plan;
 pub mod prove;

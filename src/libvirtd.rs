@@ -11,7 +11,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 
-use crate::config::Config;
+use crate::config::{PodRoot, Sources};
 use crate::exit::Refused;
 use crate::place::{self, HostRoot};
 use crate::sys::device::{Device, Facts};
@@ -69,9 +69,9 @@ pub enum Found {
 }
 
 /// Finds it among the processes that have its name.
-pub fn find(asked: &Config, daemons: &[Process]) -> Found {
+pub fn find(asked: &Sources, daemons: &[Process]) -> Found {
     let here = Path::new("/");
-    if asked.root != here || asked.group_file_out.is_some() {
+    if asked.pod_root.path() != here || asked.group_file_out.is_some() {
         return Found::Own;
     }
     // An ordinary container may have any number of processes of any name: they cost no descriptor.
@@ -286,12 +286,12 @@ fn chosen<R>(scene: &Scene, found: Vec<Candidate<R>>, hidden: Option<String>) ->
 ///
 /// # Errors
 /// [`Refused`] for a process that is not, or that may not be looked at.
-pub fn hold(config: &Config) -> anyhow::Result<Config> {
-    let config = config.clone();
-    let Some((pid, rest)) = pid_of_root(&config.root).filter(|_| config.held.is_none()) else {
-        return Ok(config);
+pub fn hold(root: &PodRoot) -> anyhow::Result<PodRoot> {
+    let found = pid_of_root(root.path()).filter(|_| !root.is_of_process());
+    let Some((pid, rest)) = found else {
+        return Ok(root.clone());
     };
-    let root = config.root.display();
+    let root = root.path().display();
     let no = |why: &str| {
         Refused(format!(
             "--root {root}: {why}; `libvirt-kvm-init check` on the node names the root of the libvirtd that runs there"
@@ -303,7 +303,7 @@ pub fn hold(config: &Config) -> anyhow::Result<Config> {
                 .root
                 .below(&rest)
                 .map_err(|error| no(&error.to_string()))?;
-            Ok(config.with_root(root))
+            Ok(PodRoot::of_process(root))
         }
         Look::Seen(_) => Err(no(&format!(
             "process {pid} is in another user namespace, so its root is not root's to trust"

@@ -5,10 +5,11 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use clap::Parser;
-use libvirt_kvm_init::cli::{Cli, ExecOptions, InstallOptions, Options, Verb};
-use libvirt_kvm_init::config::{self, Config, Format};
+use libvirt_kvm_init::cli::{Cli, Command, ExecOptions, InstallOptions, Options};
+use libvirt_kvm_init::config::{self, Format, Output};
 use libvirt_kvm_init::exit::{Usage, Verdict};
 use libvirt_kvm_init::install::Installed;
+use libvirt_kvm_init::pipeline::Request;
 use libvirt_kvm_init::report::{Report, plain};
 use libvirt_kvm_init::sys::end_on_request;
 #[cfg(feature = "watch")]
@@ -38,26 +39,26 @@ fn main() -> ExitCode {
             return say(&Report::new(Verdict::Usage, why(&error)), None);
         }
     };
-    match cli.verb {
+    match cli.command {
         #[cfg(feature = "watch")]
-        Verb::Watch(_) => end_well_on_request(),
+        Command::Watch(_) => end_well_on_request(),
         _ => end_on_request(),
     }
-    match cli.verb {
-        Verb::Apply(options) => run(&options, Job::Apply, apply::apply),
-        Verb::Check(options) => run(&options, Job::Check, check::check),
-        Verb::Exec(options) => exec(&options),
-        Verb::Install(options) => install(&options),
+    match cli.command {
+        Command::Apply(options) => run(&options, Job::Apply, apply::apply),
+        Command::Check(options) => run(&options, Job::Check, check::check),
+        Command::Exec(options) => exec(&options),
+        Command::Install(options) => install(&options),
         #[cfg(feature = "watch")]
-        Verb::Watch(options) => watch(options),
+        Command::Watch(options) => watch(&options.0),
         #[cfg(feature = "watch")]
-        Verb::Ready(options) => {
+        Command::Ready(options) => {
             start_log(0, false);
             reduce(Job::Ready);
             say(&libvirt_kvm_init::ready::ready(&options.status_file), None)
         }
         #[cfg(feature = "logs")]
-        Verb::Logs(options) => logs(&options),
+        Command::Logs(options) => logs(&options),
     }
 }
 
@@ -76,19 +77,19 @@ fn why(error: &clap::Error) -> String {
     }
 }
 
-/// A verb that looks at the device and reports on it.
-fn run(options: &Options, job: Job, verb: impl Fn(&Config) -> Report) -> ExitCode {
+/// A command that looks at the device and reports on it.
+fn run(options: &Options, job: Job, command: impl Fn(&Request) -> Report) -> ExitCode {
     start_log(options.verbose, options.quiet);
     reduce(job);
     match resolve(options) {
-        Ok(config) => say(&verb(&config), Some(config.format)),
+        Ok((request, output)) => say(&command(&request), Some(output.format)),
         Err(usage) => say(&Report::new(Verdict::Usage, usage.to_string()), None),
     }
 }
 
-fn resolve(options: &Options) -> Result<Config, Usage> {
+fn resolve(options: &Options) -> Result<(Request, Output), Usage> {
     let read = |path: &std::path::Path| read_here(path).map_err(|error| error.to_string());
-    Config::resolve(options, |name| std::env::var_os(name), read)
+    Request::resolve(&options.flags, |name| std::env::var_os(name), read)
 }
 
 /// Aligns in a child, and becomes the command.
@@ -106,8 +107,11 @@ fn exec(options: &ExecOptions) -> ExitCode {
 fn align(options: &Options) -> u8 {
     start_log(options.verbose, options.quiet);
     reduce(Job::Apply);
-    let (report, format) = match resolve(options).and_then(exec::configure) {
-        Ok(config) => (apply::apply(&config), Some(config.format)),
+    let resolved = resolve(options).and_then(|(request, output)| {
+        exec::configure(request).map(|request| (request, output.format))
+    });
+    let (report, format) = match resolved {
+        Ok((request, format)) => (apply::apply(&request), Some(format)),
         Err(usage) => (Report::new(Verdict::Usage, usage.to_string()), None),
     };
     let mut text = String::new();
@@ -143,25 +147,28 @@ fn install(options: &InstallOptions) -> ExitCode {
 }
 
 #[cfg(feature = "watch")]
-fn watch(given: libvirt_kvm_init::cli::WatchOptions) -> ExitCode {
-    let mut options = given.options;
-    options.watch = given.watch;
+fn watch(options: &Options) -> ExitCode {
     start_log(options.verbose, options.quiet);
     reduce(Job::Watch);
-    let again = || match resolve(&options) {
-        Ok(config) if config.dry_run => Err(Usage("watch has no --dry-run: see check".to_owned())),
-        config => config,
+    let again = || match resolve(options) {
+        Ok((request, _)) if request.dry_run => {
+            Err(Usage("watch has no --dry-run: see check".to_owned()))
+        }
+        resolved => resolved,
     };
     match again() {
-        Ok(config) => {
-            let format = config.format;
+        Ok((request, output)) => {
+            let format = output.format;
             let told = |report: &Report| {
                 let _ = say(report, Some(format));
             };
-            say(&libvirt_kvm_init::watch::watch(config, again, told), None)
+            say(
+                &libvirt_kvm_init::watch::watch(request, output, again, told),
+                None,
+            )
         }
         Err(usage) => {
-            libvirt_kvm_init::watch::not_begun(&options, |name| std::env::var_os(name));
+            libvirt_kvm_init::watch::not_begun(&options.flags, |name| std::env::var_os(name));
             say(&Report::new(Verdict::Usage, usage.to_string()), None)
         }
     }

@@ -3,6 +3,7 @@
 mod host;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::stat::SFlag;
@@ -10,7 +11,7 @@ use nix::unistd::Gid;
 
 use crate::accounts::group;
 use crate::acl::Acl;
-use crate::config::Config;
+use crate::config::{PodRoot, Sources};
 use crate::exit::{Refused, Usage};
 use crate::place::{self, HostRoot};
 use crate::sys::device::{Device, Facts};
@@ -25,7 +26,11 @@ pub const GROUP_FILE: &str = "etc/group";
 
 /// Everything that was seen.
 #[derive(Debug)]
-pub struct Observed {
+pub struct Observation {
+    /// The device's path.
+    pub device_path: PathBuf,
+    /// Whether that was named, not assumed.
+    pub device_explicit: bool,
     /// The node, if it can be seen from here.
     pub host: Option<Host>,
     /// The pod root.
@@ -54,19 +59,19 @@ fn nscd(root: &Root) -> anyhow::Result<Option<PathBuf>> {
 #[derive(Debug)]
 pub struct Pod {
     /// Where it is.
-    pub root: PathBuf,
+    pub root: PodRoot,
     /// Whether it is the host root, or its group file is the node's: then this is the node itself
     /// as far as the group file goes.
     pub is_host: bool,
-    /// Whether it is the root of another process, and so another container's as a rule.
-    pub is_others: bool,
-    /// Owner and mode of etc, if there is one.
+    /// Owner and mode of etc, if there is one and the root is another process'.
     pub etc: Option<(u32, u32)>,
     /// etc/group, if there is one.
-    pub group: Option<Vec<u8>>,
+    pub group: Option<Arc<Vec<u8>>>,
     /// Which file that is, links followed, and when it was changed last.
     pub group_stamp: Option<Stamp>,
-    /// The regular file of root's that stands at `--group-file-out`, from an earlier run or another program.
+    /// `--group-file-out`.
+    pub out_path: Option<PathBuf>,
+    /// The regular file of root's that stands there, from an earlier run or another program.
     pub group_out: Option<public::Public>,
     /// etc/passwd, empty if there is none.
     pub passwd: Vec<u8>,
@@ -86,7 +91,12 @@ impl Pod {
     pub fn effective_group(&self) -> Option<&[u8]> {
         // libvirtd is root and reads it whatever its mode.
         let out = self.group_out.as_ref().map(|out| &out.content[..]);
-        out.or(self.group.as_deref())
+        out.or(self.image_group())
+    }
+
+    /// The image's own group file.
+    pub fn image_group(&self) -> Option<&[u8]> {
+        self.group.as_ref().map(|file| &file[..])
     }
 
     /// The number that libvirtd finds for the group.
@@ -98,7 +108,7 @@ impl Pod {
     /// The number that the image has for the group.
     #[cfg(feature = "watch")]
     pub fn image_gid(&self, group: &str) -> Option<Gid> {
-        let found = group::by_name(self.group.as_deref()?, group.as_bytes());
+        let found = group::by_name(self.image_group()?, group.as_bytes());
         found.map(|found| found.gid)
     }
 
@@ -139,42 +149,42 @@ pub enum Driver {
 ///
 /// # Errors
 /// [`Usage`] for what was given and is not there; otherwise the call that failed.
-pub fn observe(config: &Config) -> anyhow::Result<(Observed, Option<Device>)> {
-    let host_root = match place::find(config.host_root.as_deref()) {
-        // It was there when `watch` began: whoever unmounts it for a while has changed no number.
-        Err(_) if config.kept.is_some() => HostRoot::Nowhere,
+pub fn observe(sources: &Sources) -> anyhow::Result<(Observation, Option<Device>)> {
+    let host_root = match place::find(sources.host_root.as_deref()) {
+        Err(_) if sources.host_root_optional => HostRoot::Nowhere,
         found => found?,
     };
     match &host_root {
         HostRoot::At(root) => log::debug!("host root: {}", root.path().display()),
         HostRoot::Nowhere => log::debug!("host root: none is seen from here"),
     }
-    let pod_root = config
-        .open_root()
-        .map_err(|error| pod_root_error(config, error))?;
+    let pod_root = sources.pod_root.open();
+    let pod_root = pod_root.map_err(|error| pod_root_error(&sources.pod_root, error))?;
     let host = match &host_root {
-        HostRoot::At(root) => Some(Host::observe(root, config.persist)?),
+        HostRoot::At(root) => Some(Host::observe(root, sources.rule_slot)?),
         HostRoot::Nowhere => None,
     };
     let is_host = match &host_root {
         HostRoot::At(root) => root.id()? == pod_root.id()?,
-        HostRoot::Nowhere => config.was_nodes,
+        HostRoot::Nowhere => false,
     };
-    let device = Device::find(&config.device)?;
+    let device = Device::find(&sources.device)?;
     let node = device.as_ref().map(node).transpose()?;
     let driver = driver(device.as_ref());
-    let pod = pod(&pod_root, is_host, host.as_ref(), config)?;
-    let observed = Observed {
+    let pod = pod(&pod_root, is_host, host.as_ref(), sources)?;
+    let seen = Observation {
+        device_path: sources.device.clone(),
+        device_explicit: sources.device_explicit,
         host,
         pod,
         device: node,
         driver,
     };
-    Ok((observed, device))
+    Ok((seen, device))
 }
 
 /// A root that is not there was named by mistake; whatever else the kernel answers is a failure.
-fn pod_root_error(config: &Config, error: CallError) -> anyhow::Error {
+fn pod_root_error(root: &PodRoot, error: CallError) -> anyhow::Error {
     let by_mistake = [
         Errno::ENOENT,
         Errno::ENOTDIR,
@@ -185,7 +195,7 @@ fn pod_root_error(config: &Config, error: CallError) -> anyhow::Error {
     if !by_mistake.contains(&error.errno) {
         return error.into();
     }
-    let shown = config.root.display();
+    let shown = root.path().display();
     Usage(format!(
         "--root {shown}: {error}; give the root directory of libvirtd's container, or leave the option out"
     ))
@@ -197,8 +207,8 @@ fn pod_root_error(config: &Config, error: CallError) -> anyhow::Error {
 /// # Errors
 /// The call that failed.
 #[cfg(feature = "watch")]
-pub fn look_again(seen: &mut Observed, config: &Config) -> anyhow::Result<Option<Device>> {
-    let device = Device::find(&config.device)?;
+pub fn look_again(seen: &mut Observation) -> anyhow::Result<Option<Device>> {
+    let device = Device::find(&seen.device_path)?;
     seen.device = device.as_ref().map(node).transpose()?;
     seen.driver = driver(device.as_ref());
     if let Some(host) = &mut seen.host {
@@ -212,13 +222,13 @@ pub fn look_again(seen: &mut Observed, config: &Config) -> anyhow::Result<Option
 /// # Errors
 /// The call that failed.
 #[cfg(feature = "watch")]
-pub fn group_file_stands(seen: &Observed, config: &Config) -> anyhow::Result<bool> {
-    match &config.group_file_out {
+pub fn group_file_stands(seen: &Observation) -> anyhow::Result<bool> {
+    match &seen.pod.out_path {
         Some(path) => {
             let found = public::read_public(path)?.and_then(|stands| stands.file);
             Ok(found == seen.pod.group_out)
         }
-        None => Ok(config.open_root()?.stamp(GROUP_FILE)? == seen.pod.group_stamp),
+        None => Ok(seen.pod.root.open()?.stamp(GROUP_FILE)? == seen.pod.group_stamp),
     }
 }
 
@@ -265,8 +275,8 @@ fn out_file(
     Ok(found)
 }
 
-fn pod(root: &Root, is_host: bool, host: Option<&Host>, config: &Config) -> anyhow::Result<Pod> {
-    let (qemu_conf, qemu_conf_name) = match &config.qemu_conf {
+fn pod(root: &Root, is_host: bool, host: Option<&Host>, sources: &Sources) -> anyhow::Result<Pod> {
+    let (qemu_conf, qemu_conf_name) = match &sources.qemu_conf {
         Some(path) => {
             let content = read_here(path).map_err(|error| {
                 Usage(format!(
@@ -286,22 +296,22 @@ fn pod(root: &Root, is_host: bool, host: Option<&Host>, config: &Config) -> anyh
     };
     let (group, group_stamp) = root.read_stamped(GROUP_FILE)?.unzip();
     let inode = group_stamp.map(|stamp| stamp.inode);
-    let group_out = match &config.group_file_out {
+    let group_out = match &sources.group_file_out {
         Some(path) => out_file(path, inode, host)?,
         None => None,
     };
     Ok(Pod {
-        root: root.path().to_owned(),
+        root: sources.pod_root.clone(),
         is_host: is_host || inode.is_some_and(|inode| is_the_nodes(inode, host)),
-        is_others: config.held.is_some(),
-        etc: match config.held {
-            Some(_) => root
+        etc: match sources.pod_root.is_of_process() {
+            true => root
                 .stat("etc")?
                 .map(|etc| (etc.st_uid, etc.st_mode & 0o7777)),
-            None => None,
+            false => None,
         },
-        group,
+        group: group.map(Arc::new),
         group_stamp,
+        out_path: sources.group_file_out.clone(),
         group_out,
         passwd: root.read("etc/passwd")?.unwrap_or_default(),
         qemu_conf,

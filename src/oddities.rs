@@ -2,9 +2,9 @@
 //! with a fixed code and never change the exit code.
 
 use crate::accounts::group;
-use crate::config::Config;
 use crate::libvirtd;
-use crate::observe::{GROUP_FILE, Host, Observed};
+use crate::observe::{GROUP_FILE, Host, Observation};
+use crate::pipeline::Request;
 use crate::qemu::Identity;
 use crate::report::{Code, Warning, some_of_many};
 use crate::sys::processes::{Process, named};
@@ -20,15 +20,15 @@ pub fn daemons() -> Vec<Process> {
 /// Everything odd about what was seen. What cannot be looked at is not reported as fine, it is just
 /// not reported: no verdict rests on it.
 pub fn warnings(
-    seen: &Observed,
-    config: &Config,
+    seen: &Observation,
+    request: &Request,
     identity: Option<&Identity>,
     daemons: &[Process],
 ) -> Vec<Warning> {
     let mut found = Vec::new();
-    found.extend(open_to_others(seen, config));
-    found.extend(other_members(seen, config, identity));
-    found.extend(stale_libvirtd(seen, config, daemons));
+    found.extend(open_to_others(seen, request));
+    found.extend(other_members(seen, request, identity));
+    found.extend(stale_libvirtd(seen, request, daemons));
     found.extend(seen.host.as_ref().and_then(|host| udevd(host, daemons)));
     found.extend(seen.host.as_ref().and_then(not_shown));
     found
@@ -54,7 +54,7 @@ fn not_shown(host: &Host) -> Option<Warning> {
     Some(Warning::new(Code::UdevUnclear, text))
 }
 
-fn open_to_others(seen: &Observed, config: &Config) -> Option<Warning> {
+fn open_to_others(seen: &Observation, request: &Request) -> Option<Warning> {
     let facts = seen
         .device
         .as_ref()
@@ -63,7 +63,7 @@ fn open_to_others(seen: &Observed, config: &Config) -> Option<Warning> {
     if facts.mode & 0o006 == 0 {
         return None;
     }
-    let path = config.device.display();
+    let path = request.sources.device.display();
     let text = format!(
         "{path} is {:04o}: everybody on the node may open it",
         facts.mode
@@ -72,11 +72,15 @@ fn open_to_others(seen: &Observed, config: &Config) -> Option<Warning> {
 }
 
 /// Who else gains KVM by the group.
-fn other_members(seen: &Observed, config: &Config, identity: Option<&Identity>) -> Option<Warning> {
+fn other_members(
+    seen: &Observation,
+    request: &Request,
+    identity: Option<&Identity>,
+) -> Option<Warning> {
     /// How many are named.
     const NAMED: usize = 5;
     let file = seen.pod.effective_group()?;
-    let found = group::by_name(file, config.group.as_bytes())?;
+    let found = group::by_name(file, request.policy.group.as_bytes())?;
     // Without an identity the QEMU user itself would be among the others.
     let qemu = identity?.user.as_deref();
     let others = found.members().filter(|name| Some(*name) != qemu);
@@ -87,7 +91,7 @@ fn other_members(seen: &Observed, config: &Config, identity: Option<&Identity>) 
     }
     let text = format!(
         "beside the QEMU user the pod's group {} has the members {others}: they may open KVM, too",
-        config.group
+        request.policy.group
     );
     Some(Warning::new(Code::OtherMembers, text))
 }
@@ -95,14 +99,14 @@ fn other_members(seen: &Observed, config: &Config, identity: Option<&Identity>) 
 /// libvirtd resolves the configured group once, when it starts; memberships at each guest start.
 /// The one that is meant reads this very file, by whatever root: two mount namespaces may share a
 /// root folder, and a file in a volume has several paths.
-fn stale_libvirtd(seen: &Observed, config: &Config, processes: &[Process]) -> Option<Warning> {
+fn stale_libvirtd(seen: &Observation, request: &Request, processes: &[Process]) -> Option<Warning> {
     let libvirtds = || {
         processes
             .iter()
             .filter(|process| libvirtd::is_named(process))
     };
     libvirtds().next()?;
-    let root = config.open_root().ok()?;
+    let root = request.sources.pod_root.open().ok()?;
     let file = root.inode(GROUP_FILE).ok()??;
     let reads_it = |process: &&Process| {
         let its = Root::open(&process.root_path()).ok();

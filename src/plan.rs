@@ -8,28 +8,91 @@ mod safety;
 mod work;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use nix::unistd::{Gid, Uid};
 
-use crate::accounts::edit::{self, Want};
+use crate::accounts::edit;
 use crate::accounts::group;
 use crate::acl::Acl;
-use crate::config::{Config, Missing};
+use crate::config::{Missing, Origin, PodRoot, Policy};
 use crate::exit::Usage;
-use crate::observe::{GROUP_FILE, Observed};
+use crate::observe::{GROUP_FILE, Observation};
 use crate::qemu::{self, Identity};
-use crate::qemu_conf;
+use crate::qemu_conf::{self, QemuConf};
 use crate::report::{Cause, Code, Warning};
 use crate::resolve::{Candidate, Resolution, Source, resolve};
+use crate::sys::Inode;
 use crate::udev::Prediction;
 
 pub use safety::is_private;
 use work::Stop;
-pub use work::{align_all, primary_users, unwritable, wanted_mode};
+pub use work::{primary_users, wanted_mode};
+
+/// What `watch` remembers.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Memory {
+    /// The GID with which QEMU could open the device.
+    pub last_good_gid: Option<Gid>,
+    /// The pod root whose group file was the node's own when the node was seen last.
+    pub pod_was_host: Option<PathBuf>,
+    /// Whether the group file is left as it is, for it cannot be written.
+    pub group_file_readonly: bool,
+    /// The GID that the device keeps, whatever else is wanted.
+    pub kept_gid: Option<Gid>,
+}
+
+impl Memory {
+    /// Adds to an observation what was seen of the node before, where the node is not seen.
+    pub fn complete(&self, seen: &mut Observation) {
+        let was_host = self.pod_was_host.as_deref() == Some(seen.pod.root.path());
+        seen.pod.is_host |= seen.host.is_none() && was_host;
+    }
+}
+
+/// What a plan is made from.
+#[derive(Clone, Copy)]
+struct Context<'a> {
+    seen: &'a Observation,
+    policy: &'a Policy,
+    /// What `watch` remembers; nothing for another command.
+    memory: Option<&'a Memory>,
+    conf: Option<&'a QemuConf>,
+}
+
+impl Context<'_> {
+    /// The target that was asked for, and where.
+    fn explicit_gid(&self) -> Option<(Gid, &Origin)> {
+        let kept = self.memory.and_then(|memory| memory.kept_gid);
+        let kept = kept.map(|gid| (gid, &Origin::Kept));
+        let given = || self.policy.gid.as_ref().map(|(gid, origin)| (*gid, origin));
+        kept.or_else(given)
+    }
+
+    /// Whether doubts are refusals. A GID that is kept is in doubt already.
+    fn is_strict(&self) -> bool {
+        let keeps = self.memory.is_some_and(|memory| memory.kept_gid.is_some());
+        self.policy.strict && !keeps
+    }
+
+    fn last_good_gid(&self) -> Option<Gid> {
+        self.memory?.last_good_gid
+    }
+
+    fn group_file_readonly(&self) -> bool {
+        self.memory.is_some_and(|memory| memory.group_file_readonly)
+    }
+
+    /// On the node itself the group file is never edited; a file of its own can be made from it.
+    fn writes_group_file(&self) -> bool {
+        let pod = &self.seen.pod;
+        !self.group_file_readonly() && (!pod.is_host || pod.out_path.is_some())
+    }
+}
 
 /// What is to be done.
 #[derive(Debug)]
-pub struct Decision {
+pub struct Plan {
     /// Every number that was considered; the first is the target.
     pub resolution: Resolution,
     /// How it goes on.
@@ -119,46 +182,46 @@ pub struct RuleStep {
     pub content: Vec<u8>,
 }
 
-/// How the pod's group file is brought in line. What is wanted is kept, not the new bytes: the
-/// file is read again under the lock, so that concurrent runs lose nothing.
+/// How the pod's group file is brought in line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupStep {
-    /// The groups, one after the other; none copies the file as it is.
-    pub wants: Vec<GroupWant>,
-    /// Where the result goes, if not over the file itself.
-    pub out: Option<PathBuf>,
+    /// Where it is written.
+    pub file: GroupFile,
+    /// What it is to hold.
+    pub content: Vec<u8>,
     /// What differs.
     pub changes: Vec<edit::Change>,
 }
 
-/// The owned form of [`Want`].
+/// A group file, and what was seen of it: what differs by the time it is written is not written over.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GroupWant {
-    /// The group's name.
-    pub group: String,
-    /// Its number.
-    pub gid: Gid,
-    /// Who shall be a member.
-    pub member: Option<Vec<u8>>,
+pub enum GroupFile {
+    /// The pod root's own.
+    InPlace {
+        /// The pod root.
+        root: PodRoot,
+        /// Which file it was.
+        inode: Option<Inode>,
+        /// What it held.
+        base: Arc<Vec<u8>>,
+    },
+    /// That of `--group-file-out`.
+    Out {
+        /// Its path.
+        path: PathBuf,
+        /// What stood there; nothing where that was no regular file of root's.
+        base: Option<Vec<u8>>,
+        /// Whether another container may hold its inode, which then stays.
+        keep_inode: bool,
+    },
 }
 
-impl GroupWant {
-    /// As [`edit::align`] takes it.
-    pub fn as_want(&self) -> Want<'_> {
-        Want {
-            group: self.group.as_bytes(),
-            gid: self.gid,
-            member: self.member.as_deref(),
-        }
-    }
-}
-
-/// Decides.
+/// Makes the plan. `memory` is what `watch` remembers; nothing for another command.
 ///
 /// # Errors
 /// [`Usage`] for a qemu.conf that libvirt could not read either, an unknown QEMU user, and a pod
 /// root without group file.
-pub fn decide(seen: &Observed, config: &Config) -> Result<Decision, Usage> {
+pub fn plan(seen: &Observation, policy: &Policy, memory: Option<&Memory>) -> Result<Plan, Usage> {
     let conf = match &seen.pod.qemu_conf {
         Some(content) => Some(qemu_conf::parse(content).map_err(|error| {
             let key = error.key.map(|key| format!("{key}: ")).unwrap_or_default();
@@ -169,11 +232,17 @@ pub fn decide(seen: &Observed, config: &Config) -> Result<Decision, Usage> {
         })?),
         None => None,
     };
-    let resolution = resolve(candidates(seen, config, rules_of_the_node(seen, config)));
+    let context = &Context {
+        seen,
+        policy,
+        memory,
+        conf: conf.as_ref(),
+    };
+    let resolution = resolve(candidates(context, rules_of_the_node(context)));
     let target = resolution.target().map(|target| target.gid);
-    let absent = safety::absent(seen, config);
+    let absent = safety::absent(seen);
     let rule = match target.filter(|_| absent.is_none()) {
-        Some(gid) => persist::planned(seen, config, gid),
+        Some(gid) => persist::planned(context, gid),
         None => Ok(None),
     };
     // What will happen to the device once all is done.
@@ -182,7 +251,7 @@ pub fn decide(seen: &Observed, config: &Config) -> Result<Decision, Usage> {
         Some(planned) => Some(&planned.after),
         None => seen.host.as_ref().map(|host| &host.udev),
     };
-    let mut decision = Decision {
+    let mut plan = Plan {
         course: Course::Act(Vec::new()),
         identity: None,
         identity_now: None,
@@ -195,87 +264,78 @@ pub fn decide(seen: &Observed, config: &Config) -> Result<Decision, Usage> {
             .map(|line| format!("{}:{line}", seen.pod.qemu_conf_name)),
         resolution,
     };
-    decision
-        .warnings
-        .extend(decision.resolution.warnings.clone());
+    plan.warnings.extend(plan.resolution.warnings.clone());
     if let Some(socket) = &seen.pod.nscd {
         let text = format!(
             "{} exists: if the node's nscd answers there, libvirtd asks it and not the pod's group \
              file, and the proof says nothing of that",
             socket.display()
         );
-        decision.warnings.push(Warning::new(Code::NscdSocket, text));
+        plan.warnings.push(Warning::new(Code::NscdSocket, text));
     }
-    decision
-        .warnings
-        .extend(outdated_rule(seen, config, &decision.resolution));
+    plan.warnings
+        .extend(outdated_rule(context, &plan.resolution));
     if let Some((cause, text, advice)) = absent {
-        let steps = match config.missing {
+        let steps = match policy.missing {
             Missing::Fail => Vec::new(),
-            Missing::Skip => work::file_for_the_pod(
-                seen,
-                config,
-                conf.as_ref(),
-                &decision.resolution,
-                &mut decision.warnings,
-            ),
+            Missing::Skip => work::file_for_the_pod(context, &plan.resolution, &mut plan.warnings),
         };
-        decision.course = Course::Absent {
+        plan.course = Course::Absent {
             cause,
             text,
             advice,
             steps,
         };
-        return Ok(decision);
+        return Ok(plan);
     }
-    let allowed = safety::target(seen, config, udev, &mut decision);
+    let allowed = safety::target(context, udev, &mut plan);
     let target = match (allowed, &rule) {
         (Ok(target), Ok(_)) => target,
         (Err(refusal), _) => {
-            decision.course = Course::Refuse(refusal);
-            return Ok(decision);
+            plan.course = Course::Refuse(refusal);
+            return Ok(plan);
         }
         // A rule that cannot be written is no reason to leave guests without KVM.
-        (Ok(target), Err(refusal)) if config.watching => {
+        (Ok(target), Err(refusal)) if memory.is_some() => {
             let warning = Warning::new(Code::UdevRuleRefused, refusal.text.clone());
-            decision.warnings.push(warning);
+            plan.warnings.push(warning);
             target
         }
         (_, Err(refusal)) => {
             let refusal = refusal.clone();
-            decision.course = Course::Refuse(refusal);
-            return Ok(decision);
+            plan.course = Course::Refuse(refusal);
+            return Ok(plan);
         }
     };
-    let steps = work::steps(seen, config, conf.as_ref(), udev, target, &mut decision);
+    let steps = work::steps(context, udev, target, &mut plan);
     let mut steps = match steps {
         Ok(steps) => steps,
         Err(Stop::Usage(usage)) => return Err(usage),
         Err(Stop::Refusal(refusal)) => {
-            decision.course = Course::Refuse(refusal);
-            return Ok(decision);
+            plan.course = Course::Refuse(refusal);
+            return Ok(plan);
         }
     };
     // Last: where the rule cannot be written after all, guests start until the node's next event.
     steps.extend(planned.map(|planned| Step::UdevRule(planned.step.clone())));
-    decision.course = Course::Act(steps);
-    Ok(decision)
+    plan.course = Course::Act(steps);
+    Ok(plan)
 }
 
 /// The rules that speak for the node. Where the own one may be written anew it does not count:
 /// otherwise it would be the reason for its own number for ever. Where it is not, it is a rule of the
 /// node as any other, which decides what udev gives.
-fn rules_of_the_node<'a>(seen: &'a Observed, config: &Config) -> Option<&'a Prediction> {
-    let host = seen.host.as_ref()?;
-    let others = host.others.as_ref().filter(|_| config.persist);
+fn rules_of_the_node<'a>(context: &Context<'a>) -> Option<&'a Prediction> {
+    let host = context.seen.host.as_ref()?;
+    let others = host.others.as_ref().filter(|_| context.policy.persist);
     Some(others.unwrap_or(&host.udev))
 }
 
 /// A rule of an earlier run that gives another number than the node would have without it.
-fn outdated_rule(seen: &Observed, config: &Config, found: &Resolution) -> Option<Warning> {
-    let others = seen.host.as_ref()?.others.as_ref()?;
-    let now = found.target().filter(|_| !config.persist)?;
-    let without = resolve(candidates(seen, config, Some(others)));
+fn outdated_rule(context: &Context<'_>, found: &Resolution) -> Option<Warning> {
+    let others = context.seen.host.as_ref()?.others.as_ref()?;
+    let now = found.target().filter(|_| !context.policy.persist)?;
+    let without = resolve(candidates(context, Some(others)));
     let without = without.target().filter(|other| other.gid != now.gid)?;
     let text = format!(
         "{}, which an earlier run wrote (--persist), gives the number {}, and without it the number \
@@ -285,10 +345,11 @@ fn outdated_rule(seen: &Observed, config: &Config, found: &Resolution) -> Option
     Some(Warning::new(Code::UdevRuleOutdated, text))
 }
 
-fn candidates(seen: &Observed, config: &Config, udev: Option<&Prediction>) -> Vec<Candidate> {
+fn candidates(context: &Context<'_>, udev: Option<&Prediction>) -> Vec<Candidate> {
+    let Context { seen, policy, .. } = *context;
     let mut found = Vec::new();
-    if let Some((gid, origin)) = &config.gid {
-        let (gid, at) = (*gid, origin.to_string());
+    if let Some((gid, origin)) = context.explicit_gid() {
+        let at = origin.to_string();
         let source = Source::Flag;
         found.push(Candidate { gid, source, at });
     }
@@ -300,24 +361,24 @@ fn candidates(seen: &Observed, config: &Config, udev: Option<&Prediction>) -> Ve
         let source = Source::Udev;
         found.push(Candidate { gid, source, at });
     }
-    if let Some(group) = host.and_then(|host| host.db.by_name(&config.group)) {
+    if let Some(group) = host.and_then(|host| host.db.by_name(&policy.group)) {
         let (gid, at) = (group.gid, format!("the node's {}", group.at));
         let source = Source::HostGroup;
         found.push(Candidate { gid, source, at });
     }
-    if let Some(gid) = config.kept {
+    if let Some(gid) = context.last_good_gid() {
         let (source, at) = (Source::Kept, "what worked last".to_owned());
         found.push(Candidate { gid, source, at });
     }
     if let Some(node) = seen.device.as_ref().filter(|node| node.facts.is_kvm())
         && !node.unmapped
     {
-        let (gid, at) = (node.facts.gid, config.device.display().to_string());
+        let (gid, at) = (node.facts.gid, seen.device_path.display().to_string());
         let source = Source::Device;
         found.push(Candidate { gid, source, at });
     }
-    let in_pod = seen.pod.group.as_deref().filter(|_| !seen.pod.is_host);
-    if let Some(group) = in_pod.and_then(|file| group::by_name(file, config.group.as_bytes())) {
+    let in_pod = seen.pod.image_group().filter(|_| !seen.pod.is_host);
+    if let Some(group) = in_pod.and_then(|file| group::by_name(file, policy.group.as_bytes())) {
         let file = seen.pod.root.join(GROUP_FILE);
         let (gid, at) = (group.gid, format!("{}:{}", file.display(), group.line));
         let source = Source::PodGroup;

@@ -5,10 +5,10 @@ use nix::sys::stat::SFlag;
 use nix::unistd::Gid;
 
 use crate::accounts::group;
-use crate::config::Config;
 use crate::exit::Verdict;
-use crate::observe::{GROUP_FILE, Node, Observed};
-use crate::plan::{Decision, wanted_mode};
+use crate::observe::{GROUP_FILE, Node, Observation};
+use crate::pipeline::Request;
+use crate::plan::{Plan, wanted_mode};
 use crate::report::{
     Candidate, Device, Host, HostDevice, Pod, Qemu, Report, Target, Udev, UdevEvent,
 };
@@ -16,15 +16,15 @@ use crate::sys::root::kind_name;
 use crate::udev::{Event, Prediction};
 
 /// The report so far: everything but verdict, changes and proof.
-pub fn report(seen: &Observed, decision: &Decision, config: &Config) -> Report {
+pub fn report(seen: &Observation, plan: &Plan, request: &Request) -> Report {
     let mut report = Report::new(Verdict::Ok, String::new());
-    report.target = decision.resolution.target().map(|target| Target {
+    report.target = plan.resolution.target().map(|target| Target {
         gid: target.gid.as_raw(),
         mode: seen
             .device
             .as_ref()
             .filter(|node| node.facts.is_kvm())
-            .map(|node| octal(wanted_mode(node.facts.mode, config.mode))),
+            .map(|node| octal(wanted_mode(node.facts.mode, request.policy.mode))),
         source: target.source,
         at: target.at.clone(),
     });
@@ -33,13 +33,8 @@ pub fn report(seen: &Observed, decision: &Decision, config: &Config) -> Report {
         source: candidate.source,
         at: candidate.at.clone(),
     };
-    report.candidates = decision
-        .resolution
-        .candidates
-        .iter()
-        .map(candidate)
-        .collect();
-    report.device = Some(device(seen, config));
+    report.candidates = plan.resolution.candidates.iter().map(candidate).collect();
+    report.device = Some(device(seen, request));
     report.host = seen.host.as_ref().map(|host| Host {
         root: host.root.display().to_string(),
         device: host.node.map(|node| HostDevice {
@@ -49,19 +44,19 @@ pub fn report(seen: &Observed, decision: &Decision, config: &Config) -> Report {
         }),
         kvm_gid: host
             .db
-            .by_name(&config.group)
+            .by_name(&request.policy.group)
             .map(|found| found.gid.as_raw()),
         udev: Some(udev(&host.udev)),
     });
-    report.pod = Some(pod(seen, config));
-    report.qemu = decision.identity.as_ref().map(|identity| Qemu {
+    report.pod = Some(pod(seen, request));
+    report.qemu = plan.identity.as_ref().map(|identity| Qemu {
         user: identity.user.as_deref().map(lossy),
         uid: identity.uid.as_raw(),
         gid: identity.gid.as_raw(),
         groups: identity.groups.iter().map(|gid| gid.as_raw()).collect(),
         stand_in: identity.stand_in,
     });
-    report.warnings.clone_from(&decision.warnings);
+    report.warnings.clone_from(&plan.warnings);
     report
 }
 
@@ -83,8 +78,8 @@ fn udev(prediction: &Prediction) -> Udev {
     }
 }
 
-fn device(seen: &Observed, config: &Config) -> Device {
-    let path = config.device.display().to_string();
+fn device(seen: &Observation, request: &Request) -> Device {
+    let path = request.sources.device.display().to_string();
     let Some(Node { facts, acl, .. }) = &seen.device else {
         return Device {
             path,
@@ -125,18 +120,19 @@ fn device(seen: &Observed, config: &Config) -> Device {
     }
 }
 
-fn pod(seen: &Observed, config: &Config) -> Pod {
+fn pod(seen: &Observation, request: &Request) -> Pod {
     let own = seen.pod.root.join(GROUP_FILE);
     let found = seen
         .pod
         .effective_group()
-        .and_then(|file| group::by_name(file, config.group.as_bytes()))
+        .and_then(|file| group::by_name(file, request.policy.group.as_bytes()))
         .map(|found| found.gid.as_raw());
     Pod {
-        root: seen.pod.root.display().to_string(),
-        group: config.group.clone(),
+        root: seen.pod.root.path().display().to_string(),
+        group: request.policy.group.clone(),
         kvm_gid: found,
-        group_file: config
+        group_file: request
+            .sources
             .group_file_out
             .as_ref()
             .unwrap_or(&own)

@@ -1,22 +1,20 @@
 //! The steps that change something: the pod's group file, the node's udev rule, and the device.
 
-use std::borrow::Cow;
-use std::path::Path;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 
 use crate::accounts::edit;
-use crate::config::Config;
 use crate::exit::Refused;
-use crate::observe::{GROUP_FILE, Observed};
-use crate::plan::{GroupStep, RuleStep, Step, align_all, unwritable};
+use crate::observe::GROUP_FILE;
+use crate::plan::{GroupFile, GroupStep, RuleStep, Step};
 use crate::report::{Action, Change};
-use crate::sys::CallError;
 use crate::sys::device::Device;
-use crate::sys::file::{CHANGED, Folder, LOCK_WAIT, LockFile, Rights};
+use crate::sys::file::{CHANGED, Folder, LockFile, Rights};
 use crate::sys::output::{Purpose, Unfit, open_below, open_output};
 use crate::sys::root::{MAX_FILE, Root};
+use crate::sys::{CallError, Inode};
 use crate::udev::own;
 
 /// A directory in which a file is replaced, and the file's name.
@@ -30,36 +28,24 @@ pub struct Held {
 }
 
 impl Held {
-    /// Opens and locks the directories of these steps that are not held yet, as far as they can be locked.
-    /// Whether there was one: then what was seen before may be out of date.
+    /// Opens and locks the directories of these steps that are not held yet, as far as they can be locked,
+    /// within `patience`. Whether there was one: then what was seen before may be out of date.
     ///
     /// # Errors
     /// [`Refused`] for a directory that another user can write into; otherwise the call that failed, and what
     /// to do next.
-    pub fn take(&mut self, steps: &[Step], config: &Config) -> anyhow::Result<bool> {
-        // `watch` tries again, and has a device to look after meanwhile.
-        let longest = match config.watching {
-            true => LOCK_WAIT / 10,
-            false => LOCK_WAIT,
-        };
+    pub fn take(&mut self, steps: &[Step], patience: Duration) -> anyhow::Result<bool> {
         let mut took = false;
         for step in steps {
             match step {
                 Step::GroupFile(step) if self.group.is_none() => {
-                    let (mut folder, name) = group_place(step, config)?;
-                    match step.out {
-                        Some(_) => folder.lock(LockFile::Own, longest).map_err(out_advice)?,
-                        None => folder
-                            .lock(LockFile::Passwords, longest)
-                            .map_err(file_advice)?,
-                    }
-                    self.group = Some((folder, name));
+                    self.group = Some(group_place(&step.file, patience)?);
                     took = true;
                 }
                 Step::UdevRule(step) if self.rule.is_none() => {
                     let (mut folder, name) = rule_place(step)?;
                     // No tool of a distribution locks the directory of rules; this keeps two runs apart.
-                    let locked = folder.lock(LockFile::Own, longest);
+                    let locked = folder.lock(LockFile::Own, patience);
                     locked.map_err(rule_advice)?;
                     self.rule = Some((folder, name));
                     took = true;
@@ -99,14 +85,14 @@ pub fn refuse_rule(steps: &[Step]) -> anyhow::Result<()> {
     }
 }
 
-/// Writes the file of a step, into a directory that is held, from what `seen` says: false where that is out
-/// of date, and all is to be looked at again.
+/// Writes the file of a step, into a directory that is held: false where what was seen of it is out of date,
+/// and all is to be looked at again.
 ///
 /// # Errors
 /// The call that failed, and what to do next. Every file is then still whole.
-pub fn write(step: &Step, config: &Config, seen: &Observed, held: &Held) -> anyhow::Result<bool> {
+pub fn write(step: &Step, held: &Held) -> anyhow::Result<bool> {
     match (step, &held.group, &held.rule) {
-        (Step::GroupFile(step), Some(place), _) => write_group_file(step, config, seen, place),
+        (Step::GroupFile(step), Some(place), _) => write_group_file(step, place),
         (Step::UdevRule(step), _, Some(place)) => write_rule(step, place),
         _ => Ok(false),
     }
@@ -116,12 +102,7 @@ pub fn write(step: &Step, config: &Config, seen: &Observed, held: &Held) -> anyh
 ///
 /// # Errors
 /// The call that failed, and what to do next.
-pub fn perform(step: &Step, config: &Config, device: Option<&Device>) -> anyhow::Result<()> {
-    let device = device.ok_or_else(|| {
-        let call = format!("open({})", config.device.display());
-        let errno = Errno::ENOENT;
-        device_advice(CallError { call, errno })
-    })?;
+pub fn perform(step: &Step, device: &Device) -> anyhow::Result<()> {
     let done = match step {
         Step::GroupFile(_) | Step::UdevRule(_) => Ok(()),
         Step::Owner { to: (uid, gid), .. } => device.set_owner(*uid, *gid),
@@ -132,7 +113,7 @@ pub fn perform(step: &Step, config: &Config, device: Option<&Device>) -> anyhow:
 }
 
 /// What to do about a device that cannot be changed.
-fn device_advice(error: CallError) -> anyhow::Error {
+pub fn device_advice(error: CallError) -> anyhow::Error {
     let advice = match error.errno {
         Errno::EROFS => "mount the node's /dev writable in this container",
         Errno::EPERM | Errno::EACCES => "run this step as root with CAP_CHOWN (privileged: true)",
@@ -144,19 +125,29 @@ fn device_advice(error: CallError) -> anyhow::Error {
     anyhow::anyhow!("{error}; {advice}")
 }
 
-fn group_place(step: &GroupStep, config: &Config) -> anyhow::Result<Place> {
-    let Some(out) = &step.out else {
-        let root = config.open_root()?;
-        let (fd, name) = root.folder_of(GROUP_FILE)?;
-        let folder = Folder::new(fd, root.join("etc"));
-        let found = folder.find(&name).map_err(file_advice)?;
-        if found.is_some_and(|found| found.kind() == SFlag::S_IFLNK) {
-            return Err(is_a_link(&folder, &name));
+/// The directory and the name of a group file, locked.
+fn group_place(file: &GroupFile, patience: Duration) -> anyhow::Result<Place> {
+    match file {
+        GroupFile::InPlace { root, .. } => {
+            let root = root.open()?;
+            let (fd, name) = root.folder_of(GROUP_FILE)?;
+            let mut folder = Folder::new(fd, root.join("etc"));
+            let found = folder.find(&name).map_err(file_advice)?;
+            if found.is_some_and(|found| found.kind() == SFlag::S_IFLNK) {
+                return Err(is_a_link(&folder, &name));
+            }
+            let locked = folder.lock(LockFile::Passwords, patience);
+            locked.map_err(file_advice)?;
+            Ok((folder, name))
         }
-        return Ok((folder, name));
-    };
-    let opened = open_output(out, Purpose::Write);
-    opened.map_err(|unfit| refused_or("--group-file-out", unfit, out_advice))
+        GroupFile::Out { path, .. } => {
+            let opened = open_output(path, Purpose::Write);
+            let (mut folder, name) =
+                opened.map_err(|unfit| refused_or("--group-file-out", unfit, out_advice))?;
+            folder.lock(LockFile::Own, patience).map_err(out_advice)?;
+            Ok((folder, name))
+        }
+    }
 }
 
 fn rule_place(step: &RuleStep) -> anyhow::Result<Place> {
@@ -185,30 +176,39 @@ fn refused_or(
 }
 
 /// Brings the group file in line, from what it held when it was looked at.
-fn write_group_file(
-    step: &GroupStep,
-    config: &Config,
-    seen: &Observed,
+fn write_group_file(step: &GroupStep, place: &Place) -> anyhow::Result<bool> {
+    check_size(step, place)?;
+    match &step.file {
+        GroupFile::InPlace { inode, base, .. } => {
+            write_in_place(*inode, base, &step.content, place)
+        }
+        GroupFile::Out {
+            base, keep_inode, ..
+        } => write_out(base.as_deref(), *keep_inode, &step.content, place),
+    }
+}
+
+fn write_out(
+    base: Option<&[u8]>,
+    keep_inode: bool,
+    content: &[u8],
     (folder, name): &Place,
 ) -> anyhow::Result<bool> {
-    let Some(file) = &seen.pod.group else {
-        return Ok(false);
+    let found = folder.find(name).map_err(out_advice)?;
+    let (found, rights) = (found.as_ref(), Rights::Root(0o644));
+    let written = match keep_inode {
+        true => folder.overwrite(name, found, base, content, rights),
+        false => folder.replace(name, found, base, content, rights),
     };
-    let to = match &step.out {
-        Some(out) => out.clone(),
-        None => folder.path().join(name),
-    };
-    let new = aligned(step, file, config, &to)?;
-    if step.out.is_some() {
-        let found = folder.find(name).map_err(out_advice)?;
-        let (found, rights) = (found.as_ref(), Rights::Root(0o644));
-        let base = seen.pod.group_out.as_ref().map(|out| &out.content[..]);
-        let written = match config.watching {
-            true => folder.overwrite(name, found, base, &new, rights),
-            false => folder.replace(name, found, base, &new, rights),
-        };
-        return unless_changed(written, out_advice);
-    }
+    unless_changed(written, out_advice)
+}
+
+fn write_in_place(
+    inode: Option<Inode>,
+    base: &[u8],
+    content: &[u8],
+    (folder, name): &Place,
+) -> anyhow::Result<bool> {
     let Some(found) = folder.find(name).map_err(file_advice)? else {
         let path = folder.path().join(name);
         return Err(anyhow::anyhow!("{} went away", path.display()));
@@ -217,14 +217,13 @@ fn write_group_file(
         Err(error) if error.errno == Errno::ELOOP => return Err(is_a_link(folder, name)),
         read => read?,
     };
-    let inode = seen.pod.group_stamp.map(|stamp| stamp.inode);
-    if inode != Some(found.inode()) || now != *file {
+    if inode != Some(found.inode()) || now != base {
         return Ok(false);
     }
-    if new == *file {
+    if content == base {
         return Ok(true);
     }
-    let written = folder.replace(name, Some(&found), Some(file), &new, Rights::Kept);
+    let written = folder.replace(name, Some(&found), Some(base), content, Rights::Kept);
     unless_changed(written, file_advice)
 }
 
@@ -251,19 +250,16 @@ fn unless_changed(
     }
 }
 
-/// The content for the group file `to`, which is never larger than what the next run would read.
-fn aligned<'a>(
-    step: &GroupStep,
-    file: &'a [u8],
-    config: &Config,
-    to: &Path,
-) -> anyhow::Result<Cow<'a, [u8]>> {
-    let (content, _) =
-        align_all(file, &step.wants).map_err(|error| Refused(unwritable(&error, &config.root)))?;
-    if content.len() as u64 <= MAX_FILE {
-        return Ok(content);
+/// Nothing is written that the next run would not read.
+fn check_size(step: &GroupStep, (folder, name): &Place) -> anyhow::Result<()> {
+    if step.content.len() as u64 <= MAX_FILE {
+        return Ok(());
     }
-    let (call, errno) = (format!("write({})", to.display()), Errno::EFBIG);
+    let path = match &step.file {
+        GroupFile::Out { path, .. } => path.clone(),
+        GroupFile::InPlace { .. } => folder.path().join(name),
+    };
+    let (call, errno) = (format!("write({})", path.display()), Errno::EFBIG);
     Err(CallError { call, errno }.into())
 }
 
@@ -361,10 +357,10 @@ pub fn changes(step: &Step) -> Vec<Change> {
                 }
             };
             let lines: Vec<_> = step.changes.iter().map(one).collect();
-            match &step.out {
-                Some(out) if lines.is_empty() => {
-                    let out = out.display().to_string();
-                    vec![change(Action::WriteGroupFile, None, out)]
+            match &step.file {
+                GroupFile::Out { path, .. } if lines.is_empty() => {
+                    let path = path.display().to_string();
+                    vec![change(Action::WriteGroupFile, None, path)]
                 }
                 _ => lines,
             }

@@ -26,13 +26,14 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::cli::Options;
-use crate::config::{Config, variable};
+use crate::config::options::Flags;
+use crate::config::{Output, variable};
 use crate::exit::{Usage, Verdict};
 use crate::hostdb;
 use crate::judge::failure;
 use crate::libvirtd;
 use crate::observe::GROUP_FILE;
+use crate::pipeline::Request;
 use crate::place::{self, HostRoot};
 use crate::report::Report;
 use crate::sys;
@@ -56,19 +57,23 @@ const POLL: Duration = Duration::from_secs(1);
 ///
 /// `again` gives the configuration anew at SIGHUP; `told` gets the first report.
 pub fn watch(
-    config: Config,
-    again: impl Fn() -> Result<Config, Usage>,
+    request: Request,
+    output: Output,
+    again: impl Fn() -> Result<(Request, Output), Usage>,
     told: impl FnOnce(&Report),
 ) -> Report {
     // The root of another process stays the one that it is now.
     let again = || {
-        let config = again().map_err(|usage| usage.to_string())?;
-        libvirtd::hold(&config).map_err(|error| error.to_string())
+        let (request, output) = again().map_err(|usage| usage.to_string())?;
+        match libvirtd::hold(&request.sources.pod_root) {
+            Ok(root) => Ok((request.with_root(root), output)),
+            Err(error) => Err(error.to_string()),
+        }
     };
-    let report = match libvirtd::hold(&config) {
-        Ok(config) => begin(config, again, told).map_err(Into::into),
+    let report = match libvirtd::hold(&request.sources.pod_root) {
+        Ok(root) => begin(request.with_root(root), output, again, told).map_err(Into::into),
         Err(error) => {
-            Status::default().withdraw(config.status_file.as_deref());
+            Status::default().withdraw(output.status_file.as_deref());
             Err(error)
         }
     };
@@ -77,25 +82,26 @@ pub fn watch(
 
 /// For a run that ends before it begins, as its configuration cannot be meant: a status that an earlier
 /// one has left says nothing any more. A file that only that configuration names stays.
-pub fn not_begun(options: &Options, env: impl Fn(&str) -> Option<OsString>) {
-    let flag = options.watch.status_file.clone().map(OsString::from);
+pub fn not_begun(flags: &Flags, env: impl Fn(&str) -> Option<OsString>) {
+    let flag = flags.get("status-file").map(OsString::from);
     let path = flag.or_else(|| env(&variable("status-file")));
     let path = path.filter(|path| !path.is_empty()).map(PathBuf::from);
     Status::default().withdraw(path.as_deref());
 }
 
 fn begin(
-    config: Config,
-    again: impl Fn() -> Result<Config, String>,
+    request: Request,
+    output: Output,
+    again: impl Fn() -> Result<(Request, Output), String>,
     told: impl FnOnce(&Report),
 ) -> sys::Result<Report> {
-    let mut keeper = Keeper::new(config);
+    let mut keeper = Keeper::new(request, output);
     keeper.withdraw();
     let mut watcher = Watcher::new(POLL);
     watcher.follow_hangup()?;
     watcher.follow_mounts();
     // What happens from here on is not missed, whatever the first look takes.
-    follow_device(&mut watcher, keeper.config())?;
+    follow_device(&mut watcher, keeper.request())?;
     keeper.look(Thorough::Yes);
     if keeper.report().verdict == Verdict::Usage {
         return Ok(keeper.report().clone());
@@ -131,7 +137,7 @@ impl Watch {
     fn until_looked_at(
         &mut self,
         first: News,
-        again: &impl Fn() -> Result<Config, String>,
+        again: &impl Fn() -> Result<(Request, Output), String>,
     ) -> sys::Result<()> {
         let recheck = Instant::now() + self.keeper.recheck();
         let mut quiet: Option<Instant> = None;
@@ -192,11 +198,11 @@ impl Watch {
     }
 
     /// Whether there is another configuration than before.
-    fn configure(&mut self, again: &impl Fn() -> Result<Config, String>) -> bool {
+    fn configure(&mut self, again: &impl Fn() -> Result<(Request, Output), String>) -> bool {
         match again() {
-            Ok(config) => {
+            Ok((request, output)) => {
                 log::info!("the configuration was read again");
-                self.keeper.configure(config);
+                self.keeper.configure(request, output);
                 self.keeper.look(Thorough::Yes);
                 self.keeper.save();
                 true
@@ -214,11 +220,11 @@ impl Watch {
         let libvirtd = self.keeper.libvirtd();
         let libvirtd = libvirtd.map(|libvirtd| (libvirtd.pid, &libvirtd.pidfd));
         self.watcher.follow_process(libvirtd);
-        let config = self.keeper.config();
+        let request = self.keeper.request();
         let mut problems = Vec::new();
         let news = self.watcher.follow_anew(|watcher| {
-            problems.extend(follow_device(watcher, config).err());
-            follow_files(watcher, config, &mut problems);
+            problems.extend(follow_device(watcher, request).err());
+            follow_files(watcher, request, &mut problems);
         });
         let problem = problems.first().map(|error| match error.advice() {
             Some(advice) => format!("{error}; {advice}"),
@@ -234,32 +240,32 @@ impl Watch {
     }
 }
 
-fn follow_device(watcher: &mut Watcher, config: &Config) -> sys::Result<bool> {
+fn follow_device(watcher: &mut Watcher, request: &Request) -> sys::Result<bool> {
     let here = Path::new(".");
-    let folder = config.device.parent().unwrap_or(here);
+    let folder = request.sources.device.parent().unwrap_or(here);
     let folder = Some(folder).filter(|folder| !folder.as_os_str().is_empty());
-    let name = config.device.file_name().unwrap_or_default();
+    let name = request.sources.device.file_name().unwrap_or_default();
     watcher.follow_device(folder.unwrap_or(here), name)
 }
 
-fn follow_files(watcher: &mut Watcher, config: &Config, problems: &mut Vec<sys::CallError>) {
+fn follow_files(watcher: &mut Watcher, request: &Request, problems: &mut Vec<sys::CallError>) {
     let one = |path: &'static str| {
         let folder = path.rsplit_once('/').map_or(".", |(folder, _)| folder);
         (folder, Names::last_of(Path::new(path)))
     };
-    for path in [&config.group_file_out, &config.qemu_conf]
+    for path in [&request.sources.group_file_out, &request.sources.qemu_conf]
         .into_iter()
         .flatten()
     {
         problems.extend(watcher.follow_file(path).err());
     }
-    if let Ok(root) = config.open_root() {
+    if let Ok(root) = request.sources.pod_root.open() {
         for file in [GROUP_FILE, "etc/passwd", "etc/libvirt/qemu.conf"] {
             let (folder, names) = one(file);
             problems.extend(watcher.follow_files(&root, folder, names).err());
         }
     }
-    if let Ok(HostRoot::At(root)) = place::find(config.host_root.as_deref()) {
+    if let Ok(HostRoot::At(root)) = place::find(request.sources.host_root.as_deref()) {
         let files = hostdb::FILES.into_iter().map(one);
         let records = hostdb::RECORD_FOLDERS.map(|folder| (folder, Names::EndIn(".group")));
         let rules = FOLDERS.map(|folder| (folder, Names::EndIn(".rules")));

@@ -6,37 +6,45 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::Parser;
-use libvirt_kvm_init::cli::{Cli, Verb};
-use libvirt_kvm_init::config::{Config, Format, Missing, ProofKind};
+use libvirt_kvm_init::cli::{Cli, Command};
+use libvirt_kvm_init::config::{Format, Missing, Output, Policy, ProofKind};
+use libvirt_kvm_init::pipeline::Request;
 
 /// Resolves a command line over some variables and one YAML file.
-fn resolve(flags: &[&str], env: &[(&str, &str)], yaml: &str) -> Result<Config, String> {
+fn resolve(flags: &[&str], env: &[(&str, &str)], yaml: &str) -> Result<(Request, Output), String> {
     let command = ["libvirt-kvm-init", "apply"].iter().chain(flags);
-    let Verb::Apply(options) = Cli::try_parse_from(command).unwrap().verb else {
-        panic!("apply is another verb")
+    let Command::Apply(options) = Cli::try_parse_from(command).unwrap().command else {
+        panic!("apply is another command")
     };
     let env: HashMap<_, _> = env.iter().copied().collect();
     let env = |name: &str| env.get(name).map(OsString::from);
     let read = |_: &std::path::Path| Ok(yaml.as_bytes().to_vec());
-    Config::resolve(&options, env, read).map_err(|usage| usage.0)
+    Request::resolve(&options.flags, env, read).map_err(|usage| usage.0)
+}
+
+fn policy(flags: &[&str], env: &[(&str, &str)], yaml: &str) -> Policy {
+    resolve(flags, env, yaml).unwrap().0.policy
 }
 
 #[test]
 fn nothing_given_is_the_documented_defaults() {
-    let config = resolve(&[], &[], "").unwrap();
-    assert_eq!(config.device.to_str(), Some("/dev/kvm"));
-    assert!(!config.device_given);
-    assert_eq!(config.root.to_str(), Some("/"));
-    assert_eq!(config.group, "kvm");
+    let (request, output) = resolve(&[], &[], "").unwrap();
+    let Request {
+        sources, policy, ..
+    } = request;
+    assert_eq!(sources.device.to_str(), Some("/dev/kvm"));
+    assert!(!sources.device_explicit);
+    assert_eq!(sources.pod_root.path().to_str(), Some("/"));
+    assert_eq!(policy.group, "kvm");
     assert_eq!(
-        (config.gid, config.mode, config.host_root),
+        (policy.gid, policy.mode, sources.host_root),
         (None, None, None)
     );
-    assert_eq!(config.proof, ProofKind::ApiVersion);
-    assert_eq!(config.missing, Missing::Fail);
-    assert_eq!(config.settle, Duration::ZERO);
-    assert_eq!(config.format, Format::Table);
-    assert!(!config.strict && !config.persist && !config.dry_run);
+    assert_eq!(request.proof, ProofKind::ApiVersion);
+    assert_eq!(policy.missing, Missing::Fail);
+    assert_eq!(request.settle, Duration::ZERO);
+    assert_eq!(output.format, Format::Table);
+    assert!(!policy.strict && !policy.persist && !request.dry_run);
 }
 
 #[test]
@@ -48,11 +56,11 @@ fn flags_beat_environment_beats_file() {
         ("LIBVIRT_KVM_INIT_GROUP", "from-env"),
         ("LIBVIRT_KVM_INIT_SERVICE_HOST", "10.0.0.1"),
     ];
-    let config = resolve(&["--gid", "3"], &env, yaml).unwrap();
-    let (gid, origin) = config.gid.unwrap();
+    let (Request { policy, .. }, _) = resolve(&["--gid", "3"], &env, yaml).unwrap();
+    let (gid, origin) = policy.gid.unwrap();
     assert_eq!((gid.as_raw(), origin.to_string().as_str()), (3, "--gid"));
-    assert_eq!(config.group, "from-env");
-    assert_eq!(config.mode, Some(0o660));
+    assert_eq!(policy.group, "from-env");
+    assert_eq!(policy.mode, Some(0o660));
 }
 
 #[test]
@@ -86,9 +94,9 @@ fn every_option_is_also_a_variable_and_a_key() {
         let file = resolve(&["--config", "c.yaml"], &[], &yaml).unwrap();
         assert_ne!(flag, default, "{name}");
         // All but the origin, which is what tells them apart, and flags, which do not speak again.
-        assert_eq!(env.again, "");
-        let strip = |mut config: Config| {
-            config.again.clear();
+        assert_eq!(env.0.policy.replay_flags, "");
+        let strip = |mut config: (Request, Output)| {
+            config.0.policy.replay_flags.clear();
             let text = format!("{config:?}");
             let origins = ["Flag", "Env", "File"];
             let words = text.split_whitespace();
@@ -110,16 +118,15 @@ fn empty_variables_and_keys_are_as_if_they_were_not_there() {
         ("LIBVIRT_KVM_INIT_GID", ""),
         ("LIBVIRT_KVM_INIT_CONFIG", ""),
     ];
-    assert_eq!(resolve(&[], &env, "gid: 5").unwrap().gid, None);
-    let config = resolve(&["--config", "c.yaml"], &[], "gid:\nmode: ''\n").unwrap();
-    assert_eq!((config.gid, config.mode), (None, None));
-    let config = resolve(&["--config", "c.yaml"], &[], "group: ~\nroot: null\n").unwrap();
-    assert_eq!(
-        (config.group.as_str(), config.root.to_str()),
-        ("kvm", Some("/"))
-    );
-    let config = resolve(&["--config", "c.yaml"], &[], "\u{feff}group: 'null'\n").unwrap();
-    assert_eq!(config.group, "null");
+    assert_eq!(policy(&[], &env, "gid: 5").gid, None);
+    let policy_of = |yaml: &str| policy(&["--config", "c.yaml"], &[], yaml);
+    let found = policy_of("gid:\nmode: ''\n");
+    assert_eq!((found.gid, found.mode), (None, None));
+    let file = ["--config", "c.yaml"];
+    let (request, _) = resolve(&file, &[], "group: ~\nroot: null\n").unwrap();
+    assert_eq!(request.policy.group, "kvm");
+    assert_eq!(request.sources.pod_root.path().to_str(), Some("/"));
+    assert_eq!(policy_of("\u{feff}group: 'null'\n").group, "null");
     for ended in [
         "gid: 5\r\n\t\r\n...\r\n# \u{e4}\n",
         "gid: 5\n... # end\n...\n",
@@ -129,8 +136,7 @@ fn empty_variables_and_keys_are_as_if_they_were_not_there() {
         "{gid: 5\n}\n...",
         "gid: 5 # \u{200c}\n",
     ] {
-        let config = resolve(&["--config", "c.yaml"], &[], ended).unwrap();
-        assert_eq!(config.gid.unwrap().0.as_raw(), 5, "{ended:?}");
+        assert_eq!(policy_of(ended).gid.unwrap().0.as_raw(), 5, "{ended:?}");
     }
     for empty in ["", "# nothing\n\n", "---\n"] {
         resolve(&["--config", "c.yaml"], &[], empty).unwrap();
@@ -140,17 +146,19 @@ fn empty_variables_and_keys_are_as_if_they_were_not_there() {
 #[test]
 fn switches_can_be_turned_off_again() {
     let env = [("LIBVIRT_KVM_INIT_STRICT", "true")];
-    assert!(resolve(&[], &env, "").unwrap().strict);
-    assert!(!resolve(&["--strict=false"], &env, "").unwrap().strict);
-    assert!(resolve(&["--strict"], &[], "").unwrap().strict);
+    assert!(policy(&[], &env, "").strict);
+    assert!(!policy(&["--strict=false"], &env, "").strict);
+    assert!(policy(&["--strict"], &[], "").strict);
 }
 
 #[test]
 fn durations_modes_and_numbers_read_as_written() {
-    let settle = |text: &str| resolve(&["--settle", text], &[], "").map(|config| config.settle);
+    let settle =
+        |text: &str| resolve(&["--settle", text], &[], "").map(|(request, _)| request.settle);
     assert_eq!(settle("500ms").unwrap(), Duration::from_millis(500));
     assert_eq!(settle("2m").unwrap(), Duration::from_secs(120));
-    let mode = |text: &str| resolve(&["--mode", text], &[], "").map(|config| config.mode);
+    let mode =
+        |text: &str| resolve(&["--mode", text], &[], "").map(|(request, _)| request.policy.mode);
     for text in ["660", "0660", "0o660"] {
         assert_eq!(mode(text).unwrap(), Some(0o660), "{text}");
     }

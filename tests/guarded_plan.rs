@@ -1,13 +1,15 @@
 //! What is planned where a GID means more than KVM, from observations that are put together here.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-use std::path::PathBuf;
+use std::path::Path;
+use std::sync::Arc;
 
-use libvirt_kvm_init::cli::Options;
-use libvirt_kvm_init::config::{Config, Origin, variable};
+use libvirt_kvm_init::config::options::Flags;
+use libvirt_kvm_init::config::{PodRoot, variable};
 use libvirt_kvm_init::hostdb::{HostDb, Record};
-use libvirt_kvm_init::observe::{Driver, Host, Node, Observed, Pod};
-use libvirt_kvm_init::plan::{Course, Decision, GroupStep, Step, align_all, decide};
+use libvirt_kvm_init::observe::{Driver, Host, Node, Observation, Pod};
+use libvirt_kvm_init::pipeline::Request;
+use libvirt_kvm_init::plan::{Course, GroupFile, GroupStep, Memory, Plan, Step, plan};
 use libvirt_kvm_init::report::{Code, Warning};
 use libvirt_kvm_init::sys::device::Facts;
 use libvirt_kvm_init::udev::own::Rules;
@@ -26,28 +28,37 @@ enum By {
     File,
 }
 
-fn config(given: &[(&'static str, &str)], by: By) -> Config {
-    let value = |name: &str| {
-        let found = given.iter().find(|(known, _)| *known == name);
-        found.map(|(_, text)| (*text).to_owned())
-    };
-    let flag = |name: &str| value(name).filter(|_| by == By::Flag || name == "missing");
-    let options = Options {
-        gid: flag("gid"),
-        group: flag("group"),
-        strict: flag("strict"),
-        missing: flag("missing"),
-        group_file_out: value("group-file-out"),
-        config: (by == By::File).then(|| "c.yaml".to_owned()),
-        ..Options::default()
-    };
+fn config(given: &[(&'static str, &str)], by: By) -> Request {
+    let flags = given.iter().copied();
+    let flags =
+        flags.filter(|(name, _)| by == By::Flag || !["gid", "group", "strict"].contains(name));
+    let file = (by == By::File).then_some(("config", "c.yaml"));
+    let flags = Flags::new(flags.chain(file));
     let env = |name: &str| {
         let found = given.iter().find(|(known, _)| variable(known) == name);
         found.filter(|_| by == By::Env).map(|(_, text)| text.into())
     };
     let yaml = given.iter().map(|(name, text)| format!("{name}: {text}\n"));
     let yaml: String = yaml.collect();
-    Config::resolve(&options, env, |_| Ok(yaml.clone().into_bytes())).unwrap()
+    let read = |_: &Path| Ok(yaml.clone().into_bytes());
+    Request::resolve(&flags, env, read).unwrap().0
+}
+
+fn decide(seen: &mut Observation, request: &Request, memory: Option<&Memory>) -> Plan {
+    seen.pod
+        .out_path
+        .clone_from(&request.sources.group_file_out);
+    plan(seen, &request.policy, memory).unwrap()
+}
+
+/// The names of the groups that a step writes: those that the pod's file had are not among them.
+fn groups(plan: &Plan) -> Vec<String> {
+    let content = &group_step(plan).unwrap().content;
+    let content = std::str::from_utf8(content).unwrap();
+    let names = content
+        .lines()
+        .map(|line| line.split(':').next().unwrap().to_owned());
+    names.filter(|name| name.starts_with("kvm")).collect()
 }
 
 fn facts(gid: u32) -> Facts {
@@ -64,7 +75,7 @@ fn facts(gid: u32) -> Facts {
 }
 
 /// A node with these group lines and rules, and a pod with these group lines; `device` is its GID.
-fn seen(node: &str, rules: &str, pod: &str, device: Option<u32>) -> Observed {
+fn seen(node: &str, rules: &str, pod: &str, device: Option<u32>) -> Observation {
     let mut host = Host {
         root: "/host".into(),
         db: HostDb {
@@ -93,15 +104,17 @@ fn seen(node: &str, rules: &str, pod: &str, device: Option<u32>) -> Observed {
         not_shown: Vec::new(),
     };
     host.foresee();
-    Observed {
+    Observation {
+        device_path: "/dev/kvm".into(),
+        device_explicit: false,
         host: Some(host),
         pod: Pod {
-            root: "/pod".into(),
+            root: PodRoot::at("/pod".into()),
             is_host: false,
-            is_others: false,
             etc: None,
             group_stamp: None,
-            group: Some(format!("root:x:0:\n{pod}").into_bytes()),
+            group: Some(Arc::new(format!("root:x:0:\n{pod}").into_bytes())),
+            out_path: None,
             group_out: None,
             passwd: b"root:x:0:0:::\nnova:x:42424:42424:::\n".to_vec(),
             qemu_conf: Some(b"user = \"nova\"\ngroup = \"kvm\"\n".to_vec()),
@@ -122,14 +135,14 @@ fn seen(node: &str, rules: &str, pod: &str, device: Option<u32>) -> Observed {
     }
 }
 
-fn steps(decision: &Decision) -> &[Step] {
+fn steps(decision: &Plan) -> &[Step] {
     match &decision.course {
         Course::Act(steps) | Course::Absent { steps, .. } => steps,
         Course::Refuse(refusal) => panic!("{}", refusal.text),
     }
 }
 
-fn group_step(decision: &Decision) -> Option<&GroupStep> {
+fn group_step(decision: &Plan) -> Option<&GroupStep> {
     steps(decision).iter().find_map(|step| match step {
         Step::GroupFile(step) => Some(step),
         _ => None,
@@ -137,14 +150,13 @@ fn group_step(decision: &Decision) -> Option<&GroupStep> {
 }
 
 /// The pod's group file once the steps are done.
-fn aligned(seen: &Observed, decision: &Decision) -> String {
-    let file = seen.pod.group.as_deref().unwrap();
-    let wants = group_step(decision).map_or(&[][..], |step| &step.wants);
-    let (text, _) = align_all(file, wants).unwrap();
-    String::from_utf8(text.into_owned()).unwrap()
+fn aligned(seen: &Observation, plan: &Plan) -> String {
+    let file = seen.pod.image_group().unwrap();
+    let content = group_step(plan).map_or(file, |step| &step.content);
+    String::from_utf8(content.to_vec()).unwrap()
 }
 
-fn refusal(decision: &Decision) -> &str {
+fn refusal(decision: &Plan) -> &str {
     match &decision.course {
         Course::Refuse(refusal) => &refusal.text,
         other => panic!("not refused: {other:?}"),
@@ -158,7 +170,7 @@ fn guarded(warnings: &[Warning]) -> Vec<&str> {
 }
 
 /// A node whose add event gives the device the GID 6, which is disk by one of its names, wherever that is.
-fn targets() -> Vec<(&'static str, Observed)> {
+fn targets() -> Vec<(&'static str, Observation)> {
     let number = "KERNEL==\"kvm\", GROUP=\"6\", MODE=\"0660\"\n";
     let pod = "kvm:x:424:\n";
     let mut record = seen("kvm:x:6:\n", number, pod, Some(6));
@@ -192,28 +204,31 @@ fn targets() -> Vec<(&'static str, Observed)> {
 
 #[test]
 fn a_guarded_target_takes_a_gid_from_the_command_line_or_the_file() {
-    for (at, seen) in targets() {
+    for (at, mut seen) in targets() {
         for strict in [false, true] {
             let strict = strict.then_some(("strict", "true"));
             let given: Vec<_> = strict.into_iter().collect();
-            let decision = decide(&seen, &config(&given, By::Flag)).unwrap();
+            let decision = decide(&mut seen, &config(&given, By::Flag), None);
             let text = refusal(&decision);
             assert!(text.contains("disk") && text.contains(at), "{text}");
             assert!(text.contains("give --gid 6 if"), "{text}");
         }
 
-        let decision = decide(&seen, &config(&[("gid", "6")], By::Env)).unwrap();
+        let decision = decide(&mut seen, &config(&[("gid", "6")], By::Env), None);
         let text = refusal(&decision);
         for part in ["LIBVIRT_KVM_INIT_GID", "disk", at, "--gid 6", "`gid: 6`"] {
             assert!(text.contains(part), "{part}: {text}");
         }
         // What `watch` found out is no permission, either.
-        let mut kept = config(&[], By::Flag);
-        kept.gid = Some((Gid::from_raw(6), Origin::Kept));
-        assert!(refusal(&decide(&seen, &kept).unwrap()).contains("disk"));
+        let kept = Memory {
+            kept_gid: Some(Gid::from_raw(6)),
+            ..Memory::default()
+        };
+        let decision = decide(&mut seen, &config(&[], By::Flag), Some(&kept));
+        assert!(refusal(&decision).contains("disk"));
 
         for by in [By::Flag, By::File] {
-            let decision = decide(&seen, &config(&[("gid", "6")], by)).unwrap();
+            let decision = decide(&mut seen, &config(&[("gid", "6")], by), None);
             let text = aligned(&seen, &decision);
             assert!(text.contains("kvm:x:6:nova\n"), "{at} {by:?}: {text}");
         }
@@ -222,9 +237,9 @@ fn a_guarded_target_takes_a_gid_from_the_command_line_or_the_file() {
 
 #[test]
 fn a_gid_of_another_group_is_permitted_by_a_variable() {
-    let seen = seen("games:x:6:\nkvm:x:108:\n", STOCK, "kvm:x:424:\n", Some(6));
+    let mut seen = seen("games:x:6:\nkvm:x:108:\n", STOCK, "kvm:x:424:\n", Some(6));
     for by in [By::Flag, By::File, By::Env] {
-        let decision = decide(&seen, &config(&[("gid", "6")], by)).unwrap();
+        let decision = decide(&mut seen, &config(&[("gid", "6")], by), None);
         assert!(aligned(&seen, &decision).contains("kvm:x:6:nova\n"));
     }
 }
@@ -233,9 +248,9 @@ fn a_gid_of_another_group_is_permitted_by_a_variable() {
 #[test]
 fn a_guarded_name_for_the_group_takes_an_explicit_gid() {
     let node = "kvm:x:108:\ndocker:x:99:\n";
-    let seen = seen(node, STOCK, "docker:x:99:\n", Some(108));
+    let mut seen = seen(node, STOCK, "docker:x:99:\n", Some(108));
     for by in [By::Flag, By::Env, By::File] {
-        let decision = decide(&seen, &config(&[("group", "docker")], by)).unwrap();
+        let decision = decide(&mut seen, &config(&[("group", "docker")], by), None);
         let text = refusal(&decision);
         assert!(text.contains("docker") && text.contains("--gid"), "{text}");
     }
@@ -287,11 +302,10 @@ fn an_event_gives_no_guarded_group() {
                 format!("{STOCK}ACTION=={add}, KERNEL==\"kvm\", GROUP=\"{group}\"{options}\n");
             let node = format!("kvm:x:108:\n{node}");
             let pod = format!("kvm:x:424:nova\n{pod}");
-            let seen = seen(&node, &rules, &pod, Some(108));
+            let mut seen = seen(&node, &rules, &pod, Some(108));
             for given in [&[][..], &[("gid", "108")]] {
-                let decision = decide(&seen, &config(given, By::Flag)).unwrap();
-                let names = group_step(&decision).unwrap().wants.iter();
-                let names: Vec<_> = names.map(|want| want.group.as_str()).collect();
+                let decision = decide(&mut seen, &config(given, By::Flag), None);
+                let names = groups(&decision);
                 let warnings = guarded(&decision.warnings);
                 match guard {
                     Some(guard) => {
@@ -300,7 +314,7 @@ fn an_event_gives_no_guarded_group() {
                         assert!(warnings[0].contains(guard), "{warnings:?}");
                         let strict: Vec<_> =
                             given.iter().copied().chain([("strict", "true")]).collect();
-                        let decision = decide(&seen, &config(&strict, By::Flag)).unwrap();
+                        let decision = decide(&mut seen, &config(&strict, By::Flag), None);
                         let text = refusal(&decision);
                         assert!(
                             text.starts_with("--strict: ") && text.contains(guard),
@@ -322,8 +336,8 @@ fn an_event_gives_no_guarded_group() {
 fn a_permission_is_for_one_gid() {
     let rules = format!("{STOCK}ACTION==\"change\", KERNEL==\"kvm\", GROUP=\"shadow\"\n");
     let node = "kvm:x:108:\ndisk:x:6:\nshadow:x:42:\n";
-    let seen = seen(node, &rules, "kvm:x:424:\n", Some(108));
-    let decision = decide(&seen, &config(&[("gid", "6")], By::Flag)).unwrap();
+    let mut seen = seen(node, &rules, "kvm:x:424:\n", Some(108));
+    let decision = decide(&mut seen, &config(&[("gid", "6")], By::Flag), None);
     let text = aligned(&seen, &decision);
     assert_eq!(text, "root:x:0:\nkvm:x:6:nova\nkvm-108:x:108:nova\n");
     assert_eq!(guarded(&decision.warnings).len(), 1);
@@ -338,10 +352,12 @@ fn the_gid_that_the_device_leaves_is_not_kept_where_it_is_guarded() {
     ] {
         let node = format!("kvm:x:108:\n{node}");
         let pod = format!("kvm:x:424:nova\n{pod}");
-        let seen = seen(&node, STOCK, &pod, Some(6));
-        let mut config = config(&[], By::Flag);
-        config.kept = Some(Gid::from_raw(6));
-        let decision = decide(&seen, &config).unwrap();
+        let mut seen = seen(&node, STOCK, &pod, Some(6));
+        let memory = Memory {
+            last_good_gid: Some(Gid::from_raw(6)),
+            ..Memory::default()
+        };
+        let decision = decide(&mut seen, &config(&[], By::Flag), Some(&memory));
         let text = aligned(&seen, &decision);
         assert_eq!(text.contains("kvm-6:x:6:nova"), is_kept, "{text}");
         assert_eq!(guarded(&decision.warnings).is_empty(), is_kept);
@@ -358,10 +374,12 @@ fn without_a_device_no_guarded_gid_goes_into_the_pods_file() {
         for gid in [None, Some(("gid", "6"))] {
             let given: Vec<_> = skip.into_iter().chain(gid).collect();
             for by in [By::Flag, By::Env] {
-                let decision = decide(&seen, &config(&given, by)).unwrap();
+                let decision = decide(&mut seen, &config(&given, by), None);
                 let step = group_step(&decision).unwrap();
-                assert_eq!(step.wants, [], "{at}");
-                assert_eq!(step.out, Some(PathBuf::from("/out/group")));
+                assert_eq!(step.content, seen.pod.image_group().unwrap(), "{at}");
+                assert!(
+                    matches!(&step.file, GroupFile::Out { path, .. } if path == Path::new("/out/group"))
+                );
                 let warnings = guarded(&decision.warnings);
                 assert_eq!(warnings.len(), 1, "{at}: {warnings:?}");
                 assert!(warnings[0].contains("disk"), "{warnings:?}");
@@ -370,13 +388,13 @@ fn without_a_device_no_guarded_gid_goes_into_the_pods_file() {
     }
     // An event's GID.
     let rules = format!("{STOCK}ACTION==\"change\", KERNEL==\"kvm\", GROUP=\"disk\"\n");
-    let seen = seen("kvm:x:108:\ndisk:x:6:\n", &rules, "kvm:x:424:\n", None);
-    let decision = decide(&seen, &config(&skip, By::Flag)).unwrap();
+    let mut seen = seen("kvm:x:108:\ndisk:x:6:\n", &rules, "kvm:x:424:\n", None);
+    let decision = decide(&mut seen, &config(&skip, By::Flag), None);
     assert_eq!(aligned(&seen, &decision), "root:x:0:\nkvm:x:108:nova\n");
     assert_eq!(guarded(&decision.warnings).len(), 1);
     // Nobody is given a file where a missing KVM is a failure.
     let fail = [("missing", "fail"), ("group-file-out", "/out/group")];
-    let decision = decide(&seen, &config(&fail, By::Flag)).unwrap();
+    let decision = decide(&mut seen, &config(&fail, By::Flag), None);
     assert_eq!(
         (steps(&decision), guarded(&decision.warnings).len()),
         (&[][..], 0)
@@ -388,9 +406,10 @@ fn without_a_device_no_guarded_gid_goes_into_the_pods_file() {
 fn without_a_device_another_groups_gid_stays_out_of_the_pods_file() {
     let skip = [("missing", "skip"), ("group-file-out", "/out/group")];
     let rules = "KERNEL==\"kvm\", GROUP=\"games\", MODE=\"0660\"\n";
-    let seen = seen("games:x:20:\n", rules, "kvm:x:424:\n", None);
-    let decision = decide(&seen, &config(&skip, By::Flag)).unwrap();
-    assert_eq!(group_step(&decision).unwrap().wants, []);
+    let mut seen = seen("games:x:20:\n", rules, "kvm:x:424:\n", None);
+    let decision = decide(&mut seen, &config(&skip, By::Flag), None);
+    let content = &group_step(&decision).unwrap().content;
+    assert_eq!(content, seen.pod.image_group().unwrap());
 }
 
 #[test]
@@ -400,7 +419,7 @@ fn a_name_that_is_more_than_a_name_is_refused_where_it_would_be_written() {
         let mut seen = seen("kvm:x:108:\n", STOCK, "kvm:x:424:\n", Some(108));
         seen.pod.passwd = format!("root:x:0:0:::\n{name}:x:42424:42424:::\n").into_bytes();
         seen.pod.qemu_conf = Some(b"user = \"+42424\"\ngroup = \"kvm\"\n".to_vec());
-        let decision = decide(&seen, &config(&[], By::Flag)).unwrap();
+        let decision = decide(&mut seen, &config(&[], By::Flag), None);
         let text = refusal(&decision);
         for part in [
             "/pod/etc/group: ",
@@ -416,8 +435,9 @@ fn a_name_that_is_more_than_a_name_is_refused_where_it_would_be_written() {
         without.device = None;
         without.driver = Driver::Absent;
         without.host.as_mut().unwrap().node = None;
-        let decision = decide(&without, &config(&skip, By::Flag)).unwrap();
-        assert_eq!(group_step(&decision).unwrap().wants, []);
+        let decision = decide(&mut without, &config(&skip, By::Flag), None);
+        let content = &group_step(&decision).unwrap().content;
+        assert_eq!(content, without.pod.image_group().unwrap());
         // What is in the file already has not to be written.
         let mut there = without;
         there.device = Some(Node {
@@ -428,7 +448,7 @@ fn a_name_that_is_more_than_a_name_is_refused_where_it_would_be_written() {
         });
         there.driver = Driver::Present;
         there.pod.group = Some(format!("root:x:0:\nkvm:x:108:{name}\n").into_bytes());
-        let decision = decide(&there, &config(&[], By::Flag)).unwrap();
+        let decision = decide(&mut there, &config(&[], By::Flag), None);
         assert_eq!(steps(&decision), []);
     }
 }

@@ -1,11 +1,14 @@
 //! What `--persist` plans, from observations that are put together here.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-use libvirt_kvm_init::cli::Options;
-use libvirt_kvm_init::config::Config;
+use std::sync::Arc;
+
+use libvirt_kvm_init::config::PodRoot;
+use libvirt_kvm_init::config::options::Flags;
 use libvirt_kvm_init::hostdb::HostDb;
-use libvirt_kvm_init::observe::{Driver, Host, Node, Observed, Pod};
-use libvirt_kvm_init::plan::{Course, Decision, Step, decide};
+use libvirt_kvm_init::observe::{Driver, Host, Node, Observation, Pod};
+use libvirt_kvm_init::pipeline::Request;
+use libvirt_kvm_init::plan::{Course, Plan, Step, plan};
 use libvirt_kvm_init::report::{Code, Warning};
 use libvirt_kvm_init::resolve::Source;
 use libvirt_kvm_init::sys::device::Facts;
@@ -33,14 +36,13 @@ const LATER: (&str, &str) = (
     "KERNEL==\"kvm\", MODE=\"0600\"\n",
 );
 
-fn config(gid: Option<&str>, mode: Option<&str>, persist: bool) -> Config {
-    let options = Options {
-        gid: gid.map(str::to_owned),
-        mode: mode.map(str::to_owned),
-        persist: persist.then(|| "true".to_owned()),
-        ..Options::default()
-    };
-    Config::resolve(&options, |_| None, |_| Ok(Vec::new())).unwrap()
+fn config(gid: Option<&str>, mode: Option<&str>, persist: bool) -> Request {
+    let gid = gid.map(|gid| ("gid", gid));
+    let mode = mode.map(|mode| ("mode", mode));
+    let persist = persist.then_some(("persist", "true"));
+    let flags = Flags::new([gid, mode, persist].into_iter().flatten());
+    let resolved = Request::resolve(&flags, |_| None, |_| Ok(Vec::new()));
+    resolved.unwrap().0
 }
 
 fn facts(gid: u32) -> Facts {
@@ -56,8 +58,12 @@ fn facts(gid: u32) -> Facts {
     }
 }
 
+fn decide(seen: &Observation, request: &Request) -> Plan {
+    plan(seen, &request.policy, None).unwrap()
+}
+
 /// A node whose kvm is `kvm`, with these rules, and an earlier run's if `own` says so.
-fn seen(kvm: u32, rules: &[(&str, &str)], own: Option<Gift>) -> Observed {
+fn seen(kvm: u32, rules: &[(&str, &str)], own: Option<Gift>) -> Observation {
     let mut files: Vec<_> = rules
         .iter()
         .map(|(path, text)| RuleFile {
@@ -98,15 +104,17 @@ fn seen(kvm: u32, rules: &[(&str, &str)], own: Option<Gift>) -> Observed {
         not_shown: Vec::new(),
     };
     host.foresee();
-    Observed {
+    Observation {
+        device_path: "/dev/kvm".into(),
+        device_explicit: false,
         host: Some(host),
         pod: Pod {
-            root: "/".into(),
+            root: PodRoot::at("/".into()),
             is_host: false,
-            is_others: false,
             etc: None,
-            group: Some(b"root:x:0:\nkvm:x:424:nova\n".to_vec()),
+            group: Some(Arc::new(b"root:x:0:\nkvm:x:424:nova\n".to_vec())),
             group_stamp: None,
+            out_path: None,
             group_out: None,
             passwd: b"root:x:0:0:::\nnova:x:42424:42424:::\n".to_vec(),
             qemu_conf: Some(b"user = \"nova\"\ngroup = \"kvm\"\n".to_vec()),
@@ -130,7 +138,7 @@ fn gift(gid: u32, mode: u16) -> Gift {
 }
 
 /// What is written, as group, mode and what was there; or why not.
-fn planned(decision: &Decision) -> Result<Option<(u32, u16, Option<String>)>, String> {
+fn planned(decision: &Plan) -> Result<Option<(u32, u16, Option<String>)>, String> {
     match &decision.course {
         Course::Act(steps) => Ok(steps.iter().find_map(|step| match step {
             Step::UdevRule(step) => {
@@ -206,7 +214,7 @@ fn a_rule_is_planned_where_some_event_would_undo_the_state() {
     ];
     for (rules, own, gid, mode, want) in table {
         let seen = seen(108, rules, own);
-        let decision = decide(&seen, &config(gid, mode, true)).unwrap();
+        let decision = decide(&seen, &config(gid, mode, true));
         let want = want.map(|(gid, mode, from)| (gid, mode, from.map(str::to_owned)));
         assert_eq!(
             planned(&decision),
@@ -214,7 +222,7 @@ fn a_rule_is_planned_where_some_event_would_undo_the_state() {
             "{rules:?} {own:?} {gid:?} {mode:?}"
         );
         // Nothing of it without the option.
-        let decision = decide(&seen, &config(gid, mode, false)).unwrap();
+        let decision = decide(&seen, &config(gid, mode, false));
         assert_eq!(planned(&decision), Ok(None));
     }
 }
@@ -223,12 +231,15 @@ fn a_rule_is_planned_where_some_event_would_undo_the_state() {
 fn the_rule_comes_last_and_makes_further_groups_needless() {
     let seen = seen(108, &[STOCK, PIN], None);
     let kinds = |persist| {
-        let decision = decide(&seen, &config(None, None, persist)).unwrap();
+        let decision = decide(&seen, &config(None, None, persist));
         let Course::Act(steps) = &decision.course else {
             panic!("{decision:?}")
         };
         let groups = |step: &Step| match step {
-            Step::GroupFile(step) => Some(step.wants.len()),
+            Step::GroupFile(step) => {
+                let text = std::str::from_utf8(&step.content).unwrap();
+                Some(text.lines().filter(|line| line.starts_with("kvm")).count())
+            }
             _ => None,
         };
         let kinds: Vec<_> = steps
@@ -252,19 +263,19 @@ fn the_own_rule_speaks_for_the_node_only_where_it_is_not_to_be_written_anew() {
     // The node's number, the own rule's; with --persist, and without.
     for (rules, source) in [(&[STOCK][..], Source::Udev), (&[], Source::HostGroup)] {
         let seen = seen(777, rules, Some(gift(108, 0o660)));
-        let renewed = decide(&seen, &config(None, None, true)).unwrap();
+        let renewed = decide(&seen, &config(None, None, true));
         let target = renewed.resolution.target().unwrap();
         assert_eq!((target.gid.as_raw(), target.source), (777, source));
         assert_eq!(renewed.warnings, []);
 
-        let followed = decide(&seen, &config(None, None, false)).unwrap();
+        let followed = decide(&seen, &config(None, None, false));
         let target = followed.resolution.target().unwrap();
         assert_eq!((target.gid.as_raw(), target.source), (108, Source::Udev));
         assert!(target.at.contains(own::PATH), "{}", target.at);
         let odd = codes(&followed.warnings);
         assert!(odd.contains(&Code::UdevRuleOutdated), "{odd:?}");
 
-        let named = decide(&seen, &config(Some("108"), None, false)).unwrap();
+        let named = decide(&seen, &config(Some("108"), None, false));
         let odd = codes(&named.warnings);
         assert!(!odd.contains(&Code::UdevRuleOutdated), "{odd:?}");
     }
@@ -272,7 +283,7 @@ fn the_own_rule_speaks_for_the_node_only_where_it_is_not_to_be_written_anew() {
 
 #[test]
 fn what_cannot_be_written_or_would_not_win_is_refused() {
-    type Spoil = fn(&mut Observed);
+    type Spoil = fn(&mut Observation);
     let table: [(Spoil, &str); 9] = [
         (
             |seen| seen.host = None,
@@ -306,21 +317,21 @@ fn what_cannot_be_written_or_would_not_win_is_refused() {
             host.foresee();
         }
         let config = config(Some("5000"), None, true);
-        let refusal = planned(&decide(&seen, &config).unwrap()).unwrap_err();
+        let refusal = planned(&decide(&seen, &config)).unwrap_err();
         assert!(refusal.starts_with("--persist: "), "{refusal}");
         assert!(refusal.contains(why), "`{why}` in {refusal}");
     }
 }
 
-fn spot(seen: &mut Observed) -> &mut Spot {
+fn spot(seen: &mut Observation) -> &mut Spot {
     seen.host.as_mut().unwrap().spot.as_mut().unwrap()
 }
 
-fn udevd(seen: &mut Observed) -> &mut Udevd {
+fn udevd(seen: &mut Observation) -> &mut Udevd {
     &mut seen.host.as_mut().unwrap().udevd
 }
 
-fn add(seen: &mut Observed, path: &str, text: &str) {
+fn add(seen: &mut Observation, path: &str, text: &str) {
     let files = &mut seen.host.as_mut().unwrap().rules.files;
     let file = RuleFile {
         path: path.to_owned(),

@@ -18,14 +18,16 @@ mod rule_sets;
 mod udevd;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use common::{in_namespace, ok};
 use libvirt_kvm_init::accounts::{group, passwd};
-use libvirt_kvm_init::cli::Options;
-use libvirt_kvm_init::config::Config;
-use libvirt_kvm_init::observe::{Driver, Host, Node, Observed, Pod};
-use libvirt_kvm_init::plan::{Course, Step, decide};
+use libvirt_kvm_init::config::PodRoot;
+use libvirt_kvm_init::config::options::Flags;
+use libvirt_kvm_init::observe::{Driver, Host, Node, Observation, Pod};
+use libvirt_kvm_init::pipeline::Request;
+use libvirt_kvm_init::plan::{Course, Step, plan};
 use libvirt_kvm_init::sys::device::Device;
 use libvirt_kvm_init::sys::root::Root;
 use libvirt_kvm_init::udev::own::Gift;
@@ -140,7 +142,7 @@ fn check(sets: &[RuleSet]) {
 }
 
 /// A node with the rules that stand here, and a pod that follows it.
-fn seen(version: u32) -> Observed {
+fn seen(version: u32) -> Observation {
     let mut host = Host::observe(&Root::open(Path::new("/")).unwrap(), true).unwrap();
     host.node = None;
     host.udevd = Udevd {
@@ -149,15 +151,17 @@ fn seen(version: u32) -> Observed {
     };
     host.foresee();
     let device = Device::find(Path::new(NODE)).unwrap().unwrap();
-    Observed {
+    Observation {
+        device_path: "/dev/kvm".into(),
+        device_explicit: false,
         host: Some(host),
         pod: Pod {
-            root: "/".into(),
+            root: PodRoot::at("/".into()),
             is_host: false,
-            is_others: false,
             etc: None,
-            group: Some(b"kvm:x:424:\n".to_vec()),
+            group: Some(Arc::new(b"kvm:x:424:\n".to_vec())),
             group_stamp: None,
+            out_path: None,
             group_out: None,
             passwd: b"nova:x:42424:42424:::\n".to_vec(),
             qemu_conf: Some(b"user = \"nova\"\ngroup = \"kvm\"\n".to_vec()),
@@ -205,16 +209,12 @@ fn persist(sets: &[RuleSet]) -> ([usize; 3], Vec<String>) {
     let (mut counts, mut wrong) = ([0; 3], Vec::new());
     for (number, set) in sets.iter().enumerate() {
         // What the node says, or a number that nobody has.
-        let gid = (number % 3 == 2).then(|| "4711".to_owned());
-        let options = Options {
-            gid,
-            persist: Some("true".to_owned()),
-            ..Options::default()
-        };
-        let config = Config::resolve(&options, |_| None, |_| Ok(Vec::new())).unwrap();
+        let gid = (number % 3 == 2).then_some(("gid", "4711"));
+        let flags = Flags::new([("persist", "true")].into_iter().chain(gid));
+        let (request, _) = Request::resolve(&flags, |_| None, |_| Ok(Vec::new())).unwrap();
         oracle.install(set);
         common::set_owner(Path::new(NODE), 0, 0, 0o600);
-        let decision = decide(&seen(version), &config).unwrap();
+        let decision = plan(&seen(version), &request.policy, None).unwrap();
         let target = decision
             .resolution
             .target()

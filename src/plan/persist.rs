@@ -8,9 +8,8 @@ use nix::unistd::Gid;
 
 use super::events::EVENTS;
 use super::safety::is_private;
-use super::{Refusal, RuleStep};
-use crate::config::Config;
-use crate::observe::{Host, Observed};
+use super::{Context, Refusal, RuleStep};
+use crate::observe::Host;
 use crate::udev::own::{self, Gift};
 use crate::udev::{Event, Forecast, Outcome, Prediction};
 use crate::udev_read::{SpotFolder, Stands};
@@ -36,13 +35,14 @@ struct Want {
 ///
 /// # Errors
 /// The refusal: no node is seen, its folder is read-only, or the rule would not decide.
-pub fn planned(seen: &Observed, config: &Config, target: Gid) -> Result<Option<Planned>, Refusal> {
+pub fn planned(context: &Context<'_>, target: Gid) -> Result<Option<Planned>, Refusal> {
+    let Context { seen, policy, .. } = context;
     let no = |text: String| Refusal {
         text: format!("--persist: {text}"),
         cause: None,
     };
     // udev looks after the node's device, not after one that a container has for itself.
-    if !config.persist || is_private(seen) {
+    if !policy.persist || is_private(seen) {
         return Ok(None);
     }
     let Some(host) = &seen.host else {
@@ -52,14 +52,14 @@ pub fn planned(seen: &Observed, config: &Config, target: Gid) -> Result<Option<P
     };
     let want = Want {
         gid: target,
-        exact: config.mode,
+        exact: policy.mode,
     };
     if want.undone_by(&host.udev).is_none() {
         return Ok(None);
     }
     let gift = Gift {
         gid: target,
-        mode: config.mode.unwrap_or_else(|| usual_mode(host)),
+        mode: policy.mode.unwrap_or_else(|| usual_mode(host)),
     };
     let file = gift.file();
     let after = host.with_own(&file);

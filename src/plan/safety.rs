@@ -4,11 +4,10 @@ use nix::sys::stat::SFlag;
 use nix::unistd::Gid;
 
 use super::events::{gives_to_root, other_numbers};
-use super::work::writes_group_file;
-use super::{Decision, Refusal};
+use super::{Context, Plan, Refusal};
 use crate::accounts::group;
-use crate::config::{Config, Origin};
-use crate::observe::{Driver, GROUP_FILE, Observed};
+use crate::config::Origin;
+use crate::observe::{Driver, GROUP_FILE, Observation};
 use crate::report::{Cause, Code, Warning, some_of_many};
 use crate::sys::device::Facts;
 use crate::sys::root::kind_name;
@@ -21,15 +20,15 @@ const GUARDED: [&str; 9] = [
 
 /// The guarded group that has this GID: by the node's database or by the pod's group file, whichever of its
 /// names that is.
-pub fn guarded(seen: &Observed, gid: Gid) -> Option<String> {
+pub fn guarded(seen: &Observation, gid: Gid) -> Option<String> {
     guarded_by(seen, gid, pods_file(seen))
 }
 
-fn pods_file(seen: &Observed) -> &[u8] {
-    seen.pod.group.as_deref().unwrap_or_default()
+fn pods_file(seen: &Observation) -> &[u8] {
+    seen.pod.image_group().unwrap_or_default()
 }
 
-fn guarded_by(seen: &Observed, gid: Gid, pods_file: &[u8]) -> Option<String> {
+fn guarded_by(seen: &Observation, gid: Gid, pods_file: &[u8]) -> Option<String> {
     if gid.as_raw() == 0 {
         return Some("the group root".to_owned());
     }
@@ -51,47 +50,48 @@ fn guarded_by(seen: &Observed, gid: Gid, pods_file: &[u8]) -> Option<String> {
 }
 
 /// The same for the target: that GID becomes `--group`'s in the pod.
-pub fn guarded_target(seen: &Observed, config: &Config, gid: Gid) -> Option<String> {
-    guarded(seen, gid).or_else(|| guarded_option(seen, config))
+pub fn guarded_target(context: &Context<'_>, gid: Gid) -> Option<String> {
+    guarded(context.seen, gid).or_else(|| guarded_option(context))
 }
 
-fn guarded_option(seen: &Observed, config: &Config) -> Option<String> {
-    let named = writes_group_file(seen, config) && GUARDED.contains(&config.group.as_str());
-    named.then(|| format!("to be the pod's group {} (--group)", config.group))
+fn guarded_option(context: &Context<'_>) -> Option<String> {
+    let group = &context.policy.group;
+    let named = context.writes_group_file() && GUARDED.contains(&group.as_str());
+    named.then(|| format!("to be the pod's group {group} (--group)"))
 }
 
 /// The node's group with this GID, where it is another one than `--group` and no GID was given.
-pub fn other_owner(seen: &Observed, config: &Config, gid: Gid) -> Option<(String, String)> {
-    let host = seen.host.as_ref().filter(|_| config.gid.is_none())?;
-    host.db.other_owner(gid, &config.group)
+pub fn other_owner(context: &Context<'_>, gid: Gid) -> Option<(String, String)> {
+    let host = context.seen.host.as_ref();
+    let host = host.filter(|_| context.explicit_gid().is_none())?;
+    host.db.other_owner(gid, &context.policy.group)
 }
 
 /// Whether this very GID was given where a guarded group can be permitted: on the command line or in the
 /// configuration file. Who may set a variable (a ConfigMap with `envFrom`) decides less than who may change
 /// the command.
-fn is_permitted(config: &Config, gid: Gid) -> bool {
-    match &config.gid {
-        Some((given, Origin::Flag(_) | Origin::File { .. })) => *given == gid,
+fn is_permitted(context: &Context<'_>, gid: Gid) -> bool {
+    match context.explicit_gid() {
+        Some((given, Origin::Flag(_) | Origin::File { .. })) => given == gid,
         Some((_, Origin::Env(_) | Origin::Kept)) | None => false,
     }
 }
 
 /// Why the target may not be this GID, where it means more than KVM.
 fn check_guarded(
-    seen: &Observed,
-    config: &Config,
+    context: &Context<'_>,
     gid: Gid,
     at: &str,
     pods_file: &[u8],
 ) -> Result<(), Refusal> {
-    let by_name = guarded_by(seen, gid, pods_file);
-    let Some(group) = by_name.or_else(|| guarded_option(seen, config)) else {
+    let by_name = guarded_by(context.seen, gid, pods_file);
+    let Some(group) = by_name.or_else(|| guarded_option(context)) else {
         return Ok(());
     };
-    if is_permitted(config, gid) {
+    if is_permitted(context, gid) {
         return Ok(());
     }
-    let way_out = match &config.gid {
+    let way_out = match context.explicit_gid() {
         Some((_, Origin::Env(_))) => format!(
             "a variable does not permit that: give --gid {gid} on the command line, or `gid: {gid}` in \
              the file of --config, if that is meant"
@@ -106,11 +106,11 @@ fn check_guarded(
 }
 
 /// No node, or no driver behind it.
-pub fn absent(seen: &Observed, config: &Config) -> Option<(Cause, String, String)> {
-    let path = config.device.display();
+pub fn absent(seen: &Observation) -> Option<(Cause, String, String)> {
+    let path = seen.device_path.display();
     let on_host = seen.host.as_ref().and_then(|host| host.node);
     match &seen.device {
-        None if on_host.is_some_and(|node| node.is_kvm()) && !config.device_given => None,
+        None if on_host.is_some_and(|node| node.is_kvm()) && !seen.device_explicit => None,
         None => {
             let text = format!("{path} does not exist");
             let advice = if on_host.is_some_and(|node| node.is_kvm()) {
@@ -137,65 +137,64 @@ pub fn absent(seen: &Observed, config: &Config) -> Option<(Cause, String, String
 
 /// The target, once every safety rule has agreed to it. `udev` is what will happen to the device.
 pub fn target(
-    seen: &Observed,
-    config: &Config,
+    context: &Context<'_>,
     udev: Option<&Prediction>,
-    decision: &mut Decision,
+    plan: &mut Plan,
 ) -> Result<Gid, Refusal> {
-    let path = config.device.display();
+    let seen = context.seen;
+    let path = seen.device_path.display();
     let no = |text: String| Refusal { text, cause: None };
-    check_device(seen, config, &mut decision.warnings)?;
+    check_device(context, &mut plan.warnings)?;
     if seen.host.is_none() {
         let text = "this container does not see the node's file system, so the node's own number \
                     is not known; mount it read-only at /mnt/host-rootfs, or give --host-root or \
                     --gid";
-        if config.strict {
+        if context.is_strict() {
             return Err(no(format!("--strict: {text}")));
         }
-        decision
-            .warnings
-            .push(Warning::new(Code::HostRootUnknown, text));
+        let warning = Warning::new(Code::HostRootUnknown, text);
+        plan.warnings.push(warning);
     }
-    if config.strict
-        && let Some(warning) = decision.resolution.disagreement()
+    if context.is_strict()
+        && let Some(warning) = plan.resolution.disagreement()
     {
         return Err(no(format!("--strict: {}", warning.text)));
     }
-    let Some(target) = decision.resolution.target() else {
+    let Some(target) = plan.resolution.target() else {
         return Err(no(format!(
             "no number for the group {} was found: not on the node, not on {path}, not in the \
              pod; give --gid",
-            config.group
+            context.policy.group
         )));
     };
     let (gid, at) = (target.gid, target.at.clone());
     // On the node itself that file is among the node's, and is not written.
     let is_nodes = seen.pod.is_host && seen.host.is_some();
-    let file = match is_nodes && !writes_group_file(seen, config) {
+    let file = match is_nodes && !context.writes_group_file() {
         true => &[][..],
         false => pods_file(seen),
     };
-    check_guarded(seen, config, gid, &at, file)?;
-    if let Some((owner, place)) = other_owner(seen, config, gid) {
+    check_guarded(context, gid, &at, file)?;
+    if let Some((owner, place)) = other_owner(context, gid) {
         return Err(no(format!(
             "{at} gives the number {gid}, and on the node that is the group {owner} ({place}): \
              its members would gain KVM; give --gid {gid} if that is meant"
         )));
     }
-    if writes_group_file(seen, config) {
-        if seen.pod.is_others
-            && let Err(why) = check_etc(seen.pod.etc, seen.pod.group.as_deref())
+    if context.writes_group_file() {
+        if seen.pod.root.is_of_process()
+            && let Err(why) = check_etc(seen.pod.etc, seen.pod.image_group())
         {
-            let root = seen.pod.root.display();
+            let root = seen.pod.root.path().display();
             return Err(no(format!(
                 "the root of another container ({root}) is not edited: {why}; run this in that container, or \
                  give --group-file-out"
             )));
         }
-        let others = collisions(file, config, gid);
-        collision(others, gid, config, &mut decision.warnings)?;
-        let (_, told) = further_numbers(seen, config, udev, gid);
-        if let Some(warning) = told.first().filter(|_| config.strict) {
+        let others = collisions(file, &context.policy.group, gid);
+        collision(others, gid, context, &mut plan.warnings)?;
+        let (_, told) = further_numbers(context, udev, gid);
+        if let Some(warning) = told.first().filter(|_| context.is_strict()) {
             return Err(no(format!("--strict: {}", warning.text)));
         }
     }
@@ -205,12 +204,12 @@ pub fn target(
 /// The GIDs that other events of the node give, as far as the QEMU user may have them; and what is odd
 /// about them. A GID that means more than KVM is given to no QEMU for an event's sake.
 pub fn further_numbers(
-    seen: &Observed,
-    config: &Config,
+    context: &Context<'_>,
     udev: Option<&Prediction>,
     target: Gid,
 ) -> (Vec<Gid>, Vec<Warning>) {
-    let file = seen.pod.group.as_deref().unwrap_or_default();
+    let seen = context.seen;
+    let file = seen.pod.image_group().unwrap_or_default();
     let (mut free, mut told) = (Vec::new(), Vec::new());
     let roots = gives_to_root(udev).then_some(Gid::from_raw(0));
     for gid in other_numbers(udev, target).into_iter().chain(roots) {
@@ -223,7 +222,7 @@ pub fn further_numbers(
             told.push(Warning::new(Code::GuardedGroup, text));
             continue;
         }
-        if let Some(name) = collisions(file, config, gid).next() {
+        if let Some(name) = collisions(file, &context.policy.group, gid).next() {
             let text = format!(
                 "an event of the node gives the device the number {gid}, which is also the pod's \
                  group {name}: its members gain KVM, and QEMU gains what {name} may"
@@ -239,7 +238,7 @@ pub fn further_numbers(
 fn collision(
     others: impl Iterator<Item = String>,
     gid: Gid,
-    config: &Config,
+    context: &Context<'_>,
     warnings: &mut Vec<Warning>,
 ) -> Result<(), Refusal> {
     /// How many are named.
@@ -252,7 +251,7 @@ fn collision(
         "the number {gid} is also the pod's group {names}: its members gain KVM, and QEMU gains \
          what {names} may"
     );
-    if config.strict {
+    if context.is_strict() {
         let text = format!("{text}; leave out --strict if that is meant");
         return Err(Refusal { text, cause: None });
     }
@@ -261,20 +260,20 @@ fn collision(
 }
 
 /// Other groups of the pod with this number, but for the one that this program makes for it.
-pub fn collisions(file: &[u8], config: &Config, gid: Gid) -> impl Iterator<Item = String> {
+pub fn collisions(file: &[u8], group: &str, gid: Gid) -> impl Iterator<Item = String> {
     group::all_by_gid(file, gid)
         .map(|other| String::from_utf8_lossy(other.name).into_owned())
-        .filter(move |name| is_other(name, config, gid))
+        .filter(move |name| is_other(name, group, gid))
 }
 
-fn is_other(name: &str, config: &Config, gid: Gid) -> bool {
-    let own = name.strip_prefix(&config.group);
+fn is_other(name: &str, group: &str, gid: Gid) -> bool {
+    let own = name.strip_prefix(group);
     let own = own.is_some_and(|rest| rest.is_empty() || rest == format!("-{gid}"));
     !own
 }
 
 /// Whether the device is another one than the node's.
-pub fn is_private(seen: &Observed) -> bool {
+pub fn is_private(seen: &Observation) -> bool {
     let on_host = seen.host.as_ref().and_then(|host| host.node);
     let on_host = on_host.filter(|node| node.is_kvm());
     on_host.is_some_and(|host| {
@@ -293,12 +292,9 @@ fn described(facts: &Facts) -> String {
 }
 
 /// Only a character device 10:232 that is the node's own is ever touched.
-fn check_device(
-    seen: &Observed,
-    config: &Config,
-    warnings: &mut Vec<Warning>,
-) -> Result<(), Refusal> {
-    let path = config.device.display();
+fn check_device(context: &Context<'_>, warnings: &mut Vec<Warning>) -> Result<(), Refusal> {
+    let seen = context.seen;
+    let path = seen.device_path.display();
     let on_host = seen.host.as_ref().and_then(|host| host.node);
     let on_host = on_host.filter(|node| node.is_kvm());
     let refusal = |cause, text| {
@@ -321,7 +317,7 @@ fn check_device(
     if !facts.is_kvm() {
         let why = match facts.kind {
             // What somebody named may be of use, and is not to be removed.
-            kind if config.device_given && kind != SFlag::S_IFLNK => format!(
+            kind if seen.device_explicit && kind != SFlag::S_IFLNK => format!(
                 "{}, and KVM is the character device 10:232: give --device its path",
                 described(facts)
             ),
@@ -351,7 +347,7 @@ fn check_device(
                 facts.uid, facts.gid, facts.mode, host.uid, host.gid, host.mode
             );
             let text = format!("{private} ({shown}); mount the node's /dev at /dev");
-            if config.private_ok {
+            if context.policy.allow_private_device {
                 warnings.push(Warning::new(Code::PrivateDevice, text));
                 return Ok(());
             }

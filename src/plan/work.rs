@@ -1,19 +1,18 @@
 //! What there is to do, and whom QEMU will run as once it is done.
 
 use std::borrow::Cow;
-use std::path::Path;
+use std::sync::Arc;
 
 use nix::unistd::{Gid, Uid};
 
 use super::safety::{collisions, further_numbers, guarded, guarded_target, other_owner};
-use super::{Decision, GroupStep, GroupWant, Refusal, Step};
-use crate::accounts::edit::{self, EditError, align};
+use super::{Context, GroupFile, GroupStep, Plan, Refusal, Step};
+use crate::accounts::edit::{self, EditError, Want, align};
 use crate::accounts::{group, passwd};
-use crate::config::Config;
+use crate::config::PodRoot;
 use crate::exit::Usage;
-use crate::observe::{GROUP_FILE, Node, Observed};
+use crate::observe::{GROUP_FILE, Node};
 use crate::qemu::{self, Configured, Identity};
-use crate::qemu_conf::QemuConf;
 use crate::report::{Code, Warning, some_of_many};
 use crate::resolve::Resolution;
 use crate::udev::Prediction;
@@ -25,34 +24,33 @@ use crate::udev::Prediction;
 /// [`Stop::Usage`] for a QEMU user or group that is not there, and a pod root without group file;
 /// [`Stop::Refusal`] for a name that is not written into a group file.
 pub fn steps(
-    seen: &Observed,
-    config: &Config,
-    conf: Option<&QemuConf>,
+    context: &Context<'_>,
     udev: Option<&Prediction>,
     target: Gid,
-    decision: &mut Decision,
+    plan: &mut Plan,
 ) -> Result<Vec<Step>, Stop> {
+    let seen = context.seen;
     let pod = &seen.pod;
-    let user = user(seen, config, conf);
+    let user = user(context);
     let mut steps = Vec::new();
-    let group_file = if writes_group_file(seen, config) {
+    let group_file = if context.writes_group_file() {
         let member = match &user {
             Ok(user) => member(user),
             Err(unknown) if pod.is_host && unknown.is_absence() => None,
             Err(unknown) => return Err(Usage(unknown.to_string()).into()),
         };
-        let (wants, told) = wants(seen, config, udev, target, member);
-        decision.warnings.extend(told);
-        let (aligned, step) = group_step(seen, config, wants)?;
-        note_leftovers(seen, config, step.as_ref(), decision);
+        let (wants, told) = wants(context, udev, target, member);
+        plan.warnings.extend(told);
+        let (aligned, step) = group_step(context, &wants)?;
+        note_leftovers(context, step.as_ref(), plan);
         steps.extend(step.map(Step::GroupFile));
         aligned
     } else {
         Cow::Borrowed(pod.effective_group().unwrap_or_default())
     };
     let configured = Configured {
-        given: config.qemu_group.as_ref(),
-        conf,
+        given: context.policy.qemu_group.as_ref(),
+        conf: context.conf,
         conf_name: &pod.qemu_conf_name,
     };
     let os_release = pod.os_release.as_deref();
@@ -66,8 +64,8 @@ pub fn steps(
         _ => identity.clone(),
     };
     match now {
-        Ok(now) => decision.identity_now = Some(now),
-        Err(unknown) => decision.no_identity_now = Some(unknown),
+        Ok(now) => plan.identity_now = Some(now),
+        Err(unknown) => plan.no_identity_now = Some(unknown),
     }
     let identity = match identity {
         Err(unknown) if pod.is_host && unknown.is_absence() => {
@@ -75,24 +73,30 @@ pub fn steps(
                 "this node has no QEMU user, so the proof is for uid and gid 65534 with the group \
                  {target} alone; it says nothing of a pod's QEMU"
             );
-            decision
-                .warnings
-                .push(Warning::new(Code::LimitedProof, text));
-            decision.identity_now = Some(Identity::nobody(target));
+            let warning = Warning::new(Code::LimitedProof, text);
+            plan.warnings.push(warning);
+            plan.identity_now = Some(Identity::nobody(target));
             Identity::nobody(target)
         }
         other => other.map_err(|unknown| Usage(unknown.to_string()))?,
     };
-    decision.identity = Some(identity);
+    plan.identity = Some(identity);
     // Where the pod's file cannot follow, no number goes onto the device that it does not have. The node's own
     // file is none to follow.
     let is_known = || group::groups(&group_file).any(|group| group.gid == target);
     if let Some(node) = &seen.device
-        && (!config.sealed || pod.is_host || is_known())
+        && (!context.group_file_readonly() || pod.is_host || is_known())
     {
-        steps.extend(device_steps(node, config, target, &mut decision.warnings));
+        steps.extend(device_steps(node, context, target, &mut plan.warnings));
     }
     Ok(steps)
+}
+
+/// A group that is wanted.
+struct GroupWant {
+    name: String,
+    gid: Gid,
+    member: Option<Vec<u8>>,
 }
 
 /// Why there are no steps.
@@ -113,30 +117,29 @@ impl From<Usage> for Stop {
 /// The group with its number, and one more for each other number that an event of the node gives the
 /// device: as long as the node's events disagree, no single number lasts. Also what is odd about those.
 fn wants(
-    seen: &Observed,
-    config: &Config,
+    context: &Context<'_>,
     udev: Option<&Prediction>,
     target: Gid,
     member: Option<Vec<u8>>,
 ) -> (Vec<GroupWant>, Vec<Warning>) {
-    let name = &config.group;
+    let name = &context.policy.group;
     let mut warnings = Vec::new();
     let mut wants = vec![GroupWant {
-        group: name.clone(),
+        name: name.clone(),
         gid: target,
         member: member.clone(),
     }];
     // Without a member there is nobody whom another number could lock out.
-    if member.is_some() && !seen.pod.is_host {
-        let (mut numbers, told) = further_numbers(seen, config, udev, target);
+    if member.is_some() && !context.seen.pod.is_host {
+        let (mut numbers, told) = further_numbers(context, udev, target);
         warnings = told;
-        match number_to_leave(seen, config, target) {
+        match number_to_leave(context, target) {
             Ok(kept) => numbers.extend(kept),
             Err(warning) => warnings.push(warning),
         }
         numbers.dedup();
         wants.extend(numbers.into_iter().map(|gid| GroupWant {
-            group: format!("{name}-{gid}"),
+            name: format!("{name}-{gid}"),
             gid,
             member: member.clone(),
         }));
@@ -146,19 +149,21 @@ fn wants(
 
 /// The number that the device is about to leave: until it has, and wherever the new one cannot be
 /// given to it, guests start with that one. One that means more than KVM is a warning instead.
-fn number_to_leave(seen: &Observed, config: &Config, target: Gid) -> Result<Option<Gid>, Warning> {
-    let file = seen.pod.group.as_deref().unwrap_or_default();
-    let Some(kept) = config.kept.filter(|kept| *kept != target) else {
+fn number_to_leave(context: &Context<'_>, target: Gid) -> Result<Option<Gid>, Warning> {
+    let file = context.seen.pod.image_group().unwrap_or_default();
+    let Some(kept) = context.last_good_gid().filter(|kept| *kept != target) else {
         return Ok(None);
     };
-    if let Some(group) = guarded(seen, kept) {
+    if let Some(group) = guarded(context.seen, kept) {
         let text = format!(
             "the device leaves the GID {kept}, which is {group}: QEMU is not made a member for the time \
              until then, and a guest that starts meanwhile may not get KVM"
         );
         return Err(Warning::new(Code::GuardedGroup, text));
     }
-    let is_free = collisions(file, config, kept).next().is_none();
+    let is_free = collisions(file, &context.policy.group, kept)
+        .next()
+        .is_none();
     Ok(is_free.then_some(kept))
 }
 
@@ -166,13 +171,18 @@ fn number_to_leave(seen: &Observed, config: &Config, target: Gid) -> Result<Opti
 ///
 /// # Errors
 /// A name that cannot be written.
-pub fn align_all<'a>(
+fn align_all<'a>(
     file: &'a [u8],
     wants: &[GroupWant],
 ) -> Result<(Cow<'a, [u8]>, Vec<edit::Change>), EditError> {
     let (mut content, mut changes) = (Cow::Borrowed(file), Vec::new());
     for want in wants {
-        let aligned = match align(&content, &want.as_want())? {
+        let want = Want {
+            group: want.name.as_bytes(),
+            gid: want.gid,
+            member: want.member.as_deref(),
+        };
+        let aligned = match align(&content, &want)? {
             (Cow::Owned(aligned), more) => {
                 changes.extend(more);
                 aligned
@@ -185,7 +195,7 @@ pub fn align_all<'a>(
 }
 
 /// Why nothing is written, and what to do: the member's name is the image's, the group's is an option's.
-pub fn unwritable(error: &EditError, root: &Path) -> String {
+fn unwritable(error: &EditError, root: &PodRoot) -> String {
     let file = root.join(GROUP_FILE);
     let way_out = match error {
         EditError::Name {
@@ -200,75 +210,80 @@ pub fn unwritable(error: &EditError, root: &Path) -> String {
     format!("{}: {error}; {way_out}", file.display())
 }
 
-/// On the node itself the group file is never edited; a file of its own can be made from it.
-pub fn writes_group_file(seen: &Observed, config: &Config) -> bool {
-    !config.sealed && (!seen.pod.is_host || config.group_file_out.is_some())
-}
-
 /// The group file as it shall be, and the step to it if it is not so yet.
 fn group_step<'a>(
-    seen: &'a Observed,
-    config: &Config,
-    wants: Vec<GroupWant>,
+    context: &Context<'a>,
+    wants: &[GroupWant],
 ) -> Result<(Cow<'a, [u8]>, Option<GroupStep>), Stop> {
-    let path = seen.pod.root.join(GROUP_FILE);
-    let Some(file) = &seen.pod.group else {
+    let pod = &context.seen.pod;
+    let Some(file) = pod.image_group() else {
         let text = format!(
             "{} does not exist: run this in the libvirt image, or give --root",
-            path.display()
+            pod.root.join(GROUP_FILE).display()
         );
         return Err(Usage(text).into());
     };
-    let (aligned, changes) = align_all(file, &wants).map_err(|error| {
+    let (aligned, changes) = align_all(file, wants).map_err(|error| {
         Stop::Refusal(Refusal {
-            text: unwritable(&error, &seen.pod.root),
+            text: unwritable(&error, &pod.root),
             cause: None,
         })
     })?;
-    let stands = match &config.group_file_out {
-        Some(_) => seen.pod.own_group_out(),
-        None => Some(&file[..]),
+    let stands = match &pod.out_path {
+        Some(_) => pod.own_group_out(),
+        None => Some(file),
     };
     if stands == Some(&aligned[..]) {
         return Ok((aligned, None));
     }
     // What changes for libvirtd is told from the file that it would read now.
-    let now = seen.pod.effective_group();
-    let changes = match now.map(|file| align_all(file, &wants)) {
+    let changes = match pod.effective_group().map(|file| align_all(file, wants)) {
         Some(Ok((_, changes))) => changes,
         _ => changes,
     };
-    let step = GroupStep {
-        wants,
-        out: config.group_file_out.clone(),
-        changes,
+    let step = write(context, &aligned, changes);
+    Ok((aligned, step))
+}
+
+/// The step that writes this content.
+fn write(context: &Context<'_>, content: &[u8], changes: Vec<edit::Change>) -> Option<GroupStep> {
+    let pod = &context.seen.pod;
+    let file = match &pod.out_path {
+        Some(path) => GroupFile::Out {
+            path: path.clone(),
+            base: pod.group_out.as_ref().map(|out| out.content.clone()),
+            keep_inode: context.memory.is_some(),
+        },
+        None => GroupFile::InPlace {
+            root: pod.root.clone(),
+            inode: pod.group_stamp.map(|stamp| stamp.inode),
+            base: Arc::clone(pod.group.as_ref()?),
+        },
     };
-    Ok((aligned, Some(step)))
+    Some(GroupStep {
+        file,
+        content: content.to_vec(),
+        changes,
+    })
 }
 
 /// What the renumbering leaves behind.
-fn note_leftovers(
-    seen: &Observed,
-    config: &Config,
-    step: Option<&GroupStep>,
-    decision: &mut Decision,
-) {
+fn note_leftovers(context: &Context<'_>, step: Option<&GroupStep>, plan: &mut Plan) {
     /// How many lines are named.
     const NAMED: usize = 20;
-    let file = seen.pod.group.as_deref().unwrap_or_default();
-    let lines = || group::all_by_name(file, config.group.as_bytes());
+    let file = context.seen.pod.image_group().unwrap_or_default();
+    let group = &context.policy.group;
+    let lines = || group::all_by_name(file, group.as_bytes());
     if lines().nth(1).is_some() {
         let text = format!(
-            "the pod has the group {} on lines {}: the first counts and is the one that is changed",
-            config.group,
+            "the pod has the group {group} on lines {}: the first counts and is the one that is changed",
             some_of_many(lines().map(|group| group.line.to_string()), NAMED, ", ")
         );
-        decision
-            .warnings
-            .push(Warning::new(Code::DuplicateGroup, text));
+        let warning = Warning::new(Code::DuplicateGroup, text);
+        plan.warnings.push(warning);
     }
     let changes = step.map(|step| &step.changes[..]).unwrap_or_default();
-    decision.renumbered = changes.iter().find_map(|change| match change {
+    plan.renumbered = changes.iter().find_map(|change| match change {
         edit::Change::SetGid { from, .. } => Some(*from),
         _ => None,
     });
@@ -283,7 +298,7 @@ pub fn primary_users(passwd: &[u8], gid: Gid) -> impl Iterator<Item = String> {
 
 fn device_steps(
     node: &Node,
-    config: &Config,
+    context: &Context<'_>,
     target: Gid,
     warnings: &mut Vec<Warning>,
 ) -> Vec<Step> {
@@ -294,7 +309,7 @@ fn device_steps(
         let text = format!(
             "{} belongs to {}:{}, which may be IDs that this user namespace does not map: owner \
              and group are left alone",
-            config.device.display(),
+            context.seen.device_path.display(),
             facts.uid,
             facts.gid
         );
@@ -307,7 +322,7 @@ fn device_steps(
     }
     // The owner first: what a wider mode gives then goes to the group that shall have it.
     if let Some(acl) = &node.acl {
-        let repaired = acl.repaired(config.mode);
+        let repaired = acl.repaired(context.policy.mode);
         if repaired != *acl {
             steps.push(Step::Acl {
                 from: acl.clone(),
@@ -315,7 +330,7 @@ fn device_steps(
             });
         }
     } else {
-        let to = wanted_mode(facts.mode, config.mode);
+        let to = wanted_mode(facts.mode, context.policy.mode);
         if to != facts.mode {
             steps.push(Step::Mode {
                 from: facts.mode,
@@ -335,17 +350,16 @@ pub fn wanted_mode(now: u16, exact: Option<u16>) -> u16 {
 /// far as that can be told, or the image's own. Without a device nothing makes up for a GID that is another
 /// group's, so that not even an explicit one permits it.
 pub fn file_for_the_pod(
-    seen: &Observed,
-    config: &Config,
-    conf: Option<&QemuConf>,
+    context: &Context<'_>,
     resolution: &Resolution,
     warnings: &mut Vec<Warning>,
 ) -> Vec<Step> {
-    let (Some(out), Some(file)) = (&config.group_file_out, &seen.pod.group) else {
+    let seen = context.seen;
+    let (Some(out), Some(file)) = (&seen.pod.out_path, seen.pod.image_group()) else {
         return Vec::new();
     };
     let target = resolution.target().filter(|target| {
-        let group = guarded_target(seen, config, target.gid);
+        let group = guarded_target(context, target.gid);
         if let Some(group) = &group {
             let text = format!(
                 "{} gives the GID {}, which is {group}: without a device that GID goes into no group \
@@ -359,44 +373,35 @@ pub fn file_for_the_pod(
         group.is_none()
     });
     let target = target.map(|target| target.gid);
-    let target = target.filter(|gid| collisions(file, config, *gid).next().is_none());
-    let target = target.filter(|gid| other_owner(seen, config, *gid).is_none());
-    let member = user(seen, config, conf).ok().and_then(|user| member(&user));
+    let target = target.filter(|gid| {
+        collisions(file, &context.policy.group, *gid)
+            .next()
+            .is_none()
+    });
+    let target = target.filter(|gid| other_owner(context, *gid).is_none());
+    let member = user(context).ok().and_then(|user| member(&user));
     let udev = seen.host.as_ref().map(|host| &host.udev);
     let (wants, told) = target
-        .map(|gid| wants(seen, config, udev, gid, member))
+        .map(|gid| wants(context, udev, gid, member))
         .unwrap_or_default();
     warnings.extend(told);
     // A name that is not written leaves the image's own file, too.
-    let (wants, content, changes) = match align_all(file, &wants) {
-        Ok((content, changes)) => (wants, content, changes),
-        Err(_) => (Vec::new(), Cow::Borrowed(&file[..]), Vec::new()),
-    };
+    let (content, changes) = align_all(file, &wants).unwrap_or((Cow::Borrowed(file), Vec::new()));
     if seen.pod.own_group_out() == Some(&content[..]) {
         return Vec::new();
     }
-    vec![Step::GroupFile(GroupStep {
-        wants,
-        out: Some(out.clone()),
-        changes,
-    })]
+    let step = write(context, &content, changes);
+    step.map(Step::GroupFile).into_iter().collect()
 }
 
-fn user(
-    seen: &Observed,
-    config: &Config,
-    conf: Option<&QemuConf>,
-) -> Result<qemu::User, qemu::Unknown> {
+fn user(context: &Context<'_>) -> Result<qemu::User, qemu::Unknown> {
+    let pod = &context.seen.pod;
     let configured = Configured {
-        given: config.qemu_user.as_ref(),
-        conf,
-        conf_name: &seen.pod.qemu_conf_name,
+        given: context.policy.qemu_user.as_ref(),
+        conf: context.conf,
+        conf_name: &pod.qemu_conf_name,
     };
-    qemu::user(
-        &configured,
-        &seen.pod.passwd,
-        seen.pod.os_release.as_deref(),
-    )
+    qemu::user(&configured, &pod.passwd, pod.os_release.as_deref())
 }
 
 /// Whom to list in the group: libvirt looks memberships up by name, and root needs none.

@@ -1,6 +1,5 @@
 //! One device, kept as it shall be.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::unistd::Gid;
@@ -10,16 +9,17 @@ use super::publish::{Published, Status};
 use super::tally::{Tally, is_ready};
 use super::tug::{Move, PATIENCE, Tug};
 use super::voice::Voice;
-use crate::apply::apply_and_see;
+use crate::apply::{apply_and_see, no_device};
 use crate::check;
-use crate::config::{Config, Origin, ProofKind};
+use crate::config::{Output, PodRoot, ProofKind, is_id};
 use crate::exit::Verdict;
 use crate::judge::{conclude, moved, proof};
 use crate::libvirtd::{Found, Libvirtd, find};
-use crate::observe::{GROUP_FILE, Observed, group_file_stands, look_again};
+use crate::observe::{GROUP_FILE, Observation, group_file_stands, look_again};
 use crate::oddities::daemons;
+use crate::pipeline::Request;
 use crate::place::{self, HostRoot};
-use crate::plan::{Course, Decision, Step, decide};
+use crate::plan::{Course, Memory, Plan, Step, plan};
 use crate::report::{Action, Report};
 use crate::snapshot;
 use crate::steps;
@@ -51,9 +51,13 @@ enum Doubt {
 /// What is kept, and how that goes.
 pub(super) struct Keeper {
     /// As it was configured.
-    asked: Config,
-    /// The same, with what was found out since: libvirtd's root, and the number that is kept.
-    config: Config,
+    asked: Request,
+    /// Where the report goes, and when.
+    output: Output,
+    /// As it was configured, with what was found out since: libvirtd's root.
+    request: Request,
+    /// What is known from before.
+    memory: Memory,
     /// The libvirtd in another container whose root that is.
     libvirtd: Option<Libvirtd>,
     /// Whether there may be one that was not found yet.
@@ -61,7 +65,7 @@ pub(super) struct Keeper {
     /// Why a proof may say nothing of a libvirtd that runs.
     doubt: Option<Doubt>,
     /// What was seen last.
-    seen: Option<Observed>,
+    seen: Option<Observation>,
     report: Report,
     tally: Tally,
     tug: Tug,
@@ -70,12 +74,8 @@ pub(super) struct Keeper {
     looked: Option<Instant>,
     /// How long to wait before looking again while the state is not right.
     again: Option<Duration>,
-    /// The number with which QEMU could open the device.
-    good: Option<Gid>,
-    /// Why the device keeps that number though the node has another one.
+    /// Why the device keeps a GID though the node has another one.
     keeps: Option<String>,
-    /// The root whose group file was the node's own when the node was seen last.
-    nodes: Option<PathBuf>,
     /// The number that the pod's group had before it was brought in line.
     old: Option<String>,
     /// What was said last about a state that is not right.
@@ -85,10 +85,12 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn new(asked: Config) -> Self {
+    pub(super) fn new(asked: Request, output: Output) -> Self {
         Self {
-            config: asked.clone(),
+            request: asked.clone(),
             asked,
+            output,
+            memory: Memory::default(),
             libvirtd: None,
             seeks: false,
             doubt: None,
@@ -100,9 +102,7 @@ impl Keeper {
             paused_until: None,
             looked: None,
             again: None,
-            good: None,
             keeps: None,
-            nodes: None,
             old: None,
             said: None,
             metrics: Published::default(),
@@ -111,21 +111,22 @@ impl Keeper {
     }
 
     /// What was seen of another device says nothing of this one.
-    pub(super) fn configure(&mut self, config: Config) {
-        if config.device != self.asked.device {
-            self.good = None;
+    pub(super) fn configure(&mut self, request: Request, output: Output) {
+        if request.sources.device != self.asked.sources.device {
+            self.memory.last_good_gid = None;
         }
         self.seen = None;
-        if config.status_file != self.asked.status_file {
+        if output.status_file != self.output.status_file {
             self.withdraw();
         }
-        self.asked = config;
+        self.output = output;
+        self.asked = request;
         // To wait for the device to hold still is for the start.
         self.asked.settle = Duration::ZERO;
     }
 
-    pub(super) fn config(&self) -> &Config {
-        &self.config
+    pub(super) fn request(&self) -> &Request {
+        &self.request
     }
 
     pub(super) fn report(&self) -> &Report {
@@ -161,16 +162,18 @@ impl Keeper {
 
     /// When all is to be looked at again though nothing happened.
     pub(super) fn recheck(&self) -> Duration {
-        let again = self.again.unwrap_or(self.asked.recheck);
-        again.min(self.asked.recheck)
+        let again = self.again.unwrap_or(self.output.recheck);
+        again.min(self.output.recheck)
     }
 
     /// Looks at everything and mends it, as `apply` does.
     pub(super) fn look(&mut self, thorough: Thorough) {
-        let found = find(&self.asked, &daemons());
-        self.config = self.to_do(&found);
-        if thorough == Thorough::No && self.config.proof == ProofKind::CreateVm {
-            self.config.proof = ProofKind::ApiVersion;
+        let found = find(&self.asked.sources, &daemons());
+        self.memory.group_file_readonly = false;
+        self.memory.kept_gid = None;
+        self.request = self.to_do(&found);
+        if thorough == Thorough::No && self.request.proof == ProofKind::CreateVm {
+            self.request.proof = ProofKind::ApiVersion;
         }
         let is_seeking = matches!(found, Found::Nobodys | Found::OtherDevice(_));
         let lost = self.libvirtd.is_some() && is_seeking;
@@ -178,26 +181,26 @@ impl Keeper {
             // What was seen before is not needed any more, and may be as large as what will be.
             self.seen = None;
         }
-        let (mut report, mut seen) = apply_and_see(&self.config);
+        let (mut report, mut seen) = apply_and_see(&self.request, Some(&self.memory));
         self.count(&report, seen.as_ref());
         self.keeps = None;
         if let Some(good) = self.stuck_with(&report) {
-            self.config.gid = Some((good, Origin::Kept));
-            self.config.strict = false;
-            self.config.sealed = true;
+            self.memory.kept_gid = Some(good);
+            self.memory.group_file_readonly = true;
             self.keeps = Some(format!(
                 "the device keeps the number {good}, which QEMU can use: {}",
                 report.summary
             ));
             drop(seen.take());
-            (report, seen) = apply_and_see(&self.config);
+            (report, seen) = apply_and_see(&self.request, Some(&self.memory));
             self.count(&report, seen.as_ref());
         } else if report.verdict == Verdict::Ok {
             let target = report.target.as_ref();
-            self.good = target.map(|target| Gid::from_raw(target.gid));
+            self.memory.last_good_gid = target.map(|target| Gid::from_raw(target.gid));
         }
         if let Some(seen) = seen.as_ref().filter(|seen| seen.host.is_some()) {
-            self.nodes = seen.pod.is_host.then(|| seen.pod.root.clone());
+            let root = seen.pod.root.path();
+            self.memory.pod_was_host = seen.pod.is_host.then(|| root.to_owned());
         }
         self.doubt = match &found {
             Found::Own | Found::Nodes => None,
@@ -221,41 +224,40 @@ impl Keeper {
         self.conclude(report);
         let waits = self.seeks || !self.is_right() && self.report.verdict != Verdict::Absent;
         self.again = waits.then(|| self.again.map_or(SOON_AGAIN, |again| again * 2));
-        if self.recheck() == self.asked.recheck {
-            self.again = waits.then_some(self.asked.recheck);
+        if self.recheck() == self.output.recheck {
+            self.again = waits.then_some(self.output.recheck);
         }
         self.looked = Some(Instant::now());
     }
 
     /// What is asked for, with what is known.
-    fn to_do(&self, found: &Found) -> Config {
-        let mut config = self.asked.clone();
+    fn to_do(&mut self, found: &Found) -> Request {
+        let mut request = self.asked.clone();
         match found {
             Found::Own => {}
             Found::Of(libvirtd) => match libvirtd.root.again() {
-                Ok(root) => config = config.with_root(root),
+                Ok(root) => request = request.with_root(PodRoot::of_process(root)),
                 Err(error) => {
                     log::warn!("{error}");
-                    config.sealed = true;
+                    self.memory.group_file_readonly = true;
                 }
             },
             // An image of nothing but this program: until a libvirtd runs there is just the node.
             Found::Nodes | Found::Nobodys | Found::OtherDevice(_) | Found::Unclear(_) => {
-                let is_own =
-                    !matches!(found, Found::Nodes) && config.root.join(GROUP_FILE).exists();
-                if !is_own && let Ok(HostRoot::At(host)) = place::find(config.host_root.as_deref())
+                let sources = &request.sources;
+                let has_file = || sources.pod_root.join(GROUP_FILE).exists();
+                let is_own = !matches!(found, Found::Nodes) && has_file();
+                if !is_own && let Ok(HostRoot::At(host)) = place::find(sources.host_root.as_deref())
                 {
-                    host.path().clone_into(&mut config.root);
+                    request = request.with_root(PodRoot::at(host.path().to_owned()));
                 }
                 if matches!(found, Found::Unclear(_)) {
-                    self.keep_number(&mut config);
+                    self.keep_number();
                 }
             }
         }
-        config.kept = self.good;
-        config.was_nodes = self.nodes.as_ref() == Some(&config.root);
-        config.watching = true;
-        config
+        request.sources.host_root_optional = self.memory.last_good_gid.is_some();
+        request
     }
 
     /// What was proven is the node's device, for the QEMU identity of the files that are kept. Whether that is about
@@ -263,7 +265,7 @@ impl Keeper {
     fn apply_doubt(&self, report: &mut Report) {
         match &self.doubt {
             None => {}
-            Some(Doubt::OtherDevice) => check::find_private_device(report, &self.config),
+            Some(Doubt::OtherDevice) => check::find_private_device(report, &self.request),
             Some(Doubt::Nobody(other)) => waits_for(report, *other),
             Some(Doubt::Unclear(text)) => check::unclear(report, text),
         }
@@ -271,18 +273,15 @@ impl Keeper {
 
     /// Where nobody's group file may be edited, the device keeps the GID that it has, unless one was named: what
     /// those files have is not known.
-    fn keep_number(&self, config: &mut Config) {
-        config.sealed = true;
+    fn keep_number(&mut self) {
+        self.memory.group_file_readonly = true;
         let now = || {
-            let facts = Device::find(&config.device).ok()??.facts();
-            let is_usable = facts.is_kvm() && crate::config::is_id(facts.gid.as_raw());
+            let facts = Device::find(&self.asked.sources.device).ok()??.facts();
+            let is_usable = facts.is_kvm() && is_id(facts.gid.as_raw());
             is_usable.then_some(facts.gid)
         };
-        if config.gid.is_none()
-            && let Some(gid) = self.good.or_else(now)
-        {
-            config.gid = Some((gid, Origin::Kept));
-            config.strict = false;
+        if self.asked.policy.gid.is_none() {
+            self.memory.kept_gid = self.memory.last_good_gid.or_else(now);
         }
     }
 
@@ -312,16 +311,16 @@ impl Keeper {
             return Ok(false);
         };
         let before = seen.device.as_ref().map(|node| node.facts.inode);
-        let device = look_again(seen, &self.config)?;
-        let decision = decide(seen, &self.config)?;
-        let Course::Act(steps) = &decision.course else {
+        let device = look_again(seen)?;
+        let plan = plan(seen, &self.request.policy, Some(&self.memory))?;
+        let Course::Act(steps) = &plan.course else {
             return Ok(true);
         };
         if steps.iter().any(|step| !is_the_devices(step)) {
             return Ok(false);
         }
         // No other number goes onto the device than the pod's group file has.
-        if !steps.is_empty() && !group_file_stands(seen, &self.config)? {
+        if !steps.is_empty() && !group_file_stands(seen)? {
             return Ok(false);
         }
         let same = before == seen.device.as_ref().map(|node| node.facts.inode);
@@ -335,7 +334,7 @@ impl Keeper {
             self.paused_until = Some(Instant::now() + wait);
             // Now and then is enough.
             if count.is_power_of_two() || count == PATIENCE {
-                let path = self.config.device.display();
+                let path = self.request.sources.device.display();
                 let who = seen.device.as_ref();
                 let who = who.and_then(|node| who_did(seen, node, self.old.as_deref()));
                 let who = who.unwrap_or_else(|| {
@@ -348,7 +347,7 @@ impl Keeper {
             }
             // Who asks meanwhile whether QEMU can open the device shall not hear of the last change.
             if wait >= super::QUIET {
-                let mut report = proven(seen, &self.config, decision)?;
+                let mut report = proven(seen, &self.request, plan)?;
                 self.apply_doubt(&mut report);
                 self.report = report;
                 self.save();
@@ -357,7 +356,8 @@ impl Keeper {
         }
         let now = Instant::now();
         for step in steps {
-            steps::perform(step, &self.config, device.as_ref())?;
+            let device = device.as_ref().ok_or_else(|| no_device(seen))?;
+            steps::perform(step, device)?;
             self.tally
                 .healed(steps::changes(step).iter().map(|change| change.action));
             match self.voice.may(now) {
@@ -369,11 +369,11 @@ impl Keeper {
                 None => {}
             }
         }
-        look_again(seen, &self.config)?;
+        look_again(seen)?;
         self.tug.changed(changed(seen));
-        let mut report = proven(seen, &self.config, decision)?;
+        let mut report = proven(seen, &self.request, plan)?;
         // What changed meanwhile is the next event.
-        if report.proof.result == "ok" || !moved(seen, &self.config) {
+        if report.proof.result == "ok" || !moved(seen, &self.request) {
             self.apply_doubt(&mut report);
             self.conclude(report);
         }
@@ -406,7 +406,7 @@ impl Keeper {
     }
 
     /// What `apply` changed after the first time was drift.
-    fn count(&mut self, report: &Report, seen: Option<&Observed>) {
+    fn count(&mut self, report: &Report, seen: Option<&Observation>) {
         let applied = || report.changes.iter().filter(|change| change.applied);
         if self.tally.has_looked() {
             self.tally.healed(applied().map(|change| change.action));
@@ -431,37 +431,37 @@ impl Keeper {
             return None;
         }
         let target = report.target.as_ref().map(|target| target.gid);
-        let good = self.good.or_else(|| {
+        let good = self.memory.last_good_gid.or_else(|| {
             // At the start only QEMU can tell.
-            let now = check::judge(&self.config);
+            let now = check::judge(&self.request);
             let opens = now.proof.result == "ok";
             let gid = now.device.filter(|_| opens)?.gid?;
-            crate::config::is_id(gid).then(|| Gid::from_raw(gid))
+            is_id(gid).then(|| Gid::from_raw(gid))
         });
         good.filter(|good| target != Some(good.as_raw()))
     }
 
     /// What a status file says that nobody keeps up to date is not true for long.
     pub(super) fn withdraw(&mut self) {
-        let path = self.asked.status_file.clone();
+        let path = self.output.status_file.clone();
         self.status.withdraw(path.as_deref());
     }
 
     /// Leaves the state for others.
     pub(super) fn save(&mut self) {
         let (tally, report) = (&self.tally, &self.report);
-        self.metrics.write(self.asked.metrics_file.as_deref(), || {
+        self.metrics.write(self.output.metrics_file.as_deref(), || {
             tally.prometheus(report, SystemTime::now())
         });
         let is_proven = is_ready(report);
         let json = || report.to_json().unwrap_or_default();
-        let path = self.asked.status_file.as_deref();
+        let path = self.output.status_file.as_deref();
         self.status.write(path, is_proven, json);
     }
 }
 
 /// When the device was changed last; long ago where there is none.
-fn changed(seen: &Observed) -> Duration {
+fn changed(seen: &Observation) -> Duration {
     let (seconds, nanos) = seen.device.as_ref().map_or((0, 0), |node| node.facts.ctime);
     let seconds = u64::try_from(seconds).unwrap_or(0);
     Duration::new(seconds, u32::try_from(nanos).unwrap_or(0))
@@ -486,10 +486,10 @@ fn is_the_group_files(action: Action) -> bool {
     )
 }
 
-fn proven(seen: &Observed, config: &Config, decision: Decision) -> anyhow::Result<Report> {
-    let mut report = snapshot::report(seen, &decision, config);
-    report.proof = proof(config, seen, &decision, &mut report.warnings, || {})?;
-    conclude(&mut report, &decision);
+fn proven(seen: &Observation, request: &Request, plan: Plan) -> anyhow::Result<Report> {
+    let mut report = snapshot::report(seen, &plan, request);
+    report.proof = proof(request, seen, &plan, &mut report.warnings, || {})?;
+    conclude(&mut report, &plan);
     Ok(report)
 }
 

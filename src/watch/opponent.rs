@@ -2,10 +2,10 @@
 #![forbid(unsafe_code)]
 
 use crate::forecast;
-use crate::observe::{Node, Observed};
+use crate::observe::{Node, Observation};
 
 /// Who left the device as it is, as far as its numbers tell. `old` is what the pod's group was before.
-pub(super) fn who_did(seen: &Observed, node: &Node, old: Option<&str>) -> Option<String> {
+pub(super) fn who_did(seen: &Observation, node: &Node, old: Option<&str>) -> Option<String> {
     let facts = &node.facts;
     let numbers = format!("{}:{} {:04o}", facts.uid, facts.gid, facts.mode);
     let like = |coming: &forecast::Coming| {

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::PodSpec;
 use serde_json::{Value, json};
 
 use crate::common::ok;
-use crate::kubernetes::{OF_THE_NODE, config, mounts, typed};
+use crate::kubernetes::{OF_THE_NODE, mounts, request, typed};
 use crate::{copy, project, read, yaml};
 
 /// The libvirt pods of these fixtures.
@@ -141,7 +141,7 @@ fn the_daemonset_is_built_with_and_without_privileges() {
     let add = capabilities.add.as_ref().unwrap();
     assert_eq!(add, &["CHOWN", "SYS_PTRACE"]);
     assert_eq!(
-        config(watch).proof,
+        request(watch).0.proof,
         libvirt_kvm_init::config::ProofKind::Off
     );
     assert!(
@@ -276,7 +276,7 @@ fn the_readmes_command_prints_every_nodes_verdict() {
         "clusters": [{ "name": "test", "cluster": { "server": format!("http://127.0.0.1:{port}") } }],
         "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "" } }],
     });
-    fs::write(&kubeconfig, access.to_string()).unwrap();
+    fs::write(&kuberequest, access.to_string()).unwrap();
     let cache = dir.path().join("cache");
     let line = format!("kubectl --cache-dir={} get nodes {line}", cache.display());
     assert_eq!(shell(&line, &kubeconfig), table);

@@ -3,8 +3,9 @@
 use clap::Parser;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Container, Volume, VolumeMount};
-use libvirt_kvm_init::cli::{Cli, Verb};
-use libvirt_kvm_init::config::Config;
+use libvirt_kvm_init::cli::{Cli, Command};
+use libvirt_kvm_init::config::Output;
+use libvirt_kvm_init::pipeline::Request;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -103,15 +104,14 @@ pub fn words(container: &Container) -> Vec<String> {
 }
 
 /// What the program makes of them.
-pub fn config(container: &Container) -> Config {
+pub fn request(container: &Container) -> (Request, Output) {
     let words = words(container);
     let cli = Cli::try_parse_from([&["program".to_owned()], words.as_slice()].concat());
-    let Verb::Watch(given) = cli.unwrap_or_else(|e| panic!("{words:?}: {e}")).verb else {
+    let Command::Watch(given) = cli.unwrap_or_else(|e| panic!("{words:?}: {e}")).command else {
         panic!("{words:?}")
     };
-    let mut options = given.options;
-    options.watch = given.watch;
-    Config::resolve(&options, |_| None, |_| Err("no file".to_owned())).unwrap()
+    let none = |_: &std::path::Path| Err("no file".to_owned());
+    Request::resolve(&given.0.flags, |_| None, none).unwrap()
 }
 
 #[test]
@@ -150,7 +150,10 @@ fn of_the_nodes_file_system_they_see_what_they_need() {
         assert_eq!(seen, OF_THE_NODE[1..], "{name}");
         let dev = mounts(&container).iter().find(|it| it.mount_path == "/dev");
         assert!(dev.is_some_and(|dev| dev.name == "dev" && dev.read_only != Some(true)));
-        assert_eq!(config(&container).host_root.unwrap().to_str(), Some(HOST));
+        assert_eq!(
+            request(&container).0.sources.host_root.unwrap().to_str(),
+            Some(HOST)
+        );
     }
 }
 
@@ -208,21 +211,21 @@ fn ready_is_what_the_status_file_says_of_the_proof() {
         volumes,
     } in watchers()
     {
-        let config = config(&container);
-        let status_file = config.status_file.unwrap();
+        let (_, output) = request(&container);
+        let status_file = output.status_file.unwrap();
         let probe = container.readiness_probe.clone().unwrap();
         let command = probe.exec.unwrap().command.unwrap();
         let program = container.command.as_ref().map(|words| words[0].as_str());
         assert_eq!(command[0], program.unwrap_or("/libvirt-kvm-init"), "{name}");
         let cli = Cli::try_parse_from(&command).unwrap();
         assert!(
-            matches!(cli.verb, Verb::Ready(asked) if asked.status_file == status_file),
+            matches!(cli.command, Command::Ready(asked) if asked.status_file == status_file),
             "{name}: {command:?}"
         );
         assert!(container.liveness_probe.is_none(), "{name}");
         assert!(container.startup_probe.is_none(), "{name}");
         // Both files can be replaced where they are, and are the pod's.
-        for file in [status_file, config.metrics_file.unwrap()] {
+        for file in [status_file, output.metrics_file.unwrap()] {
             let folder = file.parent().unwrap().to_str();
             let mount = mounts(&container).iter();
             let mut mount = mount.filter(|it| Some(it.mount_path.as_str()) == folder);
@@ -249,7 +252,7 @@ fn the_sidecar_writes_the_file_that_libvirtd_reads() {
         let mount = mount.unwrap_or_else(|| panic!("{path}"));
         (mount.name.clone(), mount.sub_path.clone())
     };
-    let out = config(&container).group_file_out.unwrap();
+    let out = request(&container).0.sources.group_file_out.unwrap();
     let ours = of(&container, out.to_str().unwrap());
     assert_eq!(ours, of(&libvirt, "/etc/group"));
     let written = mounts(&container).iter().find(|it| it.sub_path == ours.1);
@@ -271,13 +274,13 @@ fn the_daemonset_asks_nothing_of_the_cluster() {
     assert_eq!(pod.service_account_name, None);
     assert_eq!(pod.host_network, None);
     assert_eq!(pod.host_pid, Some(true), "it finds libvirtd by its process");
-    let config = config(&pod.containers[0]);
+    let (Request { sources, .. }, _) = request(&pod.containers[0]);
     assert_eq!(
-        config.root.to_str(),
+        sources.pod_root.path().to_str(),
         Some("/"),
         "then the root is libvirtd's"
     );
-    assert_eq!(config.group_file_out, None);
+    assert_eq!(sources.group_file_out, None);
 }
 
 /// What needs root and KVM.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use clap::Parser;
-use libvirt_kvm_init::cli::{Cli, Verb};
+use libvirt_kvm_init::cli::{Cli, Command};
 
 use crate::common::{
     Tree, bind, fresh_dev, in_namespace, mknod_kvm, ok, program, require_kvm, run,
@@ -39,8 +39,8 @@ fn it_comes_after_udev_and_before_the_kubelet() {
     assert_eq!(values("Type"), ["oneshot"]);
     let command = values("ExecStart");
     assert!(matches!(
-        Cli::try_parse_from(command).unwrap().verb,
-        Verb::Apply(_)
+        Cli::try_parse_from(command).unwrap().command,
+        Command::Apply(_)
     ));
     assert_eq!(
         values("CapabilityBoundingSet"),

@@ -1,8 +1,8 @@
 //! What the patches have run is what the program understands.
 
 use clap::Parser;
-use libvirt_kvm_init::cli::{Cli, Verb};
-use libvirt_kvm_init::config::Config;
+use libvirt_kvm_init::cli::{Cli, Command};
+use libvirt_kvm_init::pipeline::Request;
 
 use crate::values::script;
 use crate::{Way, golden, yaml};
@@ -46,44 +46,45 @@ fn call(way: Way) -> Vec<String> {
         .collect()
 }
 
-fn options(words: &[String]) -> Config {
+fn request(words: &[String]) -> Request {
     let cli = Cli::try_parse_from(words).unwrap_or_else(|e| panic!("{words:?}: {e}"));
-    let options = match cli.verb {
-        Verb::Apply(options) => options,
-        Verb::Exec(options) => options.apply,
+    let options = match cli.command {
+        Command::Apply(options) => options,
+        Command::Exec(options) => options.apply,
         _ => panic!("{words:?}"),
     };
-    Config::resolve(&options, |_| None, |_| Err("no file".to_owned())).unwrap()
+    let none = |_: &std::path::Path| Err("no file".to_owned());
+    Request::resolve(&options.flags, |_| None, none).unwrap().0
 }
 
 #[test]
 fn the_program_understands_what_the_patches_give_it() {
     let step = command(Way::Kustomize, "initContainers", "libvirt-kvm-init");
     let wrapper = command(Way::Exec, "containers", "libvirt");
-    let Verb::Exec(exec) = Cli::try_parse_from(&wrapper).unwrap().verb else {
+    let Command::Exec(exec) = Cli::try_parse_from(&wrapper).unwrap().command else {
         panic!("{wrapper:?}")
     };
     assert_eq!(exec.command, ["/tmp/libvirt.sh"]);
     let bring = args("libvirt-kvm-init-install");
-    let Verb::Install(install) = Cli::try_parse_from(&bring).unwrap().verb else {
+    let Command::Install(install) = Cli::try_parse_from(&bring).unwrap().command else {
         panic!("{bring:?}")
     };
     assert_eq!(install.folder.to_str(), Some("/pod-shared"));
     for words in [step, wrapper, call(Way::Hooks), call(Way::InitModules)] {
-        let config = options(&words);
+        let request = request(&words);
         let shown = |path: &Option<std::path::PathBuf>| {
             path.as_ref().map(|path| path.display().to_string())
         };
         assert_eq!(
-            shown(&config.host_root).as_deref(),
+            shown(&request.sources.host_root).as_deref(),
             Some("/mnt/host-rootfs"),
             "{words:?}"
         );
-        assert_eq!(config.settle.as_secs(), 30, "{words:?}");
+        assert_eq!(request.settle.as_secs(), 30, "{words:?}");
     }
-    let config = options(&call(Way::InitModules));
+    let request = request(&call(Way::InitModules));
     assert_eq!(
-        config.device.display().to_string(),
+        request.sources.device.display().to_string(),
         "/mnt/host-rootfs/dev/kvm"
     );
 }

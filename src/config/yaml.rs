@@ -1,0 +1,182 @@
+//! The YAML file of `--config`: one mapping of option names to single values.
+#![forbid(unsafe_code)]
+
+use super::options::{OPTIONS, Spec};
+use super::{Given, Origin, Values};
+use crate::exit::Usage;
+
+/// The largest configuration file, in bytes.
+const MAX_SIZE: usize = 64 << 10;
+
+/// Whether lists or keys may be nested deeper than the YAML parser's stack bears: it limits `[` and
+/// `{`, but not `- - -` and `? ? ?`, which cost two bytes a level.
+fn nested_on_one_line(text: &str) -> bool {
+    const MAX_LEVELS: usize = 256;
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let level = |pair: &&[u8]| matches!(pair, [b'-' | b'?', b' ' | b'\t']);
+    let levels = lines.map(|line| line.as_bytes().windows(2).filter(level).count());
+    levels.sum::<usize>() > MAX_LEVELS
+}
+
+/// The first character that a YAML file may not hold, and its line: a control character, a line end of
+/// other alphabets, or a byte order mark within the text. To the parser NUL is the end of the file, and a
+/// lone carriage return the end of a line that no editor shows.
+fn control_character(text: &str) -> Option<(usize, char)> {
+    let mut line = 1;
+    let mut chars = text.chars().peekable();
+    while let Some(char) = chars.next() {
+        match char {
+            '\n' => line += 1,
+            '\t' => {}
+            '\r' if chars.peek() == Some(&'\n') => {}
+            '\u{2028}' | '\u{2029}' | '\u{feff}' => return Some((line, char)),
+            control if control.is_control() => return Some((line, char)),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// The line at which a second YAML document begins.
+fn second_document(text: &str) -> Option<usize> {
+    let mut begun = false;
+    for (index, line) in text.lines().enumerate() {
+        let marker = line.starts_with("---");
+        if marker && begun {
+            return Some(index + 1);
+        }
+        begun |= !line.trim().is_empty() && !line.starts_with('#');
+    }
+    None
+}
+
+/// The first line after the parsed document that holds more than a comment or the document's end (`...`):
+/// the parser stops there and reports nothing.
+fn text_after(document: &marked_yaml::Span, text: &str) -> Option<usize> {
+    let at = |marker: Option<&marked_yaml::Marker>| {
+        let index = marker.map_or(0, marked_yaml::Marker::character);
+        let start = text.char_indices().nth(index);
+        &text[start.map_or(text.len(), |(start, _)| start)..]
+    };
+    let mut rest = at(document.end());
+    // The end of `{...}` is marked by its last character or by a comma before it, that of lines by what
+    // follows them.
+    if at(document.start()).starts_with('{') {
+        rest = rest.trim_start_matches([',', ' ', '\t', '\r', '\n']);
+        while let Some(comment) = rest.strip_prefix('#') {
+            rest = comment.split_once('\n').map_or("", |(_, next)| next);
+            rest = rest.trim_start_matches([',', ' ', '\t', '\r', '\n']);
+        }
+        rest = rest.strip_prefix('}').unwrap_or(rest);
+    }
+    let is_nothing = |line: &str| {
+        let line = line.trim();
+        let end = line.strip_prefix("... ").map(str::trim_start);
+        line.is_empty() || line == "..." || end.unwrap_or(line).starts_with('#')
+    };
+    let first = rest.lines().position(|line| !is_nothing(line))?;
+    let before = &text[..text.len() - rest.len()];
+    Some(before.matches('\n').count() + first + 1)
+}
+
+impl Values {
+    /// Takes the values of a file. `file` is its name for messages.
+    ///
+    /// # Errors
+    /// [`Usage`] for what is not such a file, with the line.
+    pub(super) fn add_yaml(&mut self, file: &str, content: &[u8]) -> Result<(), Usage> {
+        let Ok(text) = std::str::from_utf8(content) else {
+            return Err(Usage(format!("{file}: not UTF-8, expected YAML")));
+        };
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        if let Some((line, char)) = control_character(text) {
+            let char = char.escape_unicode();
+            return Err(Usage(format!(
+                "{file}:{line}: the control character {char}, expected text; a value can be quoted and \
+                 have it as an escape"
+            )));
+        }
+        if text.len() > MAX_SIZE || nested_on_one_line(text) {
+            let why = "longer or deeper than any configuration";
+            return Err(Usage(format!(
+                "{file}: {why}, expected `option: value` lines"
+            )));
+        }
+        if let Some(line) = second_document(text) {
+            let why = "a second document, expected one";
+            return Err(Usage(format!("{file}:{line}: {why}")));
+        }
+        let options = marked_yaml::LoaderOptions::default()
+            .error_on_duplicate_keys(true)
+            .prevent_coercion(true);
+        let node = match marked_yaml::parse_yaml_with_options(0, text, options) {
+            Ok(node) => node,
+            Err(error) => return self.yaml_error(file, text, &error),
+        };
+        let line_of = |span: &marked_yaml::Span| span.start().map_or(1, marked_yaml::Marker::line);
+        let Some(mapping) = node.as_mapping() else {
+            let line = line_of(node.span());
+            return Err(Usage(format!(
+                "{file}:{line}: expected `option: value` lines"
+            )));
+        };
+        if let Some(line) = text_after(node.span(), text) {
+            let why = "text after the end of the document, expected none";
+            return Err(Usage(format!("{file}:{line}: {why}")));
+        }
+        for (name, value) in mapping.iter() {
+            let line = line_of(name.span());
+            let mut keys = OPTIONS.iter().filter(|option| option.is_key);
+            let Some(Spec { name: key, .. }) = keys.clone().find(|key| key.name == name.as_str())
+            else {
+                let known: Vec<_> = keys.by_ref().map(|key| key.name).collect();
+                let known = known.join(", ");
+                let name = name.as_str();
+                return Err(Usage(format!(
+                    "{file}:{line}: unknown key `{name}`, expected one of: {known}"
+                )));
+            };
+            let Some(scalar) = value.as_scalar() else {
+                return Err(Usage(format!(
+                    "{file}:{line}: {key}: expected one value, not a list or mapping"
+                )));
+            };
+            let null = ["", "~", "null", "Null", "NULL"].contains(&scalar.as_str());
+            if scalar.as_str().is_empty() || null && scalar.may_coerce() {
+                continue;
+            }
+            let file = file.to_owned();
+            let origin = Origin::File { file, line, key };
+            let text = scalar.as_str().to_owned();
+            self.given.insert(key, Given { text, origin });
+        }
+        Ok(())
+    }
+
+    /// A file of nothing but comments is an empty configuration, everything else is an error.
+    fn yaml_error(
+        &self,
+        file: &str,
+        text: &str,
+        error: &marked_yaml::LoadError,
+    ) -> Result<(), Usage> {
+        let mut lines = text.lines().map(str::trim);
+        if lines.all(|line| line.is_empty() || line.starts_with('#') || line == "---") {
+            return Ok(());
+        }
+        if let marked_yaml::LoadError::DuplicateKey(inner) = error {
+            let line = inner
+                .key
+                .span()
+                .start()
+                .map_or(1, marked_yaml::Marker::line);
+            let key = inner.key.as_str();
+            return Err(Usage(format!(
+                "{file}:{line}: the key `{key}` is there twice, expected each once"
+            )));
+        }
+        Err(Usage(format!(
+            "{file}:{error}: expected `option: value` lines"
+        )))
+    }
+}
