@@ -23,7 +23,7 @@ use libvirt_kvm_init::logs::report::{self, LogReport};
 use libvirt_kvm_init::logs::scan::Scanner;
 use libvirt_kvm_init::pipeline::Request;
 use libvirt_kvm_init::qemu_conf::{self, QemuConf};
-use libvirt_kvm_init::report::is_hidden;
+use libvirt_kvm_init::text::is_hidden;
 use libvirt_kvm_init::udev::own::{Gift, Rules};
 use libvirt_kvm_init::udev::{self, Database, Event, RuleFile, Udevd};
 use nix::unistd::{Gid, Uid};
@@ -226,7 +226,7 @@ pub fn yaml(data: &[u8]) {
     let flags = Flags::new([("config", "c.yaml")]);
     let resolve = |yaml: &[u8]| {
         let resolved = Request::resolve(&flags, |_| None, |_| Ok(yaml.to_vec()));
-        resolved.map_err(|usage| usage.0)
+        resolved.map_err(|error| error.to_string())
     };
     let config = resolve(data);
     assert_eq!(config, resolve(data));

@@ -10,9 +10,10 @@ use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
 
-use crate::exit::{Usage, Verdict};
+use crate::error::Error;
 use crate::pipeline::Request;
 use crate::sys::child::{Ended, become_program, in_child};
+use crate::verdict::Verdict;
 
 /// Where commands are looked for without a PATH, as the C library does (`_CS_PATH`).
 const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
@@ -42,11 +43,11 @@ impl Ending {
 /// What `apply` is to do here: a container with a /dev of its own is told so, and goes on.
 ///
 /// # Errors
-/// [`Usage`] for a dry run, after which there would be nothing to become.
-pub fn configure(mut request: Request) -> Result<Request, Usage> {
+/// [`Error::Usage`] for a dry run, after which there would be nothing to become.
+pub fn configure(mut request: Request) -> Result<Request, Error> {
     if request.dry_run {
         let text = "exec changes and starts something, so dry-run cannot be meant: use `check`";
-        return Err(Usage(text.to_owned()));
+        return Err(Error::Usage(text.to_owned()));
     }
     request.policy.allow_private_device = true;
     Ok(request)

@@ -6,12 +6,12 @@ use std::time::Duration;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::exit::{Refused, Usage, Verdict, verdict_of};
-use crate::report::{json_line, plain};
-use crate::sys::CallError;
+use crate::error::{Error, Object, Result};
 use crate::sys::file::{LOCK_WAIT, LockFile};
 use crate::sys::output::{Purpose, Unfit, open_output};
 use crate::sys::program::Program;
+use crate::text::{escape_control, json_line};
+use crate::verdict::Verdict;
 
 /// The version of the JSON form.
 pub const SCHEMA: u32 = 1;
@@ -66,7 +66,7 @@ impl Installed {
     /// One line for people; nothing where it failed, which the closing line says.
     pub fn line(&self) -> String {
         match self.verdict {
-            Verdict::Ok => format!("{}\n", plain(&self.summary)),
+            Verdict::Ok => format!("{}\n", escape_control(&self.summary)),
             _ => String::new(),
         }
     }
@@ -82,7 +82,7 @@ impl Installed {
     /// The last line of a run that did not end well.
     pub fn closing_line(&self) -> String {
         let word = self.verdict.word();
-        plain(&format!("libvirt-kvm-init: {word}: {}", self.summary))
+        escape_control(&format!("libvirt-kvm-init: {word}: {}", self.summary))
     }
 }
 
@@ -93,17 +93,18 @@ pub fn install(folder: &Path) -> Installed {
     let path = folder.join(NAME);
     match put(&path) {
         Ok(written) => Installed::done(&path, written),
-        Err(error) => Installed::failed(verdict_of(&error), &path, error.to_string()),
+        Err(error) => Installed::failed(error.verdict(), &path, error.to_string()),
     }
 }
 
 /// Whether it had to be written.
-fn put(path: &Path) -> anyhow::Result<bool> {
-    let mut program = Program::running().map_err(|error| match error.advice() {
-        Some(advice) => anyhow::anyhow!("{error}; {advice}"),
-        None => error.into(),
-    })?;
-    let (mut folder, name) = open_output(path, Purpose::Write).map_err(folder_advice)?;
+fn put(path: &Path) -> Result<bool> {
+    let on_binary = |error| Error::Syscall {
+        error,
+        on: Object::Binary,
+    };
+    let mut program = Program::running()?;
+    let (mut folder, name) = open_output(path, Purpose::Write).map_err(unfit)?;
     let mut done = || {
         let found = folder.find(&name)?;
         if program.is(&name, found.as_ref())? {
@@ -121,44 +122,23 @@ fn put(path: &Path) -> anyhow::Result<bool> {
         }
         program.copy(&folder, &name, found.as_ref()).map(|()| true)
     };
-    done().map_err(|error| advise(path, error))
+    done().map_err(on_binary)
 }
 
-fn folder_advice(unfit: Unfit) -> anyhow::Error {
+/// Why the volume is no place for the binary.
+fn unfit(unfit: Unfit) -> Error {
     let error = match unfit {
         Unfit::Call(error) => error,
-        untrusted @ Unfit::Untrusted { .. } => return Refused(untrusted.to_string()).into(),
+        untrusted @ Unfit::Untrusted { .. } => return Error::Refused(untrusted.to_string()),
     };
     match error.errno {
-        Errno::EROFS => advise(Path::new(NAME), error),
-        Errno::ENOENT | Errno::ENOTDIR => Usage(format!(
+        Errno::ENOENT | Errno::ENOTDIR => Error::Usage(format!(
             "{error}; give a directory, and mount the volume there first"
-        ))
-        .into(),
-        Errno::EACCES | Errno::EPERM => anyhow::anyhow!("{error}; run this step as root"),
+        )),
+        Errno::EROFS | Errno::EACCES | Errno::EPERM => Error::Syscall {
+            error,
+            on: Object::Binary,
+        },
         _ => error.into(),
     }
-}
-
-fn advise(path: &Path, error: CallError) -> anyhow::Error {
-    let shown = path.display();
-    let advice = match error.errno {
-        Errno::EISDIR | Errno::ENOTEMPTY | Errno::EEXIST => format!(
-            "a directory stands where the file belongs, as the kubelet makes one for a subPath that did \
-             not exist: remove it from the volume, or delete the pod ({shown})"
-        ),
-        Errno::EBUSY => format!("{shown} is a mount point: install into the volume itself"),
-        Errno::EROFS => "mount the volume writable in this step".to_owned(),
-        Errno::EPERM | Errno::EACCES => {
-            "run this step as root; where it is, see `lsattr` for what may not be changed (chattr +i)"
-                .to_owned()
-        }
-        Errno::ENOSPC | Errno::EDQUOT => "make space in that volume".to_owned(),
-        Errno::EWOULDBLOCK => {
-            "another process holds the lock on that file: find it with `lslocks`, then run again"
-                .to_owned()
-        }
-        _ => "see whether another process changes it".to_owned(),
-    };
-    anyhow::anyhow!("{error}; {advice}")
 }

@@ -30,24 +30,21 @@
 
 pub mod accounts;
 pub mod acl;
-pub mod apply;
-pub mod check;
 pub mod cli;
+pub mod codes;
+pub mod commands;
 pub mod config;
-pub mod diagnose;
+pub mod error;
 pub mod exec;
-pub mod exit;
+pub mod execute;
 mod find;
-pub mod forecast;
 pub mod hostdb;
 pub mod install;
 pub mod judge;
 pub mod libvirtd;
 #[cfg(feature = "logs")]
 pub mod logs;
-pub mod monitors;
 pub mod observe;
-pub mod oddities;
 pub mod pipeline;
 pub mod place;
 pub mod plan;
@@ -58,12 +55,11 @@ pub mod qemu_conf;
 pub mod ready;
 pub mod report;
 pub mod resolve;
-pub mod snapshot;
-pub mod steps;
 pub mod sys;
-pub mod table;
+pub mod text;
 pub mod udev;
 pub mod udev_read;
+pub mod verdict;
 pub mod view;
 #[cfg(feature = "watch")]
 pub mod watch;

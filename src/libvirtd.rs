@@ -12,12 +12,13 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use crate::config::{PodRoot, Sources};
-use crate::exit::Refused;
+use crate::error::{Error, Result};
 use crate::place::{self, HostRoot};
 use crate::sys::device::{Device, Facts};
-use crate::sys::processes::{Inspected, Look, Process, inspect, pid_of_root};
+use crate::sys::processes::{Inspected, Look, Process, inspect, named, pid_of_root};
 use crate::sys::root::Root;
 use crate::sys::{CallError, Inode};
+use crate::udev_read::UDEVD;
 
 /// The names of the daemons that start QEMU, as processes have them (at most 15 bytes): the monolithic one, the
 /// modular one for QEMU, and what NixOS wraps.
@@ -34,6 +35,12 @@ const EXECUTABLES: [&str; 4] = [
     ".libvirtd-wrapped",
     ".virtqemud-wrapped",
 ];
+
+/// The daemons of root's that are of interest: those that start QEMU, and udevd.
+pub fn daemons() -> Vec<Process> {
+    let [a, b, c, d] = NAMES;
+    named(&[a, b, c, d, UDEVD])
+}
 
 /// Whether a process has the name of a daemon that starts QEMU.
 pub fn is_named(process: &Process) -> bool {
@@ -285,15 +292,15 @@ fn chosen<R>(scene: &Scene, found: Vec<Candidate<R>>, hidden: Option<String>) ->
 /// namespace. What another user's process shows as its root is for that user to choose.
 ///
 /// # Errors
-/// [`Refused`] for a process that is not, or that may not be looked at.
-pub fn hold(root: &PodRoot) -> anyhow::Result<PodRoot> {
+/// [`Error::Refused`] for a process that is not, or that may not be looked at.
+pub fn hold(root: &PodRoot) -> Result<PodRoot> {
     let found = pid_of_root(root.path()).filter(|_| !root.is_of_process());
     let Some((pid, rest)) = found else {
         return Ok(root.clone());
     };
     let root = root.path().display();
     let no = |why: &str| {
-        Refused(format!(
+        Error::Refused(format!(
             "--root {root}: {why}; `libvirt-kvm-init check` on the node names the root of the libvirtd that runs there"
         ))
     };

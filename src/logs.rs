@@ -23,9 +23,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flate2::read::MultiGzDecoder;
 
-use crate::exit::Verdict;
 use crate::sys::identity::{Drop, become_nobody};
 use crate::sys::tree::{Log, Logs, raise_file_limit};
+use crate::verdict::Verdict;
 use fold::{Fold, Stream};
 use patterns::{Who, domain_of_path, printable};
 use report::{LogReport, Unreadable};

@@ -6,17 +6,22 @@ use std::time::SystemTime;
 
 use clap::Parser;
 use libvirt_kvm_init::cli::{Cli, Command, ExecOptions, InstallOptions, Options};
+use libvirt_kvm_init::commands::{apply, check};
 use libvirt_kvm_init::config::{self, Format, Output};
-use libvirt_kvm_init::exit::{Usage, Verdict};
+#[cfg(feature = "watch")]
+use libvirt_kvm_init::error::Error;
+use libvirt_kvm_init::error::Result;
 use libvirt_kvm_init::install::Installed;
 use libvirt_kvm_init::pipeline::Request;
-use libvirt_kvm_init::report::{Report, plain};
+use libvirt_kvm_init::report::{Report, monitors, table};
 use libvirt_kvm_init::sys::end_on_request;
 #[cfg(feature = "watch")]
 use libvirt_kvm_init::sys::end_well_on_request;
 use libvirt_kvm_init::sys::privileges::{Job, reduce};
 use libvirt_kvm_init::sys::root::read_here;
-use libvirt_kvm_init::{apply, check, exec, install, monitors, table};
+use libvirt_kvm_init::text::escape_control;
+use libvirt_kvm_init::verdict::Verdict;
+use libvirt_kvm_init::{exec, install};
 
 /// musl's own allocator asks the kernel for memory at almost every turn, which is a third of the time
 /// of a run that only reads some files.
@@ -34,7 +39,7 @@ fn main() -> ExitCode {
             }
             // The rest repeats arguments.
             for line in error.to_string().lines() {
-                let _ = writeln!(io::stderr(), "{}", plain(line));
+                let _ = writeln!(io::stderr(), "{}", escape_control(line));
             }
             return say(&Report::new(Verdict::Usage, why(&error)), None);
         }
@@ -87,7 +92,7 @@ fn run(options: &Options, job: Job, command: impl Fn(&Request) -> Report) -> Exi
     }
 }
 
-fn resolve(options: &Options) -> Result<(Request, Output), Usage> {
+fn resolve(options: &Options) -> Result<(Request, Output)> {
     let read = |path: &std::path::Path| read_here(path).map_err(|error| error.to_string());
     Request::resolve(&options.flags, |name| std::env::var_os(name), read)
 }
@@ -96,7 +101,7 @@ fn resolve(options: &Options) -> Result<(Request, Output), Usage> {
 fn exec(options: &ExecOptions) -> ExitCode {
     let ending = exec::exec(&options.command, || align(&options.apply));
     if let Some(text) = ending.text {
-        let line = plain(&format!("libvirt-kvm-init: {text}"));
+        let line = escape_control(&format!("libvirt-kvm-init: {text}"));
         let _ = writeln!(io::stderr(), "{line}");
     }
     ExitCode::from(ending.code)
@@ -152,7 +157,7 @@ fn watch(options: &Options) -> ExitCode {
     reduce(Job::Watch);
     let again = || match resolve(options) {
         Ok((request, _)) if request.dry_run => {
-            Err(Usage("watch has no --dry-run: see check".to_owned()))
+            Err(Error::Usage("watch has no --dry-run: see check".to_owned()))
         }
         resolved => resolved,
     };
@@ -213,7 +218,11 @@ fn start_log(verbose: u8, quiet: bool) {
     builder.format(|out, record| {
         let level = record.level().as_str().to_ascii_lowercase();
         // What is logged may hold names from files of others.
-        writeln!(out, "{level}: {}", plain(&record.args().to_string()))
+        writeln!(
+            out,
+            "{level}: {}",
+            escape_control(&record.args().to_string())
+        )
     });
     builder.init();
 }

@@ -11,8 +11,8 @@ use nix::unistd::Gid;
 
 use crate::accounts::group;
 use crate::acl::Acl;
-use crate::config::{PodRoot, Sources};
-use crate::exit::{Refused, Usage};
+use crate::config::{Libvirtd, PodRoot, Sources};
+use crate::error::{Error, Result};
 use crate::place::{self, HostRoot};
 use crate::sys::device::{Device, Facts};
 use crate::sys::output::Unfit;
@@ -39,10 +39,34 @@ pub struct Observation {
     pub device: Option<Node>,
     /// Whether a KVM driver is registered.
     pub driver: Driver,
+    /// Why a proof may say nothing of the libvirtd that runs.
+    pub doubt: Option<Doubt>,
+}
+
+/// Why a proof may say nothing of the libvirtd that runs.
+#[derive(Debug)]
+pub enum Doubt {
+    /// Its container shows another device, or a mount that ignores devices.
+    OtherDevice(OtherDevice),
+    /// None runs with the node's device; perhaps one (its process ID) with a /dev of its own.
+    NoLibvirtd(Option<u32>),
+    /// It cannot be told from others, or may not be looked at: why.
+    Unclear(String),
+}
+
+/// A device that is not the one that was looked at.
+#[derive(Debug)]
+pub struct OtherDevice {
+    /// The one that was looked at.
+    pub here: Facts,
+    /// What stands at its path below the pod root, if that is a KVM device.
+    pub there: Option<Facts>,
+    /// Whether that is on a `nodev` mount, and the one that was looked at is not.
+    pub is_nodev: bool,
 }
 
 /// With the node's /run in the pod, the node's name service cache would answer for the node.
-fn nscd(root: &Root) -> anyhow::Result<Option<PathBuf>> {
+fn nscd(root: &Root) -> Result<Option<PathBuf>> {
     for name in ["run/nscd/socket", "var/run/nscd/socket"] {
         match root.stat(name) {
             Ok(None) => {}
@@ -148,8 +172,8 @@ pub enum Driver {
 /// that change it.
 ///
 /// # Errors
-/// [`Usage`] for what was given and is not there; otherwise the call that failed.
-pub fn observe(sources: &Sources) -> anyhow::Result<(Observation, Option<Device>)> {
+/// [`Error::Usage`] for what was given and is not there; otherwise the call that failed.
+pub fn observe(sources: &Sources) -> Result<(Observation, Option<Device>)> {
     let host_root = match place::find(sources.host_root.as_deref()) {
         Err(_) if sources.host_root_optional => HostRoot::Nowhere,
         found => found?,
@@ -179,12 +203,42 @@ pub fn observe(sources: &Sources) -> anyhow::Result<(Observation, Option<Device>
         pod,
         device: node,
         driver,
+        doubt: doubt(sources, device.as_ref()),
     };
     Ok((seen, device))
 }
 
+fn doubt(sources: &Sources, device: Option<&Device>) -> Option<Doubt> {
+    match &sources.libvirtd {
+        Libvirtd::Own => None,
+        Libvirtd::Container => other_device(device?, sources).map(Doubt::OtherDevice),
+        Libvirtd::Missing(other) => Some(Doubt::NoLibvirtd(*other)),
+        Libvirtd::Unclear(text) => Some(Doubt::Unclear(text.clone())),
+    }
+}
+
+/// What the pod root shows instead of the device that was looked at. What cannot be looked at is not reported
+/// as odd.
+fn other_device(device: &Device, sources: &Sources) -> Option<OtherDevice> {
+    let here = device.facts();
+    let root = sources.pod_root.open().ok()?;
+    let name = sources.device.to_string_lossy();
+    let there = root.stat(&name).ok()?.map(Facts::from);
+    let is_nodev =
+        root.is_nodev(&name).unwrap_or(false) && !device.on_nodev_mount().unwrap_or(false);
+    let is_same = there.is_some_and(|there| there.inode == here.inode);
+    if !here.is_kvm() || is_same && !is_nodev {
+        return None;
+    }
+    Some(OtherDevice {
+        here,
+        there: there.filter(Facts::is_kvm),
+        is_nodev,
+    })
+}
+
 /// A root that is not there was named by mistake; whatever else the kernel answers is a failure.
-fn pod_root_error(root: &PodRoot, error: CallError) -> anyhow::Error {
+fn pod_root_error(root: &PodRoot, error: CallError) -> Error {
     let by_mistake = [
         Errno::ENOENT,
         Errno::ENOTDIR,
@@ -196,7 +250,7 @@ fn pod_root_error(root: &PodRoot, error: CallError) -> anyhow::Error {
         return error.into();
     }
     let shown = root.path().display();
-    Usage(format!(
+    Error::Usage(format!(
         "--root {shown}: {error}; give the root directory of libvirtd's container, or leave the option out"
     ))
     .into()
@@ -207,13 +261,14 @@ fn pod_root_error(root: &PodRoot, error: CallError) -> anyhow::Error {
 /// # Errors
 /// The call that failed.
 #[cfg(feature = "watch")]
-pub fn look_again(seen: &mut Observation) -> anyhow::Result<Option<Device>> {
-    let device = Device::find(&seen.device_path)?;
+pub fn look_again(seen: &mut Observation, sources: &Sources) -> Result<Option<Device>> {
+    let device = Device::find(&sources.device)?;
     seen.device = device.as_ref().map(node).transpose()?;
     seen.driver = driver(device.as_ref());
     if let Some(host) = &mut seen.host {
         host.node = Root::open(&host.root)?.stat("dev/kvm")?.map(Facts::from);
     }
+    seen.doubt = doubt(sources, device.as_ref());
     Ok(device)
 }
 
@@ -222,11 +277,11 @@ pub fn look_again(seen: &mut Observation) -> anyhow::Result<Option<Device>> {
 /// # Errors
 /// The call that failed.
 #[cfg(feature = "watch")]
-pub fn group_file_stands(seen: &Observation) -> anyhow::Result<bool> {
+pub fn group_file_stands(seen: &Observation) -> Result<bool> {
     match &seen.pod.out_path {
         Some(path) => {
-            let found = public::read_public(path)?.and_then(|stands| stands.file);
-            Ok(found == seen.pod.group_out)
+            let stands = public::read_public(path).map_err(CallError::from)?;
+            Ok(stands.and_then(|stands| stands.file) == seen.pod.group_out)
         }
         None => Ok(seen.pod.root.open()?.stamp(GROUP_FILE)? == seen.pod.group_stamp),
     }
@@ -242,17 +297,17 @@ fn out_file(
     path: &Path,
     made_from: Option<Inode>,
     host: Option<&Host>,
-) -> anyhow::Result<Option<public::Public>> {
+) -> Result<Option<public::Public>> {
     let shown = path.display();
     let no = |why: &str| {
-        Usage(format!(
+        Error::Usage(format!(
             "--group-file-out {shown}: {why}; name a file in a volume"
         ))
     };
     let stands = public::read_public(path).map_err(|unfit| match unfit {
-        Unfit::Call(error) => anyhow::Error::from(error),
+        Unfit::Call(error) => Error::from(error),
         untrusted @ Unfit::Untrusted { .. } => {
-            Refused(format!("--group-file-out: {untrusted}")).into()
+            Error::Refused(format!("--group-file-out: {untrusted}")).into()
         }
     })?;
     let Some(stands) = stands else {
@@ -275,11 +330,11 @@ fn out_file(
     Ok(found)
 }
 
-fn pod(root: &Root, is_host: bool, host: Option<&Host>, sources: &Sources) -> anyhow::Result<Pod> {
+fn pod(root: &Root, is_host: bool, host: Option<&Host>, sources: &Sources) -> Result<Pod> {
     let (qemu_conf, qemu_conf_name) = match &sources.qemu_conf {
         Some(path) => {
             let content = read_here(path).map_err(|error| {
-                Usage(format!(
+                Error::Usage(format!(
                     "--qemu-conf: {error}; mount libvirt's qemu.conf there, or leave the option out"
                 ))
             })?;
@@ -321,7 +376,7 @@ fn pod(root: &Root, is_host: bool, host: Option<&Host>, sources: &Sources) -> an
     })
 }
 
-fn node(device: &Device) -> anyhow::Result<Node> {
+fn node(device: &Device) -> Result<Node> {
     let facts = device.facts();
     if !facts.is_kvm() {
         // Of what is not the device, only its kind is of interest.
@@ -375,9 +430,9 @@ pub fn is_no_driver(errno: Errno) -> bool {
     matches!(errno, Errno::ENODEV | Errno::ENXIO)
 }
 
-/// The folders above `device`, outermost first, for a reason why it cannot be reached: those that
+/// The directories above `device`, outermost first, for a reason why it cannot be reached: those that
 /// its path names, and those that the links in it lead through.
-pub fn folders_above(device: &Path) -> Vec<(PathBuf, Node)> {
+pub fn directories_above(device: &Path) -> Vec<(PathBuf, Node)> {
     let named = std::path::absolute(device).unwrap_or_default();
     let Some(named) = named.parent() else {
         return Vec::new();

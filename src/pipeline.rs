@@ -1,12 +1,37 @@
-//! What a run is asked for.
+//! The way that `apply`, `check` and `watch` go: observe, plan, execute, prove, judge, report.
+//!
+//! A run that changes something goes round until nothing is left to do: what was planned is done, and all is
+//! observed and planned again. Files come first and the device last, so that a run that is killed in between
+//! leaves a device that is no more open than before. A run that only looks lists the steps instead, and adds
+//! what is ahead.
 
+use std::cell::LazyCell;
 use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::unistd::Gid;
+
+use crate::codes::{Warning, WarningCode};
 use crate::config::options::Flags;
 use crate::config::{Output, PodRoot, Policy, ProofKind, Sources, Values};
-use crate::exit::Usage;
+use crate::error::{Error, Object, Result};
+use crate::execute::{self, Locks};
+use crate::judge::next_events::next_events;
+use crate::judge::{Ahead, Case, Judgement, advisories, judge};
+use crate::observe::{Observation, directories_above, observe};
+use crate::plan::{Memory, Outcome, Plan, Step, plan, primary_users};
+use crate::prove::{Proof, ProofResult, prove};
+use crate::report::build::{View, build};
+use crate::report::{Change, Report, changes};
+use crate::sys::CallError;
+use crate::sys::device::Device;
+use crate::sys::file::LOCK_WAIT;
+use crate::sys::processes::{Process, qemus_with_group};
+use crate::sys::settle::{self, Settled};
+use crate::text::join_first;
+use crate::verdict::Verdict;
 
 /// What a run is asked for. Only the pipeline looks at the parts together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,13 +53,13 @@ impl Request {
     /// variable's name, `read` for the configuration file's content.
     ///
     /// # Errors
-    /// [`Usage`] for the first value that is not what it may be, and for a configuration file that cannot be
-    /// read.
+    /// [`Error::Usage`] for the first value that is not what it may be, and for a configuration file that
+    /// cannot be read.
     pub fn resolve(
         flags: &Flags,
         env: impl Fn(&str) -> Option<OsString>,
-        read: impl FnOnce(&Path) -> Result<Vec<u8>, String>,
-    ) -> Result<(Self, Output), Usage> {
+        read: impl FnOnce(&Path) -> std::result::Result<Vec<u8>, String>,
+    ) -> Result<(Self, Output)> {
         let values = Values::collect(flags, env, read)?;
         let request = Self {
             sources: values.sources()?,
@@ -51,5 +76,379 @@ impl Request {
         let mut request = self.clone();
         request.sources.pod_root = root;
         request
+    }
+}
+
+/// What a run came to.
+#[derive(Debug)]
+pub struct Finished {
+    /// What is printed.
+    pub report: Report,
+    /// Whether QEMU can open KVM, and that was proven for the QEMU in question.
+    pub is_ready: bool,
+    /// Whether the device opens for the QEMU identity, whichever libvirtd starts QEMU.
+    pub opens: bool,
+    /// The verdict without a doubt about which libvirtd starts QEMU.
+    pub of_device: Verdict,
+    /// What was seen when nothing was left to do, or nothing could be done.
+    pub seen: Option<Observation>,
+}
+
+/// Which daemons run, found when that is first asked: the most expensive thing that `check` does, for all
+/// processes are looked at.
+pub type Daemons = LazyCell<Vec<Process>>;
+
+/// How often the work is done again when another process changes the device at the same time, before that is
+/// reported. udevd answering a reloaded module is over after one.
+const ROUNDS: usize = 5;
+
+/// The same for a run that only looks, which then reports what it saw last.
+const LOOKS: usize = 3;
+
+/// The same for the group files: many runs at once, each with its own member, are no quarrel, and each is done
+/// after its turn.
+const TURNS: usize = 100;
+
+/// How long the start of a guest takes at most from when libvirt looks up QEMU's groups (`virExec`) until it
+/// copies the device into the guest's own /dev (`qemuDomainBuildNamespace`).
+const STARTS: Duration = Duration::from_secs(1);
+
+/// Does what is asked for and proves it. `memory` is what `watch` remembers; nothing for another command.
+pub fn apply(request: &Request, memory: Option<&Memory>) -> Finished {
+    Run::new(request, memory, None).go()
+}
+
+/// Looks, proves what is, and lists what would be done.
+pub fn look(request: &Request, daemons: &Daemons) -> Finished {
+    Run::new(request, None, Some(daemons)).go()
+}
+
+/// Proves what was seen and planned, where no step is left.
+///
+/// # Errors
+/// When no child could be made or waited for.
+pub fn prove_again(request: &Request, seen: &Observation, plan: &Plan) -> Result<Finished> {
+    let proof = prove(seen, plan, request.proof, || {})?;
+    Ok(Run::new(request, None, None).finish(seen, plan, &proof))
+}
+
+/// Waits for the device to hold still, if that was asked for. A warning where it did not.
+///
+/// # Errors
+/// The call that failed.
+fn settle(request: &Request) -> Result<Option<Warning>> {
+    let device = &request.sources.device;
+    if request.settle.is_zero() || settle::wait(device, request.settle)? != Settled::Moving {
+        return Ok(None);
+    }
+    let text = format!(
+        "{} was still being changed after {:?}",
+        device.display(),
+        request.settle
+    );
+    Ok(Some(Warning::new(WarningCode::Unsettled, text)))
+}
+
+/// A run, with what was done so far: that is kept for the report whatever happens next.
+struct Run<'a> {
+    request: &'a Request,
+    memory: Option<&'a Memory>,
+    /// For a run that only looks.
+    daemons: Option<&'a Daemons>,
+    changes: Vec<Change>,
+    warnings: Vec<Warning>,
+    /// Whether the device, or a file beside it, was changed.
+    changed: bool,
+    /// What was seen last, for a report on a step that failed.
+    view: Option<View>,
+    locks: Locks,
+    /// How often the device was changed by another process at the same time.
+    rounds: usize,
+    last_change: Option<Step>,
+}
+
+/// How a round ended.
+enum Round {
+    /// Something was done, or has changed: all is to be looked at again.
+    Again,
+    /// Nothing is left to do.
+    Done(Proof),
+}
+
+impl<'a> Run<'a> {
+    fn new(request: &'a Request, memory: Option<&'a Memory>, daemons: Option<&'a Daemons>) -> Self {
+        Self {
+            request,
+            memory,
+            daemons,
+            changes: Vec::new(),
+            warnings: Vec::new(),
+            changed: false,
+            view: None,
+            locks: Locks::default(),
+            rounds: 0,
+            last_change: None,
+        }
+    }
+
+    fn go(mut self) -> Finished {
+        match self.rounds() {
+            Ok((seen, plan, proof)) => {
+                let mut finished = self.finish(&seen, &plan, &proof);
+                finished.seen = Some(seen);
+                finished
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn rounds(&mut self) -> Result<(Observation, Plan, Proof)> {
+        self.warnings.extend(settle(self.request)?);
+        let most = if self.daemons.is_some() {
+            LOOKS
+        } else {
+            ROUNDS
+        };
+        for _ in 0..TURNS {
+            let (mut seen, device) = observe(&self.request.sources)?;
+            if let Some(memory) = self.memory {
+                memory.complete(&mut seen);
+            }
+            let plan = plan(&seen, &self.request.policy, self.memory)?;
+            let round = match self.daemons {
+                Some(daemons) => self.look(&seen, &plan, daemons)?,
+                None => self.work(&seen, &plan, device.as_ref())?,
+            };
+            if let Round::Done(proof) = round {
+                let may_differ =
+                    matches!(plan.outcome, Outcome::Act(_)) && !proof.result.is_settled();
+                if !may_differ || !device_changed(&seen) {
+                    return Ok((seen, plan, proof));
+                }
+                self.rounds += 1;
+                if self.daemons.is_some() && self.rounds == most {
+                    return Ok((seen, plan, proof));
+                }
+            }
+            if self.rounds == most {
+                break;
+            }
+        }
+        let last = self.last_change.as_ref();
+        let last = last.map(|step| format!(" (last: {})", changes::line(step)));
+        Err(Error::Contended(format!(
+            "{} or the group file is changed by another process again and again{}: see which process \
+             does it (`inotifywait -m /dev`, `udevadm monitor`), then run again with --settle 30s",
+            self.request.sources.device.display(),
+            last.unwrap_or_default()
+        )))
+    }
+
+    /// A round that only looks.
+    fn look(&mut self, seen: &Observation, plan: &Plan, daemons: &Daemons) -> Result<Round> {
+        let steps = match &plan.outcome {
+            Outcome::Act(steps) => steps,
+            Outcome::NoKvm(no_kvm) => &no_kvm.steps,
+            Outcome::Refuse(_) => &Vec::new(),
+        };
+        self.changes = steps.iter().flat_map(changes::changes).collect();
+        // The daemons are looked for while the proof's child is at work.
+        self.prove(seen, plan, || _ = LazyCell::force(daemons))
+    }
+
+    /// A round that does what is left to do.
+    fn work(&mut self, seen: &Observation, plan: &Plan, device: Option<&Device>) -> Result<Round> {
+        let steps = self.due(plan);
+        if let (Outcome::Act(all), None) = (&plan.outcome, self.memory) {
+            execute::refuse_rule(all)?;
+        }
+        if !steps.is_empty() {
+            self.view = Some(View::new(
+                seen,
+                plan,
+                &self.request.policy,
+                plan.identity.as_ref(),
+            ));
+            // What was seen before a lock was taken may be out of date.
+            let is_file = |step: &Step| matches!(step, Step::GroupFile(_) | Step::UdevRule(_));
+            if steps.iter().any(is_file) && self.locks.take(steps, self.patience())? {
+                return Ok(Round::Again);
+            }
+        }
+        self.note_old_gid(seen, plan);
+        if !steps.is_empty() {
+            self.last_change = steps.last().cloned();
+            let is_done = self.perform(steps, seen, plan, device)?;
+            self.locks = Locks::default();
+            let is_group_file = |step: &Step| matches!(step, Step::GroupFile(_));
+            self.rounds += usize::from(is_done && !steps.iter().all(is_group_file));
+            self.changed |= is_done && matches!(plan.outcome, Outcome::Act(_));
+            return Ok(Round::Again);
+        }
+        // Nothing is left to write, and the proof may take a while.
+        self.locks = Locks::default();
+        self.prove(seen, plan, || {})
+    }
+
+    /// The steps of this round.
+    fn due<'p>(&self, plan: &'p Plan) -> &'p [Step] {
+        match &plan.outcome {
+            Outcome::Act(steps) => execute::due(steps),
+            Outcome::NoKvm(no_kvm) if !self.changed => &no_kvm.steps,
+            Outcome::NoKvm(_) | Outcome::Refuse(_) => &[],
+        }
+    }
+
+    fn prove(&self, seen: &Observation, plan: &Plan, beside: impl FnOnce()) -> Result<Round> {
+        let proof = match plan.outcome {
+            Outcome::Act(_) => prove(seen, plan, self.request.proof, beside)?,
+            Outcome::Refuse(_) | Outcome::NoKvm(_) => ProofResult::not_done(None, None).into(),
+        };
+        Ok(Round::Done(proof))
+    }
+
+    /// How long to wait for a lock. `watch` tries again, and has a device to look after.
+    fn patience(&self) -> Duration {
+        match self.memory {
+            Some(_) => LOCK_WAIT / 10,
+            None => LOCK_WAIT,
+        }
+    }
+
+    /// What the renumbering leaves behind: primary groups in passwd, and QEMUs that run.
+    fn note_old_gid(&mut self, seen: &Observation, plan: &Plan) {
+        /// How many of each are named.
+        const NAMED: usize = 20;
+        let Some(old) = plan.renumbered else {
+            return;
+        };
+        let users = join_first(primary_users(&seen.pod.passwd, old), NAMED, ", ");
+        let qemus = qemus_with_group(old);
+        let qemus = join_first(qemus.iter().map(ToString::to_string), NAMED, ", ");
+        let mut parts = Vec::new();
+        if !users.is_empty() {
+            parts.push(format!("it is the primary group of {users} in etc/passwd"));
+        }
+        if !qemus.is_empty() {
+            parts.push(format!(
+                "QEMUs that run with it keep it until they are restarted (pid {qemus})"
+            ));
+        }
+        if !parts.is_empty() {
+            let text = format!("the old number {old} stays in use: {}", parts.join("; "));
+            self.warnings
+                .push(Warning::new(WarningCode::OldGidInUse, text));
+        }
+    }
+
+    /// Does the steps in their order: where the group file cannot be written the device is left alone. False
+    /// where a file has changed since it was looked at.
+    fn perform(
+        &mut self,
+        steps: &[Step],
+        seen: &Observation,
+        plan: &Plan,
+        device: Option<&Device>,
+    ) -> Result<bool> {
+        for step in steps {
+            let found = self.changes.len();
+            self.changes.extend(changes::changes(step));
+            match step {
+                Step::GroupFile(_) | Step::UdevRule(_) => {
+                    if !execute::write(step, &self.locks)? {
+                        self.changes.truncate(found);
+                        return Ok(false);
+                    }
+                }
+                _ => execute::perform(step, device.ok_or_else(|| no_device(seen))?)?,
+            }
+            for change in &mut self.changes[found..] {
+                change.applied = true;
+            }
+            self.changed |= matches!(plan.outcome, Outcome::Act(_));
+            log::info!("{}", changes::line(step));
+            if let Some(note) = changes::note(step) {
+                log::info!("{note}");
+            }
+            // The old GID is good for a guest that is starting now, the new one is not.
+            if matches!(step, Step::GroupFile(_)) && self.leaves_good_gid(plan) {
+                self.locks.release_group();
+                std::thread::sleep(STARTS);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the device is about to leave a GID with which QEMU can open it (`watch`).
+    fn leaves_good_gid(&self, plan: &Plan) -> bool {
+        let good = self.memory.and_then(|memory| memory.last_good_gid);
+        let target: Option<Gid> = plan.resolution.target().map(|target| target.gid);
+        good.is_some() && good != target
+    }
+
+    fn finish(self, seen: &Observation, plan: &Plan, proof: &Proof) -> Finished {
+        let policy = &self.request.policy;
+        let ahead = self.daemons.map(|_| Ahead {
+            next_events: next_events(seen, policy.persist),
+            directories: match proof.result.is_settled() {
+                true => Vec::new(),
+                false => directories_above(&seen.device_path),
+            },
+        });
+        let judgement = judge(&Case {
+            seen,
+            plan,
+            policy,
+            proof,
+            ahead: ahead.as_ref(),
+            changed: self.changed,
+        });
+        let identity = plan.identity_now.as_ref().ok();
+        let mut view = View::new(seen, plan, policy, identity);
+        if let Some(daemons) = self.daemons {
+            view.warnings
+                .extend(advisories::warnings(seen, policy, identity, daemons));
+        }
+        let is_good = matches!(judgement.verdict, Verdict::Ok | Verdict::Drift);
+        Finished {
+            is_ready: is_good && judgement.proof_counts && proof.result.is_ok(),
+            opens: proof.result.is_ok(),
+            of_device: judgement.of_device,
+            report: build(Some(view), judgement, proof, self.changes, self.warnings),
+            seen: None,
+        }
+    }
+
+    /// The report on a run that an error ended.
+    fn fail(mut self, error: &Error) -> Finished {
+        if let crate::config::Libvirtd::Unclear(text) = &self.request.sources.libvirtd {
+            self.warnings.push(crate::judge::libvirtd_unseen(text));
+        }
+        let judgement = Judgement::of_error(error, self.changed);
+        let proof = ProofResult::not_done(None, None).into();
+        Finished {
+            is_ready: false,
+            opens: false,
+            of_device: judgement.verdict,
+            report: build(self.view, judgement, &proof, self.changes, self.warnings),
+            seen: None,
+        }
+    }
+}
+
+/// Whether the device is not as it was seen: then a failed proof says nothing yet.
+pub fn device_changed(seen: &Observation) -> bool {
+    let before = seen.device.as_ref().map(|device| device.facts);
+    let now = Device::find(&seen.device_path).ok().flatten();
+    now.map(|device| device.facts()) != before
+}
+
+/// A device that went away between two looks.
+pub(crate) fn no_device(seen: &Observation) -> Error {
+    let call = format!("open({})", seen.device_path.display());
+    let errno = Errno::ENOENT;
+    Error::Syscall {
+        error: CallError { call, errno },
+        on: Object::Device,
     }
 }

@@ -3,7 +3,7 @@
 use std::env;
 use std::path::Path;
 
-use crate::exit::Usage;
+use crate::error::Error;
 use crate::sys::Inode;
 use crate::sys::root::{Root, is_mount_point};
 
@@ -27,23 +27,23 @@ pub enum HostRoot {
 /// Finds the node's root, or takes the one that was given.
 ///
 /// # Errors
-/// [`Usage`] for a given root that is not there, that is empty, or that is this container's own.
-pub fn find(given: Option<&Path>) -> Result<HostRoot, Usage> {
+/// [`Error::Usage`] for a given root that is not there, that is empty, or that is this container's own.
+pub fn find(given: Option<&Path>) -> Result<HostRoot, Error> {
     match given {
         Some(path) => take(path).map(HostRoot::At),
         None if on_the_node() => {
             let root = Root::open(Path::new("/"));
             root.map(HostRoot::At)
-                .map_err(|error| Usage(error.to_string()))
+                .map_err(|error| Error::Usage(error.to_string()))
         }
         None => Ok(search()),
     }
 }
 
-fn take(path: &Path) -> Result<Root, Usage> {
+fn take(path: &Path) -> Result<Root, Error> {
     let shown = path.display();
     let root = Root::open(path).map_err(|error| {
-        Usage(format!(
+        Error::Usage(format!(
             "--host-root {shown}: {error}; mount the node's root file system there, or leave the \
              option out"
         ))
@@ -51,7 +51,7 @@ fn take(path: &Path) -> Result<Root, Usage> {
     let own = Root::open(Path::new("/")).and_then(|own| own.id());
     let is_own = matches!((root.id(), own), (Ok(a), Ok(b)) if a == b);
     if is_own && container_marker().is_some() && !pid_1_has_our_root() {
-        return Err(Usage(format!(
+        return Err(Error::Usage(format!(
             "--host-root {shown}: this is the container's own root, not the node's; mount the \
              node's root file system, for example at /mnt/host-rootfs"
         )));
@@ -61,7 +61,7 @@ fn take(path: &Path) -> Result<Root, Usage> {
         .iter()
         .all(|name| matches!(root.stat(name), Ok(None)))
     {
-        return Err(Usage(format!(
+        return Err(Error::Usage(format!(
             "--host-root {shown}: neither etc nor usr is in it, so nothing is mounted there; mount \
              the node's root file system there, or leave the option out"
         )));

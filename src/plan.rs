@@ -15,13 +15,13 @@ use nix::unistd::{Gid, Uid};
 use crate::accounts::edit;
 use crate::accounts::group;
 use crate::acl::Acl;
+use crate::codes::{Cause, Source, Warning, WarningCode};
 use crate::config::{Missing, Origin, PodRoot, Policy};
-use crate::exit::Usage;
+use crate::error::Error;
 use crate::observe::{GROUP_FILE, Observation};
-use crate::qemu::{self, Identity};
+use crate::qemu::{Identity, Unknown as IdentityError};
 use crate::qemu_conf::{self, QemuConf};
-use crate::report::{Cause, Code, Warning};
-use crate::resolve::{Candidate, Resolution, Source, resolve};
+use crate::resolve::{Candidate, Resolution, resolve};
 use crate::sys::Inode;
 use crate::udev::Prediction;
 
@@ -40,6 +40,8 @@ pub struct Memory {
     pub group_file_readonly: bool,
     /// The GID that the device keeps, whatever else is wanted.
     pub kept_gid: Option<Gid>,
+    /// Why, where that is not the node's.
+    pub kept_because: Option<String>,
 }
 
 impl Memory {
@@ -96,40 +98,45 @@ pub struct Plan {
     /// Every number that was considered; the first is the target.
     pub resolution: Resolution,
     /// How it goes on.
-    pub course: Course,
-    /// Whom libvirt will start QEMU as once the steps are done; unknown where nothing is to be
-    /// done.
+    pub outcome: Outcome,
+    /// The QEMU identity once the steps are done; unknown where nothing is to be done.
     pub identity: Option<Identity>,
-    /// Whom libvirt would start QEMU as now; unknown where it would not even start itself.
-    pub identity_now: Option<Identity>,
-    /// Why that is unknown.
-    pub no_identity_now: Option<qemu::Unknown>,
+    /// The QEMU identity now; why there is none, where that is known.
+    pub identity_now: Result<Identity, Option<IdentityError>>,
     /// What is odd.
     pub warnings: Vec<Warning>,
     /// The number that the pod's group has now and shall lose.
     pub renumbered: Option<Gid>,
     /// Where qemu.conf keeps /dev/kvm from every guest, whatever its owner and mode: file and line.
-    pub kept_out: Option<String>,
+    pub excluded_by_device_acl: Option<String>,
+    /// The group that is to own the device.
+    pub group: String,
+    /// Why the device keeps a GID that is not the node's (`watch`).
+    pub kept_because: Option<String>,
 }
 
 /// How it goes on.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Course {
+pub enum Outcome {
     /// These steps, in this order; none where all is right already.
     Act(Vec<Step>),
     /// A safety rule says no.
     Refuse(Refusal),
     /// No KVM on this node.
-    Absent {
-        /// Why.
-        cause: Cause,
-        /// What was seen.
-        text: String,
-        /// What to do.
-        advice: String,
-        /// What must be left for the pod all the same where a missing KVM is accepted.
-        steps: Vec<Step>,
-    },
+    NoKvm(NoKvm),
+}
+
+/// No KVM on this node.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NoKvm {
+    /// Why.
+    pub cause: Cause,
+    /// What was seen.
+    pub text: String,
+    /// What to do.
+    pub advice: String,
+    /// What must be left for the pod nevertheless, where a missing KVM is accepted.
+    pub steps: Vec<Step>,
 }
 
 /// A safety rule that said no.
@@ -219,13 +226,13 @@ pub enum GroupFile {
 /// Makes the plan. `memory` is what `watch` remembers; nothing for another command.
 ///
 /// # Errors
-/// [`Usage`] for a qemu.conf that libvirt could not read either, an unknown QEMU user, and a pod
+/// [`Error::Usage`] for a qemu.conf that libvirt could not read either, an unknown QEMU user, and a pod
 /// root without group file.
-pub fn plan(seen: &Observation, policy: &Policy, memory: Option<&Memory>) -> Result<Plan, Usage> {
+pub fn plan(seen: &Observation, policy: &Policy, memory: Option<&Memory>) -> Result<Plan, Error> {
     let conf = match &seen.pod.qemu_conf {
         Some(content) => Some(qemu_conf::parse(content).map_err(|error| {
             let key = error.key.map(|key| format!("{key}: ")).unwrap_or_default();
-            Usage(format!(
+            Error::Usage(format!(
                 "{}:{}: {key}expected {}; libvirtd would not start with it",
                 seen.pod.qemu_conf_name, error.line, error.expected
             ))
@@ -240,8 +247,8 @@ pub fn plan(seen: &Observation, policy: &Policy, memory: Option<&Memory>) -> Res
     };
     let resolution = resolve(candidates(context, rules_of_the_node(context)));
     let target = resolution.target().map(|target| target.gid);
-    let absent = safety::absent(seen);
-    let rule = match target.filter(|_| absent.is_none()) {
+    let no_kvm = safety::no_kvm(seen);
+    let rule = match target.filter(|_| no_kvm.is_none()) {
         Some(gid) => persist::planned(context, gid),
         None => Ok(None),
     };
@@ -252,13 +259,14 @@ pub fn plan(seen: &Observation, policy: &Policy, memory: Option<&Memory>) -> Res
         None => seen.host.as_ref().map(|host| &host.udev),
     };
     let mut plan = Plan {
-        course: Course::Act(Vec::new()),
+        outcome: Outcome::Act(Vec::new()),
         identity: None,
-        identity_now: None,
-        no_identity_now: None,
+        identity_now: Err(None),
         warnings: events::warnings(udev, target),
         renumbered: None,
-        kept_out: conf
+        group: policy.group.clone(),
+        kept_because: memory.and_then(|memory| memory.kept_because.clone()),
+        excluded_by_device_acl: conf
             .as_ref()
             .and_then(|conf| conf.keeps_kvm_out)
             .map(|line| format!("{}:{line}", seen.pod.qemu_conf_name)),
@@ -271,39 +279,34 @@ pub fn plan(seen: &Observation, policy: &Policy, memory: Option<&Memory>) -> Res
              file, and the proof says nothing of that",
             socket.display()
         );
-        plan.warnings.push(Warning::new(Code::NscdSocket, text));
+        plan.warnings
+            .push(Warning::new(WarningCode::NscdSocket, text));
     }
     plan.warnings
         .extend(outdated_rule(context, &plan.resolution));
-    if let Some((cause, text, advice)) = absent {
-        let steps = match policy.missing {
-            Missing::Fail => Vec::new(),
-            Missing::Skip => work::file_for_the_pod(context, &plan.resolution, &mut plan.warnings),
-        };
-        plan.course = Course::Absent {
-            cause,
-            text,
-            advice,
-            steps,
-        };
+    if let Some(mut no_kvm) = no_kvm {
+        if policy.missing == Missing::Skip {
+            no_kvm.steps = work::file_for_the_pod(context, &plan.resolution, &mut plan.warnings)?;
+        }
+        plan.outcome = Outcome::NoKvm(no_kvm);
         return Ok(plan);
     }
     let allowed = safety::target(context, udev, &mut plan);
     let target = match (allowed, &rule) {
         (Ok(target), Ok(_)) => target,
         (Err(refusal), _) => {
-            plan.course = Course::Refuse(refusal);
+            plan.outcome = Outcome::Refuse(refusal);
             return Ok(plan);
         }
         // A rule that cannot be written is no reason to leave guests without KVM.
         (Ok(target), Err(refusal)) if memory.is_some() => {
-            let warning = Warning::new(Code::UdevRuleRefused, refusal.text.clone());
+            let warning = Warning::new(WarningCode::UdevRuleRefused, refusal.text.clone());
             plan.warnings.push(warning);
             target
         }
         (_, Err(refusal)) => {
             let refusal = refusal.clone();
-            plan.course = Course::Refuse(refusal);
+            plan.outcome = Outcome::Refuse(refusal);
             return Ok(plan);
         }
     };
@@ -312,13 +315,13 @@ pub fn plan(seen: &Observation, policy: &Policy, memory: Option<&Memory>) -> Res
         Ok(steps) => steps,
         Err(Stop::Usage(usage)) => return Err(usage),
         Err(Stop::Refusal(refusal)) => {
-            plan.course = Course::Refuse(refusal);
+            plan.outcome = Outcome::Refuse(refusal);
             return Ok(plan);
         }
     };
     // Last: where the rule cannot be written after all, guests start until the node's next event.
     steps.extend(planned.map(|planned| Step::UdevRule(planned.step.clone())));
-    plan.course = Course::Act(steps);
+    plan.outcome = Outcome::Act(steps);
     Ok(plan)
 }
 
@@ -342,7 +345,7 @@ fn outdated_rule(context: &Context<'_>, found: &Resolution) -> Option<Warning> {
          would be {} ({}): `apply --persist` writes it anew",
         now.at, now.gid, without.gid, without.at
     );
-    Some(Warning::new(Code::UdevRuleOutdated, text))
+    Some(Warning::new(WarningCode::UdevRuleOutdated, text))
 }
 
 fn candidates(context: &Context<'_>, udev: Option<&Prediction>) -> Vec<Candidate> {

@@ -9,10 +9,10 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::exit::Verdict;
 use crate::report::Report;
 use crate::sys::claim::{Claim, claimed};
 use crate::sys::root::open_here;
+use crate::verdict::Verdict;
 
 /// What to do where the file does not say.
 const WATCH: &str = "see whether `watch` runs, with --status-file and this path";
@@ -112,7 +112,7 @@ mod tests {
 
     fn status(verdict: Verdict, result: &str) -> String {
         let mut report = Report::new(verdict, "why");
-        report.proof.result = result.to_owned();
+        report.proof.result = result.to_owned().into();
         report.to_json().unwrap()
     }
 

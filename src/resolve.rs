@@ -5,28 +5,9 @@
 #![forbid(unsafe_code)]
 
 use nix::unistd::Gid;
-use serde::{Deserialize, Serialize};
 
+use crate::codes::{Source, Warning, WarningCode};
 use crate::config::is_id;
-use crate::report::{Code, Warning};
-
-/// Where a candidate comes from, strongest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Source {
-    /// `--gid`, its variable or its key.
-    Flag,
-    /// What the node's udev gives at an add event.
-    Udev,
-    /// The node's group database.
-    HostGroup,
-    /// `watch`: what worked last. A node whose files are not seen for a while has not changed its mind.
-    Kept,
-    /// The device's own group.
-    Device,
-    /// The pod's group file.
-    PodGroup,
-}
 
 /// A number that could be the target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +38,7 @@ impl Resolution {
     /// Whether two of those that speak for the node disagree.
     pub fn disagreement(&self) -> Option<&Warning> {
         let mut found = self.warnings.iter();
-        found.find(|warning| warning.code == Code::Disagreement)
+        found.find(|warning| warning.code == WarningCode::Disagreement)
     }
 }
 
@@ -75,7 +56,7 @@ pub fn resolve(candidates: impl IntoIterator<Item = Candidate>) -> Resolution {
             let (gid, at) = (candidate.gid, candidate.at);
             let text =
                 format!("{at} gives the number {gid}, which is never a group for KVM: skipped");
-            warnings.push(Warning::new(Code::CandidateSkipped, text));
+            warnings.push(Warning::new(WarningCode::CandidateSkipped, text));
         }
     }
     usable.sort_by_key(|candidate: &Candidate| candidate.source);
@@ -91,7 +72,7 @@ pub fn resolve(candidates: impl IntoIterator<Item = Candidate>) -> Resolution {
             "{} says {}, {} says {}: {} is used",
             first.at, first.gid, second.at, second.gid, first.gid
         );
-        warnings.push(Warning::new(Code::Disagreement, text));
+        warnings.push(Warning::new(WarningCode::Disagreement, text));
     }
     Resolution {
         candidates: usable,
@@ -114,17 +95,17 @@ mod tests {
     #[test]
     fn the_strongest_usable_candidate_wins() {
         use Source::{Device, Flag, HostGroup, PodGroup, Udev};
-        type Row<'a> = (&'a [(u32, Source)], Option<u32>, &'a [Code]);
+        type Row<'a> = (&'a [(u32, Source)], Option<u32>, &'a [WarningCode]);
         let table: [Row<'_>; 11] = [
             (
                 &[(108, HostGroup), (929_292, Udev), (424, PodGroup)],
                 Some(929_292),
-                &[Code::Disagreement],
+                &[WarningCode::Disagreement],
             ),
             (
                 &[(500, Flag), (108, Udev), (108, HostGroup)],
                 Some(500),
-                &[Code::Disagreement, Code::Disagreement],
+                &[WarningCode::Disagreement, WarningCode::Disagreement],
             ),
             (
                 &[(424, PodGroup), (424, Device), (108, HostGroup)],
@@ -134,24 +115,24 @@ mod tests {
             (
                 &[(424, PodGroup), (500, Flag), (108, HostGroup)],
                 Some(500),
-                &[Code::Disagreement],
+                &[WarningCode::Disagreement],
             ),
             (&[(108, Flag), (108, HostGroup)], Some(108), &[]),
             (
                 &[(424, PodGroup), (0, HostGroup), (36, Device)],
                 Some(36),
-                &[Code::CandidateSkipped],
+                &[WarningCode::CandidateSkipped],
             ),
             (
                 &[(u32::MAX, HostGroup), (424, PodGroup)],
                 Some(424),
-                &[Code::CandidateSkipped],
+                &[WarningCode::CandidateSkipped],
             ),
             (&[(0, Device), (424, PodGroup)], Some(424), &[]),
             (
                 &[(0, Device), (0, PodGroup)],
                 None,
-                &[Code::CandidateSkipped],
+                &[WarningCode::CandidateSkipped],
             ),
             (&[(777, Device), (424, PodGroup)], Some(777), &[]),
             (&[], None, &[]),

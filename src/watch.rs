@@ -28,9 +28,9 @@ use std::time::{Duration, Instant};
 
 use crate::config::options::Flags;
 use crate::config::{Output, variable};
-use crate::exit::{Usage, Verdict};
+use crate::error::Error;
 use crate::hostdb;
-use crate::judge::failure;
+use crate::judge::Judgement;
 use crate::libvirtd;
 use crate::observe::GROUP_FILE;
 use crate::pipeline::Request;
@@ -39,6 +39,7 @@ use crate::report::Report;
 use crate::sys;
 use crate::sys::events::{Names, News, Watcher};
 use crate::udev::FOLDERS;
+use crate::verdict::Verdict;
 
 use keeper::{Keeper, Thorough};
 use publish::Status;
@@ -59,7 +60,7 @@ const POLL: Duration = Duration::from_secs(1);
 pub fn watch(
     request: Request,
     output: Output,
-    again: impl Fn() -> Result<(Request, Output), Usage>,
+    again: impl Fn() -> Result<(Request, Output), Error>,
     told: impl FnOnce(&Report),
 ) -> Report {
     // The root of another process stays the one that it is now.
@@ -77,7 +78,7 @@ pub fn watch(
             Err(error)
         }
     };
-    report.unwrap_or_else(|error| failure(&error, None))
+    report.unwrap_or_else(|error| Report::from(Judgement::of_error(&error, false)))
 }
 
 /// For a run that ends before it begins, as its configuration cannot be meant: a status that an earlier

@@ -19,7 +19,7 @@ fn resolve(flags: &[&str], env: &[(&str, &str)], yaml: &str) -> Result<(Request,
     let env: HashMap<_, _> = env.iter().copied().collect();
     let env = |name: &str| env.get(name).map(OsString::from);
     let read = |_: &std::path::Path| Ok(yaml.as_bytes().to_vec());
-    Request::resolve(&options.flags, env, read).map_err(|usage| usage.0)
+    Request::resolve(&options.flags, env, read).map_err(|error| error.to_string())
 }
 
 fn policy(flags: &[&str], env: &[(&str, &str)], yaml: &str) -> Policy {

@@ -5,11 +5,10 @@
 use std::path::{Path, PathBuf};
 
 use libvirt_kvm_init::acl::Acl;
-use libvirt_kvm_init::diagnose::{Scene, diagnose};
+use libvirt_kvm_init::codes::Cause;
 use libvirt_kvm_init::observe::Node;
-use libvirt_kvm_init::prove::Sight;
+use libvirt_kvm_init::prove::{AccessContext, ProbeResult, ProofResult, diagnose};
 use libvirt_kvm_init::qemu::Identity;
-use libvirt_kvm_init::report::{Cause, Proof};
 use libvirt_kvm_init::sys::device::Facts;
 use nix::errno::Errno;
 use nix::sys::stat::SFlag;
@@ -43,17 +42,22 @@ fn nova() -> Identity {
     }
 }
 
-fn seen(sight: Sight, node: &Node, folders: &[(PathBuf, Node)]) -> Proof {
-    diagnose(
-        sight,
-        &Scene {
-            device: Path::new("/dev/kvm"),
-            node,
-            folders,
-            identity: &nova(),
-            remedy: "",
-        },
-    )
+fn context<'a>(
+    device: &'a Node,
+    directories: &'a [(PathBuf, Node)],
+    identity: &'a Identity,
+) -> AccessContext<'a> {
+    AccessContext {
+        path: Path::new("/dev/kvm"),
+        device,
+        directories,
+        identity,
+        remedy: None,
+    }
+}
+
+fn seen(answer: ProbeResult, device: &Node, directories: &[(PathBuf, Node)]) -> ProofResult {
+    diagnose(answer, &context(device, directories, &nova()))
 }
 
 #[test]
@@ -61,99 +65,109 @@ fn each_answer_has_its_cause() {
     let good = node(0, 108, 0o660);
     // what the child saw => result, cause, a word of the advice
     let table = [
-        (Sight::OtherInode, "mismatch", Cause::Unknown, "--settle"),
-        (Sight::OtherVersion(13), "mismatch", Cause::ApiVersion, "13"),
         (
-            Sight::NotDropped(3, Errno::EPERM),
+            ProbeResult::OtherInode,
+            "mismatch",
+            Cause::Unknown,
+            "--settle",
+        ),
+        (
+            ProbeResult::OtherVersion(13),
+            "mismatch",
+            Cause::ApiVersion,
+            "13",
+        ),
+        (
+            ProbeResult::NotDropped(3, Errno::EPERM),
             "none",
             Cause::Unknown,
             "CAP_SETUID",
         ),
         (
-            Sight::NotDropped(5, Errno::EBADE),
+            ProbeResult::NotDropped(5, Errno::EBADE),
             "none",
             Cause::Unknown,
             "credentials",
         ),
         (
-            Sight::Stat(Errno::ENOENT),
+            ProbeResult::Stat(Errno::ENOENT),
             "ENOENT",
             Cause::Missing,
             "--settle",
         ),
         (
-            Sight::Open(Errno::EPERM),
+            ProbeResult::Open(Errno::EPERM),
             "EPERM",
             Cause::DeviceCgroup,
             "privileged",
         ),
         (
-            Sight::Open(Errno::ENODEV),
+            ProbeResult::Open(Errno::ENODEV),
             "ENODEV",
             Cause::NoDriver,
             "modprobe",
         ),
         (
-            Sight::Open(Errno::ENXIO),
+            ProbeResult::Open(Errno::ENXIO),
             "ENXIO",
             Cause::NoDriver,
             "modprobe",
         ),
         (
-            Sight::Open(Errno::EBUSY),
+            ProbeResult::Open(Errno::EBUSY),
             "EBUSY",
             Cause::Busy,
             "hypervisor",
         ),
-        (Sight::Open(Errno::EIO), "EIO", Cause::Unknown, "EIO"),
+        (ProbeResult::Open(Errno::EIO), "EIO", Cause::Unknown, "EIO"),
         (
-            Sight::Version(Errno::ENOTTY),
+            ProbeResult::Version(Errno::ENOTTY),
             "ENOTTY",
             Cause::NotKvm,
             "answer",
         ),
         (
-            Sight::CreateVm(Errno::EBUSY),
+            ProbeResult::CreateVm(Errno::EBUSY),
             "EBUSY",
             Cause::Busy,
             "hypervisor",
         ),
         (
-            Sight::CreateVm(Errno::ENODEV),
+            ProbeResult::CreateVm(Errno::ENODEV),
             "ENODEV",
             Cause::Unknown,
             "firmware",
         ),
         (
-            Sight::NotDropped(2, Errno::ENOMEM),
+            ProbeResult::NotDropped(2, Errno::ENOMEM),
             "none",
             Cause::Unknown,
             "setgroups",
         ),
-        (Sight::TimedOut, "none", Cause::Unknown, "5 s"),
-        (Sight::Killed, "none", Cause::Unknown, "killed"),
+        (ProbeResult::TimedOut, "none", Cause::Unknown, "5 s"),
+        (ProbeResult::Killed, "none", Cause::Unknown, "killed"),
     ];
     for (sight, result, cause, word) in table {
         let proof = seen(sight, &good, &[]);
         assert_eq!(
-            (proof.result.as_str(), proof.cause),
+            (proof.word().as_str(), proof.cause()),
             (result, Some(cause)),
             "{sight:?}"
         );
-        let advice = proof.advice.unwrap();
+        let advice = &proof.advice().unwrap().text;
         assert!(advice.contains(word), "{sight:?}: {advice}");
     }
-    let proof = seen(Sight::Ok(12), &good, &[]);
+    let proof = seen(ProbeResult::Ok(12), &good, &[]);
     assert_eq!(
-        (proof.result.as_str(), proof.cause, proof.api_version),
+        (proof.word().as_str(), proof.cause(), proof.api_version()),
         ("ok", None, Some(12))
     );
 }
 
 #[test]
 fn a_denial_is_told_apart_by_what_should_have_allowed_it() {
-    let denied = Sight::Open(Errno::EACCES);
-    let cause = |node: &Node, folders: &[(PathBuf, Node)]| seen(denied, node, folders).cause;
+    let denied = ProbeResult::Open(Errno::EACCES);
+    let cause = |node: &Node, folders: &[(PathBuf, Node)]| seen(denied, node, folders).cause();
     let good = node(0, 108, 0o660);
     assert_eq!(cause(&node(0, 424, 0o660), &[]), Some(Cause::Ownership));
     assert_eq!(cause(&node(0, 108, 0o640), &[]), Some(Cause::Ownership));
@@ -186,8 +200,8 @@ fn a_denial_is_told_apart_by_what_should_have_allowed_it() {
     let mut folder = node(0, 0, 0o700);
     folder.facts.kind = SFlag::S_IFDIR;
     let proof = seen(denied, &good, &[(PathBuf::from("/dev"), folder)]);
-    assert_eq!(proof.cause, Some(Cause::Ownership));
-    assert!(proof.advice.unwrap().contains("/dev (0:0 0700)"));
+    assert_eq!(proof.cause(), Some(Cause::Ownership));
+    assert!(&proof.advice().unwrap().text.contains("/dev (0:0 0700)"));
 }
 
 /// A termination message holds 4096 bytes, and 2048 of the log.
@@ -195,14 +209,10 @@ fn a_denial_is_told_apart_by_what_should_have_allowed_it() {
 fn advice_stays_short_however_many_groups_there_are() {
     let mut nova = nova();
     nova.groups = (1_000_000..1_070_000).map(Gid::from_raw).collect();
-    let scene = Scene {
-        device: Path::new("/dev/kvm"),
-        node: &node(0, 7, 0o660),
-        folders: &[],
-        identity: &nova,
-        remedy: "",
-    };
-    let advice = diagnose(Sight::Open(Errno::EACCES), &scene).advice.unwrap();
+    let device = node(0, 7, 0o660);
+    let context = context(&device, &[], &nova);
+    let proof = diagnose(ProbeResult::Open(Errno::EACCES), &context);
+    let advice = &proof.advice().unwrap().text;
     assert!(advice.len() < 300, "{advice}");
     assert!(advice.contains("1000015 and 69984 more"), "{advice}");
 }
@@ -212,24 +222,24 @@ fn advice_stays_short_however_many_groups_there_are() {
 #[test]
 fn only_a_proof_that_failed_by_itself_is_undone() {
     let undone = [
-        Sight::TimedOut,
-        Sight::Killed,
-        Sight::NotDropped(5, Errno::EBADE),
-        Sight::NotDropped(4, Errno::EBADE),
-        Sight::NotDropped(2, Errno::ENOMEM),
-        Sight::NotDropped(3, Errno::EAGAIN),
+        ProbeResult::TimedOut,
+        ProbeResult::Killed,
+        ProbeResult::NotDropped(5, Errno::EBADE),
+        ProbeResult::NotDropped(4, Errno::EBADE),
+        ProbeResult::NotDropped(2, Errno::ENOMEM),
+        ProbeResult::NotDropped(3, Errno::EAGAIN),
     ];
     let done = [
-        Sight::Ok(12),
-        Sight::OtherInode,
-        Sight::OtherVersion(13),
-        Sight::NotDropped(2, Errno::EPERM),
-        Sight::NotDropped(3, Errno::EINVAL),
-        Sight::Stat(Errno::EACCES),
-        Sight::Open(Errno::EPERM),
-        Sight::Version(Errno::ENOTTY),
-        Sight::CreateVm(Errno::EBUSY),
+        ProbeResult::Ok(12),
+        ProbeResult::OtherInode,
+        ProbeResult::OtherVersion(13),
+        ProbeResult::NotDropped(2, Errno::EPERM),
+        ProbeResult::NotDropped(3, Errno::EINVAL),
+        ProbeResult::Stat(Errno::EACCES),
+        ProbeResult::Open(Errno::EPERM),
+        ProbeResult::Version(Errno::ENOTTY),
+        ProbeResult::CreateVm(Errno::EBUSY),
     ];
-    assert!(undone.into_iter().all(Sight::is_undone));
-    assert!(!done.into_iter().any(Sight::is_undone));
+    assert!(undone.into_iter().all(ProbeResult::is_undone));
+    assert!(!done.into_iter().any(ProbeResult::is_undone));
 }

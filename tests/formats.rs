@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
 
-use libvirt_kvm_init::exit::Verdict;
-use libvirt_kvm_init::monitors::{npd, npd_code, prometheus};
-use libvirt_kvm_init::report::{Cause, Code, Report, Warning};
-use libvirt_kvm_init::table::table;
+use libvirt_kvm_init::codes::{Cause, Warning, WarningCode};
+use libvirt_kvm_init::report::Report;
+use libvirt_kvm_init::report::monitors::{npd, npd_code, prometheus};
+use libvirt_kvm_init::report::table::table;
+use libvirt_kvm_init::verdict::Verdict;
 
 const STORED: &str = include_str!("data/report.json");
 
@@ -171,8 +172,12 @@ fn gauges(report: &Report) -> BTreeMap<String, String> {
 #[test]
 fn prometheus_gets_a_gauge_for_everything_that_alerts_need() {
     let mut report = stored();
-    report.warnings.push(Warning::new(Code::Collision, "again"));
-    report.warnings.push(Warning::new(Code::NscdSocket, "x"));
+    report
+        .warnings
+        .push(Warning::new(WarningCode::Collision, "again"));
+    report
+        .warnings
+        .push(Warning::new(WarningCode::NscdSocket, "x"));
     let found = gauges(&report);
     for (key, want) in [
         ("verdict{verdict=\"ok\"}", "1"),
@@ -212,21 +217,21 @@ fn exactly_one_verdict_is_set_and_what_is_not_known_is_left_out() {
 fn labels_are_escaped() {
     let mut report = stored();
     for text in TEXTS {
-        report.proof.result = text.to_owned();
+        report.proof.result = text.to_owned().into();
         report.proof.cause = Some(Cause::NoDriver);
         gauges(&report);
     }
     for hidden in ["a\u{1b}[2Jb", "a\rb", "a\u{9b}b", "a\u{202e}b"] {
-        report.proof.result = hidden.to_owned();
+        report.proof.result = hidden.to_owned().into();
         let text = prometheus(&report, UNIX_EPOCH);
-        let line = |c: char| libvirt_kvm_init::report::is_hidden(c) && c != '\n';
+        let line = |c: char| libvirt_kvm_init::text::is_hidden(c) && c != '\n';
         assert!(!text.chars().any(line), "{text:?}");
     }
-    report.proof.result = "a\u{1b}b".to_owned();
+    report.proof.result = "a\u{1b}b".to_owned().into();
     let found = gauges(&report);
     let want = "proof_info{cause=\"no-driver\",result=\"a\\\\u{1b}b\"}";
     assert!(found.contains_key(want), "{found:?}");
-    report.proof.result = "a\"b\\c\nd".to_owned();
+    report.proof.result = "a\"b\\c\nd".to_owned().into();
     let found = gauges(&report);
     let want = "proof_info{cause=\"no-driver\",result=\"a\\\"b\\\\c\\nd\"}";
     assert!(found.contains_key(want), "{found:?}");
@@ -246,7 +251,7 @@ fn the_table_has_80_columns_with_any_path() {
         let text = format!("libvirtd started before {path}/etc/group changed");
         report
             .warnings
-            .push(Warning::new(Code::LibvirtdStale, text));
+            .push(Warning::new(WarningCode::LibvirtdStale, text));
         let text = table(&report, false);
         for line in text.lines() {
             assert!(line.chars().count() <= 80, "{line}\n{text}");
@@ -267,7 +272,7 @@ fn the_table_shows_the_computed_permission() {
         table(&report, false)
     );
     report.device.as_mut().unwrap().acl = Some("u::rw-,g::rw-,o::---".to_owned());
-    report.proof.result = "EACCES".to_owned();
+    report.proof.result = "EACCES".to_owned().into();
     let line = "permission owner, group, mode and ACL allow it; open says EACCES\n";
     assert!(
         table(&report, false).contains(line),

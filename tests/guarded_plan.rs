@@ -4,13 +4,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use libvirt_kvm_init::codes::{Warning, WarningCode};
 use libvirt_kvm_init::config::options::Flags;
 use libvirt_kvm_init::config::{PodRoot, variable};
 use libvirt_kvm_init::hostdb::{HostDb, Record};
 use libvirt_kvm_init::observe::{Driver, Host, Node, Observation, Pod};
 use libvirt_kvm_init::pipeline::Request;
-use libvirt_kvm_init::plan::{Course, GroupFile, GroupStep, Memory, Plan, Step, plan};
-use libvirt_kvm_init::report::{Code, Warning};
+use libvirt_kvm_init::plan::{GroupFile, GroupStep, Memory, Outcome, Plan, Step, plan};
 use libvirt_kvm_init::sys::device::Facts;
 use libvirt_kvm_init::udev::own::Rules;
 use libvirt_kvm_init::udev::{Prediction, RuleFile, Udevd};
@@ -132,13 +132,15 @@ fn seen(node: &str, rules: &str, pod: &str, device: Option<u32>) -> Observation 
             Some(_) => Driver::Present,
             None => Driver::Absent,
         },
+        doubt: None,
     }
 }
 
 fn steps(decision: &Plan) -> &[Step] {
-    match &decision.course {
-        Course::Act(steps) | Course::Absent { steps, .. } => steps,
-        Course::Refuse(refusal) => panic!("{}", refusal.text),
+    match &decision.outcome {
+        Outcome::Act(steps) => steps,
+        Outcome::NoKvm(no_kvm) => &no_kvm.steps,
+        Outcome::Refuse(refusal) => panic!("{}", refusal.text),
     }
 }
 
@@ -157,15 +159,15 @@ fn aligned(seen: &Observation, plan: &Plan) -> String {
 }
 
 fn refusal(decision: &Plan) -> &str {
-    match &decision.course {
-        Course::Refuse(refusal) => &refusal.text,
+    match &decision.outcome {
+        Outcome::Refuse(refusal) => &refusal.text,
         other => panic!("not refused: {other:?}"),
     }
 }
 
 fn guarded(warnings: &[Warning]) -> Vec<&str> {
     let found = warnings.iter();
-    let found = found.filter(|warning| warning.code == Code::GuardedGroup);
+    let found = found.filter(|warning| warning.code == WarningCode::GuardedGroup);
     found.map(|warning| warning.text.as_str()).collect()
 }
 
@@ -447,7 +449,8 @@ fn a_name_that_is_more_than_a_name_is_refused_where_it_would_be_written() {
             unmapped: false,
         });
         there.driver = Driver::Present;
-        there.pod.group = Some(format!("root:x:0:\nkvm:x:108:{name}\n").into_bytes());
+        let group = format!("root:x:0:\nkvm:x:108:{name}\n");
+        there.pod.group = Some(Arc::new(group.into_bytes()));
         let decision = decide(&mut there, &config(&[], By::Flag), None);
         assert_eq!(steps(&decision), []);
     }

@@ -12,10 +12,10 @@ use std::process::{Command, Output, Stdio};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use libvirt_kvm_init::codes::Cause;
 use libvirt_kvm_init::logs::causes::{Form, advice, cause};
 use libvirt_kvm_init::logs::patterns::{NEEDLES, domain_of_path, printable, read};
 use libvirt_kvm_init::logs::report::LogReport;
-use libvirt_kvm_init::report::Cause;
 
 fn program() -> Command {
     let path = std::env::var_os("KVM_INIT_TEST_BIN");

@@ -3,14 +3,14 @@
 
 use std::sync::Arc;
 
+use libvirt_kvm_init::codes::Source;
+use libvirt_kvm_init::codes::{Warning, WarningCode};
 use libvirt_kvm_init::config::PodRoot;
 use libvirt_kvm_init::config::options::Flags;
 use libvirt_kvm_init::hostdb::HostDb;
 use libvirt_kvm_init::observe::{Driver, Host, Node, Observation, Pod};
 use libvirt_kvm_init::pipeline::Request;
-use libvirt_kvm_init::plan::{Course, Plan, Step, plan};
-use libvirt_kvm_init::report::{Code, Warning};
-use libvirt_kvm_init::resolve::Source;
+use libvirt_kvm_init::plan::{Outcome, Plan, Step, plan};
 use libvirt_kvm_init::sys::device::Facts;
 use libvirt_kvm_init::udev::own::{self, Gift, Rules};
 use libvirt_kvm_init::udev::{Prediction, RuleFile, Udevd};
@@ -129,6 +129,7 @@ fn seen(kvm: u32, rules: &[(&str, &str)], own: Option<Gift>) -> Observation {
             unmapped: false,
         }),
         driver: Driver::Present,
+        doubt: None,
     }
 }
 
@@ -139,20 +140,20 @@ fn gift(gid: u32, mode: u16) -> Gift {
 
 /// What is written, as group, mode and what was there; or why not.
 fn planned(decision: &Plan) -> Result<Option<(u32, u16, Option<String>)>, String> {
-    match &decision.course {
-        Course::Act(steps) => Ok(steps.iter().find_map(|step| match step {
+    match &decision.outcome {
+        Outcome::Act(steps) => Ok(steps.iter().find_map(|step| match step {
             Step::UdevRule(step) => {
                 let gift = Gift::of(&step.content).unwrap();
                 Some((gift.gid.as_raw(), gift.mode, step.from.clone()))
             }
             _ => None,
         })),
-        Course::Refuse(refusal) => Err(refusal.text.clone()),
-        Course::Absent { text, .. } => panic!("absent: {text}"),
+        Outcome::Refuse(refusal) => Err(refusal.text.clone()),
+        Outcome::NoKvm(no_kvm) => panic!("absent: {}", no_kvm.text),
     }
 }
 
-fn codes(warnings: &[Warning]) -> Vec<Code> {
+fn codes(warnings: &[Warning]) -> Vec<WarningCode> {
     warnings.iter().map(|warning| warning.code).collect()
 }
 
@@ -232,7 +233,7 @@ fn the_rule_comes_last_and_makes_further_groups_needless() {
     let seen = seen(108, &[STOCK, PIN], None);
     let kinds = |persist| {
         let decision = decide(&seen, &config(None, None, persist));
-        let Course::Act(steps) = &decision.course else {
+        let Outcome::Act(steps) = &decision.outcome else {
             panic!("{decision:?}")
         };
         let groups = |step: &Step| match step {
@@ -251,7 +252,7 @@ fn the_rule_comes_last_and_makes_further_groups_needless() {
                 _ => "other",
             })
             .collect();
-        let differ = codes(&decision.warnings).contains(&Code::UdevEventsDiffer);
+        let differ = codes(&decision.warnings).contains(&WarningCode::UdevEventsDiffer);
         (kinds, steps.iter().find_map(groups), differ)
     };
     assert_eq!(kinds(false), (vec!["file", "owner"], Some(2), true));
@@ -273,11 +274,11 @@ fn the_own_rule_speaks_for_the_node_only_where_it_is_not_to_be_written_anew() {
         assert_eq!((target.gid.as_raw(), target.source), (108, Source::Udev));
         assert!(target.at.contains(own::PATH), "{}", target.at);
         let odd = codes(&followed.warnings);
-        assert!(odd.contains(&Code::UdevRuleOutdated), "{odd:?}");
+        assert!(odd.contains(&WarningCode::UdevRuleOutdated), "{odd:?}");
 
         let named = decide(&seen, &config(Some("108"), None, false));
         let odd = codes(&named.warnings);
-        assert!(!odd.contains(&Code::UdevRuleOutdated), "{odd:?}");
+        assert!(!odd.contains(&WarningCode::UdevRuleOutdated), "{odd:?}");
     }
 }
 

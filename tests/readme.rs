@@ -10,8 +10,8 @@ use std::{env, fs};
 
 use clap::{Arg, Command, CommandFactory};
 use libvirt_kvm_init::cli::Cli;
-use libvirt_kvm_init::exit::Verdict;
 use libvirt_kvm_init::report::Report;
+use libvirt_kvm_init::verdict::Verdict;
 
 const FILES: [&str; 2] = ["README.md", "docs/report.md"];
 const BEGIN: &str = "<!-- made from the code: ";
@@ -64,19 +64,16 @@ fn project(name: &str) -> PathBuf {
 }
 
 fn made(table: &str) -> String {
-    let words = include_str!("../src/report/words.rs");
+    let words = include_str!("../src/codes.rs");
     match table {
         "verbs" => verbs(),
         "options" => options(),
         "exit codes" => exit_codes(),
         "fields" => fields(),
         "causes" => rows("cause", variants(words, "Cause")),
-        "warnings" => rows("code", variants(words, "Code")),
+        "warnings" => rows("code", variants(words, "WarningCode")),
         "actions" => rows("action", variants(words, "Action")),
-        "sources" => {
-            let text = include_str!("../src/resolve.rs");
-            rows("source", variants(text, "Source"))
-        }
+        "sources" => rows("source", variants(words, "Source")),
         other => panic!("no table {other}"),
     }
 }
@@ -183,7 +180,7 @@ fn options() -> String {
 }
 
 fn exit_codes() -> String {
-    let meanings = variants(include_str!("../src/exit.rs"), "Verdict");
+    let meanings = variants(include_str!("../src/verdict.rs"), "Verdict");
     assert_eq!(meanings.len(), Verdict::ALL.len());
     let mut text = "| code | verdict | meaning |\n| --- | --- | --- |\n".to_owned();
     for (verdict, (word, means)) in Verdict::ALL.into_iter().zip(meanings) {
@@ -239,7 +236,7 @@ fn members(source: &str, head: &str) -> Vec<(String, String)> {
 }
 
 fn fields() -> String {
-    let source = include_str!("../src/report.rs");
+    let source = include_str!("../src/report/mod.rs");
     let mut text = "| field | is | meaning |\n| --- | --- | --- |\n".to_owned();
     let mut names = Vec::new();
     append(source, "Report", "", &mut text, &mut names);

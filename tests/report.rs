@@ -1,8 +1,9 @@
 //! The JSON report: what a stored one says is what this version reads and writes.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use libvirt_kvm_init::exit::Verdict;
-use libvirt_kvm_init::report::{Action, Code, Report};
+use libvirt_kvm_init::codes::{Action, WarningCode};
+use libvirt_kvm_init::report::Report;
+use libvirt_kvm_init::verdict::Verdict;
 use serde_json::Value;
 
 /// A run that mended the incident: the device was 0:424, the pod's kvm too, the node's is 108.
@@ -17,7 +18,7 @@ fn a_stored_report_is_read_and_written_as_it_stands() {
     let want = [Action::SetGroupGid, Action::SetDeviceOwner];
     assert_eq!(actions, want);
     let codes: Vec<_> = report.warnings.iter().map(|warning| warning.code).collect();
-    assert_eq!(codes, [Code::Collision]);
+    assert_eq!(codes, [WarningCode::Collision]);
     let written: Value = serde_json::from_str(&report.to_json().unwrap()).unwrap();
     let stored: Value = serde_json::from_str(STORED).unwrap();
     assert_eq!(written, stored);
@@ -32,7 +33,7 @@ fn it_is_one_line() {
 
 #[test]
 fn changes_are_called_in_text_what_json_calls_them() {
-    use libvirt_kvm_init::report::Action::{
+    use libvirt_kvm_init::codes::Action::{
         AddGroup, AddMember, SetDeviceAcl, SetDeviceMode, SetDeviceOwner, SetGroupGid,
         WriteGroupFile, WriteUdevRule,
     };
@@ -54,18 +55,18 @@ fn changes_are_called_in_text_what_json_calls_them() {
 #[test]
 fn a_text_can_neither_paint_nor_turn_round_a_terminal() {
     let text = "a\u{1b}[2J\n\u{9b}1m\u{202e}b\u{2066}\u{200b}\u{2028}\u{feff}\u{e9}";
-    let shown = libvirt_kvm_init::report::plain(text);
+    let shown = libvirt_kvm_init::text::escape_control(text);
     let want = "a\\u{1b}[2J\\n\\u{9b}1m\\u{202e}b\\u{2066}\\u{200b}\\u{2028}\\u{feff}\u{e9}";
     assert_eq!(shown, want);
     let report = Report::new(Verdict::Failed, text);
-    let line = libvirt_kvm_init::monitors::npd(&report);
+    let line = libvirt_kvm_init::report::monitors::npd(&report);
     assert_eq!(line, "failed: a [2J  1m b    \u{e9}\n");
 }
 
 /// Every character that Unicode calls a format, or a separator of lines or paragraphs.
 #[test]
 fn every_format_character_is_hidden() {
-    use libvirt_kvm_init::report::is_hidden;
+    use libvirt_kvm_init::text::is_hidden;
     use proptest::strategy::{Strategy, ValueTree};
     use proptest::test_runner::{Config, RngSeed, TestRunner};
     let config = Config {
@@ -87,7 +88,7 @@ fn every_format_character_is_hidden() {
 /// DEL, C1, what turns the writing direction, and what is outside of the first plane.
 #[test]
 fn json_is_the_same_and_holds_no_hidden_character() {
-    use libvirt_kvm_init::report::is_hidden;
+    use libvirt_kvm_init::text::is_hidden;
     let hidden: String = ('\0'..=char::MAX).filter(|char| is_hidden(*char)).collect();
     let text = format!("a{hidden}\"\\\u{e4}\u{1f600}");
     let mut report = Report::new(Verdict::Failed, text.as_str());

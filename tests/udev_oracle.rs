@@ -27,7 +27,7 @@ use libvirt_kvm_init::config::PodRoot;
 use libvirt_kvm_init::config::options::Flags;
 use libvirt_kvm_init::observe::{Driver, Host, Node, Observation, Pod};
 use libvirt_kvm_init::pipeline::Request;
-use libvirt_kvm_init::plan::{Course, Step, plan};
+use libvirt_kvm_init::plan::{Outcome, Step, plan};
 use libvirt_kvm_init::sys::device::Device;
 use libvirt_kvm_init::sys::root::Root;
 use libvirt_kvm_init::udev::own::Gift;
@@ -176,6 +176,7 @@ fn seen(version: u32) -> Observation {
             unmapped: false,
         }),
         driver: Driver::Present,
+        doubt: None,
     }
 }
 
@@ -219,12 +220,12 @@ fn persist(sets: &[RuleSet]) -> ([usize; 3], Vec<String>) {
             .resolution
             .target()
             .map(|target| target.gid.as_raw());
-        let rule = match &decision.course {
-            Course::Act(steps) => steps.iter().find_map(|step| match step {
+        let rule = match &decision.outcome {
+            Outcome::Act(steps) => steps.iter().find_map(|step| match step {
                 Step::UdevRule(step) => Some(step.content.clone()),
                 _ => None,
             }),
-            Course::Refuse(refusal) => {
+            Outcome::Refuse(refusal) => {
                 if refusal.text.contains("the last word") {
                     counts[2] += 1;
                     let (gid, mode) = (target.unwrap(), 0o660);
@@ -240,7 +241,7 @@ fn persist(sets: &[RuleSet]) -> ([usize; 3], Vec<String>) {
                 }
                 continue;
             }
-            Course::Absent { text, .. } => panic!("{set}\nabsent: {text}"),
+            Outcome::NoKvm(no_kvm) => panic!("{set}\nabsent: {}", no_kvm.text),
         };
         let mut right = (0, target.unwrap(), 0o660);
         match &rule {

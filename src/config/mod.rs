@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use nix::unistd::Gid;
 
-use crate::exit::Usage;
+use crate::error::Error;
 use options::{Flags, OPTIONS};
 
 pub use pod_root::PodRoot;
@@ -128,6 +128,21 @@ pub struct Sources {
     pub group_file_out: Option<PathBuf>,
     /// Whether to look at the place of the rule of `--persist`.
     pub rule_slot: bool,
+    /// Whose libvirtd the pod root belongs to.
+    pub libvirtd: Libvirtd,
+}
+
+/// Whose libvirtd the pod root belongs to, as far as that was looked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Libvirtd {
+    /// That of this container or of the node, or nobody looked for one.
+    Own,
+    /// That of another container, whose device may be another one.
+    Container,
+    /// None runs with the node's device; perhaps one (its process ID) with a /dev of its own.
+    Missing(Option<u32>),
+    /// It cannot be told from others, or may not be looked at: why.
+    Unclear(String),
 }
 
 /// What is wanted.
@@ -188,19 +203,19 @@ impl Values {
     /// `read` for the configuration file's content.
     ///
     /// # Errors
-    /// [`Usage`] for a value that is not text, and for a configuration file that cannot be read.
+    /// [`Error::Usage`] for a value that is not text, and for a configuration file that cannot be read.
     pub fn collect(
         flags: &Flags,
         env: impl Fn(&str) -> Option<OsString>,
         read: impl FnOnce(&Path) -> Result<Vec<u8>, String>,
-    ) -> Result<Self, Usage> {
+    ) -> Result<Self, Error> {
         let mut values = Self {
             replay_flags: replay_flags::replay_flags(flags),
             ..Self::default()
         };
         if let Some(Given { text, origin }) = flag_or_env("config", flags.get("config"), &env)? {
             let content = read(Path::new(&text)).map_err(|error| {
-                Usage(format!(
+                Error::Usage(format!(
                     "{origin}: {error}; mount the file there, or leave the option out"
                 ))
             })?;
@@ -216,8 +231,8 @@ impl Values {
     /// What to look at.
     ///
     /// # Errors
-    /// [`Usage`] for the first value that is not what it may be, here and below.
-    pub fn sources(&self) -> Result<Sources, Usage> {
+    /// [`Error::Usage`] for the first value that is not what it may be, here and below.
+    pub fn sources(&self) -> Result<Sources, Error> {
         let path = |name| self.value(name, values::path);
         let device = path("device")?;
         Ok(Sources {
@@ -232,6 +247,7 @@ impl Values {
             qemu_conf: path("qemu-conf")?,
             group_file_out: self.value("group-file-out", values::output)?,
             rule_slot: self.switch("persist")?,
+            libvirtd: Libvirtd::Own,
         })
     }
 
@@ -239,7 +255,7 @@ impl Values {
     ///
     /// # Errors
     /// As [`Values::sources`].
-    pub fn policy(&self) -> Result<Policy, Usage> {
+    pub fn policy(&self) -> Result<Policy, Error> {
         let group = self.value("group", values::group)?;
         let gid = self.value("gid", values::gid)?;
         let missing = self.value("missing", values::missing)?;
@@ -261,7 +277,7 @@ impl Values {
     ///
     /// # Errors
     /// As [`Values::sources`].
-    pub fn proof(&self) -> Result<ProofKind, Usage> {
+    pub fn proof(&self) -> Result<ProofKind, Error> {
         let proof = self.value("proof", values::proof)?;
         Ok(proof.unwrap_or(ProofKind::ApiVersion))
     }
@@ -270,7 +286,7 @@ impl Values {
     ///
     /// # Errors
     /// As [`Values::sources`].
-    pub fn settle(&self) -> Result<Duration, Usage> {
+    pub fn settle(&self) -> Result<Duration, Error> {
         Ok(self.value("settle", values::duration)?.unwrap_or_default())
     }
 
@@ -278,7 +294,7 @@ impl Values {
     ///
     /// # Errors
     /// As [`Values::sources`].
-    pub fn dry_run(&self) -> Result<bool, Usage> {
+    pub fn dry_run(&self) -> Result<bool, Error> {
         self.switch("dry-run")
     }
 
@@ -286,7 +302,7 @@ impl Values {
     ///
     /// # Errors
     /// As [`Values::sources`].
-    pub fn output(&self) -> Result<Output, Usage> {
+    pub fn output(&self) -> Result<Output, Error> {
         let format = self.value("format", values::format)?;
         let recheck = self.value("recheck", values::recheck)?;
         Ok(Output {
@@ -297,17 +313,17 @@ impl Values {
         })
     }
 
-    fn switch(&self, name: &str) -> Result<bool, Usage> {
+    fn switch(&self, name: &str) -> Result<bool, Error> {
         Ok(self.value(name, values::bool)?.unwrap_or(false))
     }
 
-    fn value<T>(&self, name: &str, parse: Parser<T>) -> Result<Option<T>, Usage> {
+    fn value<T>(&self, name: &str, parse: Parser<T>) -> Result<Option<T>, Error> {
         let Some(Given { text, origin }) = self.given.get(name) else {
             return Ok(None);
         };
         match parse(text) {
             Ok(value) => Ok(Some(value)),
-            Err(expected) => Err(Usage(format!(
+            Err(expected) => Err(Error::Usage(format!(
                 "{origin}: bad value `{text}`, expected {expected}"
             ))),
         }
@@ -317,11 +333,11 @@ impl Values {
 /// The format of a command that takes no other option: flag, then environment, then the table.
 ///
 /// # Errors
-/// [`Usage`] for a word that is no format.
+/// [`Error::Usage`] for a word that is no format.
 pub fn format(
     flag: Option<&String>,
     env: impl Fn(&str) -> Option<OsString>,
-) -> Result<Format, Usage> {
+) -> Result<Format, Error> {
     let given = flag_or_env("format", flag, env)?;
     let values = Values {
         given: given.map(|given| ("format", given)).into_iter().collect(),
@@ -335,7 +351,7 @@ fn flag_or_env(
     name: &'static str,
     flag: Option<&String>,
     env: impl Fn(&str) -> Option<OsString>,
-) -> Result<Option<Given>, Usage> {
+) -> Result<Option<Given>, Error> {
     if let Some(text) = flag {
         let (text, origin) = (text.clone(), Origin::Flag(name));
         return Ok(Some(Given { text, origin }));
@@ -346,7 +362,10 @@ fn flag_or_env(
         Some(text) if text.is_empty() => Ok(None),
         Some(text) => match text.into_string() {
             Ok(text) => Ok(Some(Given { text, origin })),
-            Err(raw) => Err(Usage(format!("{origin}: {} is not UTF-8", raw.display()))),
+            Err(raw) => Err(Error::Usage(format!(
+                "{origin}: {} is not UTF-8",
+                raw.display()
+            ))),
         },
         None => Ok(None),
     }

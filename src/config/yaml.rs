@@ -3,7 +3,7 @@
 
 use super::options::{OPTIONS, Spec};
 use super::{Given, Origin, Values};
-use crate::exit::Usage;
+use crate::error::Error;
 
 /// The largest configuration file, in bytes.
 const MAX_SIZE: usize = 64 << 10;
@@ -83,28 +83,28 @@ impl Values {
     /// Takes the values of a file. `file` is its name for messages.
     ///
     /// # Errors
-    /// [`Usage`] for what is not such a file, with the line.
-    pub(super) fn add_yaml(&mut self, file: &str, content: &[u8]) -> Result<(), Usage> {
+    /// [`Error::Usage`] for what is not such a file, with the line.
+    pub(super) fn add_yaml(&mut self, file: &str, content: &[u8]) -> Result<(), Error> {
         let Ok(text) = std::str::from_utf8(content) else {
-            return Err(Usage(format!("{file}: not UTF-8, expected YAML")));
+            return Err(Error::Usage(format!("{file}: not UTF-8, expected YAML")));
         };
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         if let Some((line, char)) = control_character(text) {
             let char = char.escape_unicode();
-            return Err(Usage(format!(
+            return Err(Error::Usage(format!(
                 "{file}:{line}: the control character {char}, expected text; a value can be quoted and \
                  have it as an escape"
             )));
         }
         if text.len() > MAX_SIZE || nested_on_one_line(text) {
             let why = "longer or deeper than any configuration";
-            return Err(Usage(format!(
+            return Err(Error::Usage(format!(
                 "{file}: {why}, expected `option: value` lines"
             )));
         }
         if let Some(line) = second_document(text) {
             let why = "a second document, expected one";
-            return Err(Usage(format!("{file}:{line}: {why}")));
+            return Err(Error::Usage(format!("{file}:{line}: {why}")));
         }
         let options = marked_yaml::LoaderOptions::default()
             .error_on_duplicate_keys(true)
@@ -116,13 +116,13 @@ impl Values {
         let line_of = |span: &marked_yaml::Span| span.start().map_or(1, marked_yaml::Marker::line);
         let Some(mapping) = node.as_mapping() else {
             let line = line_of(node.span());
-            return Err(Usage(format!(
+            return Err(Error::Usage(format!(
                 "{file}:{line}: expected `option: value` lines"
             )));
         };
         if let Some(line) = text_after(node.span(), text) {
             let why = "text after the end of the document, expected none";
-            return Err(Usage(format!("{file}:{line}: {why}")));
+            return Err(Error::Usage(format!("{file}:{line}: {why}")));
         }
         for (name, value) in mapping.iter() {
             let line = line_of(name.span());
@@ -132,12 +132,12 @@ impl Values {
                 let known: Vec<_> = keys.by_ref().map(|key| key.name).collect();
                 let known = known.join(", ");
                 let name = name.as_str();
-                return Err(Usage(format!(
+                return Err(Error::Usage(format!(
                     "{file}:{line}: unknown key `{name}`, expected one of: {known}"
                 )));
             };
             let Some(scalar) = value.as_scalar() else {
-                return Err(Usage(format!(
+                return Err(Error::Usage(format!(
                     "{file}:{line}: {key}: expected one value, not a list or mapping"
                 )));
             };
@@ -159,7 +159,7 @@ impl Values {
         file: &str,
         text: &str,
         error: &marked_yaml::LoadError,
-    ) -> Result<(), Usage> {
+    ) -> Result<(), Error> {
         let mut lines = text.lines().map(str::trim);
         if lines.all(|line| line.is_empty() || line.starts_with('#') || line == "---") {
             return Ok(());
@@ -171,11 +171,11 @@ impl Values {
                 .start()
                 .map_or(1, marked_yaml::Marker::line);
             let key = inner.key.as_str();
-            return Err(Usage(format!(
+            return Err(Error::Usage(format!(
                 "{file}:{line}: the key `{key}` is there twice, expected each once"
             )));
         }
-        Err(Usage(format!(
+        Err(Error::Usage(format!(
             "{file}:{error}: expected `option: value` lines"
         )))
     }

@@ -3,7 +3,7 @@
 
 use nix::errno::Errno;
 
-use crate::report::Cause;
+use crate::codes::Cause;
 
 /// Which of the messages it is. The later in this list, the nearer to what went wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 
 use super::causes::{Form, errno_in};
 use super::time::{self, Stamp};
-use crate::report::is_hidden;
+use crate::text::is_hidden;
 
 /// The texts that are looked for, whole, as a grep would be given them.
 pub const NEEDLES: [&str; 10] = [

@@ -6,8 +6,9 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
-use crate::exit::Verdict;
-use crate::report::{Cause, json_line, plain};
+use crate::codes::Cause;
+use crate::text::{escape_control, json_line};
+use crate::verdict::Verdict;
 
 /// The version of the JSON form.
 pub const SCHEMA: u32 = 1;
@@ -158,7 +159,7 @@ impl LogReport {
     /// The last line of a run that found something or failed.
     pub fn closing_line(&self) -> String {
         let word = self.verdict.word();
-        plain(&format!("libvirt-kvm-init: {word}: {}", self.summary))
+        escape_control(&format!("libvirt-kvm-init: {word}: {}", self.summary))
     }
 
     /// The report for people, within 80 columns.
@@ -246,7 +247,7 @@ fn push_row(text: &mut String, [name, count, first, last, cause]: [&str; 5]) {
 /// A labelled paragraph, wrapped between words, and within those that are longer than a line.
 fn push(text: &mut String, label: &str, paragraph: &str) {
     const LABEL: usize = 13;
-    let paragraph = plain(paragraph);
+    let paragraph = escape_control(paragraph);
     let mut line = format!("{label:LABEL$} ");
     let indent = line.chars().count();
     let mut used = indent;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 
 use crate::accounts::passwd;
+use crate::error::Result;
 use crate::hostdb::{FILES, HostDb, RECORD_FOLDERS, Unseen, record};
 use crate::sys::device::Facts;
 use crate::sys::root::Root;
@@ -52,7 +53,7 @@ impl Host {
     ///
     /// # Errors
     /// The call that failed.
-    pub fn observe(root: &Root, spot: bool) -> anyhow::Result<Self> {
+    pub fn observe(root: &Root, spot: bool) -> Result<Self> {
         let view = View::of(root)?;
         let libs = udev_read::libs(root)?;
         let mut rules = udev_read::rules(root, libs, view)?;
@@ -110,7 +111,7 @@ fn groups(
     root: &Root,
     view: View,
     not_shown: &mut Vec<&'static str>,
-) -> anyhow::Result<(HostDb, Vec<Inode>)> {
+) -> Result<(HostDb, Vec<Inode>)> {
     let mut db = HostDb::default();
     let mut inodes = Vec::new();
     for name in FILES {

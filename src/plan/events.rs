@@ -2,8 +2,8 @@
 
 use nix::unistd::Gid;
 
+use crate::codes::{Warning, WarningCode};
 use crate::config::is_id;
-use crate::report::{Code, Warning};
 use crate::udev::{Event, Prediction};
 
 pub const EVENTS: [(Event, &str); 3] = [
@@ -48,9 +48,13 @@ pub fn warnings(udev: Option<&Prediction>, target: Option<Gid>) -> Vec<Warning> 
         };
         list.iter().map(warning).collect::<Vec<_>>()
     };
-    let mut found = remark(Code::UdevIgnored, "is ignored by its udevd", &udev.ignored);
+    let mut found = remark(
+        WarningCode::UdevIgnored,
+        "is ignored by its udevd",
+        &udev.ignored,
+    );
     found.extend(remark(
-        Code::UdevUnclear,
+        WarningCode::UdevUnclear,
         "cannot be followed",
         &udev.unclear,
     ));
@@ -68,7 +72,7 @@ pub fn warnings(udev: Option<&Prediction>, target: Option<Gid>) -> Vec<Warning> 
              with itself",
             says.join(", ")
         );
-        found.push(Warning::new(Code::UdevEventsDiffer, text));
+        found.push(Warning::new(WarningCode::UdevEventsDiffer, text));
     }
     found
 }

@@ -4,13 +4,14 @@ use nix::sys::stat::SFlag;
 use nix::unistd::Gid;
 
 use super::events::{gives_to_root, other_numbers};
-use super::{Context, Plan, Refusal};
+use super::{Context, NoKvm, Plan, Refusal};
 use crate::accounts::group;
+use crate::codes::{Cause, Warning, WarningCode};
 use crate::config::Origin;
 use crate::observe::{Driver, GROUP_FILE, Observation};
-use crate::report::{Cause, Code, Warning, some_of_many};
 use crate::sys::device::Facts;
 use crate::sys::root::kind_name;
+use crate::text::join_first;
 use crate::udev::Prediction;
 
 /// Groups whose powers no QEMU gets, and whose members get no KVM, by accident of a GID.
@@ -106,7 +107,7 @@ fn check_guarded(
 }
 
 /// No node, or no driver behind it.
-pub fn absent(seen: &Observation) -> Option<(Cause, String, String)> {
+pub fn no_kvm(seen: &Observation) -> Option<NoKvm> {
     let path = seen.device_path.display();
     let on_host = seen.host.as_ref().and_then(|host| host.node);
     match &seen.device {
@@ -123,13 +124,23 @@ pub fn absent(seen: &Observation) -> Option<(Cause, String, String)> {
                 "the KVM driver is not loaded: on the node run `modprobe kvm_intel` or `modprobe \
                  kvm_amd`, and see `dmesg | grep -i kvm` for why it may refuse"
             };
-            Some((Cause::Missing, text, advice.to_owned()))
+            Some(NoKvm {
+                cause: Cause::Missing,
+                text,
+                advice: advice.to_owned(),
+                steps: Vec::new(),
+            })
         }
         Some(node) if node.facts.is_kvm() && seen.driver == Driver::Absent => {
             let text = format!("{path} is there, but no KVM driver answers behind it");
             let advice = "on the node run `modprobe kvm_intel` or `modprobe kvm_amd`, and see \
                           `dmesg | grep -i kvm` for why it may refuse";
-            Some((Cause::NoDriver, text, advice.to_owned()))
+            Some(NoKvm {
+                cause: Cause::NoDriver,
+                text,
+                advice: advice.to_owned(),
+                steps: Vec::new(),
+            })
         }
         Some(_) => None,
     }
@@ -152,7 +163,7 @@ pub fn target(
         if context.is_strict() {
             return Err(no(format!("--strict: {text}")));
         }
-        let warning = Warning::new(Code::HostRootUnknown, text);
+        let warning = Warning::new(WarningCode::HostRootUnknown, text);
         plan.warnings.push(warning);
     }
     if context.is_strict()
@@ -219,7 +230,7 @@ pub fn further_numbers(
                  a member for that, and where it is none already that event takes KVM from it; change \
                  the node's rule, or let `apply --persist` write one"
             );
-            told.push(Warning::new(Code::GuardedGroup, text));
+            told.push(Warning::new(WarningCode::GuardedGroup, text));
             continue;
         }
         if let Some(name) = collisions(file, &context.policy.group, gid).next() {
@@ -227,7 +238,7 @@ pub fn further_numbers(
                 "an event of the node gives the device the number {gid}, which is also the pod's \
                  group {name}: its members gain KVM, and QEMU gains what {name} may"
             );
-            told.push(Warning::new(Code::Collision, text));
+            told.push(Warning::new(WarningCode::Collision, text));
         }
         free.push(gid);
     }
@@ -243,7 +254,7 @@ fn collision(
 ) -> Result<(), Refusal> {
     /// How many are named.
     const NAMED: usize = 5;
-    let names = some_of_many(others, NAMED, ", ");
+    let names = join_first(others, NAMED, ", ");
     if names.is_empty() {
         return Ok(());
     }
@@ -255,7 +266,7 @@ fn collision(
         let text = format!("{text}; leave out --strict if that is meant");
         return Err(Refusal { text, cause: None });
     }
-    warnings.push(Warning::new(Code::Collision, text));
+    warnings.push(Warning::new(WarningCode::Collision, text));
     Ok(())
 }
 
@@ -348,7 +359,7 @@ fn check_device(context: &Context<'_>, warnings: &mut Vec<Warning>) -> Result<()
             );
             let text = format!("{private} ({shown}); mount the node's /dev at /dev");
             if context.policy.allow_private_device {
-                warnings.push(Warning::new(Code::PrivateDevice, text));
+                warnings.push(Warning::new(WarningCode::PrivateDevice, text));
                 return Ok(());
             }
             Err(Refusal { text, cause: None })

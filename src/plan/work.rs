@@ -9,12 +9,13 @@ use super::safety::{collisions, further_numbers, guarded, guarded_target, other_
 use super::{Context, GroupFile, GroupStep, Plan, Refusal, Step};
 use crate::accounts::edit::{self, EditError, Want, align};
 use crate::accounts::{group, passwd};
+use crate::codes::{Warning, WarningCode};
 use crate::config::PodRoot;
-use crate::exit::Usage;
+use crate::error::Error;
 use crate::observe::{GROUP_FILE, Node};
 use crate::qemu::{self, Configured, Identity};
-use crate::report::{Code, Warning, some_of_many};
 use crate::resolve::Resolution;
+use crate::text::join_first;
 use crate::udev::Prediction;
 
 /// Every step to the target, the group file first and the device last; whom QEMU is now and will be
@@ -37,7 +38,7 @@ pub fn steps(
         let member = match &user {
             Ok(user) => member(user),
             Err(unknown) if pod.is_host && unknown.is_absence() => None,
-            Err(unknown) => return Err(Usage(unknown.to_string()).into()),
+            Err(unknown) => return Err(Error::Usage(unknown.to_string()).into()),
         };
         let (wants, told) = wants(context, udev, target, member);
         plan.warnings.extend(told);
@@ -63,22 +64,19 @@ pub fn steps(
         Some(file) if !steps.is_empty() => identity_with(file),
         _ => identity.clone(),
     };
-    match now {
-        Ok(now) => plan.identity_now = Some(now),
-        Err(unknown) => plan.no_identity_now = Some(unknown),
-    }
+    plan.identity_now = now.map_err(Some);
     let identity = match identity {
         Err(unknown) if pod.is_host && unknown.is_absence() => {
             let text = format!(
                 "this node has no QEMU user, so the proof is for uid and gid 65534 with the group \
                  {target} alone; it says nothing of a pod's QEMU"
             );
-            let warning = Warning::new(Code::LimitedProof, text);
+            let warning = Warning::new(WarningCode::LimitedProof, text);
             plan.warnings.push(warning);
-            plan.identity_now = Some(Identity::nobody(target));
+            plan.identity_now = Ok(Identity::nobody(target));
             Identity::nobody(target)
         }
-        other => other.map_err(|unknown| Usage(unknown.to_string()))?,
+        other => other.map_err(|unknown| Error::Usage(unknown.to_string()))?,
     };
     plan.identity = Some(identity);
     // Where the pod's file cannot follow, no number goes onto the device that it does not have. The node's own
@@ -103,14 +101,14 @@ struct GroupWant {
 #[derive(Debug)]
 pub enum Stop {
     /// An option or a configuration file is wrong.
-    Usage(Usage),
+    Usage(Error),
     /// A safety rule says no.
     Refusal(Refusal),
 }
 
-impl From<Usage> for Stop {
-    fn from(usage: Usage) -> Self {
-        Self::Usage(usage)
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Usage(error)
     }
 }
 
@@ -159,7 +157,7 @@ fn number_to_leave(context: &Context<'_>, target: Gid) -> Result<Option<Gid>, Wa
             "the device leaves the GID {kept}, which is {group}: QEMU is not made a member for the time \
              until then, and a guest that starts meanwhile may not get KVM"
         );
-        return Err(Warning::new(Code::GuardedGroup, text));
+        return Err(Warning::new(WarningCode::GuardedGroup, text));
     }
     let is_free = collisions(file, &context.policy.group, kept)
         .next()
@@ -221,7 +219,7 @@ fn group_step<'a>(
             "{} does not exist: run this in the libvirt image, or give --root",
             pod.root.join(GROUP_FILE).display()
         );
-        return Err(Usage(text).into());
+        return Err(Error::Usage(text).into());
     };
     let (aligned, changes) = align_all(file, wants).map_err(|error| {
         Stop::Refusal(Refusal {
@@ -277,9 +275,9 @@ fn note_leftovers(context: &Context<'_>, step: Option<&GroupStep>, plan: &mut Pl
     if lines().nth(1).is_some() {
         let text = format!(
             "the pod has the group {group} on lines {}: the first counts and is the one that is changed",
-            some_of_many(lines().map(|group| group.line.to_string()), NAMED, ", ")
+            join_first(lines().map(|group| group.line.to_string()), NAMED, ", ")
         );
-        let warning = Warning::new(Code::DuplicateGroup, text);
+        let warning = Warning::new(WarningCode::DuplicateGroup, text);
         plan.warnings.push(warning);
     }
     let changes = step.map(|step| &step.changes[..]).unwrap_or_default();
@@ -313,7 +311,7 @@ fn device_steps(
             facts.uid,
             facts.gid
         );
-        warnings.push(Warning::new(Code::UnmappedOwner, text));
+        warnings.push(Warning::new(WarningCode::UnmappedOwner, text));
     } else if (facts.uid, facts.gid) != owner {
         steps.push(Step::Owner {
             from: (facts.uid, facts.gid),
@@ -349,14 +347,23 @@ pub fn wanted_mode(now: u16, exact: Option<u16>) -> u16 {
 /// Where a missing KVM is accepted the pod still mounts the file that it was promised: aligned as
 /// far as that can be told, or the image's own. Without a device nothing makes up for a GID that is another
 /// group's, so that not even an explicit one permits it.
+///
+/// # Errors
+/// [`Error::Usage`] without anything to make it from.
 pub fn file_for_the_pod(
     context: &Context<'_>,
     resolution: &Resolution,
     warnings: &mut Vec<Warning>,
-) -> Vec<Step> {
+) -> Result<Vec<Step>, Error> {
     let seen = context.seen;
-    let (Some(out), Some(file)) = (&seen.pod.out_path, seen.pod.image_group()) else {
-        return Vec::new();
+    let Some(out) = &seen.pod.out_path else {
+        return Ok(Vec::new());
+    };
+    let Some(file) = seen.pod.image_group() else {
+        return Err(Error::Usage(format!(
+            "{} does not exist: run this in the libvirt image",
+            seen.pod.root.join(GROUP_FILE).display()
+        )));
     };
     let target = resolution.target().filter(|target| {
         let group = guarded_target(context, target.gid);
@@ -368,7 +375,7 @@ pub fn file_for_the_pod(
                 target.gid,
                 out.display()
             );
-            warnings.push(Warning::new(Code::GuardedGroup, text));
+            warnings.push(Warning::new(WarningCode::GuardedGroup, text));
         }
         group.is_none()
     });
@@ -388,10 +395,10 @@ pub fn file_for_the_pod(
     // A name that is not written leaves the image's own file, too.
     let (content, changes) = align_all(file, &wants).unwrap_or((Cow::Borrowed(file), Vec::new()));
     if seen.pod.own_group_out() == Some(&content[..]) {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     let step = write(context, &content, changes);
-    step.map(Step::GroupFile).into_iter().collect()
+    Ok(step.map(Step::GroupFile).into_iter().collect())
 }
 
 fn user(context: &Context<'_>) -> Result<qemu::User, qemu::Unknown> {

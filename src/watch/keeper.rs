@@ -6,24 +6,21 @@ use nix::unistd::Gid;
 
 use super::opponent::who_did;
 use super::publish::{Published, Status};
-use super::tally::{Tally, is_ready};
+use super::tally::Tally;
 use super::tug::{Move, PATIENCE, Tug};
 use super::voice::Voice;
-use crate::apply::{apply_and_see, no_device};
-use crate::check;
-use crate::config::{Output, PodRoot, ProofKind, is_id};
-use crate::exit::Verdict;
-use crate::judge::{conclude, moved, proof};
-use crate::libvirtd::{Found, Libvirtd, find};
+use crate::codes::Action;
+use crate::config::{self, Output, PodRoot, ProofKind, is_id};
+use crate::error::Result;
+use crate::execute;
+use crate::libvirtd::{Found, Libvirtd, daemons, find};
 use crate::observe::{GROUP_FILE, Observation, group_file_stands, look_again};
-use crate::oddities::daemons;
-use crate::pipeline::Request;
+use crate::pipeline::{self, Daemons, Finished, Request, device_changed, no_device};
 use crate::place::{self, HostRoot};
-use crate::plan::{Course, Memory, Plan, Step, plan};
-use crate::report::{Action, Report};
-use crate::snapshot;
-use crate::steps;
+use crate::plan::{Memory, Outcome, Step, plan};
+use crate::report::{Report, changes};
 use crate::sys::device::Device;
+use crate::verdict::Verdict;
 
 /// The first wait before a state that is not right is looked at again without an event.
 const SOON_AGAIN: Duration = Duration::from_secs(1);
@@ -36,16 +33,6 @@ pub(super) enum Thorough {
     /// No virtual machine: the kernel tells udev of it, and udev touches the device, which is an
     /// event that would be answered with the next one.
     No,
-}
-
-/// Why a proof may say nothing of a libvirtd that runs.
-enum Doubt {
-    /// The one in another container may have a device of its own, or a mount that ignores devices.
-    OtherDevice,
-    /// None runs whose files could be kept; perhaps one with a /dev of its own.
-    Nobody(Option<u32>),
-    /// It cannot be told from others, or may not be looked at.
-    Unclear(String),
 }
 
 /// What is kept, and how that goes.
@@ -62,11 +49,11 @@ pub(super) struct Keeper {
     libvirtd: Option<Libvirtd>,
     /// Whether there may be one that was not found yet.
     seeks: bool,
-    /// Why a proof may say nothing of a libvirtd that runs.
-    doubt: Option<Doubt>,
     /// What was seen last.
     seen: Option<Observation>,
     report: Report,
+    /// Whether QEMU can open KVM, by that report.
+    is_ready: bool,
     tally: Tally,
     tug: Tug,
     voice: Voice,
@@ -74,8 +61,6 @@ pub(super) struct Keeper {
     looked: Option<Instant>,
     /// How long to wait before looking again while the state is not right.
     again: Option<Duration>,
-    /// Why the device keeps a GID though the node has another one.
-    keeps: Option<String>,
     /// The number that the pod's group had before it was brought in line.
     old: Option<String>,
     /// What was said last about a state that is not right.
@@ -93,16 +78,15 @@ impl Keeper {
             memory: Memory::default(),
             libvirtd: None,
             seeks: false,
-            doubt: None,
             seen: None,
             report: Report::new(Verdict::Unproven, "nothing was looked at yet"),
+            is_ready: false,
             tally: Tally::default(),
             tug: Tug::default(),
             voice: Voice::new(Instant::now()),
             paused_until: None,
             looked: None,
             again: None,
-            keeps: None,
             old: None,
             said: None,
             metrics: Published::default(),
@@ -181,35 +165,28 @@ impl Keeper {
             // What was seen before is not needed any more, and may be as large as what will be.
             self.seen = None;
         }
-        let (mut report, mut seen) = apply_and_see(&self.request, Some(&self.memory));
-        self.count(&report, seen.as_ref());
-        self.keeps = None;
-        if let Some(good) = self.stuck_with(&report) {
+        self.memory.kept_because = None;
+        let mut finished = pipeline::apply(&self.request, Some(&self.memory));
+        self.count(&finished);
+        if let Some(good) = self.stuck_with(&finished.report) {
             self.memory.kept_gid = Some(good);
             self.memory.group_file_readonly = true;
-            self.keeps = Some(format!(
+            self.memory.kept_because = Some(format!(
                 "the device keeps the number {good}, which QEMU can use: {}",
-                report.summary
+                finished.report.summary
             ));
-            drop(seen.take());
-            (report, seen) = apply_and_see(&self.request, Some(&self.memory));
-            self.count(&report, seen.as_ref());
-        } else if report.verdict == Verdict::Ok {
-            let target = report.target.as_ref();
+            drop(finished);
+            finished = pipeline::apply(&self.request, Some(&self.memory));
+            self.count(&finished);
+        } else if finished.of_device == Verdict::Ok {
+            let target = finished.report.target.as_ref();
             self.memory.last_good_gid = target.map(|target| Gid::from_raw(target.gid));
         }
+        let seen = finished.seen.take();
         if let Some(seen) = seen.as_ref().filter(|seen| seen.host.is_some()) {
             let root = seen.pod.root.path();
             self.memory.pod_was_host = seen.pod.is_host.then(|| root.to_owned());
         }
-        self.doubt = match &found {
-            Found::Own | Found::Nodes => None,
-            Found::Of(_) => Some(Doubt::OtherDevice),
-            Found::OtherDevice(libvirtd) => Some(Doubt::Nobody(Some(libvirtd.pid))),
-            Found::Nobodys => Some(Doubt::Nobody(None)),
-            Found::Unclear(text) => Some(Doubt::Unclear(text.clone())),
-        };
-        self.apply_doubt(&mut report);
         self.asked.settle = Duration::ZERO;
         self.seeks = is_seeking || matches!(found, Found::Unclear(_));
         self.libvirtd = match found {
@@ -221,7 +198,7 @@ impl Keeper {
         if seen.is_some() || !lost {
             self.seen = seen;
         }
-        self.conclude(report);
+        self.conclude(finished);
         let waits = self.seeks || !self.is_right() && self.report.verdict != Verdict::Absent;
         self.again = waits.then(|| self.again.map_or(SOON_AGAIN, |again| again * 2));
         if self.recheck() == self.output.recheck {
@@ -256,19 +233,15 @@ impl Keeper {
                 }
             }
         }
+        request.sources.libvirtd = match found {
+            Found::Own | Found::Nodes => config::Libvirtd::Own,
+            Found::Of(_) => config::Libvirtd::Container,
+            Found::OtherDevice(libvirtd) => config::Libvirtd::Missing(Some(libvirtd.pid)),
+            Found::Nobodys => config::Libvirtd::Missing(None),
+            Found::Unclear(text) => config::Libvirtd::Unclear(text.clone()),
+        };
         request.sources.host_root_optional = self.memory.last_good_gid.is_some();
         request
-    }
-
-    /// What was proven is the node's device, for the QEMU identity of the files that are kept. Whether that is about
-    /// a libvirtd that runs is added here.
-    fn apply_doubt(&self, report: &mut Report) {
-        match &self.doubt {
-            None => {}
-            Some(Doubt::OtherDevice) => check::find_private_device(report, &self.request),
-            Some(Doubt::Nobody(other)) => waits_for(report, *other),
-            Some(Doubt::Unclear(text)) => check::unclear(report, text),
-        }
     }
 
     /// Where nobody's group file may be edited, the device keeps the GID that it has, unless one was named: what
@@ -306,14 +279,14 @@ impl Keeper {
 
     /// False where that takes a look at everything. What is no device, or none that may be touched, is
     /// left for the quiet moment: it may be right again by then.
-    fn quickly(&mut self, waited: bool) -> anyhow::Result<bool> {
+    fn quickly(&mut self, waited: bool) -> Result<bool> {
         let Some(seen) = &mut self.seen else {
             return Ok(false);
         };
         let before = seen.device.as_ref().map(|node| node.facts.inode);
-        let device = look_again(seen)?;
+        let device = look_again(seen, &self.request.sources)?;
         let plan = plan(seen, &self.request.policy, Some(&self.memory))?;
-        let Course::Act(steps) = &plan.course else {
+        let Outcome::Act(steps) = &plan.outcome else {
             return Ok(true);
         };
         if steps.iter().any(|step| !is_the_devices(step)) {
@@ -347,9 +320,9 @@ impl Keeper {
             }
             // Who asks meanwhile whether QEMU can open the device shall not hear of the last change.
             if wait >= super::QUIET {
-                let mut report = proven(seen, &self.request, plan)?;
-                self.apply_doubt(&mut report);
-                self.report = report;
+                let finished = pipeline::prove_again(&self.request, seen, &plan)?;
+                self.is_ready = finished.is_ready;
+                self.report = finished.report;
                 self.save();
             }
             return Ok(true);
@@ -357,39 +330,30 @@ impl Keeper {
         let now = Instant::now();
         for step in steps {
             let device = device.as_ref().ok_or_else(|| no_device(seen))?;
-            steps::perform(step, device)?;
+            execute::perform(step, device)?;
             self.tally
-                .healed(steps::changes(step).iter().map(|change| change.action));
+                .healed(changes::changes(step).iter().map(|change| change.action));
             match self.voice.may(now) {
-                Some(0) => log::info!("healed: {}", steps::line(step)),
+                Some(0) => log::info!("healed: {}", changes::line(step)),
                 Some(more) => log::info!(
                     "healed: {}, after {more} changes that were not logged",
-                    steps::line(step)
+                    changes::line(step)
                 ),
                 None => {}
             }
         }
-        look_again(seen)?;
+        look_again(seen, &self.request.sources)?;
         self.tug.changed(changed(seen));
-        let mut report = proven(seen, &self.request, plan)?;
-        // What changed meanwhile is the next event.
-        if report.proof.result == "ok" || !moved(seen, &self.request) {
-            self.apply_doubt(&mut report);
-            self.conclude(report);
+        let finished = pipeline::prove_again(&self.request, seen, &plan)?;
+        // What changed at the same time is the next event.
+        if finished.opens || !device_changed(seen) {
+            self.conclude(finished);
         }
         Ok(true)
     }
 
-    fn conclude(&mut self, mut report: Report) {
-        if let Some(why) = self
-            .keeps
-            .as_ref()
-            .filter(|_| report.verdict == Verdict::Ok)
-        {
-            report.verdict = Verdict::Drift;
-            report.exit_code = Verdict::Drift.code();
-            report.summary.clone_from(why);
-        }
+    fn conclude(&mut self, finished: Finished) {
+        let report = finished.report;
         let right = report.exit_code == Verdict::Ok.code();
         let line = (!right).then(|| report.closing_line());
         if self.said != line {
@@ -403,11 +367,18 @@ impl Keeper {
         }
         self.tally.looked(SystemTime::now());
         self.report = report;
+        self.is_ready = finished.is_ready;
     }
 
     /// What `apply` changed after the first time was drift.
-    fn count(&mut self, report: &Report, seen: Option<&Observation>) {
-        let applied = || report.changes.iter().filter(|change| change.applied);
+    fn count(&mut self, finished: &Finished) {
+        let applied = || {
+            finished
+                .report
+                .changes
+                .iter()
+                .filter(|change| change.applied)
+        };
         if self.tally.has_looked() {
             self.tally.healed(applied().map(|change| change.action));
         }
@@ -415,7 +386,7 @@ impl Keeper {
         if let Some(from) = renumbered.and_then(|change| change.from.clone()) {
             self.old = Some(from);
         }
-        if let Some(seen) = seen
+        if let Some(seen) = &finished.seen
             && applied().any(|change| is_of_the_device(change.action))
         {
             self.tug.changed(changed(seen));
@@ -433,9 +404,8 @@ impl Keeper {
         let target = report.target.as_ref().map(|target| target.gid);
         let good = self.memory.last_good_gid.or_else(|| {
             // At the start only QEMU can tell.
-            let now = check::judge(&self.request);
-            let opens = now.proof.result == "ok";
-            let gid = now.device.filter(|_| opens)?.gid?;
+            let now = pipeline::look(&self.request, &Daemons::new(Vec::new));
+            let gid = now.report.device.filter(|_| now.opens)?.gid?;
             is_id(gid).then(|| Gid::from_raw(gid))
         });
         good.filter(|good| target != Some(good.as_raw()))
@@ -449,14 +419,13 @@ impl Keeper {
 
     /// Leaves the state for others.
     pub(super) fn save(&mut self) {
-        let (tally, report) = (&self.tally, &self.report);
+        let (tally, report, is_ready) = (&self.tally, &self.report, self.is_ready);
         self.metrics.write(self.output.metrics_file.as_deref(), || {
-            tally.prometheus(report, SystemTime::now())
+            tally.prometheus(report, is_ready, SystemTime::now())
         });
-        let is_proven = is_ready(report);
         let json = || report.to_json().unwrap_or_default();
         let path = self.output.status_file.as_deref();
-        self.status.write(path, is_proven, json);
+        self.status.write(path, is_ready, json);
     }
 }
 
@@ -468,7 +437,7 @@ fn changed(seen: &Observation) -> Duration {
 }
 
 fn is_the_devices(step: &Step) -> bool {
-    let changes = steps::changes(step);
+    let changes = changes::changes(step);
     changes.iter().all(|change| is_of_the_device(change.action))
 }
 
@@ -484,27 +453,4 @@ fn is_the_group_files(action: Action) -> bool {
         action,
         Action::SetGroupGid | Action::AddGroup | Action::AddMember | Action::WriteGroupFile
     )
-}
-
-fn proven(seen: &Observation, request: &Request, plan: Plan) -> anyhow::Result<Report> {
-    let mut report = snapshot::report(seen, &plan, request);
-    report.proof = proof(request, seen, &plan, &mut report.warnings, || {})?;
-    conclude(&mut report, &plan);
-    Ok(report)
-}
-
-/// There is no libvirtd whose files could be kept: nothing that was proven is about the QEMU of one.
-fn waits_for(report: &mut Report, other: Option<u32>) {
-    let other = other.map(|pid| {
-        format!(
-            "; the one that runs (pid {pid}) has a /dev of its own: mount the node's /dev at /dev in its container"
-        )
-    });
-    if report.verdict == Verdict::Ok {
-        let why = format!(
-            "no libvirtd with the node's device runs on this node, so there is no QEMU to prove it for{}",
-            other.unwrap_or_default()
-        );
-        check::unproven(report, &why);
-    }
 }

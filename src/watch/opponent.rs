@@ -1,22 +1,22 @@
 //! Who it looks like that undoes every change. Pure.
 #![forbid(unsafe_code)]
 
-use crate::forecast;
+use crate::judge::next_events::{CHARTS_GROUP, NextEvent, next_events};
 use crate::observe::{Node, Observation};
 
 /// Who left the device as it is, as far as its numbers tell. `old` is what the pod's group was before.
 pub(super) fn who_did(seen: &Observation, node: &Node, old: Option<&str>) -> Option<String> {
     let facts = &node.facts;
     let numbers = format!("{}:{} {:04o}", facts.uid, facts.gid, facts.mode);
-    let like = |coming: &forecast::Coming| {
-        let its = coming.node.facts;
+    let like = |coming: &NextEvent| {
+        let its = coming.device.facts;
         (its.uid, its.gid, its.mode) == (facts.uid, facts.gid, facts.mode)
     };
-    let coming = forecast::coming(seen, true);
+    let coming = next_events(seen, true);
     if let Some(coming) = coming.iter().find(|coming| like(coming)) {
         return Some(format!("{numbers} is what {} gives it", coming.what));
     }
-    let image = seen.pod.image_gid(forecast::CHARTS_GROUP);
+    let image = seen.pod.image_gid(CHARTS_GROUP);
     let image = image.map(|gid| gid.to_string());
     let its = facts.gid.to_string();
     let by_chart = (image.as_deref() == Some(&its) || old == Some(&its)) && facts.mode == 0o660;

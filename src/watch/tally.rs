@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::exit::Verdict;
-use crate::monitors;
-use crate::report::{Action, Report};
+use crate::codes::Action;
+use crate::report::Report;
+use crate::report::monitors;
 
 /// Counts since the start of the process.
 #[derive(Debug, Default)]
@@ -42,9 +42,9 @@ impl Tally {
     }
 
     /// The report's gauges, and the counts.
-    pub fn prometheus(&self, report: &Report, now: SystemTime) -> String {
+    pub fn prometheus(&self, report: &Report, is_ready: bool, now: SystemTime) -> String {
         let mut text = monitors::prometheus(report, self.last_look.unwrap_or(now));
-        let ready = u8::from(is_ready(report));
+        let ready = u8::from(is_ready);
         let mut one = |name: &str, kind: &str, help: &str, samples: &[String]| {
             let name = format!("libvirt_kvm_init_{name}");
             let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
@@ -68,12 +68,6 @@ impl Tally {
         }
         text
     }
-}
-
-/// Whether the proof is ok, and about the QEMU of the libvirtd that is looked after: what comes next does not matter
-/// for that (drift), a device that is not the one of that libvirtd does.
-pub fn is_ready(report: &Report) -> bool {
-    report.proof.result == "ok" && matches!(report.verdict, Verdict::Ok | Verdict::Drift)
 }
 
 fn seconds(time: SystemTime) -> u64 {

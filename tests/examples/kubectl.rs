@@ -258,11 +258,11 @@ fn the_readmes_command_prints_every_nodes_verdict() {
     let good = config["conditions"][0]["message"].as_str().unwrap();
     // What node-problem-detector would have of the program.
     let mut report = libvirt_kvm_init::report::Report::new(
-        libvirt_kvm_init::exit::Verdict::Drift,
+        libvirt_kvm_init::verdict::Verdict::Drift,
         "QEMU as nova (42424:424) cannot open /dev/kvm: EACCES; `libvirt-kvm-init apply` mends it",
     );
-    report.proof.cause = Some(libvirt_kvm_init::report::Cause::Ownership);
-    let bad = libvirt_kvm_init::monitors::npd(&report);
+    report.proof.cause = Some(libvirt_kvm_init::codes::Cause::Ownership);
+    let bad = libvirt_kvm_init::report::monitors::npd(&report);
     let nodes = json!({ "apiVersion": "v1", "kind": "NodeList", "metadata": {}, "items": [
         node("node-1", Some(("False", good))),
         node("node-2", Some(("True", bad.trim_end()))),
@@ -276,7 +276,7 @@ fn the_readmes_command_prints_every_nodes_verdict() {
         "clusters": [{ "name": "test", "cluster": { "server": format!("http://127.0.0.1:{port}") } }],
         "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "" } }],
     });
-    fs::write(&kuberequest, access.to_string()).unwrap();
+    fs::write(&kubeconfig, access.to_string()).unwrap();
     let cache = dir.path().join("cache");
     let line = format!("kubectl --cache-dir={} get nodes {line}", cache.display());
     assert_eq!(shell(&line, &kubeconfig), table);

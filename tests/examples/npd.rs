@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use clap::Parser;
-use libvirt_kvm_init::cli::{Cli, Command};
+use libvirt_kvm_init::cli::{self, Cli};
 use serde::Deserialize;
 
 use crate::common::{
@@ -86,7 +86,10 @@ fn the_monitor_accepts_the_configuration() {
         for rule in &config.rules {
             assert!(seconds(&rule.timeout) <= timeout, "{name}");
             let cli = Cli::try_parse_from([std::slice::from_ref(&rule.path), &rule.args].concat());
-            assert!(matches!(cli.unwrap().command, Command::Check(_)), "{name}");
+            assert!(
+                matches!(cli.unwrap().command, cli::Command::Check(_)),
+                "{name}"
+            );
         }
         for condition in &config.conditions {
             assert!(!condition.reason.is_empty() && condition.message.len() <= 80);

@@ -7,8 +7,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use libvirt_kvm_init::exit::Verdict;
-use libvirt_kvm_init::report::{Action, Report};
+use libvirt_kvm_init::codes::Action;
+use libvirt_kvm_init::report::Report;
+use libvirt_kvm_init::verdict::Verdict;
 use libvirt_kvm_init::watch::Tally;
 use serde_json::Value;
 
@@ -40,7 +41,7 @@ fn metrics() -> BTreeSet<String> {
     let mut tally = Tally::default();
     tally.healed([Action::SetDeviceOwner].into_iter());
     tally.looked(SystemTime::now());
-    let text = tally.prometheus(&Report::new(Verdict::Ok, ""), SystemTime::now());
+    let text = tally.prometheus(&Report::new(Verdict::Ok, ""), true, SystemTime::now());
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines
         .map(|line| line.split(['{', ' ']).next().unwrap().to_owned())

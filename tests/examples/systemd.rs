@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use clap::Parser;
-use libvirt_kvm_init::cli::{Cli, Command};
+use libvirt_kvm_init::cli::{self, Cli};
 
 use crate::common::{
     Tree, bind, fresh_dev, in_namespace, mknod_kvm, ok, program, require_kvm, run,
@@ -40,7 +40,7 @@ fn it_comes_after_udev_and_before_the_kubelet() {
     let command = values("ExecStart");
     assert!(matches!(
         Cli::try_parse_from(command).unwrap().command,
-        Command::Apply(_)
+        cli::Command::Apply(_)
     ));
     assert_eq!(
         values("CapabilityBoundingSet"),

@@ -5,8 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use libvirt_kvm_init::exit::Verdict;
-use libvirt_kvm_init::report::{Cause, Permission, Report};
+use libvirt_kvm_init::codes::{Cause, Permission};
+use libvirt_kvm_init::report::Report;
+use libvirt_kvm_init::verdict::Verdict;
 use nix::mount::MsFlags;
 
 use crate::common::{Tree, fresh_dev, in_namespace, mknod_char, mknod_kvm, ok, program, set_owner};

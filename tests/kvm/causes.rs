@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use libvirt_kvm_init::exit::Verdict;
-use libvirt_kvm_init::report::{Cause, Report};
+use libvirt_kvm_init::codes::Cause;
+use libvirt_kvm_init::report::Report;
+use libvirt_kvm_init::verdict::Verdict;
 use nix::mount::MsFlags;
 
 use crate::bpf;

@@ -6,8 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use caps::Capability::CAP_DAC_OVERRIDE;
-use libvirt_kvm_init::exit::Verdict;
+use libvirt_kvm_init::codes::ProofWord;
 use libvirt_kvm_init::report::Report;
+use libvirt_kvm_init::verdict::Verdict;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -265,7 +266,7 @@ fn the_qemu_user_cannot_touch_the_proofs_child() {
         assert!(held.release(child));
         let (code, stdout, stderr, _) = held.finish();
         assert_eq!(code, 0, "{stdout}{stderr}");
-        assert_eq!(report(&stdout, &stderr).proof.result, "ok");
+        assert_eq!(report(&stdout, &stderr).proof.result, ProofWord::Ok);
     });
 }
 
@@ -320,7 +321,7 @@ fn a_proof_that_cannot_be_done_is_tried_once_more_and_then_a_failure() {
                     continue;
                 }
                 assert_eq!((code, report.verdict), (4, Verdict::Failed), "{told}");
-                assert_eq!(report.proof.result, "none", "{told}");
+                assert_eq!(report.proof.result, ProofWord::None, "{told}");
                 assert_eq!(report.proof.api_version, None, "{told}");
                 let line = stderr.lines().last().unwrap();
                 assert_eq!(line, report.closing_line());
@@ -486,7 +487,7 @@ fn credentials_that_were_not_taken_on_prove_nothing() {
             let shown = format!("{call} {how}: {stdout}{stderr}");
             let report = report(&stdout, &stderr);
             assert_eq!((code, report.verdict), (4, Verdict::Failed), "{shown}");
-            assert_eq!(report.proof.result, "none", "{shown}");
+            assert_eq!(report.proof.result, ProofWord::None, "{shown}");
             let trace = pod.read("trace");
             let opens = trace
                 .lines()
@@ -537,7 +538,7 @@ fn a_qemu_that_runs_as_root_is_proven_with_its_capabilities() {
             held.release(child);
             let (code, stdout, stderr, _) = held.finish();
             let report = report(&stdout, &stderr);
-            assert_eq!(report.proof.result, "ok", "{code} {report:#?}");
+            assert_eq!(report.proof.result, ProofWord::Ok, "{code} {report:#?}");
         }
         // A container without that capability: QEMU there is another matter, and that is not a denial.
         let mut cmd = check(&pod, &host, &[]);
@@ -548,7 +549,7 @@ fn a_qemu_that_runs_as_root_is_proven_with_its_capabilities() {
         held::before(&mut cmd, drop);
         let (code, stdout, stderr) = run_with(&mut cmd, b"");
         let report = report(&stdout, &stderr);
-        assert_eq!(report.proof.result, "none", "{code} {report:#?}");
+        assert_eq!(report.proof.result, ProofWord::None, "{code} {report:#?}");
         assert!(matches!(code, 1 | 5), "{code} {report:#?}");
         let advice = report.proof.advice.unwrap_or_default();
         assert!(advice.contains("CAP_DAC_OVERRIDE"), "{advice}");
@@ -587,7 +588,7 @@ fn the_groups_of_root_open_nothing_for_qemu() {
             let (_, stdout, stderr) = run_with(&mut check(&pod, &host, &[]), b"");
             let result = report(&stdout, &stderr).proof.result;
             let want = if works { "ok" } else { "EACCES" };
-            assert_eq!(result, want, "{what:?} in {folder:?}: {stderr}");
+            assert_eq!(result.as_str(), want, "{what:?} in {folder:?}: {stderr}");
             opened += usize::from(works);
         }
         assert_eq!(opened, 5);

@@ -7,7 +7,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use libvirt_kvm_init::report::{Action, Code, Report};
+use libvirt_kvm_init::codes::{Action, WarningCode};
+use libvirt_kvm_init::report::Report;
 
 use crate::common::Tree;
 use crate::udev::{Oracle, State, shown, state};
@@ -298,7 +299,7 @@ fn a_rule_is_written_where_udev_would_undo_the_state_and_only_where_it_wins() {
                     assert_eq!(rights, (0, 0, 0o644), "{told}");
                     let want = Some((gid, format!("{mode:04o}")));
                     assert_eq!(foreseen(&report), vec![want; 3], "{told}");
-                    assert!(!warns(&report, Code::UdevEventsDiffer), "{told}");
+                    assert!(!warns(&report, WarningCode::UdevEventsDiffer), "{told}");
                     // One number lasts, so no group is made for another one.
                     assert!(!pod.read("etc/group").contains("kvm-"), "{told}");
                     let stands = (own(), pod.read("etc/group"));
@@ -387,8 +388,8 @@ fn the_own_rule_does_not_keep_an_old_number_for_ever() {
                 "{report:#?}"
             );
             assert_eq!(report.target.as_ref().unwrap().gid, 500);
-            assert!(warns(&report, Code::UdevRuleOutdated), "{report:#?}");
-            assert!(warns(&report, Code::Disagreement), "{report:#?}");
+            assert!(warns(&report, WarningCode::UdevRuleOutdated), "{report:#?}");
+            assert!(warns(&report, WarningCode::Disagreement), "{report:#?}");
             assert_eq!(own(), stands);
 
             // Asked again without the number, it is the node's own.

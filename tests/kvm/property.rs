@@ -10,8 +10,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use libvirt_kvm_init::exit::Verdict;
-use libvirt_kvm_init::report::{Cause, Report, UdevEvent};
+use libvirt_kvm_init::codes::{Cause, ProofWord};
+use libvirt_kvm_init::report::{Report, UdevEvent};
+use libvirt_kvm_init::verdict::Verdict;
 use nix::errno::Errno;
 use nix::mount::MsFlags;
 
@@ -255,11 +256,11 @@ fn try_out(state: &State, accounts: &Accounts) -> Vec<String> {
         }
         0 => {
             if state.has("--proof=off") {
-                assert_eq!(report.proof.result, "off");
+                assert_eq!(report.proof.result, ProofWord::Off);
                 assert!(report.warnings.iter().any(|w| w.code.word() == "unproven"));
             } else {
                 assert!(works, "ok, and QEMU does not work: {}", told());
-                assert_eq!(report.proof.result, "ok", "{}", told());
+                assert_eq!(report.proof.result, ProofWord::Ok, "{}", told());
                 assert_eq!(
                     (report.proof.cause, report.proof.api_version),
                     (None, Some(12))
@@ -329,7 +330,7 @@ fn look(stage: &Stage, state: &State, verb: &[&str], who: Option<&Identity>, wor
     assert_untouched(&before, &snapshot(stage));
     let report = &run.report;
     assert!(report.changes.iter().all(|change| !change.applied));
-    let proven = report.proof.result == "ok";
+    let proven = report.proof.result == ProofWord::Ok;
     match run.code {
         0 if report.verdict == Verdict::Absent => assert!(!works, "{report:#?}"),
         0 | 1 | 5 => {
@@ -341,7 +342,7 @@ fn look(stage: &Stage, state: &State, verb: &[&str], who: Option<&Identity>, wor
                     "no identity told, and libvirtd would start: {report:#?}"
                 );
             }
-            if report.proof.result != "off" {
+            if report.proof.result != ProofWord::Off {
                 assert_eq!(proven, works, "the proof against QEMU: {report:#?}");
             }
             match run.code {
@@ -426,7 +427,7 @@ fn live_through(
     who: Option<&Identity>,
 ) -> Option<String> {
     let report = &checked.report;
-    if report.proof.result != "ok" {
+    if report.proof.result != ProofWord::Ok {
         return None;
     }
     // A group file of its own is out of date: that is drift whatever comes.
@@ -483,7 +484,7 @@ fn assert_predicted(state: &State, dry: &Run, run: &Run) {
     let then: &[i32] = match dry.code {
         // QEMU can now, but not with the number that the node's next event gives: a fixed group
         // without a name in passwd is not for this program to change.
-        1 if dry.report.proof.result == "ok" => &[0, 5],
+        1 if dry.report.proof.result == ProofWord::Ok => &[0, 5],
         1 => &[0],
         0 => &[0],
         2 => &[2],
@@ -684,7 +685,7 @@ fn assert_same_errno(report: &Report, text: &str) {
         .iter()
         .find(|(_, said)| text.contains(&format!("Could not access KVM kernel module: {said}\n")));
     let (errno, _) = said.unwrap_or_else(|| panic!("an unknown text: {text}"));
-    assert_eq!(report.proof.result, format!("{errno:?}"), "{text}");
+    assert_eq!(report.proof.result.as_str(), format!("{errno:?}"), "{text}");
     let cause = report.proof.cause.expect("a cause");
     assert!(
         matches!(cause, Cause::Ownership | Cause::Acl | Cause::Nodev),

@@ -8,7 +8,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use libvirt_kvm_init::report::{Code, Report};
+use libvirt_kvm_init::codes::{ProofWord, WarningCode};
+use libvirt_kvm_init::report::Report;
 
 use nix::mount::{MsFlags, mount};
 
@@ -314,7 +315,7 @@ pub(super) fn run_more(verb: &str, more: &[&str], pod: &Tree) -> Report {
     report
 }
 
-pub(super) fn warns(report: &Report, code: Code) -> bool {
+pub(super) fn warns(report: &Report, code: WarningCode) -> bool {
     report.warnings.iter().any(|warning| warning.code == code)
 }
 
@@ -384,7 +385,12 @@ fn what_check_foresees_is_what_udevd_does() {
             let mut report = run("check", &pod);
             let told = |report: &Report| format!("{}: {report:#?}", case.name);
             let works = qemu(&who(&pod)).works;
-            assert_eq!(works, report.proof.result == "ok", "{}", told(&report));
+            assert_eq!(
+                works,
+                report.proof.result == ProofWord::Ok,
+                "{}",
+                told(&report)
+            );
             assert_eq!(works, case.says != Mends, "{}", told(&report));
             if case.says == Mends {
                 assert_eq!(report.exit_code, 1, "{}", told(&report));
@@ -438,7 +444,10 @@ fn one_apply_outlasts_every_event_of_a_node_that_disagrees_with_itself() {
                 let pod = pod(groups);
                 let applied = run("apply", &pod);
                 assert_eq!(applied.exit_code, 0, "{applied:#?}");
-                assert!(warns(&applied, Code::UdevEventsDiffer), "{applied:#?}");
+                assert!(
+                    warns(&applied, WarningCode::UdevEventsDiffer),
+                    "{applied:#?}"
+                );
                 let who = who(&pod);
                 assert_eq!(who.groups, [108, 42424, 929_292]);
                 let file = pod.read("etc/group");
@@ -446,7 +455,10 @@ fn one_apply_outlasts_every_event_of_a_node_that_disagrees_with_itself() {
                 assert!(file.contains("kvm-108:x:108:nova\n"), "{file}");
                 let checked = run("check", &pod);
                 assert_eq!(checked.exit_code, 0, "{checked:#?}");
-                assert!(warns(&checked, Code::UdevEventsDiffer), "{checked:#?}");
+                assert!(
+                    warns(&checked, WarningCode::UdevEventsDiffer),
+                    "{checked:#?}"
+                );
                 let before = (state(), ctime(&pod));
                 let again = run("apply", &pod);
                 assert_eq!((again.exit_code, again.changes.len()), (0, 0), "{again:#?}");
@@ -471,9 +483,9 @@ fn a_guarded_group_is_not_given_away_for_an_event() {
             let applied = run("apply", &pod);
             assert_eq!(applied.exit_code, 0, "{applied:#?}");
             let code = if gets {
-                Code::Collision
+                WarningCode::Collision
             } else {
-                Code::GuardedGroup
+                WarningCode::GuardedGroup
             };
             assert!(warns(&applied, code), "{applied:#?}");
             assert_eq!(who(&pod).groups.contains(&108), gets, "{applied:#?}");
@@ -526,12 +538,12 @@ fn a_udevd_that_knows_the_old_number_is_told_of() {
         let daemon = oracle.start();
         let report = run("check", &pod);
         assert_eq!(report.exit_code, 0, "{report:#?}");
-        assert!(!warns(&report, Code::UdevdStale), "{report:#?}");
+        assert!(!warns(&report, WarningCode::UdevdStale), "{report:#?}");
         // Times are compared in seconds.
         std::thread::sleep(Duration::from_millis(2100));
         fs::write("/etc/group", "root:x:0:\nkvm:x:777:\n").unwrap();
         let report = run("check", &pod);
-        assert!(warns(&report, Code::UdevdStale), "{report:#?}");
+        assert!(warns(&report, WarningCode::UdevdStale), "{report:#?}");
         assert_eq!(report.exit_code, 1, "{report:#?}");
         assert!(report.summary.contains("0:777"), "{report:#?}");
         place((0, 0, 0o600));
@@ -542,7 +554,7 @@ fn a_udevd_that_knows_the_old_number_is_told_of() {
         assert_eq!(state(), (0, 777, 0o660), "the new number");
         assert_eq!(run("apply", &pod).exit_code, 0);
         let report = run("check", &pod);
-        assert!(!warns(&report, Code::UdevdStale), "{report:#?}");
+        assert!(!warns(&report, WarningCode::UdevdStale), "{report:#?}");
         assert_eq!(report.exit_code, 0, "{report:#?}");
         drop(daemon);
         assert_eq!(live_through(oracle, &pod), []);

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use libvirt_kvm_init::config::variable;
-use libvirt_kvm_init::exit::Verdict;
+use libvirt_kvm_init::verdict::Verdict;
 
 use crate::common::{require_commands, run};
 use crate::{described, files, generated, pages, verbs};

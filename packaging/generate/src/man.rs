@@ -7,7 +7,7 @@ use clap::Command;
 use clap_mangen::Man;
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 use libvirt_kvm_init::config::variable;
-use libvirt_kvm_init::exit::Verdict;
+use libvirt_kvm_init::verdict::Verdict;
 
 use crate::help::{Exits, Help};
 use crate::texts::{self, NAME};

@@ -1,6 +1,6 @@
 //! What the help does not say, and a manual page should.
 
-use libvirt_kvm_init::exit::Verdict;
+use libvirt_kvm_init::verdict::Verdict;
 
 /// The program.
 pub const NAME: &str = "libvirt-kvm-init";

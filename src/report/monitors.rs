@@ -4,8 +4,9 @@
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::exit::Verdict;
-use crate::report::{Report, is_hidden};
+use crate::report::Report;
+use crate::text::is_hidden;
+use crate::verdict::Verdict;
 
 /// What node-problem-detector takes of a message (`max_output_length`): it counts bytes, and cuts
 /// through a character.
@@ -60,7 +61,7 @@ pub fn prometheus(report: &Report, now: SystemTime) -> String {
     let cause = report.proof.cause.map_or("", |cause| cause.word());
     let labels = format!(
         "{{cause=\"{cause}\",result=\"{}\"}}",
-        escaped(&report.proof.result)
+        escaped(report.proof.result.as_str())
     );
     let help = "Always 1; what opening the device as QEMU came to, and why.";
     gauge(&mut text, "proof_info", help, &[(labels, "1".to_owned())]);

@@ -1,4 +1,4 @@
-//! The report's fixed lists of words, which programs and alerts key on: none is renamed.
+//! The report's fixed lists of words, which programs and alerts key on: none is renamed. Every stage uses them.
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
@@ -103,7 +103,7 @@ impl Cause {
 /// The fixed list of warnings: alerts key on these words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Code {
+pub enum WarningCode {
     /// A source gave 0 or 4294967295.
     CandidateSkipped,
     /// The number is also another group of the pod, which gains KVM as QEMU gains what it may.
@@ -156,7 +156,7 @@ pub enum Code {
     Unsettled,
 }
 
-impl Code {
+impl WarningCode {
     /// The word, as JSON has it.
     pub fn word(self) -> &'static str {
         match self {
@@ -184,5 +184,97 @@ impl Code {
             Self::Unproven => "unproven",
             Self::Unsettled => "unsettled",
         }
+    }
+}
+
+/// Something odd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warning {
+    /// Which.
+    pub code: WarningCode,
+    /// What was seen.
+    pub text: String,
+}
+
+impl Warning {
+    /// A warning.
+    pub fn new(code: WarningCode, text: impl Into<String>) -> Self {
+        let text = text.into();
+        Self { code, text }
+    }
+}
+
+/// What owner, group, mode and ACL say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Permission {
+    /// QEMU may read and write the device, and pass the folders above it.
+    Allowed,
+    /// It may not.
+    Denied,
+}
+
+/// Where a candidate comes from, strongest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// `--gid`, its variable or its key.
+    Flag,
+    /// What the node's udev gives at an add event.
+    Udev,
+    /// The node's group database.
+    HostGroup,
+    /// `watch`: what worked last. A node whose files are not seen for a while has not changed its mind.
+    Kept,
+    /// The device's own group.
+    Device,
+    /// The pod's group file.
+    PodGroup,
+}
+
+/// What opening the device came to, as JSON has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum ProofWord {
+    /// It opened and KVM answered.
+    Ok,
+    /// The proof was turned off.
+    Off,
+    /// Nothing was opened.
+    None,
+    /// Another device or API version than expected.
+    Mismatch,
+    /// The name of the errno.
+    Errno(String),
+}
+
+impl ProofWord {
+    /// The word, as JSON has it.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Ok => "ok",
+            Self::Off => "off",
+            Self::None => "none",
+            Self::Mismatch => "mismatch",
+            Self::Errno(name) => name,
+        }
+    }
+}
+
+impl From<String> for ProofWord {
+    fn from(word: String) -> Self {
+        match word.as_str() {
+            "ok" => Self::Ok,
+            "off" => Self::Off,
+            "none" => Self::None,
+            "mismatch" => Self::Mismatch,
+            _ => Self::Errno(word),
+        }
+    }
+}
+
+impl From<ProofWord> for String {
+    fn from(word: ProofWord) -> Self {
+        word.as_str().to_owned()
     }
 }

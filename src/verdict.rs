@@ -63,38 +63,3 @@ impl Verdict {
         }
     }
 }
-
-/// A flag, variable or configuration file that cannot be meant: exit code 2.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Usage(pub String);
-
-impl std::fmt::Display for Usage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Usage {}
-
-/// A safety rule that said no when the work had begun, and before anything was changed: exit code 3.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refused(pub String);
-
-impl std::fmt::Display for Refused {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Refused {}
-
-/// The verdict that an error stands for: [`Usage`] and [`Refused`] say so, everything else failed.
-pub fn verdict_of(error: &anyhow::Error) -> Verdict {
-    if error.is::<Usage>() {
-        Verdict::Usage
-    } else if error.is::<Refused>() {
-        Verdict::Refused
-    } else {
-        Verdict::Failed
-    }
-}

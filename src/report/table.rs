@@ -3,8 +3,10 @@
 
 use std::fmt::Write;
 
-use crate::exit::Verdict;
-use crate::report::{Device, Permission, Report, plain, some_of_many};
+use crate::codes::{Permission, ProofWord};
+use crate::report::{Device, Report};
+use crate::text::{escape_control, join_first};
+use crate::verdict::Verdict;
 
 /// A terminal's width.
 const WIDTH: usize = 80;
@@ -131,7 +133,7 @@ fn qemu(report: &Report) -> String {
         (None, _) => "no name",
     };
     let more = qemu.groups.iter().filter(|gid| **gid != qemu.gid);
-    let more = some_of_many(more.map(ToString::to_string), GROUPS, "+");
+    let more = join_first(more.map(ToString::to_string), GROUPS, "+");
     let plus = if more.is_empty() { "" } else { "+" };
     format!("{}:{}{plus}{more} ({name})", qemu.uid, qemu.gid)
 }
@@ -169,11 +171,11 @@ fn pod_device(device: &Device) -> String {
 }
 
 fn opens(report: &Report) -> String {
-    match (report.proof.result.as_str(), report.proof.api_version) {
-        ("ok", Some(version)) => format!("opens, API {version}"),
-        ("ok", None) => "opens".to_owned(),
-        ("off" | "none", _) => "not tried".to_owned(),
-        (result, _) => format!("cannot open: {result}"),
+    match (&report.proof.result, report.proof.api_version) {
+        (ProofWord::Ok, Some(version)) => format!("opens, API {version}"),
+        (ProofWord::Ok, None) => "opens".to_owned(),
+        (ProofWord::Off | ProofWord::None, _) => "not tried".to_owned(),
+        (result, _) => format!("cannot open: {}", result.as_str()),
     }
 }
 
@@ -187,17 +189,17 @@ fn permission(report: &Report) -> Option<String> {
         (Permission::Denied, false) => "owner, group and mode deny it",
         (Permission::Denied, true) => "owner, group, mode and ACL deny it",
     };
-    let said = match proof.result.as_str() {
-        "ok" => "open says yes".to_owned(),
-        "off" | "none" => "open was not asked".to_owned(),
-        result => format!("open says {result}"),
+    let said = match &proof.result {
+        ProofWord::Ok => "open says yes".to_owned(),
+        ProofWord::Off | ProofWord::None => "open was not asked".to_owned(),
+        result => format!("open says {}", result.as_str()),
     };
     Some(format!("{by}; {said}"))
 }
 
 /// One row; what does not fit its column goes on below, what does not fit the first one before.
 fn push_row(text: &mut String, row: &[String; 4]) {
-    let [label, cells @ ..] = row.each_ref().map(|cell| plain(cell));
+    let [label, cells @ ..] = row.each_ref().map(|cell| escape_control(cell));
     let mut label = label.as_str();
     if label.chars().count() > LABEL {
         for piece in pieces(label, WIDTH) {
@@ -262,7 +264,7 @@ fn parts(word: &str, width: usize, place: impl Fn(&str, char) -> Option<usize>) 
 
 /// A labelled paragraph, wrapped between words.
 fn push(text: &mut String, label: &str, paragraph: &str) {
-    let paragraph = plain(paragraph);
+    let paragraph = escape_control(paragraph);
     let mut line = format!("{label:LABEL$} ");
     let indent = line.chars().count();
     let mut used = indent;

@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the child saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sight {
+pub enum ProbeResult {
     /// QEMU can open KVM; its API version.
     Ok(i32),
     /// The path leads to another inode than the one that was checked.
@@ -52,7 +52,7 @@ pub enum Sight {
     Killed,
 }
 
-impl Sight {
+impl ProbeResult {
     /// Whether the proof could not be done, though this process may do it: the child was killed, did not
     /// answer, or did not get the credentials. That says nothing of the device. (`EPERM` and `EINVAL` are
     /// what the kernel answers where this container lacks the capability or the ID.)
@@ -66,26 +66,26 @@ impl Sight {
 }
 
 /// Opens `device` as `who` in a forked child, and reports what came of it. `checked` is the node that
-/// was looked at; the child opens nothing else. `meanwhile` is done here while the child is at work.
+/// was looked at; the child opens nothing else. `beside` is done here while the child is at work.
 ///
 /// A proof that could not be done is tried once more, with another child; not where the first one cannot
 /// be ended, since the second would hang in the same place.
 ///
 /// # Errors
 /// When no child could be made or waited for.
-pub fn prove(
+pub fn probe(
     device: &Path,
     checked: &Facts,
     who: &Credentials,
     kind: ProofKind,
-    meanwhile: impl FnOnce(),
-) -> sys::Result<Sight> {
-    let mut meanwhile = Some(meanwhile);
+    beside: impl FnOnce(),
+) -> sys::Result<ProbeResult> {
+    let mut beside = Some(beside);
     let mut attempt = || {
-        let work = || look(device, checked, who, kind);
+        let work = || probe_as_qemu(device, checked, who, kind);
         attempt(work, || {
-            if let Some(meanwhile) = meanwhile.take() {
-                meanwhile();
+            if let Some(beside) = beside.take() {
+                beside();
             }
         })
     };
@@ -101,7 +101,10 @@ pub fn prove(
 }
 
 /// One child that does `work`: what it saw, and whether it has ended.
-fn attempt(work: impl FnOnce() -> Sight, meanwhile: impl FnOnce()) -> sys::Result<(Sight, bool)> {
+fn attempt(
+    work: impl FnOnce() -> ProbeResult,
+    beside: impl FnOnce(),
+) -> sys::Result<(ProbeResult, bool)> {
     let (mine, childs) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).named(|| "pipe2(O_CLOEXEC)".to_owned())?;
     // Where SIGCHLD is ignored the kernel takes the child away, and its number may be another's.
@@ -115,60 +118,65 @@ fn attempt(work: impl FnOnce() -> Sight, meanwhile: impl FnOnce()) -> sys::Resul
         }
         ForkResult::Parent { child } => {
             drop(childs);
-            meanwhile();
-            let sight = listen(mine);
-            let answered = matches!(sight, Ok(ref sight) if *sight != Sight::TimedOut);
-            let has_ended = end(child, answered)?;
+            beside();
+            let sight = read_result(mine);
+            let answered = matches!(sight, Ok(ref sight) if *sight != ProbeResult::TimedOut);
+            let has_ended = reap(child, answered)?;
             Ok((sight?, has_ended))
         }
     }
 }
 
 /// The child's part. Nothing before the identity is certain may touch the device.
-fn look(device: &Path, checked: &Facts, who: &Credentials, kind: ProofKind) -> Sight {
+fn probe_as_qemu(
+    device: &Path,
+    checked: &Facts,
+    who: &Credentials,
+    kind: ProofKind,
+) -> ProbeResult {
     if let Err((step, errno)) = open_as(who) {
-        return Sight::NotDropped(step as u8, errno);
+        return ProbeResult::NotDropped(step as u8, errno);
     }
     // Some devices act on being opened, so the path is looked at once more before it is.
     match sys::retry(|| stat(device)) {
         Ok(found) if same(&found.into(), checked) => {}
-        Ok(_) => return Sight::OtherInode,
-        Err(errno) => return Sight::Stat(errno),
+        Ok(_) => return ProbeResult::OtherInode,
+        Err(errno) => return ProbeResult::Stat(errno),
     }
     let fd = match sys::open(device, OFlag::O_RDWR | OFlag::O_NOCTTY) {
         Ok(fd) => fd,
-        Err(errno) => return Sight::Open(errno),
+        Err(errno) => return ProbeResult::Open(errno),
     };
     match fstat(&fd) {
         Ok(found) if same(&found.into(), checked) => {}
-        Ok(_) => return Sight::OtherInode,
-        Err(errno) => return Sight::Open(errno),
+        Ok(_) => return ProbeResult::OtherInode,
+        Err(errno) => return ProbeResult::Open(errno),
     }
     let version = match kvm::api_version(fd.as_fd()) {
         Ok(kvm::API_VERSION) => kvm::API_VERSION,
-        Ok(other) => return Sight::OtherVersion(other),
-        Err(errno) => return Sight::Version(errno),
+        Ok(other) => return ProbeResult::OtherVersion(other),
+        Err(errno) => return ProbeResult::Version(errno),
     };
     if kind == ProofKind::CreateVm
         && let Err(errno) = kvm::create_vm(fd.as_fd())
     {
-        return Sight::CreateVm(errno);
+        return ProbeResult::CreateVm(errno);
     }
-    Sight::Ok(version)
+    ProbeResult::Ok(version)
 }
 
 fn same(found: &Facts, checked: &Facts) -> bool {
     found.is_kvm() && found.inode == checked.inode
 }
 
-fn listen(pipe: OwnedFd) -> sys::Result<Sight> {
+fn read_result(pipe: OwnedFd) -> sys::Result<ProbeResult> {
     let end = Instant::now() + PATIENCE;
     loop {
         let left = end.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left.as_millis()).unwrap_or(PollTimeout::MAX);
         let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, timeout) {
-            Ok(0) => return Ok(Sight::TimedOut),
+            Ok(0) => return Ok(ProbeResult::TimedOut),
             Ok(_) => break,
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno).named(|| "poll(the proof's answer)".to_owned()),
@@ -178,7 +186,7 @@ fn listen(pipe: OwnedFd) -> sys::Result<Sight> {
     // A pipe gives up to PIPE_BUF bytes in one piece or none at all.
     match std::fs::File::from(pipe).read_exact(&mut answer) {
         Ok(()) => Ok(decode(answer)),
-        Err(_) => Ok(Sight::Killed),
+        Err(_) => Ok(ProbeResult::Killed),
     }
 }
 
@@ -188,7 +196,7 @@ fn listen(pipe: OwnedFd) -> sys::Result<Sight> {
 ///
 /// A child that hangs in the kernel is left behind after a second: it holds nothing of ours. False for
 /// such a one.
-fn end(child: Pid, answered: bool) -> sys::Result<bool> {
+fn reap(child: Pid, answered: bool) -> sys::Result<bool> {
     /// How often an unkillable child is asked for, and how long between.
     const ASKS: u32 = 100;
     const PAUSE: Duration = Duration::from_millis(10);
@@ -205,18 +213,18 @@ fn end(child: Pid, answered: bool) -> sys::Result<bool> {
     Ok(false)
 }
 
-fn encode(sight: Sight) -> [u8; 12] {
+fn encode(sight: ProbeResult) -> [u8; 12] {
     let (kind, value, errno) = match sight {
-        Sight::Ok(version) => (1, version, 0),
-        Sight::OtherInode => (2, 0, 0),
-        Sight::OtherVersion(version) => (3, version, 0),
-        Sight::NotDropped(step, errno) => (4, step.into(), errno as i32),
-        Sight::Stat(errno) => (5, 0, errno as i32),
-        Sight::Open(errno) => (6, 0, errno as i32),
-        Sight::Version(errno) => (7, 0, errno as i32),
-        Sight::CreateVm(errno) => (8, 0, errno as i32),
-        Sight::TimedOut => (9, 0, 0),
-        Sight::Killed => (10, 0, 0),
+        ProbeResult::Ok(version) => (1, version, 0),
+        ProbeResult::OtherInode => (2, 0, 0),
+        ProbeResult::OtherVersion(version) => (3, version, 0),
+        ProbeResult::NotDropped(step, errno) => (4, step.into(), errno as i32),
+        ProbeResult::Stat(errno) => (5, 0, errno as i32),
+        ProbeResult::Open(errno) => (6, 0, errno as i32),
+        ProbeResult::Version(errno) => (7, 0, errno as i32),
+        ProbeResult::CreateVm(errno) => (8, 0, errno as i32),
+        ProbeResult::TimedOut => (9, 0, 0),
+        ProbeResult::Killed => (10, 0, 0),
     };
     let mut bytes = [0; 12];
     for (slot, number) in bytes.chunks_exact_mut(4).zip([kind, value, errno]) {
@@ -225,21 +233,21 @@ fn encode(sight: Sight) -> [u8; 12] {
     bytes
 }
 
-fn decode(bytes: [u8; 12]) -> Sight {
+fn decode(bytes: [u8; 12]) -> ProbeResult {
     let number =
         |at: usize| i32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let (value, errno) = (number(4), Errno::from_raw(number(8)));
     match number(0) {
-        1 => Sight::Ok(value),
-        2 => Sight::OtherInode,
-        3 => Sight::OtherVersion(value),
-        4 => Sight::NotDropped(u8::try_from(value).unwrap_or(0), errno),
-        5 => Sight::Stat(errno),
-        6 => Sight::Open(errno),
-        7 => Sight::Version(errno),
-        8 => Sight::CreateVm(errno),
-        9 => Sight::TimedOut,
-        _ => Sight::Killed,
+        1 => ProbeResult::Ok(value),
+        2 => ProbeResult::OtherInode,
+        3 => ProbeResult::OtherVersion(value),
+        4 => ProbeResult::NotDropped(u8::try_from(value).unwrap_or(0), errno),
+        5 => ProbeResult::Stat(errno),
+        6 => ProbeResult::Open(errno),
+        7 => ProbeResult::Version(errno),
+        8 => ProbeResult::CreateVm(errno),
+        9 => ProbeResult::TimedOut,
+        _ => ProbeResult::Killed,
     }
 }
 
@@ -249,20 +257,20 @@ mod tests {
 
     #[test]
     fn answers_survive_the_pipe() {
-        let sights = [
-            Sight::Ok(12),
-            Sight::OtherInode,
-            Sight::OtherVersion(13),
-            Sight::NotDropped(3, Errno::EPERM),
-            Sight::Stat(Errno::ENOENT),
-            Sight::Open(Errno::EACCES),
-            Sight::Version(Errno::ENOTTY),
-            Sight::CreateVm(Errno::EBUSY),
-            Sight::TimedOut,
-            Sight::Killed,
+        let answers = [
+            ProbeResult::Ok(12),
+            ProbeResult::OtherInode,
+            ProbeResult::OtherVersion(13),
+            ProbeResult::NotDropped(3, Errno::EPERM),
+            ProbeResult::Stat(Errno::ENOENT),
+            ProbeResult::Open(Errno::EACCES),
+            ProbeResult::Version(Errno::ENOTTY),
+            ProbeResult::CreateVm(Errno::EBUSY),
+            ProbeResult::TimedOut,
+            ProbeResult::Killed,
         ];
-        for sight in sights {
-            assert_eq!(decode(encode(sight)), sight);
+        for answer in answers {
+            assert_eq!(decode(encode(answer)), answer);
         }
     }
 }

@@ -2,33 +2,28 @@
 //! with a fixed code and never change the exit code.
 
 use crate::accounts::group;
+use crate::codes::{Warning, WarningCode};
+use crate::config::Policy;
 use crate::libvirtd;
 use crate::observe::{GROUP_FILE, Host, Observation};
-use crate::pipeline::Request;
 use crate::qemu::Identity;
-use crate::report::{Code, Warning, some_of_many};
-use crate::sys::processes::{Process, named};
+use crate::sys::processes::Process;
 use crate::sys::root::Root;
+use crate::text::join_first;
 use crate::udev_read;
-
-/// The daemons of root's that are of interest: those that start QEMU, and udevd.
-pub fn daemons() -> Vec<Process> {
-    let [a, b, c, d] = libvirtd::NAMES;
-    named(&[a, b, c, d, udev_read::UDEVD])
-}
 
 /// Everything odd about what was seen. What cannot be looked at is not reported as fine, it is just
 /// not reported: no verdict rests on it.
 pub fn warnings(
     seen: &Observation,
-    request: &Request,
+    policy: &Policy,
     identity: Option<&Identity>,
     daemons: &[Process],
 ) -> Vec<Warning> {
     let mut found = Vec::new();
-    found.extend(open_to_others(seen, request));
-    found.extend(other_members(seen, request, identity));
-    found.extend(stale_libvirtd(seen, request, daemons));
+    found.extend(open_to_others(seen));
+    found.extend(other_members(seen, policy, identity));
+    found.extend(stale_libvirtd(seen, daemons));
     found.extend(seen.host.as_ref().and_then(|host| udevd(host, daemons)));
     found.extend(seen.host.as_ref().and_then(not_shown));
     found
@@ -51,10 +46,10 @@ fn not_shown(host: &Host) -> Option<Warning> {
         host.root.display(),
         places.join(", ")
     );
-    Some(Warning::new(Code::UdevUnclear, text))
+    Some(Warning::new(WarningCode::UdevUnclear, text))
 }
 
-fn open_to_others(seen: &Observation, request: &Request) -> Option<Warning> {
+fn open_to_others(seen: &Observation) -> Option<Warning> {
     let facts = seen
         .device
         .as_ref()
@@ -63,50 +58,50 @@ fn open_to_others(seen: &Observation, request: &Request) -> Option<Warning> {
     if facts.mode & 0o006 == 0 {
         return None;
     }
-    let path = request.sources.device.display();
+    let path = seen.device_path.display();
     let text = format!(
         "{path} is {:04o}: everybody on the node may open it",
         facts.mode
     );
-    Some(Warning::new(Code::OpenToOthers, text))
+    Some(Warning::new(WarningCode::OpenToOthers, text))
 }
 
 /// Who else gains KVM by the group.
 fn other_members(
     seen: &Observation,
-    request: &Request,
+    policy: &Policy,
     identity: Option<&Identity>,
 ) -> Option<Warning> {
     /// How many are named.
     const NAMED: usize = 5;
     let file = seen.pod.effective_group()?;
-    let found = group::by_name(file, request.policy.group.as_bytes())?;
+    let found = group::by_name(file, policy.group.as_bytes())?;
     // Without an identity the QEMU user itself would be among the others.
     let qemu = identity?.user.as_deref();
     let others = found.members().filter(|name| Some(*name) != qemu);
     let others = others.map(|name| String::from_utf8_lossy(name).into_owned());
-    let others = some_of_many(others, NAMED, ", ");
+    let others = join_first(others, NAMED, ", ");
     if others.is_empty() {
         return None;
     }
     let text = format!(
         "beside the QEMU user the pod's group {} has the members {others}: they may open KVM, too",
-        request.policy.group
+        policy.group
     );
-    Some(Warning::new(Code::OtherMembers, text))
+    Some(Warning::new(WarningCode::OtherMembers, text))
 }
 
 /// libvirtd resolves the configured group once, when it starts; memberships at each guest start.
 /// The one that is meant reads this very file, by whatever root: two mount namespaces may share a
 /// root folder, and a file in a volume has several paths.
-fn stale_libvirtd(seen: &Observation, request: &Request, processes: &[Process]) -> Option<Warning> {
+fn stale_libvirtd(seen: &Observation, processes: &[Process]) -> Option<Warning> {
     let libvirtds = || {
         processes
             .iter()
             .filter(|process| libvirtd::is_named(process))
     };
     libvirtds().next()?;
-    let root = request.sources.pod_root.open().ok()?;
+    let root = seen.pod.root.open().ok()?;
     let file = root.inode(GROUP_FILE).ok()??;
     let reads_it = |process: &&Process| {
         let its = Root::open(&process.root_path()).ok();
@@ -123,7 +118,7 @@ fn stale_libvirtd(seen: &Observation, request: &Request, processes: &[Process]) 
          until it is restarted; memberships count at once",
         seen.pod.root.join(GROUP_FILE).display()
     );
-    Some(Warning::new(Code::LibvirtdStale, text))
+    Some(Warning::new(WarningCode::LibvirtdStale, text))
 }
 
 fn udevd(host: &Host, processes: &[Process]) -> Option<Warning> {
@@ -133,5 +128,5 @@ fn udevd(host: &Host, processes: &[Process]) -> Option<Warning> {
          number changed there, it applies the old one until it is restarted (systemctl restart \
          systemd-udevd)"
     );
-    Some(Warning::new(Code::UdevdStale, text))
+    Some(Warning::new(WarningCode::UdevdStale, text))
 }

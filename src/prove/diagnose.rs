@@ -7,164 +7,74 @@
 //! too, and show only as the difference to what owner, mode and ACL would allow.
 #![forbid(unsafe_code)]
 
-use std::path::{Path, PathBuf};
-
 use nix::errno::Errno;
 
-use crate::acl::{Guard, READ_WRITE, permits};
+use super::access::{AccessContext, allows, class, closed_directory};
+use super::probe::ProbeResult;
+use super::{Advice, ProofResult};
+use crate::codes::Cause;
 use crate::observe::{Node, is_no_driver};
-use crate::prove::Sight;
 use crate::qemu::Identity;
-use crate::report::{Cause, Permission, Proof, some_of_many};
-use crate::sys::device::Facts;
 use crate::sys::kvm::API_VERSION;
+use crate::text::join_first;
 
-/// What the judgement rests on.
-#[derive(Debug)]
-pub struct Scene<'a> {
-    /// The device's path.
-    pub device: &'a Path,
-    /// The device as it is now.
-    pub node: &'a Node,
-    /// The folders on the way to it, outermost first.
-    pub folders: &'a [(PathBuf, Node)],
-    /// Who tried.
-    pub identity: &'a Identity,
-    /// What to do where owner, group and mode deny it.
-    pub remedy: &'a str,
-}
-
-/// Searching a folder needs `x`.
-const SEARCH: u16 = 0o1;
-
-/// Whether owner, mode and ACL of a node let QEMU read and write.
-pub fn allows(node: &Node, identity: &Identity) -> bool {
-    // Root keeps its capabilities, and CAP_DAC_OVERRIDE asks nobody.
-    identity.uid.is_root() || permits(&guard(node), &identity.who(), READ_WRITE)
-}
-
-/// Whether QEMU as root gets to the device by `CAP_DAC_OVERRIDE` alone.
-pub fn needs_override(scene: &Scene<'_>) -> bool {
-    let who = scene.identity.who();
-    let passes = |(_, folder): &(PathBuf, Node)| permits(&guard(folder), &who, SEARCH);
-    scene.identity.uid.is_root()
-        && !(permits(&guard(scene.node), &who, READ_WRITE) && scene.folders.iter().all(passes))
-}
-
-/// The first folder on the way to the device that does not let QEMU pass.
-pub fn closed_folder<'a>(scene: &Scene<'a>) -> Option<&'a (PathBuf, Node)> {
-    let who = scene.identity.who();
-    let mut folders = scene.folders.iter();
-    folders
-        .find(|(_, folder)| !scene.identity.uid.is_root() && !permits(&guard(folder), &who, SEARCH))
-}
-
-/// chmod(1)'s letter for the class of permission bits that counts for QEMU; none where an ACL counts.
-fn class(node: &Node, identity: &Identity) -> Option<char> {
-    let bits = |mode| Node {
-        facts: Facts { mode, ..node.facts },
-        acl: None,
-        ..*node
+/// What the child's answer means.
+pub fn diagnose(answer: ProbeResult, context: &AccessContext<'_>) -> ProofResult {
+    let failed = |errno: Errno, (cause, advice): (Cause, Advice)| ProofResult::Failed {
+        errno,
+        cause,
+        advice,
     };
-    let classes = [('u', 0o100), ('g', 0o010), ('o', 0o001)];
-    let mut classes = classes.into_iter().filter(|_| node.acl.is_none());
-    let counts = |&(_, mode): &(char, u16)| permits(&guard(&bits(mode)), &identity.who(), SEARCH);
-    classes.find(counts).map(|(class, _)| class)
-}
-
-fn guard(node: &Node) -> Guard<'_> {
-    Guard {
-        uid: node.facts.uid,
-        gid: node.facts.gid,
-        mode: node.facts.mode,
-        acl: node.acl.as_ref(),
-    }
-}
-
-/// What owner, group, mode and ACL of the device and of the folders above it say, whatever open(2)
-/// does; nothing where this user namespace hides whose it is.
-pub fn computed(scene: &Scene<'_>) -> Option<Permission> {
-    let known = scene.node.facts.is_kvm() && !scene.node.unmapped;
-    known.then(
-        || match allows(scene.node, scene.identity) && closed_folder(scene).is_none() {
-            true => Permission::Allowed,
-            false => Permission::Denied,
-        },
-    )
-}
-
-/// Turns what the child saw into the report's proof.
-pub fn diagnose(sight: Sight, scene: &Scene<'_>) -> Proof {
-    Proof {
-        computed: computed(scene),
-        ..judged(sight, scene)
-    }
-}
-
-fn judged(sight: Sight, scene: &Scene<'_>) -> Proof {
-    let failed = |errno: Errno, (cause, advice): (Cause, String)| Proof {
-        result: format!("{errno:?}"),
-        cause: Some(cause),
-        computed: None,
-        api_version: None,
-        advice: Some(advice),
-        undone: false,
-    };
-    let mismatch = |cause, api_version, advice: &str| Proof {
-        result: "mismatch".to_owned(),
-        cause: Some(cause),
-        computed: None,
+    let mismatch = |cause, api_version, advice: &str| ProofResult::Mismatch {
+        cause,
         api_version,
-        advice: Some(advice.to_owned()),
-        undone: false,
+        advice: Advice::new(advice),
     };
-    let path = scene.device.display();
-    match sight {
-        Sight::Ok(version) => Proof {
-            result: "ok".to_owned(),
-            cause: None,
-            computed: None,
-            api_version: Some(version),
-            advice: None,
-            undone: false,
-        },
-        Sight::OtherInode => mismatch(
+    let path = context.path.display();
+    match answer {
+        ProbeResult::Ok(version) => ProofResult::Ok(version),
+        ProbeResult::OtherInode => mismatch(
             Cause::Unknown,
             None,
             "the device was replaced while it was being proven: run again, with --settle 30s \
              where a module is being reloaded",
         ),
-        Sight::OtherVersion(version) => mismatch(
+        ProbeResult::OtherVersion(version) => mismatch(
             Cause::ApiVersion,
             Some(version),
             &format!("the kernel's KVM has API version {version}, QEMU wants {API_VERSION}"),
         ),
-        Sight::NotDropped(step, errno) => not_dropped(step, errno, scene.identity),
-        Sight::Stat(errno) | Sight::Open(errno) => failed(errno, open_failed(errno, scene)),
-        Sight::Version(errno) => {
-            let advice = format!("{path} opens but does not answer as KVM does");
-            failed(errno, (Cause::NotKvm, advice))
+        ProbeResult::NotDropped(step, errno) => not_dropped(step, errno, context.identity),
+        ProbeResult::Stat(errno) | ProbeResult::Open(errno) => {
+            failed(errno, open_failed(errno, context))
         }
-        Sight::CreateVm(errno) => failed(errno, create_vm_failed(errno)),
-        Sight::TimedOut => Proof::undone(
+        ProbeResult::Version(errno) => {
+            let advice = format!("{path} opens but does not answer as KVM does");
+            failed(errno, (Cause::NotKvm, Advice::new(advice)))
+        }
+        ProbeResult::CreateVm(errno) => {
+            let (cause, advice) = create_vm_failed(errno);
+            failed(errno, (cause, Advice::new(advice)))
+        }
+        ProbeResult::TimedOut => ProofResult::undone(
             "the proof's child did not answer within 5 s: see whether root stops it (kill -STOP, a \
              debugger, a frozen cgroup) or the kernel hangs (`dmesg`), then run again",
         ),
-        Sight::Killed => Proof::undone(
+        ProbeResult::Killed => ProofResult::undone(
             "the proof's child was killed before it answered, and so was a second one: see `dmesg` for \
              the kernel's memory killer, then run again",
         ),
     }
 }
 
-fn not_dropped(step: u8, errno: Errno, identity: &Identity) -> Proof {
+fn not_dropped(step: u8, errno: Errno, identity: &Identity) -> ProofResult {
     let call = match step {
         1 => format!("setfsgid({})", identity.gid),
         2 => format!("setgroups({} groups)", identity.groups.len()),
         3 => format!("setfsuid({})", identity.uid),
         4 => "capset(nothing)".to_owned(),
         _ => {
-            return Proof::undone(&format!(
+            return ProofResult::undone(format!(
                 "the kernel did not give the proof the credentials of {}: nothing was opened; see which \
                  security module or filter prevents it (`dmesg`), then run again",
                 identity.label()
@@ -191,16 +101,16 @@ fn not_dropped(step: u8, errno: Errno, identity: &Identity) -> Proof {
         "{call} gave {errno:?} ({}), so nothing was opened: {way_out}",
         errno.desc()
     );
-    match Sight::NotDropped(step, errno).is_undone() {
-        true => Proof::undone(&advice),
-        false => Proof::none(Some(Cause::Unknown), Some(advice)),
+    match ProbeResult::NotDropped(step, errno).is_undone() {
+        true => ProofResult::undone(advice),
+        false => ProofResult::not_done(Some(Cause::Unknown), Some(Advice::new(advice))),
     }
 }
 
-fn open_failed(errno: Errno, scene: &Scene<'_>) -> (Cause, String) {
-    let path = scene.device.display();
-    match errno {
-        Errno::EACCES => denied(scene),
+fn open_failed(errno: Errno, context: &AccessContext<'_>) -> (Cause, Advice) {
+    let path = context.path.display();
+    let (cause, advice) = match errno {
+        Errno::EACCES => return denied(context),
         Errno::EPERM => {
             let advice = "the cgroup's device filter denies it to this container, which says \
                           nothing of the node: run this step with privileged: true (a systemd unit with \
@@ -224,7 +134,8 @@ fn open_failed(errno: Errno, scene: &Scene<'_>) -> (Cause, String) {
             let advice = format!("open({path}, O_RDWR) gave {errno:?}: {}", errno.desc());
             (Cause::Unknown, advice)
         }
-    }
+    };
+    (cause, Advice::new(advice))
 }
 
 const BUSY: &str = "another hypervisor holds the processor's virtualisation (VirtualBox, VMware, \
@@ -234,41 +145,46 @@ const BUSY: &str = "another hypervisor holds the processor's virtualisation (Vir
 const GROUPS: usize = 16;
 
 /// `EACCES` has four reasons; the first that the facts bear out is it.
-fn denied(scene: &Scene<'_>) -> (Cause, String) {
-    let path = scene.device.display();
-    let identity = scene.identity;
-    let facts = &scene.node.facts;
-    if let Some((folder, node)) = closed_folder(scene) {
-        let folder = folder.display();
+fn denied(context: &AccessContext<'_>) -> (Cause, Advice) {
+    let path = context.path.display();
+    let identity = context.identity;
+    let facts = &context.device.facts;
+    if let Some((directory, node)) = closed_directory(context.directories, context.identity) {
+        let directory = directory.display();
         let way_out = match class(node, identity) {
-            Some(class) => format!("chmod {class}+x {folder}"),
-            None => format!("setfacl -m u:{}:x {folder}", identity.uid),
+            Some(class) => format!("chmod {class}+x {directory}"),
+            None => format!("setfacl -m u:{}:x {directory}", identity.uid),
         };
         let advice = format!(
-            "the folder {folder} ({}:{} {:04o}) does not let {} pass: {way_out}",
+            "the directory {directory} ({}:{} {:04o}) does not let {} pass: {way_out}",
             node.facts.uid,
             node.facts.gid,
             node.facts.mode,
             identity.label()
         );
-        return (Cause::Ownership, advice);
+        return (Cause::Ownership, Advice::new(advice));
     }
-    if scene.node.nodev {
+    if context.device.nodev {
         let advice = format!(
             "{path} is on a mount with the option nodev, where no device opens: mount the node's \
              /dev without it"
         );
-        return (Cause::Nodev, advice);
+        return (Cause::Nodev, Advice::new(advice));
     }
-    if !allows(scene.node, identity) {
+    if !allows(context.device, identity) {
         let plain = Node {
             acl: None,
-            ..scene.node.clone()
+            ..context.device.clone()
         };
-        if let Some(acl) = scene.node.acl.as_ref().filter(|_| allows(&plain, identity)) {
+        if let Some(acl) = context
+            .device
+            .acl
+            .as_ref()
+            .filter(|_| allows(&plain, identity))
+        {
             let without = Node {
                 acl: Some(acl.without_user(identity.uid)),
-                ..scene.node.clone()
+                ..context.device.clone()
             };
             let way_out = if allows(&without, identity) {
                 format!("`setfacl -x u:{} {path}` removes that entry", identity.uid)
@@ -277,25 +193,31 @@ fn denied(scene: &Scene<'_>) -> (Cause, String) {
                 format!("`setfacl -b {path} && chmod {mode:04o} {path}` leaves the plain mode")
             };
             let advice = format!("its ACL ({acl}) denies {}: {way_out}", identity.label());
-            return (Cause::Acl, advice);
+            return (Cause::Acl, Advice::new(advice));
         }
         let groups = identity.groups.iter().map(ToString::to_string);
         let advice = format!(
-            "{path} is {}:{} {:04o}, and {} with the groups {} may not read and write it; {}",
+            "{path} is {}:{} {:04o}, and {} with the groups {} may not read and write it",
             facts.uid,
             facts.gid,
             facts.mode,
             identity.label(),
-            some_of_many(groups, GROUPS, " "),
-            scene.remedy
+            join_first(groups, GROUPS, " ")
         );
+        let advice = match &context.remedy {
+            Some(remedy) => Advice::new(format!("{advice}; {remedy}")),
+            None => Advice {
+                text: advice,
+                by_apply: true,
+            },
+        };
         return (Cause::Ownership, advice);
     }
     let advice = format!(
         "owner, mode and ACL of {path} allow it, so a security module denies it: see `dmesg` and \
          `ausearch -m avc` for SELinux or AppArmor on the node"
     );
-    (Cause::SecurityModule, advice)
+    (Cause::SecurityModule, Advice::new(advice))
 }
 
 fn create_vm_failed(errno: Errno) -> (Cause, String) {

@@ -6,29 +6,19 @@
 
 use nix::unistd::{Gid, Uid};
 
-use crate::diagnose::allows;
 use crate::observe::{Node, Observation};
 use crate::plan::is_private;
-use crate::qemu::Identity;
 use crate::udev::{Event, Forecast, Outcome};
 
 /// Something that will happen to the device.
 #[derive(Debug, Clone)]
-pub struct Coming {
+pub struct NextEvent {
     /// What happens, with its rule: `a udevd restart (/etc/udev/rules.d/99-kvm.rules:1)`.
     pub what: String,
     /// The device afterwards.
-    pub node: Node,
+    pub device: Node,
     /// Whether the node's udev does it, and not the chart.
     pub by_udev: bool,
-}
-
-impl Coming {
-    /// Owner, group and mode afterwards: `0:108 0660`.
-    pub fn numbers(&self) -> String {
-        let facts = &self.node.facts;
-        format!("{}:{} {:04o}", facts.uid, facts.gid, facts.mode)
-    }
 }
 
 /// The group that the chart's libvirt.sh names.
@@ -36,7 +26,7 @@ pub const CHARTS_GROUP: &str = "kvm";
 
 /// Everything that is known to come. `fresh`: also that the kernel makes the node anew and no rule speaks
 /// of it, which is for the node's own people to care about unless somebody asked for it.
-pub fn coming(seen: &Observation, fresh: bool) -> Vec<Coming> {
+pub fn next_events(seen: &Observation, fresh: bool) -> Vec<NextEvent> {
     let Some(now) = &seen.device else {
         return Vec::new();
     };
@@ -64,30 +54,22 @@ pub fn coming(seen: &Observation, fresh: bool) -> Vec<Coming> {
             let outcome = udev?.of(event).outcome()?;
             let what = format!("{what} ({})", outcome.rule);
             let node = after(now, outcome, fresh);
-            Some(Coming {
+            Some(NextEvent {
                 what,
-                node,
+                device: node,
                 by_udev: true,
             })
         })
         .collect();
     if let Some(Forecast::Untouched) = udev.map(|udev| &udev.add).filter(|_| fresh) {
-        found.push(Coming {
+        found.push(NextEvent {
             what: "a module reload or reboot (no udev rule speaks of it)".to_owned(),
-            node: fresh_node(now),
+            device: fresh_node(now),
             by_udev: true,
         });
     }
     found.extend(libvirt_sh(seen, now));
     found
-}
-
-/// What takes the device away from a QEMU that can open it now.
-pub fn losses(coming: Vec<Coming>, identity: &Identity) -> Vec<Coming> {
-    coming
-        .into_iter()
-        .filter(|coming| !allows(&coming.node, identity))
-        .collect()
 }
 
 /// The device after an event: a fresh one, as the kernel makes it (0:0 0600), or the one that is
@@ -115,7 +97,7 @@ fn fresh_node(now: &Node) -> Node {
 /// The chart's three lines, run in the pod at each start of its container: `chmod 660 /dev/kvm;
 /// chown root:kvm /dev/kvm`. Where the pod has no such group only the first one does anything.
 /// `--group` means nothing to it.
-fn libvirt_sh(seen: &Observation, now: &Node) -> Option<Coming> {
+fn libvirt_sh(seen: &Observation, now: &Node) -> Option<NextEvent> {
     if seen.pod.is_host {
         return None;
     }
@@ -126,9 +108,9 @@ fn libvirt_sh(seen: &Observation, now: &Node) -> Option<Coming> {
         node.facts.gid = gid;
     }
     let what = "the next start of the chart's libvirt.sh".to_owned();
-    Some(Coming {
+    Some(NextEvent {
         what,
-        node,
+        device: node,
         by_udev: false,
     })
 }

@@ -2,14 +2,17 @@
 //! code. Its JSON form (`schema: 1`) is a contract: fields are added, never renamed.
 #![forbid(unsafe_code)]
 
-mod words;
+pub mod build;
+pub mod changes;
+pub mod monitors;
+pub mod table;
 
 use serde::{Deserialize, Serialize};
 
-use crate::exit::Verdict;
-use crate::resolve::Source;
-
-pub use words::{Action, Cause, Code};
+use crate::codes::{Action, Cause, Permission, ProofWord, Source, Warning};
+use crate::judge::Judgement;
+use crate::text::{escape_control, json_line};
+use crate::verdict::Verdict;
 
 /// The version of the JSON form.
 pub const SCHEMA: u32 = 1;
@@ -199,21 +202,18 @@ pub struct Change {
     pub applied: bool,
 }
 
-/// What owner, group, mode and ACL say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Permission {
-    /// QEMU may read and write the device, and pass the folders above it.
-    Allowed,
-    /// It may not.
-    Denied,
+impl From<Judgement> for Report {
+    /// The report on a run that saw nothing.
+    fn from(judgement: Judgement) -> Self {
+        Self::new(judgement.verdict, judgement.summary)
+    }
 }
 
 /// Whether QEMU can open KVM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proof {
     /// `ok`, `off`, `none` (nobody asked, or the proof could not be done), `mismatch`, or the errno's name.
-    pub result: String,
+    pub result: ProofWord,
     /// Why not; null where it can, and where nobody asked.
     pub cause: Option<Cause>,
     /// What the permissions say by themselves; null where they cannot be told.
@@ -222,47 +222,18 @@ pub struct Proof {
     pub api_version: Option<i32>,
     /// What to do about it.
     pub advice: Option<String>,
-    /// Whether the proof itself failed. Not in the JSON form: the verdict shows it.
-    #[serde(skip)]
-    pub(crate) undone: bool,
 }
 
 impl Proof {
-    /// Nothing is known of the device.
-    pub fn none(cause: Option<Cause>, advice: Option<String>) -> Self {
+    /// Nothing was opened.
+    fn none(cause: Option<Cause>, advice: Option<String>) -> Self {
         Self {
-            result: "none".to_owned(),
+            result: ProofWord::None,
             cause,
             computed: None,
             api_version: None,
             advice,
-            undone: false,
         }
-    }
-
-    /// Nothing is known of the device, as the proof failed by itself.
-    pub(crate) fn undone(advice: &str) -> Self {
-        Self {
-            undone: true,
-            ..Self::none(Some(Cause::Unknown), Some(advice.to_owned()))
-        }
-    }
-}
-
-/// Something odd.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Warning {
-    /// Which.
-    pub code: Code,
-    /// What was seen.
-    pub text: String,
-}
-
-impl Warning {
-    /// A warning.
-    pub fn new(code: Code, text: impl Into<String>) -> Self {
-        let text = text.into();
-        Self { code, text }
     }
 }
 
@@ -296,96 +267,12 @@ impl Report {
 
     /// The last line of a run that did not end well: why, and what to do.
     pub fn closing_line(&self) -> String {
-        let advice = self
-            .proof
-            .advice
-            .as_deref()
-            .filter(|advice| !self.summary.contains(*advice));
-        // Once is enough, with --root or without.
-        let apply = "`libvirt-kvm-init apply";
-        let twice = self.summary.contains(apply);
-        let advice = advice.map(|advice| match advice.rsplit_once(apply) {
-            Some((rest, end)) if twice && end.ends_with("` mends it") => {
-                rest.trim_end_matches("; ")
-            }
-            _ => advice,
-        });
         let word = self.verdict.word();
-        let line = match advice {
-            Some(advice) => format!("libvirt-kvm-init: {word}: {}; {advice}", self.summary),
-            None => format!("libvirt-kvm-init: {word}: {}", self.summary),
-        };
-        plain(&line)
+        let advice = self.proof.advice.as_ref();
+        let advice = advice.map_or_else(String::new, |advice| format!("; {advice}"));
+        escape_control(&format!(
+            "libvirt-kvm-init: {word}: {}{advice}",
+            self.summary
+        ))
     }
-}
-
-/// The first `most` of a list, and how many more there are: one line has to hold it.
-pub fn some_of(list: &[String], most: usize, between: &str) -> String {
-    let mut text = list[..list.len().min(most)].join(between);
-    if list.len() > most {
-        text.push_str(&format!(" and {} more", list.len() - most));
-    }
-    text
-}
-
-/// The same of a list that is not kept, for it may be very long; nothing of an empty one.
-pub fn some_of_many(list: impl Iterator<Item = String>, most: usize, between: &str) -> String {
-    let mut list = list.fuse();
-    let mut text = list.by_ref().take(most).collect::<Vec<_>>().join(between);
-    match list.count() {
-        0 => {}
-        more => text.push_str(&format!(" and {more} more")),
-    }
-    text
-}
-
-/// Whether a character ends a line, or is not seen itself and moves or joins what is: Unicode's categories
-/// Cf, Zl and Zp (soft hyphen, joiners, controls of writing direction, annotations, tags).
-pub fn is_format(char: char) -> bool {
-    matches!(char, '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
-        | '\u{890}'..='\u{891}' | '\u{8e2}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
-        | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
-        | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}'
-        | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e007f}')
-}
-
-/// Whether a character is not to be seen as it is: a control character, or one of [`is_format`].
-pub fn is_hidden(char: char) -> bool {
-    char.is_control() || is_format(char)
-}
-
-/// A text for a terminal or a log: names from files may hold anything.
-pub fn plain(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    for char in text.chars() {
-        if is_hidden(char) {
-            plain.extend(char.escape_default());
-        } else {
-            plain.push(char);
-        }
-    }
-    plain
-}
-
-/// One line of JSON and a newline. serde_json escapes what JSON requires and no more: DEL, the C1 controls
-/// and [`is_format`] stand in its text as they are, and only within strings. Here they are escapes too, so
-/// that the text steers no terminal, and is the same to whatever parses it.
-///
-/// # Errors
-/// serde_json's: a key that is no string.
-pub fn json_line(value: &impl Serialize) -> serde_json::Result<String> {
-    let text = serde_json::to_string(value)?;
-    let mut line = String::with_capacity(text.len() + 1);
-    for char in text.chars() {
-        if is_hidden(char) {
-            // Outside of the first plane as a surrogate pair.
-            for unit in char.encode_utf16(&mut [0; 2]) {
-                line.push_str(&format!("\\u{unit:04x}"));
-            }
-        } else {
-            line.push(char);
-        }
-    }
-    line.push('\n');
-    Ok(line)
 }

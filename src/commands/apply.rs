@@ -1,0 +1,21 @@
+//! `apply`: aligns device and pod with the node, and proves it.
+
+use crate::error::Result;
+use crate::judge::Judgement;
+use crate::libvirtd::{self, daemons};
+use crate::pipeline::{self, Daemons, Request};
+use crate::report::Report;
+
+/// Does what was asked and reports it.
+pub fn apply(request: &Request) -> Report {
+    match hold(request) {
+        Ok(request) if request.dry_run => pipeline::look(&request, &Daemons::new(daemons)).report,
+        Ok(request) => pipeline::apply(&request, None).report,
+        Err(error) => Report::from(Judgement::of_error(&error, false)),
+    }
+}
+
+/// The same request, with the pod root held open where it is another process'.
+pub(super) fn hold(request: &Request) -> Result<Request> {
+    libvirtd::hold(&request.sources.pod_root).map(|root| request.with_root(root))
+}

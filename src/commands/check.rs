@@ -1,0 +1,45 @@
+//! `check`: proves what is, says what should be, and what will happen next. Nothing is written or locked.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use super::apply::hold;
+use crate::config::{Libvirtd, PodRoot};
+use crate::judge::Judgement;
+use crate::libvirtd::{Found, daemons, find};
+use crate::pipeline::{Daemons, Request, look};
+use crate::place;
+use crate::report::Report;
+
+/// Looks, proves and judges. On a node where libvirtd runs in a container the pod root is that
+/// container's, unless another one was named: the node's view and the pod's in one report.
+pub fn check(request: &Request) -> Report {
+    let daemons = Daemons::new(daemons);
+    let mut request = match hold(request) {
+        Ok(request) => request,
+        Err(error) => return Report::from(Judgement::of_error(&error, false)),
+    };
+    request.policy.allow_private_device = true;
+    request.settle = std::time::Duration::ZERO;
+    let sources = &mut request.sources;
+    let found = match sources.pod_root.path() == Path::new("/") && place::on_the_node() {
+        true => find(sources, &daemons),
+        false => Found::Own,
+    };
+    match found {
+        Found::Of(libvirtd) => {
+            // `apply` without it would do the node's device alone and leave that container's files as they are.
+            let root = libvirtd.root.path().display();
+            let _ = write!(request.policy.replay_flags, " --root={root}");
+            sources.pod_root = PodRoot::of_process(libvirtd.root);
+            sources.libvirtd = Libvirtd::Container;
+        }
+        Found::OtherDevice(libvirtd) => {
+            sources.pod_root = PodRoot::of_process(libvirtd.root);
+            sources.libvirtd = Libvirtd::Container;
+        }
+        Found::Unclear(text) => sources.libvirtd = Libvirtd::Unclear(text),
+        Found::Own | Found::Nodes | Found::Nobodys => {}
+    }
+    look(&request, &daemons).report
+}

@@ -1,0 +1,4 @@
+//! What the program can be asked to do, a command a file.
+
+pub mod apply;
+pub mod check;

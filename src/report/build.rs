@@ -1,0 +1,225 @@
+//! What was seen and decided, in the report's words.
+#![forbid(unsafe_code)]
+
+use nix::sys::stat::SFlag;
+use nix::unistd::Gid;
+
+use crate::accounts::group;
+use crate::codes::Warning;
+use crate::config::Policy;
+use crate::judge::Judgement;
+use crate::observe::{self, GROUP_FILE, Node, Observation};
+use crate::plan::{Plan, wanted_mode};
+use crate::prove::Proof;
+use crate::qemu::Identity;
+use crate::report::{
+    self, Candidate, Change, Device, Host, HostDevice, Pod, Qemu, Report, Target, Udev, UdevEvent,
+};
+use crate::sys::root::kind_name;
+use crate::udev::{Event, Prediction};
+
+/// What was seen and planned.
+#[derive(Debug)]
+pub struct View {
+    target: Option<Target>,
+    candidates: Vec<Candidate>,
+    device: Device,
+    host: Option<Host>,
+    pod: Pod,
+    qemu: Option<Qemu>,
+    /// What is odd about it.
+    pub warnings: Vec<Warning>,
+}
+
+impl View {
+    /// What was seen and planned. `identity` is the QEMU identity that is shown.
+    pub fn new(
+        seen: &Observation,
+        plan: &Plan,
+        policy: &Policy,
+        identity: Option<&Identity>,
+    ) -> Self {
+        let kvm = seen.device.as_ref().filter(|device| device.facts.is_kvm());
+        let candidates = plan.resolution.candidates.iter();
+        Self {
+            target: plan.resolution.target().map(|target| Target {
+                gid: target.gid.as_raw(),
+                mode: kvm.map(|device| octal(wanted_mode(device.facts.mode, policy.mode))),
+                source: target.source,
+                at: target.at.clone(),
+            }),
+            candidates: candidates
+                .map(|candidate| Candidate {
+                    gid: candidate.gid.as_raw(),
+                    source: candidate.source,
+                    at: candidate.at.clone(),
+                })
+                .collect(),
+            device: device(seen),
+            host: seen.host.as_ref().map(|host| self::host(host, policy)),
+            pod: pod(seen, policy),
+            qemu: identity.map(qemu),
+            warnings: plan.warnings.clone(),
+        }
+    }
+}
+
+/// The report. `view` is what was seen and planned, where the run got that far; `warnings` come first.
+pub fn build(
+    view: Option<View>,
+    judgement: Judgement,
+    proof: &Proof,
+    changes: Vec<Change>,
+    warnings: Vec<Warning>,
+) -> Report {
+    let mut report = Report::new(judgement.verdict, judgement.summary);
+    report.exit_code = judgement.exit_code;
+    report.changes = changes;
+    report.proof = match judgement.proof_counts {
+        true => report::Proof {
+            result: proof.result.word(),
+            cause: judgement.cause,
+            computed: proof.permission,
+            api_version: proof.result.api_version(),
+            advice: judgement.advice,
+        },
+        false => report::Proof::none(judgement.cause, judgement.advice),
+    };
+    let mut all = warnings;
+    if let Some(view) = view {
+        report.target = view.target;
+        report.candidates = view.candidates;
+        report.device = Some(view.device);
+        report.host = view.host;
+        report.pod = Some(view.pod);
+        report.qemu = view.qemu;
+        all.extend(view.warnings);
+    }
+    for warning in all.into_iter().chain(judgement.warnings) {
+        if !report.warnings.contains(&warning) {
+            report.warnings.push(warning);
+        }
+    }
+    report
+}
+
+fn host(host: &observe::Host, policy: &Policy) -> Host {
+    Host {
+        root: host.root.display().to_string(),
+        device: host.node.map(|node| HostDevice {
+            uid: node.uid.as_raw(),
+            gid: node.gid.as_raw(),
+            mode: octal(node.mode),
+        }),
+        kvm_gid: host
+            .db
+            .by_name(&policy.group)
+            .map(|found| found.gid.as_raw()),
+        udev: Some(udev(&host.udev)),
+    }
+}
+
+fn qemu(identity: &Identity) -> Qemu {
+    Qemu {
+        user: identity.user.as_deref().map(lossy),
+        uid: identity.uid.as_raw(),
+        gid: identity.gid.as_raw(),
+        groups: identity.groups.iter().map(|gid| gid.as_raw()).collect(),
+        stand_in: identity.stand_in,
+    }
+}
+
+fn udev(prediction: &Prediction) -> Udev {
+    let event = |event| {
+        let outcome = prediction.of(event).outcome()?;
+        Some(UdevEvent {
+            gid: outcome.gid.map(|gid| gid.as_raw()),
+            mode: outcome.mode.map(octal),
+            rule: outcome.rule.clone(),
+        })
+    };
+    let ignored = prediction.ignored.iter();
+    Udev {
+        start: event(Event::Start),
+        add: event(Event::Add),
+        change: event(Event::Change),
+        ignored: ignored.map(|remark| remark.rule.clone()).collect(),
+    }
+}
+
+fn device(seen: &Observation) -> Device {
+    let path = seen.device_path.display().to_string();
+    let Some(Node { facts, acl, .. }) = &seen.device else {
+        return Device {
+            path,
+            kind: "missing".to_owned(),
+            major: None,
+            minor: None,
+            uid: None,
+            gid: None,
+            mode: None,
+            acl: None,
+            same_inode_as_host: None,
+            group_on_host: None,
+            group_in_pod: None,
+        };
+    };
+    let is_device = matches!(facts.kind, SFlag::S_IFCHR | SFlag::S_IFBLK);
+    let on_host = seen.host.as_ref().and_then(|host| host.node);
+    let kind = kind_name(facts.kind);
+    let kind = kind.trim_start_matches("a ").replace(' ', "-");
+    Device {
+        path,
+        kind,
+        major: is_device.then_some(facts.major),
+        minor: is_device.then_some(facts.minor),
+        uid: is_device.then_some(facts.uid.as_raw()),
+        gid: is_device.then_some(facts.gid.as_raw()),
+        mode: is_device.then(|| octal(facts.mode)),
+        acl: acl.as_ref().map(ToString::to_string),
+        same_inode_as_host: on_host.map(|host| host.inode == facts.inode),
+        group_on_host: seen
+            .host
+            .as_ref()
+            .and_then(|host| host.db.name_of(facts.gid)),
+        group_in_pod: seen
+            .pod
+            .effective_group()
+            .and_then(|file| name_of(file, facts.gid)),
+    }
+}
+
+fn pod(seen: &Observation, policy: &Policy) -> Pod {
+    let own = seen.pod.root.join(GROUP_FILE);
+    let found = seen
+        .pod
+        .effective_group()
+        .and_then(|file| group::by_name(file, policy.group.as_bytes()))
+        .map(|found| found.gid.as_raw());
+    Pod {
+        root: seen.pod.root.path().display().to_string(),
+        group: policy.group.clone(),
+        kvm_gid: found,
+        group_file: seen
+            .pod
+            .out_path
+            .as_ref()
+            .unwrap_or(&own)
+            .display()
+            .to_string(),
+    }
+}
+
+fn name_of(file: &[u8], gid: Gid) -> Option<String> {
+    group::all_by_gid(file, gid)
+        .next()
+        .map(|found| lossy(found.name))
+}
+
+fn octal(mode: u16) -> String {
+    format!("{mode:04o}")
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
