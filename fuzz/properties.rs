@@ -17,10 +17,10 @@ use libvirt_kvm_init::accounts::{group, passwd};
 use libvirt_kvm_init::acl::{Acl, Guard, READ_WRITE, Tag, Who, permits};
 use libvirt_kvm_init::config::options::Flags;
 use libvirt_kvm_init::hostdb::{self, HostDb};
-use libvirt_kvm_init::logs::Lines;
-use libvirt_kvm_init::logs::fold::Fold;
+use libvirt_kvm_init::logs::aggregate::Aggregator;
 use libvirt_kvm_init::logs::report::{self, LogReport};
 use libvirt_kvm_init::logs::scan::Scanner;
+use libvirt_kvm_init::logs::stream::Stream;
 use libvirt_kvm_init::pipeline::Request;
 use libvirt_kvm_init::qemu_conf::{self, QemuConf};
 use libvirt_kvm_init::text::is_hidden;
@@ -384,18 +384,16 @@ pub fn logs(data: &[u8]) {
     streams.truncate(4);
     let paths = ["qemu/instance-0000000a.log", "nova-compute.log"].map(Path::new);
     let read = |scanner: &mut Scanner, step: usize| {
-        let mut fold = Fold::default();
+        let mut aggregator = Aggregator::default();
         for (number, stream) in streams.iter().enumerate() {
             let path = paths[usize::from(choice >> number & 1)];
             let number = u32::try_from(number).unwrap();
-            let mut lines = Lines::new(number, path, 1_770_000_000, &mut fold);
+            let mut lines = Stream::new(number, path, 1_770_000_000, &mut aggregator);
             let input = Steps { rest: stream, step };
-            scanner
-                .scan(input, |found| lines.take(found), |_| {})
-                .unwrap();
+            scanner.scan(input, |found| lines.take(found)).unwrap();
             lines.end();
         }
-        LogReport::new(fold.finish(), report::Read::default(), Vec::new())
+        LogReport::new(aggregator.finish(), report::Read::default(), Vec::new())
     };
     // Its buffer is large, and what it holds from before does not matter.
     thread_local!(static SCANNER: RefCell<Scanner> = RefCell::default());

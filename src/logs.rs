@@ -1,50 +1,47 @@
-//! The verb `logs`: which guests could not start for want of KVM, when, and why.
+//! The command `logs`: which guests could not start because KVM was unavailable, when, and why.
 //!
 //! ```text
-//! paths -> open everything -> become nobody -> read -> lines -> incidents -> guests -> report
+//! paths -> open all -> become nobody -> input -> scan -> stream -> aggregate -> report
+//!                                                (patterns, lines, time)  (causes)
 //! ```
 //!
-//! Guests have a say in what these files hold, so nothing is read before the process has become
-//! uid 65534 without a capability. What is kept is bounded, however much is read.
+//! Guests decide what some log lines contain. So nothing is read before the process has become uid
+//! 65534 without a capability, and what is kept is bounded, however much is read.
 
+pub mod aggregate;
 pub mod causes;
-pub mod fold;
+mod incident;
+mod input;
+pub mod lines;
+mod open;
 pub mod patterns;
 pub mod report;
 pub mod scan;
+pub mod stream;
 pub mod time;
 
-use std::cell::Cell;
-use std::fs::File;
-use std::io::{self, BufReader, ErrorKind, IsTerminal, Read, Write};
-use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use flate2::read::MultiGzDecoder;
-
-use crate::sys::identity::{Drop, become_nobody};
-use crate::sys::tree::{Log, Logs, raise_file_limit};
 use crate::verdict::Verdict;
-use fold::{Fold, Stream};
-use patterns::{Who, domain_of_path, printable};
-use report::{LogReport, Unreadable};
-use scan::{Found, LARGE, Scanner};
-use time::Stamp;
+use crate::sys::identity::{Drop, become_nobody};
+use aggregate::Aggregator;
+use input::{Progress, errno_text, error_text};
+use lines::printable;
+use open::{Log, Logs, raise_file_limit};
+use report::{LogReport, Read, Unreadable};
+use scan::Scanner;
+use stream::Stream;
 
 /// Where Nova and libvirt write their logs.
 pub const PLACES: [&str; 3] = ["/var/log/libvirt", "/var/log/nova", "/var/log/kolla/nova"];
 
-/// Reads `paths`, or the usual places, and says what was found.
+/// Reads `paths`, or the usual places, and reports what was found.
 pub fn run(paths: &[PathBuf], quiet: bool) -> LogReport {
-    let usual: Vec<PathBuf>;
-    let paths = match paths {
-        [] => {
-            let places = PLACES.iter().map(PathBuf::from);
-            usual = places.filter(|place| place.is_dir()).collect();
-            &usual
-        }
-        paths => paths,
+    let usual: Vec<_> = PLACES.iter().map(PathBuf::from).collect();
+    let paths: Vec<_> = match paths {
+        [] => usual.iter().filter(|place| place.is_dir()).collect(),
+        paths => paths.iter().collect(),
     };
     if paths.is_empty() {
         let text = format!(
@@ -56,14 +53,11 @@ pub fn run(paths: &[PathBuf], quiet: bool) -> LogReport {
     }
     raise_file_limit();
     let mut logs = Logs::default();
-    let mut stdin = false;
-    for path in paths {
-        if path == Path::new("-") {
-            stdin = true;
-        } else {
-            logs.add(path);
-        }
+    if paths.iter().any(|path| is_stdin(path)) {
+        logs.add_stdin();
     }
+    let named = paths.into_iter().filter(|path| !is_stdin(path));
+    named.for_each(|path| logs.add(path));
     if let Err((step, errno)) = become_nobody() {
         let call = match step {
             Drop::Gid => "setresgid(65534)",
@@ -73,286 +67,65 @@ pub fn run(paths: &[PathBuf], quiet: bool) -> LogReport {
             Drop::Verify => "getresuid(), where others came back",
         };
         let text = format!(
-            "{call}: {errno:?} ({}); logs are not read with more rights than needed: run it as \
-             another user, or as root with CAP_SETUID and CAP_SETGID",
-            errno.desc()
+            "{call}: {}; logs are not read with more rights than needed: run it as another user, \
+             or as root with CAP_SETUID and CAP_SETGID",
+            errno_text(errno)
         );
         return LogReport::failed(Verdict::Failed, text);
     }
-    read_all(logs, stdin, !quiet)
+    read_all(logs, !quiet)
 }
 
-fn read_all(logs: Logs, stdin: bool, progress: bool) -> LogReport {
+fn is_stdin(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+fn read_all(logs: Logs, progress: bool) -> LogReport {
+    let total = logs.open.iter().map(|log| log.size).sum();
     let mut run = Run {
         scanner: Scanner::default(),
-        fold: Fold::default(),
-        read: report::Read::default(),
+        aggregator: Aggregator::default(),
+        files: 0,
         unreadable: Vec::new(),
-        progress: Progress::new(progress, logs.open.iter().map(|log| log.size).sum()),
+        progress: Progress::new(progress, total),
     };
-    run.read.skipped = logs.skipped;
     for (path, errno) in &logs.unreadable {
-        let error = format!("{errno:?} ({})", errno.desc());
-        run.unreadable(path, error);
+        run.unreadable(path, errno_text(*errno));
     }
-    if stdin {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now = now.map_or(0, |now| i64::try_from(now.as_secs()).unwrap_or(0));
-        let path = Path::new("-");
-        // Not std's own handle: that would copy once more.
-        match io::stdin().as_fd().try_clone_to_owned() {
-            Ok(fd) => run.stream(path, File::from(fd), 0, now),
-            Err(error) => run.unreadable(path, said(&error)),
-        }
-    }
-    for Log {
-        path,
-        file,
-        size,
-        modified,
-    } in logs.open
-    {
-        run.stream(&path, file, size, modified);
-    }
+    logs.open.into_iter().for_each(|log| run.read(&log));
     run.progress.clear();
-    LogReport::new(run.fold.finish(), run.read, run.unreadable)
+    let read = Read {
+        files: run.files,
+        bytes: run.progress.bytes,
+        skipped: logs.skipped,
+    };
+    LogReport::new(run.aggregator.finish(), read, run.unreadable)
 }
 
 struct Run {
     scanner: Scanner,
-    fold: Fold,
-    read: report::Read,
+    aggregator: Aggregator,
+    files: u64,
     unreadable: Vec<Unreadable>,
     progress: Progress,
 }
 
 impl Run {
     fn unreadable(&mut self, path: &Path, error: String) {
-        use std::os::unix::ffi::OsStrExt;
         let path = printable(path.as_os_str().as_bytes());
         self.unreadable.push(Unreadable { path, error });
     }
 
-    /// Reads one stream; `size` is 0 where that is not known, `reference` is when it was last
-    /// written.
-    fn stream(&mut self, path: &Path, file: File, size: u64, reference: i64) {
-        let number = u32::try_from(self.read.files).unwrap_or(u32::MAX);
-        self.read.files += 1;
-        let bytes = Cell::new(0);
-        let before = self.read.bytes;
-        let mut lines = Lines::new(number, path, reference, &mut self.fold);
+    fn read(&mut self, log: &Log) {
+        let number = u32::try_from(self.files).unwrap_or(u32::MAX);
+        self.files += 1;
+        let mut stream = Stream::new(number, &log.path, log.modified, &mut self.aggregator);
         let (scanner, progress) = (&mut self.scanner, &mut self.progress);
-        let found = |found: Found<'_>| lines.take(found);
-        let mut input = Counted {
-            file: &file,
-            bytes: &bytes,
-        };
-        let done = start(&mut input).and_then(|start| {
-            let packed = start.starts_with(GZIP);
-            if !packed && size >= LARGE {
-                bytes.set(0);
-                return scanner.scan_file(&file, found, |len| {
-                    bytes.set(bytes.get() + len);
-                    progress.tell(before + bytes.get());
-                });
-            }
-            let whole = io::Cursor::new(start).chain(input);
-            let told = |_| progress.tell(before + bytes.get());
-            if packed {
-                let blocks = BufReader::with_capacity(64 << 10, whole);
-                return scanner.scan(MultiGzDecoder::new(blocks), found, told);
-            }
-            scanner.scan(whole, found, told)
-        });
-        lines.end();
-        self.read.bytes += bytes.get();
+        let found = |line: scan::Match<'_>| stream.take(line);
+        let done = input::scan(scanner, &log.file, log.size, progress, found);
+        stream.end();
         if let Err(error) = done {
-            self.unreadable(path, said(&error));
-        }
-    }
-}
-
-fn said(error: &io::Error) -> String {
-    match (error.raw_os_error(), error.kind()) {
-        (Some(raw), _) => {
-            let errno = nix::errno::Errno::from_raw(raw);
-            format!("{errno:?} ({})", errno.desc())
-        }
-        (None, ErrorKind::UnexpectedEof) => "the gzip stream ends too early".to_owned(),
-        (None, ErrorKind::InvalidInput | ErrorKind::InvalidData) => {
-            format!("what comes is not gzip any more ({error})")
-        }
-        (None, _) => error.to_string(),
-    }
-}
-
-/// How much was read of what is stored.
-struct Counted<'a, R> {
-    file: R,
-    bytes: &'a Cell<u64>,
-}
-
-impl<R: Read> Read for Counted<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let got = self.file.read(buffer)?;
-        self.bytes.set(self.bytes.get() + got as u64);
-        Ok(got)
-    }
-}
-
-/// Gzip is known by its first bytes, not by a name.
-const GZIP: &[u8] = b"\x1f\x8b\x08";
-
-/// The first bytes of a stream, unless they say that it is packed in a way that is not unpacked.
-fn start(input: &mut impl Read) -> io::Result<Vec<u8>> {
-    const LENGTH: usize = 6;
-    let mut start = Vec::with_capacity(LENGTH);
-    input.take(LENGTH as u64).read_to_end(&mut start)?;
-    let foreign = [
-        (&b"\xfd7zXZ\0"[..], "xz"),
-        (b"\x28\xb5\x2f\xfd", "zstd"),
-        (b"BZh", "bzip2"),
-        (b"\x04\x22\x4d\x18", "lz4"),
-    ];
-    match foreign.iter().find(|(magic, _)| start.starts_with(magic)) {
-        Some((_, name)) => {
-            let text = format!("packed with {name}: unpack it, and give it as -");
-            Err(io::Error::other(text))
-        }
-        None => Ok(start),
-    }
-}
-
-/// The lines of one stream, with what those before say about those that follow.
-#[derive(Debug)]
-pub struct Lines<'a> {
-    stream: Stream,
-    fold: &'a mut Fold,
-    /// By the file's name.
-    domain: Option<Box<str>>,
-    /// By libvirt's record of its start.
-    guest: Who,
-    start: Option<i64>,
-    time: Option<Stamp>,
-    reference: i64,
-}
-
-impl<'a> Lines<'a> {
-    /// None yet of the stream with this number, which tells it from the others that go into `fold`.
-    /// Its path may name the guest. `reference`, when it was last written, in seconds since 1970,
-    /// gives syslog's lines a year.
-    pub fn new(number: u32, path: &Path, reference: i64, fold: &'a mut Fold) -> Self {
-        Self {
-            stream: Stream::new(number),
-            fold,
-            domain: domain_of_path(path),
-            guest: Who::default(),
-            start: None,
-            time: None,
-            reference,
-        }
-    }
-
-    /// Ends the stream.
-    pub fn end(self) {
-        self.stream.end(self.fold);
-    }
-
-    /// Takes in a line with a message.
-    pub fn take(&mut self, found: Found<'_>) {
-        if !found.whole {
-            (self.guest, self.start, self.time) = (Who::default(), None, None);
-        }
-        let before = patterns::before(found.before, self.reference);
-        if let Some(start) = before.start {
-            (self.guest, self.start) = (start.who, start.time);
-        }
-        self.time = before.time.or(self.time);
-        let mut hit = patterns::read_at(found.line, found.message, self.reference);
-        let mut time = self.time;
-        if let Some((who, at)) = before.record {
-            complete(&mut hit.who, who);
-            time = at.or(time);
-        }
-        complete(&mut hit.who, self.guest.clone());
-        if self.domain.is_some() {
-            hit.who.domain.clone_from(&self.domain);
-        }
-        let timed = hit.utc.is_some() || hit.local.is_some();
-        // QEMU's output on a line of its own, within a record of Nova's: that one's time is this
-        // one's too, by another clock, as long as the two may show the same moment.
-        let continued = hit.local.is_none() && found.line.get(10) == Some(&b'T');
-        if continued
-            && let (Some(stamp), Some(utc)) = (time, hit.utc)
-            && !stamp.zoned
-            && (stamp.seconds - utc).abs() <= fold::DAY
-        {
-            hit.local = Some(stamp.seconds);
-        }
-        if let Some(seconds) = hit.local {
-            self.time = Some(Stamp {
-                seconds,
-                zoned: false,
-            });
-        } else if !continued && let Some(seconds) = hit.utc {
-            self.time = Some(Stamp {
-                seconds,
-                zoned: true,
-            });
-        }
-        if !timed && let Some(Stamp { seconds, zoned }) = time {
-            let slot = if zoned { &mut hit.utc } else { &mut hit.local };
-            *slot = Some(seconds);
-        }
-        self.stream.take(hit, timed, self.start, self.fold);
-    }
-}
-
-/// Fills in what a line does not say, unless it is about another guest.
-fn complete(who: &mut Who, from: Who) {
-    let other = who.instance.is_some() && from.instance.is_some() && who.instance != from.instance;
-    if !other {
-        who.instance = who.instance.or(from.instance);
-        who.request = who.request.or(from.request);
-        who.domain = who.domain.take().or(from.domain);
-    }
-}
-
-/// How far the reading got, on a terminal, when it takes long.
-struct Progress {
-    shown: bool,
-    wanted: bool,
-    total: u64,
-    next: Instant,
-}
-
-impl Progress {
-    fn new(wanted: bool, total: u64) -> Self {
-        let wanted = wanted && io::stderr().is_terminal();
-        let next = Instant::now() + Duration::from_secs(1);
-        Self {
-            shown: false,
-            wanted,
-            total,
-            next,
-        }
-    }
-
-    fn tell(&mut self, bytes: u64) {
-        if !self.wanted || Instant::now() < self.next {
-            return;
-        }
-        (self.shown, self.next) = (true, Instant::now() + Duration::from_millis(200));
-        let read = bytes >> 20;
-        let _ = match self.total >> 20 {
-            0 => write!(io::stderr(), "\rread {read} MiB "),
-            total => write!(io::stderr(), "\rread {read} of {total} MiB "),
-        };
-    }
-
-    fn clear(&mut self) {
-        if self.shown {
-            let _ = write!(io::stderr(), "\r{:40}\r", "");
+            self.unreadable(&log.path, error_text(&error));
         }
     }
 }

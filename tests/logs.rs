@@ -12,10 +12,11 @@ use std::process::{Command, Output, Stdio};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use libvirt_kvm_init::codes::Cause;
-use libvirt_kvm_init::logs::causes::{Form, advice, cause};
-use libvirt_kvm_init::logs::patterns::{NEEDLES, domain_of_path, printable, read};
+use libvirt_kvm_init::logs::causes::Outcome;
+use libvirt_kvm_init::logs::lines::{Hit, domain_of_path, printable};
+use libvirt_kvm_init::logs::patterns::{Form, LONGEST, PATTERNS};
 use libvirt_kvm_init::logs::report::LogReport;
+use libvirt_kvm_init::codes::Cause;
 
 fn program() -> Command {
     let path = std::env::var_os("KVM_INIT_TEST_BIN");
@@ -137,18 +138,20 @@ fn each_message_has_its_cause() {
         ),
     ];
     for (line, expected) in table {
-        let hit = read(line.as_bytes(), 0).unwrap_or_else(|| panic!("{line}"));
-        assert_eq!(cause(hit.form, hit.errno), expected, "{line}");
-        assert!(!advice(hit.form, hit.errno).is_empty(), "{line}");
+        let hit = Hit::read(line.as_bytes(), 0).unwrap_or_else(|| panic!("{line}"));
+        let outcome = Outcome::of(hit.form, hit.errno);
+        assert_eq!(outcome.cause, expected, "{line}");
+        assert!(!outcome.advice.is_empty(), "{line}");
     }
-    for needle in NEEDLES {
-        assert!(
-            read(format!("x {needle}: y").as_bytes(), 0).is_some(),
-            "{needle}"
-        );
+    for (before, rest, form) in PATTERNS {
+        let text = format!("{before}{rest}");
+        let hit = Hit::read(format!("x {text}: y").as_bytes(), 0);
+        assert_eq!(hit.map(|hit| hit.form), Some(form), "{text}");
+        assert!(text.len() <= LONGEST, "{text}");
     }
-    let disabled = read(b"ioctl(KVM_CREATE_VM) failed: 19 No such device", 0).unwrap();
-    assert!(advice(disabled.form, disabled.errno).contains("BIOS"));
+    let disabled = Hit::read(b"ioctl(KVM_CREATE_VM) failed: 19 No such device", 0).unwrap();
+    let outcome = Outcome::of(disabled.form, disabled.errno);
+    assert!(outcome.advice.contains("BIOS"));
 }
 
 #[test]
@@ -164,7 +167,7 @@ fn other_lines_say_nothing() {
         "Domain requires kvm",
         "could not access KVM kernel module",
     ] {
-        assert_eq!(read(line.as_bytes(), 0), None, "{line}");
+        assert_eq!(Hit::read(line.as_bytes(), 0), None, "{line}");
     }
 }
 
@@ -174,14 +177,14 @@ fn a_line_names_guest_request_and_time() {
         cccccccccccc req-88888888-4444-4c5d-9e0f-dddddddddddd u p - - d d] [instance: \
         6F1C2D3E-0002-4a5b-8c6d-000000000002] Instance failed to spawn: 2026-02-10T07:15:15.811200Z \
         qemu-system-x86_64: Could not access KVM kernel module: Permission denied";
-    let hit = read(line, 0).unwrap();
+    let hit = Hit::read(line, 0).unwrap();
     assert_eq!(hit.form, Form::Access);
-    let instance = hit.who.instance.unwrap().to_string();
+    let instance = hit.guest.instance.unwrap().to_string();
     assert_eq!(instance, "6f1c2d3e-0002-4a5b-8c6d-000000000002");
-    let request = hit.who.request.unwrap().to_string();
+    let request = hit.guest.request.unwrap().to_string();
     assert_eq!(request, "88888888-4444-4c5d-9e0f-dddddddddddd");
     assert_eq!(
-        (hit.utc, hit.local),
+        (hit.time.utc, hit.time.local),
         (Some(1_770_707_715), Some(1_770_711_316))
     );
 }

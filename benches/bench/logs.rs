@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use libvirt_kvm_init::logs::patterns::NEEDLES;
+use libvirt_kvm_init::logs::patterns::PATTERNS;
 
 use crate::Setting;
 use crate::common::{in_namespace, program, run, scratch};
@@ -154,14 +154,15 @@ pub fn measure(page: &mut Page, setting: &Setting) {
 
 fn compare(page: &mut Page, setting: &Setting, rg: &Path, file: &Path, place: &str) {
     let list = scratch().join("patterns");
-    fs::write(&list, NEEDLES.join("\n") + "\n").unwrap();
+    let texts = PATTERNS.map(|(before, rest, _)| format!("{before}{rest}"));
+    fs::write(&list, texts.join("\n") + "\n").unwrap();
     let literal = |text: &str| {
         let special = |c: char| "()[]{}.*+?|\\^$".contains(c);
         text.chars()
             .flat_map(|c| special(c).then_some('\\').into_iter().chain([c]))
             .collect::<String>()
     };
-    let regex: Vec<_> = NEEDLES.iter().map(|text| literal(text)).collect();
+    let regex: Vec<_> = texts.iter().map(|text| literal(text)).collect();
     let job = |name: &str, program: PathBuf, words: &[&str]| {
         let mut all = vec![program.into_os_string()];
         all.extend(words.iter().map(Into::into));

@@ -2,13 +2,14 @@
 //! fields are added, never renamed.
 #![forbid(unsafe_code)]
 
-use std::fmt::Write;
+use std::collections::BTreeSet;
+use std::iter;
 
 use serde::{Deserialize, Serialize};
 
+use crate::verdict::Verdict;
 use crate::codes::Cause;
 use crate::text::{escape_control, json_line};
-use crate::verdict::Verdict;
 
 /// The version of the JSON form.
 pub const SCHEMA: u32 = 1;
@@ -105,38 +106,31 @@ impl LogReport {
         unreadable: Vec<Unreadable>,
     ) -> Self {
         let count = guests.iter().map(|guest| guest.count).sum::<u64>() + others;
-        let mut names: Vec<_> = guests
+        let names: BTreeSet<_> = guests
             .iter()
             .map(|guest| (&guest.domain, &guest.instance))
             .collect();
-        names.sort_unstable();
-        names.dedup();
-        let unread = unreadable.len();
-        let (verdict, mut summary) = match (count, unread) {
-            (0, 0) => (Verdict::Ok, "no KVM failure found".to_owned()),
-            (0, _) => (Verdict::Failed, "no KVM failure found".to_owned()),
-            (1, _) => (
-                Verdict::Drift,
-                "one guest start failed for want of KVM".to_owned(),
-            ),
-            _ => {
-                let guests = match names.len() {
-                    1 => "one guest".to_owned(),
-                    many => format!("{many} guests"),
-                };
-                let text = format!("{count} starts of {guests} failed for want of KVM");
-                (Verdict::Drift, text)
-            }
+        let verdict = match (count, unreadable.len()) {
+            (0, 0) => Verdict::Ok,
+            (0, _) => Verdict::Failed,
+            _ => Verdict::Drift,
         };
-        let _ = match (&unreadable[..], read.files) {
-            ([], 0) => write!(summary, ": there was no file to read"),
-            ([], 1) => write!(summary, " in one file"),
-            ([], files) => write!(summary, " in {files} files"),
-            ([one], _) => write!(summary, ", but not read: {} ({})", one.path, one.error),
-            ([one, ..], _) => write!(
-                summary,
-                ", but {unread} could not be read: {} ({}) and others",
-                one.path, one.error
+        let found = match (count, names.len()) {
+            (0, _) => "no KVM failure found".to_owned(),
+            (1, _) => "one guest start failed for want of KVM".to_owned(),
+            (_, 1) => format!("{count} starts of one guest failed for want of KVM"),
+            (_, many) => format!("{count} starts of {many} guests failed for want of KVM"),
+        };
+        let extent = match (&unreadable[..], read.files) {
+            ([], 0) => ": there was no file to read".to_owned(),
+            ([], 1) => " in one file".to_owned(),
+            ([], files) => format!(" in {files} files"),
+            ([one], _) => format!(", but not read: {} ({})", one.path, one.error),
+            ([one, ..], _) => format!(
+                ", but {} could not be read: {} ({}) and others",
+                unreadable.len(),
+                one.path,
+                one.error
             ),
         };
         Self {
@@ -144,7 +138,7 @@ impl LogReport {
             others,
             read,
             unreadable,
-            ..Self::failed(verdict, summary)
+            ..Self::failed(verdict, found + &extent)
         }
     }
 
@@ -167,41 +161,41 @@ impl LogReport {
         let mut text = String::new();
         if !self.guests.is_empty() {
             push_row(&mut text, ["GUEST", "COUNT", "FIRST", "LAST", "CAUSE"]);
-        }
-        for guest in &self.guests {
-            push_guest(&mut text, guest);
-        }
-        if !self.guests.is_empty() {
+            self.guests
+                .iter()
+                .for_each(|guest| push_guest(&mut text, guest));
             text.push('\n');
         }
-        let mut advised: Vec<&str> = Vec::new();
+        for (label, paragraph) in self.paragraphs() {
+            push_paragraph(&mut text, label, &paragraph);
+        }
+        text
+    }
+
+    /// What the table says below the guests, each with its label.
+    fn paragraphs(&self) -> Vec<(&'static str, String)> {
+        let mut all = Vec::new();
+        let mut advised = BTreeSet::new();
         for guest in &self.guests {
-            if !advised.contains(&guest.advice.as_str()) {
-                advised.push(&guest.advice);
-                let line = format!("{}: {}", guest.result, guest.advice);
-                push(&mut text, &word(guest.cause), &line);
+            if advised.insert(&guest.advice) {
+                let text = format!("{}: {}", guest.result, guest.advice);
+                all.push((guest.cause.word(), text));
             }
         }
         if self.others > 0 {
-            let line = format!("{} failures of guests beyond these", self.others);
-            push(&mut text, "others", &line);
+            let text = format!("{} failures of guests beyond these", self.others);
+            all.push(("others", text));
         }
-        for unreadable in &self.unreadable {
-            let line = format!("{}: {}", unreadable.path, unreadable.error);
-            push(&mut text, "not read", &line);
+        for Unreadable { path, error } in &self.unreadable {
+            all.push(("not read", format!("{path}: {error}")));
         }
         if self.read.skipped > 0 {
-            let line = format!("{} links, devices and fifos", self.read.skipped);
-            push(&mut text, "skipped", &line);
+            let text = format!("{} links, devices and fifos", self.read.skipped);
+            all.push(("skipped", text));
         }
-        push(&mut text, self.verdict.word(), &self.summary);
-        text
+        all.push((self.verdict.word(), self.summary.clone()));
+        all
     }
-}
-
-fn word(cause: Cause) -> String {
-    let text = serde_json::to_string(&cause).unwrap_or_default();
-    text.trim_matches('"').to_owned()
 }
 
 fn push_guest(text: &mut String, guest: &Guest) {
@@ -209,32 +203,26 @@ fn push_guest(text: &mut String, guest: &Guest) {
         let time = time.as_deref().unwrap_or("no time");
         time.trim_end_matches('Z').replacen('T', " ", 1)
     };
-    let name = guest.domain.as_deref().unwrap_or(match guest.instance {
+    let mut name = guest.domain.as_deref().unwrap_or(match guest.instance {
         Some(_) => "(no name)",
         None => "(unknown)",
     });
-    let mut name = name;
-    let end = |text: &str| {
-        text.char_indices()
-            .nth(WIDTH)
-            .map_or(text.len(), |(end, _)| end)
-    };
+    // A name that is too wide for its column stands above the row.
     if name.chars().count() > GUEST {
-        while !name.is_empty() {
-            let (line, rest) = name.split_at(end(name));
-            text.push_str(line);
+        for line in name.chars().collect::<Vec<_>>().chunks(WIDTH) {
+            text.extend(line);
             text.push('\n');
-            name = rest;
         }
+        name = "";
     }
     let (first, last) = (time(&guest.first), time(&guest.last));
     let count = guest.count.to_string();
-    push_row(text, [name, &count, &first, &last, &word(guest.cause)]);
+    push_row(text, [name, &count, &first, &last, guest.cause.word()]);
     if let Some(instance) = &guest.instance {
-        let _ = writeln!(text, "  instance {instance}");
+        text.push_str(&format!("  instance {instance}\n"));
     }
     for request in guest.requests.iter().rev() {
-        let _ = writeln!(text, "  request  {request}");
+        text.push_str(&format!("  request  {request}\n"));
     }
 }
 
@@ -244,30 +232,26 @@ fn push_row(text: &mut String, [name, count, first, last, cause]: [&str; 5]) {
     text.push('\n');
 }
 
-/// A labelled paragraph, wrapped between words, and within those that are longer than a line.
-fn push(text: &mut String, label: &str, paragraph: &str) {
+/// Adds a labelled paragraph, wrapped between words, and within those that are longer than a line.
+fn push_paragraph(text: &mut String, label: &str, paragraph: &str) {
     const LABEL: usize = 13;
-    let paragraph = escape_control(paragraph);
     let mut line = format!("{label:LABEL$} ");
     let indent = line.chars().count();
     let mut used = indent;
-    for word in paragraph.split_whitespace() {
-        let mut gap = used > indent;
-        if gap && used + 1 + word.chars().count() > WIDTH {
-            used = WIDTH;
-        }
-        for character in word.chars() {
-            if used >= WIDTH {
+    for word in escape_control(paragraph).split_whitespace() {
+        let word: Vec<_> = word.chars().collect();
+        for piece in word.chunks(WIDTH - indent) {
+            if used > indent && used + 1 + piece.len() > WIDTH {
                 line.push('\n');
-                line.extend(std::iter::repeat_n(' ', indent));
-                (used, gap) = (indent, false);
+                line.extend(iter::repeat_n(' ', indent));
+                used = indent;
             }
-            if gap {
+            if used > indent {
                 line.push(' ');
-                (used, gap) = (used + 1, false);
+                used += 1;
             }
-            line.push(character);
-            used += 1;
+            line.extend(piece);
+            used += piece.len();
         }
     }
     text.push_str(line.trim_end());

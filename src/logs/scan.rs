@@ -1,336 +1,247 @@
-//! A stream of any length through buffers of fixed size.
+//! Searches a stream of any length through buffers of fixed size.
 //!
-//! A block is searched together with what stands before and after it, so that each message is seen
-//! whole, with its line, by the block that its anchor lies in. That is why the blocks of a large
-//! file can be read and searched by two threads, each on its own; lines are told in their order all
-//! the same. Neither thread waits for the other: on a busy machine that would cost more than the
-//! second processor gains.
+//! A block is searched together with the text before and after it, so that each message is seen
+//! whole, with its line, in the block that contains its anchor.
+//!
+//! A large file is read by two threads: first both look for blocks that contain a message, then
+//! those few are read again, in order. That takes two thirds of the time of one thread.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Seek};
+use std::io::{self, ErrorKind, Read};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 
-use super::causes::Form;
-use super::patterns::{Anchors, REACH};
+use super::patterns::{LONGEST, Message, Searcher};
 
-/// How much is read at once.
-const BLOCK: usize = 2 << 20;
+/// How much is read at once, in bytes: what the processor's cache holds until it is searched.
+const BLOCK: usize = 256 << 10;
 /// How much before a message is in view: a QEMU command line, a domain's XML.
 const BEHIND: usize = 48 << 10;
 /// How much of a line before its message is looked at, and how much after it.
 const LINE_BEFORE: usize = 16 << 10;
 const LINE_AFTER: usize = 4 << 10;
 /// How much after a block is in view: a message that begins at its end, and that one's line.
-const AHEAD: usize = REACH + LINE_AFTER;
-/// Threads that read one file. The copying takes twice as long as the search, and from two on it is
-/// the memory that limits.
-const THREADS: usize = 2;
-/// Files from this size on are read by several threads.
+const AHEAD: usize = LONGEST + LINE_AFTER;
+/// Files from this size on are read by two threads.
 pub const LARGE: u64 = 8 << 20;
+/// How much of a file two threads read before its messages are reported: little enough that the page
+/// cache still has the blocks that are read again, much enough that the wait for the slower thread,
+/// which is long on a busy machine, does not count.
+const ROUND: usize = 1 << 30;
 
-/// A message, and where it stands.
+/// A line with a message.
 #[derive(Debug)]
-pub struct Found<'a> {
+pub struct Match<'a> {
     /// The line, or the part around the message where it is very long.
     pub line: &'a [u8],
-    /// Where in `line` the message's anchor is, its form, and where it ends.
-    pub message: (usize, Form, usize),
-    /// What stands before the line, back to the last one that was told, or as far as is in view.
+    /// Where in `line` the message is.
+    pub message: Message,
+    /// The text before the line, back to the last line with a message, or as far as is in view.
     pub before: &'a [u8],
-    /// Whether `before` reaches back to that line, or to the start.
+    /// Whether `before` reaches back to that line, or to the start of the stream.
     pub whole: bool,
+}
+
+/// A part of a stream: a block, with the text before and after it.
+#[derive(Debug, Default)]
+struct Block {
+    bytes: Vec<u8>,
+    /// How many bytes are filled.
+    filled: usize,
+    /// Where in the stream the first byte is.
+    offset: u64,
+    /// Where in the buffer the block begins.
+    begin: usize,
+    /// How the stream ended, once it did.
+    end: Option<io::Result<()>>,
+}
+
+impl Block {
+    /// Makes it the block at `place` of another stream, to be filled, with at most `behind` bytes
+    /// before it.
+    fn seek(&mut self, place: u64, behind: usize) {
+        self.bytes.resize(BEHIND + BLOCK + AHEAD, 0);
+        self.begin = usize::try_from(place).map_or(behind, |place| place.min(behind));
+        self.offset = place - self.begin as u64;
+        (self.filled, self.end) = (0, None);
+    }
+
+    /// Makes it the next block of the same stream. Its beginning is in the buffer already.
+    fn advance(&mut self) {
+        let from = self.begin + BLOCK - BEHIND;
+        self.bytes.copy_within(from..self.filled, 0);
+        self.filled -= from;
+        self.offset += from as u64;
+        self.begin = BEHIND;
+    }
+
+    /// Fills the buffer, or as much of it as there is to read. `read` gets the place in the stream
+    /// to read from.
+    fn fill(&mut self, mut read: impl FnMut(&mut [u8], u64) -> io::Result<usize>) {
+        let size = self.begin + BLOCK + AHEAD;
+        while self.end.is_none() && self.filled < size {
+            let place = self.offset + self.filled as u64;
+            match read(&mut self.bytes[self.filled..size], place) {
+                Ok(0) => self.end = Some(Ok(())),
+                Ok(got) => self.filled += got,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => self.end = Some(Err(error)),
+            }
+        }
+    }
+
+    /// All that is filled.
+    fn text(&self) -> &[u8] {
+        &self.bytes[..self.filled]
+    }
+
+    /// Where in the buffer the block is.
+    fn range(&self) -> Range<usize> {
+        let end = self.filled.min(self.begin + BLOCK);
+        self.begin..end.max(self.begin)
+    }
+
+    /// How the stream ended, if this is its last block.
+    fn done(&mut self) -> Option<io::Result<()>> {
+        let is_last = self.filled <= self.begin + BLOCK;
+        is_last.then(|| self.end.take()).flatten()
+    }
 }
 
 /// Searches streams, one after the other.
 #[derive(Debug, Default)]
 pub struct Scanner {
-    /// The last stream's buffer.
-    spare: Vec<u8>,
-    anchors: Anchors,
-}
-
-/// A buffer: what stands before the block, the block from [`BEHIND`] on, what stands after it.
-#[derive(Debug)]
-struct Block {
-    bytes: Vec<u8>,
-    /// What is filled.
-    start: usize,
-    end: usize,
-    /// Where in the stream the block begins.
-    at: u64,
-    /// Whether nothing follows.
-    ended: bool,
-}
-
-impl Block {
-    /// The first block of a stream, to be filled.
-    fn first(mut bytes: Vec<u8>) -> Self {
-        bytes.resize(BEHIND + BLOCK + AHEAD, 0);
-        // No message may begin with what another stream left there.
-        bytes[..BEHIND].fill(0);
-        Self {
-            bytes,
-            start: BEHIND,
-            end: BEHIND,
-            at: 0,
-            ended: false,
-        }
-    }
-
-    /// Makes it the next block. Its beginning is there already.
-    fn slide(&mut self) {
-        self.bytes.copy_within(BLOCK.., 0);
-        self.start = self.start.saturating_sub(BLOCK);
-        self.end -= BLOCK;
-        self.at += BLOCK as u64;
-    }
-
-    /// Makes it that block of a file, to be filled.
-    fn aim(&mut self, number: u64) {
-        let bytes = std::mem::take(&mut self.bytes);
-        *self = Self::first(bytes);
-        if number > 0 {
-            self.at = number * BLOCK as u64;
-            (self.start, self.end) = (0, 0);
-        }
-    }
-
-    /// Fills the buffer, or as much of it as there is to read: then it says how that ended. `read`
-    /// is told where in the stream it shall read.
-    fn fill(
-        &mut self,
-        mut read: impl FnMut(&mut [u8], u64) -> io::Result<usize>,
-    ) -> Option<io::Result<()>> {
-        while self.end < self.bytes.len() {
-            let place = self.place(self.end);
-            let ended = match read(&mut self.bytes[self.end..], place) {
-                Ok(0) => Ok(()),
-                Ok(got) => {
-                    self.end += got;
-                    continue;
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => Err(error),
-            };
-            self.ended = true;
-            return Some(ended);
-        }
-        None
-    }
-
-    /// What is filled, and the end of the block in it: anchors before that are its own.
-    fn text(&self) -> (&[u8], usize) {
-        let end = if self.ended { self.end } else { BEHIND + BLOCK };
-        (&self.bytes[..self.end], end)
-    }
-
-    /// How long the block is, without what is only in view.
-    fn len(&self) -> u64 {
-        self.text().1.saturating_sub(BEHIND) as u64
-    }
-
-    /// Where in the stream a byte of the buffer is.
-    fn place(&self, index: usize) -> u64 {
-        (self.at + index as u64).saturating_sub(BEHIND as u64)
-    }
-
-    /// Where in the buffer a byte of the stream is, or would be.
-    fn index(&self, place: u64) -> usize {
-        let index = (place + BEHIND as u64).saturating_sub(self.at);
-        usize::try_from(index).unwrap_or(usize::MAX)
-    }
-}
-
-/// What became of one block of a file.
-struct Sifted {
-    number: u64,
-    thread: usize,
-    len: u64,
-    last: Option<io::Result<()>>,
-    /// The block, where it holds a message, and where the anchors of the first and of the last are.
-    block: Option<(Block, (usize, usize))>,
+    block: Block,
+    searcher: Searcher,
 }
 
 impl Scanner {
-    /// Reads `input` to its end and calls `found` for each line with a message. `read` is called
-    /// told how long each block was.
+    /// Reads `input` to its end and calls `found` for each line with a message.
     ///
     /// # Errors
-    /// What reading answers. What was found before that was told.
+    /// Those of reading. What was read before that was searched.
     pub fn scan(
         &mut self,
         mut input: impl Read,
-        mut found: impl FnMut(Found<'_>),
-        mut read: impl FnMut(u64),
+        mut found: impl FnMut(Match<'_>),
     ) -> io::Result<()> {
-        let mut block = Block::first(std::mem::take(&mut self.spare));
-        let mut told = 0;
+        let mut reported = 0;
+        self.block.seek(0, BEHIND);
         loop {
-            let last = block.fill(|bytes, _| input.read(bytes));
-            let end = block.text().1;
-            told = search(&self.anchors, &block, BEHIND, end, told, &mut found);
-            read(block.len());
-            if let Some(last) = last {
-                self.spare = block.bytes;
-                return last;
+            self.block.fill(|bytes, _| input.read(bytes));
+            reported = self.report(reported, &mut found);
+            if let Some(done) = self.block.done() {
+                return done;
             }
-            block.slide();
+            self.block.advance();
         }
     }
 
-    /// As [`scan`](Self::scan), for a large file, from its beginning to what is its end when that
-    /// is read.
+    /// As [`scan`](Self::scan), for the first `size` bytes of a large file. `read` is called
+    /// with the lengths of what was read.
     ///
     /// # Errors
     /// Likewise.
     pub fn scan_file(
         &mut self,
         file: &File,
-        mut found: impl FnMut(Found<'_>),
+        size: u64,
+        mut found: impl FnMut(Match<'_>),
         mut read: impl FnMut(u64),
     ) -> io::Result<()> {
-        let (anchors, next) = (&self.anchors, &AtomicU64::new(0));
-        let done = thread::scope(|scope| {
-            let (send, sifted) = mpsc::channel();
-            let mut threads: Vec<Sender<Block>> = Vec::new();
-            for thread in 0..THREADS {
-                let (give, blocks) = mpsc::channel();
-                let send = send.clone();
-                let work = move || sift(file, anchors, next, thread, &blocks, &send);
-                if thread::Builder::new().spawn_scoped(scope, work).is_err() {
-                    break;
+        let mut reported = 0;
+        for start in (0..size).step_by(ROUND) {
+            let (next, end) = (AtomicU64::new(start), size.min(start + ROUND as u64));
+            let len = AtomicU64::new(0);
+            let sift = |block: &mut Block, tick: &mut dyn FnMut()| {
+                sift(file, &self.searcher, block, (&next, end), |block| {
+                    len.fetch_add(block, Ordering::Relaxed);
+                    tick();
+                })
+            };
+            let mut places = thread::scope(|scope| {
+                let other = || sift(&mut Block::default(), &mut || {});
+                // Where this process may start no thread, this one looks at all blocks.
+                let other = thread::Builder::new().spawn_scoped(scope, other).ok();
+                let own = sift(&mut self.block, &mut || {
+                    read(len.swap(0, Ordering::Relaxed))
+                });
+                let other = other.and_then(|other| other.join().ok());
+                [own, other.unwrap_or_default()].concat()
+            });
+            read(len.into_inner());
+            places.sort_unstable();
+            for place in places {
+                self.block.seek(place, BEHIND);
+                self.block.fill(|bytes, at| file.read_at(bytes, at));
+                reported = self.report(reported, &mut found);
+                if let Some(Err(error)) = self.block.done() {
+                    return Err(error);
                 }
-                // One to read while the lines of the other are told.
-                for _ in 0..2 {
-                    let _ = give.send(Block::first(Vec::new()));
-                }
-                threads.push(give);
-            }
-            drop(send);
-            if threads.is_empty() {
-                return None;
-            }
-            let (mut early, mut number, mut told) = (BTreeMap::new(), 0, 0);
-            loop {
-                let Some(Sifted {
-                    thread,
-                    len,
-                    last,
-                    block,
-                    ..
-                }) = early.remove(&number)
-                else {
-                    match sifted.recv() {
-                        Ok(one) => early.insert(one.number, one),
-                        Err(_) => return Some(Err(io::Error::other("a reading thread ended"))),
-                    };
-                    continue;
-                };
-                if let Some((block, (first, last))) = block {
-                    told = search(anchors, &block, first, last + 1, told, &mut found);
-                    if let Some(thread) = threads.get(thread) {
-                        let _ = thread.send(block);
-                    }
-                }
-                read(len);
-                if last.is_some() {
-                    // The threads end with the block that they have: nobody takes it.
-                    return last;
-                }
-                number += 1;
-            }
-        });
-        match done {
-            Some(done) => done,
-            // This process may start no thread.
-            None => {
-                let mut file = file;
-                file.rewind()?;
-                self.scan(file, found, read)
             }
         }
+        Ok(())
+    }
+
+    /// Reports the lines with a message whose anchor is in the block. `reported` is the end, in the
+    /// stream, of the last line that was reported; the new one is returned.
+    fn report(&self, mut reported: u64, found: &mut impl FnMut(Match<'_>)) -> u64 {
+        let (block, text) = (&self.block, self.block.text());
+        for message in self.searcher.messages(text, block.range()) {
+            let Message { anchor, end, form } = message;
+            if block.offset + (anchor as u64) < reported {
+                continue;
+            }
+            let limit = text.len().min(end + LINE_AFTER);
+            let line_end = memchr::memchr(b'\n', &text[end..limit]).map_or(limit, |at| end + at);
+            let view = anchor.saturating_sub(BEHIND);
+            let whole = reported >= block.offset + view as u64;
+            let last = reported.saturating_sub(block.offset);
+            let view = view.max(usize::try_from(last).unwrap_or(anchor));
+            let earliest = view.max(anchor.saturating_sub(LINE_BEFORE));
+            let start = memchr::memrchr(b'\n', &text[earliest..anchor])
+                .map_or(earliest, |at| earliest + at + 1);
+            let message = Message {
+                anchor: anchor - start,
+                end: end - start,
+                form,
+            };
+            found(Match {
+                line: &text[start..line_end],
+                message,
+                before: &text[view..start],
+                whole,
+            });
+            reported = block.offset + line_end as u64;
+        }
+        reported
     }
 }
 
-/// Reads blocks of a file until it ends, or nobody takes them any more. Which one comes next is
-/// settled when there is a buffer for it, so that the block that is waited for always has one.
+/// Takes the blocks of a file from `next` to `end`, calls `read` with the length of each, and returns
+/// where those are that contain a message or could not be read.
 fn sift(
     file: &File,
-    anchors: &Anchors,
-    next: &AtomicU64,
-    thread: usize,
-    blocks: &Receiver<Block>,
-    send: &Sender<Sifted>,
-) {
-    let mut quiet = None;
-    while let Some(mut block) = quiet.take().or_else(|| blocks.recv().ok()) {
-        let number = next.fetch_add(1, Ordering::Relaxed);
-        block.aim(number);
-        let last = block.fill(|bytes, place| file.read_at(bytes, place));
-        let (ended, len) = (last.is_some(), block.len());
-        let (text, end) = block.text();
-        let mut search = anchors.search(text, BEHIND, end);
-        let (mut from, mut places) = (BEHIND, None);
-        while let Some((at, ..)) = search.next(from) {
-            from = at + 1;
-            places = Some(places.map_or((at, at), |(first, _)| (first, at)));
+    searcher: &Searcher,
+    block: &mut Block,
+    (next, end): (&AtomicU64, u64),
+    mut read: impl FnMut(u64),
+) -> Vec<u64> {
+    let mut places = Vec::new();
+    loop {
+        let place = next.fetch_add(BLOCK as u64, Ordering::Relaxed);
+        if place >= end {
+            return places;
         }
-        let block = match places {
-            Some(places) => Some((block, places)),
-            None => {
-                quiet = Some(block);
-                None
-            }
-        };
-        let sifted = Sifted {
-            number,
-            thread,
-            len,
-            last,
-            block,
-        };
-        if send.send(sifted).is_err() || ended {
-            return;
+        block.seek(place, LONGEST);
+        block.fill(|bytes, at| file.read_at(bytes, at));
+        read(block.range().len() as u64);
+        let found = searcher.messages(block.text(), block.range()).next();
+        if found.is_some() || matches!(block.done(), Some(Err(_))) {
+            places.push(place);
         }
     }
-}
-
-/// Tells the lines of a block with a message whose anchor is at `from` or after it, and before
-/// `end`. `told` is the end, in the stream, of the last line that was told, and so is what comes
-/// back.
-fn search(
-    anchors: &Anchors,
-    block: &Block,
-    from: usize,
-    end: usize,
-    told: u64,
-    found: &mut impl FnMut(Found<'_>),
-) -> u64 {
-    let (text, _) = block.text();
-    let mut told = told;
-    let mut from = from.max(block.index(told));
-    let mut search = anchors.search(text, from, end);
-    while let Some((at, form, after)) = search.next(from) {
-        let limit = text.len().min(after + LINE_AFTER);
-        let line_end = memchr::memchr(b'\n', &text[after..limit]).map_or(limit, |end| after + end);
-        let view = block.start.max(at - BEHIND);
-        let whole = told >= block.place(view);
-        let view = view.max(block.index(told));
-        let earliest = view.max(at - LINE_BEFORE);
-        let start =
-            memchr::memrchr(b'\n', &text[earliest..at]).map_or(earliest, |end| earliest + end + 1);
-        found(Found {
-            line: &text[start..line_end],
-            message: (at - start, form, after - start),
-            before: &text[view..start],
-            whole,
-        });
-        (from, told) = (line_end, block.place(line_end));
-    }
-    told
 }

@@ -1,16 +1,40 @@
 //! Points in time as log lines write them. Pure.
 //!
-//! QEMU and libvirt say their zone (`2025-11-03T18:00:02.562872Z`, `2025-11-03 18:00:02.931+0000`),
+//! QEMU and libvirt write their zone (`2025-11-03T18:00:02.562872Z`, `2025-11-03 18:00:02.931+0000`),
 //! Nova writes local time without one (`2025-11-03 18:00:03.552`), and syslog leaves out the year.
+//! A new way to write a time: a function beside [`parse`] and [`syslog`].
 #![forbid(unsafe_code)]
 
-/// Seconds since 1970, and whether the zone was said; where not, as if it were UTC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stamp {
-    /// Seconds since 1970-01-01.
-    pub seconds: i64,
-    /// Whether the line named its zone.
-    pub zoned: bool,
+/// A point in time, in seconds since 1970-01-01, by the clocks that showed it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Time {
+    /// By a clock whose zone is known.
+    pub utc: Option<i64>,
+    /// By a clock that does not show its zone, as if that were UTC.
+    pub local: Option<i64>,
+}
+
+impl Time {
+    /// By UTC if that is known, else local.
+    pub fn seconds(self) -> Option<i64> {
+        self.utc.or(self.local)
+    }
+
+    /// This time, with that of `other` by a clock for which it is not known.
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            utc: self.utc.or(other.utc),
+            local: self.local.or(other.local),
+        }
+    }
+
+    /// How many seconds apart two points in time are, by the clocks that both have.
+    pub fn apart(self, other: Self) -> Option<i64> {
+        let by = |one: Option<i64>, other: Option<i64>| Some((one? - other?).abs());
+        let same_clock = [by(self.utc, other.utc), by(self.local, other.local)];
+        let nearest = same_clock.into_iter().flatten().min();
+        nearest.or_else(|| by(self.seconds(), other.seconds()))
+    }
 }
 
 const DAY: i64 = 86_400;
@@ -18,99 +42,92 @@ const DAY: i64 = 86_400;
 const FAR: i64 = 8_000 * 365 * DAY;
 
 /// The timestamp at the very start of `text`.
-pub fn parse(text: &[u8]) -> Option<Stamp> {
-    if text.len() < 19 || text[4] != b'-' || text[7] != b'-' || !matches!(text[10], b' ' | b'T') {
-        return None;
-    }
-    if text[13] != b':' || text[16] != b':' {
-        return None;
-    }
-    let days = days(
-        digits(&text[..4])?,
-        digits(&text[5..7])?,
-        digits(&text[8..10])?,
-    )?;
-    let local = days * DAY + clock(&text[11..19])?;
+pub fn parse(text: &[u8]) -> Option<Time> {
+    let [year, month, day, hour, minute, second] = numbers(text, b"0000-00-00T00:00:00")?;
+    let local = days(year, month, day)? * DAY + clock(hour, minute, second)?;
     let mut rest = &text[19..];
     if let [b'.' | b',', fraction @ ..] = rest {
         let digits = fraction.iter().take_while(|byte| byte.is_ascii_digit());
         rest = &fraction[digits.count()..];
     }
-    let offset = zone(rest);
-    Some(Stamp {
-        seconds: local - offset.unwrap_or(0),
-        zoned: offset.is_some(),
+    let utc = zone(rest).map(|offset| local - offset);
+    Some(Time {
+        utc,
+        local: utc.is_none().then_some(local),
     })
 }
 
 /// A syslog timestamp (`Nov  3 18:00:03`) at the start of `text`. The year is the one that puts it
-/// at, or shortly before, `reference`.
-pub fn syslog(text: &[u8], reference: i64) -> Option<Stamp> {
-    const MONTHS: [&[u8; 3]; 12] = [
+/// at, or shortly before, `reference`, in seconds since 1970.
+pub fn syslog(text: &[u8], reference: i64) -> Option<Time> {
+    const MONTHS: [&[u8]; 12] = [
         b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov",
         b"Dec",
     ];
-    if text.len() < 15 || text[3] != b' ' || text[6] != b' ' {
-        return None;
-    }
-    let month = MONTHS.iter().position(|name| **name == text[..3])?;
-    let month = i64::try_from(month).ok()? + 1;
-    let day = digits(text[4..6].trim_ascii_start())?;
-    let clock = clock(&text[7..15])?;
-    // A file may say that it was written at any time, and years have four digits.
+    let (name, rest) = text.split_at_checked(3)?;
+    let month = (1..).zip(MONTHS).find(|(_, month)| *month == name)?.0;
+    let [_, day, hour, minute, second] = numbers(rest, b" _0 00:00:00")?;
+    let clock = clock(hour, minute, second)?;
+    // A file's time of change may be any number, and years have four digits.
     let reference = reference.clamp(-FAR, FAR);
     let (year, ..) = civil(reference.div_euclid(DAY));
     [year + 1, year, year - 1].into_iter().find_map(|year| {
         let seconds = days(year, month, day)? * DAY + clock;
         // Clocks differ by a zone, not by more than a day.
-        (seconds <= reference + DAY).then_some(Stamp {
-            seconds,
-            zoned: false,
+        (seconds <= reference + DAY).then_some(Time {
+            utc: None,
+            local: Some(seconds),
         })
     })
 }
 
-/// As RFC 3339 has it, with a `Z` where the zone is known.
-pub fn text(stamp: Stamp) -> String {
-    let (year, month, day) = civil(stamp.seconds.div_euclid(DAY));
-    let clock = stamp.seconds.rem_euclid(DAY);
+/// The time as RFC 3339 writes it, with a `Z` if the zone is known.
+pub fn text(time: Time) -> Option<String> {
+    let seconds = time.seconds()?;
+    let (year, month, day) = civil(seconds.div_euclid(DAY));
+    let clock = seconds.rem_euclid(DAY);
     let (hour, minute, second) = (clock / 3600, clock / 60 % 60, clock % 60);
-    let zone = if stamp.zoned { "Z" } else { "" };
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}{zone}")
+    let zone = if time.utc.is_some() { "Z" } else { "" };
+    Some(format!(
+        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}{zone}"
+    ))
 }
 
-fn digits(text: &[u8]) -> Option<i64> {
-    if text.is_empty() {
-        return None;
+/// The `N` numbers of a text that has the shape of `template` there: `0` is a digit, `_` a digit or a space,
+/// `T` a `T` or a space, and any other byte itself. Each of those that are no digits ends a number.
+fn numbers<const N: usize>(text: &[u8], template: &[u8]) -> Option<[i64; N]> {
+    let mut numbers = [0; N];
+    let mut place = 0;
+    for (shape, byte) in template.iter().zip(text.get(..template.len())?) {
+        match (shape, byte) {
+            (b'0' | b'_', b'0'..=b'9') => {
+                let number = numbers.get_mut(place)?;
+                *number = *number * 10 + i64::from(byte - b'0');
+            }
+            (b'_', b' ') => {}
+            (b'T', b'T' | b' ') => place += 1,
+            (shape, byte) if shape == byte && !b"0_".contains(shape) => place += 1,
+            _ => return None,
+        }
     }
-    text.iter().try_fold(0, |number, byte| {
-        byte.is_ascii_digit()
-            .then(|| number * 10 + i64::from(byte - b'0'))
-    })
+    Some(numbers)
 }
 
-fn clock(text: &[u8]) -> Option<i64> {
-    if text[2] != b':' || text[5] != b':' {
-        return None;
-    }
-    let (hour, minute) = (digits(&text[..2])?, digits(&text[3..5])?);
-    let second = digits(&text[6..8])?;
+/// The seconds since midnight.
+fn clock(hour: i64, minute: i64, second: i64) -> Option<i64> {
     (hour < 24 && minute < 60 && second < 61).then_some(hour * 3600 + minute * 60 + second)
 }
 
-/// What a zone adds to UTC; `None` where there is none.
+/// The seconds that a zone (`Z`, `+0200`, `-05:00`) adds to UTC; `None` without one.
 fn zone(text: &[u8]) -> Option<i64> {
-    let (sign, number) = match text {
-        [b'Z', ..] => return Some(0),
-        [b'+', rest @ ..] => (1, rest),
-        [b'-', rest @ ..] => (-1, rest),
+    let sign = match text.first()? {
+        b'Z' => return Some(0),
+        b'+' => 1,
+        b'-' => -1,
         _ => return None,
     };
-    let minutes = match number {
-        [_, _, b':', a, b, ..] | [_, _, a, b, ..] => [*a, *b],
-        _ => return None,
-    };
-    let (hours, minutes) = (digits(&number[..2])?, digits(&minutes)?);
+    let short = || numbers(&text[1..], b"0000").map(|[number]| [number / 100, number % 100]);
+    let [hours, minutes] = numbers(&text[1..], b"00:00").or_else(short)?;
     (hours <= 14 && minutes < 60).then_some(sign * (hours * 3600 + minutes * 60))
 }
 
@@ -143,44 +160,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_writing_is_understood() {
-        let at = |seconds, zoned| Some(Stamp { seconds, zoned });
-        for (written, expected) in [
-            ("2025-11-03T18:00:02.562872Z qemu", at(1_762_192_802, true)),
-            (
-                "2025-11-03 18:00:02.931+0000: 12: error",
-                at(1_762_192_802, true),
-            ),
-            ("2025-11-03T20:00:02+02:00 host", at(1_762_192_802, true)),
-            ("2025-11-03T13:00:02,1-0500", at(1_762_192_802, true)),
-            ("2025-11-03 18:00:02.552 7 ERROR", at(1_762_192_802, false)),
-            ("2025-11-03 18:00:02 - x", at(1_762_192_802, false)),
-            ("1970-01-01 00:00:00", at(0, false)),
-            ("2025-13-03 18:00:02", None),
-            ("2025-11-03 25:00:02", None),
-            ("2025-11-03 18:00", None),
-            ("not a time at all, is it", None),
+    fn each_way_to_write_a_time_is_read() {
+        for (written, read) in [
+            ("2025-11-03T18:00:02.562872Z qemu", "2025-11-03T18:00:02Z"),
+            ("2025-11-03 18:00:02.931+0000: 12", "2025-11-03T18:00:02Z"),
+            ("2025-11-03T20:00:02+02:00 host", "2025-11-03T18:00:02Z"),
+            ("2025-11-03T13:00:02,1-0500", "2025-11-03T18:00:02Z"),
+            ("2025-11-03 18:00:02.552 7 ERROR", "2025-11-03T18:00:02"),
+            ("2025-11-03 18:00:02 - x", "2025-11-03T18:00:02"),
+            ("1970-01-01 00:00:00", "1970-01-01T00:00:00"),
+            ("2025-13-03 18:00:02", ""),
+            ("2025-11-03 25:00:02", ""),
+            ("2025-11-03 18:00", ""),
+            ("not a time at all, is it", ""),
         ] {
-            assert_eq!(parse(written.as_bytes()), expected, "{written}");
+            let time = parse(written.as_bytes()).and_then(text);
+            assert_eq!(time.unwrap_or_default(), read, "{written}");
         }
+        let time = parse(b"2025-11-03T20:00:02+02:00").unwrap();
+        assert_eq!(time.utc, Some(1_762_192_802));
     }
 
     #[test]
     fn a_year_is_found_for_syslog() {
-        let at = |written: &str, reference| syslog(written.as_bytes(), reference).map(text);
         let november = 1_762_192_802;
-        let says = |written: &str| Some(written.to_owned());
-        assert_eq!(
-            at("Nov  3 18:00:02 h", november),
-            says("2025-11-03T18:00:02")
-        );
-        assert_eq!(
-            at("Dec 31 23:59:59 h", november),
-            says("2024-12-31T23:59:59")
-        );
-        assert_eq!(at("Now  3 18:00:02 h", november), None);
+        for (written, reference, read) in [
+            ("Nov  3 18:00:02 h", november, "2025-11-03T18:00:02"),
+            ("Dec 31 23:59:59 h", november, "2024-12-31T23:59:59"),
+            ("Now  3 18:00:02 h", november, ""),
+        ] {
+            let time = syslog(written.as_bytes(), reference).and_then(text);
+            assert_eq!(time.unwrap_or_default(), read, "{written}");
+        }
         for reference in [i64::MIN, i64::MAX] {
-            assert!(at("Nov  3 18:00:02 h", reference).is_some());
+            assert!(syslog(b"Nov  3 18:00:02 h", reference).is_some());
         }
     }
 

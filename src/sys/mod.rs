@@ -22,8 +22,6 @@ pub mod public;
 pub(crate) mod raw;
 pub mod root;
 pub mod settle;
-#[cfg(feature = "logs")]
-pub mod tree;
 
 pub use raw::end_on_request;
 #[cfg(feature = "watch")]
