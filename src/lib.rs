@@ -42,8 +42,6 @@ pub mod hostdb;
 pub mod install;
 pub mod judge;
 pub mod libvirtd;
-#[cfg(feature = "logs")]
-pub mod logs;
 pub mod observe;
 pub mod pipeline;
 pub mod place;

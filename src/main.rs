@@ -181,7 +181,7 @@ fn watch(options: &Options) -> ExitCode {
 
 #[cfg(feature = "logs")]
 fn logs(options: &libvirt_kvm_init::cli::LogOptions) -> ExitCode {
-    use libvirt_kvm_init::logs;
+    use libvirt_kvm_init::commands::logs;
     start_log(options.verbose, options.quiet);
     reduce(Job::Logs);
     let format = config::format(options.format.as_ref(), |name| std::env::var_os(name));

@@ -12,11 +12,11 @@ use std::process::{Command, Output, Stdio};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use libvirt_kvm_init::logs::causes::Outcome;
-use libvirt_kvm_init::logs::lines::{Hit, domain_of_path, printable};
-use libvirt_kvm_init::logs::patterns::{Form, LONGEST, PATTERNS};
-use libvirt_kvm_init::logs::report::LogReport;
 use libvirt_kvm_init::codes::Cause;
+use libvirt_kvm_init::commands::logs::causes::Outcome;
+use libvirt_kvm_init::commands::logs::lines::{Hit, domain_of_path, printable};
+use libvirt_kvm_init::commands::logs::patterns::{Form, LONGEST, PATTERNS};
+use libvirt_kvm_init::commands::logs::report::LogReport;
 
 fn program() -> Command {
     let path = std::env::var_os("KVM_INIT_TEST_BIN");

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 
 use common::{fresh_dev, in_namespace, mknod_char, mknod_kvm, program, require_commands};
 use libvirt_kvm_init::codes::Cause;
-use libvirt_kvm_init::logs::report::LogReport;
+use libvirt_kvm_init::commands::logs::report::LogReport;
 
 /// What QEMU says on stderr, run by a user that is no one in particular.
 fn qemu() -> Vec<u8> {

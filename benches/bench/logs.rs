@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use libvirt_kvm_init::logs::patterns::PATTERNS;
+use libvirt_kvm_init::commands::logs::patterns::PATTERNS;
 
 use crate::Setting;
 use crate::common::{in_namespace, program, run, scratch};

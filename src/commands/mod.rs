@@ -2,3 +2,6 @@
 
 pub mod apply;
 pub mod check;
+
+#[cfg(feature = "logs")]
+pub mod logs;

@@ -23,8 +23,8 @@ pub mod time;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::verdict::Verdict;
 use crate::sys::identity::{Drop, become_nobody};
+use crate::verdict::Verdict;
 use aggregate::Aggregator;
 use input::{Progress, errno_text, error_text};
 use lines::printable;

@@ -7,9 +7,9 @@ use std::iter;
 
 use serde::{Deserialize, Serialize};
 
-use crate::verdict::Verdict;
 use crate::codes::Cause;
 use crate::text::{escape_control, json_line};
+use crate::verdict::Verdict;
 
 /// The version of the JSON form.
 pub const SCHEMA: u32 = 1;
