@@ -6,12 +6,12 @@ use std::time::SystemTime;
 
 use clap::Parser;
 use libvirt_kvm_init::cli::{Cli, Command, ExecOptions, InstallOptions, Options};
-use libvirt_kvm_init::commands::{apply, check};
+use libvirt_kvm_init::commands::install::Installed;
+use libvirt_kvm_init::commands::{apply, check, exec, install};
 use libvirt_kvm_init::config::{self, Format, Output};
 #[cfg(feature = "watch")]
 use libvirt_kvm_init::error::Error;
 use libvirt_kvm_init::error::Result;
-use libvirt_kvm_init::install::Installed;
 use libvirt_kvm_init::pipeline::Request;
 use libvirt_kvm_init::report::{Report, monitors, table};
 use libvirt_kvm_init::sys::end_on_request;
@@ -21,7 +21,6 @@ use libvirt_kvm_init::sys::privileges::{Job, reduce};
 use libvirt_kvm_init::sys::root::read_here;
 use libvirt_kvm_init::text::escape_control;
 use libvirt_kvm_init::verdict::Verdict;
-use libvirt_kvm_init::{exec, install};
 
 /// musl's own allocator asks the kernel for memory at almost every turn, which is a third of the time
 /// of a run that only reads some files.
@@ -60,7 +59,10 @@ fn main() -> ExitCode {
         Command::Ready(options) => {
             start_log(0, false);
             reduce(Job::Ready);
-            say(&libvirt_kvm_init::ready::ready(&options.status_file), None)
+            say(
+                &libvirt_kvm_init::commands::ready::ready(&options.status_file),
+                None,
+            )
         }
         #[cfg(feature = "logs")]
         Command::Logs(options) => logs(&options),
@@ -168,12 +170,14 @@ fn watch(options: &Options) -> ExitCode {
                 let _ = say(report, Some(format));
             };
             say(
-                &libvirt_kvm_init::watch::watch(request, output, again, told),
+                &libvirt_kvm_init::commands::watch::watch(request, output, again, told),
                 None,
             )
         }
         Err(usage) => {
-            libvirt_kvm_init::watch::not_begun(&options.flags, |name| std::env::var_os(name));
+            libvirt_kvm_init::commands::watch::not_begun(&options.flags, |name| {
+                std::env::var_os(name)
+            });
             say(&Report::new(Verdict::Usage, usage.to_string()), None)
         }
     }

@@ -20,6 +20,7 @@ use crate::error::{Error, Object, Result};
 use crate::execute::{self, Locks};
 use crate::judge::next_events::next_events;
 use crate::judge::{Ahead, Case, Judgement, advisories, judge};
+use crate::observe::daemons::StaleDaemons;
 use crate::observe::{Observation, directories_above, observe};
 use crate::plan::{Memory, Outcome, Plan, Step, plan, primary_users};
 use crate::prove::{Proof, ProofResult, prove};
@@ -406,8 +407,9 @@ impl<'a> Run<'a> {
         let identity = plan.identity_now.as_ref().ok();
         let mut view = View::new(seen, plan, policy, identity);
         if let Some(daemons) = self.daemons {
-            view.warnings
-                .extend(advisories::warnings(seen, policy, identity, daemons));
+            let stale = StaleDaemons::find(seen, daemons);
+            let odd = advisories::warnings(seen, policy, identity, &stale);
+            view.warnings.extend(odd);
         }
         let is_good = matches!(judgement.verdict, Verdict::Ok | Verdict::Drift);
         Finished {

@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use libvirt_kvm_init::config::{Given, Origin};
-use libvirt_kvm_init::qemu::{Configured, Identity, Unknown, identity, user};
+use libvirt_kvm_init::plan::qemu_identity::{Configured, Identity, Unknown, identity, user};
 use libvirt_kvm_init::qemu_conf::parse;
 
 const PASSWD: &str = "root:x:0:0::/root:/bin/sh\n\

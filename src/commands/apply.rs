@@ -2,7 +2,8 @@
 
 use crate::error::Result;
 use crate::judge::Judgement;
-use crate::libvirtd::{self, daemons};
+use crate::observe::daemons::daemons;
+use crate::observe::libvirtd;
 use crate::pipeline::{self, Daemons, Request};
 use crate::report::Report;
 

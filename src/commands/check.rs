@@ -6,9 +6,10 @@ use std::path::Path;
 use super::apply::hold;
 use crate::config::{Libvirtd, PodRoot};
 use crate::judge::Judgement;
-use crate::libvirtd::{Found, daemons, find};
+use crate::observe::daemons::daemons;
+use crate::observe::host_root;
+use crate::observe::libvirtd::{Found, find};
 use crate::pipeline::{Daemons, Request, look};
-use crate::place;
 use crate::report::Report;
 
 /// Looks, proves and judges. On a node where libvirtd runs in a container the pod root is that
@@ -22,7 +23,7 @@ pub fn check(request: &Request) -> Report {
     request.policy.allow_private_device = true;
     request.settle = std::time::Duration::ZERO;
     let sources = &mut request.sources;
-    let found = match sources.pod_root.path() == Path::new("/") && place::on_the_node() {
+    let found = match sources.pod_root.path() == Path::new("/") && host_root::on_the_node() {
         true => find(sources, &daemons),
         false => Found::Own,
     };

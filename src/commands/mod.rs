@@ -2,6 +2,11 @@
 
 pub mod apply;
 pub mod check;
-
+pub mod exec;
+pub mod install;
 #[cfg(feature = "logs")]
 pub mod logs;
+#[cfg(feature = "watch")]
+pub mod ready;
+#[cfg(feature = "watch")]
+pub mod watch;

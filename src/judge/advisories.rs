@@ -4,13 +4,11 @@
 use crate::accounts::group;
 use crate::codes::{Warning, WarningCode};
 use crate::config::Policy;
-use crate::libvirtd;
+use crate::observe::daemons::StaleDaemons;
 use crate::observe::{GROUP_FILE, Host, Observation};
-use crate::qemu::Identity;
+use crate::plan::qemu_identity::Identity;
 use crate::sys::processes::Process;
-use crate::sys::root::Root;
 use crate::text::join_first;
-use crate::udev_read;
 
 /// Everything odd about what was seen. What cannot be looked at is not reported as fine, it is just
 /// not reported: no verdict rests on it.
@@ -18,13 +16,13 @@ pub fn warnings(
     seen: &Observation,
     policy: &Policy,
     identity: Option<&Identity>,
-    daemons: &[Process],
+    stale: &StaleDaemons,
 ) -> Vec<Warning> {
     let mut found = Vec::new();
     found.extend(open_to_others(seen));
     found.extend(other_members(seen, policy, identity));
-    found.extend(stale_libvirtd(seen, daemons));
-    found.extend(seen.host.as_ref().and_then(|host| udevd(host, daemons)));
+    found.extend(stale_libvirtd(seen, stale));
+    found.extend(stale_udevd(stale));
     found.extend(seen.host.as_ref().and_then(not_shown));
     found
 }
@@ -92,27 +90,8 @@ fn other_members(
 }
 
 /// libvirtd resolves the configured group once, when it starts; memberships at each guest start.
-/// The one that is meant reads this very file, by whatever root: two mount namespaces may share a
-/// root folder, and a file in a volume has several paths.
-fn stale_libvirtd(seen: &Observation, processes: &[Process]) -> Option<Warning> {
-    let libvirtds = || {
-        processes
-            .iter()
-            .filter(|process| libvirtd::is_named(process))
-    };
-    libvirtds().next()?;
-    let root = seen.pod.root.open().ok()?;
-    let file = root.inode(GROUP_FILE).ok()??;
-    let reads_it = |process: &&Process| {
-        let its = Root::open(&process.root_path()).ok();
-        its.and_then(|its| its.inode(GROUP_FILE).ok()?) == Some(file)
-    };
-    let process = libvirtds().find(reads_it)?;
-    let changed = root.stat(GROUP_FILE).ok()??.st_mtime;
-    if changed <= process.started {
-        return None;
-    }
-    let Process { pid, name, .. } = process;
+fn stale_libvirtd(seen: &Observation, stale: &StaleDaemons) -> Option<Warning> {
+    let Process { pid, name, .. } = stale.libvirtd.as_ref()?;
     let text = format!(
         "{name} (pid {pid}) started before {} changed: it may give QEMU the group's old number \
          until it is restarted; memberships count at once",
@@ -121,8 +100,8 @@ fn stale_libvirtd(seen: &Observation, processes: &[Process]) -> Option<Warning> 
     Some(Warning::new(WarningCode::LibvirtdStale, text))
 }
 
-fn udevd(host: &Host, processes: &[Process]) -> Option<Warning> {
-    let pid = udev_read::stale(&host.root, processes).ok()??;
+fn stale_udevd(stale: &StaleDaemons) -> Option<Warning> {
+    let pid = stale.udevd?;
     let text = format!(
         "udevd (pid {pid}) looked its groups up before the node's group or passwd file changed: if a \
          number changed there, it applies the old one until it is restarted (systemctl restart \

@@ -7,9 +7,9 @@ use std::path::Path;
 use super::next_events::{CHARTS_GROUP, NextEvent};
 use super::{Ahead, Case, Judgement, fix_command};
 use crate::codes::Permission;
+use crate::plan::qemu_identity::Identity;
 use crate::plan::{GroupFile, Outcome, Step, is_private};
 use crate::prove::{ProofResult, allows, closed_directory};
-use crate::qemu::Identity;
 use crate::verdict::Verdict;
 
 const NOT_THE_NODES: &str =

@@ -3,7 +3,7 @@
 use nix::sys::stat::SFlag;
 use nix::unistd::Gid;
 
-use super::events::{gives_to_root, other_numbers};
+use super::udev_events::{gives_to_root, other_numbers};
 use super::{Context, NoKvm, Plan, Refusal};
 use crate::accounts::group;
 use crate::codes::{Cause, Warning, WarningCode};

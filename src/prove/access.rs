@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::acl::{Guard, READ_WRITE, permits};
 use crate::codes::Permission;
 use crate::observe::Node;
-use crate::qemu::Identity;
+use crate::plan::qemu_identity::Identity;
 use crate::sys::device::Facts;
 
 /// A directory on the way to the device.

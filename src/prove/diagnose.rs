@@ -14,7 +14,7 @@ use super::probe::ProbeResult;
 use super::{Advice, ProofResult};
 use crate::codes::Cause;
 use crate::observe::{Node, is_no_driver};
-use crate::qemu::Identity;
+use crate::plan::qemu_identity::Identity;
 use crate::sys::kvm::API_VERSION;
 use crate::text::join_first;
 

@@ -10,8 +10,8 @@ use nix::errno::Errno;
 use crate::codes::{Cause, Permission, ProofWord};
 use crate::config::ProofKind;
 use crate::observe::{Observation, directories_above};
+use crate::plan::qemu_identity::Identity;
 use crate::plan::{Plan, is_private};
-use crate::qemu::Identity;
 use crate::sys;
 use crate::sys::identity::{Credentials, normalised, overrides_rights};
 

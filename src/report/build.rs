@@ -9,9 +9,9 @@ use crate::codes::Warning;
 use crate::config::Policy;
 use crate::judge::Judgement;
 use crate::observe::{self, GROUP_FILE, Node, Observation};
+use crate::plan::qemu_identity::Identity;
 use crate::plan::{Plan, wanted_mode};
 use crate::prove::Proof;
-use crate::qemu::Identity;
 use crate::report::{
     self, Candidate, Change, Device, Host, HostDevice, Pod, Qemu, Report, Target, Udev, UdevEvent,
 };

@@ -8,9 +8,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use libvirt_kvm_init::codes::Action;
+use libvirt_kvm_init::commands::watch::Tally;
 use libvirt_kvm_init::report::Report;
 use libvirt_kvm_init::verdict::Verdict;
-use libvirt_kvm_init::watch::Tally;
 use serde_json::Value;
 
 use crate::common::{

@@ -6,8 +6,8 @@
 
 use nix::unistd::Gid;
 
-use super::events::EVENTS;
 use super::safety::is_private;
+use super::udev_events::EVENTS;
 use super::{Context, Refusal, RuleStep};
 use crate::observe::Host;
 use crate::udev::own::{self, Gift};

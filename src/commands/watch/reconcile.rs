@@ -13,10 +13,11 @@ use crate::codes::Action;
 use crate::config::{self, Output, PodRoot, ProofKind, is_id};
 use crate::error::Result;
 use crate::execute;
-use crate::libvirtd::{Found, Libvirtd, daemons, find};
+use crate::observe::daemons::daemons;
+use crate::observe::host_root::{self, HostRoot};
+use crate::observe::libvirtd::{Found, Libvirtd, find};
 use crate::observe::{GROUP_FILE, Observation, group_file_stands, look_again};
 use crate::pipeline::{self, Daemons, Finished, Request, device_changed, no_device};
-use crate::place::{self, HostRoot};
 use crate::plan::{Memory, Outcome, Step, plan};
 use crate::report::{Report, changes};
 use crate::sys::device::Device;
@@ -224,7 +225,8 @@ impl Keeper {
                 let sources = &request.sources;
                 let has_file = || sources.pod_root.join(GROUP_FILE).exists();
                 let is_own = !matches!(found, Found::Nodes) && has_file();
-                if !is_own && let Ok(HostRoot::At(host)) = place::find(sources.host_root.as_deref())
+                if !is_own
+                    && let Ok(HostRoot::At(host)) = host_root::find(sources.host_root.as_deref())
                 {
                     request = request.with_root(PodRoot::at(host.path().to_owned()));
                 }

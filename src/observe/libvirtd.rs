@@ -13,12 +13,11 @@ use nix::errno::Errno;
 
 use crate::config::{PodRoot, Sources};
 use crate::error::{Error, Result};
-use crate::place::{self, HostRoot};
+use crate::observe::host_root::{self, HostRoot};
 use crate::sys::device::{Device, Facts};
-use crate::sys::processes::{Inspected, Look, Process, inspect, named, pid_of_root};
+use crate::sys::processes::{Inspected, Look, Process, inspect, pid_of_root};
 use crate::sys::root::Root;
 use crate::sys::{CallError, Inode};
-use crate::udev_read::UDEVD;
 
 /// The names of the daemons that start QEMU, as processes have them (at most 15 bytes): the monolithic one, the
 /// modular one for QEMU, and what NixOS wraps.
@@ -35,12 +34,6 @@ const EXECUTABLES: [&str; 4] = [
     ".libvirtd-wrapped",
     ".virtqemud-wrapped",
 ];
-
-/// The daemons of root's that are of interest: those that start QEMU, and udevd.
-pub fn daemons() -> Vec<Process> {
-    let [a, b, c, d] = NAMES;
-    named(&[a, b, c, d, UDEVD])
-}
 
 /// Whether a process has the name of a daemon that starts QEMU.
 pub fn is_named(process: &Process) -> bool {
@@ -89,7 +82,7 @@ pub fn find(asked: &Sources, daemons: &[Process]) -> Found {
     if named.peek().is_none() {
         return Found::Nobodys;
     }
-    let host = match place::find(asked.host_root.as_deref()) {
+    let host = match host_root::find(asked.host_root.as_deref()) {
         Ok(HostRoot::At(host)) => Some(host),
         _ => None,
     };
@@ -98,7 +91,7 @@ pub fn find(asked: &Sources, daemons: &[Process]) -> Found {
         // A root that holds only parts of the node's is another directory than its own.
         nodes: [
             host.as_ref().and_then(|host| host.id().ok()),
-            place::nodes_own_root(),
+            host_root::nodes_own_root(),
         ],
         device: nodes_device(host.as_ref(), &asked.device),
     };

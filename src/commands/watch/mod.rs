@@ -15,9 +15,9 @@
 //! libvirtd that starts) is asked for after a second, two, four and so on, as long as the state is not
 //! right.
 
-mod keeper;
 mod opponent;
 mod publish;
+mod reconcile;
 mod tally;
 mod tug;
 mod voice;
@@ -31,18 +31,18 @@ use crate::config::{Output, variable};
 use crate::error::Error;
 use crate::hostdb;
 use crate::judge::Judgement;
-use crate::libvirtd;
 use crate::observe::GROUP_FILE;
+use crate::observe::host_root::{self, HostRoot};
+use crate::observe::libvirtd;
 use crate::pipeline::Request;
-use crate::place::{self, HostRoot};
 use crate::report::Report;
 use crate::sys;
 use crate::sys::events::{Names, News, Watcher};
 use crate::udev::FOLDERS;
 use crate::verdict::Verdict;
 
-use keeper::{Keeper, Thorough};
 use publish::Status;
+use reconcile::{Keeper, Thorough};
 pub use tally::Tally;
 
 /// How long nothing must happen before all is looked at again.
@@ -266,7 +266,7 @@ fn follow_files(watcher: &mut Watcher, request: &Request, problems: &mut Vec<sys
             problems.extend(watcher.follow_files(&root, folder, names).err());
         }
     }
-    if let Ok(HostRoot::At(root)) = place::find(request.sources.host_root.as_deref()) {
+    if let Ok(HostRoot::At(root)) = host_root::find(request.sources.host_root.as_deref()) {
         let files = hostdb::FILES.into_iter().map(one);
         let records = hostdb::RECORD_FOLDERS.map(|folder| (folder, Names::EndIn(".group")));
         let rules = FOLDERS.map(|folder| (folder, Names::EndIn(".rules")));

@@ -2,16 +2,20 @@
 //! Pure: the same observation always gives the same decision.
 #![forbid(unsafe_code)]
 
-mod events;
-mod persist;
+mod group_file;
+pub mod qemu_identity;
 mod safety;
-mod work;
+pub mod target_gid;
+mod udev_events;
+mod udev_rule;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::unistd::{Gid, Uid};
 
+use qemu_identity::{Identity, Unknown as IdentityError};
+use target_gid::{Candidate, Resolution, resolve};
 use crate::accounts::edit;
 use crate::accounts::group;
 use crate::acl::Acl;
@@ -19,15 +23,13 @@ use crate::codes::{Cause, Source, Warning, WarningCode};
 use crate::config::{Missing, Origin, PodRoot, Policy};
 use crate::error::Error;
 use crate::observe::{GROUP_FILE, Observation};
-use crate::qemu::{Identity, Unknown as IdentityError};
 use crate::qemu_conf::{self, QemuConf};
-use crate::resolve::{Candidate, Resolution, resolve};
 use crate::sys::Inode;
 use crate::udev::Prediction;
 
+use group_file::Stop;
+pub use group_file::{primary_users, wanted_mode};
 pub use safety::is_private;
-use work::Stop;
-pub use work::{primary_users, wanted_mode};
 
 /// What `watch` remembers.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -249,7 +251,7 @@ pub fn plan(seen: &Observation, policy: &Policy, memory: Option<&Memory>) -> Res
     let target = resolution.target().map(|target| target.gid);
     let no_kvm = safety::no_kvm(seen);
     let rule = match target.filter(|_| no_kvm.is_none()) {
-        Some(gid) => persist::planned(context, gid),
+        Some(gid) => udev_rule::planned(context, gid),
         None => Ok(None),
     };
     // What will happen to the device once all is done.
@@ -262,7 +264,7 @@ pub fn plan(seen: &Observation, policy: &Policy, memory: Option<&Memory>) -> Res
         outcome: Outcome::Act(Vec::new()),
         identity: None,
         identity_now: Err(None),
-        warnings: events::warnings(udev, target),
+        warnings: udev_events::warnings(udev, target),
         renumbered: None,
         group: policy.group.clone(),
         kept_because: memory.and_then(|memory| memory.kept_because.clone()),
@@ -286,7 +288,8 @@ pub fn plan(seen: &Observation, policy: &Policy, memory: Option<&Memory>) -> Res
         .extend(outdated_rule(context, &plan.resolution));
     if let Some(mut no_kvm) = no_kvm {
         if policy.missing == Missing::Skip {
-            no_kvm.steps = work::file_for_the_pod(context, &plan.resolution, &mut plan.warnings)?;
+            no_kvm.steps =
+                group_file::file_for_the_pod(context, &plan.resolution, &mut plan.warnings)?;
         }
         plan.outcome = Outcome::NoKvm(no_kvm);
         return Ok(plan);
@@ -310,7 +313,7 @@ pub fn plan(seen: &Observation, policy: &Policy, memory: Option<&Memory>) -> Res
             return Ok(plan);
         }
     };
-    let steps = work::steps(context, udev, target, &mut plan);
+    let steps = group_file::steps(context, udev, target, &mut plan);
     let mut steps = match steps {
         Ok(steps) => steps,
         Err(Stop::Usage(usage)) => return Err(usage),

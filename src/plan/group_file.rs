@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use nix::unistd::{Gid, Uid};
 
+use super::qemu_identity::{self, Configured, Identity};
 use super::safety::{collisions, further_numbers, guarded, guarded_target, other_owner};
+use super::target_gid::Resolution;
 use super::{Context, GroupFile, GroupStep, Plan, Refusal, Step};
 use crate::accounts::edit::{self, EditError, Want, align};
 use crate::accounts::{group, passwd};
@@ -13,8 +15,6 @@ use crate::codes::{Warning, WarningCode};
 use crate::config::PodRoot;
 use crate::error::Error;
 use crate::observe::{GROUP_FILE, Node};
-use crate::qemu::{self, Configured, Identity};
-use crate::resolve::Resolution;
 use crate::text::join_first;
 use crate::udev::Prediction;
 
@@ -57,7 +57,7 @@ pub fn steps(
     let os_release = pod.os_release.as_deref();
     let identity_with = |file: &[u8]| {
         let user = user.as_ref().map_err(Clone::clone)?;
-        qemu::identity(user, &configured, file, &pod.passwd, os_release)
+        qemu_identity::identity(user, &configured, file, &pod.passwd, os_release)
     };
     let identity = identity_with(&group_file);
     let now = match pod.effective_group() {
@@ -401,17 +401,17 @@ pub fn file_for_the_pod(
     Ok(step.map(Step::GroupFile).into_iter().collect())
 }
 
-fn user(context: &Context<'_>) -> Result<qemu::User, qemu::Unknown> {
+fn user(context: &Context<'_>) -> Result<qemu_identity::User, qemu_identity::Unknown> {
     let pod = &context.seen.pod;
     let configured = Configured {
         given: context.policy.qemu_user.as_ref(),
         conf: context.conf,
         conf_name: &pod.qemu_conf_name,
     };
-    qemu::user(&configured, &pod.passwd, pod.os_release.as_deref())
+    qemu_identity::user(&configured, &pod.passwd, pod.os_release.as_deref())
 }
 
 /// Whom to list in the group: libvirt looks memberships up by name, and root needs none.
-fn member(user: &qemu::User) -> Option<Vec<u8>> {
+fn member(user: &qemu_identity::User) -> Option<Vec<u8>> {
     user.name.clone().filter(|_| !user.uid.is_root())
 }

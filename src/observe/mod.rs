@@ -1,6 +1,9 @@
 //! One snapshot of every fact that a decision rests on. Nothing here decides or changes anything.
 
+pub mod daemons;
 mod host;
+pub mod host_root;
+pub mod libvirtd;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +16,7 @@ use crate::accounts::group;
 use crate::acl::Acl;
 use crate::config::{Libvirtd, PodRoot, Sources};
 use crate::error::{Error, Result};
-use crate::place::{self, HostRoot};
+use host_root::HostRoot;
 use crate::sys::device::{Device, Facts};
 use crate::sys::output::Unfit;
 use crate::sys::root::{Root, Stamp, read_here};
@@ -174,7 +177,7 @@ pub enum Driver {
 /// # Errors
 /// [`Error::Usage`] for what was given and is not there; otherwise the call that failed.
 pub fn observe(sources: &Sources) -> Result<(Observation, Option<Device>)> {
-    let host_root = match place::find(sources.host_root.as_deref()) {
+    let host_root = match host_root::find(sources.host_root.as_deref()) {
         Err(_) if sources.host_root_optional => HostRoot::Nowhere,
         found => found?,
     };
