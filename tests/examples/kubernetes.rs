@@ -8,7 +8,7 @@ use libvirt_kvm_init::config::Config;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::{read, yaml};
+use support::{read, yaml};
 
 /// What of the node the watchers may see.
 pub const OF_THE_NODE: [&str; 5] = ["/dev", "/etc", "/run/tmpfiles.d", "/run/udev", "/usr/lib"];
@@ -286,14 +286,11 @@ mod on_a_node {
     use std::process::Command;
 
     use super::*;
-    use crate::common::{
-        Tree, bind, fresh_dev, in_namespace, mknod_kvm, ok, program, require_kvm, run,
-    };
+    use support::{Tree, bind, fresh_dev, in_namespace, mknod_kvm, ok, program, require_kvm, run};
 
     /// What the manifests mount of the node is enough of it: rules of all three places count, and so
     /// do groups that a link in /etc leads to.
     #[test]
-    #[ignore = "tier: examples"]
     fn the_parts_of_the_node_are_enough() {
         for watcher in watchers() {
             in_namespace(|| {

@@ -1,4 +1,4 @@
-//! Every system call fails once: `cargo test --test faults -- --ignored --nocapture` as root, with strace
+//! Every system call fails once: `cargo test --test faults -- --nocapture` as root, with strace
 //! and a KVM driver, prints a table of calls and what came of each.
 //!
 //! **Which calls.** A clean run is recorded first. Failed are those from the program's own first call on:
@@ -23,14 +23,6 @@
     clippy::print_stderr
 )]
 
-#[path = "../common/mod.rs"]
-mod common;
-#[path = "../common/metrics.rs"]
-mod metrics;
-#[path = "../root/support.rs"]
-#[allow(dead_code)]
-mod support;
-
 mod child;
 mod runs;
 mod scenes;
@@ -46,11 +38,11 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 
-use crate::common::{in_namespace, ok, require_commands, scratch};
 use crate::runs::{Ended, traced};
 use crate::scenes::{Case, Stage};
 use crate::table::{Table, outcome};
 use crate::trace::{Call, Trace};
+use support::{in_namespace, ok, require_commands, scratch};
 
 /// What is done to a call.
 const KINDS: [&str; 5] = ["EIO", "EPERM", "ENOSPC", "EINTR", "KILL"];
@@ -222,37 +214,31 @@ fn without_fchmodat2(stage: &Stage) {
 const SAMPLE: usize = 5;
 
 #[test]
-#[ignore = "tier: root"]
 fn each_call_of_apply_fails_once() {
     fail_each(&scenes::APPLY);
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn each_call_of_apply_with_a_rule_and_an_output_fails_once() {
     fail_each(&scenes::PERSIST);
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn each_call_of_apply_in_place_fails_once() {
     fail_each(&scenes::IN_PLACE);
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn each_call_of_exec_fails_once() {
     fail_each(&scenes::EXEC);
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn each_call_of_the_first_pass_of_watch_fails_once() {
     fail_each(&scenes::WATCH);
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn each_call_of_watch_with_a_rule_and_an_output_fails_once() {
     fail_each(&scenes::WATCH_PERSIST);
 }

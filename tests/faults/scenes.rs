@@ -9,11 +9,12 @@ use std::process::{Command, Stdio};
 
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
-use crate::common::{bind, program, run, set_owner};
-use crate::metrics::check_metrics;
 use crate::runs::kept;
-use crate::support::{ALIGNED, KVM, Scene, State, command, go, owner, set_xattr};
 use crate::temporary_below;
+use support::metrics::check_metrics;
+use support::{
+    ALIGNED, KVM, Scene, State, bind, command, go, owner, program, run, set_owner, set_xattr,
+};
 
 /// One kind of run.
 pub struct Case {
@@ -165,7 +166,7 @@ impl Stage {
     pub fn reset(&self) {
         fs::write(self.scene.pod.at("etc/group"), OLD).unwrap();
         let _ = fs::remove_file(KVM);
-        crate::common::mknod_kvm(Path::new(KVM), 0, 424, 0o600);
+        support::mknod_kvm(Path::new(KVM), 0, 424, 0o600);
         if self.case.watches {
             self.scene
                 .pod

@@ -86,7 +86,6 @@ fn rendered_then_talos(workspace: &Path, way: Way) -> String {
 }
 
 #[test]
-#[ignore = "tier: kustomize"]
 fn the_goldens_are_what_kustomize_builds() {
     let workspace = workspace();
     let update = std::env::var_os("KVM_INIT_UPDATE_GOLDENS").is_some_and(|value| value == "1");
@@ -107,7 +106,7 @@ fn the_goldens_are_what_kustomize_builds() {
         assert!(
             read(&path) == built,
             "{} differs from what is built: `KVM_INIT_UPDATE_GOLDENS=1 cargo test --test helm_patch \
-             -- --ignored` writes it anew, and git shows the difference",
+            ` writes it anew, and git shows the difference",
             path.display()
         );
     }
@@ -126,7 +125,6 @@ fn block(part: &str) -> String {
 
 /// The overlay that helm-patch/README.md tells people to write.
 #[test]
-#[ignore = "tier: kustomize"]
 fn the_overlay_of_the_readme_gives_the_golden() {
     let overlay = block("\ncomponents:\n");
     for (way, fixture, resource) in [
@@ -149,7 +147,6 @@ fn the_overlay_of_the_readme_gives_the_golden() {
 
 /// To try one node, all DaemonSets of the chart wait for their pods to be deleted.
 #[test]
-#[ignore = "tier: kustomize"]
 fn the_readmes_patch_for_one_node_first_meets_every_daemonset() {
     let workspace = workspace();
     let overlay = kustomization("label-overrides", Way::Kustomize) + &block("OnDelete");
@@ -165,7 +162,6 @@ fn the_readmes_patch_for_one_node_first_meets_every_daemonset() {
 
 /// What the patches rest on is asked for, so that another pod is not patched wrongly in silence.
 #[test]
-#[ignore = "tier: kustomize"]
 fn a_pod_that_is_not_as_expected_fails_the_build() {
     for (way, change, why) in [
         (
@@ -219,7 +215,6 @@ fn libvirt_after(change: &str, components: &[&str]) -> Result<serde_json::Value,
 
 /// The chart gives the libvirt container variables where Ceph is used, and an operator may.
 #[test]
-#[ignore = "tier: kustomize"]
 fn variables_that_the_container_has_already_stay() {
     let ours = [
         "LIBVIRT_KVM_INIT_PROOF",
@@ -260,7 +255,6 @@ fn variables_that_the_container_has_already_stay() {
 
 /// The one directory more is seen by the container that sees the others, and no other way has it.
 #[test]
-#[ignore = "tier: kustomize"]
 fn flatcars_directory_goes_with_exec_alone() {
     let nothing = "- {op: test, path: /spec/template/spec/containers/0/name, value: libvirt}";
     let pod = libvirt_after(nothing, &["exec", "flatcar"]).unwrap();

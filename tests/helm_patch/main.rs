@@ -9,8 +9,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-#[path = "../common/yaml.rs"]
-mod yaml;
+use support::yaml;
 
 mod build;
 mod changes;

@@ -9,11 +9,11 @@ use libvirt_kvm_init::exit::Verdict;
 use libvirt_kvm_init::report::{Cause, Permission, Report};
 use nix::mount::MsFlags;
 
-use crate::common::{Tree, fresh_dev, in_namespace, mknod_char, mknod_kvm, ok, program, set_owner};
 use crate::landlock;
 use crate::oracle::{self, Identity, qemu, run_with};
 use crate::state::remount_dev;
-use crate::udev::{NODE, Oracle, turn};
+use support::udevd::{NODE, Oracle, turn};
+use support::{Tree, fresh_dev, in_namespace, mknod_char, mknod_kvm, ok, program, set_owner};
 
 /// A pod that follows its node, and the node.
 struct Scene {
@@ -83,7 +83,6 @@ fn on_stage(test: impl FnOnce() + Send) {
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn a_lost_or_spoilt_node_comes_back_as_udev_makes_it() {
     let _turn = turn();
     in_namespace(|| {
@@ -118,7 +117,6 @@ fn a_lost_or_spoilt_node_comes_back_as_udev_makes_it() {
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn a_closed_folder_is_opened_for_the_class_that_qemu_is_in() {
     on_stage(|| {
         let scene = Scene::new(108);
@@ -141,7 +139,6 @@ fn a_closed_folder_is_opened_for_the_class_that_qemu_is_in() {
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn a_closed_folder_before_a_link_is_found_too() {
     on_stage(|| {
         let scene = Scene::new(108);
@@ -161,7 +158,6 @@ fn a_closed_folder_before_a_link_is_found_too() {
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn an_acl_that_denies_goes_away() {
     on_stage(|| {
         let scene = Scene::new(108);
@@ -188,7 +184,6 @@ fn an_acl_that_denies_goes_away() {
 
 /// A wrong number hides an ACL that would deny QEMU with the right one, too.
 #[test]
-#[ignore = "tier: kvm"]
 fn what_is_mended_in_part_is_not_said_to_be_mended() {
     on_stage(|| {
         let scene = Scene::new(424);
@@ -212,7 +207,6 @@ fn what_is_mended_in_part_is_not_said_to_be_mended() {
 
 /// The kernel asks about the mount first, and `apply` would change nothing about it.
 #[test]
-#[ignore = "tier: kvm"]
 fn nodev_comes_before_the_rights() {
     on_stage(|| {
         let scene = Scene::new(424);
@@ -228,7 +222,6 @@ fn nodev_comes_before_the_rights() {
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn apply_is_not_said_to_mend_what_a_security_module_denies() {
     on_stage(|| {
         // The group file is off, and that is not why.
@@ -250,7 +243,6 @@ fn apply_is_not_said_to_mend_what_a_security_module_denies() {
 
 /// libvirtd would not start: why, and with what to do.
 #[test]
-#[ignore = "tier: kvm"]
 fn a_pod_without_the_group_is_told_why() {
     on_stage(|| {
         let scene = Scene::new(108);
@@ -267,7 +259,6 @@ fn a_pod_without_the_group_is_told_why() {
 
 /// What was named by mistake is no rubbish.
 #[test]
-#[ignore = "tier: kvm"]
 fn nobody_is_told_to_remove_what_was_named() {
     on_stage(|| {
         let scene = Scene::new(108);
@@ -287,7 +278,6 @@ fn nobody_is_told_to_remove_what_was_named() {
 
 /// The chart's libvirt.sh knows one group, whatever another one this was asked to look after.
 #[test]
-#[ignore = "tier: kvm"]
 fn libvirt_sh_gives_the_device_to_kvm_whatever_the_group() {
     on_stage(|| {
         let scene = Scene::new(424);

@@ -11,11 +11,9 @@ use libvirt_kvm_init::report::Report;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::{
-    Tree, fresh_dev, in_namespace, mknod_kvm, ok, program, require_commands, set_owner,
-};
 use crate::held::{self, Held, status};
 use crate::oracle::{self, Identity, drop_to, run_with};
+use support::{Tree, fresh_dev, in_namespace, mknod_kvm, ok, program, require_commands, set_owner};
 
 /// Uids that no process of any machine has, one for each test: a signal to all of a user's processes
 /// must not meet another test's.
@@ -148,13 +146,11 @@ fn is_not_met(signal: &str, uid: u32) {
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn the_qemu_user_cannot_kill_the_proof() {
     is_not_met("KILL", KILLED);
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn the_qemu_user_cannot_stop_the_proof() {
     is_not_met("STOP", STOPPED);
 }
@@ -183,7 +179,6 @@ fn shown(pid: u32) -> String {
 /// Each way in which a process reaches another one of its own user, tried by the QEMU user on the proof's
 /// child in the moment in which that opens the device.
 #[test]
-#[ignore = "tier: kvm"]
 fn the_qemu_user_cannot_touch_the_proofs_child() {
     let tools = ["renice", "taskset", "prlimit", "chrt", "ionice", "strace"];
     require_commands(&tools);
@@ -272,7 +267,6 @@ fn the_qemu_user_cannot_touch_the_proofs_child() {
 /// What root does to the proof's child is no answer about the device either: it is asked once more, and
 /// then it is a failure.
 #[test]
-#[ignore = "tier: kvm"]
 fn a_proof_that_cannot_be_done_is_tried_once_more_and_then_a_failure() {
     in_namespace(|| {
         oracle::require();
@@ -338,7 +332,6 @@ fn a_proof_that_cannot_be_done_is_tried_once_more_and_then_a_failure() {
 
 /// setresuid(2) and its like take 4294967295 for "unchanged": a child that was told so stays root.
 #[test]
-#[ignore = "tier: kvm"]
 fn the_id_that_means_unchanged_is_refused() {
     in_namespace(|| {
         oracle::require();
@@ -371,7 +364,6 @@ fn the_id_that_means_unchanged_is_refused() {
 /// The contract: by what the kernel decides open(2) the child is QEMU, in everything else it is root, so
 /// that no process of the QEMU user may touch it. As the kernel shows it when the device is opened.
 #[test]
-#[ignore = "tier: kvm"]
 fn the_child_has_qemus_rights_to_files_and_is_root_in_everything_else() {
     require_commands(&["strace"]);
     in_namespace(|| {
@@ -455,7 +447,6 @@ fn the_child_has_qemus_rights_to_files_and_is_root_in_everything_else() {
 /// A call that does nothing and reports success, or a process that is not let go of its capabilities, is
 /// found before the device is touched.
 #[test]
-#[ignore = "tier: kvm"]
 fn credentials_that_were_not_taken_on_prove_nothing() {
     require_commands(&["strace"]);
     in_namespace(|| {
@@ -500,7 +491,6 @@ fn credentials_that_were_not_taken_on_prove_nothing() {
 
 /// libvirt leaves its capabilities to a QEMU that runs as root.
 #[test]
-#[ignore = "tier: kvm"]
 fn a_qemu_that_runs_as_root_is_proven_with_its_capabilities() {
     in_namespace(|| {
         oracle::require();
@@ -557,7 +547,6 @@ fn a_qemu_that_runs_as_root_is_proven_with_its_capabilities() {
 
 /// The child's effective group is root's, and open(2) does not go by that.
 #[test]
-#[ignore = "tier: kvm"]
 fn the_groups_of_root_open_nothing_for_qemu() {
     in_namespace(|| {
         oracle::require();

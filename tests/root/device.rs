@@ -9,12 +9,10 @@ use std::process::Command;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::mkfifo;
 
-use crate::common::{
-    Tree, fresh_dev, in_namespace, mknod_char, mknod_kvm, ok, require_commands, require_kvm,
-    set_owner,
-};
-use crate::support::{
-    KVM, Scene, apply, bind_read_only, go, inode, owner, report, state, warnings, without_call,
+use support::{
+    KVM, Scene, Tree, apply, bind_read_only, fresh_dev, go, in_namespace, inode, mknod_char,
+    mknod_kvm, ok, owner, report, require_commands, require_kvm, set_owner, state, warnings,
+    without_call,
 };
 
 fn kvm() -> &'static Path {
@@ -22,7 +20,6 @@ fn kvm() -> &'static Path {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_drifted_device_is_healed_on_the_very_inode_that_pod_and_node_share() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -48,7 +45,6 @@ fn a_drifted_device_is_healed_on_the_very_inode_that_pod_and_node_share() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_second_apply_writes_nothing_at_all() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -61,7 +57,6 @@ fn a_second_apply_writes_nothing_at_all() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_bits_for_others_are_the_nodes_business_unless_a_mode_is_given() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -85,7 +80,6 @@ fn the_bits_for_others_are_the_nodes_business_unless_a_mode_is_given() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn what_is_no_kvm_node_is_refused_with_advice_and_left_alone() {
     in_namespace(|| {
         let scene = Scene::without_device();
@@ -127,7 +121,6 @@ fn what_is_no_kvm_node_is_refused_with_advice_and_left_alone() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_read_only_dev_is_fine_until_something_is_wrong_in_it() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -151,7 +144,6 @@ fn a_read_only_dev_is_fine_until_something_is_wrong_in_it() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_kernel_or_filter_without_fchmodat2_does_not_matter() {
     /// The same number on every architecture.
     const FCHMODAT2: libc::c_long = 452;
@@ -185,7 +177,6 @@ fn set_acl(entries: &str) {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn an_acl_that_shuts_the_group_out_is_mended_and_nobody_gets_more() {
     require_commands(&["getfacl", "setfacl"]);
     in_namespace(|| {
@@ -229,7 +220,6 @@ fn an_acl_that_shuts_the_group_out_is_mended_and_nobody_gets_more() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn an_acl_that_shuts_the_qemu_user_out_is_shown_and_not_overruled() {
     require_commands(&["getfacl", "setfacl"]);
     in_namespace(|| {
@@ -246,7 +236,6 @@ fn an_acl_that_shuts_the_qemu_user_out_is_shown_and_not_overruled() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_private_dev_is_refused_unless_the_device_was_named() {
     in_namespace(|| {
         require_kvm();

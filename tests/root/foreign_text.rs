@@ -3,8 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::{in_namespace, program, run, set_owner};
-use crate::support::{KVM, Scene, command, report};
+use support::{KVM, Scene, command, in_namespace, program, report, run, set_owner};
 
 /// Clears the screen, by ESC and by C1; deletes; turns the writing direction; joins; hides.
 const NASTY: &str =
@@ -35,7 +34,6 @@ fn pod_of(name: &str, is_member: bool) -> Scene {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_name_in_the_image_steers_no_terminal_by_any_command() {
     in_namespace(|| {
         let name = format!("no{NASTY}va");
@@ -66,7 +64,6 @@ fn a_name_in_the_image_steers_no_terminal_by_any_command() {
 
 /// The log alone, and the character that every terminal obeys.
 #[test]
-#[ignore = "tier: root"]
 fn a_log_line_clears_no_screen() {
     in_namespace(|| {
         for (verb, args) in [("apply", &[][..]), ("exec", &["--", "true"])] {
@@ -85,7 +82,6 @@ fn a_log_line_clears_no_screen() {
 
 /// Escaped, and still the same to whatever parses it.
 #[test]
-#[ignore = "tier: root"]
 fn json_holds_the_same_text_as_escapes() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -107,7 +103,6 @@ fn json_holds_the_same_text_as_escapes() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn an_argument_that_is_repeated_is_escaped() {
     in_namespace(|| {
         // What takes a root gets the scene's: without one it would be the machine's own.
@@ -149,7 +144,6 @@ fn an_argument_that_is_repeated_is_escaped() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn what_a_node_calls_things_is_escaped() {
     in_namespace(|| {
         let scene = Scene::new();

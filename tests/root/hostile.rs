@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-use crate::common::{
-    in_namespace, mknod_char, mknod_kvm, program, require_commands, scratch, set_owner,
+use support::peak::{Measured, bounded, measured, ordinary};
+use support::{
+    ALIGNED, KVM, Scene, bounded_memory, command, go, in_namespace, mknod_char, mknod_kvm, owner,
+    program, require_commands, scratch, set_owner, state,
 };
-use crate::peak::{Measured, bounded, measured, ordinary};
-use crate::support::{ALIGNED, KVM, Scene, bounded_memory, command, go, owner, state};
 
 /// More than any file that is read to its end, and far less than what stands there says of itself.
 const MEMORY: u64 = 64 << 20;
@@ -45,7 +45,6 @@ fn is_loaders(path: &str) -> bool {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn an_ordinary_run_needs_three_mebibytes_at_most() {
     require_commands(&["strace"]);
     in_namespace(|| {
@@ -65,7 +64,6 @@ fn bounded_run(what: &str, cmd: &mut Command) {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn nothing_outside_is_read_or_written_and_nothing_waits_or_swells() {
     require_commands(&["strace"]);
     in_namespace(|| {
@@ -186,7 +184,6 @@ fn nothing_outside_is_read_or_written_and_nothing_waits_or_swells() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn names_of_every_byte_do_no_harm() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -207,7 +204,6 @@ fn names_of_every_byte_do_no_harm() {
 
 /// An image with very many lines of a kind: the report names some, in no more time than reading takes.
 #[test]
-#[ignore = "tier: root"]
 fn what_an_image_says_very_often_is_told_briefly() {
     const MANY: u32 = 200_000;
     in_namespace(|| {
@@ -235,7 +231,6 @@ fn what_an_image_says_very_often_is_told_briefly() {
 
 /// Rules of which much would have to be said, or which lead far: each costs its length, not its square.
 #[test]
-#[ignore = "tier: root"]
 fn very_many_odd_rules_cost_what_reading_them_costs() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -264,7 +259,6 @@ fn very_many_odd_rules_cost_what_reading_them_costs() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn files_that_change_while_they_are_read_are_read_as_something() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -316,7 +310,6 @@ fn plant(kind: usize, at: &Path, victim: &Path) {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn what_is_planted_in_a_shared_volume_is_replaced_and_never_written_through() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -414,7 +407,6 @@ fn what_is_planted_in_a_shared_volume_is_replaced_and_never_written_through() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_device_that_is_swapped_meanwhile_is_never_mistaken() {
     in_namespace(|| {
         let scene = Scene::settled();

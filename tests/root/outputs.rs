@@ -13,12 +13,10 @@ use libvirt_kvm_init::sys::output::{Purpose, open_output};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-use crate::common::{
-    bind, in_namespace, mount_tmpfs, ok, program, require_commands, scratch, set_owner,
-};
-use crate::holders::{OTHER, as_other, greedy, lease, lock};
-use crate::support::{
-    ALIGNED, KVM, Run, Scene, bind_read_only, command, go, inode, names, owner, state,
+use support::holders::{OTHER, as_other, greedy, lease, lock};
+use support::{
+    ALIGNED, KVM, Run, Scene, bind, bind_read_only, command, go, in_namespace, inode, mount_tmpfs,
+    names, ok, owner, program, require_commands, scratch, set_owner, state,
 };
 
 const RULES: &str = "etc/udev/rules.d";
@@ -58,7 +56,6 @@ fn at_once(cmd: &mut Command) {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn locks_of_another_user_hold_up_no_run() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -111,7 +108,6 @@ fn locks_of_another_user_hold_up_no_run() {
 
 /// groupadd and the others of the package passwd take the lock of lckpwdf(3).
 #[test]
-#[ignore = "tier: root"]
 fn tools_that_edit_the_group_file_wait_for_a_run() {
     require_commands(&["groupadd"]);
     in_namespace(|| {
@@ -140,7 +136,6 @@ fn tools_that_edit_the_group_file_wait_for_a_run() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_run_waits_for_the_outputs_lock_and_gives_up_after_ten_seconds() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -218,7 +213,6 @@ fn run_led(scene: &Scene, option: &str, folder: &Path, name: &str) -> Said {
 /// A directory on the way that another user may replace is a link to the node's files by the time that it is
 /// written to.
 #[test]
-#[ignore = "tier: root"]
 fn a_directory_that_was_swapped_for_a_link_leads_no_output_elsewhere() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -263,7 +257,6 @@ fn a_directory_that_was_swapped_for_a_link_leads_no_output_elsewhere() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_directory_that_another_user_may_write_is_refused() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -301,7 +294,7 @@ fn a_directory_that_another_user_may_write_is_refused() {
             make(0, 0, 0o755);
             mount_tmpfs(&place, options);
             refused(options);
-            crate::common::detach(&place);
+            support::detach(&place);
         }
         // Below one that another user may rename.
         make(0, 0, 0o755);
@@ -328,7 +321,6 @@ fn a_directory_that_another_user_may_write_is_refused() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn an_empty_dir_becomes_roots_alone_and_is_used() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -373,7 +365,6 @@ fn an_empty_dir_becomes_roots_alone_and_is_used() {
 
 /// What another user has put into an emptyDir before it became root's alone.
 #[test]
-#[ignore = "tier: root"]
 fn what_another_user_planted_in_an_empty_dir_is_replaced() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -456,7 +447,6 @@ fn what_another_user_planted_in_an_empty_dir_is_replaced() {
 
 /// A directory of root's own, as the kubelet makes one where the file of a subPath is missing.
 #[test]
-#[ignore = "tier: root"]
 fn a_directory_of_roots_stays_and_is_told() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -475,7 +465,6 @@ fn a_directory_of_roots_stays_and_is_told() {
 
 /// Where a file system has no unnamed files a name that nobody can guess does.
 #[test]
-#[ignore = "tier: root"]
 fn without_unnamed_files_all_is_written_all_the_same() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -543,7 +532,6 @@ fn without_unnamed_files(cmd: &mut Command) -> &mut Command {
 
 /// The sidecar's way: all is read-only, but for the file that the libvirt container has mounted.
 #[test]
-#[ignore = "tier: root"]
 fn a_file_that_is_mounted_alone_needs_no_lock() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -567,7 +555,6 @@ fn a_file_that_is_mounted_alone_needs_no_lock() {
 
 /// Without a lock: what another process has written since the file was read is not lost.
 #[test]
-#[ignore = "tier: root"]
 fn a_file_that_changed_since_it_was_read_is_not_written() {
     in_namespace(|| {
         let (file, source) = (scratch().join("group"), scratch().join("source"));
@@ -608,7 +595,6 @@ fn a_file_that_changed_since_it_was_read_is_not_written() {
 
 /// Run by hand as somebody else, into a directory of one's own: told what is missing.
 #[test]
-#[ignore = "tier: root"]
 fn a_directory_of_ones_own_is_as_good_as_roots_until_root_is_needed() {
     use std::os::unix::process::CommandExt;
     in_namespace(|| {

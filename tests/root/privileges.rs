@@ -18,9 +18,9 @@ use caps::Capability::{
 use caps::{CapSet, Capability};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use crate::common::{in_namespace, program, require_commands, scratch};
-use crate::support::{
-    ALIGNED, KVM, Scene, command, get_xattr, go, owner, set_xattr, without_call, without_capability,
+use support::{
+    ALIGNED, KVM, Scene, command, get_xattr, go, in_namespace, owner, program, require_commands,
+    scratch, set_xattr, without_call, without_capability,
 };
 
 const APPLY: &[Capability] = &[
@@ -184,7 +184,6 @@ fn verb(scene: &Scene, verb: &str) -> Command {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn each_verb_keeps_what_its_row_says_and_nothing_else() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -217,7 +216,6 @@ fn each_verb_keeps_what_its_row_says_and_nothing_else() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn exec_gives_up_rights_in_its_child_alone() {
     exec_gives_up_rights(None);
     exec_gives_up_rights(Some(CAP_SYS_PTRACE));
@@ -251,7 +249,7 @@ fn exec_gives_up_rights(missing: Option<Capability>) {
             names.any(|name| name == Path::new("anon_inode:inotify"))
         });
         let (parent, child) = (rights(pid), rights(worker));
-        crate::common::mknod_kvm(Path::new(KVM), 0, 108, 0o660);
+        support::mknod_kvm(Path::new(KVM), 0, 108, 0o660);
         let out = wrapper.wait_with_output().unwrap();
         let row = APPLY.iter().filter(|kept| Some(**kept) != missing);
         assert_eq!(child, only(&row.copied().collect::<Vec<_>>()));
@@ -274,7 +272,6 @@ fn exec_gives_up_rights(missing: Option<Capability>) {
 
 /// What a container did not get is not missed, and nothing is gained.
 #[test]
-#[ignore = "tier: root"]
 fn fewer_capabilities_to_begin_with_are_no_error() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -299,7 +296,6 @@ fn fewer_capabilities_to_begin_with_are_no_error() {
 /// Each command without CAP_SYS_PTRACE, and with NET_RAW, MKNOD and all the rest. Only a process that looks
 /// for a libvirtd can be in need of them there: the kernel shows it those that hold no more than it does.
 #[test]
-#[ignore = "tier: root"]
 fn without_the_right_to_look_at_others_only_check_and_watch_keep_more() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -352,7 +348,6 @@ fn without_the_right_to_look_at_others_only_check_and_watch_keep_more() {
 
 /// A command that a filter does not let go of its rights reports that, and works.
 #[test]
-#[ignore = "tier: root"]
 fn rights_that_cannot_be_given_up_are_a_warning() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -407,7 +402,6 @@ fn needs(capabilities: &[Capability], prepare: impl Fn(&Scene) -> Command) {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn what_is_kept_is_needed() {
     require_commands(&["strace"]);
     in_namespace(|| {
@@ -422,7 +416,7 @@ fn what_is_kept_is_needed() {
         // Either of them reads.
         needs(&[CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH], |scene| {
             scene.pod.file("etc/group", ALIGNED);
-            crate::common::set_owner(Path::new(KVM), 0, 108, 0o660);
+            support::set_owner(Path::new(KVM), 0, 108, 0o660);
             closed_etc(scene);
             verb(scene, "check")
         });
@@ -435,7 +429,7 @@ fn what_is_kept_is_needed() {
         let bits = |without: bool| {
             let scene = Scene::new();
             let group = scene.pod.at("etc/group");
-            crate::common::set_owner(&group, 0, 4321, 0o2640);
+            support::set_owner(&group, 0, 4321, 0o2640);
             let mut cmd = scene.apply();
             if without {
                 without_capability(&mut cmd, CAP_FSETID);
@@ -449,7 +443,6 @@ fn what_is_kept_is_needed() {
 
 /// The proof's child has the real and the saved UID of its parent, which can end it with no capability.
 #[test]
-#[ignore = "tier: root"]
 fn to_end_the_proofs_child_takes_no_capability() {
     require_commands(&["strace"]);
     in_namespace(|| {
@@ -472,7 +465,6 @@ fn to_end_the_proofs_child_takes_no_capability() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn odd_owners_and_labels_are_no_hindrance() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -482,7 +474,7 @@ fn odd_owners_and_labels_are_no_hindrance() {
         chown(&group, Some(1234), Some(4321)).unwrap();
         fs::set_permissions(&group, fs::Permissions::from_mode(0o2640)).unwrap();
         closed_etc(&scene);
-        crate::common::set_owner(Path::new(KVM), 1234, 1234, 0o600);
+        support::set_owner(Path::new(KVM), 1234, 1234, 0o600);
         go(&mut scene.apply()).code(0);
         assert_eq!(owner(&group), (1234, 4321, 0o2640));
         assert_eq!(owner(Path::new(KVM)).1, 108);

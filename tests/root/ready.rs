@@ -6,12 +6,12 @@ use std::process::Command;
 
 use libvirt_kvm_init::sys::claim::claim;
 
-use crate::common::{Tree, bind, bind_all, in_namespace, program, run, scratch, set_owner};
 use crate::place::Jail;
-use crate::support::{KVM, Scene, command, go};
+use support::{
+    KVM, Scene, Tree, bind, bind_all, command, go, in_namespace, program, run, scratch, set_owner,
+};
 
 #[test]
-#[ignore = "tier: root"]
 fn ready_is_the_proof_and_not_the_verdict() {
     in_namespace(|| {
         // It works as the chart left it, and no longer after the next event.
@@ -43,7 +43,6 @@ fn ready_is_the_proof_and_not_the_verdict() {
 /// A container without accounts of its own keeps the node's device for the group alone, and once a
 /// libvirtd runs looks after its files.
 #[test]
-#[ignore = "tier: root"]
 fn watch_finds_the_libvirtd_whose_files_it_keeps() {
     in_namespace(|| {
         let jail = Jail::new(Tree::new());

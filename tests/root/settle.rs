@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
-use crate::common::{in_namespace, mknod_kvm, set_owner};
-use crate::support::{KVM, Scene, go, owner, report, warnings};
+use support::{KVM, Scene, go, in_namespace, mknod_kvm, owner, report, set_owner, warnings};
 
 fn kvm() -> &'static Path {
     Path::new(KVM)
@@ -37,7 +36,6 @@ fn settle(
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_device_that_appears_and_is_answered_by_udev_is_waited_for() {
     in_namespace(|| {
         let scene = Scene::without_device();
@@ -57,7 +55,6 @@ fn a_device_that_appears_and_is_answered_by_udev_is_waited_for() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_device_that_is_replaced_again_and_again_is_waited_for() {
     in_namespace(|| {
         let scene = Scene::with_device(0, 108, 0o660);
@@ -76,7 +73,6 @@ fn a_device_that_is_replaced_again_and_again_is_waited_for() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn one_that_never_holds_still_is_said_and_used_all_the_same() {
     in_namespace(|| {
         let scene = Scene::with_device(0, 108, 0o660);
@@ -94,7 +90,6 @@ fn one_that_never_holds_still_is_said_and_used_all_the_same() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn one_that_never_comes_is_absent_when_the_time_is_over_and_not_later() {
     in_namespace(|| {
         let scene = Scene::without_device();
@@ -106,7 +101,6 @@ fn one_that_never_comes_is_absent_when_the_time_is_over_and_not_later() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn one_that_holds_still_costs_half_a_second() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -138,7 +132,6 @@ fn cpu_ticks(cmd: &mut Command) -> u64 {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn waiting_costs_no_processor_time() {
     in_namespace(|| {
         let scene = Scene::without_device();

@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 use libvirt_kvm_init::sys::events::Watcher;
 use nix::mount::{MsFlags, mount};
 
-use crate::common::{Tree, in_namespace, mknod_char, program, scratch};
-use crate::drift_kinds::{DRIFTS, PAUSE, right, time};
-use crate::process::{Watch, distribution, until, watch};
-use crate::rule_sets::{Content, K, set};
-use crate::support::{Scene, command, inode, owner};
-use crate::udev::{Oracle, turn};
+use support::drift::{DRIFTS, PAUSE, right, time};
+use support::rule_sets::{Content, K, set};
+use support::udevd::{Oracle, turn};
+use support::watch::{Watch, distribution, until, watch};
+use support::{Scene, Tree, command, in_namespace, inode, mknod_char, owner, program, scratch};
 
 const ROUNDS: usize = 100;
 
@@ -36,7 +35,6 @@ fn all(watch: &Watch, rounds: usize) -> (Duration, Duration) {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_thousand_drifts_are_healed() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -112,7 +110,6 @@ fn node() -> (Oracle, Tree) {
 
 /// The same with a real udevd that starts, and handles events for the same node.
 #[test]
-#[ignore = "tier: root"]
 fn drifts_while_udevd_acts_on_the_device() {
     let _turn = turn();
     in_namespace(|| {
@@ -149,7 +146,6 @@ fn drifts_while_udevd_acts_on_the_device() {
 /// The proof by a virtual machine is an event for udevd, which touches the device: an event that must not
 /// be answered with the next proof.
 #[test]
-#[ignore = "tier: root"]
 fn a_proof_that_is_an_event_is_not_repeated_for_it() {
     let _turn = turn();
     in_namespace(|| {
@@ -172,7 +168,6 @@ fn a_proof_that_is_an_event_is_not_repeated_for_it() {
 /// What the kernel itself makes and removes is an event, too. KVM's own module cannot be unloaded where
 /// it is built in, but every node of devtmpfs takes the same way.
 #[test]
-#[ignore = "tier: root"]
 fn the_kernels_own_nodes_are_seen() {
     const LOOP_CTL_ADD: libc::c_ulong = 0x4C80;
     const LOOP_CTL_REMOVE: libc::c_ulong = 0x4C81;

@@ -8,19 +8,18 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::common::{
-    bind, in_namespace, mknod_char, mknod_kvm, mount_tmpfs, ok, program, run, scratch, set_owner,
+use support::metrics::check_metrics;
+use support::peak::{bounded, ordinary};
+use support::watch::{Watch, healed, until, watch};
+use support::{
+    ALIGNED, KVM, Scene, bind, command, go, in_namespace, inode, make_read_only, mknod_char,
+    mknod_kvm, mount_tmpfs, ok, program, run, scratch, set_owner,
 };
-use crate::metrics::check_metrics;
-use crate::peak::{bounded, ordinary};
-use crate::process::{Watch, healed, until, watch};
-use crate::support::{ALIGNED, KVM, Scene, command, go, inode, make_read_only};
 
 const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
 
 /// The libvirt container holds the inode of the group file by a mount of its own.
 #[test]
-#[ignore = "tier: root"]
 fn another_container_sees_the_group_file_change() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -79,7 +78,6 @@ fn another_container_sees_the_group_file_change() {
 
 /// What somebody else may hold open for writing does not stay the group file that libvirtd reads.
 #[test]
-#[ignore = "tier: root"]
 fn a_planted_file_is_replaced() {
     in_namespace(|| {
         for (uid, mode) in [(42_424, 0o644), (0, 0o666), (0, 0o664)] {
@@ -106,7 +104,6 @@ fn a_planted_file_is_replaced() {
 /// The device is mended from what was seen last of the files. Where the pod's group file is another one by
 /// then, and cannot be written, the device does not get a number that this one does not have.
 #[test]
-#[ignore = "tier: root"]
 fn no_gid_goes_onto_the_device_that_the_pods_group_file_has_not() {
     in_namespace(|| {
         for has_output in [false, true] {
@@ -130,20 +127,19 @@ fn no_gid_goes_onto_the_device_that_the_pods_group_file_has_not() {
             watch.signal(Signal::SIGCONT);
             watch.says("EROFS");
             for _ in 0..100 {
-                let now = crate::support::owner(Path::new(KVM));
+                let now = support::owner(Path::new(KVM));
                 assert_eq!(now, (0, 424, 0o660), "{has_output}: {}", watch.log());
                 std::thread::sleep(Duration::from_millis(20));
             }
             assert_eq!(fs::read_to_string(&file).unwrap(), images);
             drop(watch);
-            crate::common::detach(&folder);
+            support::detach(&folder);
         }
     });
 }
 
 /// The sidecar's way: its root is read-only, and so is all but the one file that the other container has.
 #[test]
-#[ignore = "tier: root"]
 fn a_file_that_is_mounted_alone_is_kept_without_a_lock() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -168,7 +164,6 @@ fn a_file_that_is_mounted_alone_is_kept_without_a_lock() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_state_is_there_for_others() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -239,7 +234,6 @@ fn the_state_is_there_for_others() {
 
 /// Files of ordinary size, a drift of each, and all that it writes.
 #[test]
-#[ignore = "tier: root"]
 fn an_ordinary_watch_needs_three_mebibytes_at_most() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -268,7 +262,6 @@ fn an_ordinary_watch_needs_three_mebibytes_at_most() {
 
 /// What `ready` reads is of this run, or it is not there.
 #[test]
-#[ignore = "tier: root"]
 fn a_watch_that_cannot_be_meant_leaves_no_older_status() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -289,7 +282,6 @@ fn a_watch_that_cannot_be_meant_leaves_no_older_status() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn nothing_but_a_file_is_replaced_or_taken_away() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -323,7 +315,6 @@ fn nothing_but_a_file_is_replaced_or_taken_away() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_status_that_is_not_kept_up_to_date_is_taken_away() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -375,7 +366,6 @@ fn a_status_that_is_not_kept_up_to_date_is_taken_away() {
 
 /// Missing, full, read-only: said once, and nothing waits for it.
 #[test]
-#[ignore = "tier: root"]
 fn a_state_that_cannot_be_written() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -409,7 +399,6 @@ fn a_state_that_cannot_be_written() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_configuration_is_read_again() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -437,13 +426,13 @@ fn the_configuration_is_read_again() {
         let other = scratch().join("kvm");
         mknod_kvm(&other, 0, 0, 0o600);
         again(&watch, &format!("device: {}\n", other.display()));
-        let right = || crate::support::owner(&other) == RIGHT;
+        let right = || support::owner(&other) == RIGHT;
         assert!(until(Duration::from_secs(5), right));
         set_owner(&other, 0, 424, 0o600);
         assert!(until(Duration::from_secs(5), right));
         set_owner(Path::new(KVM), 0, 424, 0o600);
         std::thread::sleep(Duration::from_secs(1));
-        assert_eq!(crate::support::owner(Path::new(KVM)), (0, 424, 0o600));
+        assert_eq!(support::owner(Path::new(KVM)), (0, 424, 0o600));
         assert!(watch.runs());
     });
 }

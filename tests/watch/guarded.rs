@@ -6,14 +6,12 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::common::{in_namespace, scratch, set_owner};
-use crate::process::{Watch, healed, until, watch};
-use crate::support::{ALIGNED, KVM, Scene, owner};
+use support::watch::{Watch, healed, until, watch};
+use support::{ALIGNED, KVM, Scene, in_namespace, owner, scratch, set_owner};
 
 const GROUPS: &str = "root:x:0:\nkvm:x:108:\ndisk:x:6:\n";
 
 #[test]
-#[ignore = "tier: root"]
 fn a_rule_for_an_event_makes_qemu_no_member_of_a_guarded_group() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -33,7 +31,6 @@ fn a_rule_for_an_event_makes_qemu_no_member_of_a_guarded_group() {
 
 /// The permission for the GID 6 ends with the option, and what is left of it is no membership.
 #[test]
-#[ignore = "tier: root"]
 fn a_guarded_gid_that_the_device_leaves_is_not_kept() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -60,7 +57,6 @@ fn a_guarded_gid_that_the_device_leaves_is_not_kept() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn names_in_the_image_are_escaped_in_the_log_and_in_the_status() {
     in_namespace(|| {
         let name = "no\u{1b}[2J\u{9b}2J\u{7f}\u{202e}va";

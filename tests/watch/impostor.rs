@@ -9,13 +9,13 @@ use std::time::Duration;
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 
-use crate::common::{
-    Tree, bind, in_namespace, mknod_kvm, mount_tmpfs, program, require_commands, scratch, set_owner,
-};
-use crate::impostors::Impostor;
 use crate::libvirtd::{Libvirtd, alone, bare_root, container, enter, follows};
-use crate::process::{Watch, healed, until, watch};
-use crate::support::{KVM, Scene, command, go, state};
+use support::impostor::Impostor;
+use support::watch::{Watch, healed, until, watch};
+use support::{
+    KVM, Scene, Tree, bind, command, go, in_namespace, mknod_kvm, mount_tmpfs, program,
+    require_commands, scratch, set_owner, state,
+};
 
 const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
 /// Longer than two looks at all processes.
@@ -30,7 +30,7 @@ fn victim(name: &str, text: &str) -> PathBuf {
 }
 
 /// Bytes, inode, owner and all times.
-fn facts(path: &Path) -> crate::support::State {
+fn facts(path: &Path) -> support::State {
     state(&[path])
 }
 
@@ -60,7 +60,6 @@ fn becomes(status: &Path, code: i32) {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_name_gives_no_unprivileged_process_roots_hand() {
     require_commands(&["nsenter", "setpriv", "unshare"]);
     in_namespace(|| {
@@ -95,7 +94,6 @@ fn a_name_gives_no_unprivileged_process_roots_hand() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn an_impostor_beside_the_real_one_captures_nothing() {
     require_commands(&["nsenter", "setpriv", "unshare"]);
     in_namespace(|| {
@@ -128,7 +126,6 @@ fn an_impostor_beside_the_real_one_captures_nothing() {
 
 /// A root container without privileges may have a libvirtd of its own.
 #[test]
-#[ignore = "tier: root"]
 fn an_ordinary_containers_libvirtd_is_left_alone_and_blocks_nothing() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -157,7 +154,6 @@ fn an_ordinary_containers_libvirtd_is_left_alone_and_blocks_nothing() {
 
 /// The image of a libvirt container is not trusted, either.
 #[test]
-#[ignore = "tier: root"]
 fn only_a_group_file_in_a_directory_of_roots_is_edited_in_another_container() {
     let victims = [
         (
@@ -203,7 +199,6 @@ fn only_a_group_file_in_a_directory_of_roots_is_edited_in_another_container() {
 
 /// A process of root's that may not be looked at could be the one.
 #[test]
-#[ignore = "tier: root"]
 fn a_libvirtd_that_may_not_be_looked_at_makes_it_unclear() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -234,7 +229,6 @@ fn a_libvirtd_that_may_not_be_looked_at_makes_it_unclear() {
 
 /// Nobody starts guests there, so that there is nothing to be ready for.
 #[test]
-#[ignore = "tier: root"]
 fn without_any_libvirtd_it_is_not_ready() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -266,7 +260,6 @@ fn without_any_libvirtd_it_is_not_ready() {
 
 /// Its file stays behind, and nobody keeps it up to date.
 #[test]
-#[ignore = "tier: root"]
 fn a_killed_watch_is_not_ready() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -304,7 +297,6 @@ fn a_killed_watch_is_not_ready() {
 
 /// Whoever fills a volume takes no readiness from what was proven, and gives none to what was not.
 #[test]
-#[ignore = "tier: root"]
 fn a_full_status_volume_says_what_was_proven() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -346,7 +338,6 @@ fn a_full_status_volume_says_what_was_proven() {
 
 /// The device is the node's, and the mount by which its libvirtd sees it ignores devices: no guest gets it.
 #[test]
-#[ignore = "tier: root"]
 fn a_libvirtd_whose_dev_ignores_devices_is_not_ready() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -374,7 +365,6 @@ fn a_libvirtd_whose_dev_ignores_devices_is_not_ready() {
 
 /// Names cost an attacker nothing: not one of these processes is looked at for longer than its status takes.
 #[test]
-#[ignore = "tier: root"]
 fn very_many_names_blind_nobody() {
     require_commands(&["nsenter", "prlimit", "python3", "setpriv", "unshare"]);
     in_namespace(|| {
@@ -429,7 +419,6 @@ time.sleep(600)";
 
 /// What the group files of several containers have is not known, and the device stays as it works for them.
 #[test]
-#[ignore = "tier: root"]
 fn while_it_is_unclear_the_device_keeps_its_gid() {
     in_namespace(|| {
         // The pods' 424; the node's is 108.
@@ -449,12 +438,7 @@ fn while_it_is_unclear_the_device_keeps_its_gid() {
         // As it was when it became unclear, whatever the node and the chart say.
         scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
         std::thread::sleep(LOOKS);
-        assert_eq!(
-            crate::support::owner(Path::new(KVM)),
-            RIGHT,
-            "{}",
-            watch.log()
-        );
+        assert_eq!(support::owner(Path::new(KVM)), RIGHT, "{}", watch.log());
         set_owner(Path::new(KVM), 0, 0, 0o600);
         healed(RIGHT);
         assert_eq!(ready(&status), 5);

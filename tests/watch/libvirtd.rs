@@ -8,9 +8,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::{Tree, bind, in_namespace, program, scratch, set_owner};
-use crate::process::{Watch, healed, until};
-use crate::support::{KVM, Scene, command, owner};
+use support::watch::{Watch, healed, until};
+use support::{KVM, Scene, Tree, bind, command, in_namespace, owner, program, scratch, set_owner};
 
 /// Makes what a program of that name needs below a root. Mounts come before `watch`, which has a mount
 /// namespace of its own.
@@ -152,7 +151,6 @@ pub fn bare_root() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_files_of_the_one_in_another_container_are_kept() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -201,7 +199,6 @@ fn the_files_of_the_one_in_another_container_are_kept() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_nodes_own_and_one_of_several_are_left_alone() {
     in_namespace(|| {
         let scene = Scene::new();

@@ -4,9 +4,8 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::common::{in_namespace, set_owner};
-use crate::process::{Watch, healed, until, watch};
-use crate::support::{KVM, Scene, bounded_memory};
+use support::watch::{Watch, healed, until, watch};
+use support::{KVM, Scene, bounded_memory, in_namespace, set_owner};
 
 /// What a container may have: all that a run maps, its program included.
 const MEMORY: u64 = 64 << 20;
@@ -14,7 +13,6 @@ const MEMORY: u64 = 64 << 20;
 const LIMIT: usize = 8 << 20;
 
 #[test]
-#[ignore = "tier: root"]
 fn files_of_any_size_end_no_watch() {
     in_namespace(|| {
         let scene = Scene::settled();

@@ -11,9 +11,11 @@ use std::time::Duration;
 use nix::sys::signal::Signal::{SIGINT, SIGTERM};
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::common::{in_namespace, mknod_kvm, program, require_commands, run, scratch, set_owner};
-use crate::process::{Watch, healed, refused, watch};
-use crate::support::{KVM, Scene, command, without_call};
+use support::watch::{Watch, healed, refused, watch};
+use support::{
+    KVM, Scene, command, in_namespace, mknod_kvm, program, require_commands, run, scratch,
+    set_owner, without_call,
+};
 
 const AT_ONCE: Duration = Duration::from_secs(1);
 
@@ -25,7 +27,6 @@ fn ends(watch: Watch, signal: Signal) {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn signals_end_it_well() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -50,7 +51,6 @@ fn signals_end_it_well() {
 
 /// The kernel keeps signals without a handler from the first process of a PID namespace.
 #[test]
-#[ignore = "tier: root"]
 fn signals_end_it_as_the_first_process() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -70,7 +70,6 @@ fn signals_end_it_as_the_first_process() {
 
 /// The moment between its start and its handlers, in which the kernel would throw the signal away.
 #[test]
-#[ignore = "tier: root"]
 fn a_signal_that_comes_before_it_is_ready_ends_the_first_process() {
     require_commands(&["strace", "unshare"]);
     in_namespace(|| {
@@ -86,7 +85,6 @@ fn a_signal_that_comes_before_it_is_ready_ends_the_first_process() {
 
 /// One that is to read its configuration again is not thrown away, either.
 #[test]
-#[ignore = "tier: root"]
 fn a_hangup_that_comes_before_it_is_ready_is_heard() {
     require_commands(&["strace", "unshare"]);
     in_namespace(|| {
@@ -131,11 +129,10 @@ fn as_first_process(signal: &str) -> Command {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn signals_end_it_while_it_waits_for_a_lock() {
     in_namespace(|| {
         let scene = Scene::new();
-        let _lock = crate::holders::lock(&scene.pod.at("etc/.pwd.lock")).unwrap();
+        let _lock = support::holders::lock(&scene.pod.at("etc/.pwd.lock")).unwrap();
         let mut child = watch(&scene)
             .stderr(std::process::Stdio::null())
             .spawn()
@@ -153,7 +150,6 @@ fn signals_end_it_while_it_waits_for_a_lock() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn what_cannot_be_meant_is_said_at_once() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -191,7 +187,6 @@ fn what_cannot_be_meant_is_said_at_once() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_refusal_or_a_closed_door_is_waited_out() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -226,7 +221,6 @@ fn a_refusal_or_a_closed_door_is_waited_out() {
 
 /// A proof that fails for another reason than the device's rights is said once, not at every event.
 #[test]
-#[ignore = "tier: root"]
 fn a_failing_proof_is_said_once() {
     in_namespace(|| {
         let scene = Scene::settled();
