@@ -142,10 +142,11 @@ bench: build
 	KVM_INIT_TEST_BIN=$(CURDIR)/$(BIN) benches/run
 
 lint:
-	cargo fmt --check
+	cargo fmt --check --all
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo fmt --check --manifest-path packaging/generate/Cargo.toml
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --test '*' -- -D warnings
 	cargo clippy --locked --no-default-features -- -D warnings
 	cargo clippy --locked --manifest-path packaging/generate/Cargo.toml --target-dir target/packaging \
 	    --all-targets -- -D warnings
@@ -163,7 +164,7 @@ reproducible:
 	tests/reproducible
 
 docs: build
-	KVM_INIT_WRITE_DOCS=1 cargo test --locked --quiet --test readme
+	KVM_INIT_WRITE_DOCS=1 cargo test --locked --quiet --test pure readme::
 	docs/record $(BIN) >target/run.svg && mv target/run.svg docs/run.svg
 
 clean:

@@ -63,7 +63,10 @@ fn each_command_that_contributors_are_given_finds_its_test() {
         let name = words
             .get(test + 2)
             .filter(|word| !matches!(**word, "--" | "#"));
-        if let Some(name) = name {
+        if let Some(module) = name.and_then(|name| name.strip_suffix("::")) {
+            let file = folder.join(module).with_extension("rs");
+            assert!(file.exists(), "{command}");
+        } else if let Some(name) = name {
             let files = fs::read_dir(&folder)
                 .unwrap()
                 .map(|file| file.unwrap().path());

@@ -39,14 +39,20 @@ fn the_table_of_capabilities_is_the_codes() {
     assert_eq!(got, want, "the rows should be:\n{}", want.join("\n"));
 }
 
-/// The text of a test binary's own files.
-fn sources(binary: &str) -> String {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
-    let mut text = fs::read_to_string(tests.join(binary).with_extension("rs")).unwrap_or_default();
-    for entry in fs::read_dir(tests.join(binary)).into_iter().flatten() {
-        text += &fs::read_to_string(entry.unwrap().path()).unwrap();
+/// The files of a test target, below a folder: each one's module and text.
+fn sources(folder: &Path) -> Vec<(String, String)> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let module = path.file_stem().unwrap().to_str().unwrap();
+        if path.is_dir() {
+            let below = sources(&path).into_iter();
+            all.extend(below.map(|(inner, text)| (format!("{module}::{inner}"), text)));
+        } else {
+            all.push((module.to_owned(), fs::read_to_string(&path).unwrap()));
+        }
     }
-    text
+    all
 }
 
 /// Every piece between backticks that begins with this word.
@@ -56,20 +62,18 @@ fn commands(word: &str) -> Vec<Vec<&'static str>> {
     code.filter(|words| words[0] == word).collect()
 }
 
-/// Of each test: its name, whether it is ignored, and its text.
-fn tests(binary: &str) -> Vec<(String, bool, String)> {
-    let text = sources(binary);
-    let pieces = text.split("#[test]\n").skip(1).map(|piece| {
-        let (before, after) = piece.split_once("fn ").unwrap();
-        let (name, _) = after.split_once('(').unwrap();
-        let (body, _) = after.split_once("\n}\n").unwrap_or((after, ""));
-        (
-            name.to_owned(),
-            before.contains("#[ignore"),
-            body.to_owned(),
-        )
-    });
-    pieces.collect()
+/// Of each test of these files: its name with its module, and its text.
+fn tests(sources: &[(String, String)]) -> Vec<(String, &str)> {
+    let mut all = Vec::new();
+    for (module, text) in sources {
+        for piece in text.split("#[test]\n").skip(1) {
+            let (_, after) = piece.split_once("fn ").unwrap();
+            let (name, _) = after.split_once('(').unwrap();
+            let (body, _) = after.split_once("\n}\n").unwrap_or((after, ""));
+            all.push((format!("{module}::{name}"), body));
+        }
+    }
+    all
 }
 
 #[test]
@@ -84,33 +88,32 @@ fn each_test_that_is_named_is_there_and_its_command_runs_it() {
         let at = rest.iter().position(|word| *word == "--");
         let (names, options) = rest.split_at(at.unwrap_or(rest.len()));
         let options = options.get(1..).unwrap_or_default();
-        let known = ["--ignored", "--nocapture"];
-        assert!(
-            options.iter().all(|option| known.contains(option)),
-            "{command}"
-        );
-        let all = tests(binary);
-        let meant = all.iter().filter(|(test, ..)| match names {
+        let shows = match options {
+            [] => false,
+            ["--nocapture"] => true,
+            _ => panic!("{command}: an option that is not known"),
+        };
+        let sources = sources(&support::project("tests").join(binary));
+        let all = tests(&sources);
+        // As the test binary itself chooses.
+        let meant = all.iter().filter(|(test, _)| match names {
             [] => true,
-            [name] => test == name,
-            _ => panic!("{command}: one test or all of a binary"),
+            [name] => test.contains(name),
+            _ => panic!("{command}: one test or all of a module or target"),
         });
         let meant: Vec<_> = meant.collect();
         assert!(!meant.is_empty(), "{command}: no such test");
         assert!(
-            names.is_empty() || meant.len() == 1,
+            names.iter().all(|name| name.ends_with("::")) || meant.len() == 1,
             "{command}: not the only one of this name"
         );
-        for (test, is_ignored, body) in meant {
-            let ignored = options.contains(&"--ignored");
-            assert_eq!(*is_ignored, ignored, "{command}: {test}: --ignored");
-            let shows = options.contains(&"--nocapture");
+        for (test, body) in meant {
             assert!(
                 shows || !body.contains("println!"),
                 "{command}: {test} prints figures: --nocapture"
             );
             assert!(
-                !shows || sources(binary).contains("println!"),
+                !shows || sources.iter().any(|(_, text)| text.contains("println!")),
                 "{command}: nothing is printed"
             );
         }
