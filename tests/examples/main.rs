@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/golden.rs"]
+mod golden;
 #[path = "../common/yaml.rs"]
 mod yaml;
 

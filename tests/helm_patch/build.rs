@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::{FIXTURES, Way, cases, golden_path, project, read, values, yaml};
+use crate::golden::directory;
+use crate::{Way, cases, golden, golden_name, project, read, values, yaml};
 
 /// Copies a folder with all below it: what a person does with a Component.
 fn copy(from: &Path, to: &Path) {
@@ -85,11 +86,32 @@ fn rendered_then_talos(workspace: &Path, way: Way) -> String {
     format!("resources:\n  - ../talos\n{again}")
 }
 
+/// Writes a golden: the plain DaemonSets whole, a patch as its difference to them.
+fn update(fixture: &str, way: Way, built: &str) {
+    let (plain, name) = (golden_name(fixture, Way::Plain), golden_name(fixture, way));
+    let at = |name: &str, extension: &str| directory().join(format!("{name}.{extension}"));
+    if way == Way::Plain {
+        return fs::write(at(&plain, "yaml"), built).unwrap();
+    }
+    let new = tempfile::NamedTempFile::new().unwrap();
+    fs::write(&new, built).unwrap();
+    let mut diff = Command::new("diff");
+    // Each hunk names the list of the pod that it is in.
+    diff.args(["-U1", "--show-function-line=^      [a-zA-Z]"]);
+    for name in [&plain, &name] {
+        diff.arg(format!("--label={name}.yaml"));
+    }
+    let output = diff.arg(at(&plain, "yaml")).arg(new.path()).output();
+    let output = output.expect("diff");
+    assert_eq!(output.status.code(), Some(1), "{name}: {output:?}");
+    fs::write(at(&name, "diff"), output.stdout).unwrap();
+}
+
 #[test]
 #[ignore = "tier: kustomize"]
 fn the_goldens_are_what_kustomize_builds() {
     let workspace = workspace();
-    let update = std::env::var_os("KVM_INIT_UPDATE_GOLDENS").is_some_and(|value| value == "1");
+    let writes = std::env::var_os("KVM_INIT_UPDATE_GOLDENS").is_some_and(|value| value == "1");
     for (fixture, way) in cases() {
         let overlay = match (fixture, way) {
             ("genestack/talos", Way::Hooks | Way::InitModules) => {
@@ -98,17 +120,13 @@ fn the_goldens_are_what_kustomize_builds() {
             _ => kustomization(fixture, way),
         };
         let built = try_build(workspace.path(), &overlay).unwrap();
-        let path = golden_path(fixture, way);
-        if update {
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(&path, built).unwrap();
-            continue;
+        if writes {
+            update(fixture, way, &built);
         }
         assert!(
-            read(&path) == built,
-            "{} differs from what is built: `KVM_INIT_UPDATE_GOLDENS=1 cargo test --test helm_patch \
-             -- --ignored` writes it anew, and git shows the difference",
-            path.display()
+            golden(fixture, way) == built,
+            "{fixture} {way:?} differs from what is built: `KVM_INIT_UPDATE_GOLDENS=1 cargo test --test \
+             helm_patch -- --ignored` writes it, and git shows the difference"
         );
     }
 }
@@ -140,10 +158,7 @@ fn the_overlay_of_the_readme_gives_the_golden() {
         copy(&component, &workspace.path().join("overlay/kvm-init"));
         let overlay = overlay.replace("../base", resource);
         let built = try_build(workspace.path(), &overlay).unwrap();
-        assert!(
-            built == read(&golden_path(fixture, way)),
-            "{fixture}: {built}"
-        );
+        assert!(built == golden(fixture, way), "{fixture}: {built}");
     }
 }
 
@@ -291,15 +306,16 @@ fn flatcars_directory_goes_with_exec_alone() {
 
 #[test]
 fn there_is_no_golden_without_a_case() {
-    let mut known: Vec<_> = cases()
-        .map(|(fixture, way)| golden_path(fixture, way))
-        .collect();
-    let mut found: Vec<_> = fs::read_dir(project("tests/goldens"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
+    let file = |(fixture, way)| {
+        let extension = if way == Way::Plain { "yaml" } else { "diff" };
+        format!("{}.{extension}", golden_name(fixture, way))
+    };
+    let mut known: Vec<_> = cases().map(file).collect();
+    let found = fs::read_dir(directory()).unwrap();
+    let mut found: Vec<_> = found
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     known.sort();
     found.sort();
     assert_eq!(found, known);
-    assert_eq!(known.len(), FIXTURES.len() * Way::ALL.len());
 }

@@ -1,14 +1,16 @@
 //! The patches of helm-patch on what the libvirt chart renders.
 //!
-//! tests/goldens holds each fixture with each patch. The pure tier reads them as typed Kubernetes
-//! objects; the tier `kustomize` builds them anew with `kubectl kustomize` and compares.
-//! `KVM_INIT_UPDATE_GOLDENS=1` writes what is built instead.
+//! tests/goldens holds each fixture, and for each patch the difference to it. The pure tier reads the result
+//! as typed Kubernetes objects; the tier `kustomize` builds it with `kubectl kustomize` and compares.
+//! `KVM_INIT_UPDATE_GOLDENS=1` writes what is built instead (needs diff).
 #![allow(clippy::disallowed_methods, missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+#[path = "../common/golden.rs"]
+mod golden;
 #[path = "../common/yaml.rs"]
 mod yaml;
 
@@ -70,14 +72,14 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-fn golden_path(fixture: &str, way: Way) -> PathBuf {
-    let name = format!("{}-{}.yaml", fixture.replace('/', "-"), way.name());
-    project("tests/goldens").join(name)
+/// The name of a golden, without its extension.
+fn golden_name(fixture: &str, way: Way) -> String {
+    format!("{}-{}", fixture.replace('/', "-"), way.name())
 }
 
-/// What a golden says.
+/// The manifests of a golden.
 fn golden(fixture: &str, way: Way) -> String {
-    read(&golden_path(fixture, way))
+    golden::golden(&golden_name(fixture, way))
 }
 
 /// Every fixture with every way.

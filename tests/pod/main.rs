@@ -13,6 +13,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/golden.rs"]
+mod golden;
 #[path = "../common/guest.rs"]
 mod guest;
 #[path = "../common/rule_sets.rs"]
