@@ -241,7 +241,7 @@ fn ready_is_what_the_status_file_says_of_the_proof() {
 fn the_sidecar_writes_the_file_that_libvirtd_reads() {
     let container = sidecar().container;
     assert_eq!(container.restart_policy.as_deref(), Some("Always"));
-    let golden = read("tests/goldens/genestack-base-kustomize.yaml");
+    let golden = support::golden::golden("genestack-base-kustomize");
     let set: DaemonSet = serde_json::from_value(yaml::documents(&golden)[0].clone()).unwrap();
     let libvirt = set.spec.unwrap().template.spec.unwrap().containers[0].clone();
     let of = |container: &Container, path: &str| {

@@ -72,8 +72,7 @@ impl Ended {
 impl<'a> Pod<'a> {
     /// What a golden says.
     pub fn new(node: &'a Node, golden: &str) -> Self {
-        let file = format!("{}/tests/goldens/{golden}.yaml", env!("CARGO_MANIFEST_DIR"));
-        let documents = yaml::documents(&fs::read_to_string(file).unwrap());
+        let documents = yaml::documents(&support::golden::golden(golden));
         let set: DaemonSet = serde_json::from_value(documents[0].clone()).unwrap();
         let spec = set.spec.unwrap().template.spec.unwrap();
         let (libvirt, image) = Image::libvirt(node);

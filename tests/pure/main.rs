@@ -18,6 +18,7 @@ mod formats;
 #[cfg(feature = "logs")]
 mod fuzz_replay;
 mod guarded_plan;
+mod helm_patch;
 mod identity;
 #[cfg(feature = "logs")]
 mod logs;

@@ -12,6 +12,7 @@ mod scene;
 mod tree;
 
 pub mod drift;
+pub mod golden;
 pub mod guest;
 pub mod holders;
 pub mod impostor;

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::{FIXTURES, Way, golden, yaml};
+use support::golden::{FIXTURES, Way, golden_of};
+use support::yaml;
 
 /// Every difference between two objects, in their order.
 struct Changes(Vec<String>);
@@ -121,9 +122,9 @@ fn expected(way: Way) -> Vec<&'static str> {
 #[test]
 fn each_patch_adds_what_it_shall_and_changes_nothing_else() {
     for fixture in FIXTURES {
-        let plain = by_name(&golden(fixture, Way::Plain));
+        let plain = by_name(&golden_of(fixture, Way::Plain));
         for way in Way::ALL {
-            let patched = by_name(&golden(fixture, way));
+            let patched = by_name(&golden_of(fixture, way));
             assert!(
                 patched.keys().eq(plain.keys()),
                 "{fixture} {way:?}: other objects"

@@ -1,24 +1,15 @@
-//! The tier `kustomize`: the goldens are what `kubectl kustomize` makes of fixtures and patches.
+//! tests/goldens is what `kubectl kustomize` builds of the fixtures and the patches of helm-patch:
+//! `cargo test --test kustomize`. `KVM_INIT_UPDATE_GOLDENS=1` writes what is built instead (needs diff).
+#![allow(missing_docs, clippy::disallowed_methods)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::{FIXTURES, Way, cases, golden_path, project, read, values, yaml};
-
-/// Copies a folder with all below it: what a person does with a Component.
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
+use serde_json::Value;
+use support::golden::{Way, cases, directory, golden_name, golden_of};
+use support::{copy, project, read, yaml};
 
 /// A folder with the fixtures and the Components, for overlays beside them.
 fn workspace() -> tempfile::TempDir {
@@ -59,8 +50,28 @@ fn kustomization(fixture: &str, way: Way) -> String {
              newName: example/libvirt-kvm-init\n    newTag: 0.1.0\n",
             way.name()
         ),
-        Way::Hooks | Way::InitModules => resources + &values::as_the_chart_renders_them(way),
+        Way::Hooks | Way::InitModules => resources + &as_the_chart_renders_them(way),
     }
+}
+
+/// The rest of a kustomization that does to the pod what the chart's template does with the values.
+fn as_the_chart_renders_them(way: Way) -> String {
+    let lists = &way.values()["pod"]["mounts"]["libvirt"]["libvirt"];
+    let added = |list: &str, path: &str| -> Vec<Value> {
+        let entries = lists[list].as_array().into_iter().flatten();
+        entries
+            .map(|entry| serde_json::json!({ "op": "add", "path": path, "value": entry }))
+            .collect()
+    };
+    let mounts = "/spec/template/spec/containers/0/volumeMounts/-";
+    let mut operations = added("volumeMounts", mounts);
+    operations.extend(added("volumes", "/spec/template/spec/volumes/-"));
+    let operations = Value::from(operations);
+    let target = serde_json::json!({
+        "kind": "DaemonSet", "labelSelector": "application=libvirt,component=libvirt",
+    });
+    let patch = serde_json::json!({ "target": target, "patch": operations.to_string() });
+    format!("patches:\n  - {patch}\n")
 }
 
 /// Helm renders the values before any overlay is applied: Genestack's one for Talos replaces the volumes that
@@ -72,9 +83,7 @@ fn rendered_then_talos(workspace: &Path, way: Way) -> String {
     fs::write(rendered.join("kustomization.yaml"), text).unwrap();
     let talos = workspace.join("talos");
     fs::create_dir_all(&talos).unwrap();
-    let text = read(&project(
-        "tests/fixtures/genestack/talos/kustomization.yaml",
-    ));
+    let text = read("tests/fixtures/genestack/talos/kustomization.yaml");
     assert!(text.contains("  - ../base\n"));
     let text = text.replace("  - ../base\n", "  - ../rendered\n");
     fs::write(talos.join("kustomization.yaml"), text).unwrap();
@@ -85,10 +94,31 @@ fn rendered_then_talos(workspace: &Path, way: Way) -> String {
     format!("resources:\n  - ../talos\n{again}")
 }
 
+/// Writes a golden: the plain DaemonSets whole, a patch as its difference to them.
+fn update(fixture: &str, way: Way, built: &str) {
+    let (plain, name) = (golden_name(fixture, Way::Plain), golden_name(fixture, way));
+    let at = |name: &str, extension: &str| directory().join(format!("{name}.{extension}"));
+    if way == Way::Plain {
+        return fs::write(at(&plain, "yaml"), built).unwrap();
+    }
+    let new = tempfile::NamedTempFile::new().unwrap();
+    fs::write(&new, built).unwrap();
+    let mut diff = Command::new("diff");
+    // Each hunk names the list of the pod that it is in.
+    diff.args(["-U1", "--show-function-line=^      [a-zA-Z]"]);
+    for name in [&plain, &name] {
+        diff.arg(format!("--label={name}.yaml"));
+    }
+    let output = diff.arg(at(&plain, "yaml")).arg(new.path()).output();
+    let output = output.expect("diff");
+    assert_eq!(output.status.code(), Some(1), "{name}: {output:?}");
+    fs::write(at(&name, "diff"), output.stdout).unwrap();
+}
+
 #[test]
 fn the_goldens_are_what_kustomize_builds() {
     let workspace = workspace();
-    let update = std::env::var_os("KVM_INIT_UPDATE_GOLDENS").is_some_and(|value| value == "1");
+    let writes = std::env::var_os("KVM_INIT_UPDATE_GOLDENS").is_some_and(|value| value == "1");
     for (fixture, way) in cases() {
         let overlay = match (fixture, way) {
             ("genestack/talos", Way::Hooks | Way::InitModules) => {
@@ -97,24 +127,20 @@ fn the_goldens_are_what_kustomize_builds() {
             _ => kustomization(fixture, way),
         };
         let built = try_build(workspace.path(), &overlay).unwrap();
-        let path = golden_path(fixture, way);
-        if update {
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(&path, built).unwrap();
-            continue;
+        if writes {
+            update(fixture, way, &built);
         }
         assert!(
-            read(&path) == built,
-            "{} differs from what is built: `KVM_INIT_UPDATE_GOLDENS=1 cargo test --test helm_patch \
-            ` writes it anew, and git shows the difference",
-            path.display()
+            golden_of(fixture, way) == built,
+            "{fixture} {way:?} differs from what is built: `KVM_INIT_UPDATE_GOLDENS=1 cargo test --test \
+             kustomize` writes it, and git shows the difference"
         );
     }
 }
 
 /// The block of YAML in helm-patch/README.md that has `part` in it.
 fn block(part: &str) -> String {
-    let readme = read(&project("helm-patch/README.md"));
+    let readme = read("helm-patch/README.md");
     let mut blocks = readme.split("```yaml\n").skip(1);
     let block = blocks.find_map(|block| {
         let block = block.split("```").next()?;
@@ -138,10 +164,7 @@ fn the_overlay_of_the_readme_gives_the_golden() {
         copy(&component, &workspace.path().join("overlay/kvm-init"));
         let overlay = overlay.replace("../base", resource);
         let built = try_build(workspace.path(), &overlay).unwrap();
-        assert!(
-            built == read(&golden_path(fixture, way)),
-            "{fixture}: {built}"
-        );
+        assert!(built == golden_of(fixture, way), "{fixture}: {built}");
     }
 }
 
@@ -281,19 +304,4 @@ fn flatcars_directory_goes_with_exec_alone() {
         let error = libvirt_after(nothing, others).unwrap_err();
         assert!(error.contains("containers/0/command"), "{error}");
     }
-}
-
-#[test]
-fn there_is_no_golden_without_a_case() {
-    let mut known: Vec<_> = cases()
-        .map(|(fixture, way)| golden_path(fixture, way))
-        .collect();
-    let mut found: Vec<_> = fs::read_dir(project("tests/goldens"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    known.sort();
-    found.sort();
-    assert_eq!(found, known);
-    assert_eq!(known.len(), FIXTURES.len() * Way::ALL.len());
 }

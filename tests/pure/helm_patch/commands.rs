@@ -4,8 +4,9 @@ use clap::Parser;
 use libvirt_kvm_init::cli::{Cli, Verb};
 use libvirt_kvm_init::config::Config;
 
-use crate::values::script;
-use crate::{Way, golden, yaml};
+use super::values::script;
+use support::golden::{Way, golden_of};
+use support::yaml;
 
 /// The command that a container has in a golden.
 fn command(way: Way, list: &str, name: &str) -> Vec<String> {
@@ -20,7 +21,7 @@ fn args(name: &str) -> Vec<String> {
 }
 
 fn words(way: Way, list: &str, name: &str, field: &str) -> Vec<String> {
-    let sets = yaml::documents(&golden("genestack/base", way));
+    let sets = yaml::documents(&golden_of("genestack/base", way));
     let containers = sets[0]["spec"]["template"]["spec"][list].as_array();
     let found = containers.unwrap().iter().find(|it| it["name"] == name);
     let words = found.unwrap()[field].as_array().unwrap().iter();

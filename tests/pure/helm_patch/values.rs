@@ -9,46 +9,17 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::{Way, project, read, yaml};
-
-/// A values file.
-fn values(way: Way) -> Value {
-    let name = match way {
-        Way::Hooks => "hooks",
-        Way::InitModules => "init-modules",
-        _ => panic!("{way:?} is no values file"),
-    };
-    yaml::parse(&read(&project(&format!("helm-patch/values/{name}.yaml"))))
-}
+use support::golden::Way;
+use support::{read, yaml};
 
 /// The script in a values file.
 pub fn script(way: Way) -> String {
-    let conf = &values(way)["conf"];
+    let conf = &way.values()["conf"];
     let script = match way {
         Way::Hooks => &conf["hooks"]["scripts"]["daemon"],
         _ => &conf["init_modules"]["script"],
     };
     script.as_str().unwrap().to_owned()
-}
-
-/// The rest of a kustomization that does to the pod what the chart's template does with the values.
-pub fn as_the_chart_renders_them(way: Way) -> String {
-    let lists = &values(way)["pod"]["mounts"]["libvirt"]["libvirt"];
-    let added = |list: &str, path: &str| -> Vec<Value> {
-        let entries = lists[list].as_array().into_iter().flatten();
-        entries
-            .map(|entry| serde_json::json!({ "op": "add", "path": path, "value": entry }))
-            .collect()
-    };
-    let mounts = "/spec/template/spec/containers/0/volumeMounts/-";
-    let mut operations = added("volumeMounts", mounts);
-    operations.extend(added("volumes", "/spec/template/spec/volumes/-"));
-    let operations = Value::from(operations);
-    let target = serde_json::json!({
-        "kind": "DaemonSet", "labelSelector": "application=libvirt,component=libvirt",
-    });
-    let patch = serde_json::json!({ "target": target, "patch": operations.to_string() });
-    format!("patches:\n  - {patch}\n")
 }
 
 /// The keys of an object and of the objects in it.
@@ -84,13 +55,13 @@ fn the_values_are_the_charts() {
         ),
     ] {
         let mut found = Vec::new();
-        keys("", &values(way), &mut found);
+        keys("", &way.values(), &mut found);
         found.sort();
         assert_eq!(found, expected, "{way:?}");
     }
-    assert_eq!(values(Way::Hooks)["conf"]["hooks"]["enabled"], true);
+    assert_eq!(Way::Hooks.values()["conf"]["hooks"]["enabled"], true);
     assert_eq!(
-        values(Way::InitModules)["conf"]["init_modules"]["enabled"],
+        Way::InitModules.values()["conf"]["init_modules"]["enabled"],
         true
     );
 }
@@ -119,12 +90,12 @@ fn the_scripts_are_shell_and_no_template() {
 #[test]
 fn all_that_add_volumes_add_the_same_ones() {
     let of = |values: &Value| values["pod"]["mounts"]["libvirt"]["libvirt"]["volumes"].clone();
-    let hooks = of(&values(Way::Hooks));
+    let hooks = of(&Way::Hooks.values());
     assert_eq!(hooks.as_array().unwrap().len(), 6);
-    let extra = read(&project("examples/kubernetes/extra-containers.yaml"));
+    let extra = read("examples/kubernetes/extra-containers.yaml");
     assert_eq!(of(&yaml::parse(&extra)), hooks);
     // Below a key, since the reader wants a mapping.
-    let talos = read(&project("helm-patch/values/talos/patch.yaml"));
+    let talos = read("helm-patch/values/talos/patch.yaml");
     let talos = &yaml::parse(&format!("patch:\n{talos}"))["patch"];
     let talos = talos.as_array().unwrap().iter();
     let talos: Vec<_> = talos.map(|operation| operation["value"].clone()).collect();

@@ -6,7 +6,8 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Container, PodSpec, VolumeMount};
 use serde_json::Value;
 
-use crate::{Way, cases, golden, yaml};
+use support::golden::{Way, cases, golden_of};
+use support::yaml;
 
 /// A DaemonSet of the chart, patched.
 struct Patched {
@@ -73,7 +74,7 @@ fn mount<'a>(container: &'a Container, path: &str) -> Option<&'a VolumeMount> {
 fn patched() -> Vec<Patched> {
     let mut found = Vec::new();
     for (fixture, way) in cases().filter(|(_, way)| *way != Way::Plain) {
-        for document in yaml::documents(&golden(fixture, way)) {
+        for document in yaml::documents(&golden_of(fixture, way)) {
             let set: DaemonSet = serde_json::from_value(document).unwrap();
             let name = set.metadata.name.unwrap();
             if name.starts_with("libvirt-libvirt-") {
@@ -112,7 +113,7 @@ fn essence(value: &Value) -> Value {
 #[test]
 fn kubernetes_knows_every_field() {
     for (fixture, way) in cases() {
-        for document in yaml::documents(&golden(fixture, way)) {
+        for document in yaml::documents(&golden_of(fixture, way)) {
             let set: DaemonSet = serde_json::from_value(document.clone()).unwrap();
             let known = serde_json::to_value(&set).unwrap();
             assert_eq!(essence(&known), essence(&document), "{fixture} {way:?}");
