@@ -41,6 +41,7 @@ pub fn copy(from: &Path, to: &Path) {
 /// Everything that stat(2) and read(2) say of the files below some folders.
 pub type State = BTreeMap<PathBuf, (String, Vec<u8>)>;
 
+/// The state of these directories and of all below them. Of files of 16 MiB and more the content is left out.
 pub fn state(folders: &[&Path]) -> State {
     let mut all = State::new();
     let mut todo: Vec<_> = folders.iter().map(|path| path.to_path_buf()).collect();
@@ -88,6 +89,7 @@ pub fn owner(path: &Path) -> (u32, u32, u32) {
     (meta.uid(), meta.gid(), meta.mode() & 0o7777)
 }
 
+/// The inode's number.
 pub fn inode(path: &Path) -> u64 {
     fs::symlink_metadata(path).unwrap().ino()
 }
@@ -115,6 +117,7 @@ pub fn make_read_only(target: &Path) {
         .unwrap_or_else(|e| panic!("remount {} read-only: {e}", target.display()));
 }
 
+/// Sets an extended attribute.
 pub fn set_xattr(path: &Path, name: &str, value: &[u8]) -> std::io::Result<()> {
     let (path, name) = c_strings(path, name);
     // SAFETY: both strings end in NUL, and the value is as long as the call is told.
@@ -134,6 +137,7 @@ pub fn set_xattr(path: &Path, name: &str, value: &[u8]) -> std::io::Result<()> {
     }
 }
 
+/// An extended attribute of at most 4096 bytes; `None` if it is not there.
 pub fn get_xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
     let (path, name) = c_strings(path, name);
     let mut value = vec![0_u8; 4096];

@@ -31,6 +31,7 @@ pub enum Way {
 }
 
 impl Way {
+    /// All of them.
     pub const ALL: [Self; 5] = [
         Self::Plain,
         Self::Kustomize,
@@ -39,6 +40,7 @@ impl Way {
         Self::InitModules,
     ];
 
+    /// What goldens are named by.
     pub fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",

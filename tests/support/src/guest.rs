@@ -12,6 +12,7 @@ use crate::run;
 pub const NODE: u32 = 108;
 /// What the image calls kvm.
 pub const IMAGE: u32 = 424;
+/// The UID and GID of the image's nova.
 pub const NOVA: u32 = 42424;
 /// The incident.
 pub const ERROR: &str = "Could not access KVM kernel module: Permission denied";
@@ -37,8 +38,10 @@ pub const DOMAIN: &str = "<domain type='kvm'>
 /// The lines of the chart's libvirt.sh that run after every init step.
 pub const CHART: &str = "if [ -c /dev/kvm ]; then chmod 660 /dev/kvm; chown root:kvm /dev/kvm; fi";
 
+/// The image's qemu.conf.
 pub const QEMU_CONF: &str =
     "user = \"nova\"\ngroup = \"kvm\"\nsecurity_driver = \"none\"\nstdio_handler = \"file\"\n";
+/// The image's libvirtd.conf.
 pub const LIBVIRTD_CONF: &str = "auth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\n";
 
 /// The image's group file and passwd file: the distribution's lines stay, for libvirtd looks up its
@@ -90,7 +93,9 @@ fn qemu_driver() -> PathBuf {
 /// With which ids the guest's QEMU runs.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Identity {
+    /// All four UIDs.
     pub uid: u32,
+    /// All four GIDs.
     pub gid: u32,
     /// Sorted.
     pub groups: Vec<u32>,
@@ -98,9 +103,11 @@ pub struct Identity {
 
 /// The guest of `DOMAIN`, and where its libvirtd is met.
 pub struct Guest {
-    /// libvirtd's folders /run/libvirt and /var/log/libvirt, and its messages.
+    /// libvirtd's /run/libvirt.
     pub run: PathBuf,
+    /// libvirtd's /var/log/libvirt.
     pub logs: PathBuf,
+    /// The file that libvirtd's messages are in.
     pub messages: PathBuf,
     /// The /proc in which libvirtd's PIDs are.
     pub proc: PathBuf,

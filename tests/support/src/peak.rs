@@ -14,14 +14,18 @@ use crate::{Run, Scene, command, go, is_release, program, scratch};
 /// the release binary alone, which is the one that KVM_INIT_TEST_BIN names.
 pub const AT_MOST: u64 = 3 * 1024;
 
-/// A run, its peak in KiB, and what strace wrote of `calls`.
+/// A run that was measured.
 pub struct Measured {
+    /// What it came to.
     pub run: Run,
+    /// Its peak in KiB.
     pub peak: u64,
+    /// What strace wrote.
     pub trace: String,
 }
 
-/// Runs `of` below strace, which holds it up for a moment where it ends. `more` sets what it shall run with.
+/// Runs `of` below strace, which records `calls` and holds it up for a moment where it ends. `more` sets what it
+/// runs with.
 pub fn measured(of: &Command, calls: &str, more: impl FnOnce(&mut Command)) -> Measured {
     let (pid, log) = (scratch().join("pid"), scratch().join("calls"));
     let _ = fs::remove_file(&pid);

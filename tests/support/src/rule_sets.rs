@@ -20,8 +20,11 @@ pub const PASSWD: &str = "root:x:0:0::/:/bin/sh\nqemu:x:107:107::/:/bin/sh\n\
 
 /// What stands at a path.
 pub enum Content {
+    /// A file.
     Text(Vec<u8>),
+    /// A symbolic link.
     Link(&'static str),
+    /// A directory.
     Folder,
     /// In this folder, all that the distribution's package has.
     Stock,
@@ -29,13 +32,17 @@ pub enum Content {
 
 /// A path below the root and what stands there.
 pub struct Entry {
+    /// Without a leading slash.
     pub path: String,
+    /// What stands there.
     pub content: Content,
 }
 
 /// The rules of a node.
 pub struct RuleSet {
+    /// What a failed comparison calls it.
     pub name: String,
+    /// The files that hold rules.
     pub files: Vec<Entry>,
     /// Whether the forecast may say that it cannot tell.
     pub may_be_unclear: bool,
@@ -70,17 +77,21 @@ pub fn set(name: &str, files: Vec<(&str, Content)>) -> RuleSet {
     }
 }
 
+/// A file of this text.
 pub fn text(text: impl AsRef<[u8]>) -> Content {
     Content::Text(text.as_ref().to_vec())
 }
 
 const ETC: &str = "etc/udev/rules.d/99-x.rules";
 const USR: &str = "usr/lib/udev/rules.d";
+/// The lines of Fedora's stock rules that matter here.
 pub const FEDORA: &str = "ACTION!=\"add\", GOTO=\"default_end\"\n\
     SUBSYSTEM==\"misc\", KERNEL==\"tun\", MODE=\"0666\", OPTIONS+=\"static_node=net/tun\"\n\
     KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0666\", OPTIONS+=\"static_node=kvm\"\n\
     LABEL=\"default_end\"\n";
+/// Genestack's rule.
 pub const GENESTACK: &str = "KERNEL==\"kvm\", GROUP=\"929292\", MODE=\"0660\"\n";
+/// Kolla's rule.
 pub const KOLLA: &str = "KERNEL==\"kvm\", GROUP=\"42427\", MODE=\"0660\"\n";
 /// Debian's line.
 pub const K: &str = "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";

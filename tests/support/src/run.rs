@@ -60,8 +60,11 @@ const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// What a run came to.
 #[derive(Debug)]
 pub struct Run {
+    /// The exit code, or 128 + the number of the signal that ended it.
     pub code: i32,
+    /// What it wrote on stdout.
     pub out: String,
+    /// What it wrote on stderr.
     pub err: String,
     shown: String,
 }

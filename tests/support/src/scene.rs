@@ -10,7 +10,9 @@ pub const KVM: &str = "/dev/kvm";
 
 /// A node whose kvm is 108, and a pod whose image says 424, over one /dev.
 pub struct Scene {
+    /// The node's root.
     pub host: Tree,
+    /// The pod's root.
     pub pod: Tree,
 }
 
@@ -20,19 +22,21 @@ impl Scene {
         Self::with_device(0, 424, 0o660)
     }
 
+    /// With this owner, group and mode of the device.
     pub fn with_device(uid: u32, gid: u32, mode: u32) -> Self {
         let scene = Self::without_device();
         mknod_kvm(Path::new(KVM), uid, gid, mode);
         scene
     }
 
-    /// A pod that is as the node, with the device as it shall be.
+    /// A pod that is as the node, with the device as it should be.
     pub fn settled() -> Self {
         let scene = Self::with_device(0, 108, 0o660);
         scene.pod.file("etc/group", ALIGNED);
         scene
     }
 
+    /// With a driver, and without a device.
     pub fn without_device() -> Self {
         require_kvm();
         fresh_dev();

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use crate::rule_sets::{self, Content, Entry, RuleSet};
 use crate::{bind, fresh_dev, mknod_kvm, mount_tmpfs, ok, run, scratch, set_owner, udev_folder};
 
+/// The device in sysfs.
 pub const KVM: &str = "/sys/devices/virtual/misc/kvm";
+/// The device that udevd is to set up.
 pub const NODE: &str = "/dev/kvm";
 
 /// Where udev is unpacked.
@@ -161,6 +163,7 @@ impl Oracle {
             && run(self.udevadm("control").args(["--ping", "--timeout=10"])).0 == 0
     }
 
+    /// udevadm with a command, ended after 20 seconds.
     pub fn udevadm(&self, verb: &str) -> Command {
         // A worker that fails answers no one who waits for its event.
         let mut command = Command::new("timeout");
@@ -194,12 +197,15 @@ fn overlay(folder: &Path) {
     }
 }
 
+/// Owner, group and permission bits.
 pub type State = (u32, u32, u32);
 
+/// As `ls -n` and chmod(1) write them.
 pub fn shown((uid, gid, mode): State) -> String {
     format!("{uid}:{gid} {mode:04o}")
 }
 
+/// The device's.
 pub fn state() -> State {
     let node = fs::metadata(NODE).unwrap();
     (node.uid(), node.gid(), node.permissions().mode() & 0o7777)

@@ -48,10 +48,12 @@ impl Watch {
         watch
     }
 
+    /// Its process ID.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
+    /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.pid()).unwrap()), signal).unwrap();
     }
