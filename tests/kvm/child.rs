@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use crate::held::{self, Held, status};
 use crate::oracle::{self, Identity, drop_to, run_with};
-use support::{Tree, fresh_dev, in_namespace, mknod_kvm, ok, program, require_commands, set_owner};
+use support::{Tree, fresh_dev, in_namespace, mknod_kvm, ok, require_commands, set_owner};
 
 /// Uids that no process of any machine has, one for each test: a signal to all of a user's processes
 /// must not meet another test's.
@@ -33,21 +33,14 @@ fn pod(uid: u32) -> Tree {
 }
 
 fn command(pod: &Tree, host: &Tree) -> Command {
-    let mut cmd = Command::new(program());
-    cmd.args(["apply", "--format=json", "--root"])
-        .arg(pod.path())
-        .arg("--host-root")
-        .arg(host.path());
+    let mut cmd = support::verb("apply", pod.path(), host.path());
+    cmd.arg("--format=json");
     cmd
 }
 
 fn check(pod: &Tree, host: &Tree, more: &[&str]) -> Command {
-    let mut cmd = Command::new(program());
-    cmd.args(["check", "--format=json", "--root"])
-        .arg(pod.path())
-        .arg("--host-root")
-        .arg(host.path())
-        .args(more);
+    let mut cmd = support::verb("check", pod.path(), host.path());
+    cmd.arg("--format=json").args(more);
     cmd
 }
 

@@ -199,11 +199,7 @@ fn a_private_dev_is_shown_beside_the_nodes_and_apply_refuses_it() {
         let (host, pod) = (Tree::host(108), Tree::pod(108));
         mknod_kvm(Path::new(KVM), 0, 108, 0o666);
         mknod_kvm(&host.at("dev/kvm"), 0, 424, 0o660);
-        let run = |verb: &str| {
-            let mut cmd = command(&program(), &[verb, "--root"]);
-            cmd.arg(pod.path()).arg("--host-root").arg(host.path());
-            cmd
-        };
+        let run = |verb: &str| support::verb(verb, pod.path(), host.path());
         let before = state(&[host.path(), pod.path(), Path::new("/dev")]);
         let (code, found) = report(&mut run("check"));
         assert_eq!(code, 0, "{found}");

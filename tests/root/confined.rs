@@ -7,8 +7,7 @@ use std::process::{Command, Stdio};
 
 use support::impostor::Impostor;
 use support::{
-    ALIGNED, KVM, Scene, bind, command, go, in_namespace, mknod_char, ok, program,
-    require_commands, scratch, state,
+    ALIGNED, KVM, Scene, bind, go, in_namespace, mknod_char, ok, require_commands, scratch, state,
 };
 
 #[test]
@@ -113,10 +112,7 @@ fn the_root_of_another_users_process_is_not_edited() {
         let impostor = Impostor::start(&[], &script);
         let root = impostor.root();
         for verb in ["apply", "check", "watch"] {
-            let mut cmd = command(&program(), &[verb]);
-            cmd.arg("--root").arg(&root);
-            cmd.arg("--host-root").arg(scene.host.path());
-            let run = go(&mut cmd);
+            let run = go(&mut support::verb(verb, &root, scene.host.path()));
             assert!(state(&[&script]) == before, "{run}");
             run.code(3)
                 .says(&[root.to_str().unwrap(), "does not run as root"]);
@@ -131,9 +127,12 @@ fn the_root_of_another_users_process_is_not_edited() {
             .unwrap();
         let mut ready = [0; 6];
         std::io::Read::read_exact(other.stdout.as_mut().unwrap(), &mut ready).unwrap();
-        let mut cmd = support::apply();
-        cmd.arg("--root").arg(format!("/proc/{}/root", other.id()));
-        let run = go(cmd.arg("--host-root").arg(scene.host.path()));
+        let root = format!("/proc/{}/root", other.id());
+        let run = go(&mut support::verb(
+            "apply",
+            Path::new(&root),
+            scene.host.path(),
+        ));
         other.kill().unwrap();
         other.wait().unwrap();
         run.code(3).says(&["another user namespace"]);

@@ -10,9 +10,8 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::mkfifo;
 
 use support::{
-    KVM, Scene, Tree, apply, bind_read_only, fresh_dev, go, in_namespace, inode, mknod_char,
-    mknod_kvm, ok, owner, report, require_commands, require_kvm, set_owner, state, warnings,
-    without_call,
+    KVM, Scene, Tree, bind_read_only, fresh_dev, go, in_namespace, inode, mknod_char, mknod_kvm,
+    ok, owner, report, require_commands, require_kvm, set_owner, state, warnings, without_call,
 };
 
 fn kvm() -> &'static Path {
@@ -243,12 +242,7 @@ fn a_private_dev_is_refused_unless_the_device_was_named() {
         let (host, pod) = (Tree::host(108), Tree::pod(424));
         mknod_kvm(kvm(), 0, 424, 0o660);
         mknod_kvm(&host.at("dev/kvm"), 0, 108, 0o660);
-        let apply = || {
-            let mut cmd = apply();
-            cmd.arg("--root").arg(pod.path());
-            cmd.arg("--host-root").arg(host.path());
-            cmd
-        };
+        let apply = || support::verb("apply", pod.path(), host.path());
         let everything = || state(&[host.path(), pod.path(), Path::new("/dev")]);
         let before = everything();
         go(&mut apply()).code(3).says(&[

@@ -48,10 +48,8 @@ fn a_name_in_the_image_steers_no_terminal_by_any_command() {
             for (verb, args) in verbs {
                 for format in ["table", "json", "npd", "prometheus"] {
                     let scene = pod_of(&name, is_member);
-                    let mut cmd = command(&program(), &[verb, "--format", format]);
-                    cmd.arg("--root").arg(scene.pod.path());
-                    cmd.arg("--host-root").arg(scene.host.path());
-                    let (code, out, err) = run(cmd.args(args));
+                    let mut cmd = scene.verb(verb);
+                    let (code, out, err) = run(cmd.args(["--format", format]).args(args));
                     for text in [&out, &err] {
                         let found = hidden(text);
                         assert_eq!(found, None, "{verb} {args:?} {format}: {code}\n{text}");
@@ -69,10 +67,8 @@ fn a_log_line_clears_no_screen() {
         for (verb, args) in [("apply", &[][..]), ("exec", &["--", "true"])] {
             let scene = pod_of("no\u{1b}[2Jva", false);
             let before = scene.pod.read("etc/group");
-            let mut cmd = command(&program(), &[verb, "--format", "json"]);
-            cmd.arg("--root").arg(scene.pod.path());
-            cmd.arg("--host-root").arg(scene.host.path());
-            let (_, _, err) = run(cmd.args(args));
+            let mut cmd = scene.verb(verb);
+            let (_, _, err) = run(cmd.args(["--format", "json"]).args(args));
             assert!(!err.contains('\u{1b}'), "{verb}: {err:?}");
             assert!(err.contains("no\\x1b[2Jva"), "{verb}: {err}");
             assert_eq!(scene.pod.read("etc/group"), before, "{verb}");

@@ -4,9 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use support::{
-    ALIGNED, KVM, Scene, command, go, in_namespace, owner, report, run, set_owner, warnings,
-};
+use support::{ALIGNED, KVM, Scene, go, in_namespace, owner, report, run, set_owner, warnings};
 
 const STOCK: &str = "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
 
@@ -257,10 +255,7 @@ fn nothing_in_a_configuration_file_ends_it_unseen() {
             fs::write(&config, text).unwrap();
             let before = scene.state();
             for verb in ["apply", "check"] {
-                let mut cmd = command(&support::program(), &[verb]);
-                cmd.arg("--root").arg(scene.pod.path());
-                cmd.arg("--host-root").arg(scene.host.path());
-                let run = go(cmd.arg("--config").arg(&config)).code(2);
+                let run = go(scene.verb(verb).arg("--config").arg(&config)).code(2);
                 let place = format!("{}:{line}: ", config.display());
                 let run = run.says(&["usage: ", &place]);
                 assert_eq!(scene.state(), before, "{text:?}: {run}");

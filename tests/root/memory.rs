@@ -17,14 +17,6 @@ fn limited(cmd: &mut Command) -> &mut Command {
     bounded_memory(cmd, MEMORY)
 }
 
-fn check(scene: &Scene) -> Command {
-    let mut cmd = command(&support::program(), &["check", "--root"]);
-    cmd.arg(scene.pod.path())
-        .arg("--host-root")
-        .arg(scene.host.path());
-    cmd
-}
-
 /// All that may be in the pod's image, and the files of the node.
 const FILES: [(bool, &str); 12] = [
     (false, "etc/group"),
@@ -70,7 +62,7 @@ fn a_file_that_is_too_large_is_refused_and_costs_nothing() {
                 let make = |at: &Path| File::create(at).unwrap().set_len(size).unwrap();
                 with_file(tree, name, make, || {
                     says_too_large(go(limited(&mut scene.apply())), name);
-                    says_too_large(go(limited(&mut check(&scene))), name);
+                    says_too_large(go(limited(&mut scene.verb("check"))), name);
                 });
             }
         }
@@ -205,7 +197,7 @@ fn a_file_as_large_as_may_be_is_read_within_64_mebibytes() {
                             assert_eq!(fs::read_to_string(tree.at(name)).unwrap(), content);
                             assert_eq!(owner(Path::new(KVM)), (0, 424, 0o660), "{shown}");
                         }
-                        let (code, out, err) = run(limited(&mut check(&scene)));
+                        let (code, out, err) = run(limited(&mut scene.verb("check")));
                         if code > 6 {
                             wrong.push(format!("check: {shown}, {code}\n{out}{err}"));
                         }

@@ -8,7 +8,7 @@ use std::process::Command;
 use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 
-use support::{Scene, Tree, bind, command, go, in_namespace, program, report, warnings};
+use support::{Scene, Tree, bind, go, in_namespace, report, warnings};
 
 /// What helm-patch/exec, helm-patch/values/hooks.yaml and the examples mount of a node.
 const PARTS: [&str; 4] = ["etc", "usr/lib", "run/udev", "run/tmpfiles.d"];
@@ -52,10 +52,7 @@ fn view(scene: &Scene, parts: &[&str]) -> Tree {
 }
 
 fn run(scene: &Scene, verb: &str, host_root: &Path) -> Command {
-    let mut run = command(&program(), &[verb]);
-    run.arg("--root").arg(scene.pod.path());
-    run.arg("--host-root").arg(host_root);
-    run
+    support::verb(verb, scene.pod.path(), host_root)
 }
 
 fn check(scene: &Scene, host_root: &Path) -> Value {

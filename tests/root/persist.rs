@@ -13,9 +13,9 @@ use nix::sys::stat::{Mode, umask};
 use crate::place::{Jail, require_initial_pid_namespace};
 use support::holders::lock;
 use support::{
-    ALIGNED, KVM, Run, Scene, Tree, apply, bind, bind_read_only, command, fresh_dev, go,
-    in_namespace, make_read_only, mknod_kvm, names, ok, owner, program, report, require_commands,
-    run, state, warnings,
+    ALIGNED, KVM, Run, Scene, Tree, bind, bind_read_only, command, fresh_dev, go, in_namespace,
+    make_read_only, mknod_kvm, names, ok, owner, program, report, require_commands, run, state,
+    warnings,
 };
 
 const FOLDER: &str = "etc/udev/rules.d";
@@ -188,9 +188,8 @@ fn a_node_that_cannot_be_written_is_refused_before_anything_is_changed() {
         make_read_only(&mount);
         bind(Path::new("/dev"), &mount.join("dev"));
         let on_it = |how: &str| {
-            let mut cmd = apply();
-            cmd.arg("--root").arg(scene.pod.path());
-            cmd.arg("--host-root").arg(&mount).arg(how);
+            let mut cmd = support::verb("apply", scene.pod.path(), &mount);
+            cmd.arg(how);
             cmd
         };
         refused(

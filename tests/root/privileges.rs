@@ -176,13 +176,6 @@ impl Drop for Held {
     }
 }
 
-fn verb(scene: &Scene, verb: &str) -> Command {
-    let mut cmd = command(&program(), &[verb, "--root"]);
-    cmd.arg(scene.pod.path());
-    cmd.arg("--host-root").arg(scene.host.path());
-    cmd
-}
-
 #[test]
 fn each_verb_keeps_what_its_row_says_and_nothing_else() {
     in_namespace(|| {
@@ -198,9 +191,9 @@ fn each_verb_keeps_what_its_row_says_and_nothing_else() {
         let mut persist = scene.apply();
         persist.arg("--persist");
         keeps("apply --persist", &Held::start(&mut persist), APPLY);
-        let mut watch = verb(&scene, "watch");
+        let mut watch = scene.verb("watch");
         keeps("watch", &Held::start(&mut watch), APPLY);
-        let mut check = verb(&scene, "check");
+        let mut check = scene.verb("check");
         keeps("check", &Held::start(&mut check), CHECK);
         let mut install = command(&program(), &["install"]);
         install.arg(scene.pod.path());
@@ -341,8 +334,8 @@ fn without_the_right_to_look_at_others_only_check_and_watch_keep_more() {
         keeps("ready", 2, ready, only(&[]));
         let logs = command(&program(), &["logs", "--format=json", "/dev/null"]);
         keeps("logs", 1, logs, only(&[]));
-        keeps("check", 1, verb(&scene, "check"), all());
-        keeps("watch", 1, verb(&scene, "watch"), all());
+        keeps("check", 1, scene.verb("check"), all());
+        keeps("watch", 1, scene.verb("watch"), all());
     });
 }
 
@@ -355,7 +348,7 @@ fn rights_that_cannot_be_given_up_are_a_warning() {
         install.arg(scene.pod.path());
         let mut apply = scene.apply();
         apply.arg("--proof=off");
-        let mut check = verb(&scene, "check");
+        let mut check = scene.verb("check");
         check.arg("--proof=off");
         let ready = command(&program(), &["ready", "/dev/absent"]);
         let logs = command(&program(), &["logs", "/dev/null"]);
@@ -418,7 +411,7 @@ fn what_is_kept_is_needed() {
             scene.pod.file("etc/group", ALIGNED);
             support::set_owner(Path::new(KVM), 0, 108, 0o660);
             closed_etc(scene);
-            verb(scene, "check")
+            scene.verb("check")
         });
         // The new file is given away first, and then gets its mode.
         needs(&[CAP_FOWNER], |scene| {
@@ -450,7 +443,7 @@ fn to_end_the_proofs_child_takes_no_capability() {
             let (scene, trace) = (Scene::settled(), scratch().join("trace"));
             let only = ["-qq", "-e", "trace=kill", "-e", "signal=none", "-o"];
             let mut cmd = command(Path::new("strace"), &only);
-            let check = verb(&scene, "check");
+            let check = scene.verb("check");
             cmd.arg(&trace).arg(check.get_program());
             cmd.args(check.get_args());
             if without {
@@ -482,6 +475,6 @@ fn odd_owners_and_labels_are_no_hindrance() {
         if labelled {
             assert_eq!(get_xattr(&group, "security.kvm-init-test"), None);
         }
-        go(&mut verb(&scene, "check")).code(0);
+        go(&mut scene.verb("check")).code(0);
     });
 }

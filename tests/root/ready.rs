@@ -25,10 +25,7 @@ fn ready_is_the_proof_and_not_the_verdict() {
         ready().code(4).says(&["status.json", "ENOENT"]);
         for (gid, verdict, code) in [(424, 1, 0), (108, 1, 5)] {
             set_owner(Path::new(KVM), 0, gid, 0o660);
-            let mut check = command(&program(), &["check", "--format=json"]);
-            check.arg("--root").arg(scene.pod.path());
-            check.arg("--host-root").arg(scene.host.path());
-            let report = go(&mut check).code(verdict);
+            let report = go(scene.verb("check").arg("--format=json")).code(verdict);
             fs::write(&file, &report.out).unwrap();
             ready().code(4).says(&["no process holds its lock"]);
             // What `watch` does.

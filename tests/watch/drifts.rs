@@ -12,7 +12,7 @@ use support::drift::{DRIFTS, PAUSE, right, time};
 use support::rule_sets::{Content, K, set};
 use support::udevd::{Oracle, turn};
 use support::watch::{Watch, distribution, until, watch};
-use support::{Scene, Tree, command, in_namespace, inode, mknod_char, owner, program, scratch};
+use support::{Scene, Tree, in_namespace, inode, mknod_char, owner, scratch};
 
 const ROUNDS: usize = 100;
 
@@ -116,9 +116,7 @@ fn drifts_while_udevd_acts_on_the_device() {
         let (oracle, host) = node();
         let pod = Tree::pod(424);
         mknod_char(Path::new("/dev/canary"), (1, 3), 0, 0, 0o600);
-        let mut cmd = command(&program(), &["watch"]);
-        cmd.arg("--root").arg(pod.path());
-        let watch = Watch::start(cmd.arg("--host-root").arg(host.path()));
+        let watch = Watch::start(&mut support::verb("watch", pod.path(), host.path()));
         let daemon = oracle.start();
         let over = AtomicBool::new(false);
         let (median, worst) = std::thread::scope(|scope| {
@@ -152,9 +150,8 @@ fn a_proof_that_is_an_event_is_not_repeated_for_it() {
         let (oracle, host) = node();
         let _daemon = oracle.start();
         let pod = Tree::pod(424);
-        let mut cmd = command(&program(), &["watch", "--proof", "create-vm"]);
-        cmd.arg("--root").arg(pod.path());
-        let watch = Watch::start(cmd.arg("--host-root").arg(host.path()));
+        let mut cmd = support::verb("watch", pod.path(), host.path());
+        let watch = Watch::start(cmd.args(["--proof", "create-vm"]));
         std::thread::sleep(Duration::from_secs(3));
         let before = watch.wakeups();
         std::thread::sleep(Duration::from_secs(3));

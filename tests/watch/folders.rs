@@ -185,11 +185,7 @@ fn the_nodes_root_is_taken_away_and_mounted_again() {
         let place = scratch().join("host-rootfs");
         fs::create_dir(&place).unwrap();
         bind(scene.host.path(), &place);
-        let mut cmd = support::command(&support::program(), &["watch"]);
-        cmd.arg("--root")
-            .arg(scene.pod.path())
-            .arg("--host-root")
-            .arg(&place);
+        let mut cmd = support::verb("watch", scene.pod.path(), &place);
         // Made from the image's file, in which the number is another one.
         scene
             .pod

@@ -14,8 +14,8 @@ use nix::sys::signal::Signal::SIGHUP;
 
 use support::watch::{Watch, healed, until, watch};
 use support::{
-    KVM, Scene, command, detach, go, in_namespace, mknod_kvm, mount_tmpfs, owner, scratch,
-    set_owner, without_call,
+    KVM, Scene, detach, go, in_namespace, mknod_kvm, mount_tmpfs, owner, scratch, set_owner,
+    without_call,
 };
 
 const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
@@ -142,11 +142,8 @@ fn settle_and_what_comes_after_it_need_no_inotify() {
             assert!(!run.out.contains("set-device"), "{what}: {run}");
             assert_eq!(owner(Path::new(KVM)), RIGHT, "{what}");
             // As an entrypoint: libvirtd starts.
-            let mut cmd = command(&support::program(), &["exec", "--settle=5s", "--root"]);
-            cmd.arg(scene.pod.path())
-                .arg("--host-root")
-                .arg(scene.host.path());
-            cmd.args(["--", "echo", "it starts"]);
+            let mut cmd = scene.exec(&["--settle=5s"]);
+            cmd.args(["echo", "it starts"]);
             let run = go(without_call(&mut cmd, call, errno)).code(0);
             assert_eq!(run.out, "it starts\n", "{what}: {run}");
             // And it ends in time where the device does not come, or does not hold still.

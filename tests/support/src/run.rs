@@ -48,6 +48,13 @@ pub fn apply() -> Command {
     command(&program(), &["apply"])
 }
 
+/// A verb of the program for this pod on this node.
+pub fn verb(verb: &str, pod: &Path, node: &Path) -> Command {
+    let mut cmd = command(&program(), &[verb, "--root"]);
+    cmd.arg(pod).arg("--host-root").arg(node);
+    cmd
+}
+
 /// A command in an environment without any variable but PATH.
 pub fn command(path: &Path, args: &[&str]) -> Command {
     let mut cmd = Command::new(path);

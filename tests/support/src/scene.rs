@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::{State, Tree, bind, command, fresh_dev, mknod_kvm, program, require_kvm, state};
+use crate::{State, Tree, bind, fresh_dev, mknod_kvm, require_kvm, state};
 
 /// The device of every scene.
 pub const KVM: &str = "/dev/kvm";
@@ -59,10 +59,7 @@ impl Scene {
 
     /// A verb for this pod on this node.
     pub fn verb(&self, verb: &str) -> Command {
-        let mut cmd = command(&program(), &[verb]);
-        cmd.arg("--root").arg(self.pod.path());
-        cmd.arg("--host-root").arg(self.host.path());
-        cmd
+        crate::verb(verb, self.pod.path(), self.host.path())
     }
 
     /// Everything that a run must not touch when it says no.
