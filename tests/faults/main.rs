@@ -37,6 +37,7 @@ mod scenes;
 mod table;
 mod trace;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -50,10 +51,7 @@ use crate::common::{in_namespace, ok, require_commands, scratch};
 use crate::runs::{Ended, traced};
 use crate::scenes::{Case, Stage};
 use crate::table::{Table, outcome};
-use crate::trace::{Call, Trace};
-
-/// What is done to a call.
-const KINDS: [&str; 5] = ["EIO", "EPERM", "ENOSPC", "EINTR", "KILL"];
+use crate::trace::{Call, Kind, Trace};
 
 /// A PID namespace for the commands of this thread: a run looks at every process of /proc, and a test
 /// that fails each of these calls should not depend on what else the machine does.
@@ -78,12 +76,8 @@ impl Drop for OwnProcesses {
 }
 
 /// Fails one call in one way, and checks all that must hold whatever came of it.
-fn fail_once(stage: &Stage, call: &Call, had_begun: bool, kind: &str) -> &'static str {
-    let how = match kind {
-        "KILL" => "signal=KILL".to_owned(),
-        errno => format!("error={errno}"),
-    };
-    let inject = format!("{}:{how}:when={}", call.name, call.ordinal);
+fn fail_once(stage: &Stage, call: &Call, had_begun: bool, kind: Kind) -> &'static str {
+    let inject = format!("{}:{}:when={}", call.name, kind.injected(), call.ordinal);
     stage.reset();
     let before = stage.node_and_pod();
     let Ended {
@@ -114,9 +108,14 @@ fn fail_once(stage: &Stage, call: &Call, had_begun: bool, kind: &str) -> &'stati
                 || stage.case.watches && (!said.is_empty() || !out.contains("\"summary\":\"\""));
             assert!(is_closing || call.is_stderr, "no last line: {shown}");
             if [2, 3, 6].contains(&number) && !went_on {
+                let after = stage.node_and_pod();
+                let changed: Vec<_> = after
+                    .iter()
+                    .filter(|(path, facts)| before.get(*path) != Some(facts))
+                    .collect();
                 assert!(
-                    stage.node_and_pod() == before,
-                    "something was changed: {shown}"
+                    after == before,
+                    "something was changed: {changed:?} {shown}"
                 );
             }
         }
@@ -124,9 +123,9 @@ fn fail_once(stage: &Stage, call: &Call, had_begun: bool, kind: &str) -> &'stati
             call.is_memory && err.contains("memory allocation of"),
             "{shown}"
         ),
-        Err(_) => assert!(kind == "KILL", "{shown}"),
+        Err(_) => assert!(kind == Kind::Kill, "{shown}"),
     }
-    if kind != "KILL" && code != Err(6) {
+    if kind != Kind::Kill && code != Err(6) {
         assert_eq!(stage.left_over(), [""; 0], "{shown}");
         let wait = Instant::now() + Duration::from_secs(5);
         let injected = || {
@@ -161,34 +160,29 @@ fn fail_each(case: &'static Case) {
         assert_eq!(clean.code, Ok(0), "{}{}", clean.out, clean.err);
         stage.assert_aligned(&clean.err);
         let trace = Trace::parse(&clean.trace, case);
-        let mut had_begun = false;
         let mut table = Table::default();
-        let (mut read_only, mut left_out) = (0, 0);
         let start = Instant::now();
-        for call in &trace.own {
-            if !call.writes {
-                read_only += 1;
-                if !case.complete && !call.publishes && read_only % SAMPLE != 0 {
-                    left_out += 1;
-                    continue;
-                }
+        let chosen = Call::chosen(&trace.own);
+        for (index, kind) in &chosen {
+            let call = &trace.own[*index];
+            let mut before = trace.own[..*index].iter();
+            let had_begun = before.any(|call| Stage::takes_away(&call.text));
+            let what = fail_once(&stage, call, had_begun, *kind);
+            if *kind == Kind::Eintr {
+                assert_eq!(what, "ok", "EINTR of {} {}", call.name, call.text);
             }
-            for kind in KINDS {
-                if call.can(kind) {
-                    let what = fail_once(&stage, call, had_begun, kind);
-                    if kind == "EINTR" {
-                        assert_eq!(what, "ok", "EINTR of {} {}", call.name, call.text);
-                    }
-                    table.add(&call.name, what);
-                }
-            }
-            had_begun |= Stage::takes_away(&call.text);
+            table.add(&call.name, what);
         }
+        let sites: BTreeSet<_> = chosen
+            .iter()
+            .map(|(index, _)| &trace.own[*index].site)
+            .collect();
         let title = format!(
-            "{}: {} own calls, {left_out} that only read left out; not failed: {} not told from the \
-             start-up's, {} that this strace has no name for; {:.0?}",
+            "{}: {} own calls at {} sites; not failed: {} not told from the start-up's, {} that this strace has \
+             no name for; {:.0?}",
             case.name,
             trace.own.len(),
+            sites.len(),
             trace.not_told,
             trace.unknown,
             start.elapsed()
@@ -216,10 +210,6 @@ fn without_fchmodat2(stage: &Stage) {
         println!("fchmodat2 that answers {errno:?}: exit code {}", run.code);
     }
 }
-
-/// Of the calls that change nothing, each so many-th is failed where a case is not complete: they are the
-/// same ones again, of the same code.
-const SAMPLE: usize = 5;
 
 #[test]
 #[ignore = "tier: root"]
