@@ -10,6 +10,12 @@
 //! so the Nth call of a name is failed in the program and in its children alike; where that would meet
 //! the start-up it is left out here, and the proof's child is failed alone in `child`.
 //!
+//! **How often.** One call is failed at each site (`trace::site`): the same call with the same path and flags in the
+//! same part of the run. Each site gets an I/O error in each part of the run in which it is called. The other errnos
+//! are met once at each site, since what tells them apart is in the code at the site; EPERM in `apply` and
+//! `apply --persist`, whose code the other commands run. A run is killed before each call that changes something:
+//! a kill before any other call leaves the same state. A `watch` waits most of the time, so that several of them run at once.
+//!
 //! **Memory.** Where the kernel gives no more memory (mmap, brk) Rust ends the process with SIGABRT and a
 //! line of its own. That is left so: files are whole then as well, and the next run recovers.
 //!
@@ -39,9 +45,12 @@ mod trace;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::thread::sleep;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -150,8 +159,8 @@ fn fail_once(stage: &Stage, call: &Call, had_begun: bool, kind: Kind) -> &'stati
     what
 }
 
-fn fail_each(case: &'static Case) {
-    require_commands(&["strace", "mount", "sleep"]);
+/// Calls this with a stage on which all went well once, and with the trace of that run.
+fn on_stage<T: Send>(case: &'static Case, f: impl FnOnce(&Stage, &str) -> T + Send) -> T {
     in_namespace(|| {
         let _processes = OwnProcesses::enter();
         let stage = Stage::new(case);
@@ -159,45 +168,54 @@ fn fail_each(case: &'static Case) {
         let clean = traced(&stage, None);
         assert_eq!(clean.code, Ok(0), "{}{}", clean.out, clean.err);
         stage.assert_aligned(&clean.err);
-        let trace = Trace::parse(&clean.trace, case);
-        let mut table = Table::default();
-        let start = Instant::now();
-        let chosen = Call::chosen(&trace.own);
-        for (index, kind) in &chosen {
-            let call = &trace.own[*index];
-            let mut before = trace.own[..*index].iter();
-            let had_begun = before.any(|call| Stage::takes_away(&call.text));
-            let what = fail_once(&stage, call, had_begun, *kind);
-            if *kind == Kind::Eintr {
-                assert_eq!(what, "ok", "EINTR of {} {}", call.name, call.text);
+        f(&stage, &clean.trace)
+    })
+}
+
+fn fail_each(case: &'static Case) {
+    require_commands(&["strace", "mount", "sleep"]);
+    let start = Instant::now();
+    let trace = on_stage(case, |_, trace| Trace::parse(trace, case));
+    let chosen = Call::chosen(&trace.own, case.kinds);
+    let (next, table) = (AtomicUsize::new(0), Mutex::new(Table::default()));
+    let worker = || {
+        on_stage(case, |stage, _| {
+            while let Some((index, kind)) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let call = &trace.own[*index];
+                let mut before = trace.own[..*index].iter();
+                let had_begun = before.any(|call| Stage::takes_away(&call.text));
+                let what = fail_once(stage, call, had_begun, *kind);
+                if *kind == Kind::Eintr {
+                    assert_eq!(what, "ok", "EINTR of {} {}", call.name, call.text);
+                }
+                table.lock().unwrap().add(&call.name, what);
             }
-            table.add(&call.name, what);
-        }
-        let sites: BTreeSet<_> = chosen
-            .iter()
-            .map(|(index, _)| &trace.own[*index].site)
-            .collect();
-        let title = format!(
-            "{}: {} own calls at {} sites; not failed: {} not told from the start-up's, {} that this strace has \
-             no name for; {:.0?}",
-            case.name,
-            trace.own.len(),
-            sites.len(),
-            trace.not_told,
-            trace.unknown,
-            start.elapsed()
-        );
-        table.print(&title);
-        without_fchmodat2(&stage);
+        });
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..case.workers).map(|_| scope.spawn(worker)).collect();
+        let results = workers.into_iter().map(thread::ScopedJoinHandle::join);
+        let failed: Vec<_> = results.filter_map(Result::err).collect();
+        failed.into_iter().for_each(|panic| resume_unwind(panic));
     });
+    let sites: BTreeSet<_> = trace.own.iter().map(|call| &call.site).collect();
+    let title = format!(
+        "{}: {} own calls at {} sites, {} runs; not failed: {} not told from the start-up's, {} that this strace has \
+         no name for; {:.0?}",
+        case.name,
+        trace.own.len(),
+        sites.len(),
+        chosen.len(),
+        trace.not_told,
+        trace.unknown,
+        start.elapsed()
+    );
+    table.into_inner().unwrap().print(&title);
 }
 
 /// fchmodat2(2) is younger than many an strace, so a filter fails it.
 fn without_fchmodat2(stage: &Stage) {
     const FCHMODAT2: nix::libc::c_long = 452;
-    if stage.case.name != scenes::APPLY.name {
-        return;
-    }
     for errno in [Errno::EIO, Errno::ENOSPC, Errno::EPERM, Errno::ENOSYS] {
         stage.reset();
         let mut cmd = stage.command();
@@ -215,6 +233,7 @@ fn without_fchmodat2(stage: &Stage) {
 #[ignore = "tier: root"]
 fn each_call_of_apply_fails_once() {
     fail_each(&scenes::APPLY);
+    on_stage(&scenes::APPLY, |stage, _| without_fchmodat2(stage));
 }
 
 #[test]

@@ -14,6 +14,9 @@ use crate::metrics::check_metrics;
 use crate::runs::kept;
 use crate::support::{ALIGNED, KVM, Scene, State, command, go, owner, set_xattr};
 use crate::temporary_below;
+use crate::trace::Kind;
+
+const WITHOUT_EPERM: &[Kind] = &[Kind::Eio, Kind::Enospc, Kind::Eintr, Kind::Kill];
 
 /// One kind of run.
 pub struct Case {
@@ -26,6 +29,10 @@ pub struct Case {
     pub watches: bool,
     /// The name of the program's own first call.
     pub marker: &'static str,
+    /// How its calls are failed.
+    pub kinds: &'static [Kind],
+    /// How many runs there are at a time.
+    pub workers: usize,
     /// The group file is a mount point.
     pinned: bool,
     /// There is an output file and a rule.
@@ -49,6 +56,14 @@ const PLAIN: Case = Case {
     becomes: false,
     watches: false,
     marker: "umask",
+    kinds: &[
+        Kind::Eio,
+        Kind::Eperm,
+        Kind::Enospc,
+        Kind::Eintr,
+        Kind::Kill,
+    ],
+    workers: 2,
     pinned: false,
     more: false,
 };
@@ -64,6 +79,7 @@ pub const PERSIST: Case = Case {
 
 pub const IN_PLACE: Case = Case {
     name: "apply in place",
+    kinds: WITHOUT_EPERM,
     pinned: true,
     ..PLAIN
 };
@@ -73,6 +89,7 @@ pub const EXEC: Case = Case {
     verb: "exec",
     becomes: true,
     marker: "rt_sigpending",
+    kinds: WITHOUT_EPERM,
     ..PLAIN
 };
 
@@ -81,6 +98,8 @@ pub const WATCH: Case = Case {
     verb: "watch",
     options: &["--format", "json", "--recheck", "1s"],
     watches: true,
+    kinds: WITHOUT_EPERM,
+    workers: 6,
     ..PLAIN
 };
 

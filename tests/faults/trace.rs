@@ -94,14 +94,6 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 5] = [
-        Self::Eio,
-        Self::Eperm,
-        Self::Enospc,
-        Self::Eintr,
-        Self::Kill,
-    ];
-
     /// As strace is told.
     pub fn injected(self) -> &'static str {
         match self {
@@ -134,9 +126,9 @@ impl Call {
     }
 
     /// The calls that are failed, by their index, and how: of those that are alike the first one.
-    pub fn chosen(all: &[Self]) -> Vec<(usize, Kind)> {
+    pub fn chosen(all: &[Self], kinds: &'static [Kind]) -> Vec<(usize, Kind)> {
         let mut seen = BTreeSet::new();
-        let pairs = (0..all.len()).flat_map(|index| Kind::ALL.map(|kind| (index, kind)));
+        let pairs = (0..all.len()).flat_map(|index| kinds.iter().map(move |kind| (index, *kind)));
         pairs
             .filter(|(index, kind)| all[*index].can(*kind) && seen.insert(all[*index].place(*kind)))
             .collect()
