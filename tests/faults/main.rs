@@ -194,9 +194,10 @@ fn fail_each(case: &'static Case) {
     };
     thread::scope(|scope| {
         let workers: Vec<_> = (0..case.workers).map(|_| scope.spawn(worker)).collect();
-        let results = workers.into_iter().map(thread::ScopedJoinHandle::join);
-        let failed: Vec<_> = results.filter_map(Result::err).collect();
-        failed.into_iter().for_each(|panic| resume_unwind(panic));
+        let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+        if let Some(panic) = results.into_iter().find_map(Result::err) {
+            resume_unwind(panic);
+        }
     });
     let sites: BTreeSet<_> = trace.own.iter().map(|call| &call.site).collect();
     let title = format!(
