@@ -4,7 +4,7 @@
 #              the other one's target is installed. IMAGE=NAME:TAG names it, SOURCE=URL labels it
 # make test    every tier of tests that this machine can run
 # make bench   measures, side by side with what people use today: benches/RESULTS.md; BENCH=quick for less
-# make lint    rustfmt, clippy and cargo-deny
+# make lint    rustfmt, clippy, cargo-deny, and zizmor for the workflows
 # make fuzz    each fuzz target for SECONDS=20, with cargo-fuzz
 # make sbom    what the binary is made of, for both architectures, with cargo-cyclonedx
 # make man     man pages and the shells' completions, under target/packaging/generated
@@ -153,6 +153,7 @@ lint:
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	tests/deny
+	tests/lint-workflows
 
 fuzz:
 	tests/fuzz $(or $(SECONDS),20)

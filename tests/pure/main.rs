@@ -29,7 +29,5 @@ mod persist_plan;
 mod properties;
 mod readme;
 mod report;
-#[cfg(feature = "logs")]
-mod security;
 mod size;
 mod workflows;

@@ -1,4 +1,4 @@
-//! The tables of README.md and docs/ are made from the code: verbs and options from what clap is told,
+//! The tables of README.md, SECURITY.md and docs/ are made from the code: verbs and options from what clap is told,
 //! everything else from what the documentation of the types says. With `KVM_INIT_WRITE_DOCS=1` this test
 //! writes them, otherwise it compares.
 
@@ -10,8 +10,9 @@ use clap::{Arg, Command, CommandFactory};
 use libvirt_kvm_init::cli::Cli;
 use libvirt_kvm_init::exit::Verdict;
 use libvirt_kvm_init::report::Report;
+use libvirt_kvm_init::sys::privileges::{Job, NEEDS};
 
-const FILES: [&str; 2] = ["README.md", "docs/report.md"];
+const FILES: [&str; 3] = ["README.md", "SECURITY.md", "docs/report.md"];
 const BEGIN: &str = "<!-- made from the code: ";
 const END: &str = "<!-- end -->\n";
 
@@ -39,13 +40,14 @@ fn tables_say_what_the_code_says() {
         }
         assert!(
             write || old == new,
-            "{name} is not what the code says; `KVM_INIT_WRITE_DOCS=1 cargo test --test readme` \
+            "{name} is not what the code says; `KVM_INIT_WRITE_DOCS=1 cargo test --test pure readme::` \
              writes it, as:\n{new}"
         );
     }
     used.sort();
     let all = [
         "actions",
+        "capabilities",
         "causes",
         "exit codes",
         "fields",
@@ -64,6 +66,7 @@ fn project(name: &str) -> PathBuf {
 fn made(table: &str) -> String {
     let words = include_str!("../../src/report/words.rs");
     match table {
+        "capabilities" => capabilities(),
         "verbs" => verbs(),
         "options" => options(),
         "exit codes" => exit_codes(),
@@ -175,6 +178,26 @@ fn options() -> String {
         text.push_str(&format!(
             "| `{short}--{long}{value}` | {default} | {only}{} |\n",
             cell(help)
+        ));
+    }
+    text
+}
+
+fn capabilities() -> String {
+    let mut text = "| verb | capability | why |\n| --- | --- | --- |\n".to_owned();
+    for need in NEEDS {
+        let verbs = need.jobs.iter().map(|job| match job {
+            Job::Apply => "`apply`, `exec`",
+            Job::Check => "`check`",
+            Job::Install => "`install`",
+            Job::Logs => "`logs`",
+            Job::Ready => "`ready`",
+            Job::Watch => "`watch`",
+        });
+        let verbs = verbs.collect::<Vec<_>>().join(", ");
+        text.push_str(&format!(
+            "| {verbs} | `{}` | {} |\n",
+            need.capability, need.why
         ));
     }
     text
@@ -298,59 +321,4 @@ fn append(source: &str, kind: &str, path: &str, text: &mut String, names: &mut V
 
 fn inside<'a>(kind: &'a str, outer: &str) -> Option<&'a str> {
     kind.strip_prefix(outer)?.strip_suffix('>')
-}
-
-/// Of every page in the project, also to headings.
-#[test]
-fn links_lead_somewhere() {
-    let mut pages = vec![
-        project("README.md"),
-        project("SECURITY.md"),
-        project("CONTRIBUTING.md"),
-    ];
-    for folder in ["docs", "examples", "helm-patch"] {
-        let entries = fs::read_dir(project(folder)).unwrap();
-        let paths = entries.map(|entry| entry.unwrap().path());
-        pages.extend(paths.filter(|path| path.extension().is_some_and(|end| end == "md")));
-    }
-    let mut links = 0;
-    for page in &pages {
-        let text = fs::read_to_string(page).unwrap();
-        for link in text
-            .split("](")
-            .skip(1)
-            .filter_map(|rest| rest.split(')').next())
-        {
-            if link.contains("://") {
-                continue;
-            }
-            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
-            let target = match file {
-                "" => page.clone(),
-                file => page.parent().unwrap().join(file),
-            };
-            assert!(target.exists(), "{}: {link}", page.display());
-            if !heading.is_empty() {
-                let text = fs::read_to_string(&target).unwrap();
-                let found = text
-                    .lines()
-                    .any(|line| anchor(line).as_deref() == Some(heading));
-                assert!(found, "{}: {link}", page.display());
-            }
-            links += 1;
-        }
-    }
-    assert!(links > 20, "{links}");
-}
-
-/// How a heading is called in a link, as GitHub forms it.
-fn anchor(line: &str) -> Option<String> {
-    let title = line
-        .trim_start_matches('#')
-        .strip_prefix(' ')
-        .filter(|_| line.starts_with('#'))?;
-    let kept = title
-        .chars()
-        .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
-    Some(kept.collect::<String>().to_lowercase().replace(' ', "-"))
 }

@@ -1,146 +1,39 @@
-//! What a patch changes, and that it changes nothing else: no list is reordered, no value replaced.
+//! What a patch changes is its golden, a diff; here, what no patch does.
 
-use std::collections::BTreeMap;
+use std::fs;
 
-use serde_json::Value;
-
-use support::golden::{FIXTURES, Way, golden_of};
+use support::golden::{Way, cases, directory, golden_name, golden_of};
 use support::yaml;
 
-/// Every difference between two objects, in their order.
-struct Changes(Vec<String>);
-
-impl Changes {
-    fn between(old: &Value, new: &Value) -> Vec<String> {
-        let mut changes = Self(Vec::new());
-        changes.value("", old, new);
-        changes.0
-    }
-
-    fn value(&mut self, path: &str, old: &Value, new: &Value) {
-        match (old, new) {
-            (Value::Object(old), Value::Object(new)) => {
-                for (key, old) in old {
-                    match new.get(key) {
-                        Some(new) => self.value(&format!("{path}/{key}"), old, new),
-                        None => self.0.push(format!("- {path}/{key}")),
-                    }
-                }
-                for key in new.keys().filter(|key| !old.contains_key(*key)) {
-                    self.0.push(format!("+ {path}/{key}"));
-                }
-            }
-            (Value::Array(old), Value::Array(new)) => self.list(path, old, new),
-            // A field that is null is one that is not there.
-            (Value::Null, new) if !new.is_null() => self.0.push(format!("+ {path}")),
-            _ if old != new => self.0.push(format!("{path}: {old} -> {new}")),
-            _ => {}
-        }
-    }
-
-    /// What is at the same place is compared; what is more is at the end, or, in a list of words,
-    /// before all the old ones.
-    fn list(&mut self, path: &str, old: &[Value], new: &[Value]) {
-        if new.len() > old.len() && !old.is_empty() && new.ends_with(old) {
-            let words = &new[..new.len() - old.len()];
-            let words: Vec<_> = words.iter().map(|word| word.as_str().unwrap()).collect();
-            self.0.push(format!("^ {path} {}", words.join(" ")));
-            return;
-        }
-        for (index, old) in old.iter().enumerate() {
-            match new.get(index) {
-                Some(new) => self.value(&format!("{path}/{}", label(old, index)), old, new),
-                None => self.0.push(format!("- {path}/{}", label(old, index))),
-            }
-        }
-        for (index, new) in new.iter().enumerate().skip(old.len()) {
-            self.0.push(format!("+ {path}/{}", label(new, index)));
-        }
-    }
-}
-
-/// What an element is called: a mount by where it is, since one volume is mounted more than once.
-fn label(element: &Value, index: usize) -> String {
-    let named = ["mountPath", "name"]
-        .iter()
-        .find_map(|key| element[key].as_str());
-    named.map_or_else(|| index.to_string(), str::to_owned)
-}
-
-/// The documents by kind and name.
-fn by_name(text: &str) -> BTreeMap<String, Value> {
-    let documents = yaml::documents(text).into_iter();
-    documents
-        .map(|document| {
-            let name = document["metadata"]["name"].as_str().unwrap().to_owned();
-            (name, document)
-        })
-        .collect()
-}
-
-/// What each way does to the pod of a libvirt DaemonSet.
-fn expected(way: Way) -> Vec<&'static str> {
-    match way {
-        Way::Plain => vec![],
-        Way::Kustomize => vec![
-            "+ /containers/libvirt/volumeMounts//etc/group",
-            "+ /containers/libvirt/volumeMounts//usr/local/bin/libvirt-kvm-init",
-            "+ /initContainers/libvirt-kvm-init-install",
-            "+ /initContainers/libvirt-kvm-init",
-        ],
-        Way::Exec => vec![
-            "^ /containers/libvirt/command /usr/local/bin/libvirt-kvm-init exec \
-             --host-root=/mnt/host-rootfs --settle=30s --",
-            "+ /containers/libvirt/env",
-            "+ /containers/libvirt/volumeMounts//usr/local/bin/libvirt-kvm-init",
-            "+ /containers/libvirt/volumeMounts//mnt/host-rootfs/etc",
-            "+ /containers/libvirt/volumeMounts//mnt/host-rootfs/usr/lib",
-            "+ /containers/libvirt/volumeMounts//mnt/host-rootfs/run/udev",
-            "+ /containers/libvirt/volumeMounts//mnt/host-rootfs/run/tmpfiles.d",
-            "+ /initContainers/libvirt-kvm-init-install",
-            "+ /volumes/kvm-host-etc",
-            "+ /volumes/kvm-host-usr-lib",
-            "+ /volumes/kvm-host-run-udev",
-            "+ /volumes/kvm-host-run-tmpfiles-d",
-        ],
-        Way::Hooks => vec![
-            "+ /containers/libvirt/volumeMounts//mnt/host-rootfs/etc",
-            "+ /containers/libvirt/volumeMounts//mnt/host-rootfs/usr/lib",
-            "+ /containers/libvirt/volumeMounts//mnt/host-rootfs/run/udev",
-            "+ /containers/libvirt/volumeMounts//mnt/host-rootfs/run/tmpfiles.d",
-            "+ /volumes/kvm-host-etc",
-            "+ /volumes/kvm-host-usr-lib",
-            "+ /volumes/kvm-host-run-udev",
-            "+ /volumes/kvm-host-run-tmpfiles-d",
-            "+ /volumes/kvm-state",
-            "+ /volumes/kvm-metrics",
-        ],
-        Way::InitModules => vec!["+ /containers/libvirt/volumeMounts//etc/group"],
-    }
-}
-
+/// No line is removed or replaced, so that no list is reordered; but a field that is null is one that is not there.
 #[test]
-fn each_patch_adds_what_it_shall_and_changes_nothing_else() {
-    for fixture in FIXTURES {
-        let plain = by_name(&golden_of(fixture, Way::Plain));
-        for way in Way::ALL {
-            let patched = by_name(&golden_of(fixture, way));
-            assert!(
-                patched.keys().eq(plain.keys()),
-                "{fixture} {way:?}: other objects"
-            );
-            for (name, old) in &plain {
-                let expected: Vec<_> = if name.starts_with("libvirt-libvirt-") {
-                    let changes = expected(way).into_iter();
-                    changes
-                        .map(|change| change.replacen(" /", " /spec/template/spec/", 1))
-                        .collect()
-                } else {
-                    vec![]
-                };
-                let changes = Changes::between(old, &patched[name]);
-                assert_eq!(changes, expected, "{fixture} {way:?} {name}");
-            }
+fn each_patch_only_adds() {
+    for (fixture, way) in cases().filter(|(_, way)| *way != Way::Plain) {
+        let diff = directory().join(format!("{}.diff", golden_name(fixture, way)));
+        let diff = fs::read_to_string(diff).unwrap();
+        let (mut added, mut removed) = (0, Vec::new());
+        for line in diff.lines().skip(2) {
+            added += usize::from(line.starts_with('+'));
+            removed.extend(line.strip_prefix('-').map(str::trim));
+        }
+        assert!(added > 0, "{fixture} {way:?}");
+        let is_null = |line: &&str| way == Way::Exec && *line == "env: null";
+        assert!(removed.iter().all(is_null), "{fixture} {way:?}: {diff}");
+    }
+}
+
+/// Neither another kind of object nor a DaemonSet that is not the chart's.
+#[test]
+fn only_the_libvirt_daemonsets_are_changed() {
+    for (fixture, way) in cases() {
+        let plain = yaml::documents(&golden_of(fixture, Way::Plain));
+        let patched = yaml::documents(&golden_of(fixture, way));
+        assert_eq!(plain.len(), patched.len(), "{fixture} {way:?}");
+        for (old, new) in plain.iter().zip(&patched) {
+            let name = old["metadata"]["name"].as_str().unwrap();
+            assert_eq!(new["metadata"], old["metadata"], "{fixture} {way:?}");
+            let changes = way != Way::Plain && name.starts_with("libvirt-libvirt-");
+            assert_eq!(old != new, changes, "{fixture} {way:?} {name}");
         }
     }
 }
