@@ -33,7 +33,7 @@ pub fn measured(of: &Command, calls: &str, more: impl FnOnce(&mut Command)) -> M
     let mut cmd = command(Path::new("sh"), &["-c", script, "sh"]);
     cmd.arg(&pid).args(["strace", "-D", "-f", "-y", "-q"]);
     cmd.args(["-e", &format!("trace={calls}exit_group")]);
-    cmd.args(["-e", "inject=exit_group:delay_enter=30000", "-o"]);
+    cmd.args(["-e", "inject=exit_group:delay_enter=100000", "-o"]);
     cmd.arg(&log).arg(of.get_program()).args(of.get_args());
     more(&mut cmd);
     let number = || {
