@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 
@@ -226,6 +227,37 @@ fn facts(meta: &fs::Metadata) -> String {
     )
 }
 
+/// Waits until this is so. The limit is there for a test that hangs.
+#[track_caller]
+pub fn eventually(what: &str, mut is: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !is() {
+        assert!(Instant::now() < end, "not in a minute: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Waits until another process than this one and than those that had it open before has a file open.
+pub fn opened_by_another(path: &Path, before: &[u32]) {
+    eventually("a process that opens the file", || {
+        openers(path).iter().any(|pid| !before.contains(pid))
+    });
+}
+
+/// The processes that have a file open.
+pub fn openers(path: &Path) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &u32| {
+        let fds = fs::read_dir(format!("/proc/{pid}/fd"))
+            .into_iter()
+            .flatten();
+        fds.flatten()
+            .any(|fd| fs::read_link(fd.path()).is_ok_and(|file| file == path))
+    })
+    .collect()
+}
+
 /// Owner, group, permission bits.
 pub fn owner(path: &Path) -> (u32, u32, u32) {
     let meta = fs::symlink_metadata(path).unwrap();
@@ -348,14 +380,23 @@ pub fn without_call(cmd: &mut Command, call: libc::c_long, errno: i32) -> &mut C
 
 /// Bounds the memory that the command may map, in bytes.
 pub fn bounded_memory(cmd: &mut Command, bytes: u64) -> &mut Command {
+    limited(cmd, libc::RLIMIT_AS as _, bytes)
+}
+
+/// Kills a command that needs more processor time than reading its input does: 20 s.
+pub fn bounded_cpu(cmd: &mut Command) -> &mut Command {
+    limited(cmd, libc::RLIMIT_CPU as _, 20)
+}
+
+fn limited(cmd: &mut Command, resource: u32, most: u64) -> &mut Command {
     use std::os::unix::process::CommandExt;
     let limit = move || {
         let limit = libc::rlimit {
-            rlim_cur: bytes,
-            rlim_max: bytes,
+            rlim_cur: most,
+            rlim_max: most,
         };
         // SAFETY: reads a struct that lives here.
-        match unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) } {
+        match unsafe { libc::setrlimit(resource as _, &raw const limit) } {
             0 => Ok(()),
             _ => Err(std::io::Error::last_os_error()),
         }
