@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::{in_namespace, mknod_kvm};
 use crate::holders::try_lockers_process;
-use crate::process::{Watch, until, watch};
+use crate::process::{PATIENCE, Watch, until, watch};
 use crate::support::{ALIGNED, Scene, names};
 
 const MANY: u32 = 64;
@@ -127,6 +127,6 @@ fn sixty_four_runs_beside_watch_lose_nothing() {
             .pod
             .file("etc/group", "root:x:0:\nkvm:x:424:\nnova:x:42424:\n");
         let kept = || scene.pod.read("etc/group") == ALIGNED;
-        assert!(until(Duration::from_secs(10), kept), "{}", keeper.log());
+        assert!(until(PATIENCE, kept), "{}", keeper.log());
     });
 }

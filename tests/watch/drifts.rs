@@ -10,14 +10,15 @@ use nix::mount::{MsFlags, mount};
 
 use crate::common::{Tree, in_namespace, mknod_char, program, scratch};
 use crate::drift_kinds::{DRIFTS, PAUSE, right, time};
-use crate::process::{Watch, distribution, until, watch};
+use crate::process::{PATIENCE, Watch, distribution, until, watch};
 use crate::rule_sets::{Content, K, set};
 use crate::support::{Scene, command, inode, owner};
 use crate::udev::{Oracle, turn};
 
 const ROUNDS: usize = 100;
 
-fn all(watch: &Watch, rounds: usize) -> (Duration, Duration) {
+/// Each drift is repaired, which only an event can bring about: the next look at everything is in an hour.
+fn all(watch: &Watch, rounds: usize) {
     let mut times = Vec::new();
     let mut by_kind = vec![Vec::new(); DRIFTS.len()];
     for _ in 0..rounds {
@@ -32,7 +33,7 @@ fn all(watch: &Watch, rounds: usize) -> (Duration, Duration) {
     for ((name, _), times) in DRIFTS.iter().zip(by_kind) {
         distribution(name, times);
     }
-    distribution("all", times)
+    distribution("all", times);
 }
 
 #[test]
@@ -43,23 +44,24 @@ fn a_thousand_drifts_are_healed() {
         mknod_char(Path::new("/dev/canary"), (1, 3), 0, 0, 0o600);
         let canary = inode(Path::new("/dev/canary"));
         let metrics = scratch().join("kvm.prom");
-        let watch = Watch::start(watch(&scene).arg("--metrics-file").arg(&metrics));
+        let watch = Watch::start(
+            watch(&scene)
+                .args(["--recheck", "1h", "--metrics-file"])
+                .arg(&metrics),
+        );
 
-        std::thread::sleep(Duration::from_secs(1));
         let before = watch.wakeups();
         std::thread::sleep(Duration::from_secs(10));
         let woken = watch.wakeups() - before;
         println!("wake-ups in 10 quiet seconds: {woken}");
         assert_eq!(woken, 0);
 
-        let (median, worst) = all(&watch, ROUNDS);
+        all(&watch, ROUNDS);
         let peak = watch.status("VmHWM");
         println!(
             "peak: {peak} KiB (VmHWM); CPU for it all: {} ms",
             watch.ticks() * 10
         );
-        assert!(median <= Duration::from_millis(20), "{median:?}");
-        assert!(worst <= Duration::from_millis(200), "{worst:?}");
         if std::env::var_os("KVM_INIT_TEST_BIN").is_some() {
             assert!(peak <= 3 * 1024, "{peak} KiB");
         }
@@ -86,9 +88,9 @@ fn a_thousand_drifts_are_healed() {
             };
             of("set-device-owner") + of("set-device-mode") + of("set-device-acl") >= 1000
         };
-        assert!(until(Duration::from_secs(10), counted));
+        assert!(until(PATIENCE, counted));
         // Its own changes are no events that it answers.
-        std::thread::sleep(Duration::from_secs(1));
+        watch.is_idle();
         let before = watch.wakeups();
         std::thread::sleep(Duration::from_secs(2));
         assert_eq!(watch.wakeups(), before);
@@ -121,10 +123,11 @@ fn drifts_while_udevd_acts_on_the_device() {
         mknod_char(Path::new("/dev/canary"), (1, 3), 0, 0, 0o600);
         let mut cmd = command(&program(), &["watch"]);
         cmd.arg("--root").arg(pod.path());
-        let watch = Watch::start(cmd.arg("--host-root").arg(host.path()));
+        cmd.args(["--recheck", "1h", "--host-root"]);
+        let watch = Watch::start(cmd.arg(host.path()));
         let daemon = oracle.start();
         let over = AtomicBool::new(false);
-        let (median, worst) = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut events = 0;
                 while !over.load(Ordering::Relaxed) {
@@ -134,15 +137,12 @@ fn drifts_while_udevd_acts_on_the_device() {
                 }
                 println!("{events} events handled by udevd meanwhile");
             });
-            let times = all(&watch, ROUNDS / 4);
+            all(&watch, ROUNDS / 4);
             over.store(true, Ordering::Relaxed);
-            times
         });
-        assert!(median <= Duration::from_millis(20), "{median:?}");
-        assert!(worst <= Duration::from_millis(200), "{worst:?}");
         drop(daemon);
         let _daemon = oracle.start();
-        assert!(until(Duration::from_secs(1), right));
+        assert!(until(PATIENCE, right));
     });
 }
 
@@ -159,7 +159,7 @@ fn a_proof_that_is_an_event_is_not_repeated_for_it() {
         let mut cmd = command(&program(), &["watch", "--proof", "create-vm"]);
         cmd.arg("--root").arg(pod.path());
         let watch = Watch::start(cmd.arg("--host-root").arg(host.path()));
-        std::thread::sleep(Duration::from_secs(3));
+        watch.is_idle();
         let before = watch.wakeups();
         std::thread::sleep(Duration::from_secs(3));
         // Other virtual machines of this very machine are events, too.

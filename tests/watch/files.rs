@@ -13,7 +13,7 @@ use crate::common::{
 };
 use crate::metrics::check_metrics;
 use crate::peak::{bounded, ordinary};
-use crate::process::{Watch, healed, until, watch};
+use crate::process::{PATIENCE, Watch, healed, until, watch};
 use crate::support::{ALIGNED, KVM, Scene, command, go, inode, make_read_only};
 
 const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
@@ -68,8 +68,7 @@ fn another_container_sees_the_group_file_change() {
         assert_eq!(inode(&out), of);
         // Somebody spoils it.
         fs::write(&out, "root:x:0:\n").unwrap();
-        assert!(until(Duration::from_secs(5), || sees()
-            .contains(&"kvm:x:7:nova".to_owned())));
+        assert!(until(PATIENCE, || sees().contains(&"kvm:x:7:nova".to_owned())));
         assert_eq!(sees().len(), 3, "only the number that is in use");
         drop(watch);
         child.kill().unwrap();
@@ -185,7 +184,7 @@ fn the_state_is_there_for_others() {
         let reads = |path: &Path, part: &str| {
             let has = || fs::read_to_string(path).is_ok_and(|text| text.contains(part));
             assert!(
-                until(Duration::from_secs(5), has),
+                until(PATIENCE, has),
                 "{part}: {:?}",
                 fs::read_to_string(path)
             );
@@ -260,7 +259,7 @@ fn an_ordinary_watch_needs_three_mebibytes_at_most() {
                 .pod
                 .file("etc/group", &text.replace("kvm:x:108", "kvm:x:424"));
             let mended = || scene.pod.read("etc/group") == text;
-            assert!(until(Duration::from_secs(10), mended), "{n}");
+            assert!(until(PATIENCE, mended), "{n}");
         }
         bounded("watch, after 40 drifts", watch.status("VmHWM"));
     });
@@ -332,7 +331,7 @@ fn a_status_that_is_not_kept_up_to_date_is_taken_away() {
         mount_tmpfs(&folder, "size=12k,nr_inodes=20,mode=777");
         let status = folder.join("status.json");
         let ready = || go(command(&program(), &["ready"]).arg(&status));
-        let is = |there: bool| until(Duration::from_secs(10), || status.exists() == there);
+        let is = |there: bool| until(PATIENCE, || status.exists() == there);
         let old = "{\"summary\":\"an earlier run\",\"proof\":{\"result\":\"ok\"}}";
         fs::write(&status, old).unwrap();
         // Nobody keeps it up to date.
@@ -362,7 +361,7 @@ fn a_status_that_is_not_kept_up_to_date_is_taken_away() {
         // Now it is not, and no file says so: the lock does.
         fs::remove_file(KVM).unwrap();
         let unready = || ready().code == 5;
-        assert!(until(Duration::from_secs(10), unready));
+        assert!(until(PATIENCE, unready));
         mknod_kvm(Path::new(KVM), 0, 108, 0o660);
         fs::remove_file(folder.join("full")).unwrap();
         set_owner(Path::new(KVM), 0, 424, 0o600);
@@ -426,7 +425,7 @@ fn the_configuration_is_read_again() {
             &format!("status-file: {}\nmode: '0666'\n", status.display()),
         );
         healed((0, 108, 0o666));
-        assert!(until(Duration::from_secs(5), || status.exists()));
+        assert!(until(PATIENCE, || status.exists()));
         again(&watch, "mode: 0999\n");
         watch.says("the configuration stays as it was");
         again(&watch, "dry-run: true\n");
@@ -438,9 +437,9 @@ fn the_configuration_is_read_again() {
         mknod_kvm(&other, 0, 0, 0o600);
         again(&watch, &format!("device: {}\n", other.display()));
         let right = || crate::support::owner(&other) == RIGHT;
-        assert!(until(Duration::from_secs(5), right));
+        assert!(until(PATIENCE, right));
         set_owner(&other, 0, 424, 0o600);
-        assert!(until(Duration::from_secs(5), right));
+        assert!(until(PATIENCE, right));
         set_owner(Path::new(KVM), 0, 424, 0o600);
         std::thread::sleep(Duration::from_secs(1));
         assert_eq!(crate::support::owner(Path::new(KVM)), (0, 424, 0o600));

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::common::{bind, detach, in_namespace, mknod_kvm, mount_tmpfs, scratch, set_owner};
-use crate::process::{Watch, healed, until, watch};
+use crate::process::{PATIENCE, Watch, healed, until, watch};
 use crate::support::{ALIGNED, KVM, Scene, owner};
 
 const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
@@ -71,7 +71,7 @@ fn the_devices_folder_is_mounted_over_and_made_anew() {
         let folder = scratch().join("far/away");
         let device = folder.join("kvm");
         let right = || fs::metadata(&device).is_ok() && owner(&device) == RIGHT;
-        let soon = |what: &str| assert!(until(Duration::from_secs(5), right), "{what}");
+        let soon = |what: &str| assert!(until(PATIENCE, right), "{what}");
         let watch = Watch::start(watch(&scene).arg("--device").arg(&device));
         assert_eq!(watch.report["verdict"], "absent");
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::common::{in_namespace, scratch, set_owner};
-use crate::process::{Watch, healed, until, watch};
+use crate::process::{PATIENCE, Watch, healed, until, watch};
 use crate::support::{ALIGNED, KVM, Scene, owner};
 
 const GROUPS: &str = "root:x:0:\nkvm:x:108:\ndisk:x:6:\n";
@@ -54,7 +54,7 @@ fn a_guarded_gid_that_the_device_leaves_is_not_kept() {
         watch.signal(Signal::SIGHUP);
         healed((0, 108, 0o660));
         let done = || fs::read_to_string(&status).is_ok_and(|text| text.contains("guarded-group"));
-        assert!(until(Duration::from_secs(5), done));
+        assert!(until(PATIENCE, done));
         assert_eq!(scene.pod.read("etc/group"), ALIGNED, "{}", watch.log());
     });
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::common::{bind, detach, in_namespace, ok, scratch, set_owner};
-use crate::process::{Watch, healed, until, watch};
+use crate::process::{PATIENCE, Watch, healed, until, watch};
 use crate::support::{KVM, Scene, make_read_only, owner};
 
 const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
@@ -29,7 +29,7 @@ fn the_device_keeps_the_number_that_works() {
         assert_eq!(owner(Path::new(KVM)), RIGHT);
         let drift =
             || fs::read_to_string(&status).is_ok_and(|text| text.contains("\"verdict\":\"drift\""));
-        assert!(until(Duration::from_secs(5), drift));
+        assert!(until(PATIENCE, drift));
 
         // The node's udev moves it all the same.
         std::thread::sleep(Duration::from_secs(1));
@@ -105,7 +105,7 @@ fn the_group_file_comes_first() {
                 );
                 after == gid
             };
-            assert!(until(Duration::from_secs(5), done));
+            assert!(until(PATIENCE, done));
             let end = std::time::Instant::now() + Duration::from_millis(1200);
             while std::time::Instant::now() < end {
                 assert!(may(gid));

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::common::{Tree, bind, in_namespace, program, scratch, set_owner};
-use crate::process::{Watch, healed, until};
+use crate::process::{PATIENCE, Watch, healed, until};
 use crate::support::{KVM, Scene, command, owner};
 
 /// Makes what a program of that name needs below a root. Mounts come before `watch`, which has a mount
@@ -69,11 +69,7 @@ impl Libvirtd {
                 .find(|pid| name(*pid) == "libvirtd");
             pid.is_some()
         };
-        assert!(
-            until(Duration::from_secs(5), started),
-            "{:?}",
-            child.try_wait()
-        );
+        assert!(until(PATIENCE, started), "{:?}", child.try_wait());
         std::thread::spawn(move || child.wait());
         Self(Pid::from_raw(pid.unwrap().cast_signed()))
     }
@@ -137,7 +133,7 @@ pub fn follows(watch: &Watch, tree: &Tree, gid: u32) {
     let line = format!("kvm:x:{gid}:nova\n");
     let followed = || group(tree).contains(&line);
     assert!(
-        until(Duration::from_secs(20), followed),
+        until(PATIENCE, followed),
         "{}\n{}",
         group(tree),
         watch.log()
@@ -236,11 +232,7 @@ fn the_nodes_own_and_one_of_several_are_left_alone() {
             fs::read_to_string(&status)
                 .is_ok_and(|text| text.contains("runs in several containers"))
         };
-        assert!(
-            until(Duration::from_secs(5), said),
-            "{:?}",
-            fs::read_to_string(&status)
-        );
+        assert!(until(PATIENCE, said), "{:?}", fs::read_to_string(&status));
         assert!(group(&one).contains("kvm:x:425:nova\n"));
         assert!(group(&other).contains("kvm:x:426:nova\n"));
         // Nor does the device get another GID, which theirs may not have.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::common::{in_namespace, set_owner};
-use crate::process::{Watch, healed, until, watch};
+use crate::process::{PATIENCE, Watch, healed, until, watch};
 use crate::support::{KVM, Scene, bounded_memory};
 
 /// What a container may have: all that a run maps, its program included.
@@ -35,11 +35,7 @@ fn files_of_any_size_end_no_watch() {
                 File::create(&new).unwrap().set_len(size).unwrap();
                 fs::rename(&new, &at).unwrap();
                 let said = || running.log().contains(&format!("{}): EFBIG", at.display()));
-                assert!(
-                    until(Duration::from_secs(10), said),
-                    "{name}: {}",
-                    running.log()
-                );
+                assert!(until(PATIENCE, said), "{name}: {}", running.log());
             }
             // As large as may be: comments, and what was there.
             let line = format!("#{}\n", "x".repeat(98));

@@ -13,7 +13,7 @@ use caps::CapSet;
 use nix::sys::signal::Signal::SIGHUP;
 
 use crate::common::{detach, in_namespace, mknod_kvm, mount_tmpfs, scratch, set_owner};
-use crate::process::{Watch, healed, until, watch};
+use crate::process::{PATIENCE, Watch, healed, until, watch};
 use crate::support::{KVM, Scene, command, go, owner, without_call};
 
 const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
@@ -269,6 +269,6 @@ fn a_process_without_capabilities_that_holds_all_instances_stops_nothing() {
         let log = running.log();
         once(&log, POLLING);
         assert_eq!(log.matches(NOT_ANY_MORE).count(), 1, "{log}");
-        assert!(until(Duration::from_secs(1), || has_inotify(&running)));
+        assert!(until(PATIENCE, || has_inotify(&running)));
     });
 }
