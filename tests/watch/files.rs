@@ -63,7 +63,7 @@ fn another_container_sees_the_group_file_change() {
             healed((0, gid, 0o660));
             let line = format!("kvm:x:{gid}:nova");
             assert!(sees().contains(&line), "{gid}");
-            std::thread::sleep(Duration::from_millis(1200));
+            watch.is_idle();
         }
         assert_eq!(inode(&out), of);
         // Somebody spoils it.
@@ -387,7 +387,7 @@ fn a_state_that_cannot_be_written() {
             for _ in 0..3 {
                 set_owner(Path::new(KVM), 0, 424, 0o600);
                 healed(RIGHT);
-                std::thread::sleep(Duration::from_millis(800));
+                watch.is_idle();
             }
         };
         drift();
@@ -441,7 +441,7 @@ fn the_configuration_is_read_again() {
         set_owner(&other, 0, 424, 0o600);
         assert!(until(PATIENCE, right));
         set_owner(Path::new(KVM), 0, 424, 0o600);
-        std::thread::sleep(Duration::from_secs(1));
+        watch.is_idle();
         assert_eq!(crate::support::owner(Path::new(KVM)), (0, 424, 0o600));
         assert!(watch.runs());
     });

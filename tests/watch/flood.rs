@@ -188,7 +188,7 @@ fn what_an_overflow_hides_is_healed() {
             }
             watch.signal(nix::sys::signal::Signal::SIGCONT);
             crate::process::healed((0, 108, 0o660));
-            std::thread::sleep(Duration::from_millis(700));
+            watch.is_idle();
             // What came meanwhile has a watch of its own again.
             set_owner(Path::new(KVM), 0, 424, 0o660);
             crate::process::healed((0, 108, 0o660));
@@ -207,9 +207,9 @@ fn a_device_that_is_mounted_by_itself_is_kept() {
         fs::rename(KVM, node.join("kvm")).unwrap();
         fs::write(KVM, "").unwrap();
         crate::common::bind(&node.join("kvm"), Path::new(KVM));
-        let _watch = Watch::start(&mut watch(&scene));
+        let watch = Watch::start(&mut watch(&scene));
         for _ in 0..5 {
-            std::thread::sleep(Duration::from_millis(700));
+            watch.is_idle();
             set_owner(&node.join("kvm"), 0, 424, 0o600);
             crate::process::healed((0, 108, 0o660));
         }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
@@ -23,10 +22,10 @@ fn a_rule_for_an_event_makes_qemu_no_member_of_a_guarded_group() {
         assert_eq!(scene.pod.read("etc/group"), ALIGNED);
         // While it runs.
         scene.host.file("etc/udev/rules.d/99-x.rules", rule);
-        std::thread::sleep(Duration::from_secs(2));
+        watch.is_idle();
         set_owner(Path::new(KVM), 0, 6, 0o660);
         healed((0, 108, 0o660));
-        std::thread::sleep(Duration::from_secs(1));
+        watch.is_idle();
         assert_eq!(scene.pod.read("etc/group"), ALIGNED, "{}", watch.log());
     });
 }

@@ -32,10 +32,10 @@ fn the_device_keeps_the_number_that_works() {
         assert!(until(PATIENCE, drift));
 
         // The node's udev moves it all the same.
-        std::thread::sleep(Duration::from_secs(1));
+        watch.is_idle();
         set_owner(Path::new(KVM), 0, 109, 0o660);
         healed(RIGHT);
-        std::thread::sleep(Duration::from_secs(1));
+        watch.is_idle();
         assert!(drift(), "it is no better for that");
 
         // It becomes writable; without an event that is found out after a while.

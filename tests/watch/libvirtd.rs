@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -178,20 +177,11 @@ fn the_files_of_the_one_in_another_container_are_kept() {
         assert!(group(&second).contains("kvm:x:425:nova\n"));
 
         // The first ends; the pod is made anew, twice.
-        std::thread::sleep(Duration::from_secs(1));
-        let start = std::time::Instant::now();
         drop(libvirtd);
         follows(&watch, &second, 109);
-        println!(
-            "the end of one: the other is followed after {:?}",
-            start.elapsed()
-        );
         drop(other);
-        std::thread::sleep(Duration::from_secs(1));
-        let start = std::time::Instant::now();
         let _libvirtd = Libvirtd::start(&watch, &third);
         follows(&watch, &third, 109);
-        println!("one that started is followed after {:?}", start.elapsed());
         assert_eq!(owner(Path::new(KVM)), (0, 109, 0o660));
     });
 }
@@ -207,13 +197,17 @@ fn the_nodes_own_and_one_of_several_are_left_alone() {
         }
         let nodes = group(&scene.host);
         bare_root();
-        let watch = Watch::start(alone(&scene).args(["--recheck", "1s"]));
+        let status = scratch().join("status.json");
+        let watch = Watch::start(
+            alone(&scene)
+                .args(["--recheck", "1s", "--status-file"])
+                .arg(&status),
+        );
         let _nodes = Libvirtd::start(&watch, &scene.host);
-        std::thread::sleep(Duration::from_millis(2500));
+        crate::impostor::looks(&status);
         assert_eq!(group(&scene.host), nodes);
         drop(watch);
 
-        let status = scratch().join("status.json");
         let watch = Watch::start(
             alone(&scene)
                 .args(["--recheck", "1h", "--status-file"])
@@ -223,7 +217,7 @@ fn the_nodes_own_and_one_of_several_are_left_alone() {
             Libvirtd::start(&watch, &one),
             Libvirtd::start(&watch, &other),
         );
-        std::thread::sleep(Duration::from_millis(100));
+        watch.is_idle();
         scene
             .host
             .file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n");

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::time::Duration;
 
 use crate::common::{in_namespace, set_owner};
 use crate::process::{PATIENCE, Watch, healed, until, watch};
@@ -42,11 +41,11 @@ fn files_of_any_size_end_no_watch() {
             let filled = line.repeat((LIMIT - text.len()) / line.len());
             fs::write(&new, [filled.as_bytes(), &text].concat()).unwrap();
             fs::rename(&new, &at).unwrap();
-            std::thread::sleep(Duration::from_millis(1500));
+            running.is_idle();
             for _ in 0..3 {
                 set_owner(Path::new(KVM), 0, 424, 0o600);
                 healed((0, 108, 0o660));
-                std::thread::sleep(Duration::from_millis(700));
+                running.is_idle();
             }
             assert!(running.runs(), "{name}: {}", running.log());
             println!(
