@@ -26,8 +26,6 @@ const RULES: &str = "etc/udev/rules.d";
 const RULE: &str = "etc/udev/rules.d/99-libvirt-kvm-init.rules";
 const OWN_LOCK: &str = ".libvirt-kvm-init.lock";
 const BINARY: &str = "libvirt-kvm-init";
-/// Longer than any run here takes, and less than the wait for a lock.
-
 /// A volume as the kubelet makes it: a mount point that all may write.
 fn volume(name: &str) -> PathBuf {
     let folder = scratch().join(name);
