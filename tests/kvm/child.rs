@@ -108,9 +108,7 @@ fn is_not_met(signal: &str, uid: u32) {
         let (pod, host) = (pod(uid), Tree::host(108));
         ok(&mut command(&pod, &host));
         let mut attacker = Attacker::start(signal, uid);
-        let mut longest = Duration::ZERO;
         for run in 0..RUNS {
-            let start = Instant::now();
             // timeout(1) is the alarm: a program that never comes back must fail this test, not stop it.
             let program = command(&pod, &host);
             let mut cmd = Command::new("timeout");
@@ -122,19 +120,16 @@ fn is_not_met(signal: &str, uid: u32) {
                 cmd.arg("--proof=create-vm");
             }
             let (code, stdout, stderr) = run_with(&mut cmd, b"");
-            let took = start.elapsed();
-            assert_eq!(code, 0, "run {run}, after {took:?}: {stdout}{stderr}");
+            assert_eq!(code, 0, "run {run}: {stdout}{stderr}");
             let report = report(&stdout, &stderr);
             let proof = (report.proof.result.as_str(), report.proof.api_version);
             assert_eq!(proof, ("ok", Some(12)), "run {run}: {report:#?}");
             // Neither was a second child needed.
             assert_eq!(stderr, "", "run {run}");
-            assert!(took < Duration::from_secs(5), "run {run}: {took:?}");
-            longest = longest.max(took);
         }
         let attacks = attacker.0.try_wait().unwrap().is_none();
         assert!(attacks, "the attack ended before the runs did");
-        println!("{RUNS} runs under {signal}, none of them met; the longest took {longest:?}");
+        println!("{RUNS} runs under {signal}, none of them met");
     });
 }
 
@@ -251,7 +246,7 @@ fn the_qemu_user_cannot_touch_the_proofs_child() {
         assert!(succeeded.is_empty(), "not refused: {succeeded:#?}");
         assert_eq!(shown(child.pid), before);
         assert!(held.release(child));
-        let (code, stdout, stderr, _) = held.finish();
+        let (code, stdout, stderr) = held.finish();
         assert_eq!(code, 0, "{stdout}{stderr}");
         assert_eq!(report(&stdout, &stderr).proof.result, "ok");
     });
@@ -291,14 +286,13 @@ fn a_proof_that_cannot_be_done_is_tried_once_more_and_then_a_failure() {
                     }
                     held.release(child);
                 }
-                let (code, stdout, stderr, took) = held.finish();
+                let (code, stdout, stderr) = held.finish();
                 let report = report(&stdout, &stderr);
-                let told = format!("{shown}: {took:?} {report:#?}{stderr}");
+                let told = format!("{shown}: {report:#?}{stderr}");
                 assert_eq!(pids.len(), 2, "{told}");
                 assert_ne!(pids[0], pids[1], "{told}");
                 assert_eq!(code, i32::from(report.exit_code), "{told}");
                 assert!(stderr.contains("tried once more"), "{told}");
-                assert!(took < Duration::from_secs(12), "{told}");
                 // What was seen of the device and its surroundings is there all the same.
                 assert!(report.device.is_some() && report.qemu.is_some(), "{told}");
                 if how_often == 1 {
@@ -311,13 +305,12 @@ fn a_proof_that_cannot_be_done_is_tried_once_more_and_then_a_failure() {
                 assert_eq!(report.proof.api_version, None, "{told}");
                 let line = stderr.lines().last().unwrap();
                 assert_eq!(line, report.closing_line());
-                let (word, least) = match signal {
-                    Signal::SIGKILL => ("killed", 0),
-                    _ => ("did not answer", 10),
+                let word = match signal {
+                    Signal::SIGKILL => "killed",
+                    _ => "did not answer within 5 s",
                 };
                 assert!(line.contains(word), "{told}");
                 assert!(!line.contains("cannot open"), "{told}");
-                assert!(took >= Duration::from_secs(least), "{told}");
             }
         }
     });
@@ -375,7 +368,7 @@ fn the_child_has_qemus_rights_to_files_and_is_root_in_everything_else() {
             assert_eq!(status(child.pid, set), [0], "{set}");
         }
         held.release(child);
-        let (code, stdout, stderr, _) = held.finish();
+        let (code, stdout, stderr) = held.finish();
         assert_eq!(code, 0, "{stdout}{stderr}");
         // Groups can only be set while there is a capability for it, and nothing may touch the device
         // before the kernel was asked for all of it.
@@ -518,7 +511,7 @@ fn a_qemu_that_runs_as_root_is_proven_with_its_capabilities() {
             }
             assert_ne!(held_by("CapEff") & CAP_DAC_OVERRIDE.bitmask(), 0);
             held.release(child);
-            let (code, stdout, stderr, _) = held.finish();
+            let (code, stdout, stderr) = held.finish();
             let report = report(&stdout, &stderr);
             assert_eq!(report.proof.result, "ok", "{code} {report:#?}");
         }

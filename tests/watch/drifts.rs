@@ -11,12 +11,13 @@ use nix::mount::{MsFlags, mount};
 use support::drift::{DRIFTS, PAUSE, right, time};
 use support::rule_sets::{Content, K, set};
 use support::udevd::{Oracle, turn};
-use support::watch::{Watch, distribution, until, watch};
+use support::watch::{PATIENCE, Watch, distribution, until, watch};
 use support::{Scene, Tree, in_namespace, inode, mknod_char, owner, scratch};
 
 const ROUNDS: usize = 100;
 
-fn all(watch: &Watch, rounds: usize) -> (Duration, Duration) {
+/// Each drift is repaired, which only an event can bring about: the next look at everything is in an hour.
+fn all(watch: &Watch, rounds: usize) {
     let mut times = Vec::new();
     let mut by_kind = vec![Vec::new(); DRIFTS.len()];
     for _ in 0..rounds {
@@ -31,7 +32,7 @@ fn all(watch: &Watch, rounds: usize) -> (Duration, Duration) {
     for ((name, _), times) in DRIFTS.iter().zip(by_kind) {
         distribution(name, times);
     }
-    distribution("all", times)
+    distribution("all", times);
 }
 
 #[test]
@@ -41,23 +42,24 @@ fn a_thousand_drifts_are_healed() {
         mknod_char(Path::new("/dev/canary"), (1, 3), 0, 0, 0o600);
         let canary = inode(Path::new("/dev/canary"));
         let metrics = scratch().join("kvm.prom");
-        let watch = Watch::start(watch(&scene).arg("--metrics-file").arg(&metrics));
+        let watch = Watch::start(
+            watch(&scene)
+                .args(["--recheck", "1h", "--metrics-file"])
+                .arg(&metrics),
+        );
 
-        std::thread::sleep(Duration::from_secs(1));
         let before = watch.wakeups();
         std::thread::sleep(Duration::from_secs(10));
         let woken = watch.wakeups() - before;
         println!("wake-ups in 10 quiet seconds: {woken}");
         assert_eq!(woken, 0);
 
-        let (median, worst) = all(&watch, ROUNDS);
+        all(&watch, ROUNDS);
         let peak = watch.status("VmHWM");
         println!(
             "peak: {peak} KiB (VmHWM); CPU for it all: {} ms",
             watch.ticks() * 10
         );
-        assert!(median <= Duration::from_millis(20), "{median:?}");
-        assert!(worst <= Duration::from_millis(200), "{worst:?}");
         if std::env::var_os("KVM_INIT_TEST_BIN").is_some() {
             assert!(peak <= 3 * 1024, "{peak} KiB");
         }
@@ -84,9 +86,9 @@ fn a_thousand_drifts_are_healed() {
             };
             of("set-device-owner") + of("set-device-mode") + of("set-device-acl") >= 1000
         };
-        assert!(until(Duration::from_secs(10), counted));
+        assert!(until(PATIENCE, counted));
         // Its own changes are no events that it answers.
-        std::thread::sleep(Duration::from_secs(1));
+        watch.is_idle();
         let before = watch.wakeups();
         std::thread::sleep(Duration::from_secs(2));
         assert_eq!(watch.wakeups(), before);
@@ -116,10 +118,11 @@ fn drifts_while_udevd_acts_on_the_device() {
         let (oracle, host) = node();
         let pod = Tree::pod(424);
         mknod_char(Path::new("/dev/canary"), (1, 3), 0, 0, 0o600);
-        let watch = Watch::start(&mut support::verb("watch", pod.path(), host.path()));
+        let mut cmd = support::verb("watch", pod.path(), host.path());
+        let watch = Watch::start(cmd.args(["--recheck", "1h"]));
         let daemon = oracle.start();
         let over = AtomicBool::new(false);
-        let (median, worst) = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut events = 0;
                 while !over.load(Ordering::Relaxed) {
@@ -129,15 +132,12 @@ fn drifts_while_udevd_acts_on_the_device() {
                 }
                 println!("{events} events handled by udevd meanwhile");
             });
-            let times = all(&watch, ROUNDS / 4);
+            all(&watch, ROUNDS / 4);
             over.store(true, Ordering::Relaxed);
-            times
         });
-        assert!(median <= Duration::from_millis(20), "{median:?}");
-        assert!(worst <= Duration::from_millis(200), "{worst:?}");
         drop(daemon);
         let _daemon = oracle.start();
-        assert!(until(Duration::from_secs(1), right));
+        assert!(until(PATIENCE, right));
     });
 }
 
@@ -152,7 +152,7 @@ fn a_proof_that_is_an_event_is_not_repeated_for_it() {
         let pod = Tree::pod(424);
         let mut cmd = support::verb("watch", pod.path(), host.path());
         let watch = Watch::start(cmd.args(["--proof", "create-vm"]));
-        std::thread::sleep(Duration::from_secs(3));
+        watch.is_idle();
         let before = watch.wakeups();
         std::thread::sleep(Duration::from_secs(3));
         // Other virtual machines of this very machine are events, too.

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use support::metrics::check_metrics;
 use support::peak::{bounded, ordinary};
-use support::watch::{Watch, healed, until, watch};
+use support::watch::{PATIENCE, Watch, healed, until, watch};
 use support::{
     ALIGNED, KVM, Scene, bind, command, go, in_namespace, inode, make_read_only, mknod_char,
     mknod_kvm, mount_tmpfs, ok, program, run, scratch, set_owner,
@@ -62,13 +62,12 @@ fn another_container_sees_the_group_file_change() {
             healed((0, gid, 0o660));
             let line = format!("kvm:x:{gid}:nova");
             assert!(sees().contains(&line), "{gid}");
-            std::thread::sleep(Duration::from_millis(1200));
+            watch.is_idle();
         }
         assert_eq!(inode(&out), of);
         // Somebody spoils it.
         fs::write(&out, "root:x:0:\n").unwrap();
-        assert!(until(Duration::from_secs(5), || sees()
-            .contains(&"kvm:x:7:nova".to_owned())));
+        assert!(until(PATIENCE, || sees().contains(&"kvm:x:7:nova".to_owned())));
         assert_eq!(sees().len(), 3, "only the number that is in use");
         drop(watch);
         child.kill().unwrap();
@@ -180,7 +179,7 @@ fn the_state_is_there_for_others() {
         let reads = |path: &Path, part: &str| {
             let has = || fs::read_to_string(path).is_ok_and(|text| text.contains(part));
             assert!(
-                until(Duration::from_secs(5), has),
+                until(PATIENCE, has),
                 "{part}: {:?}",
                 fs::read_to_string(path)
             );
@@ -254,7 +253,7 @@ fn an_ordinary_watch_needs_three_mebibytes_at_most() {
                 .pod
                 .file("etc/group", &text.replace("kvm:x:108", "kvm:x:424"));
             let mended = || scene.pod.read("etc/group") == text;
-            assert!(until(Duration::from_secs(10), mended), "{n}");
+            assert!(until(PATIENCE, mended), "{n}");
         }
         bounded("watch, after 40 drifts", watch.status("VmHWM"));
     });
@@ -323,7 +322,7 @@ fn a_status_that_is_not_kept_up_to_date_is_taken_away() {
         mount_tmpfs(&folder, "size=12k,nr_inodes=20,mode=777");
         let status = folder.join("status.json");
         let ready = || go(command(&program(), &["ready"]).arg(&status));
-        let is = |there: bool| until(Duration::from_secs(10), || status.exists() == there);
+        let is = |there: bool| until(PATIENCE, || status.exists() == there);
         let old = "{\"summary\":\"an earlier run\",\"proof\":{\"result\":\"ok\"}}";
         fs::write(&status, old).unwrap();
         // Nobody keeps it up to date.
@@ -353,7 +352,7 @@ fn a_status_that_is_not_kept_up_to_date_is_taken_away() {
         // Now it is not, and no file says so: the lock does.
         fs::remove_file(KVM).unwrap();
         let unready = || ready().code == 5;
-        assert!(until(Duration::from_secs(10), unready));
+        assert!(until(PATIENCE, unready));
         mknod_kvm(Path::new(KVM), 0, 108, 0o660);
         fs::remove_file(folder.join("full")).unwrap();
         set_owner(Path::new(KVM), 0, 424, 0o600);
@@ -378,7 +377,7 @@ fn a_state_that_cannot_be_written() {
             for _ in 0..3 {
                 set_owner(Path::new(KVM), 0, 424, 0o600);
                 healed(RIGHT);
-                std::thread::sleep(Duration::from_millis(800));
+                watch.is_idle();
             }
         };
         drift();
@@ -415,7 +414,7 @@ fn the_configuration_is_read_again() {
             &format!("status-file: {}\nmode: '0666'\n", status.display()),
         );
         healed((0, 108, 0o666));
-        assert!(until(Duration::from_secs(5), || status.exists()));
+        assert!(until(PATIENCE, || status.exists()));
         again(&watch, "mode: 0999\n");
         watch.says("the configuration stays as it was");
         again(&watch, "dry-run: true\n");
@@ -427,11 +426,11 @@ fn the_configuration_is_read_again() {
         mknod_kvm(&other, 0, 0, 0o600);
         again(&watch, &format!("device: {}\n", other.display()));
         let right = || support::owner(&other) == RIGHT;
-        assert!(until(Duration::from_secs(5), right));
+        assert!(until(PATIENCE, right));
         set_owner(&other, 0, 424, 0o600);
-        assert!(until(Duration::from_secs(5), right));
+        assert!(until(PATIENCE, right));
         set_owner(Path::new(KVM), 0, 424, 0o600);
-        std::thread::sleep(Duration::from_secs(1));
+        watch.is_idle();
         assert_eq!(support::owner(Path::new(KVM)), (0, 424, 0o600));
         assert!(watch.runs());
     });

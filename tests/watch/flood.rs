@@ -182,7 +182,7 @@ fn what_an_overflow_hides_is_healed() {
             }
             watch.signal(nix::sys::signal::Signal::SIGCONT);
             support::watch::healed((0, 108, 0o660));
-            std::thread::sleep(Duration::from_millis(700));
+            watch.is_idle();
             // What came meanwhile has a watch of its own again.
             set_owner(Path::new(KVM), 0, 424, 0o660);
             support::watch::healed((0, 108, 0o660));
@@ -200,9 +200,9 @@ fn a_device_that_is_mounted_by_itself_is_kept() {
         fs::rename(KVM, node.join("kvm")).unwrap();
         fs::write(KVM, "").unwrap();
         support::bind(&node.join("kvm"), Path::new(KVM));
-        let _watch = Watch::start(&mut watch(&scene));
+        let watch = Watch::start(&mut watch(&scene));
         for _ in 0..5 {
-            std::thread::sleep(Duration::from_millis(700));
+            watch.is_idle();
             set_owner(&node.join("kvm"), 0, 424, 0o600);
             support::watch::healed((0, 108, 0o660));
         }

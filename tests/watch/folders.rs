@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
-use support::watch::{Watch, healed, until, watch};
+use support::watch::{PATIENCE, Watch, healed, until, watch};
 use support::{
     ALIGNED, KVM, Scene, bind, detach, in_namespace, mknod_kvm, mount_tmpfs, owner, scratch,
     set_owner,
@@ -70,7 +70,7 @@ fn the_devices_folder_is_mounted_over_and_made_anew() {
         let folder = scratch().join("far/away");
         let device = folder.join("kvm");
         let right = || fs::metadata(&device).is_ok() && owner(&device) == RIGHT;
-        let soon = |what: &str| assert!(until(Duration::from_secs(5), right), "{what}");
+        let soon = |what: &str| assert!(until(PATIENCE, right), "{what}");
         let watch = Watch::start(watch(&scene).arg("--device").arg(&device));
         assert_eq!(watch.report["verdict"], "absent");
 

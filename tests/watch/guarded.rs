@@ -2,11 +2,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use support::watch::{Watch, healed, until, watch};
+use support::watch::{PATIENCE, Watch, healed, until, watch};
 use support::{ALIGNED, KVM, Scene, in_namespace, owner, scratch, set_owner};
 
 const GROUPS: &str = "root:x:0:\nkvm:x:108:\ndisk:x:6:\n";
@@ -21,10 +20,10 @@ fn a_rule_for_an_event_makes_qemu_no_member_of_a_guarded_group() {
         assert_eq!(scene.pod.read("etc/group"), ALIGNED);
         // While it runs.
         scene.host.file("etc/udev/rules.d/99-x.rules", rule);
-        std::thread::sleep(Duration::from_secs(2));
+        watch.is_idle();
         set_owner(Path::new(KVM), 0, 6, 0o660);
         healed((0, 108, 0o660));
-        std::thread::sleep(Duration::from_secs(1));
+        watch.is_idle();
         assert_eq!(scene.pod.read("etc/group"), ALIGNED, "{}", watch.log());
     });
 }
@@ -51,7 +50,7 @@ fn a_guarded_gid_that_the_device_leaves_is_not_kept() {
         watch.signal(Signal::SIGHUP);
         healed((0, 108, 0o660));
         let done = || fs::read_to_string(&status).is_ok_and(|text| text.contains("guarded-group"));
-        assert!(until(Duration::from_secs(5), done));
+        assert!(until(PATIENCE, done));
         assert_eq!(scene.pod.read("etc/group"), ALIGNED, "{}", watch.log());
     });
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use support::watch::{Watch, healed, until, watch};
+use support::watch::{PATIENCE, Watch, healed, until, watch};
 use support::{
     KVM, Scene, bind, detach, in_namespace, make_read_only, ok, owner, scratch, set_owner,
 };
@@ -29,13 +29,13 @@ fn the_device_keeps_the_number_that_works() {
         assert_eq!(owner(Path::new(KVM)), RIGHT);
         let drift =
             || fs::read_to_string(&status).is_ok_and(|text| text.contains("\"verdict\":\"drift\""));
-        assert!(until(Duration::from_secs(5), drift));
+        assert!(until(PATIENCE, drift));
 
         // The node's udev moves it all the same.
-        std::thread::sleep(Duration::from_secs(1));
+        watch.is_idle();
         set_owner(Path::new(KVM), 0, 109, 0o660);
         healed(RIGHT);
-        std::thread::sleep(Duration::from_secs(1));
+        watch.is_idle();
         assert!(drift(), "it is no better for that");
 
         // It becomes writable; without an event that is found out after a while.
@@ -103,7 +103,7 @@ fn the_group_file_comes_first() {
                 );
                 after == gid
             };
-            assert!(until(Duration::from_secs(5), done));
+            assert!(until(PATIENCE, done));
             let end = std::time::Instant::now() + Duration::from_millis(1200);
             while std::time::Instant::now() < end {
                 assert!(may(gid));

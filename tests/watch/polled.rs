@@ -12,7 +12,7 @@ use std::time::Duration;
 use caps::CapSet;
 use nix::sys::signal::Signal::SIGHUP;
 
-use support::watch::{Watch, healed, until, watch};
+use support::watch::{PATIENCE, Watch, healed, until, watch};
 use support::{
     KVM, Scene, detach, go, in_namespace, mknod_kvm, mount_tmpfs, owner, scratch, set_owner,
     without_call,
@@ -261,6 +261,6 @@ fn a_process_without_capabilities_that_holds_all_instances_stops_nothing() {
         let log = running.log();
         once(&log, POLLING);
         assert_eq!(log.matches(NOT_ANY_MORE).count(), 1, "{log}");
-        assert!(until(Duration::from_secs(1), || has_inotify(&running)));
+        assert!(until(PATIENCE, || has_inotify(&running)));
     });
 }

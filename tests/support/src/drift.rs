@@ -130,7 +130,7 @@ pub fn right() -> bool {
 pub fn time(drift: fn() -> Instant) -> Option<Duration> {
     let at = drift();
     while !right() {
-        if at.elapsed() > Duration::from_secs(10) {
+        if at.elapsed() > Duration::from_secs(60) {
             return None;
         }
         std::thread::yield_now();

@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 
@@ -81,6 +82,37 @@ fn facts(meta: &fs::Metadata) -> String {
         meta.ctime(),
         meta.ctime_nsec()
     )
+}
+
+/// Waits until this is so. The limit is there for a test that hangs.
+#[track_caller]
+pub fn eventually(what: &str, mut is: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !is() {
+        assert!(Instant::now() < end, "not in a minute: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Waits until another process than this one and than those that had it open before has a file open.
+pub fn opened_by_another(path: &Path, before: &[u32]) {
+    eventually("a process that opens the file", || {
+        openers(path).iter().any(|pid| !before.contains(pid))
+    });
+}
+
+/// The processes that have a file open.
+pub fn openers(path: &Path) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &u32| {
+        let fds = fs::read_dir(format!("/proc/{pid}/fd"))
+            .into_iter()
+            .flatten();
+        fds.flatten()
+            .any(|fd| fs::read_link(fd.path()).is_ok_and(|file| file == path))
+    })
+    .collect()
 }
 
 /// Owner, group, permission bits.

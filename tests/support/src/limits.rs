@@ -53,13 +53,22 @@ pub fn without_call(cmd: &mut Command, call: libc::c_long, errno: i32) -> &mut C
 
 /// Bounds the memory that the command may map, in bytes.
 pub fn bounded_memory(cmd: &mut Command, bytes: u64) -> &mut Command {
+    limited(cmd, libc::RLIMIT_AS as _, bytes)
+}
+
+/// Kills a command that needs more processor time than reading its input does: 20 s.
+pub fn bounded_cpu(cmd: &mut Command) -> &mut Command {
+    limited(cmd, libc::RLIMIT_CPU as _, 20)
+}
+
+fn limited(cmd: &mut Command, resource: u32, most: u64) -> &mut Command {
     let limit = move || {
         let limit = libc::rlimit {
-            rlim_cur: bytes,
-            rlim_max: bytes,
+            rlim_cur: most,
+            rlim_max: most,
         };
         // SAFETY: reads a struct that lives here.
-        match unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) } {
+        match unsafe { libc::setrlimit(resource as _, &raw const limit) } {
             0 => Ok(()),
             _ => Err(std::io::Error::last_os_error()),
         }

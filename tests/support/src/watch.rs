@@ -11,6 +11,9 @@ use nix::unistd::Pid;
 
 use crate::{KVM, Scene, owner, scratch};
 
+/// How long an event is waited for: so long that only a test that hangs comes to it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
 /// `watch`, killed with the value.
 pub struct Watch {
     child: Child,
@@ -43,9 +46,41 @@ impl Watch {
             )
         });
         let watch = Self { child, log, report };
-        // The folders of files are followed just after the report.
-        std::thread::sleep(Duration::from_millis(100));
+        // The directories of files are followed just after the report.
+        watch.is_idle();
         watch
+    }
+
+    /// Waits until nothing is left to do: it polls for the next event with no shorter limit than that for the next
+    /// look at everything. What it is started by, or a child of its own, has no such limit.
+    #[track_caller]
+    pub fn is_idle(&self) {
+        let read = |pid: &str, name: &str| {
+            fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default()
+        };
+        // The last one of parents, children and their children.
+        let call = || {
+            let mut pid = self.pid().to_string();
+            loop {
+                let children = read(&pid, &format!("task/{pid}/children"));
+                match children.split_whitespace().next() {
+                    Some(child) => pid = child.to_owned(),
+                    None => return read(&pid, "syscall"),
+                }
+            }
+        };
+        let polls = || {
+            let call = call();
+            let words: Vec<_> = call.split(' ').collect();
+            // The limit of poll(2) is an int of milliseconds, -1 for none.
+            let limit = words.get(3).and_then(|word| word.strip_prefix("0x"));
+            let limit = limit.and_then(|hex| u64::from_str_radix(hex, 16).ok());
+            words[0] == nix::libc::SYS_poll.to_string()
+                && limit.is_some_and(|limit| limit & 0xffff_ffff > 600)
+        };
+        // What a child leaves to do is seen the second time.
+        let is = until(PATIENCE, || polls() && polls());
+        assert!(is, "it never waits: {}\n{}", call(), self.log());
     }
 
     /// Its process ID.
@@ -104,18 +139,12 @@ impl Watch {
     #[track_caller]
     pub fn says(&self, part: &str) {
         let said = || self.log().contains(part);
-        assert!(
-            until(Duration::from_secs(10), said),
-            "`{part}` is not in\n{}",
-            self.log()
-        );
+        assert!(until(PATIENCE, said), "`{part}` is not in\n{}", self.log());
     }
 
-    /// Its exit code, once it has ended, and how long that took.
-    pub fn end(mut self) -> (Option<i32>, Duration) {
-        let start = Instant::now();
-        let status = self.child.wait().unwrap();
-        (status.code(), start.elapsed())
+    /// Its exit code, once it has ended.
+    pub fn end(mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
     }
 
     /// Whether it still runs.
@@ -151,7 +180,7 @@ pub fn until(longest: Duration, mut is: impl FnMut() -> bool) -> bool {
 pub fn healed(want: (u32, u32, u32)) {
     let path = Path::new(KVM);
     let right = || fs::symlink_metadata(path).is_ok() && owner(path) == want;
-    let in_time = until(Duration::from_secs(10), right);
+    let in_time = until(PATIENCE, right);
     assert!(
         in_time,
         "{:?} is not {want:?}",
