@@ -4,7 +4,7 @@
 #              the other one's target is installed. IMAGE=NAME:TAG names it, SOURCE=URL labels it
 # make test    every tier of tests that this machine can run
 # make bench   measures, side by side with what people use today: benches/RESULTS.md; BENCH=quick for less
-# make lint    rustfmt, clippy and cargo-deny
+# make lint    rustfmt, clippy, cargo-deny, and zizmor for the workflows
 # make fuzz    each fuzz target for SECONDS=20, with cargo-fuzz
 # make sbom    what the binary is made of, for both architectures, with cargo-cyclonedx
 # make man     man pages and the shells' completions, under target/packaging/generated
@@ -142,16 +142,18 @@ bench: build
 	KVM_INIT_TEST_BIN=$(CURDIR)/$(BIN) benches/run
 
 lint:
-	cargo fmt --check
+	cargo fmt --check --all
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo fmt --check --manifest-path packaging/generate/Cargo.toml
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --test '*' -- -D warnings
 	cargo clippy --locked --no-default-features -- -D warnings
 	cargo clippy --locked --manifest-path packaging/generate/Cargo.toml --target-dir target/packaging \
 	    --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	tests/deny
+	tests/lint-workflows
 
 fuzz:
 	tests/fuzz $(or $(SECONDS),20)
@@ -163,7 +165,7 @@ reproducible:
 	tests/reproducible
 
 docs: build
-	KVM_INIT_WRITE_DOCS=1 cargo test --locked --quiet --test readme
+	KVM_INIT_WRITE_DOCS=1 cargo test --locked --quiet --test pure readme::
 	docs/record $(BIN) >target/run.svg && mv target/run.svg docs/run.svg
 
 clean:

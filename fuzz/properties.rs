@@ -5,8 +5,8 @@
 //! can be written by hand: `1kvm:x:424:` is a group file after its choice.
 #![allow(dead_code, clippy::unwrap_used)] // each target calls one; a panic is the report
 
-#[path = "../tests/common/account_files.rs"]
-mod account_files;
+#[path = "account_files.rs"]
+pub mod account_files;
 
 use std::cell::RefCell;
 use std::io::Read;

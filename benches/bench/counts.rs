@@ -5,13 +5,13 @@ use std::fs;
 use std::process::Command;
 
 use crate::Setting;
-use crate::common::{self, in_namespace, scratch};
 use crate::machine::tool;
 use crate::page::{Page, count};
 use crate::runs::{Job, median};
 use crate::stage::Stage;
 use crate::startup::compared;
 use crate::traced::{peak, steps};
+use support::{in_namespace, scratch};
 
 const NO: &str = "-";
 
@@ -107,7 +107,7 @@ fn calls(job: &Job) -> Option<Calls> {
     let mut cmd = Command::new("strace");
     cmd.args(["-f", "-qq", "-c", "-o"]).arg(&out);
     cmd.args(job.words()).env_clear();
-    common::run(cmd.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"));
+    support::run(cmd.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"));
     let text = fs::read_to_string(&out).ok()?;
     let mut found = Calls {
         all: 0,
@@ -170,7 +170,7 @@ fn perf_says(words: &[OsString]) -> Option<u64> {
     let mut cmd = Command::new("perf");
     cmd.args(["stat", "-x,", "-e", "instructions:u", "-o"])
         .arg(&out);
-    common::run(cmd.arg("--").args(words));
+    support::run(cmd.arg("--").args(words));
     let text = fs::read_to_string(&out).ok()?;
     let line = text.lines().find(|line| line.contains("instructions"))?;
     line.split(',').next()?.parse().ok()
@@ -181,7 +181,7 @@ fn callgrind(job: &Job, code: i32) -> Result<u64, String> {
     cmd.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
     cmd.args(["--trace-children=yes", "--vgdb=no"]);
     cmd.args(job.words()).env_clear();
-    let (got, _, err) = common::run(cmd.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"));
+    let (got, _, err) = support::run(cmd.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"));
     if got != code {
         return Err(format!(
             "under valgrind it ends with {got} instead of {code}"

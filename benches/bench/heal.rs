@@ -4,13 +4,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::Setting;
-use crate::common::{in_namespace, mknod_char};
-use crate::drift_kinds::{DRIFTS, PAUSE, time};
 use crate::page::{Page, count, ms};
 use crate::plot::{Panel, Series, write};
-use crate::process::{Watch, watch};
 use crate::runs::part;
-use crate::support::Scene;
+use support::drift::{DRIFTS, PAUSE, time};
+use support::watch::{Watch, watch};
+use support::{Scene, in_namespace, mknod_char};
 
 pub fn measure(page: &mut Page, setting: &Setting) {
     in_namespace(|| {

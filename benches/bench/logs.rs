@@ -9,11 +9,11 @@ use std::time::Duration;
 use libvirt_kvm_init::commands::logs::patterns::PATTERNS;
 
 use crate::Setting;
-use crate::common::{in_namespace, program, run, scratch};
 use crate::machine::{available, tool};
 use crate::page::{Page, bytes, ms};
-use crate::random::Random;
 use crate::runs::{Job, in_turn, median, wall};
+use support::random::Random;
+use support::{in_namespace, program, run, scratch};
 
 const BLOCK: usize = 8 << 20;
 

@@ -13,18 +13,6 @@
     clippy::cast_sign_loss
 )]
 
-#[path = "../../tests/common/mod.rs"]
-mod common;
-#[path = "../../tests/common/drift_kinds.rs"]
-mod drift_kinds;
-#[path = "../../tests/common/process.rs"]
-mod process;
-#[path = "../../tests/common/random.rs"]
-mod random;
-#[path = "../../tests/root/support.rs"]
-#[allow(dead_code)]
-mod support;
-
 mod counts;
 mod heal;
 mod logs;

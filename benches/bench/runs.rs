@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::command;
+use support::command;
 
 /// A command that is run again and again.
 pub struct Job {

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::Setting;
-use crate::common::{in_namespace, program, scratch};
 use crate::logs::{Mix, space, write_log};
 use crate::machine::available;
 use crate::page::{Page, bytes, count, ms};
@@ -13,6 +12,7 @@ use crate::plot::{Panel, Series, write};
 use crate::runs::{Job, in_turn, wall};
 use crate::stage::{RULES, Stage};
 use crate::traced::peak;
+use support::{in_namespace, program, scratch};
 
 /// A slope up to this counts as linear: what a cache no longer holds makes some of it.
 const LINEAR: f64 = 1.15;
@@ -276,7 +276,7 @@ fn rules(page: &mut Page, setting: &Setting) {
             fs::copy(stage.bare.at(file), root.join(file)).unwrap();
         }
         fs::create_dir(root.join("dev")).unwrap();
-        crate::common::bind(Path::new("/dev"), &root.join("dev"));
+        support::bind(Path::new("/dev"), &root.join("dev"));
         for (n, text) in texts.iter().cycle().take(files).enumerate() {
             fs::write(folder.join(format!("50-{n:04}.rules")), text).unwrap();
         }

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::Setting;
-use crate::common::{program, run};
 use crate::machine::tool;
 use crate::page::{Page, count};
+use support::{program, run};
 
 /// 1.75 MiB.
 const LIMIT: u64 = 1_835_008;

@@ -5,11 +5,10 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{
-    Tree, bind, fresh_dev, mknod_char, mknod_kvm, ok, program, scratch, udev_folder,
-};
 use crate::machine::tool;
-use crate::support::KVM;
+use support::{
+    KVM, Tree, bind, fresh_dev, mknod_char, mknod_kvm, ok, program, scratch, udev_folder,
+};
 
 /// The pod is what commands see as /etc too, so that shell scripts and `apply` have the same to do: nothing.
 pub struct Stage {

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::common::in_namespace;
+use crate::Setting;
 use crate::machine::{processes, tool};
 use crate::page::{Page, ms};
 use crate::runs::{Job, Once, in_turn, median, part, wall};
 use crate::stage::{Stage, floors, script};
-use crate::{Setting, common};
+use support::in_namespace;
 
 /// Names that the figures asked for refer to.
 const CHART: &str = "the chart's three lines (bash)";
@@ -174,7 +174,7 @@ fn early(page: &mut Page, compared: &Compared, runs: &[Vec<Once>]) {
         if runs[0].code != 0 {
             let mut cmd = Command::new("sh");
             cmd.args(["-c", &job.line()]);
-            let (_, out, _) = common::run(&mut cmd);
+            let (_, out, _) = support::run(&mut cmd);
             let line = out.lines().next().unwrap_or_default();
             let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
             seen.push(format!("{} ({}): \"{line}\"", job.name, runs[0].code));
@@ -233,11 +233,11 @@ fn hyperfine(page: &mut Page, setting: &Setting, compared: &Compared) {
 }
 
 fn once(hyperfine: &Path, line: &str, runs: usize) -> Result<f64, String> {
-    let out = common::scratch().join("hyperfine.json");
+    let out = support::scratch().join("hyperfine.json");
     let mut cmd = Command::new(hyperfine);
     cmd.args(["-N", "-i", "--style", "none", "--warmup", "2", "--runs"]);
     cmd.arg(runs.to_string()).arg("--export-json").arg(&out);
-    let (code, _, err) = common::run(cmd.arg(line));
+    let (code, _, err) = support::run(cmd.arg(line));
     if code != 0 {
         return Err(err.trim().to_owned());
     }

@@ -5,11 +5,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{
-    Tree, bind, fresh_dev, in_namespace, mknod_kvm, mount_tmpfs, program, require_kvm, run,
-    scratch, set_owner,
+use support::{
+    Tree, bind, copy, fresh_dev, in_namespace, mknod_kvm, mount_tmpfs, program, project,
+    require_kvm, run, scratch, set_owner,
 };
-use crate::{copy, project};
 
 /// A playbook beside a copy of the examples, as a role would have it.
 fn playbook(folder: &Path, vars: &serde_json::Value) -> Command {
@@ -35,7 +34,6 @@ fn playbook(folder: &Path, vars: &serde_json::Value) -> Command {
 }
 
 #[test]
-#[ignore = "tier: examples"]
 fn the_tasks_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let (code, out, err) = run(playbook(dir.path(), &serde_json::json!({})).arg("--syntax-check"));
@@ -49,7 +47,6 @@ mod on_a_node {
     const UNIT: &str = "examples/systemd/libvirt-kvm-init.service";
 
     #[test]
-    #[ignore = "tier: examples"]
     fn the_tasks_install_align_and_are_idempotent() {
         in_namespace(|| {
             require_kvm();

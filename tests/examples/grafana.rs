@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::{promtool, read};
+use crate::promtool;
+
+use support::read;
 
 fn dashboard() -> Value {
     serde_json::from_str(&read("examples/grafana/libvirt-kvm-init.json")).unwrap()

@@ -10,9 +10,8 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::PodSpec;
 use serde_json::{Value, json};
 
-use crate::common::ok;
 use crate::kubernetes::{OF_THE_NODE, mounts, request, typed};
-use crate::{copy, project, read, yaml};
+use support::{copy, ok, project, read, yaml};
 
 /// The libvirt pods of these fixtures.
 const FIXTURES: [(&str, usize); 4] = [
@@ -67,7 +66,6 @@ fn metrics_folder(pod: &PodSpec) -> Option<String> {
 const TEXTFILE: &str = "/var/lib/node_exporter/textfile_collector";
 
 #[test]
-#[ignore = "tier: examples"]
 fn the_sidecar_comes_behind_the_step_in_every_libvirt_pod() {
     for (fixture, count) in FIXTURES {
         let resource = format!("../fixtures/{fixture}");
@@ -110,7 +108,6 @@ fn the_sidecar_comes_behind_the_step_in_every_libvirt_pod() {
 }
 
 #[test]
-#[ignore = "tier: examples"]
 fn the_daemonset_is_built_with_and_without_privileges() {
     let built = ok(Command::new("kubectl")
         .arg("kustomize")
@@ -151,7 +148,6 @@ fn the_daemonset_is_built_with_and_without_privileges() {
 }
 
 #[test]
-#[ignore = "tier: examples"]
 fn the_daemonset_sees_flatcars_groups_with_its_component() {
     let sets = build("../kubernetes/daemonset", &["../kubernetes/flatcar"]);
     let [(name, pod)] = &sets[..] else {
@@ -242,7 +238,6 @@ fn shell(line: &str, kubeconfig: &Path) -> String {
 
 /// The command line of the README prints what the README shows.
 #[test]
-#[ignore = "tier: examples"]
 fn the_readmes_command_prints_every_nodes_verdict() {
     let readme = read("examples/README.md");
     let block = readme

@@ -9,7 +9,7 @@ use libvirt_kvm_init::pipeline::Request;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::{read, yaml};
+use support::{read, yaml};
 
 /// What of the node the watchers may see.
 pub const OF_THE_NODE: [&str; 5] = ["/dev", "/etc", "/run/tmpfiles.d", "/run/udev", "/usr/lib"];
@@ -244,7 +244,7 @@ fn ready_is_what_the_status_file_says_of_the_proof() {
 fn the_sidecar_writes_the_file_that_libvirtd_reads() {
     let container = sidecar().container;
     assert_eq!(container.restart_policy.as_deref(), Some("Always"));
-    let golden = read("tests/goldens/genestack-base-kustomize.yaml");
+    let golden = support::golden::golden("genestack-base-kustomize");
     let set: DaemonSet = serde_json::from_value(yaml::documents(&golden)[0].clone()).unwrap();
     let libvirt = set.spec.unwrap().template.spec.unwrap().containers[0].clone();
     let of = |container: &Container, path: &str| {
@@ -289,14 +289,11 @@ mod on_a_node {
     use std::process::Command;
 
     use super::*;
-    use crate::common::{
-        Tree, bind, fresh_dev, in_namespace, mknod_kvm, ok, program, require_kvm, run,
-    };
+    use support::{Tree, bind, fresh_dev, in_namespace, mknod_kvm, ok, program, require_kvm, run};
 
     /// What the manifests mount of the node is enough of it: rules of all three places count, and so
     /// do groups that a link in /etc leads to.
     #[test]
-    #[ignore = "tier: examples"]
     fn the_parts_of_the_node_are_enough() {
         for watcher in watchers() {
             in_namespace(|| {

@@ -7,10 +7,9 @@ use clap::Parser;
 use libvirt_kvm_init::cli::{self, Cli};
 use serde::Deserialize;
 
-use crate::common::{
-    Tree, bind, fresh_dev, in_namespace, mknod_kvm, program, require_kvm, run, set_owner,
+use support::{
+    Tree, bind, fresh_dev, in_namespace, mknod_kvm, program, read, require_kvm, run, set_owner,
 };
-use crate::read;
 
 const CONFIGS: [&str; 2] = ["libvirt-kvm-init", "libvirt-kvm-init-event"];
 
@@ -125,7 +124,6 @@ mod on_a_node {
     use super::*;
 
     #[test]
-    #[ignore = "tier: examples"]
     fn the_plugin_says_fine_problem_and_unknown() {
         in_namespace(|| {
             require_kvm();

@@ -13,11 +13,11 @@ use libvirt_kvm_init::report::Report;
 use libvirt_kvm_init::verdict::Verdict;
 use serde_json::Value;
 
-use crate::common::{
-    Tree, bind, fresh_dev, in_namespace, mknod_kvm, ok, program, require_kvm, run, scratch,
-    set_owner,
+use crate::grafana;
+use support::{
+    Tree, bind, fresh_dev, in_namespace, mknod_kvm, ok, program, project, read, require_kvm, run,
+    scratch, set_owner, yaml,
 };
-use crate::{grafana, project, read, yaml};
 
 const RULES: &str = "examples/prometheus/rules.yaml";
 
@@ -97,7 +97,6 @@ fn promtool(args: &[&str], input: Option<&str>) {
 }
 
 #[test]
-#[ignore = "tier: examples"]
 fn the_rules_pass_their_tests() {
     let path = project(RULES);
     promtool(&["check", "rules", path.to_str().unwrap()], None);
@@ -107,7 +106,6 @@ fn the_rules_pass_their_tests() {
 
 /// The dashboard's queries are expressions that Prometheus can read.
 #[test]
-#[ignore = "tier: examples"]
 fn the_dashboards_queries_are_read() {
     let rules = grafana::queries().into_iter().enumerate();
     let rules: Vec<_> = rules
@@ -126,7 +124,6 @@ mod on_a_node {
 
     /// What `check` and `watch` really write, in a good and in a bad state, passes Prometheus' linter.
     #[test]
-    #[ignore = "tier: examples"]
     fn prometheus_accepts_what_the_program_writes() {
         in_namespace(|| {
             require_kvm();

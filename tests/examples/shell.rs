@@ -2,14 +2,12 @@
 
 use std::process::Command;
 
-use crate::common::{ok, program, require_root};
-use crate::project;
+use support::{ok, program, project, require_root};
 
 const SCRIPT: &str = "examples/incident.sh";
 const RECORDER: &str = "docs/record";
 
 #[test]
-#[ignore = "tier: examples"]
 fn shellcheck_has_nothing_to_say() {
     for script in [
         SCRIPT,
@@ -31,7 +29,6 @@ mod on_a_node {
 
     /// It makes a namespace of its own.
     #[test]
-    #[ignore = "tier: examples"]
     fn the_incident_is_told_to_its_end() {
         require_root();
         let story = ok(Command::new(project(SCRIPT))

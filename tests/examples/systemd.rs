@@ -8,10 +8,9 @@ use std::process::Command;
 use clap::Parser;
 use libvirt_kvm_init::cli::{self, Cli};
 
-use crate::common::{
-    Tree, bind, fresh_dev, in_namespace, mknod_kvm, ok, program, require_kvm, run,
+use support::{
+    Tree, bind, fresh_dev, in_namespace, mknod_kvm, ok, program, read, require_kvm, run,
 };
-use crate::read;
 
 const UNIT: &str = "examples/systemd/libvirt-kvm-init.service";
 
@@ -49,7 +48,6 @@ fn it_comes_after_udev_and_before_the_kubelet() {
 }
 
 #[test]
-#[ignore = "tier: examples"]
 fn systemd_verifies_it_and_finds_it_hardened() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("libvirt-kvm-init.service");
@@ -79,7 +77,6 @@ mod on_a_node {
 
     /// A node whose device is nobody's in particular is made right with the unit's capabilities alone.
     #[test]
-    #[ignore = "tier: examples"]
     fn its_capabilities_do() {
         in_namespace(|| {
             require_kvm();

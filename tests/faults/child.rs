@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::{in_namespace, require_commands, scratch};
 use crate::scenes::{self, Stage};
 use crate::table::{Table, outcome};
+use support::{in_namespace, require_commands, scratch};
 
 /// What the child calls from where it was stopped, as often as it does. The C library's own calls around
 /// them block signals, and ask for nothing.
@@ -125,7 +125,6 @@ fn run(stage: &Stage, inject: &str) -> Option<(Result<i32, i32>, String)> {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn each_call_of_the_proofs_child_fails_once() {
     require_commands(&["strace"]);
     in_namespace(|| {

@@ -1,4 +1,4 @@
-//! Every system call fails once: `cargo test --test faults -- --ignored --nocapture` as root, with strace
+//! Every system call fails once: `cargo test --test faults -- --nocapture` as root, with strace
 //! and a KVM driver, prints a table of calls and what came of each.
 //!
 //! **Which calls.** A clean run is recorded first. Failed are those from the program's own first call on:
@@ -9,6 +9,12 @@
 //! (`#![no_main]`) would have to do the same by itself. strace counts a call in each process by itself,
 //! so the Nth call of a name is failed in the program and in its children alike; where that would meet
 //! the start-up it is left out here, and the proof's child is failed alone in `child`.
+//!
+//! **How often.** One call is failed at each site (`trace::site`): the same call with the same path and flags in the
+//! same part of the run. Each site gets an I/O error in each part of the run in which it is called. The other errnos
+//! are met once at each site, since what tells them apart is in the code at the site; EPERM in `apply` and
+//! `apply --persist`, whose code the other commands run. A run is killed before each call that changes something:
+//! a kill before any other call leaves the same state. A `watch` waits most of the time, so that several of them run at once.
 //!
 //! **Memory.** Where the kernel gives no more memory (mmap, brk) Rust ends the process with SIGABRT and a
 //! line of its own. That is left so: files are whole then as well, and the next run recovers.
@@ -23,37 +29,30 @@
     clippy::print_stderr
 )]
 
-#[path = "../common/mod.rs"]
-mod common;
-#[path = "../common/metrics.rs"]
-mod metrics;
-#[path = "../root/support.rs"]
-#[allow(dead_code)]
-mod support;
-
 mod child;
 mod runs;
 mod scenes;
 mod table;
 mod trace;
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::thread::sleep;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 
-use crate::common::{in_namespace, ok, require_commands, scratch};
 use crate::runs::{Ended, traced};
 use crate::scenes::{Case, Stage};
 use crate::table::{Table, outcome};
-use crate::trace::{Call, Trace};
-
-/// What is done to a call.
-const KINDS: [&str; 5] = ["EIO", "EPERM", "ENOSPC", "EINTR", "KILL"];
+use crate::trace::{Call, Kind, Trace};
+use support::{in_namespace, ok, require_commands, scratch};
 
 /// A PID namespace for the commands of this thread: a run looks at every process of /proc, and a test
 /// that fails each of these calls should not depend on what else the machine does.
@@ -78,12 +77,8 @@ impl Drop for OwnProcesses {
 }
 
 /// Fails one call in one way, and checks all that must hold whatever came of it.
-fn fail_once(stage: &Stage, call: &Call, had_begun: bool, kind: &str) -> &'static str {
-    let how = match kind {
-        "KILL" => "signal=KILL".to_owned(),
-        errno => format!("error={errno}"),
-    };
-    let inject = format!("{}:{how}:when={}", call.name, call.ordinal);
+fn fail_once(stage: &Stage, call: &Call, had_begun: bool, kind: Kind) -> &'static str {
+    let inject = format!("{}:{}:when={}", call.name, kind.injected(), call.ordinal);
     stage.reset();
     let before = stage.node_and_pod();
     let Ended {
@@ -114,9 +109,14 @@ fn fail_once(stage: &Stage, call: &Call, had_begun: bool, kind: &str) -> &'stati
                 || stage.case.watches && (!said.is_empty() || !out.contains("\"summary\":\"\""));
             assert!(is_closing || call.is_stderr, "no last line: {shown}");
             if [2, 3, 6].contains(&number) && !went_on {
+                let after = stage.node_and_pod();
+                let changed: Vec<_> = after
+                    .iter()
+                    .filter(|(path, facts)| before.get(*path) != Some(facts))
+                    .collect();
                 assert!(
-                    stage.node_and_pod() == before,
-                    "something was changed: {shown}"
+                    after == before,
+                    "something was changed: {changed:?} {shown}"
                 );
             }
         }
@@ -124,9 +124,9 @@ fn fail_once(stage: &Stage, call: &Call, had_begun: bool, kind: &str) -> &'stati
             call.is_memory && err.contains("memory allocation of"),
             "{shown}"
         ),
-        Err(_) => assert!(kind == "KILL", "{shown}"),
+        Err(_) => assert!(kind == Kind::Kill, "{shown}"),
     }
-    if kind != "KILL" && code != Err(6) {
+    if kind != Kind::Kill && code != Err(6) {
         assert_eq!(stage.left_over(), [""; 0], "{shown}");
         let wait = Instant::now() + Duration::from_secs(5);
         let injected = || {
@@ -151,8 +151,8 @@ fn fail_once(stage: &Stage, call: &Call, had_begun: bool, kind: &str) -> &'stati
     what
 }
 
-fn fail_each(case: &'static Case) {
-    require_commands(&["strace", "mount", "sleep"]);
+/// Calls this with a stage on which all went well once, and with the trace of that run.
+fn on_stage<T: Send>(case: &'static Case, f: impl FnOnce(&Stage, &str) -> T + Send) -> T {
     in_namespace(|| {
         let _processes = OwnProcesses::enter();
         let stage = Stage::new(case);
@@ -160,50 +160,55 @@ fn fail_each(case: &'static Case) {
         let clean = traced(&stage, None);
         assert_eq!(clean.code, Ok(0), "{}{}", clean.out, clean.err);
         stage.assert_aligned(&clean.err);
-        let trace = Trace::parse(&clean.trace, case);
-        let mut had_begun = false;
-        let mut table = Table::default();
-        let (mut read_only, mut left_out) = (0, 0);
-        let start = Instant::now();
-        for call in &trace.own {
-            if !call.writes {
-                read_only += 1;
-                if !case.complete && !call.publishes && read_only % SAMPLE != 0 {
-                    left_out += 1;
-                    continue;
+        f(&stage, &clean.trace)
+    })
+}
+
+fn fail_each(case: &'static Case) {
+    require_commands(&["strace", "mount", "sleep"]);
+    let start = Instant::now();
+    let trace = on_stage(case, |_, trace| Trace::parse(trace, case));
+    let chosen = Call::chosen(&trace.own, case.kinds);
+    let (next, table) = (AtomicUsize::new(0), Mutex::new(Table::default()));
+    let worker = || {
+        on_stage(case, |stage, _| {
+            while let Some((index, kind)) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let call = &trace.own[*index];
+                let mut before = trace.own[..*index].iter();
+                let had_begun = before.any(|call| Stage::takes_away(&call.text));
+                let what = fail_once(stage, call, had_begun, *kind);
+                if *kind == Kind::Eintr {
+                    assert_eq!(what, "ok", "EINTR of {} {}", call.name, call.text);
                 }
+                table.lock().unwrap().add(&call.name, what);
             }
-            for kind in KINDS {
-                if call.can(kind) {
-                    let what = fail_once(&stage, call, had_begun, kind);
-                    if kind == "EINTR" {
-                        assert_eq!(what, "ok", "EINTR of {} {}", call.name, call.text);
-                    }
-                    table.add(&call.name, what);
-                }
-            }
-            had_begun |= Stage::takes_away(&call.text);
+        });
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..case.workers).map(|_| scope.spawn(worker)).collect();
+        let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+        if let Some(panic) = results.into_iter().find_map(Result::err) {
+            resume_unwind(panic);
         }
-        let title = format!(
-            "{}: {} own calls, {left_out} that only read left out; not failed: {} not told from the \
-             start-up's, {} that this strace has no name for; {:.0?}",
-            case.name,
-            trace.own.len(),
-            trace.not_told,
-            trace.unknown,
-            start.elapsed()
-        );
-        table.print(&title);
-        without_fchmodat2(&stage);
     });
+    let sites: BTreeSet<_> = trace.own.iter().map(|call| &call.site).collect();
+    let title = format!(
+        "{}: {} own calls at {} sites, {} runs; not failed: {} not told from the start-up's, {} that this strace has \
+         no name for; {:.0?}",
+        case.name,
+        trace.own.len(),
+        sites.len(),
+        chosen.len(),
+        trace.not_told,
+        trace.unknown,
+        start.elapsed()
+    );
+    table.into_inner().unwrap().print(&title);
 }
 
 /// fchmodat2(2) is younger than many an strace, so a filter fails it.
 fn without_fchmodat2(stage: &Stage) {
     const FCHMODAT2: nix::libc::c_long = 452;
-    if stage.case.name != scenes::APPLY.name {
-        return;
-    }
     for errno in [Errno::EIO, Errno::ENOSPC, Errno::EPERM, Errno::ENOSYS] {
         stage.reset();
         let mut cmd = stage.command();
@@ -217,42 +222,33 @@ fn without_fchmodat2(stage: &Stage) {
     }
 }
 
-/// Of the calls that change nothing, each so many-th is failed where a case is not complete: they are the
-/// same ones again, of the same code.
-const SAMPLE: usize = 5;
-
 #[test]
-#[ignore = "tier: root"]
 fn each_call_of_apply_fails_once() {
     fail_each(&scenes::APPLY);
+    on_stage(&scenes::APPLY, |stage, _| without_fchmodat2(stage));
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn each_call_of_apply_with_a_rule_and_an_output_fails_once() {
     fail_each(&scenes::PERSIST);
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn each_call_of_apply_in_place_fails_once() {
     fail_each(&scenes::IN_PLACE);
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn each_call_of_exec_fails_once() {
     fail_each(&scenes::EXEC);
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn each_call_of_the_first_pass_of_watch_fails_once() {
     fail_each(&scenes::WATCH);
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn each_call_of_watch_with_a_rule_and_an_output_fails_once() {
     fail_each(&scenes::WATCH_PERSIST);
 }

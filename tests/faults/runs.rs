@@ -11,9 +11,8 @@ use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::{scratch, set_owner};
 use crate::scenes::Stage;
-use crate::support::{KVM, owner};
+use support::{KVM, owner, scratch, set_owner};
 
 /// How a run ended.
 pub struct Ended {

@@ -9,11 +9,15 @@ use std::process::{Command, Stdio};
 
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
-use crate::common::{bind, program, run, set_owner};
-use crate::metrics::check_metrics;
 use crate::runs::kept;
-use crate::support::{ALIGNED, KVM, Scene, State, command, go, owner, set_xattr};
 use crate::temporary_below;
+use crate::trace::Kind;
+use support::metrics::check_metrics;
+use support::{
+    ALIGNED, KVM, Scene, State, bind, command, go, owner, program, run, set_owner, set_xattr,
+};
+
+const WITHOUT_EPERM: &[Kind] = &[Kind::Eio, Kind::Enospc, Kind::Eintr, Kind::Kill];
 
 /// One kind of run.
 pub struct Case {
@@ -26,8 +30,10 @@ pub struct Case {
     pub watches: bool,
     /// The name of the program's own first call.
     pub marker: &'static str,
-    /// Every call that only reads is failed as well, not only a part of them.
-    pub complete: bool,
+    /// How its calls are failed.
+    pub kinds: &'static [Kind],
+    /// How many runs there are at a time.
+    pub workers: usize,
     /// The group file is a mount point.
     pinned: bool,
     /// There is an output file and a rule.
@@ -51,7 +57,14 @@ const PLAIN: Case = Case {
     becomes: false,
     watches: false,
     marker: "umask",
-    complete: true,
+    kinds: &[
+        Kind::Eio,
+        Kind::Eperm,
+        Kind::Enospc,
+        Kind::Eintr,
+        Kind::Kill,
+    ],
+    workers: 2,
     pinned: false,
     more: false,
 };
@@ -61,14 +74,13 @@ pub const APPLY: Case = PLAIN;
 pub const PERSIST: Case = Case {
     name: "apply --persist --group-file-out",
     options: &["--persist"],
-    complete: false,
     more: true,
     ..PLAIN
 };
 
 pub const IN_PLACE: Case = Case {
     name: "apply in place",
-    complete: false,
+    kinds: WITHOUT_EPERM,
     pinned: true,
     ..PLAIN
 };
@@ -78,7 +90,7 @@ pub const EXEC: Case = Case {
     verb: "exec",
     becomes: true,
     marker: "rt_sigpending",
-    complete: false,
+    kinds: WITHOUT_EPERM,
     ..PLAIN
 };
 
@@ -87,7 +99,8 @@ pub const WATCH: Case = Case {
     verb: "watch",
     options: &["--format", "json", "--recheck", "1s"],
     watches: true,
-    complete: false,
+    kinds: WITHOUT_EPERM,
+    workers: 6,
     ..PLAIN
 };
 
@@ -165,7 +178,7 @@ impl Stage {
     pub fn reset(&self) {
         fs::write(self.scene.pod.at("etc/group"), OLD).unwrap();
         let _ = fs::remove_file(KVM);
-        crate::common::mknod_kvm(Path::new(KVM), 0, 424, 0o600);
+        support::mknod_kvm(Path::new(KVM), 0, 424, 0o600);
         if self.case.watches {
             self.scene
                 .pod
@@ -243,11 +256,12 @@ impl Stage {
         assert_eq!(code, 0, "as nova: {err}{shown}");
     }
 
-    /// Everything that a run must not touch when it says no. What an earlier one left for others is not
-    /// part of it.
+    /// Everything that a run must not change when it refuses. What an earlier one left for others is not
+    /// part of it, nor are the times of a directory in which the lock was made and removed.
     pub fn node_and_pod(&self) -> State {
         let mut state = self.scene.state();
         state.retain(|path, _| !path.starts_with(self.scene.pod.at("state")));
+        state.remove(&self.scene.pod.at("volume"));
         state
     }
 

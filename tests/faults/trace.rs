@@ -9,6 +9,10 @@ use crate::scenes::Case;
 pub struct Call {
     pub name: String,
     pub ordinal: usize,
+    /// What tells it from calls of other places in the code: its name, its path or data, and its flags.
+    pub site: String,
+    /// Which milestones of the run came before it.
+    position: BTreeSet<&'static str>,
     /// Whether it changes something outside of the process.
     pub writes: bool,
     /// Whether it asks for memory.
@@ -74,16 +78,121 @@ const CANNOT_FAIL: [&str; 8] = [
     "umask",
 ];
 
-impl Call {
-    /// Whether it is failed in this way.
-    pub fn can(&self, kind: &str) -> bool {
-        match kind {
-            "ENOSPC" => self.writes && self.name != "fcntl" || self.name == "inotify_add_watch",
-            "EINTR" => INTERRUPTIBLE.contains(&self.name.as_str()),
-            "KILL" => true,
-            _ => !CANNOT_FAIL.contains(&self.name.as_str()),
+/// How a call is failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// What the code handles as it handles any error.
+    Eio,
+    /// What a filter or a lack of rights causes.
+    Eperm,
+    /// A full file system, or no watch that is left.
+    Enospc,
+    /// What is tried again.
+    Eintr,
+    /// The process is killed before the call.
+    Kill,
+}
+
+impl Kind {
+    /// As strace is told.
+    pub fn injected(self) -> &'static str {
+        match self {
+            Self::Eio => "error=EIO",
+            Self::Eperm => "error=EPERM",
+            Self::Enospc => "error=ENOSPC",
+            Self::Eintr => "error=EINTR",
+            Self::Kill => "signal=KILL",
         }
     }
+}
+
+impl Call {
+    /// Whether it is failed in this way.
+    fn can(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Enospc => self.writes && self.name != "fcntl" || self.name == "inotify_add_watch",
+            Kind::Eintr => INTERRUPTIBLE.contains(&self.name.as_str()),
+            // A kill before a call that changes nothing leaves what a kill before the next change leaves.
+            Kind::Kill => self.writes || self.publishes || self.name == "exit_group",
+            Kind::Eio | Kind::Eperm => !CANNOT_FAIL.contains(&self.name.as_str()),
+        }
+    }
+
+    /// What two calls have in common of which one is enough for this kind. An error is met in each part of
+    /// the run, since what follows from it differs there; how it is handled at the place itself does not.
+    fn place(&self, kind: Kind) -> (Kind, String, Option<&BTreeSet<&'static str>>) {
+        let position = matches!(kind, Kind::Eio | Kind::Kill).then_some(&self.position);
+        (kind, self.site.clone(), position)
+    }
+
+    /// The calls that are failed, by their index, and how: of those that are alike the first one.
+    pub fn chosen(all: &[Self], kinds: &'static [Kind]) -> Vec<(usize, Kind)> {
+        let mut seen = BTreeSet::new();
+        let pairs = (0..all.len()).flat_map(|index| kinds.iter().map(move |kind| (index, *kind)));
+        pairs
+            .filter(|(index, kind)| all[*index].can(*kind) && seen.insert(all[*index].place(*kind)))
+            .collect()
+    }
+}
+
+/// The milestone that a call is, if it is one.
+fn milestone(name: &str, args: &str) -> Option<&'static str> {
+    match name {
+        "fcntl" if args.contains("SETLK") => Some("locked"),
+        "renameat" | "pwrite64" => Some("wrote"),
+        "fchownat" | "fchmodat2" | "setxattr"
+            if args.contains("/proc/") || args.contains("AT_EMPTY_PATH") =>
+        {
+            Some("device")
+        }
+        "fork" | "vfork" | "clone" | "clone3" => Some("child"),
+        "write" if args.starts_with("1,") => Some("reported"),
+        _ => None,
+    }
+}
+
+/// A call without what differs from run to run, or from round to round of a loop: its name, its first string, and the
+/// constants among its arguments.
+fn site(name: &str, args: &str) -> String {
+    let args = args.rsplit_once(" = ").map_or(args, |(args, _)| args);
+    let mut site = name.to_owned();
+    if name == "getrandom" {
+        return site;
+    }
+    let (before, literal, after) = match args.split('"').collect::<Vec<_>>()[..] {
+        [before, literal, ref after @ ..] => (before, literal, after.join(" ")),
+        _ => (args, "", String::new()),
+    };
+    site.extend([" ", &without_numbers(literal)]);
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    for word in before
+        .split(|c| !is_word(c))
+        .chain(after.split(|c| !is_word(c)))
+    {
+        let starts = word.starts_with(|c: char| c.is_ascii_uppercase());
+        let is_one_of_all = name == "prctl" && word.starts_with("CAP_");
+        if starts && word.len() > 2 && !is_one_of_all {
+            site.extend([" ", word]);
+        }
+    }
+    site
+}
+
+/// A path or text whose numbers, and whose random parts, are all the same.
+fn without_numbers(text: &str) -> String {
+    let is_random = |part: &str| part.len() == 16 && part.bytes().all(|b| b.is_ascii_hexdigit());
+    let parts = text
+        .split('.')
+        .map(|part| if is_random(part) { "0" } else { part });
+    let mut short = String::new();
+    for c in parts.collect::<Vec<_>>().join(".").chars() {
+        if !c.is_ascii_digit() {
+            short.push(c);
+        } else if !short.ends_with('0') {
+            short.push('0');
+        }
+    }
+    short
 }
 
 pub struct Trace {
@@ -100,7 +209,7 @@ impl Trace {
     pub fn parse(text: &str, case: &Case) -> Self {
         let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         let mut runtime = BTreeSet::new();
-        let mut own: Vec<Call> = Vec::new();
+        let (mut own, mut position): (Vec<Call>, _) = (Vec::new(), BTreeSet::new());
         let (mut first, mut begun, mut reported, mut over) = (None, false, false, false);
         for line in text.lines() {
             let Some((pid, rest)) = line.split_once(' ') else {
@@ -142,6 +251,8 @@ impl Trace {
                 .any(|flag| args.contains(flag));
             let makes = name == "openat" && makes;
             own.push(Call {
+                site: site(name, args),
+                position: position.clone(),
                 name: key.0,
                 ordinal: key.1,
                 writes: makes || WRITING.contains(&name),
@@ -150,6 +261,7 @@ impl Trace {
                 publishes: reported,
                 text: rest.to_owned(),
             });
+            position.extend(milestone(name, args));
         }
         assert!(begun, "the program's own first call is not in\n{text}");
         let mut seen = BTreeSet::new();

@@ -10,11 +10,11 @@ use libvirt_kvm_init::report::Report;
 use libvirt_kvm_init::verdict::Verdict;
 use nix::mount::MsFlags;
 
-use crate::common::{Tree, fresh_dev, in_namespace, mknod_char, mknod_kvm, ok, program, set_owner};
 use crate::landlock;
 use crate::oracle::{self, Identity, qemu, run_with};
 use crate::state::remount_dev;
-use crate::udev::{NODE, Oracle, turn};
+use support::udevd::{NODE, Oracle, turn};
+use support::{Tree, fresh_dev, in_namespace, mknod_char, mknod_kvm, ok, program, set_owner};
 
 /// A pod that follows its node, and the node.
 struct Scene {
@@ -84,7 +84,6 @@ fn on_stage(test: impl FnOnce() + Send) {
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn a_lost_or_spoilt_node_comes_back_as_udev_makes_it() {
     let _turn = turn();
     in_namespace(|| {
@@ -119,7 +118,6 @@ fn a_lost_or_spoilt_node_comes_back_as_udev_makes_it() {
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn a_closed_folder_is_opened_for_the_class_that_qemu_is_in() {
     on_stage(|| {
         let scene = Scene::new(108);
@@ -142,7 +140,6 @@ fn a_closed_folder_is_opened_for_the_class_that_qemu_is_in() {
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn a_closed_folder_before_a_link_is_found_too() {
     on_stage(|| {
         let scene = Scene::new(108);
@@ -162,7 +159,6 @@ fn a_closed_folder_before_a_link_is_found_too() {
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn an_acl_that_denies_goes_away() {
     on_stage(|| {
         let scene = Scene::new(108);
@@ -189,7 +185,6 @@ fn an_acl_that_denies_goes_away() {
 
 /// A wrong number hides an ACL that would deny QEMU with the right one, too.
 #[test]
-#[ignore = "tier: kvm"]
 fn what_is_mended_in_part_is_not_said_to_be_mended() {
     on_stage(|| {
         let scene = Scene::new(424);
@@ -213,7 +208,6 @@ fn what_is_mended_in_part_is_not_said_to_be_mended() {
 
 /// The kernel asks about the mount first, and `apply` would change nothing about it.
 #[test]
-#[ignore = "tier: kvm"]
 fn nodev_comes_before_the_rights() {
     on_stage(|| {
         let scene = Scene::new(424);
@@ -229,7 +223,6 @@ fn nodev_comes_before_the_rights() {
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn apply_is_not_said_to_mend_what_a_security_module_denies() {
     on_stage(|| {
         // The group file is off, and that is not why.
@@ -251,7 +244,6 @@ fn apply_is_not_said_to_mend_what_a_security_module_denies() {
 
 /// libvirtd would not start: why, and with what to do.
 #[test]
-#[ignore = "tier: kvm"]
 fn a_pod_without_the_group_is_told_why() {
     on_stage(|| {
         let scene = Scene::new(108);
@@ -268,7 +260,6 @@ fn a_pod_without_the_group_is_told_why() {
 
 /// What was named by mistake is no rubbish.
 #[test]
-#[ignore = "tier: kvm"]
 fn nobody_is_told_to_remove_what_was_named() {
     on_stage(|| {
         let scene = Scene::new(108);
@@ -288,7 +279,6 @@ fn nobody_is_told_to_remove_what_was_named() {
 
 /// The chart's libvirt.sh knows one group, whatever another one this was asked to look after.
 #[test]
-#[ignore = "tier: kvm"]
 fn libvirt_sh_gives_the_device_to_kvm_whatever_the_group() {
     on_stage(|| {
         let scene = Scene::new(424);

@@ -10,11 +10,11 @@ use libvirt_kvm_init::verdict::Verdict;
 use nix::mount::MsFlags;
 
 use crate::bpf;
-use crate::common::{
-    Tree, bind, fresh_dev, in_namespace, mknod_char, mknod_kvm, ok, program, scratch, set_owner,
-};
 use crate::oracle::{self, Identity, qemu, qemu_under, run_with};
 use crate::state::remount_dev;
+use support::{
+    Tree, bind, fresh_dev, in_namespace, mknod_char, mknod_kvm, ok, program, scratch, set_owner,
+};
 
 const DEVICE: &str = "/dev/kvm";
 
@@ -86,7 +86,6 @@ fn on_stage(test: impl FnOnce(&Tree) + Send) {
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn a_virtual_machine_is_created() {
     on_stage(|pod| {
         set_owner(Path::new(DEVICE), 0, 424, 0o600);
@@ -98,7 +97,6 @@ fn a_virtual_machine_is_created() {
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn ownership() {
     on_stage(|pod| {
         // A uid that passwd has no name for gets no groups but the configured one.
@@ -120,7 +118,6 @@ fn ownership() {
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn a_closed_folder_is_named() {
     on_stage(|pod| {
         set_owner(Path::new("/dev"), 0, 0, 0o700);
@@ -133,7 +130,6 @@ fn a_closed_folder_is_named() {
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn acl() {
     on_stage(|pod| {
         ok(Command::new("setfacl").args(["-m", "u:42424:---", DEVICE]));
@@ -151,7 +147,6 @@ fn acl() {
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn nodev() {
     on_stage(|pod| {
         remount_dev(MsFlags::MS_NODEV);
@@ -169,7 +164,6 @@ fn nodev() {
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn missing() {
     on_stage(|pod| {
         fs::remove_file(DEVICE).unwrap();
@@ -181,7 +175,6 @@ fn missing() {
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn not_kvm() {
     on_stage(|pod| {
         let device = Path::new(DEVICE);
@@ -207,7 +200,6 @@ fn not_kvm() {
 
 /// /proc/misc may be hidden or a container's own: what opens is not absent.
 #[test]
-#[ignore = "tier: kvm"]
 fn a_driver_that_answers_is_not_absent() {
     on_stage(|pod| {
         set_owner(Path::new(DEVICE), 0, 424, 0o600);
@@ -222,7 +214,6 @@ fn a_driver_that_answers_is_not_absent() {
 /// With each kind of device filter that this machine has: version 1's controller, version 2's
 /// program. The proof meets it, and so does QEMU.
 #[test]
-#[ignore = "tier: kvm"]
 fn device_cgroup() {
     on_stage(|pod| {
         let mut tried = Vec::new();

@@ -12,11 +12,9 @@ use libvirt_kvm_init::verdict::Verdict;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::{
-    Tree, fresh_dev, in_namespace, mknod_kvm, ok, program, require_commands, set_owner,
-};
 use crate::held::{self, Held, status};
 use crate::oracle::{self, Identity, drop_to, run_with};
+use support::{Tree, fresh_dev, in_namespace, mknod_kvm, ok, require_commands, set_owner};
 
 /// Uids that no process of any machine has, one for each test: a signal to all of a user's processes
 /// must not meet another test's.
@@ -36,21 +34,14 @@ fn pod(uid: u32) -> Tree {
 }
 
 fn command(pod: &Tree, host: &Tree) -> Command {
-    let mut cmd = Command::new(program());
-    cmd.args(["apply", "--format=json", "--root"])
-        .arg(pod.path())
-        .arg("--host-root")
-        .arg(host.path());
+    let mut cmd = support::verb("apply", pod.path(), host.path());
+    cmd.arg("--format=json");
     cmd
 }
 
 fn check(pod: &Tree, host: &Tree, more: &[&str]) -> Command {
-    let mut cmd = Command::new(program());
-    cmd.args(["check", "--format=json", "--root"])
-        .arg(pod.path())
-        .arg("--host-root")
-        .arg(host.path())
-        .args(more);
+    let mut cmd = support::verb("check", pod.path(), host.path());
+    cmd.arg("--format=json").args(more);
     cmd
 }
 
@@ -118,9 +109,7 @@ fn is_not_met(signal: &str, uid: u32) {
         let (pod, host) = (pod(uid), Tree::host(108));
         ok(&mut command(&pod, &host));
         let mut attacker = Attacker::start(signal, uid);
-        let mut longest = Duration::ZERO;
         for run in 0..RUNS {
-            let start = Instant::now();
             // timeout(1) is the alarm: a program that never comes back must fail this test, not stop it.
             let program = command(&pod, &host);
             let mut cmd = Command::new("timeout");
@@ -132,30 +121,25 @@ fn is_not_met(signal: &str, uid: u32) {
                 cmd.arg("--proof=create-vm");
             }
             let (code, stdout, stderr) = run_with(&mut cmd, b"");
-            let took = start.elapsed();
-            assert_eq!(code, 0, "run {run}, after {took:?}: {stdout}{stderr}");
+            assert_eq!(code, 0, "run {run}: {stdout}{stderr}");
             let report = report(&stdout, &stderr);
             let proof = (report.proof.result.as_str(), report.proof.api_version);
             assert_eq!(proof, ("ok", Some(12)), "run {run}: {report:#?}");
             // Neither was a second child needed.
             assert_eq!(stderr, "", "run {run}");
-            assert!(took < Duration::from_secs(5), "run {run}: {took:?}");
-            longest = longest.max(took);
         }
         let attacks = attacker.0.try_wait().unwrap().is_none();
         assert!(attacks, "the attack ended before the runs did");
-        println!("{RUNS} runs under {signal}, none of them met; the longest took {longest:?}");
+        println!("{RUNS} runs under {signal}, none of them met");
     });
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn the_qemu_user_cannot_kill_the_proof() {
     is_not_met("KILL", KILLED);
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn the_qemu_user_cannot_stop_the_proof() {
     is_not_met("STOP", STOPPED);
 }
@@ -184,7 +168,6 @@ fn shown(pid: u32) -> String {
 /// Each way in which a process reaches another one of its own user, tried by the QEMU user on the proof's
 /// child in the moment in which that opens the device.
 #[test]
-#[ignore = "tier: kvm"]
 fn the_qemu_user_cannot_touch_the_proofs_child() {
     let tools = ["renice", "taskset", "prlimit", "chrt", "ionice", "strace"];
     require_commands(&tools);
@@ -264,7 +247,7 @@ fn the_qemu_user_cannot_touch_the_proofs_child() {
         assert!(succeeded.is_empty(), "not refused: {succeeded:#?}");
         assert_eq!(shown(child.pid), before);
         assert!(held.release(child));
-        let (code, stdout, stderr, _) = held.finish();
+        let (code, stdout, stderr) = held.finish();
         assert_eq!(code, 0, "{stdout}{stderr}");
         assert_eq!(report(&stdout, &stderr).proof.result, ProofWord::Ok);
     });
@@ -273,7 +256,6 @@ fn the_qemu_user_cannot_touch_the_proofs_child() {
 /// What root does to the proof's child is no answer about the device either: it is asked once more, and
 /// then it is a failure.
 #[test]
-#[ignore = "tier: kvm"]
 fn a_proof_that_cannot_be_done_is_tried_once_more_and_then_a_failure() {
     in_namespace(|| {
         oracle::require();
@@ -305,14 +287,13 @@ fn a_proof_that_cannot_be_done_is_tried_once_more_and_then_a_failure() {
                     }
                     held.release(child);
                 }
-                let (code, stdout, stderr, took) = held.finish();
+                let (code, stdout, stderr) = held.finish();
                 let report = report(&stdout, &stderr);
-                let told = format!("{shown}: {took:?} {report:#?}{stderr}");
+                let told = format!("{shown}: {report:#?}{stderr}");
                 assert_eq!(pids.len(), 2, "{told}");
                 assert_ne!(pids[0], pids[1], "{told}");
                 assert_eq!(code, i32::from(report.exit_code), "{told}");
                 assert!(stderr.contains("tried once more"), "{told}");
-                assert!(took < Duration::from_secs(12), "{told}");
                 // What was seen of the device and its surroundings is there all the same.
                 assert!(report.device.is_some() && report.qemu.is_some(), "{told}");
                 if how_often == 1 {
@@ -325,13 +306,12 @@ fn a_proof_that_cannot_be_done_is_tried_once_more_and_then_a_failure() {
                 assert_eq!(report.proof.api_version, None, "{told}");
                 let line = stderr.lines().last().unwrap();
                 assert_eq!(line, report.closing_line());
-                let (word, least) = match signal {
-                    Signal::SIGKILL => ("killed", 0),
-                    _ => ("did not answer", 10),
+                let word = match signal {
+                    Signal::SIGKILL => "killed",
+                    _ => "did not answer within 5 s",
                 };
                 assert!(line.contains(word), "{told}");
                 assert!(!line.contains("cannot open"), "{told}");
-                assert!(took >= Duration::from_secs(least), "{told}");
             }
         }
     });
@@ -339,7 +319,6 @@ fn a_proof_that_cannot_be_done_is_tried_once_more_and_then_a_failure() {
 
 /// setresuid(2) and its like take 4294967295 for "unchanged": a child that was told so stays root.
 #[test]
-#[ignore = "tier: kvm"]
 fn the_id_that_means_unchanged_is_refused() {
     in_namespace(|| {
         oracle::require();
@@ -372,7 +351,6 @@ fn the_id_that_means_unchanged_is_refused() {
 /// The contract: by what the kernel decides open(2) the child is QEMU, in everything else it is root, so
 /// that no process of the QEMU user may touch it. As the kernel shows it when the device is opened.
 #[test]
-#[ignore = "tier: kvm"]
 fn the_child_has_qemus_rights_to_files_and_is_root_in_everything_else() {
     require_commands(&["strace"]);
     in_namespace(|| {
@@ -391,7 +369,7 @@ fn the_child_has_qemus_rights_to_files_and_is_root_in_everything_else() {
             assert_eq!(status(child.pid, set), [0], "{set}");
         }
         held.release(child);
-        let (code, stdout, stderr, _) = held.finish();
+        let (code, stdout, stderr) = held.finish();
         assert_eq!(code, 0, "{stdout}{stderr}");
         // Groups can only be set while there is a capability for it, and nothing may touch the device
         // before the kernel was asked for all of it.
@@ -456,7 +434,6 @@ fn the_child_has_qemus_rights_to_files_and_is_root_in_everything_else() {
 /// A call that does nothing and reports success, or a process that is not let go of its capabilities, is
 /// found before the device is touched.
 #[test]
-#[ignore = "tier: kvm"]
 fn credentials_that_were_not_taken_on_prove_nothing() {
     require_commands(&["strace"]);
     in_namespace(|| {
@@ -501,7 +478,6 @@ fn credentials_that_were_not_taken_on_prove_nothing() {
 
 /// libvirt leaves its capabilities to a QEMU that runs as root.
 #[test]
-#[ignore = "tier: kvm"]
 fn a_qemu_that_runs_as_root_is_proven_with_its_capabilities() {
     in_namespace(|| {
         oracle::require();
@@ -536,7 +512,7 @@ fn a_qemu_that_runs_as_root_is_proven_with_its_capabilities() {
             }
             assert_ne!(held_by("CapEff") & CAP_DAC_OVERRIDE.bitmask(), 0);
             held.release(child);
-            let (code, stdout, stderr, _) = held.finish();
+            let (code, stdout, stderr) = held.finish();
             let report = report(&stdout, &stderr);
             assert_eq!(report.proof.result, ProofWord::Ok, "{code} {report:#?}");
         }
@@ -558,7 +534,6 @@ fn a_qemu_that_runs_as_root_is_proven_with_its_capabilities() {
 
 /// The child's effective group is root's, and open(2) does not go by that.
 #[test]
-#[ignore = "tier: kvm"]
 fn the_groups_of_root_open_nothing_for_qemu() {
     in_namespace(|| {
         oracle::require();

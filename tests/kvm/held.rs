@@ -98,16 +98,15 @@ impl Held {
         unsafe { libc::ioctl(self.listener.as_raw_fd(), SEND as _, &raw mut answer) == 0 }
     }
 
-    /// Lets every further child go on, and gives exit code, stdout, stderr and how long all of it took.
-    pub fn finish(mut self) -> (i32, String, String, Duration) {
+    /// Lets every further child go on, and gives exit code, stdout and stderr.
+    pub fn finish(mut self) -> (i32, String, String) {
         while let Some(opening) = self.next() {
             self.release(opening);
         }
-        let took = self.started.elapsed();
         let out = self.child.wait_with_output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let code = out.status.code().expect("an exit code");
-        (code, text(&out.stdout), text(&out.stderr), took)
+        (code, text(&out.stdout), text(&out.stderr))
     }
 }
 

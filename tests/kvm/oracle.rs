@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
-use crate::common::{bind, require_commands, require_kvm, scratch};
+use support::{bind, require_commands, require_kvm, scratch};
 
 /// Whom libvirt starts QEMU as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Accounts {
         }
         for socket in ["/run/nscd", "/var/run/nscd"] {
             if Path::new(socket).exists() {
-                crate::common::mount_tmpfs(Path::new(socket), "mode=755");
+                support::mount_tmpfs(Path::new(socket), "mode=755");
             }
         }
         let cover = |name: &str, text: &str| {
@@ -205,7 +205,7 @@ thread_local! {
 /// ends no test has one running.
 pub fn require() {
     require_tools();
-    SHARED_TURN.set(Some(crate::udev::shared_turn()));
+    SHARED_TURN.set(Some(support::udevd::shared_turn()));
 }
 
 /// The same for a test that has a udevd running.

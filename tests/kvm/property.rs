@@ -16,16 +16,15 @@ use libvirt_kvm_init::verdict::Verdict;
 use nix::errno::Errno;
 use nix::mount::MsFlags;
 
-use crate::common::{in_namespace, mknod_kvm, program};
 use crate::oracle::{self, Accounts, Identity, qemu, run_with};
-use crate::random::Random;
 use crate::state::{DEVICE, Kind, Mount, OnHost, Out, Stage, State, remount_dev};
+use support::random::Random;
+use support::{in_namespace, mknod_kvm, program};
 
 const SEED: u64 = 0x006b_766d_0232;
 const STATES: usize = 400;
 
 #[test]
-#[ignore = "tier: kvm"]
 fn verdicts_are_what_qemu_meets() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());
     let seed = number("KVM_TEST_SEED").map_or(SEED, |seed: usize| seed as u64);

@@ -9,8 +9,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::mkfifo;
 
-use crate::common::{Tree, bind, detach, fresh_dev, mknod_char, mknod_kvm, ok, scratch, set_owner};
-use crate::random::Random;
+use support::random::Random;
+use support::{Tree, bind, detach, fresh_dev, mknod_char, mknod_kvm, ok, scratch, set_owner};
 
 pub const DEVICE: &str = "/dev/kvm";
 

@@ -13,10 +13,10 @@ use libvirt_kvm_init::report::Report;
 
 use nix::mount::{MsFlags, mount};
 
-use crate::common::{Tree, bind, in_namespace, ok, program, scratch, set_owner};
 use crate::oracle::{self, Identity, qemu, run_with};
-use crate::rule_sets::{Content, FEDORA, GENESTACK, K, KOLLA, set, text};
-use crate::udev::{NODE, Oracle, State, machines_own, shown, state, turn};
+use support::rule_sets::{Content, FEDORA, GENESTACK, K, KOLLA, set, text};
+use support::udevd::{NODE, Oracle, State, machines_own, shown, state, turn};
+use support::{Tree, bind, in_namespace, ok, program, scratch, set_owner};
 
 pub(super) const DEFAULTS: &str = "usr/lib/udev/rules.d/50-udev-default.rules";
 pub(super) const PINNED: &str = "etc/udev/rules.d/99-kvm.rules";
@@ -353,7 +353,7 @@ pub(super) fn live_through(oracle: &Oracle, pod: &Tree) -> Vec<(Happens, State)>
 
 /// A namespace in which udevd looks after the node, and what the machine must keep.
 pub(super) fn with_udevd(f: impl FnOnce(&Oracle) + Send) {
-    crate::common::require_root();
+    support::require_root();
     let _turn = turn();
     let before = machines_own();
     in_namespace(|| {
@@ -375,7 +375,6 @@ pub(super) fn install(oracle: &Oracle, name: &str, rules: Rules) {
 }
 
 #[test]
-#[ignore = "tier: kvm"]
 fn what_check_foresees_is_what_udevd_does() {
     with_udevd(|oracle| {
         for case in &CASES {
@@ -425,7 +424,6 @@ fn what_check_foresees_is_what_udevd_does() {
 
 /// The pinned rule has no static_node: a start of udevd gives 108, an event 929292.
 #[test]
-#[ignore = "tier: kvm"]
 fn one_apply_outlasts_every_event_of_a_node_that_disagrees_with_itself() {
     with_udevd(|oracle| {
         install(oracle, "Genestack", GENESTACKS);
@@ -473,7 +471,6 @@ fn one_apply_outlasts_every_event_of_a_node_that_disagrees_with_itself() {
 
 /// For the sake of an event QEMU gets nothing that is more than KVM.
 #[test]
-#[ignore = "tier: kvm"]
 fn a_guarded_group_is_not_given_away_for_an_event() {
     with_udevd(|oracle| {
         install(oracle, "Genestack", GENESTACKS);
@@ -510,7 +507,6 @@ fn ctime(pod: &Tree) -> [(i64, i64); 2] {
 /// The kernel sends one for each virtual machine that begins or ends, so the node's rules are applied
 /// at each start of a guest.
 #[test]
-#[ignore = "tier: kvm"]
 fn a_guest_is_a_change_event() {
     with_udevd(|oracle| {
         install(oracle, "Genestack", GENESTACKS);
@@ -529,7 +525,6 @@ fn a_guest_is_a_change_event() {
 /// udevd looks groups up when it reads its rules: a group that is renumbered later is news to it only
 /// after a restart, and `check` says so.
 #[test]
-#[ignore = "tier: kvm"]
 fn a_udevd_that_knows_the_old_number_is_told_of() {
     with_udevd(|oracle| {
         install(oracle, "Debian", DEBIAN);

@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
-use crate::common::{ok, require_commands};
 use crate::{described, generated, verbs};
+use support::{ok, require_commands};
 
 const FORMATS: [&str; 4] = ["json", "npd", "prometheus", "table"];
 
@@ -40,7 +40,6 @@ fn owned(words: &[&str]) -> Vec<String> {
 }
 
 #[test]
-#[ignore = "tier: package"]
 fn bash_completes_verbs_options_and_values() {
     let mut want = verbs();
     want.extend(owned(&["--help", "--version", "-V", "-h"]));
@@ -67,7 +66,6 @@ fn bash_completes_verbs_options_and_values() {
 }
 
 #[test]
-#[ignore = "tier: package"]
 fn fish_completes_verbs_options_and_values() {
     require_commands(&["fish"]);
     let fish = |line: &str| {
@@ -90,7 +88,6 @@ fn fish_completes_verbs_options_and_values() {
 
 /// On a terminal of its own, since zsh completes nowhere else.
 #[test]
-#[ignore = "tier: package"]
 fn zsh_completes_verbs_and_values() {
     require_commands(&["zsh", "timeout"]);
     let script = r#"

@@ -10,10 +10,10 @@ use std::sync::{Mutex, PoisonError};
 use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 
-use crate::common::{
+use crate::{files, generated, make, pages, repository};
+use support::{
     Tree, bind, fresh_dev, in_namespace, mknod_kvm, mount_tmpfs, ok, require_commands, run, scratch,
 };
-use crate::{files, generated, make, pages, repository};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const UNIT: &str = "usr/lib/systemd/system/libvirt-kvm-init.service";
@@ -162,7 +162,6 @@ impl Root {
 }
 
 #[test]
-#[ignore = "tier: package"]
 fn the_package_holds_what_it_should_and_lintian_finds_nothing() {
     require_commands(&["lintian", "dpkg-deb"]);
     in_namespace(|| {
@@ -203,7 +202,6 @@ fn the_package_holds_what_it_should_and_lintian_finds_nothing() {
 }
 
 #[test]
-#[ignore = "tier: package"]
 fn the_same_sources_give_the_same_package() {
     in_namespace(|| {
         assert!(build() == build());
@@ -211,7 +209,6 @@ fn the_same_sources_give_the_same_package() {
 }
 
 #[test]
-#[ignore = "tier: package"]
 fn it_is_installed_used_removed_and_purged_and_nothing_remains() {
     require_commands(&["dpkg", "chroot", "systemctl"]);
     in_namespace(|| {

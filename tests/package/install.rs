@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use crate::common::{ok, program, run};
 use crate::{files, generated, make, pages, repository};
+use support::{ok, program, run};
 
 /// `make WHAT` into a folder.
 fn put(what: &str, folder: &std::path::Path, more: &[&str]) {
@@ -34,7 +34,6 @@ fn want(prefix: &str) -> Vec<String> {
 }
 
 #[test]
-#[ignore = "tier: package"]
 fn everything_goes_where_it_is_looked_for_and_goes_again() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("with a blank");
@@ -51,7 +50,6 @@ fn everything_goes_where_it_is_looked_for_and_goes_again() {
 }
 
 #[test]
-#[ignore = "tier: package"]
 fn the_unit_starts_the_program_that_was_installed() {
     let root = tempfile::tempdir().unwrap();
     put("install", root.path(), &["PREFIX=/opt/kvm"]);
@@ -72,7 +70,6 @@ fn the_unit_starts_the_program_that_was_installed() {
 }
 
 #[test]
-#[ignore = "tier: package"]
 fn a_unit_that_could_not_start_is_not_installed() {
     let root = tempfile::tempdir().unwrap();
     for prefix in ["usr", "/opt/with a blank", "/opt/a&b", "/opt/%i"] {
@@ -89,7 +86,6 @@ fn a_unit_that_could_not_start_is_not_installed() {
 }
 
 #[test]
-#[ignore = "tier: package"]
 fn the_repository_may_lie_below_a_blank() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("with a blank");

@@ -1,7 +1,7 @@
 //! What is installed beside the binary, and how: man pages, completions, `make install`, the Debian
 //! package. Needs root, make, `make build`, cargo-deb, dpkg, lintian, mandoc, groff, bash, zsh and fish.
 //!
-//! `cargo test --test package -- --ignored` as root.
+//! `cargo test --test package` as root.
 #![allow(missing_docs, clippy::disallowed_methods)]
 #![allow(
     clippy::unwrap_used,
@@ -10,8 +10,6 @@
     clippy::print_stderr
 )]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod completions;
 mod deb;
 mod install;
@@ -26,7 +24,7 @@ use std::sync::OnceLock;
 use clap::CommandFactory;
 use libvirt_kvm_init::cli::Cli;
 
-use common::{ok, require_commands};
+use support::{ok, require_commands};
 
 fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -6,8 +6,8 @@ use std::process::Command;
 use libvirt_kvm_init::config::variable;
 use libvirt_kvm_init::verdict::Verdict;
 
-use crate::common::{require_commands, run};
 use crate::{described, files, generated, pages, verbs};
+use support::{require_commands, run};
 
 /// A page as a terminal shows it, without blanks where lines are broken or words spread.
 fn rendered(page: &str) -> String {
@@ -27,7 +27,6 @@ fn rendered(page: &str) -> String {
 }
 
 #[test]
-#[ignore = "tier: package"]
 fn mandoc_and_groff_find_nothing_wrong() {
     require_commands(&["mandoc", "groff"]);
     for page in pages() {
@@ -43,7 +42,6 @@ fn mandoc_and_groff_find_nothing_wrong() {
 
 /// One for the program and one for each verb, no more.
 #[test]
-#[ignore = "tier: package"]
 fn each_verb_has_a_page_with_all_that_it_takes() {
     require_commands(&["groff"]);
     let mut want: Vec<_> = pages().iter().map(|page| format!("0644 {page}")).collect();
@@ -78,7 +76,6 @@ fn each_verb_has_a_page_with_all_that_it_takes() {
 }
 
 #[test]
-#[ignore = "tier: package"]
 fn the_overview_leads_everywhere() {
     require_commands(&["groff"]);
     let page = rendered("libvirt-kvm-init.8");

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::VolumeMount;
 
-use crate::common::{mount_tmpfs, program, set_owner};
-use crate::guest::{self, IMAGE, NODE};
 use crate::kubelet::{Ended, HOST, Pod, STEP};
 use crate::node::{DEVICE, Node, device, on_a_node};
+use support::guest::{self, IMAGE, NODE};
+use support::{mount_tmpfs, program, set_owner};
 
 const OUT: &str = "--group-file-out=/pod-shared/group";
 const GIVEN: &str = "--host-root=/mnt/host-rootfs";
@@ -141,7 +141,6 @@ pub fn goes_on(pod: &Pod, gid: u32) -> Ended {
 }
 
 #[test]
-#[ignore = "tier: pod"]
 fn a_node_without_the_device() {
     on_a_node(|node| {
         let mut pod = with_step(node);
@@ -161,7 +160,6 @@ fn a_node_without_the_device() {
 }
 
 #[test]
-#[ignore = "tier: pod"]
 fn a_private_dev() {
     on_a_node(|node| {
         let mut pod = with_step(node);
@@ -186,7 +184,6 @@ fn a_private_dev() {
 }
 
 #[test]
-#[ignore = "tier: pod"]
 fn the_nodes_root_is_missing() {
     on_a_node(|node| {
         let mut pod = with_step(node);
@@ -214,7 +211,6 @@ fn the_nodes_root_is_missing() {
 }
 
 #[test]
-#[ignore = "tier: pod"]
 fn a_read_only_root() {
     on_a_node(|node| {
         let mut pod = with_step(node);
@@ -236,7 +232,6 @@ fn a_read_only_root() {
 
 /// Both ways at once.
 #[test]
-#[ignore = "tier: pod"]
 fn the_wrapper_below_a_mounted_file() {
     on_a_node(|node| {
         let mut pod = wrapped(node);
@@ -254,7 +249,6 @@ fn the_wrapper_below_a_mounted_file() {
 }
 
 #[test]
-#[ignore = "tier: pod"]
 fn a_group_file_that_cannot_be_written() {
     on_a_node(|node| {
         let mut pod = with_step(node);
@@ -291,7 +285,6 @@ fn a_group_file_that_cannot_be_written() {
 /// What a kubelet makes where the file that it mounts is missing: the libvirt container does not start, and
 /// the step says why from then on.
 #[test]
-#[ignore = "tier: pod"]
 fn a_pod_that_was_started_without_the_file() {
     on_a_node(|node| {
         let pod = with_step(node);
@@ -305,7 +298,6 @@ fn a_pod_that_was_started_without_the_file() {
 
 /// An emptyDir is older than a container: it outlives restarts of the pod's sandbox, and of the node.
 #[test]
-#[ignore = "tier: pod"]
 fn an_old_volume() {
     on_a_node(|node| {
         let pod = with_step(node);
@@ -334,7 +326,6 @@ fn an_old_volume() {
 
 /// A pod whose step fails stays there.
 #[test]
-#[ignore = "tier: pod"]
 fn the_pod_stays_in_its_init_step() {
     on_a_node(|node| {
         let pod = with_step(node);
@@ -351,7 +342,6 @@ fn the_pod_stays_in_its_init_step() {
 }
 
 #[test]
-#[ignore = "tier: pod"]
 fn a_hook_that_fails_ends_libvirtd() {
     on_a_node(|node| {
         let mut pod = Pod::new(node, "genestack-base-values-hooks");
@@ -369,7 +359,6 @@ fn a_hook_that_fails_ends_libvirtd() {
 
 /// Whoever may write the config map of options runs nothing as root by it, and names no other group or file.
 #[test]
-#[ignore = "tier: pod"]
 fn a_config_map_runs_no_command_in_the_libvirt_container() {
     on_a_node(|node| {
         let mut pod = Pod::new(node, "genestack-base-exec");

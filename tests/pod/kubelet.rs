@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Container, PodSpec, Volume, VolumeMount};
 
-use crate::common::{Tree, ok, run, scratch};
-use crate::guest::{self, Guest};
 use crate::node::{Image, Node, Running, copy_program, written_by};
-use crate::yaml;
+use support::guest::{self, Guest};
+use support::yaml;
+use support::{Tree, ok, run, scratch};
 
 pub const STEP: &str = "libvirt-kvm-init";
 /// Where the node's root, or what is shown of it, is in containers.
@@ -72,8 +72,7 @@ impl Ended {
 impl<'a> Pod<'a> {
     /// What a golden says.
     pub fn new(node: &'a Node, golden: &str) -> Self {
-        let file = format!("{}/tests/goldens/{golden}.yaml", env!("CARGO_MANIFEST_DIR"));
-        let documents = yaml::documents(&fs::read_to_string(file).unwrap());
+        let documents = yaml::documents(&support::golden::golden(golden));
         let set: DaemonSet = serde_json::from_value(documents[0].clone()).unwrap();
         let spec = set.spec.unwrap().template.spec.unwrap();
         let (libvirt, image) = Image::libvirt(node);

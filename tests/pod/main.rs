@@ -5,22 +5,10 @@
 //! writable layer. All of them share one /dev, made for the test. libvirtd and QEMU are the distribution's.
 //!
 //! Needs root, a usable KVM, and of Debian or Ubuntu: podman, runc, libvirt-daemon-system,
-//! libvirt-clients, qemu-system-x86; and a udev that tests/run unpacks: `cargo test --test pod --
-//! --ignored`. Every test has mount and PID namespaces and a storage of podman of its own, which end
-//! with it.
+//! libvirt-clients, qemu-system-x86; and a udev that tests/run unpacks: `cargo test --test pod`. Every test
+//! has mount and PID namespaces and a storage of podman of its own, which end with it.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
-
-#[path = "../common/mod.rs"]
-mod common;
-#[path = "../common/guest.rs"]
-mod guest;
-#[path = "../common/rule_sets.rs"]
-mod rule_sets;
-#[path = "../common/udevd.rs"]
-mod udev;
-#[path = "../common/yaml.rs"]
-mod yaml;
 
 mod failures;
 mod kubelet;

@@ -10,13 +10,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use nix::sched::{CloneFlags, unshare};
 
-use crate::common::{
-    self, Tree, bind, fresh_dev, mknod_kvm, ok, program, require_commands, require_kvm, scratch,
+use support::guest::{self, NODE};
+use support::rule_sets::{self, Content, RuleSet};
+use support::udevd::{self, Oracle};
+use support::{
+    Tree, bind, fresh_dev, mknod_kvm, ok, program, require_commands, require_kvm, scratch,
     set_owner,
 };
-use crate::guest::{self, NODE};
-use crate::rule_sets::{self, Content, RuleSet};
-use crate::udev::{self, Oracle};
 
 pub const DEVICE: &str = "/dev/kvm";
 
@@ -28,7 +28,7 @@ const INIT: &str = "mount -t proc proc /proc; echo up; exec 3<&0; (read -r _ <&3
 pub struct Node {
     root: PathBuf,
     init: Child,
-    udev: Option<(Oracle, udev::Daemon)>,
+    udev: Option<(Oracle, udevd::Daemon)>,
     cgroup: String,
     /// The image's group file and passwd file.
     accounts: (String, String),
@@ -123,7 +123,7 @@ impl Node {
                     .into_iter()
                     .chain(trigger.get_args());
                 let words: Vec<_> = words.map(|word| word.to_str().unwrap()).collect();
-                format!("{} --settle --action=add {}", words.join(" "), udev::KVM)
+                format!("{} --settle --action=add {}", words.join(" "), udevd::KVM)
             }
             None => format!("chown 0:{NODE} {DEVICE} && chmod 660 {DEVICE}"),
         };
@@ -322,5 +322,5 @@ pub fn device() -> (u32, u32, u32) {
 
 /// Runs `f` on a node of its own.
 pub fn on_a_node(f: impl FnOnce(&Node) + Send) {
-    common::in_namespace(|| f(&Node::new()));
+    support::in_namespace(|| f(&Node::new()));
 }

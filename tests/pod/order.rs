@@ -7,11 +7,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{in_namespace, mknod_kvm, mount_tmpfs};
-use crate::guest::{IMAGE, Identity, NODE, NOVA};
 use crate::kubelet::{HOST, Pod, STEP, script};
 use crate::node::{self, DEVICE, Node, Running, on_a_node};
-use crate::udev;
+use support::guest::{IMAGE, Identity, NODE, NOVA};
+use support::udevd;
+use support::{in_namespace, mknod_kvm, mount_tmpfs};
 
 const NODES: (u32, u32, u32) = (0, NODE, 0o660);
 
@@ -93,9 +93,8 @@ fn init(pod: &Pod) {
 }
 
 #[test]
-#[ignore = "tier: pod"]
 fn the_mounted_file() {
-    let _turn = udev::turn();
+    let _turn = udevd::turn();
     in_namespace(|| {
         let node = Node::with_udevd();
         let mut pod = Pod::new(&node, "genestack-base-kustomize");
@@ -106,7 +105,6 @@ fn the_mounted_file() {
 }
 
 #[test]
-#[ignore = "tier: pod"]
 fn the_entrypoint_wrapper() {
     on_a_node(|node| {
         let mut pod = Pod::new(node, "chart-2026.1-exec");
@@ -116,7 +114,6 @@ fn the_entrypoint_wrapper() {
 }
 
 #[test]
-#[ignore = "tier: pod"]
 fn the_daemon_hook() {
     on_a_node(|node| {
         let mut pod = Pod::new(node, "genestack-talos-values-hooks");
@@ -128,7 +125,6 @@ fn the_daemon_hook() {
 
 /// The step is that which loads the module. It finds the module as it shall be: nothing is loaded here.
 #[test]
-#[ignore = "tier: pod"]
 fn the_module_script() {
     on_a_node(|node| {
         mount_tmpfs(&node.at("run"), "mode=755");
@@ -151,7 +147,6 @@ fn the_module_script() {
 
 /// What the patches are for: the chart alone takes the device, and the node's next event takes it back.
 #[test]
-#[ignore = "tier: pod"]
 fn without_a_patch_a_guest_starts_once() {
     on_a_node(|node| {
         let mut pod = Pod::new(node, "genestack-base-plain");
@@ -170,7 +165,6 @@ fn without_a_patch_a_guest_starts_once() {
 
 /// The module is loaded anew, and its device comes into being, under the step.
 #[test]
-#[ignore = "tier: pod"]
 fn the_step_waits_for_the_device() {
     on_a_node(|node| {
         let pod = Pod::new(node, "genestack-base-kustomize");

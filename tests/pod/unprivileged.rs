@@ -4,11 +4,11 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1::Capabilities;
 
-use crate::common::set_owner;
 use crate::failures::{goes_on, output, refuses, with_step};
-use crate::guest::NODE;
 use crate::kubelet::{Ended, Pod, STEP};
 use crate::node::{DEVICE, Node, device, on_a_node};
+use support::guest::NODE;
+use support::set_owner;
 
 const FILTER: &str = "the cgroup's device filter denies it to this container, which says nothing of \
                       the node: run this step with privileged: true";
@@ -43,7 +43,6 @@ fn unproven(pod: &Pod, reason: &str) -> Ended {
 
 /// Owner and mode may be changed; what may not be opened is not the node's fault.
 #[test]
-#[ignore = "tier: pod"]
 fn the_containers_device_filter() {
     on_a_node(|node| {
         let mut pod = without(node, &[]);
@@ -72,7 +71,6 @@ fn the_containers_device_filter() {
 
 /// Without the right to become QEMU's user nothing is asked.
 #[test]
-#[ignore = "tier: pod"]
 fn no_right_to_become_another_user() {
     on_a_node(|node| {
         let pod = without(node, &["SETUID", "SETGID"]);
@@ -88,7 +86,6 @@ fn no_right_to_become_another_user() {
 
 /// What it may not change it names, and leaves.
 #[test]
-#[ignore = "tier: pod"]
 fn no_right_to_give_the_device_away() {
     on_a_node(|node| {
         let denied = "fchownat(/dev/kvm, 0, 108): EPERM";
@@ -114,7 +111,6 @@ fn no_right_to_give_the_device_away() {
 
 /// Not even root: what is right already is seen, and no more.
 #[test]
-#[ignore = "tier: pod"]
 fn another_user_than_root() {
     on_a_node(|node| {
         let mut pod = without(node, &["ALL"]);

@@ -4,15 +4,13 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use crate::common::{Tree, in_namespace, mknod_kvm, set_owner};
-use crate::support::{KVM, Scene, go, owner, report, warnings};
+use support::{KVM, Scene, Tree, go, in_namespace, mknod_kvm, owner, report, set_owner, warnings};
 
 const GUARDED: [&str; 9] = [
     "root", "disk", "kmem", "shadow", "sudo", "adm", "tty", "docker", "libvirt",
 ];
 
 #[test]
-#[ignore = "tier: root"]
 fn a_collision_is_said_in_both_directions_and_refused_where_it_gives_too_much() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -58,7 +56,6 @@ fn a_collision_is_said_in_both_directions_and_refused_where_it_gives_too_much() 
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_number_that_is_another_group_on_the_node_needs_to_be_given() {
     in_namespace(|| {
         let scene = Scene::with_device(0, 6, 0o660);
@@ -73,7 +70,6 @@ fn a_number_that_is_another_group_on_the_node_needs_to_be_given() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_disagreement_with_the_node_is_said_and_refused_when_strict() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -103,7 +99,6 @@ fn target(fill: impl Fn(&Tree), device: u32) -> (u64, String, Vec<String>) {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_nodes_group_is_found_wherever_distributions_keep_it() {
     in_namespace(|| {
         let json = r#"{"groupName":"kvm","gid":45,"disposition":"system"}"#;
@@ -157,7 +152,6 @@ fn the_nodes_group_is_found_wherever_distributions_keep_it() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn links_on_the_node_resolve_on_the_node_and_cannot_leave_it() {
     in_namespace(|| {
         // An absolute link means the node's /usr, not ours.
@@ -185,7 +179,7 @@ fn links_on_the_node_resolve_on_the_node_and_cannot_leave_it() {
                     symlink(&link, host.at("etc/group")).unwrap();
                     if mounted {
                         host.dir("proc");
-                        crate::common::bind(Path::new("/proc"), &host.at("proc"));
+                        support::bind(Path::new("/proc"), &host.at("proc"));
                     }
                 };
                 let scene = Scene::with_device(0, 77, 0o660);
@@ -208,7 +202,6 @@ fn links_on_the_node_resolve_on_the_node_and_cannot_leave_it() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn without_any_number_the_run_is_refused() {
     in_namespace(|| {
         let scene = Scene::with_device(0, 0, 0o600);
@@ -224,7 +217,6 @@ fn without_any_number_the_run_is_refused() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn another_device_and_another_group_work_as_the_usual_ones() {
     in_namespace(|| {
         let scene = Scene::without_device();

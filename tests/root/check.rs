@@ -4,12 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::common::{
-    Tree, detach, fresh_dev, in_namespace, mknod_kvm, program, require_commands, require_kvm, run,
-    scratch, set_owner,
-};
 use crate::rights::reachable;
-use crate::support::{KVM, Scene, command, go, make_read_only, report, state, warnings};
+use support::{
+    KVM, Scene, Tree, command, detach, fresh_dev, go, in_namespace, make_read_only, mknod_kvm,
+    program, report, require_commands, require_kvm, run, scratch, set_owner, state, warnings,
+};
 
 /// `check` for this pod on this node, behind a wrapper.
 fn behind(scene: &Scene, wrapper: &[&str]) -> Command {
@@ -36,7 +35,6 @@ fn call(line: &str) -> Option<(&str, &str)> {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn nothing_is_written_and_no_lock_is_taken() {
     require_commands(&["strace"]);
     const NEVER: [&str; 16] = [
@@ -110,7 +108,6 @@ fn nothing_is_written_and_no_lock_is_taken() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn read_only_file_systems_make_no_difference() {
     let table: [(fn() -> Scene, i32); 2] = [
         (Scene::settled, 0),
@@ -136,7 +133,6 @@ fn read_only_file_systems_make_no_difference() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn two_capabilities_are_enough_and_none_is_not() {
     require_commands(&["setpriv"]);
     in_namespace(|| {
@@ -159,7 +155,6 @@ fn two_capabilities_are_enough_and_none_is_not() {
 
 /// What is wrong with the container's own /dev is nothing to remove from the node's.
 #[test]
-#[ignore = "tier: root"]
 fn the_nodes_device_is_not_removed_for_what_a_container_has() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -180,7 +175,6 @@ fn the_nodes_device_is_not_removed_for_what_a_container_has() {
 
 /// libvirt leaves root its capabilities; where this process lacks the one that counts, it could not ask.
 #[test]
-#[ignore = "tier: root"]
 fn root_without_its_rights_is_no_security_module() {
     require_commands(&["setpriv"]);
     in_namespace(|| {
@@ -198,7 +192,6 @@ fn root_without_its_rights_is_no_security_module() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_private_dev_is_shown_beside_the_nodes_and_apply_refuses_it() {
     in_namespace(|| {
         require_kvm();
@@ -206,11 +199,7 @@ fn a_private_dev_is_shown_beside_the_nodes_and_apply_refuses_it() {
         let (host, pod) = (Tree::host(108), Tree::pod(108));
         mknod_kvm(Path::new(KVM), 0, 108, 0o666);
         mknod_kvm(&host.at("dev/kvm"), 0, 424, 0o660);
-        let run = |verb: &str| {
-            let mut cmd = command(&program(), &[verb, "--root"]);
-            cmd.arg(pod.path()).arg("--host-root").arg(host.path());
-            cmd
-        };
+        let run = |verb: &str| support::verb(verb, pod.path(), host.path());
         let before = state(&[host.path(), pod.path(), Path::new("/dev")]);
         let (code, found) = report(&mut run("check"));
         assert_eq!(code, 0, "{found}");
@@ -229,7 +218,6 @@ fn a_private_dev_is_shown_beside_the_nodes_and_apply_refuses_it() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn what_is_odd_is_a_warning_and_changes_no_exit_code() {
     type Odd = fn(&Scene);
     let table: [(&str, Odd); 3] = [
@@ -275,7 +263,6 @@ fn what_is_odd_is_a_warning_and_changes_no_exit_code() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_computed_permission_stands_beside_what_open_said() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -313,7 +300,6 @@ fn the_computed_permission_stands_beside_what_open_said() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn monitors_get_what_they_can_read() {
     in_namespace(|| {
         for (scene, problem) in [
@@ -349,7 +335,6 @@ fn monitors_get_what_they_can_read() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_run_folder_that_leads_nowhere_hides_nothing() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -361,7 +346,6 @@ fn a_run_folder_that_leads_nowhere_hides_nothing() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn of_very_many_members_a_few_are_named() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -386,7 +370,6 @@ fn of_very_many_members_a_few_are_named() {
 
 /// Whoever is the QEMU user, nobody can say where there is nothing to prove.
 #[test]
-#[ignore = "tier: root"]
 fn the_qemu_user_is_not_among_the_others() {
     in_namespace(|| {
         let scene = Scene::without_device();
@@ -397,7 +380,6 @@ fn the_qemu_user_is_not_among_the_others() {
 
 /// The exit code is that of the last line, and the one that the monitor knows.
 #[test]
-#[ignore = "tier: root"]
 fn a_report_that_cannot_be_written_is_the_last_word() {
     in_namespace(|| {
         let scene = Scene::with_device(0, 108, 0o660);
@@ -424,7 +406,6 @@ fn a_report_that_cannot_be_written_is_the_last_word() {
 
 /// The command that a report names is one to paste: it has the flags that were given.
 #[test]
-#[ignore = "tier: root"]
 fn the_command_that_is_named_mends_it() {
     in_namespace(|| {
         let conf = scratch().join("it's qemu.conf");

@@ -5,12 +5,12 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::common::{bind, in_namespace, mknod_char, ok, program, require_commands, scratch};
-use crate::impostors::Impostor;
-use crate::support::{ALIGNED, KVM, Scene, command, go, state};
+use support::impostor::Impostor;
+use support::{
+    ALIGNED, KVM, Scene, bind, go, in_namespace, mknod_char, ok, require_commands, scratch, state,
+};
 
 #[test]
-#[ignore = "tier: root"]
 fn the_nodes_group_file_is_not_edited_through_a_pods_mount_of_it() {
     in_namespace(|| {
         for whole_folder in [false, true] {
@@ -36,7 +36,6 @@ fn the_nodes_group_file_is_not_edited_through_a_pods_mount_of_it() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_output_replaces_no_device_and_no_file_of_something_else() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -67,7 +66,6 @@ fn the_output_replaces_no_device_and_no_file_of_something_else() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_mount_in_another_namespace_is_written_in_place_and_stays() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -87,7 +85,7 @@ fn a_mount_in_another_namespace_is_written_in_place_and_stays() {
         let mut ready = [0; 6];
         std::io::Read::read_exact(other.stdout.as_mut().unwrap(), &mut ready).unwrap();
         let root = format!("/proc/{}/root{}", other.id(), scene.pod.path().display());
-        let mut cmd = crate::support::apply();
+        let mut cmd = support::apply();
         cmd.args(["--root", &root, "--host-root"])
             .arg(scene.host.path());
         let run = go(&mut cmd);
@@ -104,7 +102,6 @@ fn a_mount_in_another_namespace_is_written_in_place_and_stays() {
 
 /// The command that a report named, pasted when that number is another process' by now.
 #[test]
-#[ignore = "tier: root"]
 fn the_root_of_another_users_process_is_not_edited() {
     require_commands(&["setpriv", "unshare"]);
     in_namespace(|| {
@@ -115,10 +112,7 @@ fn the_root_of_another_users_process_is_not_edited() {
         let impostor = Impostor::start(&[], &script);
         let root = impostor.root();
         for verb in ["apply", "check", "watch"] {
-            let mut cmd = command(&program(), &[verb]);
-            cmd.arg("--root").arg(&root);
-            cmd.arg("--host-root").arg(scene.host.path());
-            let run = go(&mut cmd);
+            let run = go(&mut support::verb(verb, &root, scene.host.path()));
             assert!(state(&[&script]) == before, "{run}");
             run.code(3)
                 .says(&[root.to_str().unwrap(), "does not run as root"]);
@@ -133,9 +127,12 @@ fn the_root_of_another_users_process_is_not_edited() {
             .unwrap();
         let mut ready = [0; 6];
         std::io::Read::read_exact(other.stdout.as_mut().unwrap(), &mut ready).unwrap();
-        let mut cmd = crate::support::apply();
-        cmd.arg("--root").arg(format!("/proc/{}/root", other.id()));
-        let run = go(cmd.arg("--host-root").arg(scene.host.path()));
+        let root = format!("/proc/{}/root", other.id());
+        let run = go(&mut support::verb(
+            "apply",
+            Path::new(&root),
+            scene.host.path(),
+        ));
         other.kill().unwrap();
         other.wait().unwrap();
         run.code(3).says(&["another user namespace"]);
@@ -143,7 +140,6 @@ fn the_root_of_another_users_process_is_not_edited() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_dry_run_tells_of_an_output_that_is_not_there() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -164,7 +160,6 @@ fn a_dry_run_tells_of_an_output_that_is_not_there() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn what_files_say_cannot_steer_a_terminal() {
     in_namespace(|| {
         let scene = Scene::new();

@@ -9,12 +9,9 @@ use std::process::Command;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::mkfifo;
 
-use crate::common::{
-    Tree, fresh_dev, in_namespace, mknod_char, mknod_kvm, ok, require_commands, require_kvm,
-    set_owner,
-};
-use crate::support::{
-    KVM, Scene, apply, bind_read_only, go, inode, owner, report, state, warnings, without_call,
+use support::{
+    KVM, Scene, Tree, bind_read_only, fresh_dev, go, in_namespace, inode, mknod_char, mknod_kvm,
+    ok, owner, report, require_commands, require_kvm, set_owner, state, warnings, without_call,
 };
 
 fn kvm() -> &'static Path {
@@ -22,7 +19,6 @@ fn kvm() -> &'static Path {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_drifted_device_is_healed_on_the_very_inode_that_pod_and_node_share() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -48,7 +44,6 @@ fn a_drifted_device_is_healed_on_the_very_inode_that_pod_and_node_share() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_second_apply_writes_nothing_at_all() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -61,7 +56,6 @@ fn a_second_apply_writes_nothing_at_all() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_bits_for_others_are_the_nodes_business_unless_a_mode_is_given() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -85,7 +79,6 @@ fn the_bits_for_others_are_the_nodes_business_unless_a_mode_is_given() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn what_is_no_kvm_node_is_refused_with_advice_and_left_alone() {
     in_namespace(|| {
         let scene = Scene::without_device();
@@ -127,7 +120,6 @@ fn what_is_no_kvm_node_is_refused_with_advice_and_left_alone() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_read_only_dev_is_fine_until_something_is_wrong_in_it() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -151,7 +143,6 @@ fn a_read_only_dev_is_fine_until_something_is_wrong_in_it() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_kernel_or_filter_without_fchmodat2_does_not_matter() {
     /// The same number on every architecture.
     const FCHMODAT2: libc::c_long = 452;
@@ -185,7 +176,6 @@ fn set_acl(entries: &str) {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn an_acl_that_shuts_the_group_out_is_mended_and_nobody_gets_more() {
     require_commands(&["getfacl", "setfacl"]);
     in_namespace(|| {
@@ -229,7 +219,6 @@ fn an_acl_that_shuts_the_group_out_is_mended_and_nobody_gets_more() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn an_acl_that_shuts_the_qemu_user_out_is_shown_and_not_overruled() {
     require_commands(&["getfacl", "setfacl"]);
     in_namespace(|| {
@@ -246,7 +235,6 @@ fn an_acl_that_shuts_the_qemu_user_out_is_shown_and_not_overruled() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_private_dev_is_refused_unless_the_device_was_named() {
     in_namespace(|| {
         require_kvm();
@@ -254,12 +242,7 @@ fn a_private_dev_is_refused_unless_the_device_was_named() {
         let (host, pod) = (Tree::host(108), Tree::pod(424));
         mknod_kvm(kvm(), 0, 424, 0o660);
         mknod_kvm(&host.at("dev/kvm"), 0, 108, 0o660);
-        let apply = || {
-            let mut cmd = apply();
-            cmd.arg("--root").arg(pod.path());
-            cmd.arg("--host-root").arg(host.path());
-            cmd
-        };
+        let apply = || support::verb("apply", pod.path(), host.path());
         let everything = || state(&[host.path(), pod.path(), Path::new("/dev")]);
         let before = everything();
         go(&mut apply()).code(3).says(&[

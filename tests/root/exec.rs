@@ -7,30 +7,19 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::process::Stdio;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::{bind, detach, in_namespace, mknod_kvm, ok, program, require_commands, run};
-use crate::support::{ALIGNED, KVM, Scene, bind_read_only, command, owner, warnings, without_call};
+use support::{
+    ALIGNED, KVM, Scene, bind, bind_read_only, command, detach, eventually, in_namespace,
+    mknod_kvm, ok, owner, program, require_commands, run, warnings, without_call,
+};
 
-impl Scene {
-    /// `exec` for this pod on this node, up to the command.
-    pub fn exec(&self, options: &[&str]) -> Command {
-        let mut cmd = command(&program(), &["exec", "--root"]);
-        cmd.arg(self.pod.path());
-        cmd.arg("--host-root").arg(self.host.path());
-        cmd.args(options).arg("--");
-        cmd
-    }
-
-    /// Runs `script` as the command.
-    fn exec_sh(&self, options: &[&str], script: &str) -> (i32, String, String) {
-        run(self.exec(options).args(["sh", "-c", script]))
-    }
+/// Runs `script` as the command.
+fn exec_sh(scene: &Scene, options: &[&str], script: &str) -> (i32, String, String) {
+    run(scene.exec(options).args(["sh", "-c", script]))
 }
 
 fn last(text: &str) -> &str {
@@ -38,12 +27,11 @@ fn last(text: &str) -> &str {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn it_aligns_reports_on_stderr_and_becomes_the_command() {
     in_namespace(|| {
         let scene = Scene::new();
         let script = "echo out; echo err >&2; cat; exit 42";
-        let (code, out, err) = scene.exec_sh(&[], script);
+        let (code, out, err) = exec_sh(&scene, &[], script);
         assert_eq!((code, out.as_str()), (42, "out\n"), "{err}");
         assert!(err.starts_with("info: set-group-gid 424 -> 108\n"), "{err}");
         assert!(err.contains("\nok         QEMU as nova"), "{err}");
@@ -52,24 +40,23 @@ fn it_aligns_reports_on_stderr_and_becomes_the_command() {
         assert_eq!(owner(Path::new(KVM)), (0, 108, 0o660));
         // The container was started again.
         let before = scene.state();
-        let (code, ..) = scene.exec_sh(&[], "true");
+        let (code, ..) = exec_sh(&scene, &[], "true");
         assert_eq!(code, 0);
         assert_eq!(scene.state(), before);
         // No KVM on this node, and that is accepted.
         let options = ["--device=/dev/absent", "--missing=skip"];
-        let (code, out, err) = scene.exec_sh(&options, "echo out");
+        let (code, out, err) = exec_sh(&scene, &options, "echo out");
         assert_eq!((code, out.as_str()), (0, "out\n"), "{err}");
         assert!(
             last(&err).starts_with("libvirt-kvm-init: absent: "),
             "{err}"
         );
-        let quiet = scene.exec_sh(&["-q"], "true");
+        let quiet = exec_sh(&scene, &["-q"], "true");
         assert_eq!(quiet, (0, String::new(), String::new()));
     });
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn it_works_in_this_containers_own_files() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -82,7 +69,6 @@ fn it_works_in_this_containers_own_files() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn arguments_and_environment_are_handed_on_byte_for_byte() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -106,7 +92,6 @@ fn arguments_and_environment_are_handed_on_byte_for_byte() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_failed_apply_never_starts_the_command() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -148,7 +133,6 @@ fn a_failed_apply_never_starts_the_command() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_command_that_cannot_run_gives_a_shells_codes() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -196,7 +180,6 @@ fn a_command_that_cannot_run_gives_a_shells_codes() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn without_a_command_it_is_a_usage_error() {
     for args in [&["exec"][..], &["exec", "--"], &["exec", "true"]] {
         let (code, _, err) = run(&mut command(&program(), args));
@@ -207,12 +190,11 @@ fn without_a_command_it_is_a_usage_error() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn on_a_read_only_root_it_goes_on_only_if_nothing_must_change() {
     in_namespace(|| {
         for (scene, want) in [(Scene::settled(), 0), (Scene::new(), 4)] {
             bind_read_only(scene.pod.path(), scene.pod.path());
-            let (code, out, err) = scene.exec_sh(&[], "echo started");
+            let (code, out, err) = exec_sh(&scene, &[], "echo started");
             assert_eq!(code, want, "{err}");
             assert_eq!(out == "started\n", want == 0);
             if want == 4 {
@@ -231,14 +213,13 @@ fn on_a_read_only_root_it_goes_on_only_if_nothing_must_change() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_private_device_is_a_warning() {
     in_namespace(|| {
         let scene = Scene::new();
         detach(&scene.host.at("dev"));
         mknod_kvm(&scene.host.at("dev/kvm"), 0, 108, 0o660);
         assert_eq!(run(&mut scene.apply()).0, 3);
-        let (code, out, err) = scene.exec_sh(&["--format=json"], "echo started");
+        let (code, out, err) = exec_sh(&scene, &["--format=json"], "echo started");
         assert_eq!((code, out.as_str()), (0, "started\n"), "{err}");
         let json = err.lines().find(|line| line.starts_with('{')).unwrap();
         let report = serde_json::from_str(json).unwrap();
@@ -263,14 +244,8 @@ fn children(of: Pid) -> Vec<Pid> {
 
 /// The one child of a process, once it has one.
 fn child(of: Pid) -> Pid {
-    let start = Instant::now();
-    loop {
-        if let [child] = children(of)[..] {
-            return child;
-        }
-        assert!(start.elapsed() < Duration::from_secs(10), "no child");
-        sleep(Duration::from_millis(5));
-    }
+    eventually("a child", || children(of).len() == 1);
+    children(of)[0]
 }
 
 /// Gone, or nothing but a zombie that its new parent has not asked for.
@@ -279,16 +254,7 @@ fn ended(pid: Pid) -> bool {
     stat.is_empty() || stat.contains(") Z ")
 }
 
-fn wait_for(what: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !what() {
-        assert!(start.elapsed() < Duration::from_secs(10));
-        sleep(Duration::from_millis(5));
-    }
-}
-
 #[test]
-#[ignore = "tier: root"]
 fn a_request_to_end_ends_it_and_its_child_at_once_also_as_the_first_process() {
     in_namespace(|| {
         // The device does not come, and the child waits for it.
@@ -311,12 +277,11 @@ fn a_request_to_end_ends_it_and_its_child_at_once_also_as_the_first_process() {
                 let outer = Pid::from_raw(i32::try_from(process.id()).unwrap());
                 let wrapper = if first { child(outer) } else { outer };
                 let worker = child(wrapper);
-                let start = Instant::now();
                 kill(wrapper, signal).unwrap();
+                // Once the wait for the device is over, the command would be run.
                 let code = process.wait().unwrap().code();
-                assert!(start.elapsed() < Duration::from_secs(2));
                 assert_eq!(code, Some(128 + signal as i32));
-                wait_for(|| ended(worker));
+                eventually("an end", || ended(worker));
                 let mut out = String::new();
                 io::Read::read_to_string(&mut process.stdout.unwrap(), &mut out).unwrap();
                 assert_eq!(out, "");
@@ -327,7 +292,6 @@ fn a_request_to_end_ends_it_and_its_child_at_once_also_as_the_first_process() {
 
 /// In the moment between its start and its handlers the kernel would throw the signal away.
 #[test]
-#[ignore = "tier: root"]
 fn a_request_to_end_that_comes_at_its_very_start_ends_the_first_process() {
     require_commands(&["strace", "unshare"]);
     in_namespace(|| {
@@ -347,7 +311,6 @@ fn a_request_to_end_that_comes_at_its_very_start_ends_the_first_process() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_child_that_is_killed_is_a_failure_and_one_whose_parent_is_killed_ends() {
     in_namespace(|| {
         let scene = Scene::without_device();
@@ -362,7 +325,7 @@ fn a_child_that_is_killed_is_a_failure_and_one_whose_parent_is_killed_ends() {
             let wrapper = Pid::from_raw(i32::try_from(process.id()).unwrap());
             let worker = child(wrapper);
             // It has asked for the signal once it waits for the device.
-            wait_for(|| {
+            eventually("an end", || {
                 let name = fs::read_link(format!("/proc/{worker}/fd/3")).unwrap_or_default();
                 name == Path::new("anon_inode:inotify")
             });
@@ -380,14 +343,13 @@ fn a_child_that_is_killed_is_a_failure_and_one_whose_parent_is_killed_ends() {
             } else {
                 process.kill().unwrap();
                 process.wait().unwrap();
-                wait_for(|| ended(worker));
+                eventually("an end", || ended(worker));
             }
         }
     });
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_first_process_stays_the_first_and_leaves_no_zombie() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -411,7 +373,6 @@ fn the_first_process_stays_the_first_and_leaves_no_zombie() {
 
 /// A limit is only blamed for what a limit does.
 #[test]
-#[ignore = "tier: root"]
 fn without_a_child_the_command_is_not_started() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -432,7 +393,6 @@ fn without_a_child_the_command_is_not_started() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn nobody_to_read_its_report_does_not_keep_the_command_from_starting() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -451,7 +411,6 @@ fn nobody_to_read_its_report_does_not_keep_the_command_from_starting() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn many_starts_at_once_in_one_volume_lose_nothing() {
     in_namespace(|| {
         let scene = Scene::new();

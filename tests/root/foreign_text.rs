@@ -3,8 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::{in_namespace, program, run, set_owner};
-use crate::support::{KVM, Scene, command, report};
+use support::{KVM, Scene, command, in_namespace, program, report, run, set_owner};
 
 /// Clears the screen, by ESC and by C1; deletes; turns the writing direction; joins; hides.
 const NASTY: &str =
@@ -35,7 +34,6 @@ fn pod_of(name: &str, is_member: bool) -> Scene {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_name_in_the_image_steers_no_terminal_by_any_command() {
     in_namespace(|| {
         let name = format!("no{NASTY}va");
@@ -50,10 +48,8 @@ fn a_name_in_the_image_steers_no_terminal_by_any_command() {
             for (verb, args) in verbs {
                 for format in ["table", "json", "npd", "prometheus"] {
                     let scene = pod_of(&name, is_member);
-                    let mut cmd = command(&program(), &[verb, "--format", format]);
-                    cmd.arg("--root").arg(scene.pod.path());
-                    cmd.arg("--host-root").arg(scene.host.path());
-                    let (code, out, err) = run(cmd.args(args));
+                    let mut cmd = scene.verb(verb);
+                    let (code, out, err) = run(cmd.args(["--format", format]).args(args));
                     for text in [&out, &err] {
                         let found = hidden(text);
                         assert_eq!(found, None, "{verb} {args:?} {format}: {code}\n{text}");
@@ -66,16 +62,13 @@ fn a_name_in_the_image_steers_no_terminal_by_any_command() {
 
 /// The log alone, and the character that every terminal obeys.
 #[test]
-#[ignore = "tier: root"]
 fn a_log_line_clears_no_screen() {
     in_namespace(|| {
         for (verb, args) in [("apply", &[][..]), ("exec", &["--", "true"])] {
             let scene = pod_of("no\u{1b}[2Jva", false);
             let before = scene.pod.read("etc/group");
-            let mut cmd = command(&program(), &[verb, "--format", "json"]);
-            cmd.arg("--root").arg(scene.pod.path());
-            cmd.arg("--host-root").arg(scene.host.path());
-            let (_, _, err) = run(cmd.args(args));
+            let mut cmd = scene.verb(verb);
+            let (_, _, err) = run(cmd.args(["--format", "json"]).args(args));
             assert!(!err.contains('\u{1b}'), "{verb}: {err:?}");
             assert!(err.contains("no\\x1b[2Jva"), "{verb}: {err}");
             assert_eq!(scene.pod.read("etc/group"), before, "{verb}");
@@ -85,7 +78,6 @@ fn a_log_line_clears_no_screen() {
 
 /// Escaped, and still the same to whatever parses it.
 #[test]
-#[ignore = "tier: root"]
 fn json_holds_the_same_text_as_escapes() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -107,7 +99,6 @@ fn json_holds_the_same_text_as_escapes() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn an_argument_that_is_repeated_is_escaped() {
     in_namespace(|| {
         // What takes a root gets the scene's: without one it would be the machine's own.
@@ -149,7 +140,6 @@ fn an_argument_that_is_repeated_is_escaped() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn what_a_node_calls_things_is_escaped() {
     in_namespace(|| {
         let scene = Scene::new();

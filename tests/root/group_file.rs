@@ -5,9 +5,9 @@ use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Instant;
 
-use crate::common::{bind, detach, in_namespace, mount_tmpfs, ok, require_commands, set_owner};
-use crate::support::{
-    ALIGNED, KVM, Scene, bind_read_only, get_xattr, go, inode, names, owner, report, set_xattr,
+use support::{
+    ALIGNED, KVM, Scene, bind, bind_read_only, detach, get_xattr, go, in_namespace, inode,
+    mount_tmpfs, names, ok, owner, report, require_commands, set_owner, set_xattr,
 };
 
 const ODD: &[u8] =
@@ -16,7 +16,6 @@ const ODD_ALIGNED: &[u8] =
     b"# \xff\xfe comment\nroot:x:0:\r\n\n kvm:x:108:a,b,nova\n+:::\nbad line\nnova:x:42424:";
 
 #[test]
-#[ignore = "tier: root"]
 fn it_is_replaced_whole_with_owner_mode_and_attributes_and_no_other_byte_changes() {
     require_commands(&["setfacl", "getfacl"]);
     in_namespace(|| {
@@ -52,7 +51,6 @@ fn it_is_replaced_whole_with_owner_mode_and_attributes_and_no_other_byte_changes
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_bind_mounted_one_is_written_in_place() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -88,7 +86,6 @@ fn a_bind_mounted_one_is_written_in_place() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn on_a_read_only_file_system_nothing_is_changed_and_the_way_out_is_named() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -103,7 +100,6 @@ fn on_a_read_only_file_system_nothing_is_changed_and_the_way_out_is_named() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_writable_file_mounted_into_a_read_only_root_is_written() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -118,7 +114,6 @@ fn a_writable_file_mounted_into_a_read_only_root_is_written() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn no_space_left_leaves_the_old_file() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -142,7 +137,6 @@ fn no_space_left_leaves_the_old_file() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn no_space_left_leaves_a_mounted_file_as_it_was() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -169,7 +163,6 @@ fn no_space_left_leaves_a_mounted_file_as_it_was() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn nothing_is_written_through_a_symbolic_link() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -189,7 +182,6 @@ fn nothing_is_written_through_a_symbolic_link() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_pod_without_one_is_no_pod() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -202,7 +194,6 @@ fn a_pod_without_one_is_no_pod() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_hundred_thousand_lines_are_no_trouble() {
     in_namespace(|| {
         let scene = Scene::new();

@@ -6,11 +6,11 @@ use std::os::unix::fs::symlink;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-use crate::common::{bind, in_namespace, set_owner};
-use crate::support::{ALIGNED, KVM, Scene, go, inode, names, owner, report, state};
+use support::{
+    ALIGNED, KVM, Scene, bind, go, in_namespace, inode, names, owner, report, set_owner, state,
+};
 
 #[test]
-#[ignore = "tier: root"]
 fn it_is_made_from_the_image_and_not_from_an_earlier_output() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -39,7 +39,6 @@ fn it_is_made_from_the_image_and_not_from_an_earlier_output() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn what_stands_there_and_is_not_as_it_shall_be_is_replaced_and_never_written_through() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -86,7 +85,6 @@ fn what_stands_there_and_is_not_as_it_shall_be_is_replaced_and_never_written_thr
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_folder_in_its_place_or_none_around_it_fails_with_advice() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -101,7 +99,7 @@ fn a_folder_in_its_place_or_none_around_it_fails_with_advice() {
             let run = run.code(4).says(&parts);
             let image = scene.state();
             // A temporary file came and went.
-            let strip = |state: crate::support::State| state.into_keys().collect::<Vec<_>>();
+            let strip = |state: support::State| state.into_keys().collect::<Vec<_>>();
             assert_eq!(strip(image), strip(before), "{run}");
             assert_eq!(owner(KVM.as_ref()), (0, 424, 0o660));
         }
@@ -109,7 +107,6 @@ fn a_folder_in_its_place_or_none_around_it_fails_with_advice() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn it_is_there_after_every_success() {
     in_namespace(|| {
         // Nothing to change anywhere else.
@@ -145,7 +142,6 @@ fn it_is_there_after_every_success() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_mounted_one_gets_content_owner_and_mode_in_place() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -161,7 +157,6 @@ fn a_mounted_one_gets_content_owner_and_mode_in_place() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn it_is_never_the_file_that_it_is_made_from() {
     in_namespace(|| {
         let scene = Scene::new();

@@ -4,8 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::{in_namespace, run, set_owner};
-use crate::support::{ALIGNED, KVM, Scene, command, go, owner, report, warnings};
+use support::{ALIGNED, KVM, Scene, go, in_namespace, owner, report, run, set_owner, warnings};
 
 const STOCK: &str = "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
 
@@ -36,7 +35,6 @@ const ATTACKS: [(&str, &str, &str); 6] = [
 ];
 
 #[test]
-#[ignore = "tier: root"]
 fn a_rule_for_a_change_event_makes_qemu_no_member_of_a_guarded_group() {
     in_namespace(|| {
         for (node, group, pod) in ATTACKS {
@@ -94,7 +92,6 @@ fn run_exec(scene: &Scene) -> (i32, String, String) {
 
 /// An event's GID that means nothing more is one that QEMU gets.
 #[test]
-#[ignore = "tier: root"]
 fn another_gid_of_an_event_still_makes_qemu_a_member() {
     in_namespace(|| {
         let scene = attacked("", "777", "");
@@ -107,7 +104,6 @@ fn another_gid_of_an_event_still_makes_qemu_a_member() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_variable_does_not_permit_a_guarded_target() {
     in_namespace(|| {
         let config = |scene: &Scene| {
@@ -142,7 +138,6 @@ fn a_variable_does_not_permit_a_guarded_target() {
 
 /// The node's kvm has the GID as well, and another of its names is disk.
 #[test]
-#[ignore = "tier: root"]
 fn every_name_of_a_gid_on_the_node_counts() {
     in_namespace(|| {
         for (file, text) in [
@@ -165,7 +160,6 @@ fn every_name_of_a_gid_on_the_node_counts() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_pod_without_a_device_gets_no_guarded_group() {
     in_namespace(|| {
         let image = "root:x:0:\nkvm:x:424:nova\nnova:x:42424:\n";
@@ -207,7 +201,6 @@ fn a_pod_without_a_device_gets_no_guarded_group() {
 
 /// Names that useradd(8) accepts.
 #[test]
-#[ignore = "tier: root"]
 fn a_name_that_a_shell_would_obey_is_not_written() {
     in_namespace(|| {
         let long = "a".repeat(33);
@@ -228,7 +221,7 @@ fn a_name_that_a_shell_would_obey_is_not_written() {
             let run = run.code(3).says(&parts);
             assert_eq!(scene.state(), before, "{run}");
             let mut exec = scene.exec(&[]);
-            let (code, text, err) = crate::common::run(exec.args(["echo", "started"]));
+            let (code, text, err) = support::run(exec.args(["echo", "started"]));
             assert_eq!((code, text.as_str()), (3, ""), "{err}");
             assert_eq!(scene.state(), before, "{err}");
 
@@ -244,7 +237,6 @@ fn a_name_that_a_shell_would_obey_is_not_written() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn nothing_in_a_configuration_file_ends_it_unseen() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -263,10 +255,7 @@ fn nothing_in_a_configuration_file_ends_it_unseen() {
             fs::write(&config, text).unwrap();
             let before = scene.state();
             for verb in ["apply", "check"] {
-                let mut cmd = command(&crate::common::program(), &[verb]);
-                cmd.arg("--root").arg(scene.pod.path());
-                cmd.arg("--host-root").arg(scene.host.path());
-                let run = go(cmd.arg("--config").arg(&config)).code(2);
+                let run = go(scene.verb(verb).arg("--config").arg(&config)).code(2);
                 let place = format!("{}:{line}: ", config.display());
                 let run = run.says(&["usage: ", &place]);
                 assert_eq!(scene.state(), before, "{text:?}: {run}");

@@ -11,8 +11,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, getpid};
 
-use crate::common::{in_namespace, ok};
-use crate::support::{Scene, command, without_call, without_capability};
+use support::{Scene, command, in_namespace, ok, without_call, without_capability};
 
 type Setting = (&'static str, fn(&mut Command));
 
@@ -139,7 +138,6 @@ fn lasting(text: &str) -> String {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_command_finds_everything_as_without_the_wrapper() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -169,7 +167,6 @@ fn the_command_finds_everything_as_without_the_wrapper() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn descriptors_that_were_open_stay_open_and_none_is_added() {
     in_namespace(|| {
         let scene = Scene::settled();

@@ -10,11 +10,11 @@ use std::process::{Command, Stdio};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-use crate::common::{in_namespace, mknod_char, run, set_owner};
-use crate::support::{ALIGNED, KVM, Scene, apply, go, owner, report};
+use support::{
+    ALIGNED, KVM, Scene, apply, go, in_namespace, mknod_char, owner, report, run, set_owner,
+};
 
 #[test]
-#[ignore = "tier: root"]
 fn flags_and_files_that_cannot_be_meant_are_usage_errors() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -95,12 +95,11 @@ fn flags_and_files_that_cannot_be_meant_are_usage_errors() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_command_line_without_a_verb_is_a_usage_error_and_help_is_an_answer() {
     in_namespace(|| {
-        let program = crate::common::program();
+        let program = support::program();
         for args in [&[][..], &["frobnicate"], &["apply", "apply"]] {
-            go(&mut crate::support::command(&program, args)).code(2);
+            go(&mut support::command(&program, args)).code(2);
         }
         for args in [
             &["--help"][..],
@@ -108,7 +107,7 @@ fn a_command_line_without_a_verb_is_a_usage_error_and_help_is_an_answer() {
             &["--version"],
             &["apply", "--help"],
         ] {
-            let (code, out, err) = run(&mut crate::support::command(&program, args));
+            let (code, out, err) = run(&mut support::command(&program, args));
             assert_eq!((code, err.as_str()), (0, ""), "{args:?}");
             assert!(!out.is_empty(), "{args:?}");
         }
@@ -116,7 +115,6 @@ fn a_command_line_without_a_verb_is_a_usage_error_and_help_is_an_answer() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn which_of_two_qemu_users_is_not_guessed() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -156,7 +154,6 @@ fn null(at: &Path) {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn what_is_no_file_in_the_place_of_one_fails_at_once_and_is_not_opened() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -201,7 +198,6 @@ fn what_is_no_file_in_the_place_of_one_fails_at_once_and_is_not_opened() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn forty_links_are_too_many_and_thirty_are_not() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -224,7 +220,6 @@ fn forty_links_are_too_many_and_thirty_are_not() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn no_output_that_cannot_be_written_makes_it_panic() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -272,7 +267,6 @@ fn no_output_that_cannot_be_written_makes_it_panic() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_report_has_every_part_that_was_promised_and_no_colour() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -345,13 +339,12 @@ fn on_a_terminal(scene: &Scene, no_color: Option<&str>) -> String {
     if let Some(value) = no_color {
         cmd.env("NO_COLOR", value);
     }
-    crate::common::ok(&mut cmd)
+    support::ok(&mut cmd)
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_terminal_gets_colour_unless_it_is_not_wanted() {
-    crate::common::require_commands(&["script"]);
+    support::require_commands(&["script"]);
     in_namespace(|| {
         let scene = Scene::settled();
         assert!(on_a_terminal(&scene, None).contains("\x1b[1;32mok\x1b[0m"));
@@ -361,7 +354,6 @@ fn a_terminal_gets_colour_unless_it_is_not_wanted() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_dry_run_says_what_it_would_do_and_does_nothing() {
     in_namespace(|| {
         let scene = Scene::with_device(0, 0, 0o600);
@@ -389,7 +381,6 @@ fn a_dry_run_says_what_it_would_do_and_does_nothing() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn odd_surroundings_do_not_matter() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -406,7 +397,7 @@ fn odd_surroundings_do_not_matter() {
             let _ = fs::remove_file(&out);
             let mut cmd = Command::new("sh");
             cmd.args(["-c", &format!("{setting}\nexec \"$@\""), "sh"]);
-            let program = fs::canonicalize(crate::common::program()).unwrap();
+            let program = fs::canonicalize(support::program()).unwrap();
             cmd.arg(program)
                 .args(["apply", "--root"])
                 .arg(scene.pod.path());
@@ -424,7 +415,6 @@ fn odd_surroundings_do_not_matter() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_qemu_that_runs_as_root_needs_no_membership() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -456,7 +446,6 @@ fn a_qemu_that_runs_as_root_needs_no_membership() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_user_in_more_groups_than_the_kernel_takes_is_told_so() {
     in_namespace(|| {
         let scene = Scene::new();

@@ -1,6 +1,6 @@
 //! What needs root: the program on real device nodes, real mounts and real group files.
 //!
-//! `cargo test --test root -- --ignored` as root. Most of it needs a KVM driver as well, since
+//! `cargo test --test root` as root. Most of it needs a KVM driver as well, since
 //! without one there is nothing to be done on a node; what cannot run says so and fails.
 #![allow(missing_docs, clippy::disallowed_methods)]
 #![allow(
@@ -10,16 +10,7 @@
     clippy::print_stderr
 )]
 
-#[path = "../common/mod.rs"]
-mod common;
-#[path = "../common/holders.rs"]
-mod holders;
-#[path = "../common/impostor.rs"]
-mod impostors;
-#[path = "../common/peak.rs"]
-mod peak;
-mod support;
-
+mod accounts_oracle;
 mod candidates;
 mod check;
 mod confined;
@@ -33,6 +24,8 @@ mod hostile;
 mod inherited;
 mod input;
 mod install;
+#[cfg(feature = "logs")]
+mod logs;
 mod memory;
 mod node_view;
 mod outputs;
@@ -44,3 +37,4 @@ mod races;
 mod ready;
 mod rights;
 mod settle;
+mod udev_oracle;

@@ -4,8 +4,9 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{Tree, in_namespace, run, set_owner};
-use crate::support::{KVM, Run, Scene, bounded_memory, command, go, owner, report};
+use support::{
+    KVM, Run, Scene, Tree, bounded_memory, command, go, in_namespace, owner, report, run, set_owner,
+};
 
 /// What a container may have: all that a run maps, its program included.
 const MEMORY: u64 = 64 << 20;
@@ -14,14 +15,6 @@ const LIMIT: usize = 8 << 20;
 
 fn limited(cmd: &mut Command) -> &mut Command {
     bounded_memory(cmd, MEMORY)
-}
-
-fn check(scene: &Scene) -> Command {
-    let mut cmd = command(&crate::common::program(), &["check", "--root"]);
-    cmd.arg(scene.pod.path())
-        .arg("--host-root")
-        .arg(scene.host.path());
-    cmd
 }
 
 /// All that may be in the pod's image, and the files of the node.
@@ -59,7 +52,6 @@ fn says_too_large(run: Run, name: &str) {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_file_that_is_too_large_is_refused_and_costs_nothing() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -70,7 +62,7 @@ fn a_file_that_is_too_large_is_refused_and_costs_nothing() {
                 let make = |at: &Path| File::create(at).unwrap().set_len(size).unwrap();
                 with_file(tree, name, make, || {
                     says_too_large(go(limited(&mut scene.apply())), name);
-                    says_too_large(go(limited(&mut check(&scene))), name);
+                    says_too_large(go(limited(&mut scene.verb("check"))), name);
                 });
             }
         }
@@ -82,7 +74,7 @@ fn a_file_that_is_too_large_is_refused_and_costs_nothing() {
         fs::remove_file(&conf).unwrap();
         let status = scene.pod.at("status.json");
         File::create(&status).unwrap().set_len(60 << 20).unwrap();
-        let mut cmd = command(&crate::common::program(), &["ready"]);
+        let mut cmd = command(&support::program(), &["ready"]);
         go(limited(cmd.arg(&status))).code(4).says(&["EFBIG"]);
         fs::remove_file(&status).unwrap();
         // Nothing of it was touched, but for the times of directories.
@@ -176,7 +168,6 @@ const SHAPES: [(bool, &str, Lines); 9] = [
 ];
 
 #[test]
-#[ignore = "tier: root"]
 fn a_file_as_large_as_may_be_is_read_within_64_mebibytes() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -206,7 +197,7 @@ fn a_file_as_large_as_may_be_is_read_within_64_mebibytes() {
                             assert_eq!(fs::read_to_string(tree.at(name)).unwrap(), content);
                             assert_eq!(owner(Path::new(KVM)), (0, 424, 0o660), "{shown}");
                         }
-                        let (code, out, err) = run(limited(&mut check(&scene)));
+                        let (code, out, err) = run(limited(&mut scene.verb("check")));
                         if code > 6 {
                             wrong.push(format!("check: {shown}, {code}\n{out}{err}"));
                         }
@@ -220,7 +211,6 @@ fn a_file_as_large_as_may_be_is_read_within_64_mebibytes() {
 
 /// The performance that is asked for: 100,000 lines. A million are more than 8 MiB.
 #[test]
-#[ignore = "tier: root"]
 fn a_group_file_of_many_lines_is_brought_in_line() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -235,7 +225,7 @@ fn a_group_file_of_many_lines_is_brought_in_line() {
         let more = with(100_000);
         let (code, _) = report(limited(&mut scene.apply()));
         assert_eq!(code, 0);
-        let wanted = format!("{more}{}", crate::support::ALIGNED);
+        let wanted = format!("{more}{}", support::ALIGNED);
         assert!(scene.pod.read("etc/group") == wanted);
         let more = with(1_000_000);
         says_too_large(go(limited(&mut scene.apply())), "etc/group");
@@ -245,7 +235,6 @@ fn a_group_file_of_many_lines_is_brought_in_line() {
 
 /// An edit is not to make a file of which the next run says that it is too large.
 #[test]
-#[ignore = "tier: root"]
 fn a_group_file_is_not_made_larger_than_it_may_be() {
     in_namespace(|| {
         let scene = Scene::new();

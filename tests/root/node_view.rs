@@ -8,10 +8,12 @@ use std::time::{Duration, SystemTime};
 
 use nix::mount::{MsFlags, mount};
 
-use crate::common::{Tree, bind, detach, in_namespace, require_commands, set_owner};
-use crate::impostors::Impostor;
 use crate::place::{Jail, require_initial_pid_namespace};
-use crate::support::{ALIGNED, below, command, go, owner, report, state, warnings};
+use support::impostor::Impostor;
+use support::{
+    ALIGNED, Tree, below, bind, command, detach, go, in_namespace, owner, report, require_commands,
+    set_owner, state, warnings,
+};
 
 /// A process named libvirtd below a root. It ends with the value.
 struct Libvirtd {
@@ -99,7 +101,6 @@ fn date_group_file(pod: &Jail, changed: SystemTime) {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn on_the_node_both_views_are_in_one_report() {
     let _alone = alone();
     in_namespace(|| {
@@ -174,7 +175,6 @@ fn on_the_node_both_views_are_in_one_report() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_libvirtd_with_a_dev_of_its_own_is_not_proven_by_the_nodes_device() {
     let _alone = alone();
     in_namespace(|| {
@@ -201,7 +201,6 @@ fn a_libvirtd_with_a_dev_of_its_own_is_not_proven_by_the_nodes_device() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_libvirtd_that_is_older_than_the_group_file_is_a_warning() {
     let _alone = alone();
     in_namespace(|| {
@@ -234,7 +233,6 @@ fn a_libvirtd_that_is_older_than_the_group_file_is_a_warning() {
 
 /// To look at another process' root takes more than the proof does.
 #[test]
-#[ignore = "tier: root"]
 fn a_libvirtd_that_may_not_be_looked_at_is_not_taken_for_none() {
     require_commands(&["setpriv"]);
     let _alone = alone();
@@ -256,13 +254,12 @@ fn a_libvirtd_that_may_not_be_looked_at_is_not_taken_for_none() {
 
 /// A process of an unprivileged user may call itself libvirtd, and show files of root's as its own.
 #[test]
-#[ignore = "tier: root"]
 fn an_impostor_is_neither_named_nor_edited() {
     require_commands(&["setpriv", "unshare"]);
     let _alone = alone();
     in_namespace(|| {
         let (node, pod, libvirtd) = node_with_pod();
-        let script = crate::common::scratch().join("script");
+        let script = support::scratch().join("script");
         fs::write(&script, "#!/bin/sh\necho backup\n").unwrap();
         let before = state(&[&script]);
         let impostor = Impostor::start(&[], &script);
@@ -308,7 +305,6 @@ fn kill_and_wait(libvirtd: &Libvirtd) -> nix::Result<()> {
 
 /// The same node by a mount without devices: QEMU opens that one.
 #[test]
-#[ignore = "tier: root"]
 fn a_libvirtd_whose_dev_ignores_devices_is_not_proven_by_the_nodes_mount() {
     let _alone = alone();
     in_namespace(|| {
@@ -328,7 +324,6 @@ fn a_libvirtd_whose_dev_ignores_devices_is_not_proven_by_the_nodes_mount() {
 
 /// `apply` refuses a device that is not the node's, so it is not what mends it.
 #[test]
-#[ignore = "tier: root"]
 fn with_a_dev_of_its_own_there_is_no_drift_either() {
     let _alone = alone();
     in_namespace(|| {

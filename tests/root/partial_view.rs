@@ -8,8 +8,7 @@ use std::process::Command;
 use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 
-use crate::common::{Tree, bind, in_namespace, program};
-use crate::support::{Scene, command, go, report, warnings};
+use support::{Scene, Tree, bind, go, in_namespace, report, warnings};
 
 /// What helm-patch/exec, helm-patch/values/hooks.yaml and the examples mount of a node.
 const PARTS: [&str; 4] = ["etc", "usr/lib", "run/udev", "run/tmpfiles.d"];
@@ -53,10 +52,7 @@ fn view(scene: &Scene, parts: &[&str]) -> Tree {
 }
 
 fn run(scene: &Scene, verb: &str, host_root: &Path) -> Command {
-    let mut run = command(&program(), &[verb]);
-    run.arg("--root").arg(scene.pod.path());
-    run.arg("--host-root").arg(host_root);
-    run
+    support::verb(verb, scene.pod.path(), host_root)
 }
 
 fn check(scene: &Scene, host_root: &Path) -> Value {
@@ -102,7 +98,6 @@ fn assert_unclear(what: &str, report: &Value, file: &str) {
 
 /// Of an ordinary node both views tell the same: target, events, memberships and changes.
 #[test]
-#[ignore = "tier: root"]
 fn the_parts_of_an_ordinary_node_tell_what_the_whole_tells() {
     in_namespace(|| {
         for pinned in [None, Some("929292")] {
@@ -170,7 +165,6 @@ fn the_parts_of_an_ordinary_node_tell_what_the_whole_tells() {
 
 /// A rules file that is a link to what is not mounted: today's kernel finds nothing, the node's does.
 #[test]
-#[ignore = "tier: root"]
 fn a_rules_file_that_leads_out_makes_every_event_unclear() {
     in_namespace(|| {
         for (name, to) in [
@@ -203,7 +197,6 @@ fn a_rules_file_that_leads_out_makes_every_event_unclear() {
 
 /// So does a directory of rules, as on NixOS.
 #[test]
-#[ignore = "tier: root"]
 fn a_directory_of_rules_that_leads_out_makes_every_event_unclear() {
     in_namespace(|| {
         let scene = node();
@@ -221,7 +214,6 @@ fn a_directory_of_rules_that_leads_out_makes_every_event_unclear() {
 
 /// On a node whose lib is a directory of its own systemd's rules are there, and nowhere else.
 #[test]
-#[ignore = "tier: root"]
 fn without_the_nodes_own_rules_nothing_is_clear() {
     in_namespace(|| {
         let scene = node();
@@ -244,7 +236,6 @@ fn without_the_nodes_own_rules_nothing_is_clear() {
 
 /// A group that no file knows which is seen may be in one that is not, as on Flatcar.
 #[test]
-#[ignore = "tier: root"]
 fn a_group_that_is_not_seen_is_not_taken_for_unknown() {
     in_namespace(|| {
         let scene = node();
@@ -284,7 +275,6 @@ fn a_group_that_is_not_seen_is_not_taken_for_unknown() {
 
 /// A group file that leads out decides before those that are seen.
 #[test]
-#[ignore = "tier: root"]
 fn a_group_file_that_leads_out_is_not_overruled() {
     in_namespace(|| {
         let scene = node();

@@ -10,14 +10,12 @@ use std::time::{Duration, Instant};
 
 use nix::sys::stat::{Mode, umask};
 
-use crate::common::{
-    Tree, bind, fresh_dev, in_namespace, mknod_kvm, ok, program, require_commands, run,
-};
-use crate::holders::lock;
 use crate::place::{Jail, require_initial_pid_namespace};
-use crate::support::{
-    ALIGNED, KVM, Run, Scene, apply, bind_read_only, command, go, make_read_only, names, owner,
-    report, state, warnings,
+use support::holders::lock;
+use support::{
+    ALIGNED, KVM, Run, Scene, Tree, bind, bind_read_only, command, fresh_dev, go, in_namespace,
+    make_read_only, mknod_kvm, names, ok, owner, program, report, require_commands, run, state,
+    warnings,
 };
 
 const FOLDER: &str = "etc/udev/rules.d";
@@ -65,7 +63,6 @@ fn rule(host: &Tree) -> String {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_file_is_written_once_and_only_if_it_was_asked_for() {
     in_namespace(|| {
         let scene = scene();
@@ -103,7 +100,6 @@ fn the_file_is_written_once_and_only_if_it_was_asked_for() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn by_variable_and_key_as_by_flag_and_never_in_a_dry_run() {
     in_namespace(|| {
         let scene = scene();
@@ -144,7 +140,6 @@ fn by_variable_and_key_as_by_flag_and_never_in_a_dry_run() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn check_says_that_the_rule_is_missing_where_that_takes_the_device_away() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -184,7 +179,6 @@ fn check_says_that_the_rule_is_missing_where_that_takes_the_device_away() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_node_that_cannot_be_written_is_refused_before_anything_is_changed() {
     in_namespace(|| {
         let scene = scene();
@@ -194,9 +188,8 @@ fn a_node_that_cannot_be_written_is_refused_before_anything_is_changed() {
         make_read_only(&mount);
         bind(Path::new("/dev"), &mount.join("dev"));
         let on_it = |how: &str| {
-            let mut cmd = apply();
-            cmd.arg("--root").arg(scene.pod.path());
-            cmd.arg("--host-root").arg(&mount).arg(how);
+            let mut cmd = support::verb("apply", scene.pod.path(), &mount);
+            cmd.arg(how);
             cmd
         };
         refused(
@@ -218,7 +211,6 @@ fn a_node_that_cannot_be_written_is_refused_before_anything_is_changed() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn without_the_nodes_file_system_there_is_nowhere_to_write_it() {
     in_namespace(|| {
         let pod = Jail::new(Tree::pod(424));
@@ -237,7 +229,6 @@ fn without_the_nodes_file_system_there_is_nowhere_to_write_it() {
 
 /// A run that is killed before it has said what mode is meant, whatever call says so.
 #[test]
-#[ignore = "tier: root"]
 fn the_folder_that_a_killed_run_has_made_is_as_any_other() {
     require_commands(&["strace"]);
     in_namespace(|| {
@@ -261,7 +252,6 @@ fn the_folder_that_a_killed_run_has_made_is_as_any_other() {
 
 /// What a folder's default ACL gives takes the place of the umask.
 #[test]
-#[ignore = "tier: root"]
 fn the_folder_is_as_any_other_below_a_default_acl() {
     require_commands(&["setfacl"]);
     in_namespace(|| {
@@ -276,7 +266,6 @@ fn the_folder_is_as_any_other_below_a_default_acl() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_folder_is_made_where_udev_has_one_around_it() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -307,7 +296,6 @@ fn the_folder_is_made_where_udev_has_one_around_it() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn what_stands_in_its_place_and_is_not_its_own_is_left_alone() {
     in_namespace(|| {
         let scene = scene();
@@ -351,7 +339,6 @@ fn what_stands_in_its_place_and_is_not_its_own_is_left_alone() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn no_rule_is_written_that_the_nodes_systemd_drops() {
     in_namespace(|| {
         let scene = scene();
@@ -393,7 +380,6 @@ fn no_rule_is_written_that_the_nodes_systemd_drops() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn on_a_bare_node_it_is_all_that_is_written_beside_the_device() {
     in_namespace(|| {
         require_initial_pid_namespace();
@@ -424,7 +410,6 @@ fn on_a_bare_node_it_is_all_that_is_written_beside_the_device() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn for_a_device_that_is_not_the_nodes_udev_does_nothing() {
     in_namespace(|| {
         let scene = Scene::without_device();
@@ -446,7 +431,6 @@ fn for_a_device_that_is_not_the_nodes_udev_does_nothing() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn many_at_once_and_a_lock_that_is_held() {
     in_namespace(|| {
         let scene = scene();
@@ -484,7 +468,6 @@ fn many_at_once_and_a_lock_that_is_held() {
 
 /// A killed run leaves the old file or the new one, and what lies beside it is no rules file.
 #[test]
-#[ignore = "tier: root"]
 fn killed_at_any_moment_the_file_is_whole() {
     in_namespace(|| {
         let scene = scene();

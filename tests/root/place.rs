@@ -10,9 +10,9 @@ use std::process::Command;
 
 use caps::Capability::CAP_SYS_PTRACE;
 
-use crate::common::{Tree, bind, detach, in_namespace, mknod_kvm, program, require_kvm, set_owner};
-use crate::support::{
-    ALIGNED, Run, below, command, go, owner, report, state, warnings, without_capability,
+use support::{
+    ALIGNED, Run, Tree, below, bind, command, detach, go, in_namespace, mknod_kvm, owner, program,
+    report, require_kvm, set_owner, state, warnings, without_capability,
 };
 
 /// A root in which the program can run, whether it is static or not.
@@ -38,7 +38,7 @@ impl Jail {
         tree.file("kvm-init", "");
         bind(&program(), &tree.at("kvm-init"));
         mknod_kvm(&tree.at("dev/kvm"), 0, 0, 0o600);
-        crate::common::mknod_char(&tree.at("dev/null"), (1, 3), 0, 0, 0o666);
+        support::mknod_char(&tree.at("dev/null"), (1, 3), 0, 0, 0o666);
         Self { tree }
     }
 
@@ -80,7 +80,6 @@ fn names_no_host(run: &Run) -> bool {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn plain_apply_on_a_bare_node_works_and_edits_no_group_file() {
     in_namespace(|| {
         require_initial_pid_namespace();
@@ -105,7 +104,6 @@ fn plain_apply_on_a_bare_node_works_and_edits_no_group_file() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn on_the_node_a_group_file_that_was_asked_for_is_made_and_its_own_is_left_alone() {
     in_namespace(|| {
         require_initial_pid_namespace();
@@ -127,7 +125,6 @@ fn on_the_node_a_group_file_that_was_asked_for_is_made_and_its_own_is_left_alone
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn any_sign_of_a_container_makes_an_unseen_node_a_warning() {
     in_namespace(|| {
         let pod = Jail::new(Tree::pod(424));
@@ -182,7 +179,6 @@ fn any_sign_of_a_container_makes_an_unseen_node_a_warning() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_mounted_node_is_found_and_a_folder_that_is_none_is_not() {
     in_namespace(|| {
         let pod = Jail::new(Tree::pod(424));
@@ -222,7 +218,6 @@ fn a_mounted_node_is_found_and_a_folder_that_is_none_is_not() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_given_host_root_must_be_one() {
     in_namespace(|| {
         let pod = Jail::new(Tree::pod(424));
@@ -249,7 +244,6 @@ fn a_given_host_root_must_be_one() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_init_step_as_kubernetes_runs_it() {
     in_namespace(|| {
         let pod = Jail::new(Tree::pod(424));

@@ -18,9 +18,9 @@ use caps::Capability::{
 use caps::{CapSet, Capability};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use crate::common::{in_namespace, program, require_commands, scratch};
-use crate::support::{
-    ALIGNED, KVM, Scene, command, get_xattr, go, owner, set_xattr, without_call, without_capability,
+use support::{
+    ALIGNED, KVM, Scene, command, get_xattr, go, in_namespace, owner, program, require_commands,
+    scratch, set_xattr, without_call, without_capability,
 };
 
 const APPLY: &[Capability] = &[
@@ -176,15 +176,7 @@ impl Drop for Held {
     }
 }
 
-fn verb(scene: &Scene, verb: &str) -> Command {
-    let mut cmd = command(&program(), &[verb, "--root"]);
-    cmd.arg(scene.pod.path());
-    cmd.arg("--host-root").arg(scene.host.path());
-    cmd
-}
-
 #[test]
-#[ignore = "tier: root"]
 fn each_verb_keeps_what_its_row_says_and_nothing_else() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -199,9 +191,9 @@ fn each_verb_keeps_what_its_row_says_and_nothing_else() {
         let mut persist = scene.apply();
         persist.arg("--persist");
         keeps("apply --persist", &Held::start(&mut persist), APPLY);
-        let mut watch = verb(&scene, "watch");
+        let mut watch = scene.verb("watch");
         keeps("watch", &Held::start(&mut watch), APPLY);
-        let mut check = verb(&scene, "check");
+        let mut check = scene.verb("check");
         keeps("check", &Held::start(&mut check), CHECK);
         let mut install = command(&program(), &["install"]);
         install.arg(scene.pod.path());
@@ -217,7 +209,6 @@ fn each_verb_keeps_what_its_row_says_and_nothing_else() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn exec_gives_up_rights_in_its_child_alone() {
     exec_gives_up_rights(None);
     exec_gives_up_rights(Some(CAP_SYS_PTRACE));
@@ -251,7 +242,7 @@ fn exec_gives_up_rights(missing: Option<Capability>) {
             names.any(|name| name == Path::new("anon_inode:inotify"))
         });
         let (parent, child) = (rights(pid), rights(worker));
-        crate::common::mknod_kvm(Path::new(KVM), 0, 108, 0o660);
+        support::mknod_kvm(Path::new(KVM), 0, 108, 0o660);
         let out = wrapper.wait_with_output().unwrap();
         let row = APPLY.iter().filter(|kept| Some(**kept) != missing);
         assert_eq!(child, only(&row.copied().collect::<Vec<_>>()));
@@ -274,7 +265,6 @@ fn exec_gives_up_rights(missing: Option<Capability>) {
 
 /// What a container did not get is not missed, and nothing is gained.
 #[test]
-#[ignore = "tier: root"]
 fn fewer_capabilities_to_begin_with_are_no_error() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -299,7 +289,6 @@ fn fewer_capabilities_to_begin_with_are_no_error() {
 /// Each command without CAP_SYS_PTRACE, and with NET_RAW, MKNOD and all the rest. Only a process that looks
 /// for a libvirtd can be in need of them there: the kernel shows it those that hold no more than it does.
 #[test]
-#[ignore = "tier: root"]
 fn without_the_right_to_look_at_others_only_check_and_watch_keep_more() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -345,14 +334,13 @@ fn without_the_right_to_look_at_others_only_check_and_watch_keep_more() {
         keeps("ready", 2, ready, only(&[]));
         let logs = command(&program(), &["logs", "--format=json", "/dev/null"]);
         keeps("logs", 1, logs, only(&[]));
-        keeps("check", 1, verb(&scene, "check"), all());
-        keeps("watch", 1, verb(&scene, "watch"), all());
+        keeps("check", 1, scene.verb("check"), all());
+        keeps("watch", 1, scene.verb("watch"), all());
     });
 }
 
 /// A command that a filter does not let go of its rights reports that, and works.
 #[test]
-#[ignore = "tier: root"]
 fn rights_that_cannot_be_given_up_are_a_warning() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -360,7 +348,7 @@ fn rights_that_cannot_be_given_up_are_a_warning() {
         install.arg(scene.pod.path());
         let mut apply = scene.apply();
         apply.arg("--proof=off");
-        let mut check = verb(&scene, "check");
+        let mut check = scene.verb("check");
         check.arg("--proof=off");
         let ready = command(&program(), &["ready", "/dev/absent"]);
         let logs = command(&program(), &["logs", "/dev/null"]);
@@ -407,7 +395,6 @@ fn needs(capabilities: &[Capability], prepare: impl Fn(&Scene) -> Command) {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn what_is_kept_is_needed() {
     require_commands(&["strace"]);
     in_namespace(|| {
@@ -422,9 +409,9 @@ fn what_is_kept_is_needed() {
         // Either of them reads.
         needs(&[CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH], |scene| {
             scene.pod.file("etc/group", ALIGNED);
-            crate::common::set_owner(Path::new(KVM), 0, 108, 0o660);
+            support::set_owner(Path::new(KVM), 0, 108, 0o660);
             closed_etc(scene);
-            verb(scene, "check")
+            scene.verb("check")
         });
         // The new file is given away first, and then gets its mode.
         needs(&[CAP_FOWNER], |scene| {
@@ -435,7 +422,7 @@ fn what_is_kept_is_needed() {
         let bits = |without: bool| {
             let scene = Scene::new();
             let group = scene.pod.at("etc/group");
-            crate::common::set_owner(&group, 0, 4321, 0o2640);
+            support::set_owner(&group, 0, 4321, 0o2640);
             let mut cmd = scene.apply();
             if without {
                 without_capability(&mut cmd, CAP_FSETID);
@@ -449,7 +436,6 @@ fn what_is_kept_is_needed() {
 
 /// The proof's child has the real and the saved UID of its parent, which can end it with no capability.
 #[test]
-#[ignore = "tier: root"]
 fn to_end_the_proofs_child_takes_no_capability() {
     require_commands(&["strace"]);
     in_namespace(|| {
@@ -457,7 +443,7 @@ fn to_end_the_proofs_child_takes_no_capability() {
             let (scene, trace) = (Scene::settled(), scratch().join("trace"));
             let only = ["-qq", "-e", "trace=kill", "-e", "signal=none", "-o"];
             let mut cmd = command(Path::new("strace"), &only);
-            let check = verb(&scene, "check");
+            let check = scene.verb("check");
             cmd.arg(&trace).arg(check.get_program());
             cmd.args(check.get_args());
             if without {
@@ -472,7 +458,6 @@ fn to_end_the_proofs_child_takes_no_capability() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn odd_owners_and_labels_are_no_hindrance() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -482,7 +467,7 @@ fn odd_owners_and_labels_are_no_hindrance() {
         chown(&group, Some(1234), Some(4321)).unwrap();
         fs::set_permissions(&group, fs::Permissions::from_mode(0o2640)).unwrap();
         closed_etc(&scene);
-        crate::common::set_owner(Path::new(KVM), 1234, 1234, 0o600);
+        support::set_owner(Path::new(KVM), 1234, 1234, 0o600);
         go(&mut scene.apply()).code(0);
         assert_eq!(owner(&group), (1234, 4321, 0o2640));
         assert_eq!(owner(Path::new(KVM)).1, 108);
@@ -490,6 +475,6 @@ fn odd_owners_and_labels_are_no_hindrance() {
         if labelled {
             assert_eq!(get_xattr(&group, "security.kvm-init-test"), None);
         }
-        go(&mut verb(&scene, "check")).code(0);
+        go(&mut scene.verb("check")).code(0);
     });
 }

@@ -6,12 +6,12 @@ use std::process::Command;
 
 use libvirt_kvm_init::sys::claim::claim;
 
-use crate::common::{Tree, bind, bind_all, in_namespace, program, run, scratch, set_owner};
 use crate::place::Jail;
-use crate::support::{KVM, Scene, command, go};
+use support::{
+    KVM, Scene, Tree, bind, bind_all, command, go, in_namespace, program, run, scratch, set_owner,
+};
 
 #[test]
-#[ignore = "tier: root"]
 fn ready_is_the_proof_and_not_the_verdict() {
     in_namespace(|| {
         // It works as the chart left it, and no longer after the next event.
@@ -25,10 +25,7 @@ fn ready_is_the_proof_and_not_the_verdict() {
         ready().code(4).says(&["status.json", "ENOENT"]);
         for (gid, verdict, code) in [(424, 1, 0), (108, 1, 5)] {
             set_owner(Path::new(KVM), 0, gid, 0o660);
-            let mut check = command(&program(), &["check", "--format=json"]);
-            check.arg("--root").arg(scene.pod.path());
-            check.arg("--host-root").arg(scene.host.path());
-            let report = go(&mut check).code(verdict);
+            let report = go(scene.verb("check").arg("--format=json")).code(verdict);
             fs::write(&file, &report.out).unwrap();
             ready().code(4).says(&["no process holds its lock"]);
             // What `watch` does.
@@ -43,7 +40,6 @@ fn ready_is_the_proof_and_not_the_verdict() {
 /// A container without accounts of its own keeps the node's device for the group alone, and once a
 /// libvirtd runs looks after its files.
 #[test]
-#[ignore = "tier: root"]
 fn watch_finds_the_libvirtd_whose_files_it_keeps() {
     in_namespace(|| {
         let jail = Jail::new(Tree::new());

@@ -6,8 +6,10 @@ use std::process::Command;
 
 use caps::Capability::{CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_SETGID, CAP_SETUID};
 
-use crate::common::{bind, in_namespace, program, require_commands, run, scratch, set_owner};
-use crate::support::{ALIGNED, KVM, Scene, command, go, owner, warnings, without_capability};
+use support::{
+    ALIGNED, KVM, Scene, bind, command, go, in_namespace, owner, program, require_commands, run,
+    scratch, set_owner, warnings, without_capability,
+};
 
 /// The program where every user can reach it.
 pub fn reachable() -> PathBuf {
@@ -37,7 +39,6 @@ const NOBODY: [&str; 4] = [
 ];
 
 #[test]
-#[ignore = "tier: root"]
 fn an_unprivileged_run_cannot_prove_and_says_what_it_needs() {
     require_commands(&["setpriv"]);
     in_namespace(|| {
@@ -51,7 +52,6 @@ fn an_unprivileged_run_cannot_prove_and_says_what_it_needs() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn an_unprivileged_run_changes_nothing_and_names_the_call() {
     require_commands(&["setpriv"]);
     in_namespace(|| {
@@ -72,7 +72,6 @@ fn an_unprivileged_run_changes_nothing_and_names_the_call() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn each_missing_capability_is_told_by_what_it_was_needed_for() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -92,7 +91,6 @@ fn each_missing_capability_is_told_by_what_it_was_needed_for() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn in_a_user_namespace_ids_without_a_mapping_are_left_alone() {
     require_commands(&["unshare"]);
     in_namespace(|| {

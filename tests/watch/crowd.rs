@@ -7,10 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::common::{in_namespace, mknod_kvm};
-use crate::holders::try_lockers_process;
-use crate::process::{Watch, until, watch};
-use crate::support::{ALIGNED, Scene, names};
+use support::holders::try_lockers_process;
+use support::watch::{PATIENCE, Watch, until, watch};
+use support::{ALIGNED, Scene, in_namespace, mknod_kvm, names};
 
 const MANY: u32 = 64;
 
@@ -36,7 +35,6 @@ fn run(scene: &Scene, n: u32) -> Command {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn sixty_four_runs_beside_watch_lose_nothing() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -83,13 +81,13 @@ fn sixty_four_runs_beside_watch_lose_nothing() {
                 if out.status.code() != Some(0) {
                     stop.store(true, Ordering::Relaxed);
                 }
+                // One that waited for a lock for ten seconds would have failed.
                 assert_eq!(out.status.code(), Some(0), "run {n}: {err}");
             }
             stop.store(true, Ordering::Relaxed);
             killed = holders.join().unwrap();
         });
         println!("{MANY} runs beside watch, {killed} holders killed: all done after {longest:.1?}");
-        assert!(longest < Duration::from_secs(12), "{longest:?}");
         let text = scene.pod.read("etc/group");
         let kvm = text
             .lines()
@@ -119,7 +117,7 @@ fn sixty_four_runs_beside_watch_lose_nothing() {
         // What a killed holder has left is taken away by the next run that writes there.
         fs::remove_file(volume.join("group")).unwrap();
         let mut last = run(&scene, 3);
-        crate::support::go(&mut last).code(0);
+        support::go(&mut last).code(0);
         assert!(!names(&volume).iter().any(|name| name.starts_with('.')));
         // It goes on keeping.
         assert!(keeper.runs());
@@ -127,6 +125,6 @@ fn sixty_four_runs_beside_watch_lose_nothing() {
             .pod
             .file("etc/group", "root:x:0:\nkvm:x:424:\nnova:x:42424:\n");
         let kept = || scene.pod.read("etc/group") == ALIGNED;
-        assert!(until(Duration::from_secs(10), kept), "{}", keeper.log());
+        assert!(until(PATIENCE, kept), "{}", keeper.log());
     });
 }

@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 use libvirt_kvm_init::sys::events::Watcher;
 use nix::mount::{MsFlags, mount};
 
-use crate::common::{Tree, in_namespace, mknod_char, program, scratch};
-use crate::drift_kinds::{DRIFTS, PAUSE, right, time};
-use crate::process::{Watch, distribution, until, watch};
-use crate::rule_sets::{Content, K, set};
-use crate::support::{Scene, command, inode, owner};
-use crate::udev::{Oracle, turn};
+use support::drift::{DRIFTS, PAUSE, right, time};
+use support::rule_sets::{Content, K, set};
+use support::udevd::{Oracle, turn};
+use support::watch::{PATIENCE, Watch, distribution, until, watch};
+use support::{Scene, Tree, in_namespace, inode, mknod_char, owner, scratch};
 
 const ROUNDS: usize = 100;
 
-fn all(watch: &Watch, rounds: usize) -> (Duration, Duration) {
+/// Each drift is repaired, which only an event can bring about: the next look at everything is in an hour.
+fn all(watch: &Watch, rounds: usize) {
     let mut times = Vec::new();
     let mut by_kind = vec![Vec::new(); DRIFTS.len()];
     for _ in 0..rounds {
@@ -32,34 +32,34 @@ fn all(watch: &Watch, rounds: usize) -> (Duration, Duration) {
     for ((name, _), times) in DRIFTS.iter().zip(by_kind) {
         distribution(name, times);
     }
-    distribution("all", times)
+    distribution("all", times);
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_thousand_drifts_are_healed() {
     in_namespace(|| {
         let scene = Scene::settled();
         mknod_char(Path::new("/dev/canary"), (1, 3), 0, 0, 0o600);
         let canary = inode(Path::new("/dev/canary"));
         let metrics = scratch().join("kvm.prom");
-        let watch = Watch::start(watch(&scene).arg("--metrics-file").arg(&metrics));
+        let watch = Watch::start(
+            watch(&scene)
+                .args(["--recheck", "1h", "--metrics-file"])
+                .arg(&metrics),
+        );
 
-        std::thread::sleep(Duration::from_secs(1));
         let before = watch.wakeups();
         std::thread::sleep(Duration::from_secs(10));
         let woken = watch.wakeups() - before;
         println!("wake-ups in 10 quiet seconds: {woken}");
         assert_eq!(woken, 0);
 
-        let (median, worst) = all(&watch, ROUNDS);
+        all(&watch, ROUNDS);
         let peak = watch.status("VmHWM");
         println!(
             "peak: {peak} KiB (VmHWM); CPU for it all: {} ms",
             watch.ticks() * 10
         );
-        assert!(median <= Duration::from_millis(20), "{median:?}");
-        assert!(worst <= Duration::from_millis(200), "{worst:?}");
         if std::env::var_os("KVM_INIT_TEST_BIN").is_some() {
             assert!(peak <= 3 * 1024, "{peak} KiB");
         }
@@ -86,9 +86,9 @@ fn a_thousand_drifts_are_healed() {
             };
             of("set-device-owner") + of("set-device-mode") + of("set-device-acl") >= 1000
         };
-        assert!(until(Duration::from_secs(10), counted));
+        assert!(until(PATIENCE, counted));
         // Its own changes are no events that it answers.
-        std::thread::sleep(Duration::from_secs(1));
+        watch.is_idle();
         let before = watch.wakeups();
         std::thread::sleep(Duration::from_secs(2));
         assert_eq!(watch.wakeups(), before);
@@ -112,19 +112,17 @@ fn node() -> (Oracle, Tree) {
 
 /// The same with a real udevd that starts, and handles events for the same node.
 #[test]
-#[ignore = "tier: root"]
 fn drifts_while_udevd_acts_on_the_device() {
     let _turn = turn();
     in_namespace(|| {
         let (oracle, host) = node();
         let pod = Tree::pod(424);
         mknod_char(Path::new("/dev/canary"), (1, 3), 0, 0, 0o600);
-        let mut cmd = command(&program(), &["watch"]);
-        cmd.arg("--root").arg(pod.path());
-        let watch = Watch::start(cmd.arg("--host-root").arg(host.path()));
+        let mut cmd = support::verb("watch", pod.path(), host.path());
+        let watch = Watch::start(cmd.args(["--recheck", "1h"]));
         let daemon = oracle.start();
         let over = AtomicBool::new(false);
-        let (median, worst) = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut events = 0;
                 while !over.load(Ordering::Relaxed) {
@@ -134,32 +132,27 @@ fn drifts_while_udevd_acts_on_the_device() {
                 }
                 println!("{events} events handled by udevd meanwhile");
             });
-            let times = all(&watch, ROUNDS / 4);
+            all(&watch, ROUNDS / 4);
             over.store(true, Ordering::Relaxed);
-            times
         });
-        assert!(median <= Duration::from_millis(20), "{median:?}");
-        assert!(worst <= Duration::from_millis(200), "{worst:?}");
         drop(daemon);
         let _daemon = oracle.start();
-        assert!(until(Duration::from_secs(1), right));
+        assert!(until(PATIENCE, right));
     });
 }
 
 /// The proof by a virtual machine is an event for udevd, which touches the device: an event that must not
 /// be answered with the next proof.
 #[test]
-#[ignore = "tier: root"]
 fn a_proof_that_is_an_event_is_not_repeated_for_it() {
     let _turn = turn();
     in_namespace(|| {
         let (oracle, host) = node();
         let _daemon = oracle.start();
         let pod = Tree::pod(424);
-        let mut cmd = command(&program(), &["watch", "--proof", "create-vm"]);
-        cmd.arg("--root").arg(pod.path());
-        let watch = Watch::start(cmd.arg("--host-root").arg(host.path()));
-        std::thread::sleep(Duration::from_secs(3));
+        let mut cmd = support::verb("watch", pod.path(), host.path());
+        let watch = Watch::start(cmd.args(["--proof", "create-vm"]));
+        watch.is_idle();
         let before = watch.wakeups();
         std::thread::sleep(Duration::from_secs(3));
         // Other virtual machines of this very machine are events, too.
@@ -172,7 +165,6 @@ fn a_proof_that_is_an_event_is_not_repeated_for_it() {
 /// What the kernel itself makes and removes is an event, too. KVM's own module cannot be unloaded where
 /// it is built in, but every node of devtmpfs takes the same way.
 #[test]
-#[ignore = "tier: root"]
 fn the_kernels_own_nodes_are_seen() {
     const LOOP_CTL_ADD: libc::c_ulong = 0x4C80;
     const LOOP_CTL_REMOVE: libc::c_ulong = 0x4C81;

@@ -8,19 +8,18 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::common::{
-    bind, in_namespace, mknod_char, mknod_kvm, mount_tmpfs, ok, program, run, scratch, set_owner,
+use support::metrics::check_metrics;
+use support::peak::{bounded, ordinary};
+use support::watch::{PATIENCE, Watch, healed, until, watch};
+use support::{
+    ALIGNED, KVM, Scene, bind, command, go, in_namespace, inode, make_read_only, mknod_char,
+    mknod_kvm, mount_tmpfs, ok, program, run, scratch, set_owner,
 };
-use crate::metrics::check_metrics;
-use crate::peak::{bounded, ordinary};
-use crate::process::{Watch, healed, until, watch};
-use crate::support::{ALIGNED, KVM, Scene, command, go, inode, make_read_only};
 
 const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
 
 /// The libvirt container holds the inode of the group file by a mount of its own.
 #[test]
-#[ignore = "tier: root"]
 fn another_container_sees_the_group_file_change() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -63,13 +62,12 @@ fn another_container_sees_the_group_file_change() {
             healed((0, gid, 0o660));
             let line = format!("kvm:x:{gid}:nova");
             assert!(sees().contains(&line), "{gid}");
-            std::thread::sleep(Duration::from_millis(1200));
+            watch.is_idle();
         }
         assert_eq!(inode(&out), of);
         // Somebody spoils it.
         fs::write(&out, "root:x:0:\n").unwrap();
-        assert!(until(Duration::from_secs(5), || sees()
-            .contains(&"kvm:x:7:nova".to_owned())));
+        assert!(until(PATIENCE, || sees().contains(&"kvm:x:7:nova".to_owned())));
         assert_eq!(sees().len(), 3, "only the number that is in use");
         drop(watch);
         child.kill().unwrap();
@@ -79,7 +77,6 @@ fn another_container_sees_the_group_file_change() {
 
 /// What somebody else may hold open for writing does not stay the group file that libvirtd reads.
 #[test]
-#[ignore = "tier: root"]
 fn a_planted_file_is_replaced() {
     in_namespace(|| {
         for (uid, mode) in [(42_424, 0o644), (0, 0o666), (0, 0o664)] {
@@ -106,7 +103,6 @@ fn a_planted_file_is_replaced() {
 /// The device is mended from what was seen last of the files. Where the pod's group file is another one by
 /// then, and cannot be written, the device does not get a number that this one does not have.
 #[test]
-#[ignore = "tier: root"]
 fn no_gid_goes_onto_the_device_that_the_pods_group_file_has_not() {
     in_namespace(|| {
         for has_output in [false, true] {
@@ -130,20 +126,19 @@ fn no_gid_goes_onto_the_device_that_the_pods_group_file_has_not() {
             watch.signal(Signal::SIGCONT);
             watch.says("EROFS");
             for _ in 0..100 {
-                let now = crate::support::owner(Path::new(KVM));
+                let now = support::owner(Path::new(KVM));
                 assert_eq!(now, (0, 424, 0o660), "{has_output}: {}", watch.log());
                 std::thread::sleep(Duration::from_millis(20));
             }
             assert_eq!(fs::read_to_string(&file).unwrap(), images);
             drop(watch);
-            crate::common::detach(&folder);
+            support::detach(&folder);
         }
     });
 }
 
 /// The sidecar's way: its root is read-only, and so is all but the one file that the other container has.
 #[test]
-#[ignore = "tier: root"]
 fn a_file_that_is_mounted_alone_is_kept_without_a_lock() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -168,7 +163,6 @@ fn a_file_that_is_mounted_alone_is_kept_without_a_lock() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_state_is_there_for_others() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -185,7 +179,7 @@ fn the_state_is_there_for_others() {
         let reads = |path: &Path, part: &str| {
             let has = || fs::read_to_string(path).is_ok_and(|text| text.contains(part));
             assert!(
-                until(Duration::from_secs(5), has),
+                until(PATIENCE, has),
                 "{part}: {:?}",
                 fs::read_to_string(path)
             );
@@ -239,7 +233,6 @@ fn the_state_is_there_for_others() {
 
 /// Files of ordinary size, a drift of each, and all that it writes.
 #[test]
-#[ignore = "tier: root"]
 fn an_ordinary_watch_needs_three_mebibytes_at_most() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -260,7 +253,7 @@ fn an_ordinary_watch_needs_three_mebibytes_at_most() {
                 .pod
                 .file("etc/group", &text.replace("kvm:x:108", "kvm:x:424"));
             let mended = || scene.pod.read("etc/group") == text;
-            assert!(until(Duration::from_secs(10), mended), "{n}");
+            assert!(until(PATIENCE, mended), "{n}");
         }
         bounded("watch, after 40 drifts", watch.status("VmHWM"));
     });
@@ -268,7 +261,6 @@ fn an_ordinary_watch_needs_three_mebibytes_at_most() {
 
 /// What `ready` reads is of this run, or it is not there.
 #[test]
-#[ignore = "tier: root"]
 fn a_watch_that_cannot_be_meant_leaves_no_older_status() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -289,7 +281,6 @@ fn a_watch_that_cannot_be_meant_leaves_no_older_status() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn nothing_but_a_file_is_replaced_or_taken_away() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -323,7 +314,6 @@ fn nothing_but_a_file_is_replaced_or_taken_away() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_status_that_is_not_kept_up_to_date_is_taken_away() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -332,7 +322,7 @@ fn a_status_that_is_not_kept_up_to_date_is_taken_away() {
         mount_tmpfs(&folder, "size=12k,nr_inodes=20,mode=777");
         let status = folder.join("status.json");
         let ready = || go(command(&program(), &["ready"]).arg(&status));
-        let is = |there: bool| until(Duration::from_secs(10), || status.exists() == there);
+        let is = |there: bool| until(PATIENCE, || status.exists() == there);
         let old = "{\"summary\":\"an earlier run\",\"proof\":{\"result\":\"ok\"}}";
         fs::write(&status, old).unwrap();
         // Nobody keeps it up to date.
@@ -362,7 +352,7 @@ fn a_status_that_is_not_kept_up_to_date_is_taken_away() {
         // Now it is not, and no file says so: the lock does.
         fs::remove_file(KVM).unwrap();
         let unready = || ready().code == 5;
-        assert!(until(Duration::from_secs(10), unready));
+        assert!(until(PATIENCE, unready));
         mknod_kvm(Path::new(KVM), 0, 108, 0o660);
         fs::remove_file(folder.join("full")).unwrap();
         set_owner(Path::new(KVM), 0, 424, 0o600);
@@ -375,7 +365,6 @@ fn a_status_that_is_not_kept_up_to_date_is_taken_away() {
 
 /// Missing, full, read-only: said once, and nothing waits for it.
 #[test]
-#[ignore = "tier: root"]
 fn a_state_that_cannot_be_written() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -388,7 +377,7 @@ fn a_state_that_cannot_be_written() {
             for _ in 0..3 {
                 set_owner(Path::new(KVM), 0, 424, 0o600);
                 healed(RIGHT);
-                std::thread::sleep(Duration::from_millis(800));
+                watch.is_idle();
             }
         };
         drift();
@@ -409,7 +398,6 @@ fn a_state_that_cannot_be_written() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_configuration_is_read_again() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -426,7 +414,7 @@ fn the_configuration_is_read_again() {
             &format!("status-file: {}\nmode: '0666'\n", status.display()),
         );
         healed((0, 108, 0o666));
-        assert!(until(Duration::from_secs(5), || status.exists()));
+        assert!(until(PATIENCE, || status.exists()));
         again(&watch, "mode: 0999\n");
         watch.says("the configuration stays as it was");
         again(&watch, "dry-run: true\n");
@@ -437,13 +425,13 @@ fn the_configuration_is_read_again() {
         let other = scratch().join("kvm");
         mknod_kvm(&other, 0, 0, 0o600);
         again(&watch, &format!("device: {}\n", other.display()));
-        let right = || crate::support::owner(&other) == RIGHT;
-        assert!(until(Duration::from_secs(5), right));
+        let right = || support::owner(&other) == RIGHT;
+        assert!(until(PATIENCE, right));
         set_owner(&other, 0, 424, 0o600);
-        assert!(until(Duration::from_secs(5), right));
+        assert!(until(PATIENCE, right));
         set_owner(Path::new(KVM), 0, 424, 0o600);
-        std::thread::sleep(Duration::from_secs(1));
-        assert_eq!(crate::support::owner(Path::new(KVM)), (0, 424, 0o600));
+        watch.is_idle();
+        assert_eq!(support::owner(Path::new(KVM)), (0, 424, 0o600));
         assert!(watch.runs());
     });
 }

@@ -8,10 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::common::{bind, detach, in_namespace, mknod_char, scratch, set_owner};
-use crate::drift_kinds::{right, time};
-use crate::process::{Watch, distribution, watch};
-use crate::support::{KVM, Scene};
+use support::drift::{right, time};
+use support::watch::{Watch, distribution, watch};
+use support::{KVM, Scene, bind, detach, in_namespace, mknod_char, scratch, set_owner};
 
 const FLOOD: Duration = Duration::from_secs(6);
 /// What the release binary may use of one core. A wake-up is answered twenty times a second, and is two
@@ -96,7 +95,6 @@ fn scopeguard(stop: &AtomicBool) -> impl Drop + '_ {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn touching_other_devices_costs_next_to_nothing() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -115,7 +113,6 @@ fn touching_other_devices_costs_next_to_nothing() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_qemu_user_touching_the_device_costs_little() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -130,7 +127,6 @@ fn the_qemu_user_touching_the_device_costs_little() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn names_that_come_and_go_beside_the_group_file_cost_little() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -151,7 +147,6 @@ fn names_that_come_and_go_beside_the_group_file_cost_little() {
 
 /// Any user may mount and unmount what the node lets them, such as a FUSE file system.
 #[test]
-#[ignore = "tier: root"]
 fn mounts_that_come_and_go_cost_little() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -167,7 +162,6 @@ fn mounts_that_come_and_go_cost_little() {
 
 /// A queue that overflowed may have lost what was about the device.
 #[test]
-#[ignore = "tier: root"]
 fn what_an_overflow_hides_is_healed() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -184,21 +178,20 @@ fn what_an_overflow_hides_is_healed() {
                 set_owner(Path::new(KVM), 0, 424, 0o660);
             } else {
                 fs::remove_file(KVM).unwrap();
-                crate::common::mknod_kvm(Path::new(KVM), 0, 0, 0o600);
+                support::mknod_kvm(Path::new(KVM), 0, 0, 0o600);
             }
             watch.signal(nix::sys::signal::Signal::SIGCONT);
-            crate::process::healed((0, 108, 0o660));
-            std::thread::sleep(Duration::from_millis(700));
+            support::watch::healed((0, 108, 0o660));
+            watch.is_idle();
             // What came meanwhile has a watch of its own again.
             set_owner(Path::new(KVM), 0, 424, 0o660);
-            crate::process::healed((0, 108, 0o660));
+            support::watch::healed((0, 108, 0o660));
         }
     });
 }
 
 /// A device that is mounted by itself: no directory of this container sees what is done to it.
 #[test]
-#[ignore = "tier: root"]
 fn a_device_that_is_mounted_by_itself_is_kept() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -206,12 +199,12 @@ fn a_device_that_is_mounted_by_itself_is_kept() {
         fs::create_dir(node).unwrap();
         fs::rename(KVM, node.join("kvm")).unwrap();
         fs::write(KVM, "").unwrap();
-        crate::common::bind(&node.join("kvm"), Path::new(KVM));
-        let _watch = Watch::start(&mut watch(&scene));
+        support::bind(&node.join("kvm"), Path::new(KVM));
+        let watch = Watch::start(&mut watch(&scene));
         for _ in 0..5 {
-            std::thread::sleep(Duration::from_millis(700));
+            watch.is_idle();
             set_owner(&node.join("kvm"), 0, 424, 0o600);
-            crate::process::healed((0, 108, 0o660));
+            support::watch::healed((0, 108, 0o660));
         }
     });
 }

@@ -7,9 +7,11 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::common::{bind, detach, in_namespace, mknod_kvm, mount_tmpfs, scratch, set_owner};
-use crate::process::{Watch, healed, until, watch};
-use crate::support::{ALIGNED, KVM, Scene, owner};
+use support::watch::{PATIENCE, Watch, healed, until, watch};
+use support::{
+    ALIGNED, KVM, Scene, bind, detach, in_namespace, mknod_kvm, mount_tmpfs, owner, scratch,
+    set_owner,
+};
 
 const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
 const MOMENT: Duration = Duration::from_millis(700);
@@ -28,7 +30,6 @@ fn moment() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_device_goes_and_comes() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -51,7 +52,6 @@ fn the_device_goes_and_comes() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn it_waits_for_a_device_from_the_start() {
     in_namespace(|| {
         let scene = Scene::without_device();
@@ -64,14 +64,13 @@ fn it_waits_for_a_device_from_the_start() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_devices_folder_is_mounted_over_and_made_anew() {
     in_namespace(|| {
         let scene = Scene::settled();
         let folder = scratch().join("far/away");
         let device = folder.join("kvm");
         let right = || fs::metadata(&device).is_ok() && owner(&device) == RIGHT;
-        let soon = |what: &str| assert!(until(Duration::from_secs(5), right), "{what}");
+        let soon = |what: &str| assert!(until(PATIENCE, right), "{what}");
         let watch = Watch::start(watch(&scene).arg("--device").arg(&device));
         assert_eq!(watch.report["verdict"], "absent");
 
@@ -107,7 +106,6 @@ fn the_devices_folder_is_mounted_over_and_made_anew() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_private_dev_is_left_alone() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -124,7 +122,6 @@ fn a_private_dev_is_left_alone() {
 
 /// Nobody sees any more whose group file that is, and it is left alone as before.
 #[test]
-#[ignore = "tier: root"]
 fn the_nodes_group_file_is_not_edited_when_its_root_goes_away() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -149,7 +146,6 @@ fn the_nodes_group_file_is_not_edited_when_its_root_goes_away() {
 
 /// The node's number by its group file, by a rule in a folder that was not there, and back.
 #[test]
-#[ignore = "tier: root"]
 fn the_nodes_files_change() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -183,18 +179,13 @@ fn the_nodes_files_change() {
 
 /// A node whose files are not seen for a while has not changed its mind.
 #[test]
-#[ignore = "tier: root"]
 fn the_nodes_root_is_taken_away_and_mounted_again() {
     in_namespace(|| {
         let scene = Scene::settled();
         let place = scratch().join("host-rootfs");
         fs::create_dir(&place).unwrap();
         bind(scene.host.path(), &place);
-        let mut cmd = crate::support::command(&crate::common::program(), &["watch"]);
-        cmd.arg("--root")
-            .arg(scene.pod.path())
-            .arg("--host-root")
-            .arg(&place);
+        let mut cmd = support::verb("watch", scene.pod.path(), &place);
         // Made from the image's file, in which the number is another one.
         scene
             .pod

@@ -2,18 +2,15 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::common::{in_namespace, scratch, set_owner};
-use crate::process::{Watch, healed, until, watch};
-use crate::support::{ALIGNED, KVM, Scene, owner};
+use support::watch::{PATIENCE, Watch, healed, until, watch};
+use support::{ALIGNED, KVM, Scene, in_namespace, owner, scratch, set_owner};
 
 const GROUPS: &str = "root:x:0:\nkvm:x:108:\ndisk:x:6:\n";
 
 #[test]
-#[ignore = "tier: root"]
 fn a_rule_for_an_event_makes_qemu_no_member_of_a_guarded_group() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -23,17 +20,16 @@ fn a_rule_for_an_event_makes_qemu_no_member_of_a_guarded_group() {
         assert_eq!(scene.pod.read("etc/group"), ALIGNED);
         // While it runs.
         scene.host.file("etc/udev/rules.d/99-x.rules", rule);
-        std::thread::sleep(Duration::from_secs(2));
+        watch.is_idle();
         set_owner(Path::new(KVM), 0, 6, 0o660);
         healed((0, 108, 0o660));
-        std::thread::sleep(Duration::from_secs(1));
+        watch.is_idle();
         assert_eq!(scene.pod.read("etc/group"), ALIGNED, "{}", watch.log());
     });
 }
 
 /// The permission for the GID 6 ends with the option, and what is left of it is no membership.
 #[test]
-#[ignore = "tier: root"]
 fn a_guarded_gid_that_the_device_leaves_is_not_kept() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -54,13 +50,12 @@ fn a_guarded_gid_that_the_device_leaves_is_not_kept() {
         watch.signal(Signal::SIGHUP);
         healed((0, 108, 0o660));
         let done = || fs::read_to_string(&status).is_ok_and(|text| text.contains("guarded-group"));
-        assert!(until(Duration::from_secs(5), done));
+        assert!(until(PATIENCE, done));
         assert_eq!(scene.pod.read("etc/group"), ALIGNED, "{}", watch.log());
     });
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn names_in_the_image_are_escaped_in_the_log_and_in_the_status() {
     in_namespace(|| {
         let name = "no\u{1b}[2J\u{9b}2J\u{7f}\u{202e}va";

@@ -9,17 +9,24 @@ use std::time::Duration;
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 
-use crate::common::{
-    Tree, bind, in_namespace, mknod_kvm, mount_tmpfs, program, require_commands, scratch, set_owner,
-};
-use crate::impostors::Impostor;
 use crate::libvirtd::{Libvirtd, alone, bare_root, container, enter, follows};
-use crate::process::{Watch, healed, until, watch};
-use crate::support::{KVM, Scene, command, go, state};
+use support::impostor::Impostor;
+use support::watch::{PATIENCE, Watch, healed, until, watch};
+use support::{
+    KVM, Scene, Tree, bind, command, go, in_namespace, mknod_kvm, mount_tmpfs, program,
+    require_commands, scratch, set_owner, state,
+};
 
 const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
-/// Longer than two looks at all processes.
-const LOOKS: Duration = Duration::from_millis(2500);
+/// Waits until `watch` has looked at everything twice: it writes its status after each look.
+#[track_caller]
+pub fn looks(status: &Path) {
+    for _ in 0..2 {
+        let inode = || fs::metadata(status).map(|meta| meta.ino()).ok();
+        let before = inode();
+        assert!(until(PATIENCE, || inode().is_some_and(|now| Some(now) != before)));
+    }
+}
 
 /// A file of root's, for root alone.
 fn victim(name: &str, text: &str) -> PathBuf {
@@ -30,7 +37,7 @@ fn victim(name: &str, text: &str) -> PathBuf {
 }
 
 /// Bytes, inode, owner and all times.
-fn facts(path: &Path) -> crate::support::State {
+fn facts(path: &Path) -> support::State {
     state(&[path])
 }
 
@@ -52,7 +59,7 @@ fn ready(status: &Path) -> i32 {
 fn becomes(status: &Path, code: i32) {
     let is = || ready(status) == code;
     assert!(
-        until(Duration::from_secs(10), is),
+        until(PATIENCE, is),
         "ready is {}: {:?}",
         ready(status),
         fs::read_to_string(status)
@@ -60,7 +67,6 @@ fn becomes(status: &Path, code: i32) {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_name_gives_no_unprivileged_process_roots_hand() {
     require_commands(&["nsenter", "setpriv", "unshare"]);
     in_namespace(|| {
@@ -77,7 +83,7 @@ fn a_name_gives_no_unprivileged_process_roots_hand() {
                 false => Impostor::start(&enter, &script),
                 true => Impostor::flipping(&enter, &script, &secret),
             };
-            std::thread::sleep(LOOKS * if flips { 2 } else { 1 });
+            (0..if flips { 2 } else { 1 }).for_each(|_| looks(&status));
             assert!(
                 (facts(&script), facts(&secret)) == before,
                 "flips: {flips}\n{}{}\n{}",
@@ -95,7 +101,6 @@ fn a_name_gives_no_unprivileged_process_roots_hand() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn an_impostor_beside_the_real_one_captures_nothing() {
     require_commands(&["nsenter", "setpriv", "unshare"]);
     in_namespace(|| {
@@ -128,7 +133,6 @@ fn an_impostor_beside_the_real_one_captures_nothing() {
 
 /// A root container without privileges may have a libvirtd of its own.
 #[test]
-#[ignore = "tier: root"]
 fn an_ordinary_containers_libvirtd_is_left_alone_and_blocks_nothing() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -145,7 +149,7 @@ fn an_ordinary_containers_libvirtd_is_left_alone_and_blocks_nothing() {
         let watch = Watch::start(&mut cmd);
         let _ordinary = Libvirtd::without_admin(&watch, &ordinary);
         let _private = Libvirtd::start(&watch, &private);
-        std::thread::sleep(LOOKS);
+        looks(&status);
         assert!(state(&[&ordinary.at("etc"), &private.at("etc")]) == before);
         assert_ne!(ready(&status), 0);
         let _real = Libvirtd::start(&watch, &scene.pod);
@@ -157,7 +161,6 @@ fn an_ordinary_containers_libvirtd_is_left_alone_and_blocks_nothing() {
 
 /// The image of a libvirt container is not trusted, either.
 #[test]
-#[ignore = "tier: root"]
 fn only_a_group_file_in_a_directory_of_roots_is_edited_in_another_container() {
     let victims = [
         (
@@ -179,7 +182,7 @@ fn only_a_group_file_in_a_directory_of_roots_is_edited_in_another_container() {
             let watch = Watch::start(&mut cmd);
             let _libvirtd = Libvirtd::start(&watch, &scene.pod);
             watch.says("is not a group file");
-            std::thread::sleep(LOOKS);
+            looks(&status);
             assert!(facts(&file) == before, "{what}: {}", watch.log());
             assert_ne!(ready(&status), 0, "{what}");
         });
@@ -203,7 +206,6 @@ fn only_a_group_file_in_a_directory_of_roots_is_edited_in_another_container() {
 
 /// A process of root's that may not be looked at could be the one.
 #[test]
-#[ignore = "tier: root"]
 fn a_libvirtd_that_may_not_be_looked_at_makes_it_unclear() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -225,7 +227,7 @@ fn a_libvirtd_that_may_not_be_looked_at_makes_it_unclear() {
         let before = state(&[&scene.pod.at("etc")]);
         let _libvirtd = Libvirtd::start(&watch, &scene.pod);
         watch.says("may not look at it");
-        std::thread::sleep(LOOKS);
+        looks(&status);
         assert!(state(&[&scene.pod.at("etc")]) == before);
         assert_eq!(ready(&status), 5);
         healed(RIGHT);
@@ -234,7 +236,6 @@ fn a_libvirtd_that_may_not_be_looked_at_makes_it_unclear() {
 
 /// Nobody starts guests there, so that there is nothing to be ready for.
 #[test]
-#[ignore = "tier: root"]
 fn without_any_libvirtd_it_is_not_ready() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -244,7 +245,7 @@ fn without_any_libvirtd_it_is_not_ready() {
         assert_eq!(watch.report["verdict"], "unproven", "{}", watch.report);
         healed(RIGHT);
         assert_eq!(ready(&status), 5);
-        std::thread::sleep(LOOKS);
+        looks(&status);
         assert_eq!(ready(&status), 5);
         // Nor does it become ready by what it heals, while another process undoes it at once again and again.
         for _ in 0..60 {
@@ -266,7 +267,6 @@ fn without_any_libvirtd_it_is_not_ready() {
 
 /// Its file stays behind, and nobody keeps it up to date.
 #[test]
-#[ignore = "tier: root"]
 fn a_killed_watch_is_not_ready() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -304,7 +304,6 @@ fn a_killed_watch_is_not_ready() {
 
 /// Whoever fills a volume takes no readiness from what was proven, and gives none to what was not.
 #[test]
-#[ignore = "tier: root"]
 fn a_full_status_volume_says_what_was_proven() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -327,13 +326,13 @@ fn a_full_status_volume_says_what_was_proven() {
         set_owner(Path::new(KVM), 0, 424, 0o660);
         healed(RIGHT);
         let written = || fs::metadata(&status).is_ok_and(|meta| meta.size() > 0);
-        assert!(until(Duration::from_secs(5), written));
+        assert!(until(PATIENCE, written));
         assert_eq!(ready(&status), 0);
         // It becomes full meanwhile.
         fill();
         set_owner(Path::new(KVM), 0, 424, 0o660);
         healed(RIGHT);
-        std::thread::sleep(Duration::from_secs(1));
+        running.is_idle();
         assert_eq!(ready(&status), 0, "{}", running.log());
         // What is not proven any more is not ready, either.
         fs::remove_file(KVM).unwrap();
@@ -346,7 +345,6 @@ fn a_full_status_volume_says_what_was_proven() {
 
 /// The device is the node's, and the mount by which its libvirtd sees it ignores devices: no guest gets it.
 #[test]
-#[ignore = "tier: root"]
 fn a_libvirtd_whose_dev_ignores_devices_is_not_ready() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -367,14 +365,13 @@ fn a_libvirtd_whose_dev_ignores_devices_is_not_ready() {
         // Nor by a heal.
         set_owner(Path::new(KVM), 0, 424, 0o660);
         healed(RIGHT);
-        std::thread::sleep(Duration::from_secs(1));
+        looks(&status);
         assert_eq!(ready(&status), 5);
     });
 }
 
 /// Names cost an attacker nothing: not one of these processes is looked at for longer than its status takes.
 #[test]
-#[ignore = "tier: root"]
 fn very_many_names_blind_nobody() {
     require_commands(&["nsenter", "prlimit", "python3", "setpriv", "unshare"]);
     in_namespace(|| {
@@ -419,7 +416,7 @@ time.sleep(600)";
         scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
         follows(&watch, &scene.pod, 109);
         healed((0, 109, 0o660));
-        std::thread::sleep(LOOKS);
+        looks(&status);
         assert_eq!(ready(&status), 0, "{}", watch.log());
         // They end with the PID namespace of `watch`.
         drop(watch);
@@ -429,7 +426,6 @@ time.sleep(600)";
 
 /// What the group files of several containers have is not known, and the device stays as it works for them.
 #[test]
-#[ignore = "tier: root"]
 fn while_it_is_unclear_the_device_keeps_its_gid() {
     in_namespace(|| {
         // The pods' 424; the node's is 108.
@@ -448,13 +444,8 @@ fn while_it_is_unclear_the_device_keeps_its_gid() {
         watch.says("runs in several containers");
         // As it was when it became unclear, whatever the node and the chart say.
         scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
-        std::thread::sleep(LOOKS);
-        assert_eq!(
-            crate::support::owner(Path::new(KVM)),
-            RIGHT,
-            "{}",
-            watch.log()
-        );
+        looks(&status);
+        assert_eq!(support::owner(Path::new(KVM)), RIGHT, "{}", watch.log());
         set_owner(Path::new(KVM), 0, 0, 0o600);
         healed(RIGHT);
         assert_eq!(ready(&status), 5);

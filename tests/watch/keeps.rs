@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::common::{bind, detach, in_namespace, ok, scratch, set_owner};
-use crate::process::{Watch, healed, until, watch};
-use crate::support::{KVM, Scene, make_read_only, owner};
+use support::watch::{PATIENCE, Watch, healed, until, watch};
+use support::{
+    KVM, Scene, bind, detach, in_namespace, make_read_only, ok, owner, scratch, set_owner,
+};
 
 const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
 
@@ -17,7 +18,6 @@ fn seals(scene: &Scene) {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_device_keeps_the_number_that_works() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -29,13 +29,13 @@ fn the_device_keeps_the_number_that_works() {
         assert_eq!(owner(Path::new(KVM)), RIGHT);
         let drift =
             || fs::read_to_string(&status).is_ok_and(|text| text.contains("\"verdict\":\"drift\""));
-        assert!(until(Duration::from_secs(5), drift));
+        assert!(until(PATIENCE, drift));
 
         // The node's udev moves it all the same.
-        std::thread::sleep(Duration::from_secs(1));
+        watch.is_idle();
         set_owner(Path::new(KVM), 0, 109, 0o660);
         healed(RIGHT);
-        std::thread::sleep(Duration::from_secs(1));
+        watch.is_idle();
         assert!(drift(), "it is no better for that");
 
         // It becomes writable; without an event that is found out after a while.
@@ -50,7 +50,6 @@ fn the_device_keeps_the_number_that_works() {
 
 /// The same from the start: what works now is what QEMU can open now.
 #[test]
-#[ignore = "tier: root"]
 fn the_number_that_works_at_the_start() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -69,7 +68,6 @@ fn the_number_that_works_at_the_start() {
 
 /// The group file is whole and right before the device moves, at every moment.
 #[test]
-#[ignore = "tier: root"]
 fn the_group_file_comes_first() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -105,7 +103,7 @@ fn the_group_file_comes_first() {
                 );
                 after == gid
             };
-            assert!(until(Duration::from_secs(5), done));
+            assert!(until(PATIENCE, done));
             let end = std::time::Instant::now() + Duration::from_millis(1200);
             while std::time::Instant::now() < end {
                 assert!(may(gid));

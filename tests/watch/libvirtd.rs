@@ -3,14 +3,12 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::{Tree, bind, in_namespace, program, scratch, set_owner};
-use crate::process::{Watch, healed, until};
-use crate::support::{KVM, Scene, command, owner};
+use support::watch::{PATIENCE, Watch, healed, until};
+use support::{KVM, Scene, Tree, bind, command, in_namespace, owner, program, scratch, set_owner};
 
 /// Makes what a program of that name needs below a root. Mounts come before `watch`, which has a mount
 /// namespace of its own.
@@ -69,11 +67,7 @@ impl Libvirtd {
                 .find(|pid| name(*pid) == "libvirtd");
             pid.is_some()
         };
-        assert!(
-            until(Duration::from_secs(5), started),
-            "{:?}",
-            child.try_wait()
-        );
+        assert!(until(PATIENCE, started), "{:?}", child.try_wait());
         std::thread::spawn(move || child.wait());
         Self(Pid::from_raw(pid.unwrap().cast_signed()))
     }
@@ -137,7 +131,7 @@ pub fn follows(watch: &Watch, tree: &Tree, gid: u32) {
     let line = format!("kvm:x:{gid}:nova\n");
     let followed = || group(tree).contains(&line);
     assert!(
-        until(Duration::from_secs(20), followed),
+        until(PATIENCE, followed),
         "{}\n{}",
         group(tree),
         watch.log()
@@ -152,7 +146,6 @@ pub fn bare_root() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_files_of_the_one_in_another_container_are_kept() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -182,26 +175,16 @@ fn the_files_of_the_one_in_another_container_are_kept() {
         assert!(group(&second).contains("kvm:x:425:nova\n"));
 
         // The first ends; the pod is made anew, twice.
-        std::thread::sleep(Duration::from_secs(1));
-        let start = std::time::Instant::now();
         drop(libvirtd);
         follows(&watch, &second, 109);
-        println!(
-            "the end of one: the other is followed after {:?}",
-            start.elapsed()
-        );
         drop(other);
-        std::thread::sleep(Duration::from_secs(1));
-        let start = std::time::Instant::now();
         let _libvirtd = Libvirtd::start(&watch, &third);
         follows(&watch, &third, 109);
-        println!("one that started is followed after {:?}", start.elapsed());
         assert_eq!(owner(Path::new(KVM)), (0, 109, 0o660));
     });
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_nodes_own_and_one_of_several_are_left_alone() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -211,13 +194,17 @@ fn the_nodes_own_and_one_of_several_are_left_alone() {
         }
         let nodes = group(&scene.host);
         bare_root();
-        let watch = Watch::start(alone(&scene).args(["--recheck", "1s"]));
+        let status = scratch().join("status.json");
+        let watch = Watch::start(
+            alone(&scene)
+                .args(["--recheck", "1s", "--status-file"])
+                .arg(&status),
+        );
         let _nodes = Libvirtd::start(&watch, &scene.host);
-        std::thread::sleep(Duration::from_millis(2500));
+        crate::impostor::looks(&status);
         assert_eq!(group(&scene.host), nodes);
         drop(watch);
 
-        let status = scratch().join("status.json");
         let watch = Watch::start(
             alone(&scene)
                 .args(["--recheck", "1h", "--status-file"])
@@ -227,7 +214,7 @@ fn the_nodes_own_and_one_of_several_are_left_alone() {
             Libvirtd::start(&watch, &one),
             Libvirtd::start(&watch, &other),
         );
-        std::thread::sleep(Duration::from_millis(100));
+        watch.is_idle();
         scene
             .host
             .file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n");
@@ -236,11 +223,7 @@ fn the_nodes_own_and_one_of_several_are_left_alone() {
             fs::read_to_string(&status)
                 .is_ok_and(|text| text.contains("runs in several containers"))
         };
-        assert!(
-            until(Duration::from_secs(5), said),
-            "{:?}",
-            fs::read_to_string(&status)
-        );
+        assert!(until(PATIENCE, said), "{:?}", fs::read_to_string(&status));
         assert!(group(&one).contains("kvm:x:425:nova\n"));
         assert!(group(&other).contains("kvm:x:426:nova\n"));
         // Nor does the device get another GID, which theirs may not have.

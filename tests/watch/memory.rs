@@ -2,11 +2,9 @@
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::time::Duration;
 
-use crate::common::{in_namespace, set_owner};
-use crate::process::{Watch, healed, until, watch};
-use crate::support::{KVM, Scene, bounded_memory};
+use support::watch::{PATIENCE, Watch, healed, until, watch};
+use support::{KVM, Scene, bounded_memory, in_namespace, set_owner};
 
 /// What a container may have: all that a run maps, its program included.
 const MEMORY: u64 = 64 << 20;
@@ -14,7 +12,6 @@ const MEMORY: u64 = 64 << 20;
 const LIMIT: usize = 8 << 20;
 
 #[test]
-#[ignore = "tier: root"]
 fn files_of_any_size_end_no_watch() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -35,22 +32,18 @@ fn files_of_any_size_end_no_watch() {
                 File::create(&new).unwrap().set_len(size).unwrap();
                 fs::rename(&new, &at).unwrap();
                 let said = || running.log().contains(&format!("{}): EFBIG", at.display()));
-                assert!(
-                    until(Duration::from_secs(10), said),
-                    "{name}: {}",
-                    running.log()
-                );
+                assert!(until(PATIENCE, said), "{name}: {}", running.log());
             }
             // As large as may be: comments, and what was there.
             let line = format!("#{}\n", "x".repeat(98));
             let filled = line.repeat((LIMIT - text.len()) / line.len());
             fs::write(&new, [filled.as_bytes(), &text].concat()).unwrap();
             fs::rename(&new, &at).unwrap();
-            std::thread::sleep(Duration::from_millis(1500));
+            running.is_idle();
             for _ in 0..3 {
                 set_owner(Path::new(KVM), 0, 424, 0o600);
                 healed((0, 108, 0o660));
-                std::thread::sleep(Duration::from_millis(700));
+                running.is_idle();
             }
             assert!(running.runs(), "{name}: {}", running.log());
             println!(

@@ -12,9 +12,11 @@ use std::time::Duration;
 use caps::CapSet;
 use nix::sys::signal::Signal::SIGHUP;
 
-use crate::common::{detach, in_namespace, mknod_kvm, mount_tmpfs, scratch, set_owner};
-use crate::process::{Watch, healed, until, watch};
-use crate::support::{KVM, Scene, command, go, owner, without_call};
+use support::watch::{PATIENCE, Watch, healed, until, watch};
+use support::{
+    KVM, Scene, detach, go, in_namespace, mknod_kvm, mount_tmpfs, owner, scratch, set_owner,
+    without_call,
+};
 
 const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
 const MOMENT: Duration = Duration::from_millis(1700);
@@ -51,7 +53,6 @@ fn once(log: &str, part: &str) {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn without_inotify_all_is_kept_by_polling() {
     for (what, call, errno, part) in WAYS {
         in_namespace(|| {
@@ -97,7 +98,6 @@ fn without_inotify_all_is_kept_by_polling() {
 
 /// Looking once a second is no reason to do more.
 #[test]
-#[ignore = "tier: root"]
 fn polling_costs_little_and_changes_nothing() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -122,7 +122,6 @@ fn polling_costs_little_and_changes_nothing() {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn settle_and_what_comes_after_it_need_no_inotify() {
     for (what, call, errno, part) in WAYS {
         in_namespace(|| {
@@ -143,14 +142,8 @@ fn settle_and_what_comes_after_it_need_no_inotify() {
             assert!(!run.out.contains("set-device"), "{what}: {run}");
             assert_eq!(owner(Path::new(KVM)), RIGHT, "{what}");
             // As an entrypoint: libvirtd starts.
-            let mut cmd = command(
-                &crate::common::program(),
-                &["exec", "--settle=5s", "--root"],
-            );
-            cmd.arg(scene.pod.path())
-                .arg("--host-root")
-                .arg(scene.host.path());
-            cmd.args(["--", "echo", "it starts"]);
+            let mut cmd = scene.exec(&["--settle=5s"]);
+            cmd.args(["echo", "it starts"]);
             let run = go(without_call(&mut cmd, call, errno)).code(0);
             assert_eq!(run.out, "it starts\n", "{what}: {run}");
             // And it ends in time where the device does not come, or does not hold still.
@@ -233,7 +226,6 @@ fn has_inotify(watch: &Watch) -> bool {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_process_without_capabilities_that_holds_all_instances_stops_nothing() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -269,6 +261,6 @@ fn a_process_without_capabilities_that_holds_all_instances_stops_nothing() {
         let log = running.log();
         once(&log, POLLING);
         assert_eq!(log.matches(NOT_ANY_MORE).count(), 1, "{log}");
-        assert!(until(Duration::from_secs(1), || has_inotify(&running)));
+        assert!(until(PATIENCE, || has_inotify(&running)));
     });
 }

@@ -5,9 +5,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::common::{in_namespace, program, run, set_owner};
-use crate::process::{Watch, healed, until, watch};
-use crate::support::{KVM, Scene, command, owner};
+use support::watch::{PATIENCE, Watch, healed, until, watch};
+use support::{KVM, Scene, command, in_namespace, owner, program, run, set_owner};
 
 /// Undoes until it is told to stop; how often it did.
 fn opponent(stop: &AtomicBool, undone: &AtomicU64, gid: u32) {
@@ -46,7 +45,6 @@ fn war(watch: &Watch, gid: u32, lasts: Duration) -> u64 {
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn it_backs_off_names_the_opponent_and_wins_in_the_end() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -60,18 +58,19 @@ fn it_backs_off_names_the_opponent_and_wins_in_the_end() {
         );
         assert!(log.contains("auditctl"), "{log}");
         assert!(log.lines().count() < 40, "{log}");
-        // What comes later is no undo.
-        std::thread::sleep(Duration::from_millis(100));
-        let start = Instant::now();
+        // What comes later is no undo: no wait that goes on is announced for it.
+        watch.is_idle();
+        let log = watch.log();
         set_owner(Path::new(KVM), 0, 777, 0o660);
         healed((0, 108, 0o660));
-        assert!(start.elapsed() < Duration::from_millis(200));
+        watch.is_idle();
+        let told = |log: &str| log.matches("changed back at once").count();
+        assert_eq!(told(&watch.log()), told(&log), "{}", watch.log());
     });
 }
 
 /// For as long as the device is somebody else's, `ready` says no.
 #[test]
-#[ignore = "tier: root"]
 fn while_it_gives_way_it_does_not_say_that_it_is_ready() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -87,7 +86,7 @@ fn while_it_gives_way_it_does_not_say_that_it_is_ready() {
             scope.spawn(|| opponent(&stop, &undone, 777));
             // 20 at once, and the waits up to the one of 2.56 s.
             let later = || undone.load(Ordering::Relaxed) == 27;
-            assert!(until(Duration::from_secs(20), later), "{}", watch.log());
+            assert!(until(PATIENCE, later), "{}", watch.log());
             std::thread::sleep(Duration::from_millis(500));
             assert_eq!(owner(Path::new(KVM)).1, 777);
             let code = ready();
@@ -95,17 +94,12 @@ fn while_it_gives_way_it_does_not_say_that_it_is_ready() {
             assert_eq!(code, 5, "{}", watch.log());
         });
         healed((0, 108, 0o660));
-        assert!(
-            until(Duration::from_secs(5), || ready() == 0),
-            "{}",
-            watch.log()
-        );
+        assert!(until(PATIENCE, || ready() == 0), "{}", watch.log());
         assert!(watch.log().lines().count() < 40, "{}", watch.log());
     });
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn the_charts_lines_in_a_container_with_the_images_file_are_known() {
     in_namespace(|| {
         let scene = Scene::new();
@@ -116,14 +110,13 @@ fn the_charts_lines_in_a_container_with_the_images_file_are_known() {
         watch.says("0:424 0660 is what the chart's libvirt.sh gives it");
         drop(watch);
         // Where the file itself was brought in line, its old number is remembered.
-        let watch = Watch::start(&mut super::process::watch(&scene));
+        let watch = Watch::start(&mut support::watch::watch(&scene));
         war(&watch, 424, Duration::from_secs(2));
         watch.says("0:424 0660 is what the chart's libvirt.sh gives it");
     });
 }
 
 #[test]
-#[ignore = "tier: root"]
 fn a_rule_is_known() {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -138,7 +131,6 @@ fn a_rule_is_known() {
 
 /// Even where it is never quiet, it does not spin.
 #[test]
-#[ignore = "tier: root"]
 fn a_storm_of_changes_that_change_nothing() {
     in_namespace(|| {
         let scene = Scene::settled();

@@ -1,0 +1,13 @@
+//! The distribution's libvirtd and QEMU, and libvirt's own parser of qemu.conf: `cargo test --test libvirt` as
+//! root.
+#![allow(missing_docs, clippy::disallowed_methods)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
+mod guest;
+mod qemu_conf_oracle;

@@ -1,0 +1,244 @@
+//! From what the proof's child saw to one cause. What a machine can be brought to show, the kvm
+//! tier shows; these are the rules themselves, with the causes that no test machine has.
+
+use std::path::{Path, PathBuf};
+
+use libvirt_kvm_init::acl::Acl;
+use libvirt_kvm_init::codes::Cause;
+use libvirt_kvm_init::observe::Node;
+use libvirt_kvm_init::plan::qemu_identity::Identity;
+use libvirt_kvm_init::prove::{AccessContext, ProbeResult, ProofResult, diagnose};
+use libvirt_kvm_init::sys::device::Facts;
+use nix::errno::Errno;
+use nix::sys::stat::SFlag;
+use nix::unistd::{Gid, Uid};
+
+fn node(uid: u32, gid: u32, mode: u16) -> Node {
+    Node {
+        facts: Facts {
+            kind: SFlag::S_IFCHR,
+            major: 10,
+            minor: 232,
+            uid: Uid::from_raw(uid),
+            gid: Gid::from_raw(gid),
+            mode,
+            inode: (1, 1),
+            ctime: (0, 0),
+        },
+        acl: None,
+        nodev: false,
+        unmapped: false,
+    }
+}
+
+fn nova() -> Identity {
+    Identity {
+        user: Some(b"nova".to_vec()),
+        uid: Uid::from_raw(42424),
+        gid: Gid::from_raw(108),
+        groups: vec![Gid::from_raw(42424), Gid::from_raw(108)],
+        stand_in: false,
+    }
+}
+
+fn context<'a>(
+    device: &'a Node,
+    directories: &'a [(PathBuf, Node)],
+    identity: &'a Identity,
+) -> AccessContext<'a> {
+    AccessContext {
+        path: Path::new("/dev/kvm"),
+        device,
+        directories,
+        identity,
+        remedy: None,
+    }
+}
+
+fn seen(answer: ProbeResult, device: &Node, directories: &[(PathBuf, Node)]) -> ProofResult {
+    diagnose(answer, &context(device, directories, &nova()))
+}
+
+#[test]
+fn each_answer_has_its_cause() {
+    let good = node(0, 108, 0o660);
+    // what the child saw => result, cause, a word of the advice
+    let table = [
+        (
+            ProbeResult::OtherInode,
+            "mismatch",
+            Cause::Unknown,
+            "--settle",
+        ),
+        (
+            ProbeResult::OtherVersion(13),
+            "mismatch",
+            Cause::ApiVersion,
+            "13",
+        ),
+        (
+            ProbeResult::NotDropped(3, Errno::EPERM),
+            "none",
+            Cause::Unknown,
+            "CAP_SETUID",
+        ),
+        (
+            ProbeResult::NotDropped(5, Errno::EBADE),
+            "none",
+            Cause::Unknown,
+            "credentials",
+        ),
+        (
+            ProbeResult::Stat(Errno::ENOENT),
+            "ENOENT",
+            Cause::Missing,
+            "--settle",
+        ),
+        (
+            ProbeResult::Open(Errno::EPERM),
+            "EPERM",
+            Cause::DeviceCgroup,
+            "privileged",
+        ),
+        (
+            ProbeResult::Open(Errno::ENODEV),
+            "ENODEV",
+            Cause::NoDriver,
+            "modprobe",
+        ),
+        (
+            ProbeResult::Open(Errno::ENXIO),
+            "ENXIO",
+            Cause::NoDriver,
+            "modprobe",
+        ),
+        (
+            ProbeResult::Open(Errno::EBUSY),
+            "EBUSY",
+            Cause::Busy,
+            "hypervisor",
+        ),
+        (ProbeResult::Open(Errno::EIO), "EIO", Cause::Unknown, "EIO"),
+        (
+            ProbeResult::Version(Errno::ENOTTY),
+            "ENOTTY",
+            Cause::NotKvm,
+            "answer",
+        ),
+        (
+            ProbeResult::CreateVm(Errno::EBUSY),
+            "EBUSY",
+            Cause::Busy,
+            "hypervisor",
+        ),
+        (
+            ProbeResult::CreateVm(Errno::ENODEV),
+            "ENODEV",
+            Cause::Unknown,
+            "firmware",
+        ),
+        (
+            ProbeResult::NotDropped(2, Errno::ENOMEM),
+            "none",
+            Cause::Unknown,
+            "setgroups",
+        ),
+        (ProbeResult::TimedOut, "none", Cause::Unknown, "5 s"),
+        (ProbeResult::Killed, "none", Cause::Unknown, "killed"),
+    ];
+    for (sight, result, cause, word) in table {
+        let proof = seen(sight, &good, &[]);
+        assert_eq!(
+            (proof.word().as_str(), proof.cause()),
+            (result, Some(cause)),
+            "{sight:?}"
+        );
+        let advice = &proof.advice().unwrap().text;
+        assert!(advice.contains(word), "{sight:?}: {advice}");
+    }
+    let proof = seen(ProbeResult::Ok(12), &good, &[]);
+    assert_eq!(
+        (proof.word().as_str(), proof.cause(), proof.api_version()),
+        ("ok", None, Some(12))
+    );
+}
+
+#[test]
+fn a_denial_is_told_apart_by_what_should_have_allowed_it() {
+    let denied = ProbeResult::Open(Errno::EACCES);
+    let cause = |node: &Node, folders: &[(PathBuf, Node)]| seen(denied, node, folders).cause();
+    let good = node(0, 108, 0o660);
+    assert_eq!(cause(&node(0, 424, 0o660), &[]), Some(Cause::Ownership));
+    assert_eq!(cause(&node(0, 108, 0o640), &[]), Some(Cause::Ownership));
+    assert_eq!(cause(&good, &[]), Some(Cause::SecurityModule));
+    let nodev = Node {
+        nodev: true,
+        ..good.clone()
+    };
+    assert_eq!(cause(&nodev, &[]), Some(Cause::Nodev));
+    // user::rw-,group::---,mask::rw-,other::---
+    let bytes = [
+        &[2, 0, 0, 0][..],
+        &[1, 0, 6, 0, 255, 255, 255, 255],
+        &[4, 0, 0, 0, 255, 255, 255, 255],
+        &[16, 0, 6, 0, 255, 255, 255, 255],
+        &[32, 0, 0, 0, 255, 255, 255, 255],
+    ];
+    let acl = Node {
+        acl: Acl::parse(&bytes.concat()),
+        ..good.clone()
+    };
+    assert!(acl.acl.is_some());
+    assert_eq!(cause(&acl, &[]), Some(Cause::Acl));
+    // Without the ACL it would be denied too: then the ACL is not what is wrong.
+    let both = Node {
+        acl: acl.acl.clone(),
+        ..node(0, 424, 0o660)
+    };
+    assert_eq!(cause(&both, &[]), Some(Cause::Ownership));
+    let mut folder = node(0, 0, 0o700);
+    folder.facts.kind = SFlag::S_IFDIR;
+    let proof = seen(denied, &good, &[(PathBuf::from("/dev"), folder)]);
+    assert_eq!(proof.cause(), Some(Cause::Ownership));
+    assert!(&proof.advice().unwrap().text.contains("/dev (0:0 0700)"));
+}
+
+/// A termination message holds 4096 bytes, and 2048 of the log.
+#[test]
+fn advice_stays_short_however_many_groups_there_are() {
+    let mut nova = nova();
+    nova.groups = (1_000_000..1_070_000).map(Gid::from_raw).collect();
+    let device = node(0, 7, 0o660);
+    let context = context(&device, &[], &nova);
+    let proof = diagnose(ProbeResult::Open(Errno::EACCES), &context);
+    let advice = &proof.advice().unwrap().text;
+    assert!(advice.len() < 300, "{advice}");
+    assert!(advice.contains("1000015 and 69984 more"), "{advice}");
+}
+
+/// What is tried once more, and then a failure: nothing that the kernel has answered about the device, and
+/// nothing that this container lacks.
+#[test]
+fn only_a_proof_that_failed_by_itself_is_undone() {
+    let undone = [
+        ProbeResult::TimedOut,
+        ProbeResult::Killed,
+        ProbeResult::NotDropped(5, Errno::EBADE),
+        ProbeResult::NotDropped(4, Errno::EBADE),
+        ProbeResult::NotDropped(2, Errno::ENOMEM),
+        ProbeResult::NotDropped(3, Errno::EAGAIN),
+    ];
+    let done = [
+        ProbeResult::Ok(12),
+        ProbeResult::OtherInode,
+        ProbeResult::OtherVersion(13),
+        ProbeResult::NotDropped(2, Errno::EPERM),
+        ProbeResult::NotDropped(3, Errno::EINVAL),
+        ProbeResult::Stat(Errno::EACCES),
+        ProbeResult::Open(Errno::EPERM),
+        ProbeResult::Version(Errno::ENOTTY),
+        ProbeResult::CreateVm(Errno::EBUSY),
+    ];
+    assert!(undone.into_iter().all(ProbeResult::is_undone));
+    assert!(!done.into_iter().any(ProbeResult::is_undone));
+}

@@ -1,0 +1,33 @@
+//! What needs nothing but the sources: parsers, decisions, reports, the program's options and pages. `cargo test`
+//! runs it.
+#![allow(missing_docs, clippy::disallowed_methods)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
+#[cfg(feature = "logs")]
+mod accounts_properties;
+mod config;
+mod diagnose;
+mod examples;
+mod formats;
+#[cfg(feature = "logs")]
+mod fuzz_replay;
+mod guarded_plan;
+mod helm_patch;
+mod identity;
+#[cfg(feature = "logs")]
+mod logs;
+mod pages;
+mod persist_plan;
+#[cfg(feature = "logs")]
+#[path = "../../fuzz/properties.rs"]
+mod properties;
+mod readme;
+mod report;
+mod size;
+mod workflows;

@@ -1,0 +1,357 @@
+//! What `--persist` plans, from observations that are put together here.
+
+use std::sync::Arc;
+
+use libvirt_kvm_init::codes::Source;
+use libvirt_kvm_init::codes::{Warning, WarningCode};
+use libvirt_kvm_init::config::PodRoot;
+use libvirt_kvm_init::config::options::Flags;
+use libvirt_kvm_init::hostdb::HostDb;
+use libvirt_kvm_init::observe::{Driver, Host, Node, Observation, Pod};
+use libvirt_kvm_init::pipeline::Request;
+use libvirt_kvm_init::plan::{Outcome, Plan, Step, plan};
+use libvirt_kvm_init::sys::device::Facts;
+use libvirt_kvm_init::udev::own::{self, Gift, Rules};
+use libvirt_kvm_init::udev::{Prediction, RuleFile, Udevd};
+use libvirt_kvm_init::udev_read::{Spot, SpotFolder, Stands};
+use libvirt_kvm_init::view::View;
+use nix::sys::stat::SFlag;
+use nix::unistd::{Gid, Uid};
+
+const STOCK: (&str, &str) = (
+    "/usr/lib/udev/rules.d/50-udev-default.rules",
+    "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n",
+);
+const FEDORA: (&str, &str) = (
+    "/usr/lib/udev/rules.d/50-udev-default.rules",
+    "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0666\", OPTIONS+=\"static_node=kvm\"\n",
+);
+const PIN: (&str, &str) = (
+    "/etc/udev/rules.d/99-genestack-kvm.rules",
+    "KERNEL==\"kvm\", GROUP=\"929292\", MODE=\"0660\"\n",
+);
+const LATER: (&str, &str) = (
+    "/etc/udev/rules.d/99-local.rules",
+    "KERNEL==\"kvm\", MODE=\"0600\"\n",
+);
+
+fn config(gid: Option<&str>, mode: Option<&str>, persist: bool) -> Request {
+    let gid = gid.map(|gid| ("gid", gid));
+    let mode = mode.map(|mode| ("mode", mode));
+    let persist = persist.then_some(("persist", "true"));
+    let flags = Flags::new([gid, mode, persist].into_iter().flatten());
+    let resolved = Request::resolve(&flags, |_| None, |_| Ok(Vec::new()));
+    resolved.unwrap().0
+}
+
+fn facts(gid: u32) -> Facts {
+    Facts {
+        kind: SFlag::S_IFCHR,
+        major: 10,
+        minor: 232,
+        uid: Uid::from_raw(0),
+        gid: Gid::from_raw(gid),
+        mode: 0o660,
+        inode: (1, 2),
+        ctime: (0, 0),
+    }
+}
+
+fn decide(seen: &Observation, request: &Request) -> Plan {
+    plan(seen, &request.policy, None).unwrap()
+}
+
+/// A node whose kvm is `kvm`, with these rules, and an earlier run's if `own` says so.
+fn seen(kvm: u32, rules: &[(&str, &str)], own: Option<Gift>) -> Observation {
+    let mut files: Vec<_> = rules
+        .iter()
+        .map(|(path, text)| RuleFile {
+            path: (*path).to_owned(),
+            content: text.as_bytes().to_vec(),
+        })
+        .collect();
+    let own = own.map(|gift| gift.file());
+    files.extend(own.clone());
+    files.sort_by_key(|file| file.path.rsplit('/').next().unwrap().to_owned());
+    let group = format!("root:x:0:\nkvm:x:{kvm}:\n").into_bytes();
+    let mut host = Host {
+        root: "/host".into(),
+        db: HostDb {
+            files: vec![("etc/group", group)],
+            records: Vec::new(),
+            ..HostDb::default()
+        },
+        group_files: Vec::new(),
+        node: Some(facts(kvm)),
+        udev: Prediction::default(),
+        others: None,
+        spot: Some(Spot {
+            folder: SpotFolder::Writable,
+            stands: own.map_or(Stands::Nothing, |own| Stands::Own(own.content)),
+        }),
+        udevd: Udevd {
+            version: Some(252),
+            ..Udevd::default()
+        },
+        rules: Rules {
+            files,
+            hidden: None,
+        },
+        passwd: Vec::new(),
+        view: View::Whole,
+        unseen: Vec::new(),
+        not_shown: Vec::new(),
+    };
+    host.foresee();
+    Observation {
+        device_path: "/dev/kvm".into(),
+        device_explicit: false,
+        host: Some(host),
+        pod: Pod {
+            root: PodRoot::at("/".into()),
+            is_host: false,
+            etc: None,
+            group: Some(Arc::new(b"root:x:0:\nkvm:x:424:nova\n".to_vec())),
+            group_stamp: None,
+            out_path: None,
+            group_out: None,
+            passwd: b"root:x:0:0:::\nnova:x:42424:42424:::\n".to_vec(),
+            qemu_conf: Some(b"user = \"nova\"\ngroup = \"kvm\"\n".to_vec()),
+            qemu_conf_name: "qemu.conf".to_owned(),
+            os_release: None,
+            nscd: None,
+        },
+        device: Some(Node {
+            facts: facts(kvm),
+            acl: None,
+            nodev: false,
+            unmapped: false,
+        }),
+        driver: Driver::Present,
+        doubt: None,
+    }
+}
+
+fn gift(gid: u32, mode: u16) -> Gift {
+    let gid = Gid::from_raw(gid);
+    Gift { gid, mode }
+}
+
+/// What is written, as group, mode and what was there; or why not.
+fn planned(decision: &Plan) -> Result<Option<(u32, u16, Option<String>)>, String> {
+    match &decision.outcome {
+        Outcome::Act(steps) => Ok(steps.iter().find_map(|step| match step {
+            Step::UdevRule(step) => {
+                let gift = Gift::of(&step.content).unwrap();
+                Some((gift.gid.as_raw(), gift.mode, step.from.clone()))
+            }
+            _ => None,
+        })),
+        Outcome::Refuse(refusal) => Err(refusal.text.clone()),
+        Outcome::NoKvm(no_kvm) => panic!("absent: {}", no_kvm.text),
+    }
+}
+
+fn codes(warnings: &[Warning]) -> Vec<WarningCode> {
+    warnings.iter().map(|warning| warning.code).collect()
+}
+
+#[test]
+fn a_rule_is_planned_where_some_event_would_undo_the_state() {
+    type Row<'a> = (
+        &'a [(&'a str, &'a str)],
+        Option<Gift>,
+        Option<&'a str>,
+        Option<&'a str>,
+        Option<(u32, u16, Option<&'a str>)>,
+    );
+    let old = Some("0:500 0660");
+    let table: [Row<'_>; 13] = [
+        (&[STOCK], None, None, None, None),
+        (&[STOCK], None, Some("500"), None, Some((500, 0o660, None))),
+        (&[STOCK], None, None, Some("0666"), Some((108, 0o666, None))),
+        (&[FEDORA], None, None, None, None),
+        (
+            &[FEDORA],
+            None,
+            None,
+            Some("0660"),
+            Some((108, 0o660, None)),
+        ),
+        (&[FEDORA], None, Some("500"), None, Some((500, 0o666, None))),
+        (
+            &[STOCK, PIN],
+            None,
+            None,
+            None,
+            Some((929_292, 0o660, None)),
+        ),
+        (
+            &[STOCK, PIN],
+            None,
+            Some("108"),
+            None,
+            Some((108, 0o660, None)),
+        ),
+        (&[], None, None, None, Some((108, 0o660, None))),
+        // It stands already, and does; or does not any more.
+        (&[], Some(gift(108, 0o660)), None, None, None),
+        (&[STOCK], Some(gift(108, 0o660)), None, None, None),
+        (
+            &[STOCK],
+            Some(gift(500, 0o660)),
+            None,
+            None,
+            Some((108, 0o660, old)),
+        ),
+        (
+            &[],
+            Some(gift(500, 0o660)),
+            None,
+            None,
+            Some((108, 0o660, old)),
+        ),
+    ];
+    for (rules, own, gid, mode, want) in table {
+        let seen = seen(108, rules, own);
+        let decision = decide(&seen, &config(gid, mode, true));
+        let want = want.map(|(gid, mode, from)| (gid, mode, from.map(str::to_owned)));
+        assert_eq!(
+            planned(&decision),
+            Ok(want),
+            "{rules:?} {own:?} {gid:?} {mode:?}"
+        );
+        // Nothing of it without the option.
+        let decision = decide(&seen, &config(gid, mode, false));
+        assert_eq!(planned(&decision), Ok(None));
+    }
+}
+
+#[test]
+fn the_rule_comes_last_and_makes_further_groups_needless() {
+    let seen = seen(108, &[STOCK, PIN], None);
+    let kinds = |persist| {
+        let decision = decide(&seen, &config(None, None, persist));
+        let Outcome::Act(steps) = &decision.outcome else {
+            panic!("{decision:?}")
+        };
+        let groups = |step: &Step| match step {
+            Step::GroupFile(step) => {
+                let text = std::str::from_utf8(&step.content).unwrap();
+                Some(text.lines().filter(|line| line.starts_with("kvm")).count())
+            }
+            _ => None,
+        };
+        let kinds: Vec<_> = steps
+            .iter()
+            .map(|step| match step {
+                Step::GroupFile(_) => "file",
+                Step::UdevRule(_) => "rule",
+                Step::Owner { .. } => "owner",
+                _ => "other",
+            })
+            .collect();
+        let differ = codes(&decision.warnings).contains(&WarningCode::UdevEventsDiffer);
+        (kinds, steps.iter().find_map(groups), differ)
+    };
+    assert_eq!(kinds(false), (vec!["file", "owner"], Some(2), true));
+    assert_eq!(kinds(true), (vec!["file", "owner", "rule"], Some(1), false));
+}
+
+#[test]
+fn the_own_rule_speaks_for_the_node_only_where_it_is_not_to_be_written_anew() {
+    // The node's number, the own rule's; with --persist, and without.
+    for (rules, source) in [(&[STOCK][..], Source::Udev), (&[], Source::HostGroup)] {
+        let seen = seen(777, rules, Some(gift(108, 0o660)));
+        let renewed = decide(&seen, &config(None, None, true));
+        let target = renewed.resolution.target().unwrap();
+        assert_eq!((target.gid.as_raw(), target.source), (777, source));
+        assert_eq!(renewed.warnings, []);
+
+        let followed = decide(&seen, &config(None, None, false));
+        let target = followed.resolution.target().unwrap();
+        assert_eq!((target.gid.as_raw(), target.source), (108, Source::Udev));
+        assert!(target.at.contains(own::PATH), "{}", target.at);
+        let odd = codes(&followed.warnings);
+        assert!(odd.contains(&WarningCode::UdevRuleOutdated), "{odd:?}");
+
+        let named = decide(&seen, &config(Some("108"), None, false));
+        let odd = codes(&named.warnings);
+        assert!(!odd.contains(&WarningCode::UdevRuleOutdated), "{odd:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_written_or_would_not_win_is_refused() {
+    type Spoil = fn(&mut Observation);
+    let table: [(Spoil, &str); 9] = [
+        (
+            |seen| seen.host = None,
+            "does not see the node's file system",
+        ),
+        (
+            |seen| spot(seen).folder = SpotFolder::ReadOnly,
+            "read-only here",
+        ),
+        (|seen| spot(seen).folder = SpotFolder::Missing, "mkdir -p"),
+        (|seen| spot(seen).stands = Stands::Other("a fifo"), "a fifo"),
+        (|seen| udevd(seen).version = Some(258), "systemd 258 drops"),
+        (|seen| udevd(seen).version = Some(259), "1 to 999"),
+        (|seen| udevd(seen).version = None, "which systemd"),
+        (|seen| add(seen, LATER.0, LATER.1), "99-local.rules:1"),
+        (
+            |seen| {
+                add(
+                    seen,
+                    "/etc/udev/rules.d/10-x.rules",
+                    "KERNEL==\"kvm\", GROUP:=\"5\"\n",
+                )
+            },
+            "10-x.rules:1",
+        ),
+    ];
+    for (spoil, why) in table {
+        let mut seen = seen(108, &[STOCK], None);
+        spoil(&mut seen);
+        if let Some(host) = &mut seen.host {
+            host.foresee();
+        }
+        let config = config(Some("5000"), None, true);
+        let refusal = planned(&decide(&seen, &config)).unwrap_err();
+        assert!(refusal.starts_with("--persist: "), "{refusal}");
+        assert!(refusal.contains(why), "`{why}` in {refusal}");
+    }
+}
+
+fn spot(seen: &mut Observation) -> &mut Spot {
+    seen.host.as_mut().unwrap().spot.as_mut().unwrap()
+}
+
+fn udevd(seen: &mut Observation) -> &mut Udevd {
+    &mut seen.host.as_mut().unwrap().udevd
+}
+
+fn add(seen: &mut Observation, path: &str, text: &str) {
+    let files = &mut seen.host.as_mut().unwrap().rules.files;
+    let file = RuleFile {
+        path: path.to_owned(),
+        content: text.as_bytes().to_vec(),
+    };
+    match path.contains("10-x") {
+        true => files.insert(0, file),
+        false => files.push(file),
+    }
+}
+
+#[test]
+fn its_page_shows_the_rule_and_how_to_take_it_out() {
+    let readme = include_str!("../../docs/persist.md");
+    let content = gift(108, 0o660).file().content;
+    for line in String::from_utf8(content).unwrap().lines() {
+        match line.strip_prefix("#   ") {
+            Some(command) => assert!(readme.contains(&format!("$ {command}\n")), "{command}"),
+            None if line.starts_with('#') => {}
+            None => assert!(readme.contains(&format!("```\n{line}\n```")), "{line}"),
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! With whose rights `logs` reads, and what it reads with them.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use libvirt_kvm_init::logs::report::LogReport;
+use support::{program, require_root};
+
+const FAILURE: &str = "2026-02-10T07:15:01.402211Z qemu-system-x86_64: Could not access KVM kernel \
+                       module: Permission denied\n";
+
+fn logs(program: &Path, path: &Path) -> Command {
+    let mut cmd = Command::new(program);
+    cmd.args(["logs", "--format", "json"]).arg(path);
+    cmd
+}
+
+fn report(out: &Output) -> (i32, LogReport) {
+    let report = serde_json::from_slice(&out.stdout);
+    (
+        out.status.code().unwrap(),
+        report.unwrap_or_else(|e| panic!("{e}: {out:?}")),
+    )
+}
+
+fn field<'a>(status: &'a str, name: &str) -> &'a str {
+    let mut lines = status.lines();
+    lines
+        .find_map(|line| line.strip_prefix(name))
+        .unwrap()
+        .trim()
+}
+
+/// Runs until it waits for `fifo`, which the caller holds open, and gives its status.
+fn status_while_reading(fifo: &Path) -> (std::process::Child, File, String) {
+    nix::unistd::mkfifo(fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let child = logs(&program(), fifo).stdout(Stdio::piped()).spawn();
+    let child = child.unwrap();
+    // Opens only once the program has opened the other end.
+    let writer = File::options().write(true).open(fifo).unwrap();
+    let mut status = String::new();
+    for _ in 0..500 {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        if field(&status, "NoNewPrivs:") == "1" && field(&status, "State:").starts_with('S') {
+            break;
+        }
+    }
+    (child, writer, status)
+}
+
+#[test]
+fn the_reading_process_is_nobody() {
+    require_root();
+    let folder = tempfile::tempdir().unwrap();
+    let (child, mut writer, status) = status_while_reading(&folder.path().join("fifo"));
+    for name in ["Uid:", "Gid:"] {
+        let ids: Vec<_> = field(&status, name).split_whitespace().collect();
+        assert_eq!(ids, ["65534"; 4], "{status}");
+    }
+    assert_eq!(field(&status, "Groups:"), "");
+    for name in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+        assert_eq!(field(&status, name), "0000000000000000", "{name}");
+    }
+    assert_eq!(field(&status, "NoNewPrivs:"), "1");
+    writer.write_all(FAILURE.as_bytes()).unwrap();
+    drop(writer);
+    assert_eq!(report(&child.wait_with_output().unwrap()).0, 1);
+}
+
+#[test]
+fn roots_logs_are_read_though_nobody_reads_them() {
+    require_root();
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let log = folder.path().join("x.log");
+    // More files than the usual soft limit of open ones.
+    for number in 0..1500 {
+        fs::write(folder.path().join(format!("{number}.log")), "nothing\n").unwrap();
+    }
+    fs::write(&log, FAILURE).unwrap();
+    fs::set_permissions(&log, fs::Permissions::from_mode(0o600)).unwrap();
+    let (code, found) = report(&logs(&program(), folder.path()).output().unwrap());
+    assert_eq!(
+        (code, found.read.files, found.unreadable.len()),
+        (1, 1501, 0)
+    );
+    // Somebody else may not: then that is what is said.
+    let parent = tempfile::tempdir().unwrap();
+    fs::set_permissions(parent.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let programs = tempfile::tempdir().unwrap();
+    fs::set_permissions(programs.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let copy = programs.path().join("program");
+    fs::copy(program(), &copy).unwrap();
+    let run = |path: &Path| {
+        let mut command = logs(&copy, path);
+        report(&command.uid(65_534).gid(65_534).output().unwrap())
+    };
+    let (code, denied) = run(folder.path());
+    assert_eq!(code, 4);
+    assert!(denied.unreadable[0].error.contains("EACCES"), "{denied:?}");
+    fs::copy(&log, parent.path().join("seen.log")).unwrap();
+    fs::set_permissions(
+        parent.path().join("seen.log"),
+        fs::Permissions::from_mode(0o644),
+    )
+    .unwrap();
+    fs::copy(&log, parent.path().join("hidden.log")).unwrap();
+    let (code, partly) = run(parent.path());
+    assert_eq!(
+        (code, partly.guests.len(), partly.unreadable.len()),
+        (1, 1, 1),
+        "{partly:?}"
+    );
+}

@@ -1,0 +1,289 @@
+//! The forecast against the distribution's real systemd-udevd: every rule set is given to both, and
+//! what udevd makes of the node when it starts, at an add event and at a change event must be what
+//! was predicted.
+//!
+//! How that is run: tests/support/src/udevd.rs.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use libvirt_kvm_init::accounts::{group, passwd};
+use libvirt_kvm_init::config::PodRoot;
+use libvirt_kvm_init::config::options::Flags;
+use libvirt_kvm_init::observe::{Driver, Host, Node, Observation, Pod};
+use libvirt_kvm_init::pipeline::Request;
+use libvirt_kvm_init::plan::{Outcome, Step, plan};
+use libvirt_kvm_init::sys::device::Device;
+use libvirt_kvm_init::sys::root::Root;
+use libvirt_kvm_init::udev::own::Gift;
+use libvirt_kvm_init::udev::{self, Database, Event, Forecast, Prediction, Udevd, predict};
+use libvirt_kvm_init::udev_read;
+use libvirt_kvm_init::view::View;
+use support::rule_sets::{self, RuleSet};
+use support::udevd::{NODE, Oracle, State, machines_own, shown, state, turn};
+use support::{in_namespace, ok};
+
+/// What the forecast says of a fresh node; nothing where it says that it cannot tell.
+fn forecast(prediction: &Prediction, event: Event) -> Option<State> {
+    match prediction.of(event) {
+        Forecast::Unclear => None,
+        Forecast::Untouched => Some((0, 0, 0o600)),
+        Forecast::Becomes(outcome) => Some((
+            outcome.uid.map_or(0, nix::unistd::Uid::as_raw),
+            outcome.gid.map_or(0, nix::unistd::Gid::as_raw),
+            outcome.mode.map_or(0o600, u32::from),
+        )),
+    }
+}
+
+fn read_and_predict(version: u32) -> Prediction {
+    let root = Root::open(Path::new("/")).unwrap();
+    let libs = udev_read::libs(&root).unwrap();
+    let seen = udev_read::rules(&root, libs, View::of(&root).unwrap()).unwrap();
+    assert_eq!((seen.unseen, seen.not_shown), (Vec::new(), Vec::new()));
+    let files = seen.rules;
+    let node = Udevd {
+        version: Some(version),
+        ..Udevd::default()
+    };
+    let group =
+        |name: &str| Some(group::by_name(rule_sets::GROUP.as_bytes(), name.as_bytes())?.gid);
+    let user =
+        |name: &str| Some(passwd::by_name(rule_sets::PASSWD.as_bytes(), name.as_bytes())?.uid);
+    let db = Database {
+        group: &group,
+        user: &user,
+        complete: true,
+    };
+    predict(&files.all(), &node, &db)
+}
+
+/// Asks both about every set, and gives what differs and how many answers were "unclear".
+fn compare(sets: &[RuleSet]) -> (Vec<String>, usize) {
+    let oracle = Oracle::new(rule_sets::GROUP, rule_sets::PASSWD);
+    let version = ok(&mut oracle.udevadm("--version"));
+    let version = version.trim().parse().unwrap();
+    let (mut wrong, mut unclear) = (Vec::new(), 0);
+    for set in sets {
+        oracle.install(set);
+        let prediction = read_and_predict(version);
+        if set.name == "stock" {
+            assert_eq!(
+                prediction.unclear,
+                [],
+                "the distribution's own rules are clear"
+            );
+        }
+        let real = oracle.ask();
+        for (event, real) in [Event::Start, Event::Add, Event::Change]
+            .into_iter()
+            .zip(real)
+        {
+            match forecast(&prediction, event) {
+                None => {
+                    unclear += 1;
+                    if !set.may_be_unclear {
+                        wrong.push(format!(
+                            "{set}\n{event:?}: unclear: {:?}",
+                            prediction.unclear
+                        ));
+                    }
+                }
+                Some(said) if said == real => {}
+                Some(said) => wrong.push(format!(
+                    "{set}\n{event:?}: said {}, is {}\n{prediction:?}",
+                    shown(said),
+                    shown(real)
+                )),
+            }
+        }
+    }
+    (wrong, unclear)
+}
+
+fn check(sets: &[RuleSet]) {
+    support::require_root();
+    let _turn = turn();
+    let before = machines_own();
+    let began = Instant::now();
+    let (wrong, unclear) = in_namespace(|| compare(sets));
+    assert_eq!(
+        machines_own(),
+        before,
+        "the machine's own {NODE} was touched"
+    );
+    eprintln!(
+        "{} rule sets, {} answers, {unclear} of them unclear, in {:.1} s",
+        sets.len(),
+        sets.len() * 3,
+        began.elapsed().as_secs_f64()
+    );
+    assert!(
+        wrong.is_empty(),
+        "{} of {} answers differ from udevd:\n\n{}",
+        wrong.len(),
+        sets.len() * 3,
+        wrong.join("\n\n")
+    );
+}
+
+/// A node with the rules that stand here, and a pod that follows it.
+fn seen(version: u32) -> Observation {
+    let mut host = Host::observe(&Root::open(Path::new("/")).unwrap(), true).unwrap();
+    host.node = None;
+    host.udevd = Udevd {
+        version: Some(version),
+        ..Udevd::default()
+    };
+    host.foresee();
+    let device = Device::find(Path::new(NODE)).unwrap().unwrap();
+    Observation {
+        device_path: "/dev/kvm".into(),
+        device_explicit: false,
+        host: Some(host),
+        pod: Pod {
+            root: PodRoot::at("/".into()),
+            is_host: false,
+            etc: None,
+            group: Some(Arc::new(b"kvm:x:424:\n".to_vec())),
+            group_stamp: None,
+            out_path: None,
+            group_out: None,
+            passwd: b"nova:x:42424:42424:::\n".to_vec(),
+            qemu_conf: Some(b"user = \"nova\"\ngroup = \"kvm\"\n".to_vec()),
+            qemu_conf_name: String::new(),
+            os_release: None,
+            nscd: None,
+        },
+        device: Some(Node {
+            facts: device.facts(),
+            acl: None,
+            nodev: false,
+            unmapped: false,
+        }),
+        driver: Driver::Present,
+        doubt: None,
+    }
+}
+
+/// What each event makes of a node that is as it shall be; the add event also of a fresh one.
+fn undone(oracle: &Oracle, right: State) -> Vec<(&'static str, State)> {
+    let place = || support::set_owner(Path::new(NODE), right.0, right.1, right.2);
+    place();
+    let daemon = oracle.start();
+    let mut found = vec![("start", state())];
+    for action in ["add", "change"] {
+        place();
+        oracle.trigger(action);
+        found.push((action, state()));
+    }
+    support::set_owner(Path::new(NODE), 0, 0, 0o600);
+    oracle.trigger("add");
+    found.push(("fresh", state()));
+    drop(daemon);
+    found.retain(|(_, (uid, gid, mode))| {
+        (*uid, *gid) != (right.0, right.1) || mode & 0o660 != 0o660
+    });
+    found
+}
+
+/// How often a rule was written, not needed, and refused as it would not decide; and what was wrong.
+fn persist(sets: &[RuleSet]) -> ([usize; 3], Vec<String>) {
+    let oracle = Oracle::new(rule_sets::GROUP, rule_sets::PASSWD);
+    let version = ok(&mut oracle.udevadm("--version"));
+    let version = version.trim().parse().unwrap();
+    let own = Path::new(udev::own::PATH);
+    let (mut counts, mut wrong) = ([0; 3], Vec::new());
+    for (number, set) in sets.iter().enumerate() {
+        // What the node says, or a number that nobody has.
+        let gid = (number % 3 == 2).then_some(("gid", "4711"));
+        let flags = Flags::new([("persist", "true")].into_iter().chain(gid));
+        let (request, _) = Request::resolve(&flags, |_| None, |_| Ok(Vec::new())).unwrap();
+        oracle.install(set);
+        support::set_owner(Path::new(NODE), 0, 0, 0o600);
+        let decision = plan(&seen(version), &request.policy, None).unwrap();
+        let target = decision
+            .resolution
+            .target()
+            .map(|target| target.gid.as_raw());
+        let rule = match &decision.outcome {
+            Outcome::Act(steps) => steps.iter().find_map(|step| match step {
+                Step::UdevRule(step) => Some(step.content.clone()),
+                _ => None,
+            }),
+            Outcome::Refuse(refusal) => {
+                if refusal.text.contains("the last word") {
+                    counts[2] += 1;
+                    let (gid, mode) = (target.unwrap(), 0o660);
+                    let gift = Gift {
+                        gid: nix::unistd::Gid::from_raw(gid),
+                        mode,
+                    };
+                    std::fs::write(own, gift.file().content).unwrap();
+                    if undone(&oracle, (0, gid, 0o660)).is_empty() {
+                        wrong.push(format!("{set}\nrefused for nothing: {}", refusal.text));
+                    }
+                    let _ = std::fs::remove_file(own);
+                }
+                continue;
+            }
+            Outcome::NoKvm(no_kvm) => panic!("{set}\nabsent: {}", no_kvm.text),
+        };
+        let mut right = (0, target.unwrap(), 0o660);
+        match &rule {
+            Some(content) => {
+                counts[0] += 1;
+                right.2 = u32::from(Gift::of(content).unwrap().mode);
+                std::fs::write(own, content).unwrap();
+            }
+            None => counts[1] += 1,
+        }
+        let undone = undone(&oracle, right);
+        if !undone.is_empty() {
+            wrong.push(format!(
+                "{set}\n{right:?}, rule: {}: {undone:?}",
+                rule.is_some()
+            ));
+        }
+        let _ = std::fs::remove_file(own);
+    }
+    (counts, wrong)
+}
+
+/// A rule of our own is only written where it then decides every event, and where none is written none
+/// undoes the state.
+#[test]
+fn the_own_rule_is_written_where_it_is_needed_and_decides() {
+    support::require_root();
+    let _turn = turn();
+    let before = machines_own();
+    let mut sets = rule_sets::written();
+    sets.extend(rule_sets::random(300));
+    let (counts, wrong) = in_namespace(|| persist(&sets));
+    assert_eq!(
+        machines_own(),
+        before,
+        "the machine's own {NODE} was touched"
+    );
+    let [written, needless, refused] = counts;
+    eprintln!("{written} written, {needless} not needed, {refused} refused");
+    assert!(counts.iter().all(|count| *count > 5), "{counts:?}");
+    assert!(
+        wrong.is_empty(),
+        "{} of {} sets:\n\n{}",
+        wrong.len(),
+        sets.len(),
+        wrong.join("\n\n")
+    );
+}
+
+#[test]
+fn forecasts_come_true_for_rules_that_people_write() {
+    check(&rule_sets::written());
+}
+
+#[test]
+fn forecasts_come_true_for_rules_put_together_at_random() {
+    check(&rule_sets::random(300));
+}

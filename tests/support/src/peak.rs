@@ -1,0 +1,135 @@
+//! Peak memory, as the kernel tells it of a process that is about to end: VmHWM of /proc/PID/status. What
+//! wait4(2) gives would count whoever started it as well.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::{Run, Scene, command, go, is_release, program, scratch};
+
+/// What `apply` and `watch` may need at most where files are of ordinary size, in KiB. It is asserted of
+/// the release binary alone, which is the one that KVM_INIT_TEST_BIN names.
+pub const AT_MOST: u64 = 3 * 1024;
+
+/// A run that was measured.
+pub struct Measured {
+    /// What it came to.
+    pub run: Run,
+    /// Its peak in KiB.
+    pub peak: u64,
+    /// What strace wrote.
+    pub trace: String,
+}
+
+/// Runs `of` below strace, which records `calls` and holds it up for a moment where it ends. `more` sets what it
+/// runs with.
+pub fn measured(of: &Command, calls: &str, more: impl FnOnce(&mut Command)) -> Measured {
+    let (pid, log) = (scratch().join("pid"), scratch().join("calls"));
+    let _ = fs::remove_file(&pid);
+    let script = "echo $$ >\"$1\"; shift; exec \"$@\"";
+    let mut cmd = command(Path::new("sh"), &["-c", script, "sh"]);
+    cmd.arg(&pid).args(["strace", "-D", "-f", "-y", "-q"]);
+    cmd.args(["-e", &format!("trace={calls}exit_group")]);
+    cmd.args(["-e", "inject=exit_group:delay_enter=100000", "-o"]);
+    cmd.arg(&log).arg(of.get_program()).args(of.get_args());
+    more(&mut cmd);
+    let number = || {
+        fs::read_to_string(&pid)
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
+    let is_over = AtomicBool::new(false);
+    let (run, peak) = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let mut peak = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                let status = fs::read_to_string(format!("/proc/{}/status", number()));
+                peak = status
+                    .ok()
+                    .and_then(|text| of_program(&text))
+                    .unwrap_or(peak);
+                sleep(Duration::from_millis(1));
+            }
+            peak
+        });
+        let run = go(&mut cmd);
+        is_over.store(true, Ordering::Relaxed);
+        (run, watcher.join().unwrap())
+    });
+    assert!(peak > 0, "it was not seen: {run}");
+    // strace ends a moment after what it traced.
+    let end = Instant::now() + Duration::from_secs(5);
+    let last = format!("{} ", number());
+    let read = || fs::read_to_string(&log).unwrap_or_default();
+    let is_last = |line: &str| line.starts_with(&last) && line.contains("+++ ");
+    while !read().lines().any(is_last) && Instant::now() < end {
+        sleep(Duration::from_millis(1));
+    }
+    let trace = read();
+    Measured { run, peak, trace }
+}
+
+/// The shell and strace were the same process before.
+fn of_program(status: &str) -> Option<u64> {
+    let name = program().file_name()?.to_str()?.get(..15)?.to_owned();
+    let field = |key: &str| {
+        Some(
+            status
+                .lines()
+                .find_map(|line| line.strip_prefix(key))?
+                .trim(),
+        )
+    };
+    let hwm = (field("Name:")? == name).then(|| field("VmHWM:"))??;
+    hwm.strip_suffix(" kB")?.parse().ok()
+}
+
+/// Makes the files of a node and a pod as large as those of a machine that is in use: accounts, the
+/// commented qemu.conf of the distribution, and 80 files of rules.
+pub fn ordinary(scene: &Scene) {
+    let lines = |line: &dyn Fn(u32) -> String| (0..80).map(line).collect::<String>();
+    let groups = lines(&|n| format!("service{n}:x:{}:\n", 900 + n));
+    let users = lines(&|n| {
+        format!(
+            "service{n}:x:{0}:{0}::/var/lib/service{n}:/usr/sbin/nologin\n",
+            900 + n
+        )
+    });
+    for tree in [&scene.host, &scene.pod] {
+        for (name, more) in [("etc/group", &groups), ("etc/passwd", &users)] {
+            tree.file(name, &format!("{}{more}", tree.read(name)));
+        }
+    }
+    let comment =
+        "# What the next line sets, and what happens where it is not set at all.\n#key = 1\n\n";
+    let conf = format!(
+        "{}{}",
+        comment.repeat(450),
+        scene.pod.read("etc/libvirt/qemu.conf")
+    );
+    scene.pod.file("etc/libvirt/qemu.conf", &conf);
+    let rule = "SUBSYSTEM==\"block\", KERNEL!=\"loop*\", ENV{ID_SERIAL}==\"?*\", SYMLINK+=\"disk/by-id/$env{ID_SERIAL}\"\n";
+    for n in 10..90 {
+        let name = format!("usr/lib/udev/rules.d/{n}-of-a-package.rules");
+        scene.host.file(&name, &rule.repeat(40));
+    }
+    let stock = "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
+    scene
+        .host
+        .file("usr/lib/udev/rules.d/50-udev-default.rules", stock);
+}
+
+/// Prints a peak, and holds it to the bound.
+pub fn bounded(what: &str, peak: u64) {
+    let bound = if is_release() {
+        "at most 3072"
+    } else {
+        "no bound for a build that is no release"
+    };
+    println!("{what}: peak {peak} KiB (VmHWM), {bound}");
+    assert!(!is_release() || peak <= AT_MOST, "{what}: {peak} KiB");
+}

@@ -1,0 +1,72 @@
+//! A node and a pod that share one /dev.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::{State, Tree, bind, fresh_dev, mknod_kvm, require_kvm, state};
+
+/// The device of every scene.
+pub const KVM: &str = "/dev/kvm";
+
+/// A node whose kvm is 108, and a pod whose image says 424, over one /dev.
+pub struct Scene {
+    /// The node's root.
+    pub host: Tree,
+    /// The pod's root.
+    pub pod: Tree,
+}
+
+impl Scene {
+    /// The incident: the device is 0:424.
+    pub fn new() -> Self {
+        Self::with_device(0, 424, 0o660)
+    }
+
+    /// With this owner, group and mode of the device.
+    pub fn with_device(uid: u32, gid: u32, mode: u32) -> Self {
+        let scene = Self::without_device();
+        mknod_kvm(Path::new(KVM), uid, gid, mode);
+        scene
+    }
+
+    /// A pod that is as the node, with the device as it should be.
+    pub fn settled() -> Self {
+        let scene = Self::with_device(0, 108, 0o660);
+        scene.pod.file("etc/group", ALIGNED);
+        scene
+    }
+
+    /// With a driver, and without a device.
+    pub fn without_device() -> Self {
+        require_kvm();
+        fresh_dev();
+        let (host, pod) = (Tree::host(108), Tree::pod(424));
+        bind(Path::new("/dev"), &host.at("dev"));
+        Self { host, pod }
+    }
+
+    /// `apply` for this pod on this node.
+    pub fn apply(&self) -> Command {
+        self.verb("apply")
+    }
+
+    /// `exec` for this pod on this node, up to the command.
+    pub fn exec(&self, options: &[&str]) -> Command {
+        let mut cmd = self.verb("exec");
+        cmd.args(options).arg("--");
+        cmd
+    }
+
+    /// A verb for this pod on this node.
+    pub fn verb(&self, verb: &str) -> Command {
+        crate::verb(verb, self.pod.path(), self.host.path())
+    }
+
+    /// Everything that a run must not touch when it says no.
+    pub fn state(&self) -> State {
+        state(&[self.host.path(), self.pod.path(), Path::new("/dev")])
+    }
+}
+
+/// The group file of [`Tree::pod`] once it follows a node whose kvm is 108.
+pub const ALIGNED: &str = "root:x:0:\nkvm:x:108:nova\nnova:x:42424:\n";

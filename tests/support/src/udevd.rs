@@ -1,0 +1,244 @@
+//! The distribution's real systemd-udevd.
+//!
+//! The daemon runs in a private mount namespace with a /dev, /run, /etc and rules folders of its own.
+//! It is the one in `KVM_INIT_TEST_UDEV`, or in target/oracle, where tests/run unpacks it: the
+//! package is never installed, since its scripts would start it on the machine's own /dev.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::rule_sets::{self, Content, Entry, RuleSet};
+use crate::{bind, fresh_dev, mknod_kvm, mount_tmpfs, ok, run, scratch, set_owner, udev_folder};
+
+/// The device in sysfs.
+pub const KVM: &str = "/sys/devices/virtual/misc/kvm";
+/// The device that udevd is to set up.
+pub const NODE: &str = "/dev/kvm";
+
+/// Where udev is unpacked.
+fn oracle() -> PathBuf {
+    udev_folder().expect(
+        "this test needs udev unpacked (not installed) in target/oracle/udev-VERSION, or in the \
+         folder that KVM_INIT_TEST_UDEV names: run tests/run, or `apt-get download udev` and `dpkg \
+         -x` it there",
+    )
+}
+
+/// udevd and what it is asked with, in the namespace's own folders.
+pub struct Oracle {
+    udevadm: PathBuf,
+    udevd: PathBuf,
+    stock: PathBuf,
+}
+
+impl Oracle {
+    /// Replaces everything that udevd reads and writes.
+    pub fn new(group: &str, passwd: &str) -> Self {
+        let from = oracle();
+        let own = scratch();
+        let bin = own.join("bin");
+        fs::create_dir(&bin).unwrap();
+        let udevadm = bin.join("udevadm");
+        fs::copy(from.join("bin/udevadm"), &udevadm).unwrap();
+        let udevd = bin.join("systemd-udevd");
+        symlink("udevadm", &udevd).unwrap();
+        let stock = own.join("stock");
+        fs::create_dir(&stock).unwrap();
+        for entry in fs::read_dir(from.join("lib/udev/rules.d"))
+            .unwrap()
+            .flatten()
+        {
+            fs::copy(entry.path(), stock.join(entry.file_name())).unwrap();
+        }
+        fresh_dev();
+        let etc = own.join("etc");
+        fs::create_dir_all(etc.join("udev/rules.d")).unwrap();
+        fs::write(etc.join("group"), group).unwrap();
+        fs::write(etc.join("passwd"), passwd).unwrap();
+        fs::write(etc.join("nsswitch.conf"), "passwd: files\ngroup: files\n").unwrap();
+        fs::copy("/etc/ld.so.cache", etc.join("ld.so.cache")).unwrap();
+        bind(&etc, Path::new("/etc"));
+        mount_tmpfs(Path::new("/run"), "mode=755");
+        fs::create_dir(Path::new("/run/udev")).unwrap();
+        for folder in ["/usr/lib", "/usr/local/lib"] {
+            let folder = Path::new(folder);
+            let rules = folder.join("udev/rules.d");
+            if !rules.is_dir() {
+                // Folders that the machine does not have are made in a copy of links.
+                overlay(folder);
+                fs::create_dir_all(&rules).unwrap();
+            }
+            mount_tmpfs(&rules, "mode=755");
+        }
+        mknod_kvm(Path::new(NODE), 0, 0, 0o600);
+        Self {
+            udevadm,
+            udevd,
+            stock,
+        }
+    }
+
+    /// Where its commands are.
+    pub fn folder(&self) -> &Path {
+        self.udevadm.parent().unwrap()
+    }
+
+    /// Makes the rules folders hold this set and nothing else.
+    pub fn install(&self, set: &RuleSet) {
+        for folder in rule_sets::FOLDERS {
+            let folder = Path::new("/").join(folder);
+            if folder.is_dir() {
+                for entry in fs::read_dir(&folder).unwrap().flatten() {
+                    let path = entry.path();
+                    match entry.file_type().unwrap().is_dir() {
+                        true => fs::remove_dir_all(path).unwrap(),
+                        false => fs::remove_file(path).unwrap(),
+                    }
+                }
+            }
+            fs::create_dir_all(&folder).unwrap();
+        }
+        for Entry { path, content } in &set.files {
+            let path = Path::new("/").join(path);
+            match content {
+                Content::Text(text) => fs::write(path, text).unwrap(),
+                Content::Link(to) => symlink(to, path).unwrap(),
+                Content::Folder => fs::create_dir(path).unwrap(),
+                Content::Stock => {
+                    for entry in fs::read_dir(&self.stock).unwrap().flatten() {
+                        fs::copy(entry.path(), path.join(entry.file_name())).unwrap();
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the three events make of a fresh node.
+    pub fn ask(&self) -> [State; 3] {
+        let fresh = || set_owner(Path::new(NODE), 0, 0, 0o600);
+        fresh();
+        let daemon = self.start();
+        let start = state();
+        let at = |action: &str| {
+            fresh();
+            self.trigger(action);
+            state()
+        };
+        let (add, change) = (at("add"), at("change"));
+        drop(daemon);
+        [start, add, change]
+    }
+
+    /// Starts a udevd that knows nothing from an earlier one, and waits until it answers.
+    pub fn start(&self) -> Daemon {
+        let _ = fs::remove_dir_all("/run/udev/data");
+        let _ = fs::remove_file("/run/udev/control");
+        let child = Command::new(&self.udevd)
+            .arg("--children-max=1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let daemon = Daemon(child);
+        let patience = Instant::now() + Duration::from_secs(20);
+        while !self.answers() {
+            assert!(Instant::now() < patience, "udevd does not answer");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        daemon
+    }
+
+    /// Has the kernel announce the device once more, and waits until udevd is done with it.
+    pub fn trigger(&self, action: &str) {
+        let action = format!("--action={action}");
+        ok(self.udevadm("trigger").args(["--settle", &action, KVM]));
+    }
+
+    fn answers(&self) -> bool {
+        Path::new("/run/udev/control").exists()
+            && run(self.udevadm("control").args(["--ping", "--timeout=10"])).0 == 0
+    }
+
+    /// udevadm with a command, ended after 20 seconds.
+    pub fn udevadm(&self, verb: &str) -> Command {
+        // A worker that fails answers no one who waits for its event.
+        let mut command = Command::new("timeout");
+        command.arg("20").arg(&self.udevadm).arg(verb);
+        command
+    }
+}
+
+/// A running udevd, ended with the value.
+pub struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).unwrap());
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        self.0.wait().unwrap();
+    }
+}
+
+/// Puts a tmpfs of links to what is in `folder` over it, so that folders can be made there.
+fn overlay(folder: &Path) {
+    let copy = scratch().join(folder.to_string_lossy().replace('/', "_"));
+    fs::create_dir(&copy).unwrap();
+    bind(folder, &copy);
+    mount_tmpfs(folder, "mode=755");
+    for entry in fs::read_dir(&copy).unwrap().flatten() {
+        // udev's own is made anew: through a link, the machine's would be written to.
+        if entry.file_name() != "udev" {
+            symlink(entry.path(), folder.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+/// Owner, group and permission bits.
+pub type State = (u32, u32, u32);
+
+/// As `ls -n` and chmod(1) write them.
+pub fn shown((uid, gid, mode): State) -> String {
+    format!("{uid}:{gid} {mode:04o}")
+}
+
+/// The device's.
+pub fn state() -> State {
+    let node = fs::metadata(NODE).unwrap();
+    (node.uid(), node.gid(), node.permissions().mode() & 0o7777)
+}
+
+/// What a test must not touch.
+pub fn machines_own() -> Option<(u64, u32, u32, u32, i64, i64)> {
+    let node = fs::metadata(NODE).ok()?;
+    Some((
+        node.ino(),
+        node.uid(),
+        node.gid(),
+        node.mode(),
+        node.ctime(),
+        node.ctime_nsec(),
+    ))
+}
+
+/// The kernel's events reach every udevd: one comparison at a time on the machine, as long as this
+/// lives.
+pub fn turn() -> fs::File {
+    let turn = uevent();
+    turn.lock().unwrap();
+    turn
+}
+
+/// For tests that run no udevd, and cause events for others.
+pub fn shared_turn() -> fs::File {
+    let turn = uevent();
+    turn.lock_shared().unwrap();
+    turn
+}
+
+fn uevent() -> fs::File {
+    fs::File::open(Path::new(KVM).join("uevent")).unwrap()
+}
