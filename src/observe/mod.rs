@@ -16,11 +16,11 @@ use crate::accounts::group;
 use crate::acl::Acl;
 use crate::config::{Libvirtd, PodRoot, Sources};
 use crate::error::{Error, Result};
-use host_root::HostRoot;
 use crate::sys::device::{Device, Facts};
 use crate::sys::output::Unfit;
 use crate::sys::root::{Root, Stamp, read_here};
 use crate::sys::{CallError, Inode, proc, public};
+use host_root::HostRoot;
 
 pub use host::Host;
 

@@ -3,18 +3,19 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use nix::unistd::{Gid, Uid};
+use nix::unistd::Gid;
 
+use super::context::Context;
 use super::qemu_identity::{self, Configured, Identity};
 use super::safety::{collisions, further_numbers, guarded, guarded_target, other_owner};
 use super::target_gid::Resolution;
-use super::{Context, GroupFile, GroupStep, Plan, Refusal, Step};
+use super::{GroupFile, GroupStep, Plan, Refusal, Step, Stop, device};
 use crate::accounts::edit::{self, EditError, Want, align};
 use crate::accounts::{group, passwd};
 use crate::codes::{Warning, WarningCode};
 use crate::config::PodRoot;
 use crate::error::Error;
-use crate::observe::{GROUP_FILE, Node};
+use crate::observe::GROUP_FILE;
 use crate::text::join_first;
 use crate::udev::Prediction;
 
@@ -85,7 +86,7 @@ pub fn steps(
     if let Some(node) = &seen.device
         && (!context.group_file_readonly() || pod.is_host || is_known())
     {
-        steps.extend(device_steps(node, context, target, &mut plan.warnings));
+        steps.extend(device::steps(node, context, target, &mut plan.warnings));
     }
     Ok(steps)
 }
@@ -95,21 +96,6 @@ struct GroupWant {
     name: String,
     gid: Gid,
     member: Option<Vec<u8>>,
-}
-
-/// Why there are no steps.
-#[derive(Debug)]
-pub enum Stop {
-    /// An option or a configuration file is wrong.
-    Usage(Error),
-    /// A safety rule says no.
-    Refusal(Refusal),
-}
-
-impl From<Error> for Stop {
-    fn from(error: Error) -> Self {
-        Self::Usage(error)
-    }
 }
 
 /// The group with its number, and one more for each other number that an event of the node gives the
@@ -294,56 +280,6 @@ pub fn primary_users(passwd: &[u8], gid: Gid) -> impl Iterator<Item = String> {
         .map(|user| String::from_utf8_lossy(user.name).into_owned())
 }
 
-fn device_steps(
-    node: &Node,
-    context: &Context<'_>,
-    target: Gid,
-    warnings: &mut Vec<Warning>,
-) -> Vec<Step> {
-    let mut steps = Vec::new();
-    let facts = &node.facts;
-    let owner = (Uid::from_raw(0), target);
-    if node.unmapped {
-        let text = format!(
-            "{} belongs to {}:{}, which may be IDs that this user namespace does not map: owner \
-             and group are left alone",
-            context.seen.device_path.display(),
-            facts.uid,
-            facts.gid
-        );
-        warnings.push(Warning::new(WarningCode::UnmappedOwner, text));
-    } else if (facts.uid, facts.gid) != owner {
-        steps.push(Step::Owner {
-            from: (facts.uid, facts.gid),
-            to: owner,
-        });
-    }
-    // The owner first: what a wider mode gives then goes to the group that shall have it.
-    if let Some(acl) = &node.acl {
-        let repaired = acl.repaired(context.policy.mode);
-        if repaired != *acl {
-            steps.push(Step::Acl {
-                from: acl.clone(),
-                to: repaired,
-            });
-        }
-    } else {
-        let to = wanted_mode(facts.mode, context.policy.mode);
-        if to != facts.mode {
-            steps.push(Step::Mode {
-                from: facts.mode,
-                to,
-            });
-        }
-    }
-    steps
-}
-
-/// The exact mode if one was asked for, else what is there and `rw` for owner and group.
-pub fn wanted_mode(now: u16, exact: Option<u16>) -> u16 {
-    exact.unwrap_or(now | 0o660)
-}
-
 /// Where a missing KVM is accepted the pod still mounts the file that it was promised: aligned as
 /// far as that can be told, or the image's own. Without a device nothing makes up for a GID that is another
 /// group's, so that not even an explicit one permits it.
@@ -401,7 +337,7 @@ pub fn file_for_the_pod(
     Ok(step.map(Step::GroupFile).into_iter().collect())
 }
 
-fn user(context: &Context<'_>) -> Result<qemu_identity::User, qemu_identity::Unknown> {
+fn user(context: &Context<'_>) -> Result<qemu_identity::User, qemu_identity::IdentityError> {
     let pod = &context.seen.pod;
     let configured = Configured {
         given: context.policy.qemu_user.as_ref(),

@@ -77,7 +77,7 @@ pub struct User {
 
 /// Why there is no QEMU identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Unknown {
+pub enum IdentityError {
     /// No user is configured and none of the distributions' defaults exists.
     NoUser,
     /// Both distributions' users exist, or the group that goes with them cannot be told.
@@ -95,7 +95,7 @@ pub enum Unknown {
     },
 }
 
-impl Unknown {
+impl IdentityError {
     /// Whether the node simply has no libvirt, as opposed to somebody having asked for what is not
     /// there.
     pub fn is_absence(&self) -> bool {
@@ -107,7 +107,7 @@ impl Unknown {
     }
 }
 
-impl fmt::Display for Unknown {
+impl fmt::Display for IdentityError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoUser => write!(
@@ -153,13 +153,13 @@ fn number(
     at: String,
     explicit: bool,
     named: impl Fn(&[u8]) -> Option<u32>,
-) -> Result<u32, Unknown> {
+) -> Result<u32, IdentityError> {
     let found = match id_spec(value) {
         Some(IdSpec::Number(number)) => Some(number),
         Some(IdSpec::NameOrNumber { name, number }) => named(name).or(number),
         None => None,
     };
-    found.ok_or_else(|| Unknown::NotFound {
+    found.ok_or_else(|| IdentityError::NotFound {
         what,
         value: String::from_utf8_lossy(value).into_owned(),
         at,
@@ -170,12 +170,12 @@ fn number(
 /// Resolves the user.
 ///
 /// # Errors
-/// [`Unknown`], without looking at any group.
+/// [`IdentityError`], without looking at any group.
 pub fn user(
     configured: &Configured<'_>,
     passwd: &[u8],
     os_release: Option<&[u8]>,
-) -> Result<User, Unknown> {
+) -> Result<User, IdentityError> {
     let conf = configured.conf.and_then(|conf| conf.user.as_ref());
     let by_value = |value: &[u8], at: String, explicit: bool| {
         let named = |name: &[u8]| passwd::by_name(passwd, name).map(|user| user.uid.as_raw());
@@ -200,14 +200,14 @@ pub fn user(
 /// Resolves the rest against a group file, which may be one that is yet to be written.
 ///
 /// # Errors
-/// [`Unknown`] for the group.
+/// [`IdentityError`] for the group.
 pub fn identity(
     user: &User,
     configured: &Configured<'_>,
     group_file: &[u8],
     passwd: &[u8],
     os_release: Option<&[u8]>,
-) -> Result<Identity, Unknown> {
+) -> Result<Identity, IdentityError> {
     let conf = configured.conf.and_then(|conf| conf.group.as_ref());
     let by_value = |value: &[u8], at: String, explicit: bool| {
         let named = |name: &[u8]| group::by_name(group_file, name).map(|found| found.gid.as_raw());
@@ -251,28 +251,28 @@ enum Build {
     RedHat,
 }
 
-fn default_user(passwd: &[u8], os_release: Option<&[u8]>) -> Result<Uid, Unknown> {
+fn default_user(passwd: &[u8], os_release: Option<&[u8]>) -> Result<Uid, IdentityError> {
     let debian = passwd::by_name(passwd, b"libvirt-qemu").map(|user| user.uid);
     let red_hat = passwd::by_name(passwd, b"qemu").map(|user| user.uid);
     match (debian, red_hat, build(os_release)) {
-        (None, None, _) => Err(Unknown::NoUser),
+        (None, None, _) => Err(IdentityError::NoUser),
         (Some(uid), None, _) | (None, Some(uid), _) => Ok(uid),
         (Some(uid), Some(_), Some(Build::Debian | Build::Ubuntu)) => Ok(uid),
         (Some(_), Some(uid), Some(Build::RedHat)) => Ok(uid),
-        (Some(_), Some(_), None) => Err(Unknown::Ambiguous(
+        (Some(_), Some(_), None) => Err(IdentityError::Ambiguous(
             "qemu.conf names no user, and both libvirt-qemu and qemu are in etc/passwd",
         )),
     }
 }
 
-fn default_group(passwd: &[u8], os_release: Option<&[u8]>) -> Result<&'static str, Unknown> {
+fn default_group(passwd: &[u8], os_release: Option<&[u8]>) -> Result<&'static str, IdentityError> {
     let debian = passwd::by_name(passwd, b"libvirt-qemu").is_some();
     let red_hat = passwd::by_name(passwd, b"qemu").is_some();
     match (build(os_release), debian, red_hat) {
         (Some(Build::Ubuntu), _, _) => Ok("kvm"),
         (Some(Build::Debian), _, _) => Ok("libvirt-qemu"),
         (Some(Build::RedHat), _, _) | (None, false, true) => Ok("qemu"),
-        (None, _, _) => Err(Unknown::Ambiguous(
+        (None, _, _) => Err(IdentityError::Ambiguous(
             "qemu.conf names no group, and etc/os-release does not say whether this is Debian's, \
              Ubuntu's or Red Hat's libvirt",
         )),

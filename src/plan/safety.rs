@@ -3,8 +3,9 @@
 use nix::sys::stat::SFlag;
 use nix::unistd::Gid;
 
+use super::context::Context;
 use super::udev_events::{gives_to_root, other_numbers};
-use super::{Context, NoKvm, Plan, Refusal};
+use super::{NoKvm, Plan, Refusal};
 use crate::accounts::group;
 use crate::codes::{Cause, Warning, WarningCode};
 use crate::config::Origin;

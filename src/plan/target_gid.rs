@@ -6,8 +6,12 @@
 
 use nix::unistd::Gid;
 
+use super::context::Context;
+use crate::accounts::group;
 use crate::codes::{Source, Warning, WarningCode};
 use crate::config::is_id;
+use crate::observe::GROUP_FILE;
+use crate::udev::Prediction;
 
 /// A number that could be the target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +44,71 @@ impl Resolution {
         let mut found = self.warnings.iter();
         found.find(|warning| warning.code == WarningCode::Disagreement)
     }
+}
+
+/// The rules that speak for the node. Where the own one may be written again it does not count:
+/// otherwise it would be the reason for its own number for ever. Where it is not, it is a rule of the
+/// node as any other, which decides what udev gives.
+pub(super) fn rules_of_the_node<'a>(context: &Context<'a>) -> Option<&'a Prediction> {
+    let host = context.seen.host.as_ref()?;
+    let others = host.others.as_ref().filter(|_| context.policy.persist);
+    Some(others.unwrap_or(&host.udev))
+}
+
+/// A rule of an earlier run that gives another number than the node would have without it.
+pub(super) fn outdated_rule(context: &Context<'_>, found: &Resolution) -> Option<Warning> {
+    let others = context.seen.host.as_ref()?.others.as_ref()?;
+    let now = found.target().filter(|_| !context.policy.persist)?;
+    let without = resolve(candidates(context, Some(others)));
+    let without = without.target().filter(|other| other.gid != now.gid)?;
+    let text = format!(
+        "{}, which an earlier run wrote (--persist), gives the number {}, and without it the number \
+         would be {} ({}): `apply --persist` writes it again",
+        now.at, now.gid, without.gid, without.at
+    );
+    Some(Warning::new(WarningCode::UdevRuleOutdated, text))
+}
+
+pub(super) fn candidates(context: &Context<'_>, udev: Option<&Prediction>) -> Vec<Candidate> {
+    let Context { seen, policy, .. } = *context;
+    let mut found = Vec::new();
+    if let Some((gid, origin)) = context.explicit_gid() {
+        let at = origin.to_string();
+        let source = Source::Flag;
+        found.push(Candidate { gid, source, at });
+    }
+    let host = seen.host.as_ref();
+    if let Some(outcome) = udev.and_then(|udev| udev.add.outcome())
+        && let Some(gid) = outcome.gid
+    {
+        let at = format!("the node's {}", outcome.rule);
+        let source = Source::Udev;
+        found.push(Candidate { gid, source, at });
+    }
+    if let Some(group) = host.and_then(|host| host.db.by_name(&policy.group)) {
+        let (gid, at) = (group.gid, format!("the node's {}", group.at));
+        let source = Source::HostGroup;
+        found.push(Candidate { gid, source, at });
+    }
+    if let Some(gid) = context.last_good_gid() {
+        let (source, at) = (Source::Kept, "what worked last".to_owned());
+        found.push(Candidate { gid, source, at });
+    }
+    if let Some(node) = seen.device.as_ref().filter(|node| node.facts.is_kvm())
+        && !node.unmapped
+    {
+        let (gid, at) = (node.facts.gid, seen.device_path.display().to_string());
+        let source = Source::Device;
+        found.push(Candidate { gid, source, at });
+    }
+    let in_pod = seen.pod.image_group().filter(|_| !seen.pod.is_host);
+    if let Some(group) = in_pod.and_then(|file| group::by_name(file, policy.group.as_bytes())) {
+        let file = seen.pod.root.join(GROUP_FILE);
+        let (gid, at) = (group.gid, format!("{}:{}", file.display(), group.line));
+        let source = Source::PodGroup;
+        found.push(Candidate { gid, source, at });
+    }
+    found
 }
 
 /// Orders the candidates by strength, drops what is no ID, and compares those that speak for the

@@ -6,9 +6,10 @@
 
 use nix::unistd::Gid;
 
+use super::context::Context;
 use super::safety::is_private;
 use super::udev_events::EVENTS;
-use super::{Context, Refusal, RuleStep};
+use super::{Refusal, RuleStep};
 use crate::observe::Host;
 use crate::udev::own::{self, Gift};
 use crate::udev::{Event, Forecast, Outcome, Prediction};

@@ -122,7 +122,7 @@ fn a_closed_folder_is_named() {
     on_stage(|pod| {
         set_owner(Path::new("/dev"), 0, 0, 0o700);
         let advice =
-            "the folder /dev (0:0 0700) does not let nova (42424:108) pass: chmod o+x /dev";
+            "the directory /dev (0:0 0700) does not let nova (42424:108) pass: chmod o+x /dev";
         let cause = Some(Cause::Ownership);
         assert_told(&apply(pod), Verdict::Unproven, "EACCES", cause, advice);
         assert_qemu(&nova(), "Permission denied");

@@ -713,7 +713,7 @@ fn follow_advice(stage: &Stage, state: &State, first: &Report, accounts: &Accoun
                 assert_eq!(done.0, 0, "{done:?}");
             }
             Cause::Nodev => remount_dev(MsFlags::empty()),
-            Cause::Ownership if advice.starts_with("the folder /dev ") => {
+            Cause::Ownership if advice.starts_with("the directory /dev ") => {
                 if state.mount == Mount::ReadOnly {
                     return "advice, then read-only".to_owned();
                 }

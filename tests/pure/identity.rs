@@ -1,7 +1,7 @@
 //! Whom libvirt starts QEMU as, worked out from the pod root's files.
 
 use libvirt_kvm_init::config::{Given, Origin};
-use libvirt_kvm_init::plan::qemu_identity::{Configured, Identity, Unknown, identity, user};
+use libvirt_kvm_init::plan::qemu_identity::{Configured, Identity, IdentityError, identity, user};
 use libvirt_kvm_init::qemu_conf::parse;
 
 const PASSWD: &str = "root:x:0:0::/root:/bin/sh\n\
@@ -29,7 +29,7 @@ const POD: Pod<'_> = Pod {
     flags: (None, None),
 };
 
-fn resolve(pod: &Pod<'_>) -> Result<Identity, Unknown> {
+fn resolve(pod: &Pod<'_>) -> Result<Identity, IdentityError> {
     let conf = pod.conf.map(|conf| parse(conf.as_bytes()).unwrap());
     let given = |flag: Option<&str>, name| {
         flag.map(|text| Given {

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use libvirt_kvm_init::logs::report::LogReport;
+use libvirt_kvm_init::commands::logs::report::LogReport;
 use support::{program, require_root};
 
 const FAILURE: &str = "2026-02-10T07:15:01.402211Z qemu-system-x86_64: Could not access KVM kernel \
