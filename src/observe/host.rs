@@ -54,8 +54,7 @@ impl Host {
     /// The call that failed.
     pub fn observe(root: &Root, spot: bool) -> anyhow::Result<Self> {
         let view = View::of(root)?;
-        let libs = udev_read::libs(root)?;
-        let mut rules = udev_read::rules(root, libs, view)?;
+        let mut rules = udev_read::rules(root, view)?;
         let (db, group_files) = groups(root, view, &mut rules.not_shown)?;
         let mut host = Self {
             root: root.path().to_owned(),
@@ -65,7 +64,7 @@ impl Host {
             udev: Prediction::default(),
             others: None,
             spot: spot.then(|| udev_read::spot(root)).transpose()?,
-            udevd: udev_read::udevd(root, libs, view)?,
+            udevd: udev_read::udevd(root, view)?,
             rules: rules.rules,
             passwd: root.read("etc/passwd")?.unwrap_or_default(),
             view,

@@ -1,5 +1,7 @@
 use std::time::{Duration, Instant};
 
+use nix::unistd::Gid;
+
 use super::*;
 
 const DEFAULT: &str = "ACTION!=\"add\", GOTO=\"default_end\"\n\

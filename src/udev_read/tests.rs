@@ -18,13 +18,9 @@ fn node(files: &[(&str, &str)]) -> (tempfile::TempDir, Root) {
 }
 
 fn rules_in(root: &Root) -> Result<Rules> {
-    let seen = rules(root, libs(root)?, View::Whole)?;
+    let seen = rules(root, View::Whole)?;
     assert_eq!((&seen.unseen, &seen.not_shown), (&Vec::new(), &Vec::new()));
     Ok(seen.rules)
-}
-
-fn udevd_in(root: &Root) -> Result<Udevd> {
-    udevd(root, libs(root)?, View::Whole)
 }
 
 fn rules_of(files: &[(&str, &str)]) -> Vec<String> {
@@ -35,17 +31,7 @@ fn rules_of(files: &[(&str, &str)]) -> Vec<String> {
 }
 
 #[test]
-fn a_rules_files_name_may_be_any_bytes() {
-    let (own, root) = node(&[("etc/udev/rules.d/x", "")]);
-    let folder = own.path().join("etc/udev/rules.d");
-    fs::write(folder.join(OsStr::from_bytes(b"99-\xff.rules")), "a").unwrap();
-    let rules = rules_in(&root).unwrap().files;
-    assert_eq!(rules[0].path, "/etc/udev/rules.d/99-\u{fffd}.rules");
-    assert_eq!(rules[0].content, b"a");
-}
-
-#[test]
-fn names_that_only_look_alike_are_two() {
+fn names_of_rules_files_may_be_any_bytes_and_are_not_mixed_up() {
     let (own, root) = node(&[("etc/udev/rules.d/x", "")]);
     let folder = own.path().join("etc/udev/rules.d");
     for (name, text) in [(b"99-\xfe.rules", "a"), (b"99-\xff.rules", "b")] {
@@ -54,6 +40,7 @@ fn names_that_only_look_alike_are_two() {
     let rules = rules_in(&root).unwrap().files;
     let texts: Vec<_> = rules.iter().map(|file| &file.content[..]).collect();
     assert_eq!(texts, [b"a", b"b"]);
+    assert_eq!(rules[1].path, "/etc/udev/rules.d/99-\u{fffd}.rules");
 }
 
 #[test]
@@ -114,7 +101,7 @@ fn the_version_is_found_wherever_distributions_put_it() {
     ];
     for (file, version) in table {
         let (_own, root) = node(&[(file, ""), ("etc/login.defs", "SYS_GID_MAX 499\n")]);
-        let found = udevd_in(&root).unwrap();
+        let found = udevd(&root, View::Whole).unwrap();
         assert_eq!(found.version, version, "{file}");
         // Only where it makes a difference.
         let gid_max = if matches!(version, None | Some(258)) {
@@ -135,7 +122,11 @@ fn a_folder_of_very_many_libraries_does_not_hide_the_version() {
         for number in 0..10_001 {
             fs::write(own.path().join(format!("usr/lib/{number}.so")), "").unwrap();
         }
-        assert_eq!(udevd_in(&root).unwrap().version, Some(258), "{at}");
+        assert_eq!(
+            udevd(&root, View::Whole).unwrap().version,
+            Some(258),
+            "{at}"
+        );
     }
 }
 

@@ -7,7 +7,7 @@
 
 use nix::unistd::Gid;
 
-use super::RuleFile;
+use super::file::RuleFile;
 
 /// The file's name. It sorts after what distributions and deployment tools write.
 pub const NAME: &str = "99-libvirt-kvm-init.rules";
@@ -86,16 +86,12 @@ impl Rules {
 
     /// What there would be with this file, which goes where [`PATH`] says.
     pub fn with<'a>(&'a self, own: &'a RuleFile) -> Vec<&'a RuleFile> {
-        let others = self.files.iter().filter(|file| name(file) != NAME);
+        let others = self.files.iter().filter(|file| file.name() != NAME);
         let mut files: Vec<_> = others.collect();
-        let at = files.partition_point(|file| name(file) < NAME);
+        let at = files.partition_point(|file| file.name() < NAME);
         files.insert(at, own);
         files
     }
-}
-
-fn name(file: &RuleFile) -> &str {
-    file.path.rsplit('/').next().unwrap_or_default()
 }
 
 #[cfg(test)]
