@@ -60,8 +60,8 @@ impl<'a> AcceptedRule<'a> {
     pub(super) fn new(rule: Rule<'a>, udevd: &Udevd, db: &Database<'_>) -> Result<Self, String> {
         let mut new = Self {
             at: rule.at,
-            comparisons: Vec::new(),
-            assignments: Vec::new(),
+            comparisons: rule.comparisons,
+            assignments: Vec::with_capacity(rule.assignments.len()),
             is_static: false,
             label: rule.label,
             goto: rule.goto,
@@ -69,19 +69,17 @@ impl<'a> AcceptedRule<'a> {
             dropped: None,
             doubt: None,
         };
-        for pair in rule.pairs {
-            match udevd.accepts(&pair) {
+        for pair in new.comparisons.iter().chain(&rule.assignments) {
+            match udevd.accepts(pair) {
                 Accepted::Yes => {}
-                Accepted::No(why) => {
-                    return Err(format!("{}: {why}", pair.key.name()));
+                Accepted::No(why) => return Err(format!("{}: {why}", pair.key.name())),
+                Accepted::Unknown(why) => {
+                    new.doubt.get_or_insert_with(|| why.to_owned());
                 }
-                Accepted::Unknown(why) => new.doubt(why),
             }
-            if pair.is_comparison() {
-                new.comparisons.push(pair);
-            } else {
-                new.assign(pair, udevd, db);
-            }
+        }
+        for pair in rule.assignments {
+            new.assign(pair, udevd, db);
         }
         // What still has to be worked out at the event goes before what is known.
         new.assignments.sort_by_key(

@@ -2,7 +2,7 @@
 
 /// Whether a value holds a pattern at all.
 pub(super) fn is_glob(text: &[u8]) -> bool {
-    text.iter().any(|byte| b"*?[".contains(byte))
+    text.iter().any(|byte| matches!(byte, b'*' | b'?' | b'['))
 }
 
 /// Whether `text` is what `pattern` describes. `*` and `?` take slashes and leading dots, too.

@@ -68,9 +68,13 @@ impl<'a> Pair<'a> {
     }
 
     /// The order in which udevd handles the comparisons of a rule.
-    pub(super) fn order(&self) -> (Key, Option<usize>) {
-        let import = IMPORTS.iter().position(|source| *source == &*self.attr);
-        (self.key, import.filter(|_| self.key == Key::Import))
+    pub(super) fn order(&self) -> (Key, usize) {
+        let source = |import: &&[u8]| **import == *self.attr;
+        let source = match self.key {
+            Key::Import => IMPORTS.iter().position(source),
+            _ => None,
+        };
+        (self.key, source.unwrap_or_default())
     }
 
     /// Whether udevd accepts the value of a key that does not accept any.

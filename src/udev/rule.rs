@@ -11,8 +11,9 @@ use crate::find::three;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Rule<'a> {
     pub(super) at: Location<'a>,
-    /// What it compares and sets, in the order in which udevd handles it.
-    pub(super) pairs: Vec<Pair<'a>>,
+    /// In the order in which udevd asks them.
+    pub(super) comparisons: Vec<Pair<'a>>,
+    pub(super) assignments: Vec<Pair<'a>>,
     pub(super) label: Option<Cow<'a, [u8]>>,
     pub(super) goto: Option<Cow<'a, [u8]>>,
 }
@@ -28,46 +29,48 @@ impl<'a> Rule<'a> {
         line: &Cow<'a, [u8]>,
         never: impl Fn(&Pair<'_>) -> bool,
     ) -> Result<Option<Self>, String> {
-        let pairs = match line {
-            Cow::Borrowed(line) => pairs(line, never)?,
-            Cow::Owned(line) => {
-                pairs(line, never)?.map(|pairs| pairs.into_iter().map(Pair::into_owned).collect())
-            }
-        };
-        let Some(mut pairs) = pairs else {
-            return Ok(None);
-        };
-        let values = |key| pairs.iter().filter(move |pair| pair.key == key);
-        let label = values(Key::Label)
-            .next_back()
-            .map(|pair| pair.value.clone());
-        let goto = values(Key::Goto).next().map(|pair| pair.value.clone());
-        pairs.retain(|pair| !matches!(pair.key, Key::Label | Key::Goto));
-        pairs.sort_by_key(|pair| (!pair.is_comparison(), pair.order()));
-        Ok(Some(Self {
+        let mut rule = Self {
             at,
-            pairs,
-            label,
-            goto,
-        }))
+            comparisons: Vec::new(),
+            assignments: Vec::new(),
+            label: None,
+            goto: None,
+        };
+        let matters = match line {
+            Cow::Borrowed(line) => pairs(line, never, |pair| rule.push(pair))?,
+            Cow::Owned(line) => pairs(line, never, |pair| rule.push(pair.into_owned()))?,
+        };
+        rule.comparisons.sort_by_key(Pair::order);
+        Ok(matters.then_some(rule))
+    }
+
+    fn push(&mut self, pair: Pair<'a>) {
+        match pair.key {
+            Key::Label => self.label = Some(pair.value),
+            Key::Goto => {
+                self.goto.get_or_insert(pair.value);
+            }
+            _ if pair.is_comparison() => self.comparisons.push(pair),
+            _ => self.assignments.push(pair),
+        }
     }
 }
 
-/// The pairs of a line; nothing where it cannot matter.
+/// Hands each pair of a line to `push`, up to one by which the line cannot matter; whether there was none.
 fn pairs<'a>(
     line: &'a [u8],
     never: impl Fn(&Pair<'_>) -> bool,
-) -> Result<Option<Vec<Pair<'a>>>, String> {
-    let mut pairs = Vec::new();
+    mut push: impl FnMut(Pair<'a>),
+) -> Result<bool, String> {
     let mut rest = line;
     while let Some((pair, after)) = Pair::read(rest)? {
         if never(&pair) && is_idle(line) {
-            return Ok(None);
+            return Ok(false);
         }
-        pairs.push(pair);
+        push(pair);
         rest = after;
     }
-    Ok(Some(pairs))
+    Ok(true)
 }
 
 /// Whether a rule does nothing for kvm where one of its comparisons does not hold: no `GOTO` leads to it, and
