@@ -17,7 +17,7 @@ use libvirt_kvm_init::accounts::{group, passwd};
 use libvirt_kvm_init::acl::{Acl, Guard, READ_WRITE, Tag, Who, permits};
 use libvirt_kvm_init::cli::Options;
 use libvirt_kvm_init::config::Config;
-use libvirt_kvm_init::hostdb::{self, HostDb};
+use libvirt_kvm_init::hostdb::HostDb;
 use libvirt_kvm_init::logs::Lines;
 use libvirt_kvm_init::logs::fold::Fold;
 use libvirt_kvm_init::logs::report::{self, LogReport};
@@ -26,6 +26,7 @@ use libvirt_kvm_init::qemu_conf::{self, QemuConf};
 use libvirt_kvm_init::report::is_hidden;
 use libvirt_kvm_init::udev::own::{Gift, Rules};
 use libvirt_kvm_init::udev::{self, Database, Event, RuleFile, Udevd};
+use libvirt_kvm_init::userdb::record;
 use nix::unistd::{Gid, Uid};
 
 /// What takes any bytes, and panics where something does not hold.
@@ -330,15 +331,15 @@ pub fn acl(data: &[u8]) {
 /// A record is only one under its own name, and then look-ups find it.
 pub fn userdb(data: &[u8]) {
     for at in ["usr/lib/userdb/kvm.group", "etc/userdb/78.group"] {
-        let Some(record) = hostdb::record(at, data) else {
+        let Some(found) = record(at, data) else {
             continue;
         };
-        let (name, gid) = (record.name.clone(), record.gid);
+        let (name, gid) = (found.name.clone(), found.gid);
         assert!(data.trim_ascii_start().starts_with(b"{"));
         assert!(at.ends_with(&format!("/{name}.group")) || at.ends_with(&format!("/{gid}.group")));
         let db = HostDb {
             files: vec![("etc/group", b"root:x:0:\n".to_vec())],
-            records: vec![record],
+            records: vec![found],
             ..HostDb::default()
         };
         if name != "root" {
@@ -364,8 +365,8 @@ pub fn userdb(data: &[u8]) {
             format!("etc/userdb/{name}.group"),
             "etc/userdb/78.group".to_owned(),
         ] {
-            let record = hostdb::record(&at, json.as_bytes()).unwrap();
-            assert_eq!((record.name.as_str(), record.gid.as_raw()), (name, 78));
+            let found = record(&at, json.as_bytes()).unwrap();
+            assert_eq!((found.name.as_str(), found.gid.as_raw()), (name, 78));
         }
     }
 }

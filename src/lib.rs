@@ -63,6 +63,7 @@ pub mod sys;
 pub mod table;
 pub mod udev;
 pub mod udev_read;
+pub mod userdb;
 pub mod view;
 #[cfg(feature = "watch")]
 pub mod watch;

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 
 use libvirt_kvm_init::cli::Options;
 use libvirt_kvm_init::config::{Config, Origin, variable};
-use libvirt_kvm_init::hostdb::{HostDb, Record};
+use libvirt_kvm_init::hostdb::HostDb;
 use libvirt_kvm_init::observe::{Driver, Host, Node, Observed, Pod};
 use libvirt_kvm_init::plan::{Course, Decision, GroupStep, Step, align_all, decide};
 use libvirt_kvm_init::report::{Code, Warning};
 use libvirt_kvm_init::sys::device::Facts;
 use libvirt_kvm_init::udev::own::Rules;
 use libvirt_kvm_init::udev::{Prediction, RuleFile, Udevd};
+use libvirt_kvm_init::userdb::Record;
 use libvirt_kvm_init::view::View;
 use nix::sys::stat::SFlag;
 use nix::unistd::{Gid, Uid};

@@ -8,6 +8,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
 use nix::unistd::Gid;
 
@@ -146,8 +147,13 @@ pub fn align<'a>(
             }));
         }
     }
+    Ok((splice(file, splices), changes))
+}
+
+/// The file with other bytes in some of its ranges, which are in its order.
+fn splice(file: &[u8], splices: Vec<(Range<usize>, Vec<u8>)>) -> Cow<'_, [u8]> {
     if splices.is_empty() {
-        return Ok((Cow::Borrowed(file), changes));
+        return Cow::Borrowed(file);
     }
     let mut out = Vec::with_capacity(file.len() + 64);
     let mut done = 0;
@@ -157,7 +163,7 @@ pub fn align<'a>(
         done = range.end;
     }
     out.extend_from_slice(file.get(done..).unwrap_or_default());
-    Ok((Cow::Owned(out), changes))
+    Cow::Owned(out)
 }
 
 /// Where to insert what, so that glibc sees `user` and still all other members.
@@ -329,68 +335,32 @@ mod tests {
 
     #[test]
     fn changes_are_named() {
-        let gid = Gid::from_raw;
-        let user = || b"nova".to_vec();
+        let (from, to) = (Gid::from_raw(424), Gid::from_raw(108));
+        let user = b"nova".to_vec();
+        let member = Change::AddMember { user };
+        let changes = |file: &[u8]| align(file, &want("nova")).unwrap().1;
         assert_eq!(
-            align(b"kvm:x:424:", &want("nova")).unwrap().1,
-            [
-                Change::SetGid {
-                    from: gid(424),
-                    to: gid(108)
-                },
-                Change::AddMember { user: user() }
-            ]
+            changes(b"kvm:x:424:"),
+            [Change::SetGid { from, to }, member.clone()]
         );
-        assert_eq!(
-            align(b"", &want("nova")).unwrap().1,
-            [
-                Change::AddGroup { gid: gid(108) },
-                Change::AddMember { user: user() }
-            ]
-        );
+        assert_eq!(changes(b""), [Change::AddGroup { gid: to }, member]);
     }
 
     #[test]
     fn what_cannot_be_written() {
-        for name in [
-            "",
-            " a",
-            "\ta",
-            "\x0ba",
-            "+a",
-            "-a",
-            "#a",
-            "a:b",
-            "a,b",
-            "a\nb",
-            "a\r",
-            "a\0b",
-            "x;id;#",
-            "a/b",
-            "a$(id)",
-            "123",
-            "1a",
-            ".a",
-            "a b",
-            "a$b",
-            "a$$",
-            "$",
-            "\u{e4}",
-            "a\u{1b}",
-            "a23456789012345678901234567890123",
-            "a2345678901234567890123456789012$",
-        ] {
+        let names = " |\ta|\x0ba|+a|-a|#a|a:b|a,b|a\nb|a\r|a\0b|x;id;#|a/b|a$(id)|123|1a|.a|a b|a$b|a$$|$|\u{e4}|\
+             a\u{1b}|a23456789012345678901234567890123|a2345678901234567890123456789012$";
+        for name in names.split('|').chain([""]) {
             let name = name.as_bytes();
-            for want in [
-                Want {
-                    group: name,
-                    ..want("nova")
-                },
-                Want {
-                    member: Some(name),
-                    ..want("")
-                },
-            ] {
+            let as_group = Want {
+                group: name,
+                ..want("nova")
+            };
+            let as_member = Want {
+                member: Some(name),
+                ..want("")
+            };
+            for want in [as_group, as_member] {
                 let error = align(b"kvm:x:1:\n", &want).unwrap_err();
                 assert!(matches!(error, EditError::Name { .. }), "{error}");
             }
@@ -417,16 +387,12 @@ mod tests {
             };
             assert_eq!(align(b"", &want), Err(EditError::Gid(want.gid)));
         }
+        let odd = Want {
+            group: b"k\nvm",
+            ..want("")
+        };
         assert_eq!(
-            align(
-                b"",
-                &Want {
-                    group: b"k\nvm",
-                    ..want("")
-                }
-            )
-            .unwrap_err()
-            .to_string(),
+            align(b"", &odd).unwrap_err().to_string(),
             "the group name 'k\\nvm' is not written into a group file: \
              it holds something else than letters, digits, _ . and -"
         );

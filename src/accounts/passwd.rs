@@ -51,7 +51,7 @@ pub fn users(file: &[u8]) -> impl Iterator<Item = User<'_>> {
 ///
 /// glibc takes 4294967295 for a number and finds the entry. It stands for "no ID" to the kernel, so
 /// where the first entry has it, there is no such user: a later entry of that name is not what
-/// libvirtd would find, and nothing here mends a passwd file.
+/// libvirtd would find, and nothing here repairs a passwd file.
 pub fn by_name<'a>(file: &'a [u8], name: &[u8]) -> Option<User<'a>> {
     entries(file)
         .filter(|line| line.is_named(name))

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 
 use crate::accounts::passwd;
-use crate::hostdb::{FILES, HostDb, RECORD_FOLDERS, Unseen, record};
+use crate::hostdb::{FILES, HostDb, RECORD_FOLDERS, Unseen};
 use crate::sys::device::Facts;
 use crate::sys::root::Root;
 use crate::sys::{Inode, Room};
 use crate::udev::own::Rules;
 use crate::udev::{self, Prediction, Remark, RuleFile, Udevd};
 use crate::udev_read::{self, Spot};
+use crate::userdb::record;
 use crate::view::View;
 
 /// What is seen of the node.
