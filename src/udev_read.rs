@@ -13,7 +13,7 @@ use nix::sys::stat::SFlag;
 use crate::hostdb;
 use crate::sys::processes::Process;
 use crate::sys::root::{Folder, Root, kind, kind_name};
-use crate::sys::{Inode, Result, Room};
+use crate::sys::{Result, Room};
 use crate::udev::own::{self, Rules};
 use crate::udev::{Candidate, FOLDERS, Remark, Udevd, login_defs, select, version_of};
 use crate::view::View;
@@ -295,11 +295,18 @@ fn version_in(root: &Root, lib: &str) -> Result<Option<u32>> {
 /// # Errors
 /// The call on the node's files that failed.
 pub fn stale(root: &Path, processes: &[Process]) -> Result<Option<u32>> {
-    if !processes.iter().any(|process| process.name == UDEVD) {
+    let mut udevds = processes
+        .iter()
+        .filter(|process| process.name == UDEVD)
+        .peekable();
+    if udevds.peek().is_none() {
         return Ok(None);
     }
     let root = &Root::open(root)?;
-    let Some((pid, started)) = running(root.id()?, processes) else {
+    let id = root.id()?;
+    // The one whose root is this one, as far as that can be read.
+    let is_this = |process: &&Process| process.root.is_none_or(|other| other == id);
+    let Some(Process { pid, started, .. }) = udevds.find(is_this) else {
         return Ok(None);
     };
     let changed = |name: &str| -> Result<_> { Ok(root.stat(name)?.map(|stat| stat.st_mtime)) };
@@ -315,7 +322,7 @@ pub fn stale(root: &Path, processes: &[Process]) -> Result<Option<u32>> {
     for file in hostdb::FILES.into_iter().chain(["etc/passwd"]) {
         names = names.max(changed(file)?);
     }
-    Ok(is_stale(started, rules, names).then_some(pid))
+    Ok(is_stale(*started, rules, names).then_some(*pid))
 }
 
 /// Whether names changed after udevd last looked them up: when it started, or at the first event
@@ -326,13 +333,6 @@ pub fn is_stale(started: i64, rules: Option<i64>, names: Option<i64>) -> bool {
 
 /// The name of udevd's process.
 pub const UDEVD: &str = "systemd-udevd";
-
-/// The udevd whose root is this one, as far as that can be read, and when it started.
-fn running(root: Inode, processes: &[Process]) -> Option<(u32, i64)> {
-    let mut udevds = processes.iter().filter(|process| process.name == UDEVD);
-    let udevd = udevds.find(|process| process.root.is_none_or(|other| other == root))?;
-    Some((udevd.pid, udevd.started))
-}
 
 #[cfg(test)]
 #[allow(clippy::disallowed_methods)]

@@ -37,7 +37,7 @@ fn each_path_that_contributors_are_sent_to_is_there() {
     for (name, file) in [
         ("Cause", "src/report/words.rs"),
         ("Code", "src/report/words.rs"),
-        ("Token", "src/udev/rule.rs"),
+        ("Key", "src/udev/key.rs"),
     ] {
         let text = fs::read_to_string(repository().join(file)).unwrap();
         assert!(text.contains(&format!(" enum {name}")), "{file}: {name}");

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use nix::unistd::{Gid, Uid};
 
-use super::assign::{Change, Permission, Value};
+use super::assign::{Change, Field, Value};
 use super::key::{Key, Op};
 use super::location::Location;
 use super::pair::Pair;
@@ -27,7 +27,7 @@ pub struct Database<'a> {
 /// What a rule sets that matters to kvm.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Assignment<'a> {
-    Permission(Op, Permission),
+    Permission(Field, Op, Value),
     Tag(Op, Cow<'a, [u8]>),
     Env(Op, Cow<'a, [u8]>, Cow<'a, [u8]>),
     Symlink,
@@ -69,21 +69,21 @@ impl<'a> AcceptedRule<'a> {
             dropped: None,
             doubt: None,
         };
+        let mut doubt = None;
         for pair in new.comparisons.iter().chain(&rule.assignments) {
             match udevd.accepts(pair) {
                 Accepted::Yes => {}
                 Accepted::No(why) => return Err(format!("{}: {why}", pair.key.name())),
-                Accepted::Unknown(why) => {
-                    new.doubt.get_or_insert_with(|| why.to_owned());
-                }
+                Accepted::Unknown(why) => doubt = doubt.or(Some(why)),
             }
         }
+        new.doubt = doubt.map(str::to_owned);
         for pair in rule.assignments {
             new.assign(pair, udevd, db);
         }
         // What still has to be worked out at the event goes before what is known.
         new.assignments.sort_by_key(
-            |assignment| !matches!(assignment, Assignment::Permission(_, new) if new.is_late()),
+            |assignment| !matches!(assignment, Assignment::Permission(.., value) if value.late),
         );
         Ok(new)
     }
@@ -120,14 +120,16 @@ impl<'a> AcceptedRule<'a> {
             Key::Owner => {
                 let uid = |name: &str| (db.user)(name).map(Uid::as_raw);
                 let kind = ("user", udevd.system_uid_max);
-                Assignment::Permission(op, Permission::Owner(self.id(&value, kind, uid, udevd, db)))
+                let uid = self.id(&value, kind, uid, udevd, db.complete);
+                Assignment::Permission(Field::Owner, op, uid)
             }
             Key::Group => {
                 let gid = |name: &str| (db.group)(name).map(Gid::as_raw);
                 let kind = ("group", udevd.system_gid_max);
-                Assignment::Permission(op, Permission::Group(self.id(&value, kind, gid, udevd, db)))
+                let gid = self.id(&value, kind, gid, udevd, db.complete);
+                Assignment::Permission(Field::Group, op, gid)
             }
-            Key::Mode => Assignment::Permission(op, Permission::Mode(mode(&value))),
+            Key::Mode => Assignment::Permission(Field::Mode, op, mode(&value)),
             Key::Tag => Assignment::Tag(op, value),
             Key::Env => Assignment::Env(op, attr, value),
             Key::Symlink => Assignment::Symlink,
@@ -150,10 +152,11 @@ impl<'a> AcceptedRule<'a> {
         kind: (&str, u32),
         look_up: impl Fn(&str) -> Option<u32>,
         udevd: &Udevd,
-        db: &Database<'_>,
-    ) -> Value<u32> {
+        complete: bool,
+    ) -> Value {
+        let with = |change, late, note| Value { change, late, note };
         if is_open(value) {
-            return Value::open();
+            return with(Change::Open, true, None);
         }
         let name = String::from_utf8_lossy(value);
         // Such a value is taken for a substitution, and looked up only at the event.
@@ -163,66 +166,52 @@ impl<'a> AcceptedRule<'a> {
             name => look_up(name).filter(is_id),
         });
         let (what, max) = kind;
-        if let Some(id) = known {
-            match udevd.accepts_id(id, max) {
-                Accepted::No(why) if !late => {
-                    let why = || format!("{what} {name}: {why}");
-                    self.dropped.get_or_insert_with(why);
-                }
-                Accepted::Unknown(why) if !late => self.doubt(why),
-                _ => {}
+        let accepted = match known {
+            _ if late => Accepted::Yes,
+            Some(id) => udevd.accepts_id(id, max),
+            None if complete => udevd.accepts_unknown(),
+            None => Accepted::Yes,
+        };
+        match (accepted, known) {
+            (Accepted::Yes, _) => {}
+            (Accepted::No(why), Some(_)) => self.drop(|| format!("{what} {name}: {why}")),
+            (Accepted::No(_), None) => self.drop(|| format!("the node knows no {what} '{name}'")),
+            (Accepted::Unknown(why), _) => self.doubt(why),
+        }
+        match known {
+            Some(id) => with(Change::Set(id), late, None),
+            None if !complete => {
+                self.doubt(
+                    "it names a user or group that is not in the files of the node that are seen here, \
+                     and may be in others",
+                );
+                with(Change::Unset, false, None)
             }
-            let change = Change::Set(id);
-            return Value {
-                change,
-                late,
-                note: None,
-            };
-        }
-        if !db.complete {
-            self.doubt(
-                "it names a user or group that is not in the files of the node that are seen here, and \
-                 may be in others",
-            );
-            return Value {
-                change: Change::Unset,
-                late: false,
-                note: None,
-            };
-        }
-        if !late {
-            match udevd.drops_unknown() {
-                Some(true) => {
-                    let why = || format!("the node knows no {what} '{name}'");
-                    self.dropped.get_or_insert_with(why);
-                }
-                Some(false) => {}
-                None => self.doubt(
-                    "the node does not know a name in it, and what follows differs by version",
-                ),
+            None => {
+                let note = format!("the node does not know the name '{name}'");
+                let change = match late {
+                    true => Change::Keep,
+                    false => Change::Unset,
+                };
+                with(change, late, Some(note))
             }
         }
-        Value {
-            change: match late {
-                true => Change::Keep,
-                false => Change::Unset,
-            },
-            late,
-            note: Some(format!("the node does not know the name '{name}'")),
-        }
+    }
+
+    fn drop(&mut self, why: impl FnOnce() -> String) {
+        self.dropped.get_or_insert_with(why);
     }
 }
 
-fn mode(value: &[u8]) -> Value<u16> {
-    if octal(value).is_none() && is_open(value) {
-        return Value::open();
-    }
-    let bits = octal(value);
-    Value {
-        change: bits.map_or(Change::Keep, Change::Set),
-        late: bits.is_none(),
-        note: bits
-            .is_none()
-            .then(|| format!("MODE=\"{}\" is no mode", String::from_utf8_lossy(value))),
-    }
+fn mode(value: &[u8]) -> Value {
+    let (change, note) = match octal(value) {
+        Some(bits) => (Change::Set(bits.into()), None),
+        None if is_open(value) => (Change::Open, None),
+        None => {
+            let value = String::from_utf8_lossy(value);
+            (Change::Keep, Some(format!("MODE=\"{value}\" is no mode")))
+        }
+    };
+    let late = !matches!(change, Change::Set(_));
+    Value { change, late, note }
 }

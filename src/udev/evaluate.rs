@@ -123,10 +123,10 @@ fn start(files: &[Rules<'_>], notes: &mut Notes) -> Forecast {
         let mut new = Permissions::default();
         // Only plain values count here, and of several the last, `:=` or not.
         for assignment in &rule.assignments {
-            if let Assignment::Permission(_, permission) = assignment
-                && !permission.is_late()
+            if let Assignment::Permission(field, _, value) = assignment
+                && !value.late
             {
-                new.assign(Op::Assign, permission, rule.at, doubt, notes);
+                new.assign((*field, Op::Assign), value, rule.at, doubt, notes);
             }
         }
         device.apply(new);
@@ -250,7 +250,9 @@ impl<'a> Run<'a> {
         notes: &mut Notes,
     ) {
         match assignment {
-            Assignment::Permission(op, new) => self.new.assign(*op, new, at, doubt, notes),
+            Assignment::Permission(field, op, value) => {
+                self.new.assign((*field, *op), value, at, doubt, notes);
+            }
             Assignment::Env(op, key, value) => self.device.set_property(*op, key, value, doubt),
             Assignment::Tag(op, tag) => {
                 // One with a substitution is usually only set where there is something to fill in, as

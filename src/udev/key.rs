@@ -165,18 +165,7 @@ pub(super) fn key(name: &[u8]) -> Option<&'static Row> {
 
 /// Properties that the kernel and udevd set themselves; a rule that tries is dropped.
 pub(super) fn is_fixed_property(name: &[u8]) -> bool {
-    let fixed: [&[u8]; 11] = [
-        b"ACTION",
-        b"DEVLINKS",
-        b"DEVNAME",
-        b"DEVPATH",
-        b"DEVTYPE",
-        b"DRIVER",
-        b"IFINDEX",
-        b"MAJOR",
-        b"MINOR",
-        b"SUBSYSTEM",
-        b"TAGS",
-    ];
-    fixed.contains(&name)
+    const FIXED: &str =
+        "ACTION DEVLINKS DEVNAME DEVPATH DEVTYPE DRIVER IFINDEX MAJOR MINOR SUBSYSTEM TAGS";
+    FIXED.split(' ').any(|fixed| fixed.as_bytes() == name)
 }

@@ -68,9 +68,15 @@ impl Udevd {
         }
     }
 
-    /// Whether it drops all of a line with a name that the node does not know, or only that name.
-    pub(super) fn drops_unknown(&self) -> Option<bool> {
-        self.version.map(|version| version >= STRICT)
+    /// Whether it accepts a line with a name that the node does not know, and only leaves the name out.
+    pub(super) fn accepts_unknown(&self) -> Accepted {
+        match self.version {
+            Some(STRICT..) => Accepted::No("the node does not know a name in it"),
+            Some(_) => Accepted::Yes,
+            None => Accepted::Unknown(
+                "the node does not know a name in it, and what follows differs by version",
+            ),
+        }
     }
 
     /// Whether it knows what only some versions know: `i"…"`, `SYMLINK-=`, `CONST{cvm}` and some built-in
@@ -99,31 +105,15 @@ impl Udevd {
     /// Whether there is such a built-in command. udevd takes the first whose name begins with the command's
     /// first word, so that `k` is enough for `kmod`, and the empty word is accepted, too.
     fn has_builtin(&self, command: &[u8]) -> Accepted {
-        let seen: [&[u8]; 11] = [
-            b"blkid",
-            b"btrfs",
-            b"hwdb",
-            b"input_id",
-            b"keyboard",
-            b"kmod",
-            b"net_id",
-            b"net_setup_link",
-            b"path_id",
-            b"uaccess",
-            b"usb_id",
-        ];
-        let later: [&[u8]; 4] = [
-            b"net_driver",
-            b"dissect_image",
-            b"factory_reset",
-            b"tpm2_id",
-        ];
+        const SEEN: &str =
+            "blkid btrfs hwdb input_id keyboard kmod net_id net_setup_link path_id uaccess usb_id";
+        const LATER: &str = "net_driver dissect_image factory_reset tpm2_id";
         let mut words = trim(command).split(|byte| is_blank(*byte));
         let name = words.next().unwrap_or_default();
-        let is_meant = |known: &&[u8]| known.starts_with(name);
-        if seen.iter().any(is_meant) {
+        let is_meant = |known: &str| known.as_bytes().starts_with(name);
+        if SEEN.split(' ').any(is_meant) {
             Accepted::Yes
-        } else if later.iter().any(is_meant) {
+        } else if LATER.split(' ').any(is_meant) {
             self.since_some_version("its built-in command is not known to every systemd")
         } else {
             Accepted::No("no built-in command that udev knows")
