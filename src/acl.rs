@@ -18,7 +18,7 @@ const VERSION: u32 = 2;
 /// What is asked for: reading and writing, as QEMU opens the device.
 pub const READ_WRITE: u16 = 0o6;
 
-/// Whom an entry speaks of.
+/// What an entry applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tag {
     /// `user::`, the file's owner.
@@ -35,12 +35,12 @@ pub enum Tag {
     Other,
 }
 
-/// One entry: who may do what (`r` 4, `w` 2, `x` 1).
+/// One entry, with permission bits (`r` 4, `w` 2, `x` 1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
-    /// Whom it speaks of.
+    /// What it applies to.
     pub tag: Tag,
-    /// What they may do.
+    /// The permission bits.
     pub perm: u16,
 }
 
@@ -122,7 +122,7 @@ impl Acl {
     }
 
     /// The ACL with which owner and group may read and write, or exactly what `exact` says, and
-    /// nobody else may do more than before: where the mask is raised, the entries that it held
+    /// no other user may do more than before: where the mask is raised, the entries that it held
     /// back are first reduced to what they could effectively do.
     #[must_use]
     pub fn repaired(&self, exact: Option<u16>) -> Self {

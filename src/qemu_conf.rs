@@ -18,7 +18,7 @@ use crate::accounts::number::strtoul;
 /// The largest file that libvirt reads, in bytes.
 pub const MAX_SIZE: usize = 10 * 1024 * 1024;
 
-/// The settings that decide whom QEMU runs as; `None` is the distribution's default.
+/// The settings that decide which user QEMU runs as; `None` is the distribution's default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct QemuConf {
     /// The first `user`.
@@ -66,7 +66,7 @@ impl std::error::Error for SyntaxError {}
 /// # Errors
 ///
 /// [`SyntaxError`] where libvirtd refuses to start: anything that is no statement, no comment and no
-/// blank (a file of nothing but blanks is refused, too, an empty one is not), `user` or `group` with
+/// space (a file of nothing but spaces is refused, too, an empty one is not), `user` or `group` with
 /// a number or a list, or a file of more than [`MAX_SIZE`] bytes. Where several are wrong, the first
 /// that libvirt names.
 pub fn parse(file: &[u8]) -> Result<QemuConf, SyntaxError> {
@@ -348,7 +348,7 @@ pub enum IdSpec<'a> {
     },
 }
 
-/// How libvirt reads a value of `user` or `group`. `None` can be nobody: it is empty, or `+` is not
+/// How libvirt reads a value of `user` or `group`. `None` names no ID: it is empty, or `+` is not
 /// followed by an ID. 4294967295, which libvirt reads from -1, too, is no ID.
 pub fn id_spec(value: &[u8]) -> Option<IdSpec<'_>> {
     match value {

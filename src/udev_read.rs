@@ -123,24 +123,24 @@ fn missing_directories(
 /// Where a rule of this program's own goes, as it is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spot {
-    /// The folder.
+    /// Its directory.
     pub folder: SpotFolder,
-    /// What stands under the file's name.
+    /// What there is under the file's name.
     pub stands: Stands,
 }
 
 /// Whether a file can be made in etc/udev/rules.d.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SpotFolder {
-    /// As far as its mount goes. The folder itself may be missing where etc/udev is there.
+    /// As far as its mount goes. The directory itself may be missing where etc/udev is there.
     Writable,
     /// It is on a mount that is read-only here.
     ReadOnly,
-    /// There is no etc/udev either: nothing says that this node has a udev.
+    /// There is no etc/udev either: nothing shows that this node has a udev.
     Missing,
 }
 
-/// What stands where the own file belongs.
+/// What there is where the own file belongs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stands {
     /// Nothing.
@@ -257,13 +257,13 @@ pub fn udevd(root: &Root, view: View) -> Result<Udevd> {
     Ok(udevd)
 }
 
-/// The largest version of systemd that has its library in one of these folders.
+/// The largest version of systemd that has its library in one of these directories.
 fn version(root: &Root, libs: &[&str]) -> Result<Option<u32>> {
     let here = format!("{}-linux-gnu", std::env::consts::ARCH);
     let mut version = version_in(root, "usr/lib64")?;
     for lib in libs {
-        for folder in [(*lib).to_owned(), format!("{lib}/{here}")] {
-            version = version.max(version_in(root, &folder)?);
+        for directory in [(*lib).to_owned(), format!("{lib}/{here}")] {
+            version = version.max(version_in(root, &directory)?);
         }
     }
     if version.is_some() {

@@ -1,4 +1,4 @@
-//! group(5): which number a group has, and which groups a user is in.
+//! group(5): which GID a group has, and which groups a user is in.
 //!
 //! Source of the behaviour: glibc `nss_files` (seen with 2.36), what libvirtd asks when it starts
 //! (`getgrnam`) and each time it starts a guest (`getgrouplist`).
@@ -16,9 +16,9 @@ use super::number::trim_start;
 /// One entry of a group file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Group<'a> {
-    /// The group's name, without leading blanks.
+    /// The group's name, without leading spaces.
     pub name: &'a [u8],
-    /// The group's number; never 4294967295, which is no ID. 0 is possible.
+    /// The group's GID; never 4294967295, which is no ID. 0 is possible.
     pub gid: Gid,
     /// Where the entry is: the 1-based number of its line.
     pub line: usize,
@@ -26,9 +26,9 @@ pub struct Group<'a> {
 }
 
 impl<'a> Group<'a> {
-    /// The users that the entry lists, in its order, duplicates included. Blanks before a member do
+    /// The users that the entry lists, in its order, duplicates included. Spaces before a member do
     /// not count, those after it do; so does the carriage return of a CRLF line, which is why the
-    /// last member of such a line is nobody.
+    /// last member of such a line is no user.
     pub fn members(&self) -> impl Iterator<Item = &'a [u8]> {
         self.members
             .split(|b| *b == b',')
@@ -45,7 +45,7 @@ impl<'a> Group<'a> {
 /// An entry, and where an edit of it would have to write.
 pub(super) struct Entry<'a> {
     pub(super) group: Group<'a>,
-    /// The number's field in the file, in bytes, blanks and sign included.
+    /// The GID's field in the file, in bytes, spaces and sign included.
     pub(super) gid_field: Range<usize>,
     /// The member list in the file as far as C sees it; `None` where the line has three fields.
     pub(super) list: Option<Range<usize>>,
@@ -114,7 +114,7 @@ fn usable<'a>(
         .filter(|group| group.gid.as_raw() != u32::MAX)
 }
 
-/// Every entry that a look-up by name or number can find. Not among them, as in glibc: blank lines,
+/// Every entry that a look-up by name or GID can find. Not among them, as in glibc: blank lines,
 /// comments, entries of the NIS `compat` service (`+` and `-`), and lines whose number is missing, is
 /// followed by something else, or does not fit 32 bits (-1 is such a one). Lines of three fields are
 /// entries without members.
@@ -144,17 +144,17 @@ pub fn all_by_names<'a>(file: &'a [u8], names: &[&str]) -> impl Iterator<Item = 
     })
 }
 
-/// Every entry with that number: each of these groups' members has what the number may do.
+/// Every entry with that GID: each of these groups' members may do what the GID may do.
 pub fn all_by_gid(file: &[u8], gid: Gid) -> impl Iterator<Item = Group<'_>> {
     groups(file).filter(move |group| group.gid == gid)
 }
 
 /// The groups that a process of `user` gets, as `getgrouplist` finds them: `primary` first, then
-/// each other number once, in the file's order.
+/// each other GID once, in the file's order.
 ///
 /// More lines count than look-ups find (glibc `nss_files` initgroups): every entry of a name that
 /// occurs twice, entries of the `compat` service (an empty number there is 0), and comments: a
-/// `#kvm:x:108:nova` gives nova the number 108. A line with 4294967295 counts as well, and no process
+/// `#kvm:x:108:nova` gives nova the GID 108. A line with 4294967295 counts as well, and no process
 /// of that user can be started: setgroups(2) answers `EINVAL`.
 pub fn gids_of(file: &[u8], user: &[u8], primary: Gid) -> Vec<Gid> {
     let mut seen = BTreeSet::from([primary.as_raw()]);
@@ -168,7 +168,7 @@ pub fn gids_of(file: &[u8], user: &[u8], primary: Gid) -> Vec<Gid> {
 }
 
 /// Whether a file is a group file beyond doubt: every line but empty ones, comments and entries of the NIS
-/// `compat` service has four fields with a name without blanks and a number in digits, and one of them is root with 0. Not a
+/// `compat` service has four fields with a name without spaces and a GID in digits, and one of them is root with 0. Not a
 /// passwd file, a script, or whatever else was put in its place. Stricter than glibc, which skips what it cannot
 /// read.
 pub fn is_group_file(file: &[u8]) -> bool {

@@ -1,13 +1,13 @@
 //! Lines and fields: what glibc's readers of all account files have in common.
 //!
-//! There are two readers, and they disagree. Look-ups (glibc `__nss_readline`) skip leading blanks,
+//! There are two readers, and they disagree. Look-ups (glibc `__nss_readline`) skip leading spaces,
 //! blank lines and `#` comments. The search for a user's groups (glibc `nss_files` initgroups) takes
 //! each line as it is: there a commented-out group that lists the user still counts.
 //!
 //! One glibc bug is left out: `__nss_readline` moves an indented line to the front of its buffer
 //! without the terminating NUL, so on an indented last line without a newline it sees some of the
 //! last bytes twice (` kvm:x:108` is read as `kvm:x:1088`). Later versions may not, so such a line is
-//! read as it is meant here, and [`Line::is_misread`] tells who edits it.
+//! read here as it was intended, and [`Line::is_misread`] reports it to what edits it.
 
 #![forbid(unsafe_code)]
 
@@ -25,12 +25,12 @@ pub(crate) struct Line<'a> {
     pub(crate) number: usize,
     /// Whether a newline follows `text`.
     pub(crate) ended: bool,
-    /// Whether blanks before `text` were skipped.
+    /// Whether spaces before `text` were skipped.
     pub(crate) indented: bool,
 }
 
 impl<'a> Line<'a> {
-    /// The line as a look-up reads it: leading blanks gone; `None` for blank lines and comments.
+    /// The line as a look-up reads it: leading spaces gone; `None` for blank lines and comments.
     pub(crate) fn entry(self) -> Option<Self> {
         let text = trim_start(self.text);
         let start = self.start + (self.text.len() - text.len());
@@ -128,7 +128,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The user or group number in the next field. `None` rejects the line: there is no number, one
+    /// The UID or GID in the next field. `None` rejects the line: there is no number, one
     /// that does not fit 32 bits (-1 is such a one), or something after it. 4294967295 does fit,
     /// although it is no ID.
     pub(crate) fn number(&mut self) -> Option<u32> {

@@ -1,7 +1,7 @@
 //! Numbers as C's `strtoul` reads them in base 10.
 //!
 //! Both glibc's account files and libvirt's `user`/`group` settings go through that function, and
-//! it accepts more than a plain number: leading blanks, a sign, and negative values that wrap.
+//! it accepts more than a plain number: leading spaces, a sign, and negative values that wrap.
 
 #![forbid(unsafe_code)]
 
@@ -21,10 +21,10 @@ pub(crate) fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t'..=b'\r')
 }
 
-/// Drops leading blanks as C's `isspace` knows them.
+/// Drops leading spaces as C's `isspace` knows them.
 pub(crate) fn trim_start(text: &[u8]) -> &[u8] {
-    let blanks = text.iter().take_while(|b| is_space(**b)).count();
-    text.get(blanks..).unwrap_or_default()
+    let spaces = text.iter().take_while(|b| is_space(**b)).count();
+    text.get(spaces..).unwrap_or_default()
 }
 
 /// Reads a number; `None` where there is no digit to read, or something else after the last one (C: the end

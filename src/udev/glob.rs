@@ -41,7 +41,7 @@ pub(super) fn matches(pattern: &[u8], text: &[u8]) -> bool {
 }
 
 /// Whether the bracket expression at the start of `pattern` takes `byte`, and how long it is;
-/// nothing for a `[` that is never closed, which stands for itself.
+/// nothing for a `[` that is never closed, which is an ordinary character.
 fn bracket(pattern: &[u8], byte: u8) -> Option<(bool, usize)> {
     let mut at = 1;
     let negated = matches!(pattern.get(at), Some(b'!' | b'^'));

@@ -32,8 +32,8 @@ pub(super) fn is_blank(byte: u8) -> bool {
 
 /// Drops spaces and line ends at the start.
 pub(super) fn trim(text: &[u8]) -> &[u8] {
-    let blanks = text.iter().take_while(|byte| is_blank(**byte)).count();
-    text.get(blanks..).unwrap_or_default()
+    let spaces = text.iter().take_while(|byte| is_blank(**byte)).count();
+    text.get(spaces..).unwrap_or_default()
 }
 
 impl<'a> Lines<'a> {

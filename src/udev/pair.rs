@@ -197,7 +197,7 @@ fn value(text: &[u8]) -> Result<Value<'_>, &'static str> {
     Ok((Cow::Owned(plain), any_case, rest))
 }
 
-/// The escapes of C, and `\s` for a blank.
+/// The escapes of C, and `\s` for a space.
 fn unescape(text: &[u8]) -> Option<Vec<u8>> {
     let mut plain = Vec::new();
     let mut rest = text;

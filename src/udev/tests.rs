@@ -190,7 +190,7 @@ fn rules_made_to_keep_it_busy_do_not() {
     }
 }
 
-/// Seen with 252: what ends in a slash has to be a folder.
+/// Seen with 252: what ends in a slash has to be a directory.
 #[test]
 fn a_static_nodes_name_is_a_path() {
     for (name, is_kvm) in [

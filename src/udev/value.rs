@@ -9,7 +9,7 @@ pub(super) fn is_id(id: &u32) -> bool {
     !matches!(*id, 0xffff | u32::MAX)
 }
 
-/// A user or group number: digits only, no leading zero, and none that stands for "no one".
+/// A user or group number: digits only, no leading zero, and none that means "no ID".
 pub(super) fn id(text: &[u8]) -> Option<u32> {
     let digits = text.iter().all(u8::is_ascii_digit);
     let zero = text.len() > 1 && text.first() == Some(&b'0');
