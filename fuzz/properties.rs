@@ -1,4 +1,4 @@
-//! What shall hold for any bytes that come from outside: one function for each fuzz target. The
+//! What must hold for any bytes that come from outside: one function for each fuzz target. The
 //! targets call them, and so does tests/fuzz_replay.rs with all that is in corpus/.
 //!
 //! Where a property takes more than a file, the first bytes of the input choose it, so that seeds
@@ -20,12 +20,13 @@ use libvirt_kvm_init::commands::logs::report::{self, LogReport};
 use libvirt_kvm_init::commands::logs::scan::Scanner;
 use libvirt_kvm_init::commands::logs::stream::Stream;
 use libvirt_kvm_init::config::options::Flags;
-use libvirt_kvm_init::hostdb::{self, HostDb};
+use libvirt_kvm_init::hostdb::HostDb;
 use libvirt_kvm_init::pipeline::Request;
 use libvirt_kvm_init::qemu_conf::{self, QemuConf};
 use libvirt_kvm_init::text::is_hidden;
 use libvirt_kvm_init::udev::own::{Gift, Rules};
 use libvirt_kvm_init::udev::{self, Database, Event, RuleFile, Udevd};
+use libvirt_kvm_init::userdb::record;
 use nix::unistd::{Gid, Uid};
 
 /// What takes any bytes, and panics where something does not hold.
@@ -43,7 +44,7 @@ pub const TARGETS: [(&str, Property); 8] = [
     ("logs", logs),
 ];
 
-/// An edit changes what it shall and no other byte, says so, and has nothing to do a second time; or a name
+/// An edit changes what it should and no other byte, reports that, and has nothing to do a second time; or a name
 /// would have to be written that means more than a name.
 pub fn group(data: &[u8]) {
     let Some((choice, file)) = data.split_first() else {
@@ -58,7 +59,7 @@ pub fn group(data: &[u8]) {
         member: member.map(str::as_bytes),
     };
     group_edit(file, &want);
-    // Names that are in the file, and what stands where a name would.
+    // Names that are in the file, and what is in the place of a name.
     let first = file.split(|b| matches!(b, b':' | b'\n')).next();
     for name in group::groups(file).map(|found| found.name).chain(first) {
         want.group = name;
@@ -92,7 +93,7 @@ fn group_edit(file: &[u8], want: &Want<'_>) {
     }
 }
 
-/// What entries say is what look-ups find, and a line means the same wherever it stands.
+/// The entries are what look-ups find, and a line means the same wherever it is.
 pub fn passwd(data: &[u8]) {
     account_files::passwd_look_ups(data);
     let entries = |file| -> Vec<(Vec<u8>, Uid, Gid)> {
@@ -134,7 +135,7 @@ pub fn qemu_conf(data: &[u8]) {
     qemu_conf::id_spec(data);
     let line = data.split(|b| matches!(b, b'\n' | b'\r' | b'"' | 0));
     for value in line.take(8) {
-        // What stands between quotes may not start as a string of three quotes would.
+        // The text between quotes may not start as a string of three quotes would.
         let text = [b"group = \"", value, b"\"\n"].concat();
         let setting = qemu_conf::parse(&text).unwrap().group.unwrap();
         assert_eq!(setting.value, value);
@@ -260,7 +261,7 @@ pub fn yaml(data: &[u8]) {
     }
 }
 
-/// What is read is written alike, and a repair gives nobody but the owning group more.
+/// What is read is written alike, and a repair gives only the owning group more.
 pub fn acl(data: &[u8]) {
     let Some((choice, bytes)) = data.split_first_chunk::<2>() else {
         return;
@@ -327,15 +328,15 @@ pub fn acl(data: &[u8]) {
 /// A record is only one under its own name, and then look-ups find it.
 pub fn userdb(data: &[u8]) {
     for at in ["usr/lib/userdb/kvm.group", "etc/userdb/78.group"] {
-        let Some(record) = hostdb::record(at, data) else {
+        let Some(found) = record(at, data) else {
             continue;
         };
-        let (name, gid) = (record.name.clone(), record.gid);
+        let (name, gid) = (found.name.clone(), found.gid);
         assert!(data.trim_ascii_start().starts_with(b"{"));
         assert!(at.ends_with(&format!("/{name}.group")) || at.ends_with(&format!("/{gid}.group")));
         let db = HostDb {
             files: vec![("etc/group", b"root:x:0:\n".to_vec())],
-            records: vec![record],
+            records: vec![found],
             ..HostDb::default()
         };
         if name != "root" {
@@ -361,8 +362,8 @@ pub fn userdb(data: &[u8]) {
             format!("etc/userdb/{name}.group"),
             "etc/userdb/78.group".to_owned(),
         ] {
-            let record = hostdb::record(&at, json.as_bytes()).unwrap();
-            assert_eq!((record.name.as_str(), record.gid.as_raw()), (name, 78));
+            let found = record(&at, json.as_bytes()).unwrap();
+            assert_eq!((found.name.as_str(), found.gid.as_raw()), (name, 78));
         }
     }
 }

@@ -18,7 +18,7 @@ const VERSION: u32 = 2;
 /// What is asked for: reading and writing, as QEMU opens the device.
 pub const READ_WRITE: u16 = 0o6;
 
-/// Whom an entry speaks of.
+/// What an entry applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tag {
     /// `user::`, the file's owner.
@@ -35,18 +35,44 @@ pub enum Tag {
     Other,
 }
 
-/// One entry: who may do what (`r` 4, `w` 2, `x` 1).
+/// One entry, with permission bits (`r` 4, `w` 2, `x` 1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
-    /// Whom it speaks of.
+    /// What it applies to.
     pub tag: Tag,
-    /// What they may do.
+    /// The permission bits.
     pub perm: u16,
 }
 
 /// An access control list with at least the three entries that mirror the mode.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acl(Vec<Entry>);
+
+impl Tag {
+    /// Its code, and the ID, which is `ACL_UNDEFINED_ID` where the code says it all.
+    fn code(self) -> (u16, u32) {
+        match self {
+            Self::Owner => (0x01, u32::MAX),
+            Self::User(uid) => (0x02, uid.as_raw()),
+            Self::OwningGroup => (0x04, u32::MAX),
+            Self::Group(gid) => (0x08, gid.as_raw()),
+            Self::Mask => (0x10, u32::MAX),
+            Self::Other => (0x20, u32::MAX),
+        }
+    }
+
+    fn of_code(code: u16, id: u32) -> Option<Self> {
+        Some(match code {
+            0x01 => Self::Owner,
+            0x02 => Self::User(Uid::from_raw(id)),
+            0x04 => Self::OwningGroup,
+            0x08 => Self::Group(Gid::from_raw(id)),
+            0x10 => Self::Mask,
+            0x20 => Self::Other,
+            _ => return None,
+        })
+    }
+}
 
 impl Acl {
     /// Reads the attribute's bytes; `None` if they are not an ACL of the known version, or one that
@@ -59,44 +85,34 @@ impl Acl {
         let entries = rest.chunks_exact(8).map(|chunk| {
             let short = |at: usize| u16::from_le_bytes([chunk[at], chunk[at + 1]]);
             let id = u32::from_le_bytes([chunk[4], chunk[5], chunk[6], chunk[7]]);
-            let tag = match short(0) {
-                0x01 => Tag::Owner,
-                0x02 => Tag::User(Uid::from_raw(id)),
-                0x04 => Tag::OwningGroup,
-                0x08 => Tag::Group(Gid::from_raw(id)),
-                0x10 => Tag::Mask,
-                0x20 => Tag::Other,
-                _ => return None,
-            };
-            let perm = short(2);
+            let (tag, perm) = (Tag::of_code(short(0), id)?, short(2));
             (perm <= 0o7).then_some(Entry { tag, perm })
         });
-        let acl = Self(entries.collect::<Option<Vec<_>>>()?);
+        let acl = Self(entries.collect::<Option<_>>()?);
         let base = [Tag::Owner, Tag::OwningGroup, Tag::Other];
-        base.iter()
-            .all(|tag| acl.get(*tag).is_some())
-            .then_some(acl)
+        let is_whole = base.iter().all(|tag| acl.get(*tag).is_some());
+        is_whole.then_some(acl)
     }
 
     /// The bytes that setxattr(2) takes.
     pub fn to_bytes(&self) -> Vec<u8> {
-        /// `ACL_UNDEFINED_ID`
-        const NO_ID: u32 = u32::MAX;
         let mut bytes = VERSION.to_le_bytes().to_vec();
         for entry in &self.0 {
-            let (tag, id) = match entry.tag {
-                Tag::Owner => (0x01_u16, NO_ID),
-                Tag::User(uid) => (0x02, uid.as_raw()),
-                Tag::OwningGroup => (0x04, NO_ID),
-                Tag::Group(gid) => (0x08, gid.as_raw()),
-                Tag::Mask => (0x10, NO_ID),
-                Tag::Other => (0x20, NO_ID),
-            };
-            bytes.extend_from_slice(&tag.to_le_bytes());
+            let (code, id) = entry.tag.code();
+            bytes.extend_from_slice(&code.to_le_bytes());
             bytes.extend_from_slice(&entry.perm.to_le_bytes());
             bytes.extend_from_slice(&id.to_le_bytes());
         }
         bytes
+    }
+
+    /// The same entries with the permissions that `perm` gives them.
+    fn map(&self, perm: impl Fn(&Entry) -> u16) -> Self {
+        let entry = |entry: &Entry| Entry {
+            tag: entry.tag,
+            perm: perm(entry),
+        };
+        Self(self.0.iter().map(entry).collect())
     }
 
     /// What the first entry with this tag may do.
@@ -106,7 +122,7 @@ impl Acl {
     }
 
     /// The ACL with which owner and group may read and write, or exactly what `exact` says, and
-    /// nobody else may do more than before: where the mask is raised, the entries that it held
+    /// no other user may do more than before: where the mask is raised, the entries that it held
     /// back are first reduced to what they could effectively do.
     #[must_use]
     pub fn repaired(&self, exact: Option<u16>) -> Self {
@@ -122,74 +138,61 @@ impl Acl {
         } else {
             old_mask
         };
-        let repaired = self.0.iter().map(|entry| Entry {
-            tag: entry.tag,
-            perm: match entry.tag {
-                Tag::Owner => class(6, entry.perm),
-                Tag::OwningGroup => class(3, entry.perm),
-                Tag::Mask => new_mask,
-                Tag::Other => class(0, entry.perm),
-                Tag::User(_) | Tag::Group(_) => entry.perm & held_back,
-            },
-        });
-        Self(repaired.collect())
+        self.map(|entry| match entry.tag {
+            Tag::Owner => class(6, entry.perm),
+            Tag::OwningGroup => class(3, entry.perm),
+            Tag::Mask => new_mask,
+            Tag::Other => class(0, entry.perm),
+            Tag::User(_) | Tag::Group(_) => entry.perm & held_back,
+        })
     }
 
     /// The ACL after a chmod(2) to `mode`: the group's bits go to the mask, where there is one.
     #[must_use]
     pub fn with_mode(&self, mode: u16) -> Self {
         let masked = self.get(Tag::Mask).is_some();
-        let entries = self.0.iter().map(|entry| Entry {
-            tag: entry.tag,
-            perm: match entry.tag {
-                Tag::Owner => mode >> 6 & 0o7,
-                Tag::Mask => mode >> 3 & 0o7,
-                Tag::OwningGroup if !masked => mode >> 3 & 0o7,
-                Tag::Other => mode & 0o7,
-                _ => entry.perm,
-            },
-        });
-        Self(entries.collect())
+        self.map(|entry| match entry.tag {
+            Tag::Owner => mode >> 6 & 0o7,
+            Tag::Mask => mode >> 3 & 0o7,
+            Tag::OwningGroup if !masked => mode >> 3 & 0o7,
+            Tag::Other => mode & 0o7,
+            _ => entry.perm,
+        })
     }
 
-    /// The ACL after `setfacl -x u:UID`, which works the mask out anew.
+    /// The ACL after `setfacl -x u:UID`, which works the mask out again.
     #[must_use]
     pub fn without_user(&self, uid: Uid) -> Self {
         let kept = self.0.iter().filter(|entry| entry.tag != Tag::User(uid));
-        let mut kept: Vec<Entry> = kept.copied().collect();
+        let kept = Self(kept.copied().collect());
         let masked = |tag| matches!(tag, Tag::User(_) | Tag::OwningGroup | Tag::Group(_));
-        let entries = kept.iter().filter(|entry| masked(entry.tag));
+        let entries = kept.0.iter().filter(|entry| masked(entry.tag));
         let mask = entries.fold(0, |mask, entry| mask | entry.perm);
-        let mut masks = kept.iter_mut().filter(|entry| entry.tag == Tag::Mask);
-        if let Some(entry) = masks.next() {
-            entry.perm = mask;
-        }
-        Self(kept)
+        kept.map(|entry| match entry.tag {
+            Tag::Mask => mask,
+            _ => entry.perm,
+        })
     }
 
     fn permits(&self, who: &Who<'_>, owner: Uid, group: Gid, want: u16) -> bool {
         let mask = self.get(Tag::Mask).unwrap_or(0o7);
+        let allows = |perm: Option<u16>| perm.is_some_and(|perm| perm & want == want);
         if who.uid == owner {
-            return self.get(Tag::Owner).is_some_and(|p| p & want == want);
+            return allows(self.get(Tag::Owner));
         }
         if let Some(perm) = self.get(Tag::User(who.uid)) {
-            return perm & mask & want == want;
+            return allows(Some(perm & mask));
         }
-        let mut in_a_group = false;
-        for entry in &self.0 {
-            let gid = match entry.tag {
-                Tag::OwningGroup => group,
-                Tag::Group(gid) => gid,
-                _ => continue,
-            };
-            if who.is_in(gid) {
-                in_a_group = true;
-                if entry.perm & mask & want == want {
-                    return true;
-                }
-            }
+        let is_theirs = |entry: &&Entry| match entry.tag {
+            Tag::OwningGroup => who.is_in(group),
+            Tag::Group(gid) => who.is_in(gid),
+            _ => false,
+        };
+        let mut groups = self.0.iter().filter(is_theirs).peekable();
+        match groups.peek() {
+            Some(_) => groups.any(|entry| allows(Some(entry.perm & mask))),
+            None => allows(self.get(Tag::Other)),
         }
-        !in_a_group && self.get(Tag::Other).is_some_and(|p| p & want == want)
     }
 }
 
@@ -265,26 +268,28 @@ pub fn permits(guard: &Guard<'_>, who: &Who<'_>, want: u16) -> bool {
 mod tests {
     use super::*;
 
-    fn acl(entries: &[(Tag, u16)]) -> Acl {
-        Acl(entries
-            .iter()
-            .map(|&(tag, perm)| Entry { tag, perm })
-            .collect())
-    }
-
-    fn uid(raw: u32) -> Tag {
-        Tag::User(Uid::from_raw(raw))
+    /// Of the short text form, with one digit for each permission: `u::6,u:1234:6,g::0,m::6,o::0`.
+    fn acl(text: &str) -> Acl {
+        let entry = |entry: &str| {
+            let parts: Vec<_> = entry.split(':').collect();
+            let id = || parts[1].parse().unwrap();
+            let tag = match (parts[0], parts[1]) {
+                ("u", "") => Tag::Owner,
+                ("u", _) => Tag::User(Uid::from_raw(id())),
+                ("g", "") => Tag::OwningGroup,
+                ("g", _) => Tag::Group(Gid::from_raw(id())),
+                ("m", _) => Tag::Mask,
+                _ => Tag::Other,
+            };
+            let perm = parts[2].parse().unwrap();
+            Entry { tag, perm }
+        };
+        Acl(text.split(',').map(entry).collect())
     }
 
     #[test]
     fn bytes_survive_the_round_trip() {
-        let list = acl(&[
-            (Tag::Owner, 6),
-            (uid(1234), 6),
-            (Tag::OwningGroup, 0),
-            (Tag::Mask, 6),
-            (Tag::Other, 0),
-        ]);
+        let list = acl("u::6,u:1234:6,g::0,m::6,o::0");
         assert_eq!(Acl::parse(&list.to_bytes()), Some(list.clone()));
         assert_eq!(
             list.to_string(),
@@ -294,7 +299,7 @@ mod tests {
 
     #[test]
     fn what_is_not_an_acl_is_not_read_as_one() {
-        let good = acl(&[(Tag::Owner, 6), (Tag::OwningGroup, 6), (Tag::Other, 0)]).to_bytes();
+        let good = acl("u::6,g::6,o::0").to_bytes();
         for length in 0..good.len() {
             assert_eq!(Acl::parse(&good[..length]), None, "{length}");
         }
@@ -307,46 +312,17 @@ mod tests {
     }
 
     #[test]
-    fn a_raised_mask_gives_nobody_more() {
-        let list = acl(&[
-            (Tag::Owner, 6),
-            (uid(1), 7),
-            (uid(2), 4),
-            (Tag::OwningGroup, 0),
-            (Tag::Group(Gid::from_raw(3)), 6),
-            (Tag::Mask, 4),
-            (Tag::Other, 0),
-        ]);
-        let want = acl(&[
-            (Tag::Owner, 6),
-            (uid(1), 4),
-            (uid(2), 4),
-            (Tag::OwningGroup, 6),
-            (Tag::Group(Gid::from_raw(3)), 4),
-            (Tag::Mask, 6),
-            (Tag::Other, 0),
-        ]);
+    fn a_raised_mask_gives_no_other_entry_more() {
+        let list = acl("u::6,u:1:7,u:2:4,g::0,g:3:6,m::4,o::0");
+        let want = acl("u::6,u:1:4,u:2:4,g::6,g:3:4,m::6,o::0");
         assert_eq!(list.repaired(None), want);
         assert_eq!(want.repaired(None), want, "nothing left to repair");
     }
 
     #[test]
     fn an_exact_mode_reaches_every_class() {
-        let list = acl(&[
-            (Tag::Owner, 7),
-            (uid(1), 6),
-            (Tag::OwningGroup, 0),
-            (Tag::Mask, 6),
-            (Tag::Other, 4),
-        ]);
-        let want = acl(&[
-            (Tag::Owner, 6),
-            (uid(1), 6),
-            (Tag::OwningGroup, 6),
-            (Tag::Mask, 6),
-            (Tag::Other, 6),
-        ]);
-        assert_eq!(list.repaired(Some(0o666)), want);
+        let list = acl("u::7,u:1:6,g::0,m::6,o::4");
+        assert_eq!(list.repaired(Some(0o666)), acl("u::6,u:1:6,g::6,m::6,o::6"));
     }
 
     #[test]
@@ -358,7 +334,7 @@ mod tests {
             groups: &groups,
         };
         // (owner, group, mode) => may QEMU read and write?
-        let table = [
+        for ((owner, group, mode), allowed) in [
             ((0, 108, 0o660), true),
             ((0, 108, 0o640), false),
             ((0, 108, 0o606), false),
@@ -367,19 +343,15 @@ mod tests {
             ((999, 108, 0o066), false),
             ((999, 7, 0o600), true),
             ((0, 5, 0o060), true),
-        ];
-        for ((owner, group, mode), allowed) in table {
+        ] {
             let guard = Guard {
                 uid: Uid::from_raw(owner),
                 gid: Gid::from_raw(group),
                 mode,
                 acl: None,
             };
-            assert_eq!(
-                permits(&guard, &qemu, READ_WRITE),
-                allowed,
-                "{owner}:{group} {mode:o}"
-            );
+            let got = permits(&guard, &qemu, READ_WRITE);
+            assert_eq!(got, allowed, "{owner}:{group} {mode:o}");
         }
     }
 }

@@ -3,9 +3,9 @@
 #![forbid(unsafe_code)]
 
 use nix::unistd::Gid;
-use serde::Deserialize;
 
-use crate::accounts::group;
+use crate::accounts::group::{self, Group};
+use crate::userdb::Record;
 
 /// Where distributions keep groups: the usual file, nss-altfiles (ostree, bootc), and Flatcar's
 /// usrfiles.
@@ -50,114 +50,84 @@ pub enum Unseen {
     },
 }
 
-/// One group of a userdb record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record {
-    /// The group's name.
-    pub name: String,
-    /// Its number.
-    pub gid: Gid,
-    /// The file's name below the host root.
-    pub at: String,
-}
-
-/// A number and where it stands.
+/// A group and where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// The number; 0 is possible.
+    /// Its name.
+    pub name: String,
+    /// Its GID; 0 is possible.
     pub gid: Gid,
     /// File and line below the host root.
     pub at: String,
 }
 
 impl HostDb {
-    /// The number of the group `name`: the first file that knows it decides. Nothing also where a file that
-    /// is not seen may decide otherwise.
+    /// The group `name`: the first file that knows it decides. Nothing also where a file that is not seen
+    /// may decide otherwise.
     pub fn by_name(&self, name: &str) -> Option<Found> {
         let (files, records) = match self.unseen {
             Unseen::Before { files, .. } => (files, &[][..]),
             Unseen::None | Unseen::Rare => (self.files.len(), &self.records[..]),
         };
-        let in_files = self.files.iter().take(files).find_map(|(file, content)| {
-            let found = group::by_name(content, name.as_bytes())?;
-            let at = format!("/{file}:{}", found.line);
-            Some(Found { gid: found.gid, at })
-        });
-        in_files.or_else(|| {
-            let record = records.iter().find(|record| record.name == name)?;
-            let at = format!("/{}", record.at);
-            let gid = record.gid;
-            Some(Found { gid, at })
-        })
+        first(
+            self.files.iter().take(files),
+            |file| group::by_name(file, name.as_bytes()),
+            records.iter().find(|record| record.name == name),
+        )
     }
 
-    /// The name of the first group with this number.
+    /// The name of the first group with this GID.
     pub fn name_of(&self, gid: Gid) -> Option<String> {
-        let mut files = self.files.iter();
-        let in_files = files.find_map(|(_, content)| group::all_by_gid(content, gid).next());
-        let in_files = in_files.map(|found| String::from_utf8_lossy(found.name).into_owned());
-        in_files.or_else(|| {
-            let record = self.records.iter().find(|record| record.gid == gid)?;
-            Some(record.name.clone())
-        })
+        self.by_gid(gid).map(|found| found.name)
     }
 
-    /// A group that has this GID and one of these names, and where it stands: a GID may have several names.
+    /// A group that has this GID and one of these names, and where it is: a GID may have several names.
     pub fn named(&self, names: &[&str], gid: Gid) -> Option<(String, String)> {
-        let in_files = self.files.iter().find_map(|(file, content)| {
-            let found = group::all_by_names(content, names).find(|group| group.gid == gid)?;
-            let name = String::from_utf8_lossy(found.name).into_owned();
-            Some((name, format!("/{file}:{}", found.line)))
-        });
-        in_files.or_else(|| {
-            let is_one =
-                |record: &&Record| record.gid == gid && names.contains(&record.name.as_str());
-            let record = self.records.iter().find(is_one)?;
-            Some((record.name.clone(), format!("/{}", record.at)))
-        })
+        let is_one = |record: &&Record| record.gid == gid && names.contains(&&*record.name);
+        let found = first(
+            self.files.iter(),
+            |file| group::all_by_names(file, names).find(|group| group.gid == gid),
+            self.records.iter().find(is_one),
+        )?;
+        Some((found.name, found.at))
     }
 
-    /// The group other than `name` that has this number, and where it stands. Nothing when `name`
-    /// has it too.
+    /// The group other than `name` that has this GID, and where it is. Nothing when `name` has it too.
     pub fn other_owner(&self, gid: Gid, name: &str) -> Option<(String, String)> {
         if self.by_name(name).is_some_and(|found| found.gid == gid) {
             return None;
         }
-        let in_files = self.files.iter().find_map(|(file, content)| {
-            let found = group::all_by_gid(content, gid).next()?;
-            let owner = String::from_utf8_lossy(found.name).into_owned();
-            Some((owner, format!("/{file}:{}", found.line)))
-        });
-        in_files.or_else(|| {
-            let record = self.records.iter().find(|record| record.gid == gid)?;
-            Some((record.name.clone(), format!("/{}", record.at)))
-        })
+        self.by_gid(gid).map(|found| (found.name, found.at))
+    }
+
+    fn by_gid(&self, gid: Gid) -> Option<Found> {
+        first(
+            self.files.iter(),
+            |file| group::all_by_gid(file, gid).next(),
+            self.records.iter().find(|record| record.gid == gid),
+        )
     }
 }
 
-/// Reads the userdb record in the file `at` (`<name>.group`, or a link `<gid>.group` to one).
-/// `None` if it is no group record, or one that userdbd would not find under this file name.
-pub fn record(at: &str, json: &[u8]) -> Option<Record> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Fields {
-        group_name: String,
-        gid: u32,
+/// The first group that one of the files has, or else the one of the userdb record.
+fn first<'a>(
+    files: impl Iterator<Item = &'a (&'static str, Vec<u8>)>,
+    look_up: impl Fn(&'a [u8]) -> Option<Group<'a>>,
+    record: Option<&Record>,
+) -> Option<Found> {
+    for (file, content) in files {
+        if let Some(group) = look_up(content) {
+            return Some(Found {
+                name: String::from_utf8_lossy(group.name).into_owned(),
+                gid: group.gid,
+                at: format!("/{file}:{}", group.line),
+            });
+        }
     }
-    // An array would do for serde, its elements in this order; a record is an object.
-    if !json.trim_ascii_start().starts_with(b"{") {
-        return None;
-    }
-    let fields: Fields = serde_json::from_slice(json).ok()?;
-    let file = at.rsplit('/').next()?;
-    let stem = file.strip_suffix(".group")?;
-    if stem != fields.group_name && stem != fields.gid.to_string() {
-        return None;
-    }
-    Some(Record {
-        name: fields.group_name,
-        gid: Gid::from_raw(fields.gid),
-        at: at.to_owned(),
+    record.map(|record| Found {
+        name: record.name.clone(),
+        gid: record.gid,
+        at: format!("/{}", record.at),
     })
 }
 
@@ -223,7 +193,7 @@ mod tests {
             db.unseen = unseen;
             let found = |name| db.by_name(name).map(|found| found.gid.as_raw());
             assert_eq!((found("kvm"), found("netdev")), (kvm, netdev), "{db:?}");
-            // Whose a number is may matter all the same.
+            // Which group has a GID may matter anyway.
             let owner = db.other_owner(Gid::from_raw(107), "kvm");
             assert_eq!(owner.unwrap().0, "qemu");
         }
@@ -232,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_is_also_the_groups_own_belongs_to_nobody_else() {
+    fn a_gid_that_is_also_the_groups_own_belongs_to_no_other() {
         assert_eq!(db().other_owner(Gid::from_raw(36), "kvm"), None);
         let (name, at) = db().other_owner(Gid::from_raw(107), "kvm").unwrap();
         assert_eq!((name.as_str(), at.as_str()), ("qemu", "/usr/lib/group:3"));
@@ -258,42 +228,5 @@ mod tests {
             assert_eq!(named(&["x", name], 37), None);
         }
         assert_eq!(named(&["root", "qemu"], 36), None);
-    }
-
-    #[test]
-    fn only_group_records_under_their_own_name_count() {
-        let table: [(&str, &str, Option<u32>); 7] = [
-            (
-                "usr/lib/userdb/kvm.group",
-                r#"{"groupName":"kvm","gid":78}"#,
-                Some(78),
-            ),
-            (
-                "usr/lib/userdb/78.group",
-                r#"{"groupName":"kvm","gid":78,"disposition":"system"}"#,
-                Some(78),
-            ),
-            (
-                "usr/lib/userdb/other.group",
-                r#"{"groupName":"kvm","gid":78}"#,
-                None,
-            ),
-            (
-                "usr/lib/userdb/kvm.group",
-                r#"{"userName":"kvm","uid":78}"#,
-                None,
-            ),
-            (
-                "usr/lib/userdb/kvm.group",
-                r#"{"groupName":"kvm","gid":-1}"#,
-                None,
-            ),
-            ("usr/lib/userdb/kvm.group", "kvm:x:78:", None),
-            ("usr/lib/userdb/kvm.group", r#"["kvm",78]"#, None),
-        ];
-        for (at, json, gid) in table {
-            let found = record(at, json.as_bytes()).map(|record| record.gid.as_raw());
-            assert_eq!(found, gid, "{at} {json}");
-        }
     }
 }

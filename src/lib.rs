@@ -49,5 +49,6 @@ pub mod sys;
 pub mod text;
 pub mod udev;
 pub mod udev_read;
+pub mod userdb;
 pub mod verdict;
 pub mod view;

@@ -18,7 +18,7 @@ use crate::accounts::number::strtoul;
 /// The largest file that libvirt reads, in bytes.
 pub const MAX_SIZE: usize = 10 * 1024 * 1024;
 
-/// The settings that decide whom QEMU runs as; `None` is the distribution's default.
+/// The settings that decide which user QEMU runs as; `None` is the distribution's default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct QemuConf {
     /// The first `user`.
@@ -66,7 +66,7 @@ impl std::error::Error for SyntaxError {}
 /// # Errors
 ///
 /// [`SyntaxError`] where libvirtd refuses to start: anything that is no statement, no comment and no
-/// blank (a file of nothing but blanks is refused, too, an empty one is not), `user` or `group` with
+/// space (a file of nothing but spaces is refused, too, an empty one is not), `user` or `group` with
 /// a number or a list, or a file of more than [`MAX_SIZE`] bytes. Where several are wrong, the first
 /// that libvirt names.
 pub fn parse(file: &[u8]) -> Result<QemuConf, SyntaxError> {
@@ -83,26 +83,23 @@ pub fn parse(file: &[u8]) -> Result<QemuConf, SyntaxError> {
         at: 0,
         line: 1,
     };
-    let mut user = None;
-    let mut group = None;
-    let mut lists = Lists::default();
+    let mut found: [Option<(usize, Value)>; SETTINGS.len()] = Default::default();
     let mut key = None;
     while !cursor.at_end() {
-        let mut on_setting = |name: &[u8], line, value| {
-            let slot = match name {
-                b"user" => &mut user,
-                b"group" => &mut group,
-                b"cgroup_device_acl" => &mut lists.device_acl,
-                b"cgroup_controllers" => &mut lists.controllers,
-                b"namespaces" => &mut lists.namespaces,
-                _ => return,
-            };
-            slot.get_or_insert((line, value));
-        };
-        statement(&mut cursor, &mut key, &mut on_setting)
-            .and_then(|()| separator(&mut cursor))
+        let statement = statement(&mut cursor, &mut key)
+            .and_then(|statement| separator(&mut cursor).map(|()| statement))
             .map_err(|expected| error(cursor.line, key.take(), expected))?;
+        let Some((name, line, value)) = statement else {
+            continue;
+        };
+        for (slot, setting) in found.iter_mut().zip(SETTINGS) {
+            if setting == name {
+                slot.get_or_insert((line, value));
+                break;
+            }
+        }
     }
+    let [user, group, device_acl, controllers, namespaces] = found;
     let string = |name: &str, found: Option<(usize, Value)>| match found {
         None => Ok(None),
         Some((line, Value::String(value))) => Ok(Some(Setting { value, line })),
@@ -110,14 +107,29 @@ pub fn parse(file: &[u8]) -> Result<QemuConf, SyntaxError> {
             Err(error(line, Some(name.to_owned()), "a string"))
         }
     };
+    // libvirt makes each guest a /dev of the listed devices alone, unless it is told to make no
+    // namespaces; and a cgroup filter that allows them alone, unless it is told not to
+    // (`qemuDomainPopulateDevices`, `qemuSetupDevicesCgroup`).
+    let lacks = |list: &Option<(usize, Value)>, name: &[u8]| matches!(list, Some((_, Value::List(list))) if !list.iter().any(|found| found == name));
+    let is_powerless = lacks(&namespaces, b"mount") && lacks(&controllers, b"devices");
+    let keeps_out = lacks(&device_acl, b"/dev/kvm") && !is_powerless;
     Ok(QemuConf {
         user: string("user", user)?,
         group: string("group", group)?,
-        keeps_kvm_out: lists.keep_kvm_out(),
+        keeps_kvm_out: device_acl.map(|(line, _)| line).filter(|_| keeps_out),
     })
 }
 
-/// What lists are asked for; nothing else of them is kept, for they may be very long.
+/// The settings that are kept, the first of each name.
+const SETTINGS: [&[u8]; 5] = [
+    b"user",
+    b"group",
+    b"cgroup_device_acl",
+    b"cgroup_controllers",
+    b"namespaces",
+];
+
+/// The elements of lists that are looked for; nothing else of lists is kept, for they may be very long.
 const ASKED: [&[u8]; 3] = [b"/dev/kvm", b"mount", b"devices"];
 
 /// A value, as far as it matters.
@@ -128,30 +140,8 @@ enum Value {
     Number,
 }
 
-/// The settings that decide which devices a guest sees, each with its line.
-#[derive(Default)]
-struct Lists {
-    device_acl: Option<(usize, Value)>,
-    controllers: Option<(usize, Value)>,
-    namespaces: Option<(usize, Value)>,
-}
-
-impl Lists {
-    /// libvirt makes each guest a /dev of the listed devices alone, unless it is told to make no
-    /// namespaces; and a cgroup filter that allows them alone, unless it is told not to
-    /// (`qemuDomainPopulateDevices`, `qemuSetupDevicesCgroup`).
-    fn keep_kvm_out(&self) -> Option<usize> {
-        let names = |list: &Option<(usize, Value)>, name: &[u8]| match list {
-            Some((_, Value::List(list))) => Some(list.iter().any(|found| found == name)),
-            _ => None,
-        };
-        let no_namespace = names(&self.namespaces, b"mount") == Some(false);
-        let no_filter = names(&self.controllers, b"devices") == Some(false);
-        let (line, _) = self.device_acl.as_ref()?;
-        let lacks = names(&self.device_acl, b"/dev/kvm") == Some(false);
-        (lacks && !(no_namespace && no_filter)).then_some(*line)
-    }
-}
+/// A setting's name, line and value.
+type Statement<'a> = (&'a [u8], usize, Value);
 
 /// What was expected where parsing stopped.
 type Expected = &'static str;
@@ -206,16 +196,16 @@ fn newlines(text: &[u8]) -> usize {
     text.iter().filter(|b| **b == b'\n').count()
 }
 
-fn statement(
-    cursor: &mut Cursor<'_>,
+/// Reads a setting, or a comment, which is nothing. `key` becomes the name of the setting that was begun.
+fn statement<'a>(
+    cursor: &mut Cursor<'a>,
     key: &mut Option<String>,
-    on_setting: &mut impl FnMut(&[u8], usize, Value),
-) -> Result<(), Expected> {
+) -> Result<Option<Statement<'a>>, Expected> {
     *key = None;
     cursor.skip_lines();
     if cursor.byte() == b'#' {
         cursor.take(|b| !is_end_of_line(b));
-        return Ok(());
+        return Ok(None);
     }
     if !cursor.byte().is_ascii_alphabetic() {
         return Err("a name");
@@ -233,8 +223,7 @@ fn statement(
     if cursor.byte() == b'#' {
         cursor.take(|b| !is_end_of_line(b));
     }
-    on_setting(name, line, value);
-    Ok(())
+    Ok(Some((name, line, value)))
 }
 
 fn separator(cursor: &mut Cursor<'_>) -> Result<(), Expected> {
@@ -359,7 +348,7 @@ pub enum IdSpec<'a> {
     },
 }
 
-/// How libvirt reads a value of `user` or `group`. `None` can be nobody: it is empty, or `+` is not
+/// How libvirt reads a value of `user` or `group`. `None` names no ID: it is empty, or `+` is not
 /// followed by an ID. 4294967295, which libvirt reads from -1, too, is no ID.
 pub fn id_spec(value: &[u8]) -> Option<IdSpec<'_>> {
     match value {
@@ -374,7 +363,7 @@ pub fn id_spec(value: &[u8]) -> Option<IdSpec<'_>> {
 
 /// An unsigned 32-bit number as libvirt's `virStrToLong_ui` reads it: negative ones wrap around.
 fn id(text: &[u8]) -> Option<u32> {
-    let number = strtoul(text).filter(|n| n.in_range && n.rest.is_empty())?;
+    let number = strtoul(text).filter(|number| number.in_range)?;
     let id = if number.negative {
         u32::try_from(number.value.wrapping_neg())
             .ok()?

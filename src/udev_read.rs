@@ -13,10 +13,10 @@ use nix::sys::stat::SFlag;
 use crate::hostdb;
 use crate::sys::processes::Process;
 use crate::sys::root::{Folder, Root, kind, kind_name};
-use crate::sys::{Inode, Result, Room};
+use crate::sys::{Result, Room};
 use crate::udev::own::{self, Rules};
-use crate::udev::{FOLDERS, Found, Remark, Udevd, login_defs, select, version_of};
-use crate::view::{Hidden, View};
+use crate::udev::{Candidate, FOLDERS, Remark, Udevd, login_defs, select, version_of};
+use crate::view::View;
 
 /// The rules files that udevd reads, and those that it reads and that are not seen here.
 #[derive(Debug)]
@@ -34,44 +34,50 @@ pub struct Seen {
 /// # Errors
 /// The call that failed, with the file's name: a rule that cannot be read could be the one that
 /// decides. `EFBIG` for more than 8 MiB altogether, a hundred times what distributions have.
-pub fn rules(root: &Root, libs: Libs, view: View) -> Result<Seen> {
+pub fn rules(root: &Root, view: View) -> Result<Seen> {
     let mut room = Room::new();
-    let mut found: Vec<(usize, String, OsString, Found)> = Vec::new();
+    let mut found: Vec<Candidate> = Vec::new();
     let mut unseen = Vec::new();
-    for (rank, name, folder) in folders(root, libs)? {
-        for (file, is_file) in named_rules(&folder) {
+    for (directory, listed) in directories(root)? {
+        for (name, is_file) in named_rules(&listed) {
+            // Names need not be text, and only of text is made a path to follow.
+            let path = || format!("{}/{}", FOLDERS[directory], name.display());
             let content = match is_file {
-                true => folder.read(file)?.map(found_content),
+                true => listed.read(name)?,
                 false => None,
             };
-            // Names need not be text, and only of text is made a path to follow.
-            let path = || format!("{name}/{}", file.display());
             let content = match content {
                 None => other_content(root, &path())?,
                 content => content,
             };
-            if let Some(Found::Content(content)) = &content {
-                room.take(content, || root.path().join(path()))?;
-            }
-            if let Some(Found::Masked) = content
-                && let Some(hidden) = leads_out(root, view, &path())?
-                && !found.iter().any(|(_, _, other, _)| other == file)
+            let Some(content) = content else {
+                continue;
+            };
+            room.take(&content, || root.path().join(path()))?;
+            // A link to /dev/null, which no partial view shows, only hides other files of its name.
+            if content.is_empty()
+                && let Some(hidden) = view.hides(root, &path())?
+                && hidden.path != "dev/null"
+                && !found.iter().any(|other| other.name == name)
             {
                 let (rule, why) = (format!("/{}", path()), hidden.why(root));
                 unseen.push(Remark { rule, why });
             }
-            if let Some(content) = content {
-                found.push((rank, name.to_owned(), file.to_owned(), content));
-            }
+            let name = name.to_owned();
+            found.push(Candidate {
+                directory,
+                name,
+                content,
+            });
         }
     }
     let mut not_shown = Vec::new();
     if view == View::Partial {
-        let stock = |(rank, _, name, _): &(usize, _, OsString, _)| *rank == USR && name == STOCK;
+        let stock = |file: &Candidate| file.directory == USR && file.name == STOCK;
         let stock = found.iter().any(stock);
-        missing_folders(root, stock, &mut unseen, &mut not_shown)?;
+        missing_directories(root, stock, &mut unseen, &mut not_shown)?;
     }
-    let hidden = |(rank, _, name, _): &&(usize, _, OsString, _)| *rank > 0 && name == own::NAME;
+    let hidden = |file: &&Candidate| file.directory > 0 && file.name == own::NAME;
     let hidden = select(found.iter().filter(hidden).cloned().collect()).pop();
     let files = select(found);
     let rules = Rules { files, hidden };
@@ -87,16 +93,9 @@ const USR: usize = 3;
 /// systemd's own rules, which are in one of lib and usr/lib on every node that has its udevd.
 const STOCK: &str = "50-udev-default.rules";
 
-/// What a rules file leads to that udevd reads and that is not seen here. A link to /dev/null, which no
-/// partial view shows, only takes the name.
-fn leads_out(root: &Root, view: View, name: &str) -> Result<Option<Hidden>> {
-    let hidden = view.hides(root, name)?;
-    Ok(hidden.filter(|hidden| hidden.path != "dev/null"))
-}
-
 /// Of the directories of rules, those that a partial view does not show. `stock` is whether systemd's own
 /// rules were found in usr/lib: then lib is the same directory, or nothing that counts.
-fn missing_folders(
+fn missing_directories(
     root: &Root,
     stock: bool,
     unseen: &mut Vec<Remark>,
@@ -124,24 +123,24 @@ fn missing_folders(
 /// Where a rule of this program's own goes, as it is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spot {
-    /// The folder.
+    /// Its directory.
     pub folder: SpotFolder,
-    /// What stands under the file's name.
+    /// What there is under the file's name.
     pub stands: Stands,
 }
 
 /// Whether a file can be made in etc/udev/rules.d.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SpotFolder {
-    /// As far as its mount goes. The folder itself may be missing where etc/udev is there.
+    /// As far as its mount goes. The directory itself may be missing where etc/udev is there.
     Writable,
     /// It is on a mount that is read-only here.
     ReadOnly,
-    /// There is no etc/udev either: nothing says that this node has a udev.
+    /// There is no etc/udev either: nothing shows that this node has a udev.
     Missing,
 }
 
-/// What stands where the own file belongs.
+/// What there is where the own file belongs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stands {
     /// Nothing.
@@ -183,64 +182,43 @@ pub fn spot(root: &Root) -> Result<Spot> {
     Ok(Spot { folder, stands })
 }
 
-/// Place and name of every folder that could have rules, and what is in it.
-fn folders(root: &Root, libs: Libs) -> Result<Vec<(usize, &'static str, Folder)>> {
+/// Every directory that could have rules, with its place in [`FOLDERS`].
+fn directories(root: &Root) -> Result<Vec<(usize, Folder)>> {
+    let count = match libs_are_merged(root)? {
+        true => FOLDERS.len() - 1,
+        false => FOLDERS.len(),
+    };
     let mut found = Vec::new();
-    for (rank, name) in FOLDERS.into_iter().enumerate() {
-        if name.starts_with("lib/") && libs == Libs::Merged {
-            continue;
-        }
-        found.extend(root.folder(name)?.map(|folder| (rank, name, folder)));
+    for (place, name) in FOLDERS.into_iter().enumerate().take(count) {
+        found.extend(root.folder(name)?.map(|folder| (place, folder)));
     }
     Ok(found)
 }
 
-/// The names in a folder that could be rules files', and whether they are regular files for certain.
+/// The names in a directory that could be rules files', and whether they are regular files for certain.
 fn named_rules(folder: &Folder) -> impl Iterator<Item = (&OsStr, bool)> {
     let entries = folder.entries.iter();
     let entries = entries.map(|(name, is_file)| (name.as_os_str(), *is_file));
     entries.filter(|(name, _)| name.as_bytes().ends_with(b".rules"))
 }
 
-fn found_content(content: Vec<u8>) -> Found {
-    match content.is_empty() {
-        true => Found::Masked,
-        false => Found::Content(content),
-    }
+/// Whether lib and usr/lib are the same directory.
+fn libs_are_merged(root: &Root) -> Result<bool> {
+    Ok(root.inode("lib")? == root.inode("usr/lib")?)
 }
 
-/// The node's folders of libraries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Libs {
-    /// lib and usr/lib are the same folder.
-    Merged,
-    /// They are two.
-    Apart,
-}
-
-/// Looks at the node's folders of libraries.
-///
-/// # Errors
-/// The call that failed.
-pub fn libs(root: &Root) -> Result<Libs> {
-    Ok(match root.inode("lib")? == root.inode("usr/lib")? {
-        true => Libs::Merged,
-        false => Libs::Apart,
-    })
-}
-
-/// What stands there, a link perhaps; nothing if it went away.
-fn other_content(root: &Root, name: &str) -> Result<Option<Found>> {
+/// What is there and is no regular file for certain, a link perhaps; nothing if it went away.
+fn other_content(root: &Root, name: &str) -> Result<Option<Vec<u8>>> {
     match root.read(name) {
-        Ok(Some(content)) => Ok(Some(found_content(content))),
+        Ok(Some(content)) => Ok(Some(content)),
         // A link to nowhere takes the name as well.
-        Ok(None) => Ok(root.stat(name)?.map(|_| Found::Masked)),
-        // A folder, a device, and a link to one (/dev/null) or in a circle: nothing to read, but
+        Ok(None) => Ok(root.stat(name)?.map(|_| Vec::new())),
+        // A directory, a device, and a link to one (/dev/null) or in a circle: nothing to read, but
         // the name is taken.
         Err(error) if matches!(error.errno, Errno::EINVAL | Errno::ELOOP) => {
             match root.stat(name)? {
                 Some(stat) if kind(&stat) == SFlag::S_IFREG => Err(error),
-                found => Ok(found.map(|_| Found::Masked)),
+                found => Ok(found.map(|_| Vec::new())),
             }
         }
         Err(error) => Err(error),
@@ -252,10 +230,10 @@ fn other_content(root: &Root, name: &str) -> Result<Option<Found>> {
 ///
 /// # Errors
 /// The call that failed.
-pub fn udevd(root: &Root, libs: Libs, view: View) -> Result<Udevd> {
-    let libs: &[&str] = match libs {
-        Libs::Merged => &["usr/lib"],
-        Libs::Apart => &["usr/lib", "lib"],
+pub fn udevd(root: &Root, view: View) -> Result<Udevd> {
+    let libs: &[&str] = match libs_are_merged(root)? {
+        true => &["usr/lib"],
+        false => &["usr/lib", "lib"],
     };
     let mut udevd = Udevd {
         version: version(root, libs)?,
@@ -279,13 +257,13 @@ pub fn udevd(root: &Root, libs: Libs, view: View) -> Result<Udevd> {
     Ok(udevd)
 }
 
-/// The largest version of systemd that has its library in one of these folders.
+/// The largest version of systemd that has its library in one of these directories.
 fn version(root: &Root, libs: &[&str]) -> Result<Option<u32>> {
     let here = format!("{}-linux-gnu", std::env::consts::ARCH);
     let mut version = version_in(root, "usr/lib64")?;
     for lib in libs {
-        for folder in [(*lib).to_owned(), format!("{lib}/{here}")] {
-            version = version.max(version_in(root, &folder)?);
+        for directory in [(*lib).to_owned(), format!("{lib}/{here}")] {
+            version = version.max(version_in(root, &directory)?);
         }
     }
     if version.is_some() {
@@ -317,28 +295,34 @@ fn version_in(root: &Root, lib: &str) -> Result<Option<u32>> {
 /// # Errors
 /// The call on the node's files that failed.
 pub fn stale(root: &Path, processes: &[Process]) -> Result<Option<u32>> {
-    if !processes.iter().any(is_udevd) {
+    let mut udevds = processes
+        .iter()
+        .filter(|process| process.name == UDEVD)
+        .peekable();
+    if udevds.peek().is_none() {
         return Ok(None);
     }
     let root = &Root::open(root)?;
-    let Some((pid, started)) = running(root.id()?, processes) else {
+    let id = root.id()?;
+    // The one whose root is this one, as far as that can be read.
+    let is_this = |process: &&Process| process.root.is_none_or(|other| other == id);
+    let Some(Process { pid, started, .. }) = udevds.find(is_this) else {
         return Ok(None);
     };
-    let mut changed = (None, None);
-    for (_, name, folder) in folders(root, libs(root)?)? {
-        for (file, _) in named_rules(&folder) {
-            let file = root.stat(&format!("{name}/{}", file.display()))?;
-            changed.0 = changed.0.max(file.map(|stat| stat.st_mtime));
+    let changed = |name: &str| -> Result<_> { Ok(root.stat(name)?.map(|stat| stat.st_mtime)) };
+    let (mut rules, mut names) = (None, None);
+    for (place, listed) in directories(root)? {
+        for (file, _) in named_rules(&listed) {
+            rules = rules.max(changed(&format!("{}/{}", FOLDERS[place], file.display()))?);
         }
     }
-    for folder in FOLDERS {
-        changed.0 = changed.0.max(root.stat(folder)?.map(|stat| stat.st_mtime));
+    for directory in FOLDERS {
+        rules = rules.max(changed(directory)?);
     }
     for file in hostdb::FILES.into_iter().chain(["etc/passwd"]) {
-        changed.1 = changed.1.max(root.stat(file)?.map(|stat| stat.st_mtime));
+        names = names.max(changed(file)?);
     }
-    let (rules, names) = changed;
-    Ok(is_stale(started, rules, names).then_some(pid))
+    Ok(is_stale(*started, rules, names).then_some(*pid))
 }
 
 /// Whether names changed after udevd last looked them up: when it started, or at the first event
@@ -349,17 +333,6 @@ pub fn is_stale(started: i64, rules: Option<i64>, names: Option<i64>) -> bool {
 
 /// The name of udevd's process.
 pub const UDEVD: &str = "systemd-udevd";
-
-fn is_udevd(process: &Process) -> bool {
-    process.name == UDEVD
-}
-
-/// The udevd whose root is this one, as far as that can be read, and when it started.
-fn running(root: Inode, processes: &[Process]) -> Option<(u32, i64)> {
-    let mut found = processes.iter().filter(|process| is_udevd(process));
-    let found = found.find(|process| process.root.is_none_or(|its| its == root))?;
-    Some((found.pid, found.started))
-}
 
 #[cfg(test)]
 #[allow(clippy::disallowed_methods)]

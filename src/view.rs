@@ -5,8 +5,6 @@
 //! run/udev and so on). In the second case the container runtime makes the directories around them, so
 //! that `usr` or `opt` below such a root says nothing about the node.
 
-use std::collections::VecDeque;
-
 use crate::sys::Result;
 use crate::sys::root::{Root, kind};
 use nix::sys::stat::SFlag;
@@ -74,10 +72,11 @@ impl View {
         if self == Self::Whole {
             return Ok(None);
         }
+        // The path so far, and what is left of it, its next part last.
         let mut at: Vec<String> = Vec::new();
-        let mut rest: VecDeque<String> = parts(name).collect();
+        let mut rest: Vec<String> = parts(name).rev().collect();
         let mut links = 0;
-        while let Some(part) = rest.pop_front() {
+        while let Some(part) = rest.pop() {
             if part == ".." {
                 at.pop();
                 continue;
@@ -86,14 +85,23 @@ impl View {
             let path = at.join("/");
             match root.stat(&path)?.map(|stat| kind(&stat)) {
                 None => {
-                    at.pop();
                     // What is missing in a directory of the node is missing on the node.
-                    if root.is_below_a_mount(&at.join("/"))? {
+                    let above = at.split_last().map(|(_, above)| above.join("/"));
+                    if root.is_below_a_mount(&above.unwrap_or_default())? {
                         return Ok(None);
                     }
-                    let path = normal(path, rest);
-                    let linked = links > 0;
-                    return Ok(Some(Hidden { path, linked }));
+                    // The rest as far as it can be told without its links.
+                    for part in rest.into_iter().rev() {
+                        if part == ".." {
+                            at.pop();
+                        } else {
+                            at.push(part);
+                        }
+                    }
+                    return Ok(Some(Hidden {
+                        path: at.join("/"),
+                        linked: links > 0,
+                    }));
                 }
                 Some(SFlag::S_IFLNK) => {
                     links += 1;
@@ -107,9 +115,7 @@ impl View {
                     if target.starts_with('/') {
                         at.clear();
                     }
-                    for part in parts(&target).collect::<Vec<_>>().into_iter().rev() {
-                        rest.push_front(part);
-                    }
+                    rest.extend(parts(&target).rev());
                 }
                 Some(_) => {}
             }
@@ -119,24 +125,11 @@ impl View {
     }
 }
 
-fn parts(path: &str) -> impl Iterator<Item = String> {
+fn parts(path: &str) -> impl DoubleEndedIterator<Item = String> {
     let parts = path
         .split('/')
         .filter(|part| !part.is_empty() && *part != ".");
     parts.map(str::to_owned)
-}
-
-/// The rest of a path below what is not shown, as far as it can be told without its links.
-fn normal(start: String, rest: VecDeque<String>) -> String {
-    let mut path: Vec<_> = parts(&start).collect();
-    for part in rest {
-        if part == ".." {
-            path.pop();
-        } else {
-            path.push(part);
-        }
-    }
-    path.join("/")
 }
 
 #[cfg(test)]
@@ -148,15 +141,15 @@ mod tests {
     use super::*;
 
     fn tree(directories: &[&str], links: &[(&str, &str)]) -> (tempfile::TempDir, Root) {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         for name in directories {
-            fs::create_dir_all(folder.path().join(name)).unwrap();
+            fs::create_dir_all(directory.path().join(name)).unwrap();
         }
         for (name, to) in links {
-            symlink(to, folder.path().join(name)).unwrap();
+            symlink(to, directory.path().join(name)).unwrap();
         }
-        let root = Root::open(folder.path()).unwrap();
-        (folder, root)
+        let root = Root::open(directory.path()).unwrap();
+        (directory, root)
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The one edit of a group file: give a group its number, and make a user its member.
+//! The one edit of a group file: set the GID of a group, and make a user its member.
 //!
 //! Tools that rewrite the file from what they parsed (groupmod, usermod) drop or reorder what they do
 //! not understand. libvirtd refuses to start when a line that it needs is gone, so here only the
@@ -8,6 +8,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
 use nix::unistd::Gid;
 
@@ -15,31 +16,31 @@ use super::group::{Entry, first_entry};
 use super::line::{Line, lines};
 use super::number::is_space;
 
-/// What the group file shall say.
+/// What the group file has to contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Want<'a> {
     /// The group's name.
     pub group: &'a [u8],
-    /// Its number.
+    /// Its GID.
     pub gid: Gid,
-    /// The user who shall be listed in the group's own entry, whatever other entries say.
+    /// The user to be listed in the group's own entry, whatever other entries say.
     pub member: Option<&'a [u8]>,
 }
 
-/// One difference between the file as it is and as it shall be.
+/// One difference between the file as it is and as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// The group's number is replaced.
+    /// The group's GID is replaced.
     SetGid {
-        /// The number that `getgrnam` finds now. The wanted one where the line is right but glibc
+        /// The GID that `getgrnam` finds now. The wanted one where the line is right but glibc
         /// reads it wrongly: an indented last line of three fields and no newline.
         from: Gid,
-        /// The wanted number.
+        /// The wanted GID.
         to: Gid,
     },
-    /// The group does not exist, and is added with this number.
+    /// The group does not exist, and is added with this GID.
     AddGroup {
-        /// The wanted number.
+        /// The wanted GID.
         gid: Gid,
     },
     /// The user is added to the group's members.
@@ -49,7 +50,7 @@ pub enum Change {
     },
 }
 
-/// Why a group file cannot say what is wanted.
+/// Why a group file cannot contain what is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EditError {
     /// The name of a group or user that is not written into a group file.
@@ -61,7 +62,7 @@ pub enum EditError {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The number is no group ID (4294967295), or is root's (0), which is never given away.
+    /// 4294967295, which is no GID, or 0, which is root's.
     Gid(Gid),
 }
 
@@ -84,7 +85,7 @@ impl fmt::Display for EditError {
 
 impl std::error::Error for EditError {}
 
-/// The file as it shall be, and how that differs from the file as it is. When nothing differs the
+/// The file as it should be, and how that differs from the file as it is. When nothing differs the
 /// file is borrowed and there are no changes.
 ///
 /// The entry that `getgrnam` finds is edited: its number field is replaced, and the user is appended
@@ -95,7 +96,7 @@ impl std::error::Error for EditError {}
 ///
 /// # Errors
 ///
-/// [`EditError`] for a number that is no group's, and for a name that would have to be written and is not:
+/// [`EditError`] for a GID that no group can have, and for a name that would have to be written and is not:
 /// see [`EditError::Name`].
 pub fn align<'a>(
     file: &'a [u8],
@@ -146,8 +147,13 @@ pub fn align<'a>(
             }));
         }
     }
+    Ok((splice(file, splices), changes))
+}
+
+/// The file with other bytes in some of its ranges, which are in its order.
+fn splice(file: &[u8], splices: Vec<(Range<usize>, Vec<u8>)>) -> Cow<'_, [u8]> {
     if splices.is_empty() {
-        return Ok((Cow::Borrowed(file), changes));
+        return Cow::Borrowed(file);
     }
     let mut out = Vec::with_capacity(file.len() + 64);
     let mut done = 0;
@@ -157,7 +163,7 @@ pub fn align<'a>(
         done = range.end;
     }
     out.extend_from_slice(file.get(done..).unwrap_or_default());
-    Ok((Cow::Owned(out), changes))
+    Cow::Owned(out)
 }
 
 /// Where to insert what, so that glibc sees `user` and still all other members.
@@ -182,9 +188,9 @@ fn compat_start(file: &[u8]) -> usize {
         .map_or(file.len(), |line| line.start)
 }
 
-/// Only names that mean nothing else anywhere are written: to a shell script that somebody takes the file
-/// for, to a tool that takes a name for a number or a path, to the NIS compat service. useradd(8) of Debian
-/// accepts `x;id;#`, `a/b` and `123` in passwd. A name that is in the file already is not this program's.
+/// Only names that mean nothing else anywhere are written: to a shell that reads the file as a script, to a
+/// tool that takes a name for a number or a path, to the NIS compat service. useradd(8) of Debian accepts
+/// `x;id;#`, `a/b` and `123` in passwd. A name that is in the file already is left as it is.
 fn check_name(field: &'static str, name: &[u8]) -> Result<(), EditError> {
     /// As shadow's tools have it.
     const MAX: usize = 32;
@@ -329,68 +335,32 @@ mod tests {
 
     #[test]
     fn changes_are_named() {
-        let gid = Gid::from_raw;
-        let user = || b"nova".to_vec();
+        let (from, to) = (Gid::from_raw(424), Gid::from_raw(108));
+        let user = b"nova".to_vec();
+        let member = Change::AddMember { user };
+        let changes = |file: &[u8]| align(file, &want("nova")).unwrap().1;
         assert_eq!(
-            align(b"kvm:x:424:", &want("nova")).unwrap().1,
-            [
-                Change::SetGid {
-                    from: gid(424),
-                    to: gid(108)
-                },
-                Change::AddMember { user: user() }
-            ]
+            changes(b"kvm:x:424:"),
+            [Change::SetGid { from, to }, member.clone()]
         );
-        assert_eq!(
-            align(b"", &want("nova")).unwrap().1,
-            [
-                Change::AddGroup { gid: gid(108) },
-                Change::AddMember { user: user() }
-            ]
-        );
+        assert_eq!(changes(b""), [Change::AddGroup { gid: to }, member]);
     }
 
     #[test]
     fn what_cannot_be_written() {
-        for name in [
-            "",
-            " a",
-            "\ta",
-            "\x0ba",
-            "+a",
-            "-a",
-            "#a",
-            "a:b",
-            "a,b",
-            "a\nb",
-            "a\r",
-            "a\0b",
-            "x;id;#",
-            "a/b",
-            "a$(id)",
-            "123",
-            "1a",
-            ".a",
-            "a b",
-            "a$b",
-            "a$$",
-            "$",
-            "\u{e4}",
-            "a\u{1b}",
-            "a23456789012345678901234567890123",
-            "a2345678901234567890123456789012$",
-        ] {
+        let names = " |\ta|\x0ba|+a|-a|#a|a:b|a,b|a\nb|a\r|a\0b|x;id;#|a/b|a$(id)|123|1a|.a|a b|a$b|a$$|$|\u{e4}|\
+             a\u{1b}|a23456789012345678901234567890123|a2345678901234567890123456789012$";
+        for name in names.split('|').chain([""]) {
             let name = name.as_bytes();
-            for want in [
-                Want {
-                    group: name,
-                    ..want("nova")
-                },
-                Want {
-                    member: Some(name),
-                    ..want("")
-                },
-            ] {
+            let as_group = Want {
+                group: name,
+                ..want("nova")
+            };
+            let as_member = Want {
+                member: Some(name),
+                ..want("")
+            };
+            for want in [as_group, as_member] {
                 let error = align(b"kvm:x:1:\n", &want).unwrap_err();
                 assert!(matches!(error, EditError::Name { .. }), "{error}");
             }
@@ -417,16 +387,12 @@ mod tests {
             };
             assert_eq!(align(b"", &want), Err(EditError::Gid(want.gid)));
         }
+        let odd = Want {
+            group: b"k\nvm",
+            ..want("")
+        };
         assert_eq!(
-            align(
-                b"",
-                &Want {
-                    group: b"k\nvm",
-                    ..want("")
-                }
-            )
-            .unwrap_err()
-            .to_string(),
+            align(b"", &odd).unwrap_err().to_string(),
             "the group name 'k\\nvm' is not written into a group file: \
              it holds something else than letters, digits, _ . and -"
         );

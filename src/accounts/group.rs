@@ -1,4 +1,4 @@
-//! group(5): which number a group has, and which groups a user is in.
+//! group(5): which GID a group has, and which groups a user is in.
 //!
 //! Source of the behaviour: glibc `nss_files` (seen with 2.36), what libvirtd asks when it starts
 //! (`getgrnam`) and each time it starts a guest (`getgrouplist`).
@@ -16,9 +16,9 @@ use super::number::trim_start;
 /// One entry of a group file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Group<'a> {
-    /// The group's name, without leading blanks.
+    /// The group's name, without leading spaces.
     pub name: &'a [u8],
-    /// The group's number; never 4294967295, which is no ID. 0 is possible.
+    /// The group's GID; never 4294967295, which is no ID. 0 is possible.
     pub gid: Gid,
     /// Where the entry is: the 1-based number of its line.
     pub line: usize,
@@ -26,9 +26,9 @@ pub struct Group<'a> {
 }
 
 impl<'a> Group<'a> {
-    /// The users that the entry lists, in its order, duplicates included. Blanks before a member do
+    /// The users that the entry lists, in its order, duplicates included. Spaces before a member do
     /// not count, those after it do; so does the carriage return of a CRLF line, which is why the
-    /// last member of such a line is nobody.
+    /// last member of such a line is no user.
     pub fn members(&self) -> impl Iterator<Item = &'a [u8]> {
         self.members
             .split(|b| *b == b',')
@@ -45,7 +45,7 @@ impl<'a> Group<'a> {
 /// An entry, and where an edit of it would have to write.
 pub(super) struct Entry<'a> {
     pub(super) group: Group<'a>,
-    /// The number's field in the file, in bytes, blanks and sign included.
+    /// The GID's field in the file, in bytes, spaces and sign included.
     pub(super) gid_field: Range<usize>,
     /// The member list in the file as far as C sees it; `None` where the line has three fields.
     pub(super) list: Option<Range<usize>>,
@@ -94,13 +94,6 @@ fn parse(line: Line<'_>) -> Option<Entry<'_>> {
     ))
 }
 
-/// A number that the kernel takes for "none".
-const NO_ID: Gid = Gid::from_raw(u32::MAX);
-
-fn usable(entry: Entry<'_>) -> Option<Group<'_>> {
-    Some(entry.group).filter(|group| group.gid != NO_ID)
-}
-
 /// The entry that `getgrnam` finds, with its places; also one whose number is no ID.
 pub(super) fn first_entry<'a>(file: &'a [u8], name: &[u8]) -> Option<Entry<'a>> {
     entries(file)
@@ -108,14 +101,27 @@ pub(super) fn first_entry<'a>(file: &'a [u8], name: &[u8]) -> Option<Entry<'a>> 
         .find_map(parse)
 }
 
-/// Every entry that a look-up by name or number can find. Not among them, as in glibc: blank lines,
+/// The entries of the lines that `is_meant`, but for those with 4294967295: that is a number to glibc, but no
+/// ID to the kernel.
+fn usable<'a>(
+    file: &'a [u8],
+    is_meant: impl Fn(&Line<'_>) -> bool,
+) -> impl Iterator<Item = Group<'a>> {
+    entries(file)
+        .filter(is_meant)
+        .filter_map(parse)
+        .map(|entry| entry.group)
+        .filter(|group| group.gid.as_raw() != u32::MAX)
+}
+
+/// Every entry that a look-up by name or GID can find. Not among them, as in glibc: blank lines,
 /// comments, entries of the NIS `compat` service (`+` and `-`), and lines whose number is missing, is
 /// followed by something else, or does not fit 32 bits (-1 is such a one). Lines of three fields are
 /// entries without members.
 ///
 /// 4294967295 is a number to glibc, but no ID to the kernel: such lines are ignored here.
 pub fn groups(file: &[u8]) -> impl Iterator<Item = Group<'_>> {
-    entries(file).filter_map(parse).filter_map(usable)
+    usable(file, |_| true)
 }
 
 /// The group of that name, as `getgrnam` finds it: the first entry (with an ID, see [`groups`]).
@@ -128,32 +134,27 @@ pub fn by_name<'a>(file: &'a [u8], name: &[u8]) -> Option<Group<'a>> {
 
 /// Every entry of that name. Look-ups only see the first, but the members of all of them count.
 pub fn all_by_name<'a>(file: &'a [u8], name: &[u8]) -> impl Iterator<Item = Group<'a>> {
-    entries(file)
-        .filter(move |line| line.is_named(name))
-        .filter_map(parse)
-        .filter_map(usable)
+    usable(file, |line| line.is_named(name))
 }
 
 /// Every entry that has one of these names. Lines of other names are not parsed.
 pub fn all_by_names<'a>(file: &'a [u8], names: &[&str]) -> impl Iterator<Item = Group<'a>> {
-    let is_one = |line: &Line<'_>| names.iter().any(|name| line.is_named(name.as_bytes()));
-    entries(file)
-        .filter(is_one)
-        .filter_map(parse)
-        .filter_map(usable)
+    usable(file, |line| {
+        names.iter().any(|name| line.is_named(name.as_bytes()))
+    })
 }
 
-/// Every entry with that number: each of these groups' members has what the number may do.
+/// Every entry with that GID: each of these groups' members may do what the GID may do.
 pub fn all_by_gid(file: &[u8], gid: Gid) -> impl Iterator<Item = Group<'_>> {
     groups(file).filter(move |group| group.gid == gid)
 }
 
 /// The groups that a process of `user` gets, as `getgrouplist` finds them: `primary` first, then
-/// each other number once, in the file's order.
+/// each other GID once, in the file's order.
 ///
 /// More lines count than look-ups find (glibc `nss_files` initgroups): every entry of a name that
 /// occurs twice, entries of the `compat` service (an empty number there is 0), and comments: a
-/// `#kvm:x:108:nova` gives nova the number 108. A line with 4294967295 counts as well, and no process
+/// `#kvm:x:108:nova` gives nova the GID 108. A line with 4294967295 counts as well, and no process
 /// of that user can be started: setgroups(2) answers `EINVAL`.
 pub fn gids_of(file: &[u8], user: &[u8], primary: Gid) -> Vec<Gid> {
     let mut seen = BTreeSet::from([primary.as_raw()]);
@@ -167,7 +168,7 @@ pub fn gids_of(file: &[u8], user: &[u8], primary: Gid) -> Vec<Gid> {
 }
 
 /// Whether a file is a group file beyond doubt: every line but empty ones, comments and entries of the NIS
-/// `compat` service has four fields with a name without blanks and a number in digits, and one of them is root with 0. Not a
+/// `compat` service has four fields with a name without spaces and a GID in digits, and one of them is root with 0. Not a
 /// passwd file, a script, or whatever else was put in its place. Stricter than glibc, which skips what it cannot
 /// read.
 pub fn is_group_file(file: &[u8]) -> bool {
@@ -199,46 +200,45 @@ pub fn is_group_file(file: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn found(file: &[u8], name: &str) -> Option<(u32, usize, Vec<String>)> {
-        by_name(file, name.as_bytes()).map(|g| {
-            let members = g.members().map(|m| m.escape_ascii().to_string());
-            (g.gid.as_raw(), g.line, members.collect())
-        })
+    /// GID, line and members.
+    fn shown(group: Group<'_>) -> String {
+        let members = group
+            .members()
+            .map(|member| member.escape_ascii().to_string());
+        let members: Vec<_> = members.collect();
+        format!("{} {} {}", group.gid, group.line, members.join(","))
     }
 
     #[test]
     fn by_name_is_getgrnam() {
-        for (file, gid, line, members) in [
-            (&b"kvm:x:108:"[..], 108, 1, &[][..]),
-            (b"root:x:0:\nkvm:x:108:nova,a\n", 108, 2, &["nova", "a"]),
-            (b"kvm:x:1:a\nkvm:x:2:b\n", 1, 1, &["a"]),
-            (b"\n#kvm:x:1:\n \tkvm::108: a,,\tb ,", 108, 3, &["a", "b "]),
-            (b"kvm:x: +0108:nova", 108, 1, &["nova"]),
-            (b"kvm:x:0:", 0, 1, &[]),
-            (b"kvm:x:108", 108, 1, &[]),
+        for (file, want) in [
+            (&b"kvm:x:108:"[..], "108 1 "),
+            (b"root:x:0:\nkvm:x:108:nova,a\n", "108 2 nova,a"),
+            (b"kvm:x:1:a\nkvm:x:2:b\n", "1 1 a"),
+            (b"\n#kvm:x:1:\n \tkvm::108: a,,\tb ,", "108 3 a,b "),
+            (b"kvm:x: +0108:nova", "108 1 nova"),
+            (b"kvm:x:0:", "0 1 "),
+            (b"kvm:x:108", "108 1 "),
             (
                 b"kvm:x:-1:\nkvm:x:4294967295:\nkvm:x::\nkvm:x:7 :\nkvm:x:108:",
-                108,
-                5,
-                &[],
+                "108 5 ",
             ),
-            (b"kvm:x:99999999999999999999:\nkvm:x:5:", 5, 2, &[]),
-            (b"kvm\nkvm:x\nkvm:x:\nkvm:x:5:", 5, 4, &[]),
-            (b"kvm:x:108:nova\r\n", 108, 1, &["nova\\r"]),
-            (b"kvm:x:108:\r\n", 108, 1, &[]),
-            (b"kvm:x:1\r\nkvm:x:2:", 2, 2, &[]),
-            (b"kvm:x:108:a:b,c", 108, 1, &["a:b", "c"]),
-            (b"\0kvm:x:1:\nkv\0m:x:1:\nkvm:x:108:a\0,b\n", 108, 3, &["a"]),
-            (b"\xff\xfe:x:1:\nkvm:\xff:108:n\xf8", 108, 2, &["n\\xf8"]),
-            (b"+kvm:x:1:\n-kvm:x:1:\nkvmx:x:1:\nkvm:x:108:", 108, 4, &[]),
+            (b"kvm:x:99999999999999999999:\nkvm:x:5:", "5 2 "),
+            (b"kvm\nkvm:x\nkvm:x:\nkvm:x:5:", "5 4 "),
+            (b"kvm:x:108:nova\r\n", "108 1 nova\\r"),
+            (b"kvm:x:108:\r\n", "108 1 "),
+            (b"kvm:x:1\r\nkvm:x:2:", "2 2 "),
+            (b"kvm:x:108:a:b,c", "108 1 a:b,c"),
+            (b"\0kvm:x:1:\nkv\0m:x:1:\nkvm:x:108:a\0,b\n", "108 3 a"),
+            (b"\xff\xfe:x:1:\nkvm:\xff:108:n\xf8", "108 2 n\\xf8"),
+            (b"+kvm:x:1:\n-kvm:x:1:\nkvmx:x:1:\nkvm:x:108:", "108 4 "),
         ] {
-            let members = members.iter().map(|m| (*m).to_string()).collect();
-            let want = Some((gid, line, members));
-            assert_eq!(found(file, "kvm"), want, "{}", file.escape_ascii());
+            let got = by_name(file, b"kvm").map(shown);
+            assert_eq!(got.as_deref(), Some(want), "{}", file.escape_ascii());
         }
         for name in ["+kvm", "-kvm", "#kvm", " kvm", "kvm:x", "other", "+"] {
             let file = b"+kvm:x:1:\n-kvm:x:1:\n#kvm:x:1:\n kvm:x:1:\n+\n";
-            assert_eq!(found(file, name), None, "{name}");
+            assert_eq!(by_name(file, name.as_bytes()), None, "{name}");
         }
     }
 
@@ -280,10 +280,8 @@ mod tests {
         let file = b"kvm:x:108:a\nx:x:108:\nkvm:x:7:b\n+kvm:x:108:\n#kvm:x:108:\n";
         let lines = |groups: Vec<Group<'_>>| groups.iter().map(|g| g.line).collect::<Vec<_>>();
         assert_eq!(lines(all_by_name(file, b"kvm").collect()), [1, 3]);
-        assert_eq!(
-            lines(all_by_gid(file, Gid::from_raw(108)).collect()),
-            [1, 2]
-        );
+        let gid = Gid::from_raw(108);
+        assert_eq!(lines(all_by_gid(file, gid).collect()), [1, 2]);
         assert_eq!(lines(groups(file).collect()), [1, 2, 3]);
     }
 
@@ -310,10 +308,8 @@ mod tests {
             (b"a:x:1:nova:y\nb:x:2:nova \nc:x:3: nova", &[5, 3]),
             (b"a:x:1:nova\0\nb:x:2:\0nova", &[5, 1]),
         ] {
-            let got: Vec<_> = gids_of(file, b"nova", Gid::from_raw(5))
-                .iter()
-                .map(|g| g.as_raw())
-                .collect();
+            let got = gids_of(file, b"nova", Gid::from_raw(5)).into_iter();
+            let got: Vec<_> = got.map(Gid::as_raw).collect();
             assert_eq!(got, want, "{}", file.escape_ascii());
         }
     }

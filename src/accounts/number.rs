@@ -1,12 +1,12 @@
 //! Numbers as C's `strtoul` reads them in base 10.
 //!
 //! Both glibc's account files and libvirt's `user`/`group` settings go through that function, and
-//! it accepts more than a plain number: leading blanks, a sign, and negative values that wrap.
+//! it accepts more than a plain number: leading spaces, a sign, and negative values that wrap.
 
 #![forbid(unsafe_code)]
 
-/// What `strtoul` found at the start of a text.
-pub(crate) struct Number<'a> {
+/// A text that is a number to `strtoul`.
+pub(crate) struct Number {
     /// The value as a 64-bit `unsigned long`: negated modulo 2^64 after a `-`, and `u64::MAX` where
     /// the digits do not fit.
     pub(crate) value: u64,
@@ -14,8 +14,6 @@ pub(crate) struct Number<'a> {
     pub(crate) negative: bool,
     /// Whether the digits fit (C: no ERANGE).
     pub(crate) in_range: bool,
-    /// What follows the last digit.
-    pub(crate) rest: &'a [u8],
 }
 
 /// C's `isspace` in the C locale; unlike Rust's ASCII whitespace it includes the vertical tab.
@@ -23,25 +21,24 @@ pub(crate) fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t'..=b'\r')
 }
 
-/// Drops leading blanks as C's `isspace` knows them.
+/// Drops leading spaces as C's `isspace` knows them.
 pub(crate) fn trim_start(text: &[u8]) -> &[u8] {
-    let blanks = text.iter().take_while(|b| is_space(**b)).count();
-    text.get(blanks..).unwrap_or_default()
+    let spaces = text.iter().take_while(|b| is_space(**b)).count();
+    text.get(spaces..).unwrap_or_default()
 }
 
-/// Reads a number; `None` where there is no digit to read (C: the end pointer is the start).
-pub(crate) fn strtoul(text: &[u8]) -> Option<Number<'_>> {
+/// Reads a number; `None` where there is no digit to read, or something else after the last one (C: the end
+/// pointer is the start, or not the end).
+pub(crate) fn strtoul(text: &[u8]) -> Option<Number> {
     let text = trim_start(text);
     let (negative, digits) = match text {
         [b'-', rest @ ..] => (true, rest),
         [b'+', rest @ ..] => (false, rest),
         _ => (false, text),
     };
-    let count = digits.iter().take_while(|b| b.is_ascii_digit()).count();
-    if count == 0 {
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let (digits, rest) = digits.split_at(count);
     let magnitude = digits.iter().try_fold(0u64, |value, digit| {
         value
             .checked_mul(10)?
@@ -55,7 +52,6 @@ pub(crate) fn strtoul(text: &[u8]) -> Option<Number<'_>> {
         },
         negative,
         in_range: magnitude.is_some(),
-        rest,
     })
 }
 
@@ -66,16 +62,17 @@ mod tests {
     #[test]
     fn reads_what_strtoul_reads() {
         for (text, want) in [
-            (&b"108"[..], Some((108, &b""[..]))),
-            (b" \t\n\x0b\x0c\r108", Some((108, b""))),
-            (b"+108", Some((108, b""))),
-            (b"0108:", Some((108, b":"))),
-            (b"0x10", Some((0, b"x10"))),
-            (b"-1", Some((u64::MAX, b""))),
-            (b"-18446744073709551508", Some((108, b""))),
-            (b"18446744073709551615", Some((u64::MAX, b""))),
-            (b"18446744073709551616a", Some((u64::MAX, b"a"))),
-            (b"-18446744073709551616", Some((u64::MAX, b""))),
+            (&b"108"[..], Some(108)),
+            (b" \t\n\x0b\x0c\r108", Some(108)),
+            (b"+0108", Some(108)),
+            (b"108 ", None),
+            (b"0108:", None),
+            (b"0x10", None),
+            (b"-1", Some(u64::MAX)),
+            (b"-18446744073709551508", Some(108)),
+            (b"18446744073709551615", Some(u64::MAX)),
+            (b"18446744073709551616", Some(u64::MAX)),
+            (b"-18446744073709551616", Some(u64::MAX)),
             (b"", None),
             (b" ", None),
             (b"+", None),
@@ -83,7 +80,7 @@ mod tests {
             (b"- 1", None),
             (b"\xa01", None),
         ] {
-            let got = strtoul(text).map(|n| (n.value, n.rest));
+            let got = strtoul(text).map(|number| number.value);
             assert_eq!(got, want, "{}", text.escape_ascii());
         }
     }

@@ -1,8 +1,8 @@
-//! passwd(5): which user has a name or a number, and what its primary group is.
+//! passwd(5): which user has a name or a UID, and what its primary group is.
 //!
-//! libvirt goes from the configured user to a number, and at each start of a guest back from the
-//! number to a name, by whose memberships the guest gets its groups. So where two names share a
-//! number, the first one decides. Source of the behaviour: glibc `nss_files` (seen with 2.36).
+//! libvirt goes from the configured user to a UID, and at each start of a guest back from the
+//! UID to a name; the guest gets the groups of that name. So where two names share a
+//! UID, the first one decides. Source of the behaviour: glibc `nss_files` (seen with 2.36).
 
 #![forbid(unsafe_code)]
 
@@ -13,11 +13,11 @@ use super::line::{Line, entries};
 /// One entry of a passwd file, as far as it matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct User<'a> {
-    /// The user's name, without leading blanks.
+    /// The user's name, without leading spaces.
     pub name: &'a [u8],
-    /// The user's number; never 4294967295, which is no ID.
+    /// The user's UID; never 4294967295, which is no ID.
     pub uid: Uid,
-    /// The number of the user's primary group; never 4294967295.
+    /// The GID of the user's primary group; never 4294967295.
     pub gid: Gid,
     /// Where the entry is: the 1-based number of its line.
     pub line: usize,
@@ -40,9 +40,9 @@ fn is_usable(user: &User<'_>) -> bool {
 }
 
 /// Every entry that a look-up can find and whose numbers are IDs. Not among them, as in glibc: blank
-/// lines, comments, entries of the NIS `compat` service (`+` and `-`), and lines with a user or group
-/// number that is missing, is followed by something else, or does not fit 32 bits (-1 is such a one).
-/// What follows the group number may be missing.
+/// lines, comments, entries of the NIS `compat` service (`+` and `-`), and lines with a UID or
+/// GID that is missing, is followed by something else, or does not fit 32 bits (-1 is such a one).
+/// What follows the GID may be missing.
 pub fn users(file: &[u8]) -> impl Iterator<Item = User<'_>> {
     entries(file).filter_map(parse).filter(is_usable)
 }
@@ -51,7 +51,7 @@ pub fn users(file: &[u8]) -> impl Iterator<Item = User<'_>> {
 ///
 /// glibc takes 4294967295 for a number and finds the entry. It stands for "no ID" to the kernel, so
 /// where the first entry has it, there is no such user: a later entry of that name is not what
-/// libvirtd would find, and nothing here mends a passwd file.
+/// libvirtd would find, and nothing here repairs a passwd file.
 pub fn by_name<'a>(file: &'a [u8], name: &[u8]) -> Option<User<'a>> {
     entries(file)
         .filter(|line| line.is_named(name))
@@ -59,7 +59,7 @@ pub fn by_name<'a>(file: &'a [u8], name: &[u8]) -> Option<User<'a>> {
         .filter(is_usable)
 }
 
-/// The user with that number, as `getpwuid` finds it: the first entry; none if its group is no ID.
+/// The user with that UID, as `getpwuid` finds it: the first entry; none if its group is no ID.
 pub fn by_uid(file: &[u8], uid: Uid) -> Option<User<'_>> {
     entries(file)
         .filter_map(parse)

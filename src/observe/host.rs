@@ -7,13 +7,14 @@ use nix::errno::Errno;
 
 use crate::accounts::passwd;
 use crate::error::Result;
-use crate::hostdb::{FILES, HostDb, RECORD_FOLDERS, Unseen, record};
+use crate::hostdb::{FILES, HostDb, RECORD_FOLDERS, Unseen};
 use crate::sys::device::Facts;
 use crate::sys::root::Root;
 use crate::sys::{Inode, Room};
 use crate::udev::own::Rules;
 use crate::udev::{self, Prediction, Remark, RuleFile, Udevd};
 use crate::udev_read::{self, Spot};
+use crate::userdb::record;
 use crate::view::View;
 
 /// What is seen of the node.
@@ -55,8 +56,7 @@ impl Host {
     /// The call that failed.
     pub fn observe(root: &Root, spot: bool) -> Result<Self> {
         let view = View::of(root)?;
-        let libs = udev_read::libs(root)?;
-        let mut rules = udev_read::rules(root, libs, view)?;
+        let mut rules = udev_read::rules(root, view)?;
         let (db, group_files) = groups(root, view, &mut rules.not_shown)?;
         let mut host = Self {
             root: root.path().to_owned(),
@@ -66,7 +66,7 @@ impl Host {
             udev: Prediction::default(),
             others: None,
             spot: spot.then(|| udev_read::spot(root)).transpose()?,
-            udevd: udev_read::udevd(root, libs, view)?,
+            udevd: udev_read::udevd(root, view)?,
             rules: rules.rules,
             passwd: root.read("etc/passwd")?.unwrap_or_default(),
             view,

@@ -1,71 +1,38 @@
 use super::*;
 
-type Found = Option<(String, usize)>;
-
-fn both(file: &[u8]) -> Result<(Found, Found), SyntaxError> {
-    let show = |s: Setting| (s.value.iter().map(|b| char::from(*b)).collect(), s.line);
-    parse(file).map(|conf| (conf.user.map(show), conf.group.map(show)))
+/// User and group, each with its line; `-` for one that is not set.
+fn both(file: &[u8]) -> Result<String, SyntaxError> {
+    let show = |setting: Option<Setting>| match setting {
+        Some(Setting { value, line }) => format!("{line} {}", value.escape_ascii()),
+        None => "-".to_owned(),
+    };
+    parse(file).map(|conf| format!("{} {}", show(conf.user), show(conf.group)))
 }
 
 #[test]
 fn settings() {
-    for (file, user, group) in [
-        (&b""[..], None, None),
-        (b"# user = \"a\"\n", None, None),
-        (b"#\n\n#", None, None),
-        (
-            b"user = \"nova\"\ngroup = \"kvm\"\n",
-            Some(("nova", 1)),
-            Some(("kvm", 2)),
-        ),
-        (b"user='nova'", Some(("nova", 1)), None),
-        (b"\n\r\n \tuser\t=\t\"a'b\" # c", Some(("a'b", 3)), None),
-        (
-            b"user='a\"b\\';group=\"\"",
-            Some(("a\"b\\", 1)),
-            Some(("", 1)),
-        ),
-        (
-            b"user=\"a\";\n\n group=\"b\";",
-            Some(("a", 1)),
-            Some(("b", 3)),
-        ),
-        (
-            b"user=\"a\"\rgroup=\"b\"\r\n",
-            Some(("a", 1)),
-            Some(("b", 1)),
-        ),
-        (b"user=\"a\"\nuser=7\nuser=\"b\"", Some(("a", 1)), None),
-        (
-            b"x=\"\"\"a\nb\"c\"\"\"\ngroup=\"\"\"\"\"\" ",
-            None,
-            Some(("", 3)),
-        ),
-        (
-            b"l = [ \"a\",\n 'b', [1,-2,[]],]\nuser='c'",
-            Some(("c", 3)),
-            None,
-        ),
+    for (file, want) in [
+        (&b""[..], "- -"),
+        (b"# user = \"a\"\n", "- -"),
+        (b"#\n\n#", "- -"),
+        (b"user = \"nova\"\ngroup = \"kvm\"\n", "1 nova 2 kvm"),
+        (b"user='nova'", "1 nova -"),
+        (b"\n\r\n \tuser\t=\t\"a'b\" # c", "3 a\\'b -"),
+        (b"user='a\"b\\';group=\"\"", "1 a\\\"b\\\\ 1 "),
+        (b"user=\"a\";\n\n group=\"b\";", "1 a 3 b"),
+        (b"user=\"a\"\rgroup=\"b\"\r\n", "1 a 1 b"),
+        (b"user=\"a\"\nuser=7\nuser=\"b\"", "1 a -"),
+        (b"x=\"\"\"a\nb\"c\"\"\"\ngroup=\"\"\"\"\"\" ", "- 3 "),
+        (b"l = [ \"a\",\n 'b', [1,-2,[]],]\nuser='c'", "3 c -"),
         (
             b"l=[\n]\nl=[]#\nUser='a'\nuser_='b'\nuser='+108'",
-            Some(("+108", 6)),
-            None,
+            "6 +108 -",
         ),
-        (
-            b"x=1 #'\ny=-99999999999999999999\nz=+0;user='a'",
-            Some(("a", 3)),
-            None,
-        ),
-        (b"user='a\0b'", Some(("a", 1)), None),
-        (b"user='\xff'", Some(("\u{ff}", 1)), None),
+        (b"x=1 #'\ny=-99999999999999999999\nz=+0;user='a'", "3 a -"),
+        (b"user='a\0b'", "1 a -"),
+        (b"user='\xff'", "1 \\xff -"),
     ] {
-        let own = |s: Option<(&str, usize)>| s.map(|(value, line)| (value.to_owned(), line));
-        assert_eq!(
-            both(file),
-            Ok((own(user), own(group))),
-            "{}",
-            file.escape_ascii()
-        );
+        assert_eq!(both(file).as_deref(), Ok(want), "{}", file.escape_ascii());
     }
 }
 

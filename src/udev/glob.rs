@@ -2,7 +2,7 @@
 
 /// Whether a value holds a pattern at all.
 pub(super) fn is_glob(text: &[u8]) -> bool {
-    text.iter().any(|byte| b"*?[".contains(byte))
+    text.iter().any(|byte| matches!(byte, b'*' | b'?' | b'['))
 }
 
 /// Whether `text` is what `pattern` describes. `*` and `?` take slashes and leading dots, too.
@@ -41,7 +41,7 @@ pub(super) fn matches(pattern: &[u8], text: &[u8]) -> bool {
 }
 
 /// Whether the bracket expression at the start of `pattern` takes `byte`, and how long it is;
-/// nothing for a `[` that is never closed, which stands for itself.
+/// nothing for a `[` that is never closed, which is an ordinary character.
 fn bracket(pattern: &[u8], byte: u8) -> Option<(bool, usize)> {
     let mut at = 1;
     let negated = matches!(pattern.get(at), Some(b'!' | b'^'));

@@ -1,76 +1,103 @@
-//! One line of rules as keys, operators and quoted values.
+//! One part of a rule: a key, an operator and a quoted value.
 
 use std::borrow::Cow;
 
 use crate::find::two;
 
-use super::key::{Key, key};
-use super::text::{is_blank, trim};
-
-/// What stands between a key and its value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Op {
-    /// `==`
-    Match,
-    /// `!=`
-    NoMatch,
-    /// `+=`
-    Add,
-    /// `-=`
-    Remove,
-    /// `=`
-    Assign,
-    /// `:=`
-    Final,
-}
-
-impl Op {
-    /// Whether it asks instead of setting.
-    pub(super) fn is_match(self) -> bool {
-        matches!(self, Self::Match | Self::NoMatch)
-    }
-}
+use super::key::{Attr, IMPORTS, Key, Op, is_fixed_property, key};
+use super::lines::{is_blank, trim};
+use super::value::{integer, octal};
 
 /// `KEY{attr}op"value"`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Pair<'a> {
-    /// The key, if it is one that udevd knows.
-    pub(super) key: Option<Key>,
-    /// The key as it was written.
-    pub(super) name: &'a [u8],
-    pub(super) attr: Option<&'a [u8]>,
+    pub(super) key: Key,
+    /// What is in the braces; empty without them.
+    pub(super) attr: Cow<'a, [u8]>,
     pub(super) op: Op,
     pub(super) value: Cow<'a, [u8]>,
     /// Whether the value was written `i"…"`.
     pub(super) any_case: bool,
 }
 
-/// Splits a line into `found`, whatever was in it, up to the first pair that is `enough`, of which it is
-/// said whether there was one; an error is what makes udevd drop all of the line.
-pub(super) fn pairs<'a>(
-    line: &'a [u8],
-    found: &mut Vec<Pair<'a>>,
-    enough: impl Fn(&Pair<'a>) -> bool,
-) -> Result<bool, &'static str> {
-    found.clear();
-    let mut rest = line;
-    loop {
+impl<'a> Pair<'a> {
+    /// Reads the first pair of a rule's text, and gives what follows it; nothing at the text's end.
+    ///
+    /// # Errors
+    /// Why udevd drops all of the line.
+    pub(super) fn read(text: &'a [u8]) -> Result<Option<(Self, &'a [u8])>, String> {
         let skip = |byte: &&u8| is_blank(**byte) || **byte == b',';
-        let skipped = rest.iter().take_while(skip).count();
-        rest = rest.get(skipped..).unwrap_or_default();
-        if rest.is_empty() {
-            return Ok(false);
+        let skipped = text.iter().take_while(skip).count();
+        let text = text.get(skipped..).unwrap_or_default();
+        if text.is_empty() {
+            return Ok(None);
         }
-        let (pair, after) = pair(rest)?;
-        if enough(&pair) {
-            return Ok(true);
+        let (name, attr, rest) = name(text)?;
+        let (op, rest) = operator(trim(rest)).ok_or("no operator that udev knows")?;
+        let (value, any_case, rest) = value(trim(rest))?;
+        let wrong = |why: &str| format!("{}: {why}", String::from_utf8_lossy(name));
+        let (_, key, attrs, ops) = key(name).ok_or_else(|| wrong("no key that udev knows"))?;
+        let pair = Self {
+            key: *key,
+            attr: Cow::Borrowed(attr.unwrap_or_default()),
+            op,
+            value,
+            any_case,
+        };
+        pair.check().map_err(wrong)?;
+        if !takes(attrs, attr) {
+            return Err(wrong("not with this in braces"));
         }
-        found.push(pair);
-        rest = after;
+        if !ops.take(op) {
+            return Err(wrong("not with this operator"));
+        }
+        Ok(Some((pair, rest)))
+    }
+
+    pub(super) fn into_owned(self) -> Pair<'static> {
+        Pair {
+            attr: Cow::Owned(self.attr.into_owned()),
+            value: Cow::Owned(self.value.into_owned()),
+            ..self
+        }
+    }
+
+    /// Whether it compares; also what runs or imports something, which is asked whether that worked.
+    pub(super) fn is_comparison(&self) -> bool {
+        self.op.is_match() || matches!(self.key, Key::Program | Key::Import | Key::Result)
+    }
+
+    /// The order in which udevd handles the comparisons of a rule.
+    pub(super) fn order(&self) -> (Key, usize) {
+        let source = |import: &&[u8]| **import == *self.attr;
+        let source = match self.key {
+            Key::Import => IMPORTS.iter().position(source),
+            _ => None,
+        };
+        (self.key, source.unwrap_or_default())
+    }
+
+    /// Whether udevd accepts the value of a key that does not accept any.
+    fn check(&self) -> Result<(), &'static str> {
+        let sets = !self.op.is_match();
+        if self.any_case && (sets || matches!(self.key, Key::Test | Key::Program | Key::Import)) {
+            return Err("not with the prefix 'i'");
+        }
+        match self.key {
+            Key::Name if sets && (self.value.is_empty() || *self.value == *b"%k") => {
+                Err("such a name is refused")
+            }
+            Key::Env if sets && is_fixed_property(&self.attr) => Err("this property cannot be set"),
+            Key::Options => check_option(&String::from_utf8_lossy(&self.value)),
+            _ => Ok(()),
+        }
     }
 }
 
-fn pair(text: &[u8]) -> Result<(Pair<'_>, &[u8]), &'static str> {
+/// The key, what is in the braces behind it, and the rest.
+type Name<'a> = (&'a [u8], Option<&'a [u8]>, &'a [u8]);
+
+fn name(text: &[u8]) -> Result<Name<'_>, &'static str> {
     let mut rest = text;
     loop {
         match rest {
@@ -81,24 +108,39 @@ fn pair(text: &[u8]) -> Result<(Pair<'_>, &[u8]), &'static str> {
         }
     }
     let name = &text[..text.len() - rest.len()];
-    let mut attr = None;
-    if let Some(inside) = rest.strip_prefix(b"{") {
-        let end = inside.iter().position(|byte| *byte == b'}');
-        let (inside, after) = inside.split_at(end.ok_or("a '{' without its '}'")?);
-        attr = Some(inside);
-        rest = after.get(1..).unwrap_or_default();
-    }
-    let (op, rest) = operator(trim(rest)).ok_or("no operator that udev knows")?;
-    let (value, any_case, rest) = value(trim(rest))?;
-    let pair = Pair {
-        key: key(name),
-        name,
-        attr,
-        op,
-        value,
-        any_case,
+    let Some(inside) = rest.strip_prefix(b"{") else {
+        return Ok((name, None, rest));
     };
-    Ok((pair, rest))
+    let end = inside.iter().position(|byte| *byte == b'}');
+    let (attr, rest) = inside.split_at(end.ok_or("a '{' without its '}'")?);
+    Ok((name, Some(attr), rest.get(1..).unwrap_or_default()))
+}
+
+fn takes(attrs: &Attr, attr: Option<&[u8]>) -> bool {
+    let text = attr.unwrap_or_default();
+    match attrs {
+        Attr::None => attr.is_none(),
+        Attr::Any => !text.is_empty(),
+        Attr::OneOf(known) => known.contains(&text),
+        Attr::NoneOr(known) => attr.is_none_or(|attr| known.contains(&attr)),
+        Attr::Mode => text.is_empty() || octal(text).is_some(),
+    }
+}
+
+fn check_option(option: &str) -> Result<(), &'static str> {
+    const LEVELS: [&str; 10] = [
+        "reset", "emerg", "alert", "crit", "err", "warning", "notice", "info", "debug", "null",
+    ];
+    if let Some(priority) = option.strip_prefix("link_priority=") {
+        integer(priority).ok_or("no number for link_priority")?;
+    }
+    if let Some(level) = option.strip_prefix("log_level=") {
+        let is_number = integer(level).is_some_and(|level| (0..8).contains(&level));
+        if !is_number && !LEVELS.contains(&level) {
+            return Err("no level for log_level");
+        }
+    }
+    Ok(())
 }
 
 fn operator(text: &[u8]) -> Option<(Op, &[u8])> {
@@ -155,7 +197,7 @@ fn value(text: &[u8]) -> Result<Value<'_>, &'static str> {
     Ok((Cow::Owned(plain), any_case, rest))
 }
 
-/// The escapes of C, and `\s` for a blank.
+/// The escapes of C, and `\s` for a space.
 fn unescape(text: &[u8]) -> Option<Vec<u8>> {
     let mut plain = Vec::new();
     let mut rest = text;
@@ -217,65 +259,57 @@ fn digits(rest: &mut &[u8], count: usize, radix: u32) -> Option<u32> {
 mod tests {
     use super::*;
 
-    fn shown(line: &str) -> Result<Vec<String>, &'static str> {
-        let text = |bytes: &[u8]| bytes.escape_ascii().to_string();
-        let mut found = Vec::new();
-        pairs(line.as_bytes(), &mut found, |_| false)?;
-        let show = |pair: &Pair| {
-            let attr = pair.attr.map(|attr| format!("{{{}}}", text(attr)));
-            let (key, value) = (text(pair.name), text(&pair.value));
-            let case = if pair.any_case { "i" } else { "" };
-            format!(
-                "{key}{} {:?} {case}{value}",
-                attr.unwrap_or_default(),
-                pair.op
-            )
-        };
-        Ok(found.iter().map(show).collect())
+    fn shown(line: &str) -> Result<String, String> {
+        let mut rest = line.as_bytes();
+        let mut shown = Vec::new();
+        while let Some((pair, after)) = Pair::read(rest)? {
+            let Pair {
+                key,
+                attr,
+                op,
+                value,
+                any_case,
+            } = pair;
+            let case = if any_case { "i" } else { "" };
+            let (attr, value) = (attr.escape_ascii(), value.escape_ascii());
+            shown.push(format!("{key:?}{{{attr}}} {op:?} {case}{value}"));
+            rest = after;
+        }
+        Ok(shown.join(", "))
     }
 
     #[test]
     fn lines_split_as_udevd_splits_them() {
-        let table: [(&str, &[&str]); 13] = [
-            ("", &[]),
-            (" , ,, ", &[]),
+        for (line, want) in [
+            ("", ""),
+            (" , ,, ", ""),
             (
                 r#"KERNEL=="kvm",MODE="0660""#,
-                &["KERNEL Match kvm", "MODE Assign 0660"],
+                "Kernel{} Match kvm, Mode{} Assign 0660",
             ),
             (
                 r#"KERNEL=="kvm" MODE="0660""#,
-                &["KERNEL Match kvm", "MODE Assign 0660"],
+                "Kernel{} Match kvm, Mode{} Assign 0660",
             ),
             (
                 r#"KERNEL=="kvm"MODE:="0660","#,
-                &["KERNEL Match kvm", "MODE Final 0660"],
+                "Kernel{} Match kvm, Mode{} Final 0660",
             ),
-            (r#"KERNEL  ==  "kvm""#, &["KERNEL Match kvm"]),
-            (
-                r#"ATTR{dev} != "a\"b\c""#,
-                &["ATTR{dev} NoMatch a\\\"b\\\\c"],
-            ),
+            (r#"KERNEL  ==  "kvm""#, "Kernel{} Match kvm"),
+            (r#"ATTR{dev} != "a\"b\c""#, r#"Attr{dev} NoMatch a\"b\\c"#),
             (
                 r#"ENV{a b}+="x", TAG-="y""#,
-                &["ENV{a b} Add x", "TAG Remove y"],
+                "Env{a b} Add x, Tag{} Remove y",
             ),
             (
-                r#"A=e"\x41\102\u0043\t\s\\\"""#,
-                &["A Assign ABC\\t \\\\\\\""],
+                r#"TAG=e"\x41\102\u0043\t\s\\\"""#,
+                r#"Tag{} Assign ABC\t \\\""#,
             ),
-            (r#"A==i"kvm""#, &["A Match ikvm"]),
-            (r#"A==ei"\x41""#, &["A Match iA"]),
-            (r#"A=="\x41""#, &["A Match \\\\x41"]),
-            (r#"A===="x""#, &[]),
-        ];
-        for (line, want) in table {
-            let got = shown(line);
-            if want.is_empty() && line.contains('A') {
-                assert!(got.is_err(), "{line}");
-            } else {
-                assert_eq!(got.unwrap(), want, "{line}");
-            }
+            (r#"KERNEL==i"kvm""#, "Kernel{} Match ikvm"),
+            (r#"KERNEL==ei"\x41""#, "Kernel{} Match iA"),
+            (r#"KERNEL=="\x41""#, r"Kernel{} Match \\x41"),
+        ] {
+            assert_eq!(shown(line).unwrap(), want, "{line}");
         }
     }
 
@@ -289,12 +323,16 @@ mod tests {
             "KERNEL==\"kvm\\\"",
             "ENV{a==\"b\"",
             "KERNEL =~ \"kvm\"",
+            "KERNEL====\"kvm\"",
             "KERNEL==e\"\\q\"",
             "KERNEL==e\"\\x00\"",
             "KERNEL==e\"\\777\"",
             "KERNEL==ee\"kvm\"",
             "KERNEL==x\"kvm\"",
             "KERNEL=='kvm'",
+            "KERNELS{a}==\"kvm\"",
+            "KERNEL=\"kvm\"",
+            "MODE==\"0660\"",
             "\u{feff}# a comment behind a byte order mark",
         ] {
             assert!(shown(line).is_err(), "{line}");

@@ -1,102 +1,60 @@
-//! The right side of a comparison.
-
-use std::borrow::Cow;
+//! Whether a value is what a comparison asks for.
 
 use super::glob;
-use super::key::Key;
-use super::pair::{Op, Pair};
+use super::key::{Key, Op};
+use super::pair::Pair;
 
-/// What a value is compared with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Pattern<'a> {
-    /// `==` rather than `!=`.
-    wanted: bool,
-    kind: Kind,
-    /// The alternatives, as written.
-    value: Cow<'a, [u8]>,
-    any_case: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Empty,
-    /// `SUBSYSTEM=="subsystem"`, and its old names.
-    Subsystem,
-    Plain,
-    Glob,
-}
-
-impl<'a> Pattern<'a> {
-    /// Of a pair with `==` or `!=`.
-    pub(super) fn new(pair: &Pair<'a>) -> Self {
-        let value = &*pair.value;
-        let mut wanted = pair.op == Op::Match;
-        let kind = if pair.key == Some(Key::Subsystem) && is_subsystem(value) {
-            Kind::Subsystem
-        } else if value.is_empty() {
-            Kind::Empty
-        } else if value == b"?*" {
-            // "Anything" is kept as "not nothing".
-            wanted = !wanted;
-            Kind::Empty
-        } else if glob::is_glob(value) {
-            Kind::Glob
-        } else {
-            Kind::Plain
-        };
-        Self {
-            wanted,
-            kind,
-            value: pair.value.clone(),
-            any_case: pair.any_case,
-        }
-    }
-
+impl Pair<'_> {
     /// Whether the comparison holds for one value.
     pub(super) fn holds(&self, value: &[u8]) -> bool {
-        let lower;
-        let value = if self.any_case {
-            lower = value.to_ascii_lowercase();
-            &lower
-        } else {
-            value
-        };
-        let mut parts = self.value.split(|byte| *byte == b'|');
-        let found = match self.kind {
-            Kind::Empty => value.is_empty(),
-            Kind::Subsystem => is_subsystem(value),
-            _ if value.is_empty() && parts.clone().any(<[u8]>::is_empty) => true,
-            Kind::Plain if self.any_case => parts.any(|part| part.eq_ignore_ascii_case(value)),
-            Kind::Plain => parts.any(|part| part == value),
-            Kind::Glob if self.any_case => {
-                parts.any(|part| glob::matches(&part.to_ascii_lowercase(), value))
-            }
-            Kind::Glob => parts.any(|part| glob::matches(part, value)),
-        };
-        found == self.wanted
+        self.meets(value) == self.wanted()
     }
 
-    /// Whether the comparison holds for a list, as of tags: `==` if any is meant, `!=` if none is.
-    /// A list of nothing is `!= ""` and with it `== "?*"`.
+    /// Whether the comparison holds for a list, as of tags: `==` if it does for any, `!=` if `==` does for
+    /// none. A list of nothing is `!= ""` and with it `== "?*"`.
     pub(super) fn holds_for_list<'v>(&self, mut list: impl Iterator<Item = &'v [u8]>) -> bool {
-        let met = list.any(|value| self.holds(value) == self.wanted);
-        met == self.wanted
+        list.any(|value| self.meets(value)) == self.wanted()
+    }
+
+    /// Whether the value has to meet the pattern. udevd keeps "anything" as "not nothing".
+    fn wanted(&self) -> bool {
+        (self.op == Op::Match) != (*self.value == *b"?*")
+    }
+
+    fn meets(&self, value: &[u8]) -> bool {
+        let (mut pattern, mut value) = (&*self.value, value);
+        let lower = self
+            .any_case
+            .then(|| (pattern.to_ascii_lowercase(), value.to_ascii_lowercase()));
+        if let Some(lower) = &lower {
+            (pattern, value) = (&lower.0, &lower.1);
+        }
+        if self.key == Key::Subsystem && is_subsystem(&self.value) {
+            return is_subsystem(value);
+        }
+        if pattern.is_empty() || pattern == b"?*" {
+            return value.is_empty();
+        }
+        let is_glob = glob::is_glob(pattern);
+        let mut parts = pattern.split(|byte| *byte == b'|');
+        parts.any(|part| match is_glob && !part.is_empty() {
+            true => glob::matches(part, value),
+            false => part == value,
+        })
     }
 }
 
+/// `SUBSYSTEM=="subsystem"` and its old names.
 fn is_subsystem(value: &[u8]) -> bool {
     [&b"subsystem"[..], b"bus", b"class"].contains(&value)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::pair::pairs;
     use super::*;
 
-    fn pattern(text: &str) -> Pattern<'_> {
-        let mut found = Vec::new();
-        pairs(text.as_bytes(), &mut found, |_| false).unwrap();
-        Pattern::new(&found[0])
+    fn pair(text: &str) -> Pair<'_> {
+        Pair::read(text.as_bytes()).unwrap().unwrap().0
     }
 
     #[test]
@@ -121,11 +79,7 @@ mod tests {
             ("KERNEL==\"bus\"", "class", false),
         ];
         for (text, value, want) in table {
-            assert_eq!(
-                pattern(text).holds(value.as_bytes()),
-                want,
-                "{text} {value}"
-            );
+            assert_eq!(pair(text).holds(value.as_bytes()), want, "{text} {value}");
         }
     }
 
@@ -143,7 +97,7 @@ mod tests {
         ];
         for (text, list, want) in table {
             let list = list.iter().map(|tag| tag.as_bytes());
-            assert_eq!(pattern(text).holds_for_list(list), want, "{text}");
+            assert_eq!(pair(text).holds_for_list(list), want, "{text}");
         }
     }
 }

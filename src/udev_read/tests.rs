@@ -4,27 +4,23 @@ use super::*;
 use crate::udev::RuleFile;
 
 fn node(files: &[(&str, &str)]) -> (tempfile::TempDir, Root) {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     for (name, text) in files {
-        let path = folder.path().join(name);
+        let path = directory.path().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         match text.strip_prefix("-> ") {
             Some(to) => std::os::unix::fs::symlink(to, path).unwrap(),
             None => fs::write(path, text).unwrap(),
         }
     }
-    let root = Root::open(folder.path()).unwrap();
-    (folder, root)
+    let root = Root::open(directory.path()).unwrap();
+    (directory, root)
 }
 
 fn rules_in(root: &Root) -> Result<Rules> {
-    let seen = rules(root, libs(root)?, View::Whole)?;
+    let seen = rules(root, View::Whole)?;
     assert_eq!((&seen.unseen, &seen.not_shown), (&Vec::new(), &Vec::new()));
     Ok(seen.rules)
-}
-
-fn udevd_in(root: &Root) -> Result<Udevd> {
-    udevd(root, libs(root)?, View::Whole)
 }
 
 fn rules_of(files: &[(&str, &str)]) -> Vec<String> {
@@ -35,25 +31,16 @@ fn rules_of(files: &[(&str, &str)]) -> Vec<String> {
 }
 
 #[test]
-fn a_rules_files_name_may_be_any_bytes() {
+fn names_of_rules_files_may_be_any_bytes_and_are_not_mixed_up() {
     let (own, root) = node(&[("etc/udev/rules.d/x", "")]);
-    let folder = own.path().join("etc/udev/rules.d");
-    fs::write(folder.join(OsStr::from_bytes(b"99-\xff.rules")), "a").unwrap();
-    let rules = rules_in(&root).unwrap().files;
-    assert_eq!(rules[0].path, "/etc/udev/rules.d/99-\u{fffd}.rules");
-    assert_eq!(rules[0].content, b"a");
-}
-
-#[test]
-fn names_that_only_look_alike_are_two() {
-    let (own, root) = node(&[("etc/udev/rules.d/x", "")]);
-    let folder = own.path().join("etc/udev/rules.d");
+    let directory = own.path().join("etc/udev/rules.d");
     for (name, text) in [(b"99-\xfe.rules", "a"), (b"99-\xff.rules", "b")] {
-        fs::write(folder.join(OsStr::from_bytes(name)), text).unwrap();
+        fs::write(directory.join(OsStr::from_bytes(name)), text).unwrap();
     }
     let rules = rules_in(&root).unwrap().files;
     let texts: Vec<_> = rules.iter().map(|file| &file.content[..]).collect();
     assert_eq!(texts, [b"a", b"b"]);
+    assert_eq!(rules[1].path, "/etc/udev/rules.d/99-\u{fffd}.rules");
 }
 
 #[test]
@@ -114,7 +101,7 @@ fn the_version_is_found_wherever_distributions_put_it() {
     ];
     for (file, version) in table {
         let (_own, root) = node(&[(file, ""), ("etc/login.defs", "SYS_GID_MAX 499\n")]);
-        let found = udevd_in(&root).unwrap();
+        let found = udevd(&root, View::Whole).unwrap();
         assert_eq!(found.version, version, "{file}");
         // Only where it makes a difference.
         let gid_max = if matches!(version, None | Some(258)) {
@@ -127,7 +114,7 @@ fn the_version_is_found_wherever_distributions_put_it() {
 }
 
 #[test]
-fn a_folder_of_very_many_libraries_does_not_hide_the_version() {
+fn a_directory_of_very_many_libraries_does_not_hide_the_version() {
     let triple = format!("{}-linux-gnu", std::env::consts::ARCH);
     for at in ["usr/lib/systemd", &format!("usr/lib/{triple}/systemd")] {
         let library = format!("{at}/libsystemd-shared-258.so");
@@ -135,17 +122,21 @@ fn a_folder_of_very_many_libraries_does_not_hide_the_version() {
         for number in 0..10_001 {
             fs::write(own.path().join(format!("usr/lib/{number}.so")), "").unwrap();
         }
-        assert_eq!(udevd_in(&root).unwrap().version, Some(258), "{at}");
+        assert_eq!(
+            udevd(&root, View::Whole).unwrap().version,
+            Some(258),
+            "{at}"
+        );
     }
 }
 
 #[test]
-fn a_folder_of_very_many_rules_is_not_read() {
+fn a_directory_of_very_many_rules_is_not_read() {
     let (own, root) = node(&[]);
-    let folder = own.path().join("etc/udev/rules.d");
-    fs::create_dir_all(&folder).unwrap();
+    let directory = own.path().join("etc/udev/rules.d");
+    fs::create_dir_all(&directory).unwrap();
     for number in 0..=10_000 {
-        fs::write(folder.join(format!("{number}.rules")), "").unwrap();
+        fs::write(directory.join(format!("{number}.rules")), "").unwrap();
     }
     let error = rules_in(&root).unwrap_err();
     assert_eq!(error.errno, Errno::E2BIG);

@@ -39,8 +39,7 @@ fn forecast(prediction: &Prediction, event: Event) -> Option<State> {
 
 fn read_and_predict(version: u32) -> Prediction {
     let root = Root::open(Path::new("/")).unwrap();
-    let libs = udev_read::libs(&root).unwrap();
-    let seen = udev_read::rules(&root, libs, View::of(&root).unwrap()).unwrap();
+    let seen = udev_read::rules(&root, View::of(&root).unwrap()).unwrap();
     assert_eq!((seen.unseen, seen.not_shown), (Vec::new(), Vec::new()));
     let files = seen.rules;
     let node = Udevd {

@@ -2,22 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::key::Key;
-use super::pair::{Op, Pair};
-use super::pattern::Pattern;
-use super::rule::{Place, Rule, Token};
+use super::key::{Key, Op, is_fixed_property};
+use super::lines::LINE_MAX;
+use super::location::Location;
+use super::pair::Pair;
 use super::value::is_open;
 
 /// Whether a comparison holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum Tristate {
     Yes,
     No,
     /// And why that is not known.
     Unknown(String),
 }
 
-impl From<bool> for Answer {
+impl From<bool> for Tristate {
     fn from(yes: bool) -> Self {
         if yes { Self::Yes } else { Self::No }
     }
@@ -32,9 +32,9 @@ pub(super) struct Device {
     properties: BTreeMap<Vec<u8>, Value>,
     /// Why any property may have been set.
     tainted: Option<String>,
-    /// What is on it, as far as that is known.
+    /// Its tags, as far as they are known.
     tags: Result<BTreeSet<Vec<u8>>, String>,
-    /// Whether a rule may have given it a link.
+    /// Whether a rule may have set a link.
     linked: bool,
     /// The output of the last program.
     result: Value,
@@ -47,35 +47,23 @@ const ACTIONS: [&[u8]; 2] = [b"add", b"change"];
 
 /// Whether a comparison holds at no event, and is asked before anything that leaves a trace.
 pub(super) fn never(pair: &Pair<'_>) -> bool {
-    let Some(key) = pair.key.filter(|_| pair.op.is_match()) else {
-        return false;
-    };
-    let holds = |value: &[u8]| Pattern::new(pair).holds(value);
-    match key {
-        Key::Subsystem | Key::Subsystems => !holds(SUBSYSTEM),
-        Key::Kernel | Key::Kernels => !holds(KERNEL),
-        Key::Action => !ACTIONS.into_iter().any(holds),
-        Key::Devpath => !holds(DEVPATH),
-        Key::Driver | Key::Drivers => !holds(b""),
-        Key::Attr | Key::Attrs => {
-            let name = pair.attr.unwrap_or_default();
-            attribute(name, &Pattern::new(pair)) == Answer::No
+    pair.op.is_match()
+        && match pair.key {
+            Key::Action => !ACTIONS.iter().any(|action| pair.holds(action)),
+            _ => of_any_event(pair) == Some(Tristate::No),
         }
-        _ => false,
-    }
 }
 
-/// Whether every event of kvm that comes to this rule follows its `GOTO`, if that leads anywhere.
-pub(super) fn always_jumps(rule: &Rule<'_>) -> bool {
-    let holds = |token: &Token<'_>| match token {
-        Token::Action(pattern) => ACTIONS.iter().all(|action| pattern.holds(action)),
-        Token::Devpath(pattern) => pattern.holds(DEVPATH),
-        Token::Kernel(pattern) => pattern.holds(KERNEL),
-        Token::Subsystem(pattern) => pattern.holds(SUBSYSTEM),
-        _ => false,
-    };
-    let taken = rule.dropped.is_none() && rule.doubt.is_none();
-    rule.goto.is_some() && taken && rule.tokens.iter().all(holds)
+/// Whether a comparison holds that has the same answer at every event.
+fn of_any_event(pair: &Pair<'_>) -> Option<Tristate> {
+    Some(match pair.key {
+        Key::Devpath => pair.holds(DEVPATH).into(),
+        Key::Kernel | Key::Kernels => pair.holds(KERNEL).into(),
+        Key::Subsystem | Key::Subsystems => pair.holds(SUBSYSTEM).into(),
+        Key::Name | Key::Driver | Key::Drivers => pair.holds(b"").into(),
+        Key::Attr | Key::Attrs => attribute(pair),
+        _ => return None,
+    })
 }
 
 impl Device {
@@ -109,55 +97,44 @@ impl Device {
         }
     }
 
-    /// Whether a comparison holds; nothing for a token that sets something.
-    pub(super) fn compare(&self, token: &Token<'_>) -> Option<Answer> {
-        Some(match token {
-            Token::Action(pattern) => pattern.holds(self.action).into(),
-            Token::Devpath(pattern) => pattern.holds(DEVPATH).into(),
-            Token::Kernel(pattern) => pattern.holds(KERNEL).into(),
-            Token::Subsystem(pattern) => pattern.holds(SUBSYSTEM).into(),
-            Token::Name(pattern) | Token::Driver(pattern) => pattern.holds(b"").into(),
-            Token::Devlink(_) if self.linked => {
-                Answer::Unknown("SYMLINK is compared, and a rule has set it".to_owned())
+    /// Whether a comparison holds.
+    pub(super) fn compare(&self, pair: &Pair<'_>) -> Tristate {
+        if let Some(answer) = of_any_event(pair) {
+            return answer;
+        }
+        match pair.key {
+            Key::Action => pair.holds(self.action).into(),
+            Key::Symlink if self.linked => {
+                Tristate::Unknown("SYMLINK is compared, and a rule has set it".to_owned())
             }
-            Token::Devlink(pattern) => pattern.holds_for_list(std::iter::empty()).into(),
-            Token::Env(key, pattern) => holds(&self.property(key), pattern),
-            Token::Tag(pattern) => match &self.tags {
-                Ok(tags) => pattern
-                    .holds_for_list(tags.iter().map(Vec::as_slice))
-                    .into(),
-                Err(why) => Answer::Unknown(why.clone()),
+            Key::Symlink => pair.holds_for_list(std::iter::empty()).into(),
+            Key::Env => holds(&self.property(&pair.attr), pair),
+            Key::Tag | Key::Tags => match &self.tags {
+                Ok(tags) => pair.holds_for_list(tags.iter().map(Vec::as_slice)).into(),
+                Err(why) => Tristate::Unknown(why.clone()),
             },
-            Token::Attr(name, pattern) => attribute(name, pattern),
-            Token::Elsewhere(what) => Answer::Unknown(format!("it asks for {what}")),
-            Token::Program => Answer::Unknown("it runs a PROGRAM".to_owned()),
-            Token::Import(what, _) => Answer::Unknown(format!("it asks for {what}")),
-            Token::ImportParent(op) => (*op == Op::NoMatch).into(),
-            Token::Result(pattern) => holds(&self.result, pattern),
-            Token::Owner(..)
-            | Token::Group(..)
-            | Token::Mode(..)
-            | Token::AddTag(..)
-            | Token::StaticNode(_)
-            | Token::SetEnv(..)
-            | Token::AddLink
-            | Token::Run(..) => return None,
-        })
+            Key::Result => holds(&self.result, pair),
+            Key::Program => Tristate::Unknown("it runs a PROGRAM".to_owned()),
+            // A property of the parent device; kvm has none.
+            Key::Import if *pair.attr == *b"parent" => (pair.op == Op::NoMatch).into(),
+            Key::Import => Tristate::Unknown(format!("it asks for {}", import(pair))),
+            // CONST, SYSCTL, TEST: only the node knows.
+            key => Tristate::Unknown(format!("it asks for {}", key.name())),
+        }
     }
 
     /// What a comparison leaves behind, whatever its answer, once it may have been asked.
-    pub(super) fn asked(&mut self, token: &Token<'_>, at: Place<'_>) {
-        match token {
-            Token::Program => self.result = Err(format!("RESULT is from the PROGRAM in {at}")),
-            Token::Import(what, Some(key)) => {
-                let why = format!("a property is from {what} in {at}");
-                self.properties.insert(key.to_vec(), Err(why));
+    pub(super) fn asked(&mut self, pair: &Pair<'_>, at: Location<'_>) {
+        match (pair.key, &*pair.attr) {
+            (Key::Program, _) => self.result = Err(format!("RESULT is from the PROGRAM in {at}")),
+            (Key::Import, b"db" | b"cmdline") => {
+                let why = format!("a property is from {} in {at}", import(pair));
+                self.properties.insert(pair.value.to_vec(), Err(why));
             }
-            Token::Import(what, None) => {
-                let why = format!("properties may be from {what} in {at}");
-                // What is not kept is read as tainted.
-                let fixed = super::systemd::is_fixed_property;
-                self.properties.retain(|key, _| fixed(key));
+            (Key::Import, b"file" | b"program" | b"builtin") => {
+                let why = format!("properties may be from {} in {at}", import(pair));
+                // A property that is not kept is read as tainted.
+                self.properties.retain(|key, _| is_fixed_property(key));
                 self.tainted = Some(why);
             }
             _ => {}
@@ -235,7 +212,7 @@ fn with(mut tags: BTreeSet<Vec<u8>>, tag: Vec<u8>) -> Result<BTreeSet<Vec<u8>>, 
 
 /// What `+=` makes of a property. One that is longer than any line is not followed.
 fn lengthened(key: &[u8], mut before: Vec<u8>, value: &[u8]) -> Value {
-    if before.len() + value.len() >= super::text::LINE_MAX {
+    if before.len() + value.len() >= LINE_MAX {
         let key = String::from_utf8_lossy(key);
         return Err(format!("ENV{{{key}}} is too long"));
     }
@@ -246,21 +223,25 @@ fn lengthened(key: &[u8], mut before: Vec<u8>, value: &[u8]) -> Value {
     Ok(before)
 }
 
-fn holds(value: &Value, pattern: &Pattern<'_>) -> Answer {
+fn holds(value: &Value, pair: &Pair<'_>) -> Tristate {
     match value {
-        Ok(value) => pattern.holds(value).into(),
-        Err(why) => Answer::Unknown(why.clone()),
+        Ok(value) => pair.holds(value).into(),
+        Err(why) => Tristate::Unknown(why.clone()),
     }
 }
 
+fn import(pair: &Pair<'_>) -> String {
+    format!("IMPORT{{{}}}", pair.attr.escape_ascii())
+}
+
 /// `ATTR{name}`: a comparison with a file that is not there never holds, not even `!=`.
-fn attribute(name: &[u8], pattern: &Pattern<'_>) -> Answer {
+fn attribute(pair: &Pair<'_>) -> Tristate {
     let elsewhere = |byte: &u8| matches!(byte, b'/' | b'[' | b'$' | b'%');
-    match name {
-        b"dev" => pattern.holds(b"10:232").into(),
-        b"subsystem" => pattern.holds(SUBSYSTEM).into(),
-        b"uevent" | b"power" => Answer::Unknown("it asks for ATTR".to_owned()),
-        name if name.iter().any(elsewhere) => Answer::Unknown("it asks for ATTR".to_owned()),
-        _ => Answer::No,
+    match &*pair.attr {
+        b"dev" => pair.holds(b"10:232").into(),
+        b"subsystem" => pair.holds(SUBSYSTEM).into(),
+        b"uevent" | b"power" => Tristate::Unknown("it asks for ATTR".to_owned()),
+        name if name.iter().any(elsewhere) => Tristate::Unknown("it asks for ATTR".to_owned()),
+        _ => Tristate::No,
     }
 }

@@ -2,16 +2,16 @@
 //!
 //! The rule has no `ACTION` guard: a change event, which comes with each guest, must not leave the
 //! device to a rule that has none either. It assigns with `=`, not `:=`: a file that sorts after it
-//! was named so to have the last word, and a final assignment does not bind when udevd starts. It
-//! gives a number, so that the node needs no group of any name.
+//! was named so to override it, and a final assignment does not bind when udevd starts. It
+//! assigns a number, so that the node needs no group of any name.
 
 use nix::unistd::Gid;
 
-use super::RuleFile;
+use super::file::RuleFile;
 
 /// The file's name. It sorts after what distributions and deployment tools write.
 pub const NAME: &str = "99-libvirt-kvm-init.rules";
-/// The folder that it goes to, below the node's root: the strongest one.
+/// The directory that it goes to, below the node's root: the strongest one.
 pub const FOLDER: &str = "etc/udev/rules.d";
 /// The file's path on the node.
 pub const PATH: &str = "/etc/udev/rules.d/99-libvirt-kvm-init.rules";
@@ -19,7 +19,7 @@ pub const PATH: &str = "/etc/udev/rules.d/99-libvirt-kvm-init.rules";
 /// How each of these files begins, whatever the version that wrote it.
 const MARK: &[u8] = b"# Written by libvirt-kvm-init";
 
-/// What the rule gives to the device, whose owner is always 0.
+/// What the rule sets; the owner is always 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gift {
     /// The group.
@@ -29,7 +29,7 @@ pub struct Gift {
 }
 
 impl Gift {
-    /// The file that gives it.
+    /// The file that sets it.
     pub fn file(&self) -> RuleFile {
         let Self { gid, mode } = self;
         let content = format!(
@@ -45,7 +45,7 @@ impl Gift {
         }
     }
 
-    /// What such a file gives; nothing if somebody has written something else into it.
+    /// What such a file sets; nothing if it was edited.
     pub fn of(content: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(content).ok()?;
         let value = |key: &str| Some(text.split_once(key)?.1.split_once('"')?.0);
@@ -67,7 +67,7 @@ pub fn is_own(content: &[u8]) -> bool {
 pub struct Rules {
     /// As they are.
     pub files: Vec<RuleFile>,
-    /// The file of the same name in a weaker folder, which counts once the own one is gone.
+    /// The file of the same name in a weaker directory, which counts once the own one is gone.
     pub hidden: Option<RuleFile>,
 }
 
@@ -86,16 +86,12 @@ impl Rules {
 
     /// What there would be with this file, which goes where [`PATH`] says.
     pub fn with<'a>(&'a self, own: &'a RuleFile) -> Vec<&'a RuleFile> {
-        let others = self.files.iter().filter(|file| name(file) != NAME);
+        let others = self.files.iter().filter(|file| file.name() != NAME);
         let mut files: Vec<_> = others.collect();
-        let at = files.partition_point(|file| name(file) < NAME);
+        let at = files.partition_point(|file| file.name() < NAME);
         files.insert(at, own);
         files
     }
-}
-
-fn name(file: &RuleFile) -> &str {
-    file.path.rsplit('/').next().unwrap_or_default()
 }
 
 #[cfg(test)]
