@@ -3,8 +3,8 @@
 
 use std::borrow::Cow;
 
-use libvirt_kvm_init::accounts::edit::{Change, Want, align};
-use libvirt_kvm_init::accounts::{group, passwd};
+use libvirt_kvm_init::formats::accounts::edit::{Change, Want, align};
+use libvirt_kvm_init::formats::accounts::{group, passwd};
 use nix::unistd::Gid;
 
 /// The edit does what is wanted and nothing else.

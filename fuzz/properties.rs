@@ -12,21 +12,23 @@ use std::cell::RefCell;
 use std::io::Read;
 use std::path::Path;
 
-use libvirt_kvm_init::accounts::edit::{Change, EditError, Want, align};
-use libvirt_kvm_init::accounts::{group, passwd};
-use libvirt_kvm_init::acl::{Acl, Guard, READ_WRITE, Tag, Who, permits};
 use libvirt_kvm_init::commands::logs::aggregate::Aggregator;
 use libvirt_kvm_init::commands::logs::report::{self, LogReport};
 use libvirt_kvm_init::commands::logs::scan::Scanner;
 use libvirt_kvm_init::commands::logs::stream::Stream;
 use libvirt_kvm_init::config::options::Flags;
-use libvirt_kvm_init::hostdb::HostDb;
+use libvirt_kvm_init::formats::accounts::edit::{Change, EditError, Want, align};
+use libvirt_kvm_init::formats::accounts::{group, passwd};
+use libvirt_kvm_init::formats::posix_acl::{
+    Acl, FilePermissions, READ_WRITE, Subject, Tag, permits,
+};
+use libvirt_kvm_init::formats::qemu_conf::{self, QemuConf};
+use libvirt_kvm_init::formats::udev::own_rule::{OwnRule, Rules};
+use libvirt_kvm_init::formats::udev::{self, Database, Event, RuleFile, Udevd};
+use libvirt_kvm_init::formats::userdb::record;
+use libvirt_kvm_init::observe::group_db::GroupDb;
 use libvirt_kvm_init::pipeline::Request;
-use libvirt_kvm_init::qemu_conf::{self, QemuConf};
 use libvirt_kvm_init::text::is_hidden;
-use libvirt_kvm_init::udev::own::{Gift, Rules};
-use libvirt_kvm_init::udev::{self, Database, Event, RuleFile, Udevd};
-use libvirt_kvm_init::userdb::record;
 use nix::unistd::{Gid, Uid};
 
 /// What takes any bytes, and panics where something does not hold.
@@ -186,18 +188,20 @@ pub fn udev(data: &[u8]) {
     let forecast = udev::predict(&files.all(), &node, &db);
     assert_eq!(forecast, udev::predict(&files.all(), &node, &db));
     for file in &files.files {
-        if let Some(gift) = Gift::of(&file.content) {
-            assert_eq!(gift.file().content, file.content);
+        if let Some(own_rule) = OwnRule::of(&file.content) {
+            assert_eq!(own_rule.file().content, file.content);
         }
     }
-    for remark in forecast.ignored.iter().chain(&forecast.unclear) {
-        assert!(remark.rule.starts_with("/usr/lib/udev/rules.d/") && !remark.why.is_empty());
+    for diagnostic in forecast.ignored.iter().chain(&forecast.unclear) {
+        assert!(
+            diagnostic.rule.starts_with("/usr/lib/udev/rules.d/") && !diagnostic.why.is_empty()
+        );
     }
-    let gift = Gift {
+    let own_rule = OwnRule {
         gid: Gid::from_raw(555),
         mode: 0o664,
     };
-    let own = gift.file();
+    let own = own_rule.file();
     let with = udev::predict(&files.with(&own), &node, &db);
     for event in [Event::Start, Event::Add, Event::Change] {
         for outcome in [&forecast, &with].map(|all| all.of(event).outcome()) {
@@ -208,13 +212,13 @@ pub fn udev(data: &[u8]) {
         };
         // Where an earlier `:=` has taken the group away, the rule gives what is left.
         if outcome.rule.starts_with(&own.path) && outcome.gid.is_some() {
-            assert_eq!(outcome.gid, Some(gift.gid));
+            assert_eq!(outcome.gid, Some(own_rule.gid));
         }
         let by_own =
             |rule: &Option<String>| rule.as_ref().is_some_and(|r| r.starts_with(&own.path));
         // Where an earlier `:=` has taken the mode away, the group still brings its own.
         if by_own(&outcome.mode_rule) {
-            assert!([gift.mode, 0o660].map(Some).contains(&outcome.mode));
+            assert!([own_rule.mode, 0o660].map(Some).contains(&outcome.mode));
         }
         if by_own(&outcome.owner_rule) {
             assert_eq!(outcome.uid, Some(Uid::from_raw(0)));
@@ -288,21 +292,21 @@ pub fn acl(data: &[u8]) {
     // The device's owner and owning group; the group is one that an entry may name, too.
     let owner = Uid::from_raw(0);
     let group = Gid::from_raw(*gids.last().unwrap());
-    let may = |acl: &Acl, who: &Who<'_>, want| {
-        let guard = Guard {
+    let may = |acl: &Acl, who: &Subject<'_>, want| {
+        let permissions = FilePermissions {
             uid: owner,
             gid: group,
             mode: 0,
             acl: Some(acl),
         };
-        permits(&guard, who, want)
+        permits(&permissions, who, want)
     };
     for uid in uids.iter().map(|raw| Uid::from_raw(*raw)) {
         let named = acl.get(Tag::User(uid)).is_some();
         for (gid, also) in gids.iter().zip(gids.iter().cycle().skip(1)) {
             let (gid, groups) = (Gid::from_raw(*gid), [Gid::from_raw(*also)]);
             for groups in [&groups[..], &[]] {
-                let who = Who { uid, gid, groups };
+                let who = Subject { uid, gid, groups };
                 let member = gid == group || groups.contains(&group);
                 if uid == owner || member && !named {
                     assert!(exact.is_some() || may(&repaired, &who, READ_WRITE));
@@ -334,10 +338,10 @@ pub fn userdb(data: &[u8]) {
         let (name, gid) = (found.name.clone(), found.gid);
         assert!(data.trim_ascii_start().starts_with(b"{"));
         assert!(at.ends_with(&format!("/{name}.group")) || at.ends_with(&format!("/{gid}.group")));
-        let db = HostDb {
+        let db = GroupDb {
             files: vec![("etc/group", b"root:x:0:\n".to_vec())],
             records: vec![found],
-            ..HostDb::default()
+            ..GroupDb::default()
         };
         if name != "root" {
             assert_eq!(db.by_name(&name).unwrap().gid, gid);

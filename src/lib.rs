@@ -28,8 +28,6 @@
 //! anything else, [`apply`] does the [`steps`] and has the result proven by [`prove`], and everything
 //! that is printed comes from one [`report::Report`]. What touches the machine is in [`sys`].
 
-pub mod accounts;
-pub mod acl;
 pub mod cli;
 pub mod codes;
 pub mod commands;
@@ -37,18 +35,13 @@ pub mod config;
 pub mod error;
 pub mod execute;
 mod find;
-pub mod hostdb;
+pub mod formats;
 pub mod judge;
 pub mod observe;
 pub mod pipeline;
 pub mod plan;
 pub mod prove;
-pub mod qemu_conf;
 pub mod report;
 pub mod sys;
 pub mod text;
-pub mod udev;
-pub mod udev_read;
-pub mod userdb;
 pub mod verdict;
-pub mod view;

@@ -6,6 +6,7 @@ use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 
 use crate::error::{Error, Object, Result};
+use crate::formats::udev::own_rule;
 use crate::observe::GROUP_FILE;
 use crate::plan::{GroupFile, GroupStep, RuleStep, Step};
 use crate::sys::device::Device;
@@ -13,7 +14,6 @@ use crate::sys::file::{CHANGED, Folder, LockFile, Rights};
 use crate::sys::output::{Purpose, Unfit, open_below, open_output};
 use crate::sys::root::{MAX_FILE, Root};
 use crate::sys::{CallError, Inode};
-use crate::udev::own;
 
 /// A directory in which a file is replaced, and the file's name.
 type Place = (Folder, String);
@@ -82,7 +82,7 @@ pub fn refuse_rule(steps: &[Step]) -> Result<()> {
     let Some(Step::UdevRule(step)) = steps.last() else {
         return Ok(());
     };
-    match open_below(&Root::open(&step.root)?, own::FOLDER) {
+    match open_below(&Root::open(&step.root)?, own_rule::DIRECTORY) {
         Err(unfit @ Unfit::Untrusted { .. }) => {
             Err(refused_or("--persist", unfit, Object::UdevRule))
         }
@@ -146,16 +146,16 @@ fn group_place(file: &GroupFile, patience: Duration) -> Result<Place> {
 
 fn rule_place(step: &RuleStep) -> Result<Place> {
     let root = Root::open(&step.root)?;
-    let found = match open_below(&root, own::FOLDER) {
+    let found = match open_below(&root, own_rule::DIRECTORY) {
         Err(unfit) if unfit.errno() == Some(Errno::ENOENT) => {
-            root.make_folder(own::FOLDER)
+            root.make_folder(own_rule::DIRECTORY)
                 .map_err(on(Object::UdevRule))?;
-            open_below(&root, own::FOLDER)
+            open_below(&root, own_rule::DIRECTORY)
         }
         found => found,
     };
     let folder = found.map_err(|unfit| refused_or("--persist", unfit, Object::UdevRule))?;
-    let name = own::PATH.rsplit('/').next().unwrap_or_default();
+    let name = own_rule::PATH.rsplit('/').next().unwrap_or_default();
     Ok((folder, name.to_owned()))
 }
 
@@ -258,7 +258,7 @@ fn write_rule(step: &RuleStep, (folder, name): &Place) -> Result<bool> {
         Some(found) => Some(folder.read(name, found).map_err(on(Object::UdevRule))?),
         None => None,
     };
-    if let Some(other) = stands.as_ref().filter(|content| !own::is_own(content)) {
+    if let Some(other) = stands.as_ref().filter(|content| !own_rule::is_own(content)) {
         let path = folder.path().join(name);
         let text = format!(
             "somebody else put a file of {} bytes at {} meanwhile, which is left alone",

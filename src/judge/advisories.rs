@@ -1,9 +1,9 @@
 //! What `check` says beyond the verdict: things that will surprise somebody later. They are warnings
 //! with a fixed code and never change the exit code.
 
-use crate::accounts::group;
 use crate::codes::{Warning, WarningCode};
 use crate::config::Policy;
+use crate::formats::accounts::group;
 use crate::observe::daemons::StaleDaemons;
 use crate::observe::{GROUP_FILE, Host, Observation};
 use crate::plan::qemu_identity::Identity;

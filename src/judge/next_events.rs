@@ -6,9 +6,9 @@
 
 use nix::unistd::{Gid, Uid};
 
+use crate::formats::udev::{Event, Outcome, Prediction};
 use crate::observe::{Node, Observation};
 use crate::plan::is_private;
-use crate::udev::{Event, Forecast, Outcome};
 
 /// Something that will happen to the device.
 #[derive(Debug, Clone)]
@@ -61,7 +61,7 @@ pub fn next_events(seen: &Observation, fresh: bool) -> Vec<NextEvent> {
             })
         })
         .collect();
-    if let Some(Forecast::Untouched) = udev.map(|udev| &udev.add).filter(|_| fresh) {
+    if let Some(Prediction::Untouched) = udev.map(|udev| &udev.add).filter(|_| fresh) {
         found.push(NextEvent {
             what: "a module reload or reboot (no udev rule speaks of it)".to_owned(),
             device: fresh_node(now),

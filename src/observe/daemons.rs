@@ -2,14 +2,14 @@
 
 use super::libvirtd;
 use super::{GROUP_FILE, Observation};
+use crate::observe::udev_files;
 use crate::sys::processes::{Process, named};
 use crate::sys::root::Root;
-use crate::udev_read;
 
 /// The daemons of root's that are of interest: those that start QEMU, and udevd.
 pub fn daemons() -> Vec<Process> {
     let [a, b, c, d] = libvirtd::NAMES;
-    named(&[a, b, c, d, udev_read::UDEVD])
+    named(&[a, b, c, d, udev_files::UDEVD])
 }
 
 /// Daemons that looked groups up before the files changed.
@@ -27,7 +27,7 @@ impl StaleDaemons {
         let host = seen.host.as_ref();
         Self {
             libvirtd: stale_libvirtd(seen, daemons),
-            udevd: host.and_then(|host| udev_read::stale(&host.root, daemons).ok()?),
+            udevd: host.and_then(|host| udev_files::stale(&host.root, daemons).ok()?),
         }
     }
 }

@@ -5,17 +5,17 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-use crate::accounts::passwd;
 use crate::error::Result;
-use crate::hostdb::{FILES, HostDb, RECORD_FOLDERS, Unseen};
+use crate::formats::accounts::passwd;
+use crate::formats::udev::own_rule::Rules;
+use crate::formats::udev::{self, Diagnostic, Predictions, RuleFile, Udevd};
+use crate::formats::userdb::record;
+use crate::observe::group_db::{FILES, GroupDb, RECORD_DIRECTORIES, Unseen};
+use crate::observe::udev_files::{self, RuleFileSlot};
+use crate::observe::view::View;
 use crate::sys::device::Facts;
 use crate::sys::root::Root;
 use crate::sys::{Inode, Room};
-use crate::udev::own::Rules;
-use crate::udev::{self, Prediction, Remark, RuleFile, Udevd};
-use crate::udev_read::{self, Spot};
-use crate::userdb::record;
-use crate::view::View;
 
 /// What is seen of the node.
 #[derive(Debug)]
@@ -23,18 +23,18 @@ pub struct Host {
     /// Where its root is seen.
     pub root: PathBuf,
     /// Its groups.
-    pub db: HostDb,
+    pub db: GroupDb,
     /// Device and inode number of each of its group files.
     pub group_files: Vec<Inode>,
     /// What stands at dev/kvm below it.
     pub node: Option<Facts>,
     /// What its udev will do to the device.
-    pub udev: Prediction,
+    pub udev: Predictions,
     /// What its udev would do without the rule that an earlier run wrote; nothing where there is no
     /// such rule.
-    pub others: Option<Prediction>,
+    pub others: Option<Predictions>,
     /// Where such a rule goes; looked at only where one may be written.
-    pub spot: Option<Spot>,
+    pub slot: Option<RuleFileSlot>,
     /// What is known of its systemd.
     pub udevd: Udevd,
     /// Its udev's rules.
@@ -44,29 +44,29 @@ pub struct Host {
     /// How much of the node is seen.
     pub view: View,
     /// Rules that it has, or may well have, and that are not seen: no forecast holds.
-    pub unseen: Vec<Remark>,
+    pub unseen: Vec<Diagnostic>,
     /// Places that few nodes use and that are not seen: they are taken for empty, and `check` names them.
     pub not_shown: Vec<&'static str>,
 }
 
 impl Host {
-    /// Looks at the node. `spot` asks for [`Host::spot`].
+    /// Looks at the node. `spot` asks for [`Host::slot`].
     ///
     /// # Errors
     /// The call that failed.
-    pub fn observe(root: &Root, spot: bool) -> Result<Self> {
+    pub fn observe(root: &Root, slot: bool) -> Result<Self> {
         let view = View::of(root)?;
-        let mut rules = udev_read::rules(root, view)?;
+        let mut rules = udev_files::rules(root, view)?;
         let (db, group_files) = groups(root, view, &mut rules.not_shown)?;
         let mut host = Self {
             root: root.path().to_owned(),
             db,
             group_files,
             node: root.stat("dev/kvm")?.map(Facts::from),
-            udev: Prediction::default(),
+            udev: Predictions::default(),
             others: None,
-            spot: spot.then(|| udev_read::spot(root)).transpose()?,
-            udevd: udev_read::udevd(root, view)?,
+            slot: slot.then(|| udev_files::slot(root)).transpose()?,
+            udevd: udev_files::udevd(root, view)?,
             rules: rules.rules,
             passwd: root.read("etc/passwd")?.unwrap_or_default(),
             view,
@@ -85,11 +85,11 @@ impl Host {
     }
 
     /// What its udev would do with `own` as the rule of this program.
-    pub fn with_own(&self, own: &RuleFile) -> Prediction {
+    pub fn with_own(&self, own: &RuleFile) -> Predictions {
         self.predict(&self.rules.with(own))
     }
 
-    fn predict(&self, files: &[&RuleFile]) -> Prediction {
+    fn predict(&self, files: &[&RuleFile]) -> Predictions {
         let names = udev::Database {
             group: &|name| self.db.by_name(name).map(|found| found.gid),
             user: &|name| passwd::by_name(&self.passwd, name.as_bytes()).map(|user| user.uid),
@@ -99,7 +99,7 @@ impl Host {
         prediction.doubt(&self.unseen);
         if let Unseen::Before { name, why, .. } = &self.db.unseen {
             let (rule, why) = (format!("/{name}"), why.clone());
-            prediction.unclear.push(Remark { rule, why });
+            prediction.unclear.push(Diagnostic { rule, why });
         }
         prediction
     }
@@ -111,8 +111,8 @@ fn groups(
     root: &Root,
     view: View,
     not_shown: &mut Vec<&'static str>,
-) -> Result<(HostDb, Vec<Inode>)> {
-    let mut db = HostDb::default();
+) -> Result<(GroupDb, Vec<Inode>)> {
+    let mut db = GroupDb::default();
     let mut inodes = Vec::new();
     for name in FILES {
         if let Some((content, inode)) = root.read_which(name)? {
@@ -127,7 +127,7 @@ fn groups(
         }
     }
     let mut room = Room::new();
-    for folder in RECORD_FOLDERS {
+    for folder in RECORD_DIRECTORIES {
         let names = root.list(folder)?;
         let hidden = match names.is_empty() {
             true => view.hides(root, folder)?,
@@ -165,7 +165,7 @@ fn groups(
 }
 
 /// Notes that a source of groups is not seen, the first one only: whatever comes after it is in doubt.
-fn overruled(db: &mut HostDb, name: &'static str, why: String) {
+fn overruled(db: &mut GroupDb, name: &'static str, why: String) {
     if !matches!(db.unseen, Unseen::Before { .. }) {
         let files = db.files.len();
         db.unseen = Unseen::Before { files, name, why };

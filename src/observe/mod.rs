@@ -1,9 +1,12 @@
 //! One snapshot of every fact that a decision rests on. Nothing here decides or changes anything.
 
 pub mod daemons;
+pub mod group_db;
 mod host;
 pub mod host_root;
 pub mod libvirtd;
+pub mod udev_files;
+pub mod view;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,10 +15,10 @@ use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 use nix::unistd::Gid;
 
-use crate::accounts::group;
-use crate::acl::Acl;
 use crate::config::{Libvirtd, PodRoot, Sources};
 use crate::error::{Error, Result};
+use crate::formats::accounts::group;
+use crate::formats::posix_acl::Acl;
 use crate::sys::device::{Device, Facts};
 use crate::sys::output::Unfit;
 use crate::sys::root::{Root, Stamp, read_here};

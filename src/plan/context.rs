@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use nix::unistd::Gid;
 
 use crate::config::{Origin, Policy};
+use crate::formats::qemu_conf::QemuConf;
 use crate::observe::Observation;
-use crate::qemu_conf::QemuConf;
 
 /// What `watch` remembers.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]

@@ -10,14 +10,14 @@ use super::qemu_identity::{self, Configured, Identity};
 use super::safety::{collisions, further_numbers, guarded, guarded_target, other_owner};
 use super::target_gid::Resolution;
 use super::{GroupFile, GroupStep, Plan, Refusal, Step, Stop, device};
-use crate::accounts::edit::{self, EditError, Want, align};
-use crate::accounts::{group, passwd};
 use crate::codes::{Warning, WarningCode};
 use crate::config::PodRoot;
 use crate::error::Error;
+use crate::formats::accounts::edit::{self, EditError, Want, align};
+use crate::formats::accounts::{group, passwd};
+use crate::formats::udev::Predictions;
 use crate::observe::GROUP_FILE;
 use crate::text::join_first;
-use crate::udev::Prediction;
 
 /// Every step to the target, the group file first and the device last; whom QEMU is now and will be
 /// goes into `decision`. `udev` is what will happen to the device.
@@ -27,7 +27,7 @@ use crate::udev::Prediction;
 /// [`Stop::Refusal`] for a name that is not written into a group file.
 pub fn steps(
     context: &Context<'_>,
-    udev: Option<&Prediction>,
+    udev: Option<&Predictions>,
     target: Gid,
     plan: &mut Plan,
 ) -> Result<Vec<Step>, Stop> {
@@ -102,7 +102,7 @@ struct GroupWant {
 /// device: as long as the node's events disagree, no single number lasts. Also what is odd about those.
 fn wants(
     context: &Context<'_>,
-    udev: Option<&Prediction>,
+    udev: Option<&Predictions>,
     target: Gid,
     member: Option<Vec<u8>>,
 ) -> (Vec<GroupWant>, Vec<Warning>) {

@@ -15,9 +15,9 @@ mod udev_rule;
 use crate::codes::{Warning, WarningCode};
 use crate::config::{Missing, Policy};
 use crate::error::Error;
+use crate::formats::qemu_conf::{self, QemuConf};
+use crate::formats::udev::Predictions;
 use crate::observe::Observation;
-use crate::qemu_conf::{self, QemuConf};
-use crate::udev::Prediction;
 use target_gid::{Resolution, candidates, outdated_rule, resolve, rules_of_the_node};
 use udev_rule::Planned;
 
@@ -130,7 +130,7 @@ fn unfinished(context: &Context<'_>, resolution: Resolution, rule: Option<&Plann
 }
 
 /// What the node's udev will do to the device once all is done.
-fn events_then<'a>(context: &Context<'a>, rule: Option<&'a Planned>) -> Option<&'a Prediction> {
+fn events_then<'a>(context: &Context<'a>, rule: Option<&'a Planned>) -> Option<&'a Predictions> {
     match rule {
         Some(planned) => Some(&planned.after),
         None => context.seen.host.as_ref().map(|host| &host.udev),

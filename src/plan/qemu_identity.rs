@@ -11,10 +11,10 @@ use std::fmt;
 
 use nix::unistd::{Gid, Uid};
 
-use crate::accounts::{group, passwd};
-use crate::acl::Who;
 use crate::config::Given;
-use crate::qemu_conf::{IdSpec, QemuConf, id_spec};
+use crate::formats::accounts::{group, passwd};
+use crate::formats::posix_acl::Subject;
+use crate::formats::qemu_conf::{IdSpec, QemuConf, id_spec};
 
 /// What QEMU will run as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,8 +46,8 @@ impl Identity {
     }
 
     /// As the kernel's permission check sees it.
-    pub fn who(&self) -> Who<'_> {
-        Who {
+    pub fn who(&self) -> Subject<'_> {
+        Subject {
             uid: self.uid,
             gid: self.gid,
             groups: &self.groups,

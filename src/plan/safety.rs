@@ -6,14 +6,14 @@ use nix::unistd::Gid;
 use super::context::Context;
 use super::udev_events::{gives_to_root, other_numbers};
 use super::{NoKvm, Plan, Refusal};
-use crate::accounts::group;
 use crate::codes::{Cause, Warning, WarningCode};
 use crate::config::Origin;
+use crate::formats::accounts::group;
+use crate::formats::udev::Predictions;
 use crate::observe::{Driver, GROUP_FILE, Observation};
 use crate::sys::device::Facts;
 use crate::sys::root::kind_name;
 use crate::text::join_first;
-use crate::udev::Prediction;
 
 /// Groups whose powers no QEMU gets, and whose members get no KVM, by accident of a GID.
 const GUARDED: [&str; 9] = [
@@ -150,7 +150,7 @@ pub fn no_kvm(seen: &Observation) -> Option<NoKvm> {
 /// The target, once every safety rule has agreed to it. `udev` is what will happen to the device.
 pub fn target(
     context: &Context<'_>,
-    udev: Option<&Prediction>,
+    udev: Option<&Predictions>,
     plan: &mut Plan,
 ) -> Result<Gid, Refusal> {
     let seen = context.seen;
@@ -217,7 +217,7 @@ pub fn target(
 /// about them. A GID that means more than KVM is given to no QEMU for an event's sake.
 pub fn further_numbers(
     context: &Context<'_>,
-    udev: Option<&Prediction>,
+    udev: Option<&Predictions>,
     target: Gid,
 ) -> (Vec<Gid>, Vec<Warning>) {
     let seen = context.seen;

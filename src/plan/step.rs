@@ -7,10 +7,10 @@ use nix::unistd::{Gid, Uid};
 
 use super::qemu_identity::{Identity, IdentityError};
 use super::target_gid::Resolution;
-use crate::accounts::edit;
-use crate::acl::Acl;
 use crate::codes::{Cause, Warning};
 use crate::config::PodRoot;
+use crate::formats::accounts::edit;
+use crate::formats::posix_acl::Acl;
 use crate::sys::Inode;
 
 /// What is to be done.

@@ -7,11 +7,11 @@
 use nix::unistd::Gid;
 
 use super::context::Context;
-use crate::accounts::group;
 use crate::codes::{Source, Warning, WarningCode};
 use crate::config::is_id;
+use crate::formats::accounts::group;
+use crate::formats::udev::Predictions;
 use crate::observe::GROUP_FILE;
-use crate::udev::Prediction;
 
 /// A number that could be the target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl Resolution {
 /// The rules that speak for the node. Where the own one may be written again it does not count:
 /// otherwise it would be the reason for its own number for ever. Where it is not, it is a rule of the
 /// node as any other, which decides what udev gives.
-pub(super) fn rules_of_the_node<'a>(context: &Context<'a>) -> Option<&'a Prediction> {
+pub(super) fn rules_of_the_node<'a>(context: &Context<'a>) -> Option<&'a Predictions> {
     let host = context.seen.host.as_ref()?;
     let others = host.others.as_ref().filter(|_| context.policy.persist);
     Some(others.unwrap_or(&host.udev))
@@ -69,7 +69,7 @@ pub(super) fn outdated_rule(context: &Context<'_>, found: &Resolution) -> Option
     Some(Warning::new(WarningCode::UdevRuleOutdated, text))
 }
 
-pub(super) fn candidates(context: &Context<'_>, udev: Option<&Prediction>) -> Vec<Candidate> {
+pub(super) fn candidates(context: &Context<'_>, udev: Option<&Predictions>) -> Vec<Candidate> {
     let Context { seen, policy, .. } = *context;
     let mut found = Vec::new();
     if let Some((gid, origin)) = context.explicit_gid() {

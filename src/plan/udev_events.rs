@@ -4,7 +4,7 @@ use nix::unistd::Gid;
 
 use crate::codes::{Warning, WarningCode};
 use crate::config::is_id;
-use crate::udev::{Event, Prediction};
+use crate::formats::udev::{Event, Predictions};
 
 pub const EVENTS: [(Event, &str); 3] = [
     (Event::Start, "when udevd starts"),
@@ -13,7 +13,7 @@ pub const EVENTS: [(Event, &str); 3] = [
 ];
 
 /// The numbers other than the target that some event of the node gives the device.
-pub fn other_numbers(udev: Option<&Prediction>, target: Gid) -> Vec<Gid> {
+pub fn other_numbers(udev: Option<&Predictions>, target: Gid) -> Vec<Gid> {
     let mut found = Vec::new();
     for (event, _) in EVENTS {
         let outcome = udev.and_then(|udev| udev.of(event).outcome());
@@ -28,32 +28,32 @@ pub fn other_numbers(udev: Option<&Prediction>, target: Gid) -> Vec<Gid> {
 }
 
 /// Whether some event of the node gives the device to root's own group, which is never a GID for KVM.
-pub fn gives_to_root(udev: Option<&Prediction>) -> bool {
+pub fn gives_to_root(udev: Option<&Predictions>) -> bool {
     let gives = |event: Event| udev.and_then(|udev| udev.of(event).outcome()?.gid);
     let root = Some(Gid::from_raw(0));
     EVENTS.iter().any(|(event, _)| gives(*event) == root)
 }
 
 /// What is odd about the node's rules, and where its events disagree.
-pub fn warnings(udev: Option<&Prediction>, target: Option<Gid>) -> Vec<Warning> {
+pub fn warnings(udev: Option<&Predictions>, target: Option<Gid>) -> Vec<Warning> {
     let Some(udev) = udev else {
         return Vec::new();
     };
-    let remark = |code, verb: &str, list: &[crate::udev::Remark]| {
-        let warning = |remark: &crate::udev::Remark| {
+    let diagnostic = |code, verb: &str, list: &[crate::formats::udev::Diagnostic]| {
+        let warning = |diagnostic: &crate::formats::udev::Diagnostic| {
             Warning::new(
                 code,
-                format!("the node's {} {verb}: {}", remark.rule, remark.why),
+                format!("the node's {} {verb}: {}", diagnostic.rule, diagnostic.why),
             )
         };
         list.iter().map(warning).collect::<Vec<_>>()
     };
-    let mut found = remark(
+    let mut found = diagnostic(
         WarningCode::UdevIgnored,
         "is ignored by its udevd",
         &udev.ignored,
     );
-    found.extend(remark(
+    found.extend(diagnostic(
         WarningCode::UdevUnclear,
         "cannot be followed",
         &udev.unclear,

@@ -10,10 +10,10 @@ use super::context::Context;
 use super::safety::is_private;
 use super::udev_events::EVENTS;
 use super::{Refusal, RuleStep};
+use crate::formats::udev::own_rule::{self, OwnRule};
+use crate::formats::udev::{Event, Outcome, Prediction, Predictions};
 use crate::observe::Host;
-use crate::udev::own::{self, Gift};
-use crate::udev::{Event, Forecast, Outcome, Prediction};
-use crate::udev_read::{SpotFolder, Stands};
+use crate::observe::udev_files::{Existing, RuleDirectory};
 
 /// A rule that shall be written.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub struct Planned {
     /// The step.
     pub step: RuleStep,
     /// What udev will do then.
-    pub after: Prediction,
+    pub after: Predictions,
 }
 
 /// What every event shall leave behind: owner 0 and these.
@@ -58,16 +58,16 @@ pub fn planned(context: &Context<'_>, target: Gid) -> Result<Option<Planned>, Re
     if want.undone_by(&host.udev).is_none() {
         return Ok(None);
     }
-    let gift = Gift {
+    let own_rule = OwnRule {
         gid: target,
         mode: policy.mode.unwrap_or_else(|| usual_mode(host)),
     };
-    let file = gift.file();
+    let file = own_rule.file();
     let after = host.with_own(&file);
     if let Some((event, when)) = want.undone_by(&after) {
-        return Err(no(why_not(host, gift, &after, event, when, &want)));
+        return Err(no(why_not(host, own_rule, &after, event, when, &want)));
     }
-    let from = free_spot(host).map_err(no)?;
+    let from = free_slot(host).map_err(no)?;
     let step = RuleStep {
         root: host.root.clone(),
         from,
@@ -78,18 +78,18 @@ pub fn planned(context: &Context<'_>, target: Gid) -> Result<Option<Planned>, Re
 
 impl Want {
     /// The first event that leaves the device otherwise, or may.
-    fn undone_by(&self, udev: &Prediction) -> Option<(Event, &'static str)> {
+    fn undone_by(&self, udev: &Predictions) -> Option<(Event, &'static str)> {
         EVENTS
             .into_iter()
             .find(|(event, _)| !self.holds(*event, udev.of(*event)))
     }
 
-    fn holds(&self, event: Event, forecast: &Forecast) -> bool {
+    fn holds(&self, event: Event, forecast: &Prediction) -> bool {
         match forecast {
-            Forecast::Unclear => false,
+            Prediction::Unclear => false,
             // The kernel makes a node 0:0 0600, and announces it.
-            Forecast::Untouched => event != Event::Add,
-            Forecast::Becomes(outcome) => {
+            Prediction::Untouched => event != Event::Add,
+            Prediction::Becomes(outcome) => {
                 let (uid, gid, mode) = self.left_by(event, outcome);
                 uid == 0 && gid == self.gid.as_raw() && self.takes(mode)
             }
@@ -129,36 +129,45 @@ fn usual_mode(host: &Host) -> u16 {
 /// Why the rule would not do.
 fn why_not(
     host: &Host,
-    gift: Gift,
-    after: &Prediction,
+    own_rule: OwnRule,
+    after: &Predictions,
     event: Event,
     when: &str,
     want: &Want,
 ) -> String {
-    let is_own = |rule: &str| rule.starts_with(own::PATH);
+    let is_own = |rule: &str| rule.starts_with(own_rule::PATH);
     let max = host.udevd.system_gid_max;
     let range = format!("a number from 1 to {max} works");
     let name_it = "give the node's group such a number, or name one with --gid";
-    if after.ignored.iter().any(|remark| is_own(&remark.rule)) {
+    if after
+        .ignored
+        .iter()
+        .any(|diagnostic| is_own(&diagnostic.rule))
+    {
         let version = host.udevd.version.map(|version| format!(" {version}"));
         return format!(
             "the node's systemd{} drops every rule with the number {}, which is outside of the \
              system's range: {range}; {name_it}",
             version.unwrap_or_default(),
-            gift.gid
+            own_rule.gid
         );
     }
-    if after.unclear.iter().any(|remark| is_own(&remark.rule)) && gift.gid.as_raw() > max {
+    if after
+        .unclear
+        .iter()
+        .any(|diagnostic| is_own(&diagnostic.rule))
+        && own_rule.gid.as_raw() > max
+    {
         return format!(
             "which systemd the node has is not seen, and 258 and 259 drop every rule with the \
              number {}: mount the node's usr/lib as well, or {name_it}: {range} with all of them",
-            gift.gid
+            own_rule.gid
         );
     }
     match after.of(event) {
-        Forecast::Becomes(outcome) => {
+        Prediction::Becomes(outcome) => {
             let (uid, gid, mode) = want.left_by(event, outcome);
-            let by = if gid != gift.gid.as_raw() {
+            let by = if gid != own_rule.gid.as_raw() {
                 Some(&outcome.rule)
             } else if uid != 0 {
                 outcome.owner_rule.as_ref()
@@ -170,14 +179,14 @@ fn why_not(
                  still make the device {uid}:{gid} {mode:04o}; change that rule, or have it in a \
                  file whose name sorts before {} and without :=",
                 by.map_or("rules", String::as_str),
-                own::NAME
+                own_rule::NAME
             )
         }
-        Forecast::Untouched | Forecast::Unclear => {
+        Prediction::Untouched | Prediction::Unclear => {
             let others: Vec<_> = after
                 .unclear
                 .iter()
-                .map(|remark| format!("{}: {}", remark.rule, remark.why))
+                .map(|diagnostic| format!("{}: {}", diagnostic.rule, diagnostic.why))
                 .collect();
             format!(
                 "what the device becomes {when} cannot be told from the node's rules, so a rule of \
@@ -189,31 +198,31 @@ fn why_not(
 }
 
 /// What the own file gives now, where it can be written.
-fn free_spot(host: &Host) -> Result<Option<String>, String> {
-    let Some(spot) = &host.spot else {
+fn free_slot(host: &Host) -> Result<Option<String>, String> {
+    let Some(slot) = &host.slot else {
         return Ok(None);
     };
-    let folder = host.root.join(own::FOLDER);
+    let folder = host.root.join(own_rule::DIRECTORY);
     let folder = folder.display();
-    match (spot.folder, &spot.stands) {
-        (SpotFolder::ReadOnly, _) => Err(format!(
+    match (slot.directory, &slot.existing) {
+        (RuleDirectory::ReadOnly, _) => Err(format!(
             "{} is to be written, and {folder} is read-only here: mount the node's /{} there \
              writable, and nothing else of it; or run this on the node",
-            own::PATH,
-            own::FOLDER
+            own_rule::PATH,
+            own_rule::DIRECTORY
         )),
-        (SpotFolder::Missing, _) => Err(format!(
+        (RuleDirectory::Missing, _) => Err(format!(
             "{folder} does not exist, nor the folder above it, so nothing would read a rule there: \
              if the node has udev, make the folder on the node (`mkdir -p /{}`)",
-            own::FOLDER
+            own_rule::DIRECTORY
         )),
-        (SpotFolder::Writable, Stands::Other(what)) => Err(format!(
+        (RuleDirectory::Writable, Existing::Other(what)) => Err(format!(
             "{folder}/{} is {what}, and is left alone: remove it, and run this again",
-            own::NAME
+            own_rule::NAME
         )),
-        (SpotFolder::Writable, Stands::Nothing) => Ok(None),
-        (SpotFolder::Writable, Stands::Own(content)) => Ok(Some(match Gift::of(content) {
-            Some(Gift { gid, mode }) => format!("0:{gid} {mode:04o}"),
+        (RuleDirectory::Writable, Existing::Nothing) => Ok(None),
+        (RuleDirectory::Writable, Existing::Own(content)) => Ok(Some(match OwnRule::of(content) {
+            Some(OwnRule { gid, mode }) => format!("0:{gid} {mode:04o}"),
             None => "another text".to_owned(),
         })),
     }

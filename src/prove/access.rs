@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::acl::{Guard, READ_WRITE, permits};
 use crate::codes::Permission;
+use crate::formats::posix_acl::{FilePermissions, READ_WRITE, permits};
 use crate::observe::Node;
 use crate::plan::qemu_identity::Identity;
 use crate::sys::device::Facts;
@@ -33,15 +33,15 @@ const SEARCH: u16 = 0o1;
 /// Whether owner, mode and ACL of a device let QEMU read and write.
 pub fn allows(device: &Node, identity: &Identity) -> bool {
     // Root keeps its capabilities, and CAP_DAC_OVERRIDE asks nobody.
-    identity.uid.is_root() || permits(&guard(device), &identity.who(), READ_WRITE)
+    identity.uid.is_root() || permits(&permissions(device), &identity.who(), READ_WRITE)
 }
 
 impl AccessContext<'_> {
     /// Whether QEMU as root gets to the device by `CAP_DAC_OVERRIDE` alone.
     pub fn needs_dac_override(&self) -> bool {
         let who = self.identity.who();
-        let passes = |(_, directory): &Directory| permits(&guard(directory), &who, SEARCH);
-        let reads_and_writes = permits(&guard(self.device), &who, READ_WRITE);
+        let passes = |(_, directory): &Directory| permits(&permissions(directory), &who, SEARCH);
+        let reads_and_writes = permits(&permissions(self.device), &who, READ_WRITE);
         self.identity.uid.is_root() && !(reads_and_writes && self.directories.iter().all(passes))
     }
 
@@ -66,7 +66,7 @@ pub fn closed_directory<'a>(
 ) -> Option<&'a Directory> {
     let who = identity.who();
     let mut directories = directories.iter().filter(|_| !identity.uid.is_root());
-    directories.find(|(_, directory)| !permits(&guard(directory), &who, SEARCH))
+    directories.find(|(_, directory)| !permits(&permissions(directory), &who, SEARCH))
 }
 
 /// chmod(1)'s letter for the class of permission bits that counts for QEMU; none where an ACL counts.
@@ -81,12 +81,13 @@ pub fn class(directory: &Node, identity: &Identity) -> Option<char> {
     };
     let classes = [('u', 0o100), ('g', 0o010), ('o', 0o001)];
     let mut classes = classes.into_iter().filter(|_| directory.acl.is_none());
-    let counts = |&(_, mode): &(char, u16)| permits(&guard(&bits(mode)), &identity.who(), SEARCH);
+    let counts =
+        |&(_, mode): &(char, u16)| permits(&permissions(&bits(mode)), &identity.who(), SEARCH);
     classes.find(counts).map(|(class, _)| class)
 }
 
-fn guard(device: &Node) -> Guard<'_> {
-    Guard {
+fn permissions(device: &Node) -> FilePermissions<'_> {
+    FilePermissions {
         uid: device.facts.uid,
         gid: device.facts.gid,
         mode: device.facts.mode,

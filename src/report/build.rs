@@ -4,9 +4,10 @@
 use nix::sys::stat::SFlag;
 use nix::unistd::Gid;
 
-use crate::accounts::group;
 use crate::codes::Warning;
 use crate::config::Policy;
+use crate::formats::accounts::group;
+use crate::formats::udev::{Event, Predictions};
 use crate::judge::Judgement;
 use crate::observe::{self, GROUP_FILE, Node, Observation};
 use crate::plan::qemu_identity::Identity;
@@ -16,7 +17,6 @@ use crate::report::{
     self, Candidate, Change, Device, Host, HostDevice, Pod, Qemu, Report, Target, Udev, UdevEvent,
 };
 use crate::sys::root::kind_name;
-use crate::udev::{Event, Prediction};
 
 /// What was seen and planned.
 #[derive(Debug)]
@@ -129,7 +129,7 @@ fn qemu(identity: &Identity) -> Qemu {
     }
 }
 
-fn udev(prediction: &Prediction) -> Udev {
+fn udev(prediction: &Predictions) -> Udev {
     let event = |event| {
         let outcome = prediction.of(event).outcome()?;
         Some(UdevEvent {
@@ -143,7 +143,7 @@ fn udev(prediction: &Prediction) -> Udev {
         start: event(Event::Start),
         add: event(Event::Add),
         change: event(Event::Change),
-        ignored: ignored.map(|remark| remark.rule.clone()).collect(),
+        ignored: ignored.map(|diagnostic| diagnostic.rule.clone()).collect(),
     }
 }
 

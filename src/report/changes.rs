@@ -2,10 +2,10 @@
 #![forbid(unsafe_code)]
 
 use super::Change;
-use crate::accounts::edit;
 use crate::codes::Action;
+use crate::formats::accounts::edit;
+use crate::formats::udev::own_rule;
 use crate::plan::{GroupFile, Step};
-use crate::udev::own;
 
 /// The report's form of a step.
 pub fn changes(step: &Step) -> Vec<Change> {
@@ -37,7 +37,7 @@ pub fn changes(step: &Step) -> Vec<Change> {
             }
         }
         Step::UdevRule(step) => {
-            let (from, to) = (step.from.clone(), own::PATH.to_owned());
+            let (from, to) = (step.from.clone(), own_rule::PATH.to_owned());
             vec![change(Action::WriteUdevRule, from, to)]
         }
         Step::Owner { from, to } => {

@@ -16,7 +16,7 @@ use nix::unistd::{Gid, Uid, fchownat};
 
 use super::root::kind;
 use super::{Inode, Named, Result, open, raw, retry};
-use crate::acl::{self, Acl};
+use crate::formats::posix_acl::{self, Acl};
 
 /// What stands at the device's path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +114,8 @@ impl Device {
     /// What getxattr(2) answers; `EINVAL` for an ACL of unknown form.
     pub fn acl(&self) -> Result<Option<Acl>> {
         let call = || format!("getxattr({}, system.posix_acl_access)", self.path.display());
-        let Some(bytes) = raw::getxattr(&raw::proc_path(&self.fd), acl::XATTR).named(call)? else {
+        let Some(bytes) = raw::getxattr(&raw::proc_path(&self.fd), posix_acl::XATTR).named(call)?
+        else {
             return Ok(None);
         };
         match Acl::parse(&bytes) {
@@ -178,7 +179,7 @@ impl Device {
     /// What setxattr(2) answers: `EROFS`, `EPERM`.
     pub fn set_acl(&self, acl: &Acl) -> Result<()> {
         let path = raw::proc_path(&self.fd);
-        raw::setxattr(&path, acl::XATTR, &acl.to_bytes())
+        raw::setxattr(&path, posix_acl::XATTR, &acl.to_bytes())
             .named(|| format!("setxattr({}, posix_acl_access, {acl})", self.path.display()))
     }
 

@@ -14,7 +14,9 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 
-use libvirt_kvm_init::qemu_conf::{IdSpec, MAX_SIZE, Setting, SyntaxError, id_spec, parse};
+use libvirt_kvm_init::formats::qemu_conf::{
+    IdSpec, MAX_SIZE, Setting, SyntaxError, id_spec, parse,
+};
 
 use support::random::Random;
 

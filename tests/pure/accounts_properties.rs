@@ -1,7 +1,7 @@
 //! Properties of the group file's edit, over files made of fragments that parsers trip over.
 
-use libvirt_kvm_init::accounts::edit::Want;
-use libvirt_kvm_init::qemu_conf;
+use libvirt_kvm_init::formats::accounts::edit::Want;
+use libvirt_kvm_init::formats::qemu_conf;
 use nix::unistd::Gid;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;

@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use libvirt_kvm_init::acl::Acl;
 use libvirt_kvm_init::codes::Cause;
+use libvirt_kvm_init::formats::posix_acl::Acl;
 use libvirt_kvm_init::observe::Node;
 use libvirt_kvm_init::plan::qemu_identity::Identity;
 use libvirt_kvm_init::prove::{AccessContext, ProbeResult, ProofResult, diagnose};

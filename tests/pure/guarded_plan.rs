@@ -6,15 +6,15 @@ use std::sync::Arc;
 use libvirt_kvm_init::codes::{Warning, WarningCode};
 use libvirt_kvm_init::config::options::Flags;
 use libvirt_kvm_init::config::{PodRoot, variable};
-use libvirt_kvm_init::hostdb::HostDb;
+use libvirt_kvm_init::formats::udev::own_rule::Rules;
+use libvirt_kvm_init::formats::udev::{Predictions, RuleFile, Udevd};
+use libvirt_kvm_init::formats::userdb::Record;
+use libvirt_kvm_init::observe::group_db::GroupDb;
+use libvirt_kvm_init::observe::view::View;
 use libvirt_kvm_init::observe::{Driver, Host, Node, Observation, Pod};
 use libvirt_kvm_init::pipeline::Request;
 use libvirt_kvm_init::plan::{GroupFile, GroupStep, Memory, Outcome, Plan, Step, plan};
 use libvirt_kvm_init::sys::device::Facts;
-use libvirt_kvm_init::udev::own::Rules;
-use libvirt_kvm_init::udev::{Prediction, RuleFile, Udevd};
-use libvirt_kvm_init::userdb::Record;
-use libvirt_kvm_init::view::View;
 use nix::sys::stat::SFlag;
 use nix::unistd::{Gid, Uid};
 
@@ -78,15 +78,15 @@ fn facts(gid: u32) -> Facts {
 fn seen(node: &str, rules: &str, pod: &str, device: Option<u32>) -> Observation {
     let mut host = Host {
         root: "/host".into(),
-        db: HostDb {
+        db: GroupDb {
             files: vec![("etc/group", format!("root:x:0:\n{node}").into_bytes())],
-            ..HostDb::default()
+            ..GroupDb::default()
         },
         group_files: Vec::new(),
         node: device.map(facts),
-        udev: Prediction::default(),
+        udev: Predictions::default(),
         others: None,
-        spot: None,
+        slot: None,
         udevd: Udevd {
             version: Some(252),
             ..Udevd::default()

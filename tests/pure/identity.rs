@@ -1,8 +1,8 @@
 //! Whom libvirt starts QEMU as, worked out from the pod root's files.
 
 use libvirt_kvm_init::config::{Given, Origin};
+use libvirt_kvm_init::formats::qemu_conf::parse;
 use libvirt_kvm_init::plan::qemu_identity::{Configured, Identity, IdentityError, identity, user};
-use libvirt_kvm_init::qemu_conf::parse;
 
 const PASSWD: &str = "root:x:0:0::/root:/bin/sh\n\
     nova:x:42424:42424::/var/lib/nova:/bin/sh\n\

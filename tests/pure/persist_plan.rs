@@ -6,15 +6,15 @@ use libvirt_kvm_init::codes::Source;
 use libvirt_kvm_init::codes::{Warning, WarningCode};
 use libvirt_kvm_init::config::PodRoot;
 use libvirt_kvm_init::config::options::Flags;
-use libvirt_kvm_init::hostdb::HostDb;
+use libvirt_kvm_init::formats::udev::own_rule::{self, OwnRule, Rules};
+use libvirt_kvm_init::formats::udev::{Predictions, RuleFile, Udevd};
+use libvirt_kvm_init::observe::group_db::GroupDb;
+use libvirt_kvm_init::observe::udev_files::{Existing, RuleDirectory, RuleFileSlot};
+use libvirt_kvm_init::observe::view::View;
 use libvirt_kvm_init::observe::{Driver, Host, Node, Observation, Pod};
 use libvirt_kvm_init::pipeline::Request;
 use libvirt_kvm_init::plan::{Outcome, Plan, Step, plan};
 use libvirt_kvm_init::sys::device::Facts;
-use libvirt_kvm_init::udev::own::{self, Gift, Rules};
-use libvirt_kvm_init::udev::{Prediction, RuleFile, Udevd};
-use libvirt_kvm_init::udev_read::{Spot, SpotFolder, Stands};
-use libvirt_kvm_init::view::View;
 use nix::sys::stat::SFlag;
 use nix::unistd::{Gid, Uid};
 
@@ -62,7 +62,7 @@ fn decide(seen: &Observation, request: &Request) -> Plan {
 }
 
 /// A node whose kvm is `kvm`, with these rules, and an earlier run's if `own` says so.
-fn seen(kvm: u32, rules: &[(&str, &str)], own: Option<Gift>) -> Observation {
+fn seen(kvm: u32, rules: &[(&str, &str)], own: Option<OwnRule>) -> Observation {
     let mut files: Vec<_> = rules
         .iter()
         .map(|(path, text)| RuleFile {
@@ -70,24 +70,24 @@ fn seen(kvm: u32, rules: &[(&str, &str)], own: Option<Gift>) -> Observation {
             content: text.as_bytes().to_vec(),
         })
         .collect();
-    let own = own.map(|gift| gift.file());
+    let own = own.map(|own_rule| own_rule.file());
     files.extend(own.clone());
     files.sort_by_key(|file| file.path.rsplit('/').next().unwrap().to_owned());
     let group = format!("root:x:0:\nkvm:x:{kvm}:\n").into_bytes();
     let mut host = Host {
         root: "/host".into(),
-        db: HostDb {
+        db: GroupDb {
             files: vec![("etc/group", group)],
             records: Vec::new(),
-            ..HostDb::default()
+            ..GroupDb::default()
         },
         group_files: Vec::new(),
         node: Some(facts(kvm)),
-        udev: Prediction::default(),
+        udev: Predictions::default(),
         others: None,
-        spot: Some(Spot {
-            folder: SpotFolder::Writable,
-            stands: own.map_or(Stands::Nothing, |own| Stands::Own(own.content)),
+        slot: Some(RuleFileSlot {
+            directory: RuleDirectory::Writable,
+            existing: own.map_or(Existing::Nothing, |own| Existing::Own(own.content)),
         }),
         udevd: Udevd {
             version: Some(252),
@@ -132,9 +132,9 @@ fn seen(kvm: u32, rules: &[(&str, &str)], own: Option<Gift>) -> Observation {
     }
 }
 
-fn gift(gid: u32, mode: u16) -> Gift {
+fn own_rule(gid: u32, mode: u16) -> OwnRule {
     let gid = Gid::from_raw(gid);
-    Gift { gid, mode }
+    OwnRule { gid, mode }
 }
 
 /// What is written, as group, mode and what was there; or why not.
@@ -142,8 +142,8 @@ fn planned(decision: &Plan) -> Result<Option<(u32, u16, Option<String>)>, String
     match &decision.outcome {
         Outcome::Act(steps) => Ok(steps.iter().find_map(|step| match step {
             Step::UdevRule(step) => {
-                let gift = Gift::of(&step.content).unwrap();
-                Some((gift.gid.as_raw(), gift.mode, step.from.clone()))
+                let own_rule = OwnRule::of(&step.content).unwrap();
+                Some((own_rule.gid.as_raw(), own_rule.mode, step.from.clone()))
             }
             _ => None,
         })),
@@ -160,7 +160,7 @@ fn codes(warnings: &[Warning]) -> Vec<WarningCode> {
 fn a_rule_is_planned_where_some_event_would_undo_the_state() {
     type Row<'a> = (
         &'a [(&'a str, &'a str)],
-        Option<Gift>,
+        Option<OwnRule>,
         Option<&'a str>,
         Option<&'a str>,
         Option<(u32, u16, Option<&'a str>)>,
@@ -195,18 +195,18 @@ fn a_rule_is_planned_where_some_event_would_undo_the_state() {
         ),
         (&[], None, None, None, Some((108, 0o660, None))),
         // It stands already, and does; or does not any more.
-        (&[], Some(gift(108, 0o660)), None, None, None),
-        (&[STOCK], Some(gift(108, 0o660)), None, None, None),
+        (&[], Some(own_rule(108, 0o660)), None, None, None),
+        (&[STOCK], Some(own_rule(108, 0o660)), None, None, None),
         (
             &[STOCK],
-            Some(gift(500, 0o660)),
+            Some(own_rule(500, 0o660)),
             None,
             None,
             Some((108, 0o660, old)),
         ),
         (
             &[],
-            Some(gift(500, 0o660)),
+            Some(own_rule(500, 0o660)),
             None,
             None,
             Some((108, 0o660, old)),
@@ -262,7 +262,7 @@ fn the_rule_comes_last_and_makes_further_groups_needless() {
 fn the_own_rule_speaks_for_the_node_only_where_it_is_not_to_be_written_anew() {
     // The node's number, the own rule's; with --persist, and without.
     for (rules, source) in [(&[STOCK][..], Source::Udev), (&[], Source::HostGroup)] {
-        let seen = seen(777, rules, Some(gift(108, 0o660)));
+        let seen = seen(777, rules, Some(own_rule(108, 0o660)));
         let renewed = decide(&seen, &config(None, None, true));
         let target = renewed.resolution.target().unwrap();
         assert_eq!((target.gid.as_raw(), target.source), (777, source));
@@ -271,7 +271,7 @@ fn the_own_rule_speaks_for_the_node_only_where_it_is_not_to_be_written_anew() {
         let followed = decide(&seen, &config(None, None, false));
         let target = followed.resolution.target().unwrap();
         assert_eq!((target.gid.as_raw(), target.source), (108, Source::Udev));
-        assert!(target.at.contains(own::PATH), "{}", target.at);
+        assert!(target.at.contains(own_rule::PATH), "{}", target.at);
         let odd = codes(&followed.warnings);
         assert!(odd.contains(&WarningCode::UdevRuleOutdated), "{odd:?}");
 
@@ -290,11 +290,17 @@ fn what_cannot_be_written_or_would_not_win_is_refused() {
             "does not see the node's file system",
         ),
         (
-            |seen| spot(seen).folder = SpotFolder::ReadOnly,
+            |seen| slot(seen).directory = RuleDirectory::ReadOnly,
             "read-only here",
         ),
-        (|seen| spot(seen).folder = SpotFolder::Missing, "mkdir -p"),
-        (|seen| spot(seen).stands = Stands::Other("a fifo"), "a fifo"),
+        (
+            |seen| slot(seen).directory = RuleDirectory::Missing,
+            "mkdir -p",
+        ),
+        (
+            |seen| slot(seen).existing = Existing::Other("a fifo"),
+            "a fifo",
+        ),
         (|seen| udevd(seen).version = Some(258), "systemd 258 drops"),
         (|seen| udevd(seen).version = Some(259), "1 to 999"),
         (|seen| udevd(seen).version = None, "which systemd"),
@@ -323,8 +329,8 @@ fn what_cannot_be_written_or_would_not_win_is_refused() {
     }
 }
 
-fn spot(seen: &mut Observation) -> &mut Spot {
-    seen.host.as_mut().unwrap().spot.as_mut().unwrap()
+fn slot(seen: &mut Observation) -> &mut RuleFileSlot {
+    seen.host.as_mut().unwrap().slot.as_mut().unwrap()
 }
 
 fn udevd(seen: &mut Observation) -> &mut Udevd {
@@ -346,7 +352,7 @@ fn add(seen: &mut Observation, path: &str, text: &str) {
 #[test]
 fn its_page_shows_the_rule_and_how_to_take_it_out() {
     let readme = include_str!("../../docs/persist.md");
-    let content = gift(108, 0o660).file().content;
+    let content = own_rule(108, 0o660).file().content;
     for line in String::from_utf8(content).unwrap().lines() {
         match line.strip_prefix("#   ") {
             Some(command) => assert!(readme.contains(&format!("$ {command}\n")), "{command}"),

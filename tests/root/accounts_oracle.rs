@@ -11,8 +11,8 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use libvirt_kvm_init::accounts::edit::{Change, Want, align};
-use libvirt_kvm_init::accounts::{group, passwd};
+use libvirt_kvm_init::formats::accounts::edit::{Change, Want, align};
+use libvirt_kvm_init::formats::accounts::{group, passwd};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, getgrouplist};

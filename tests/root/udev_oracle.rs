@@ -8,28 +8,30 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use libvirt_kvm_init::accounts::{group, passwd};
 use libvirt_kvm_init::config::PodRoot;
 use libvirt_kvm_init::config::options::Flags;
+use libvirt_kvm_init::formats::accounts::{group, passwd};
+use libvirt_kvm_init::formats::udev::own_rule::OwnRule;
+use libvirt_kvm_init::formats::udev::{
+    self, Database, Event, Prediction, Predictions, Udevd, predict,
+};
+use libvirt_kvm_init::observe::udev_files;
+use libvirt_kvm_init::observe::view::View;
 use libvirt_kvm_init::observe::{Driver, Host, Node, Observation, Pod};
 use libvirt_kvm_init::pipeline::Request;
 use libvirt_kvm_init::plan::{Outcome, Step, plan};
 use libvirt_kvm_init::sys::device::Device;
 use libvirt_kvm_init::sys::root::Root;
-use libvirt_kvm_init::udev::own::Gift;
-use libvirt_kvm_init::udev::{self, Database, Event, Forecast, Prediction, Udevd, predict};
-use libvirt_kvm_init::udev_read;
-use libvirt_kvm_init::view::View;
 use support::rule_sets::{self, RuleSet};
 use support::udevd::{NODE, Oracle, State, machines_own, shown, state, turn};
 use support::{in_namespace, ok};
 
 /// What the forecast says of a fresh node; nothing where it says that it cannot tell.
-fn forecast(prediction: &Prediction, event: Event) -> Option<State> {
+fn forecast(prediction: &Predictions, event: Event) -> Option<State> {
     match prediction.of(event) {
-        Forecast::Unclear => None,
-        Forecast::Untouched => Some((0, 0, 0o600)),
-        Forecast::Becomes(outcome) => Some((
+        Prediction::Unclear => None,
+        Prediction::Untouched => Some((0, 0, 0o600)),
+        Prediction::Becomes(outcome) => Some((
             outcome.uid.map_or(0, nix::unistd::Uid::as_raw),
             outcome.gid.map_or(0, nix::unistd::Gid::as_raw),
             outcome.mode.map_or(0o600, u32::from),
@@ -37,9 +39,9 @@ fn forecast(prediction: &Prediction, event: Event) -> Option<State> {
     }
 }
 
-fn read_and_predict(version: u32) -> Prediction {
+fn read_and_predict(version: u32) -> Predictions {
     let root = Root::open(Path::new("/")).unwrap();
-    let seen = udev_read::rules(&root, View::of(&root).unwrap()).unwrap();
+    let seen = udev_files::rules(&root, View::of(&root).unwrap()).unwrap();
     assert_eq!((seen.unseen, seen.not_shown), (Vec::new(), Vec::new()));
     let files = seen.rules;
     let node = Udevd {
@@ -192,7 +194,7 @@ fn persist(sets: &[RuleSet]) -> ([usize; 3], Vec<String>) {
     let oracle = Oracle::new(rule_sets::GROUP, rule_sets::PASSWD);
     let version = ok(&mut oracle.udevadm("--version"));
     let version = version.trim().parse().unwrap();
-    let own = Path::new(udev::own::PATH);
+    let own = Path::new(udev::own_rule::PATH);
     let (mut counts, mut wrong) = ([0; 3], Vec::new());
     for (number, set) in sets.iter().enumerate() {
         // What the node says, or a number that nobody has.
@@ -215,11 +217,11 @@ fn persist(sets: &[RuleSet]) -> ([usize; 3], Vec<String>) {
                 if refusal.text.contains("the last word") {
                     counts[2] += 1;
                     let (gid, mode) = (target.unwrap(), 0o660);
-                    let gift = Gift {
+                    let own_rule = OwnRule {
                         gid: nix::unistd::Gid::from_raw(gid),
                         mode,
                     };
-                    std::fs::write(own, gift.file().content).unwrap();
+                    std::fs::write(own, own_rule.file().content).unwrap();
                     if undone(&oracle, (0, gid, 0o660)).is_empty() {
                         wrong.push(format!("{set}\nrefused for nothing: {}", refusal.text));
                     }
@@ -233,7 +235,7 @@ fn persist(sets: &[RuleSet]) -> ([usize; 3], Vec<String>) {
         match &rule {
             Some(content) => {
                 counts[0] += 1;
-                right.2 = u32::from(Gift::of(content).unwrap().mode);
+                right.2 = u32::from(OwnRule::of(content).unwrap().mode);
                 std::fs::write(own, content).unwrap();
             }
             None => counts[1] += 1,

@@ -29,16 +29,16 @@ use std::time::{Duration, Instant};
 use crate::config::options::Flags;
 use crate::config::{Output, variable};
 use crate::error::Error;
-use crate::hostdb;
+use crate::formats::udev::RULE_DIRECTORIES;
 use crate::judge::Judgement;
 use crate::observe::GROUP_FILE;
+use crate::observe::group_db;
 use crate::observe::host_root::{self, HostRoot};
 use crate::observe::libvirtd;
 use crate::pipeline::Request;
 use crate::report::Report;
 use crate::sys;
 use crate::sys::events::{Names, News, Watcher};
-use crate::udev::FOLDERS;
 use crate::verdict::Verdict;
 
 use publish::Status;
@@ -267,9 +267,9 @@ fn follow_files(watcher: &mut Watcher, request: &Request, problems: &mut Vec<sys
         }
     }
     if let Ok(HostRoot::At(root)) = host_root::find(request.sources.host_root.as_deref()) {
-        let files = hostdb::FILES.into_iter().map(one);
-        let records = hostdb::RECORD_FOLDERS.map(|folder| (folder, Names::EndIn(".group")));
-        let rules = FOLDERS.map(|folder| (folder, Names::EndIn(".rules")));
+        let files = group_db::FILES.into_iter().map(one);
+        let records = group_db::RECORD_DIRECTORIES.map(|folder| (folder, Names::EndIn(".group")));
+        let rules = RULE_DIRECTORIES.map(|folder| (folder, Names::EndIn(".rules")));
         for (folder, names) in files.chain(records).chain(rules) {
             problems.extend(watcher.follow_files(&root, folder, names).err());
         }

@@ -2,7 +2,7 @@
 //!
 //! A rule is read and followed as udevd does it, down to what it drops; where that depends on
 //! something that is not in the rules (a program's output, a file, the udev database), the answer
-//! is [`Forecast::Unclear`] and says which rule. All of it was compared with the systemd-udevd of
+//! is [`Prediction::Unclear`] and says which rule. All of it was compared with the systemd-udevd of
 //! Debian 12 (252.39); [`version_of`]'s module says what is different elsewhere.
 //!
 //! Three things happen to a device. When udevd *starts*, only rules with `OPTIONS+="static_node=…"`
@@ -45,9 +45,8 @@ mod version;
 pub use accept::Database;
 pub use evaluate::predict;
 pub use file::RuleFile;
-pub use own_rule as own;
-pub use precedence::{Candidate, FOLDERS, select};
-pub use prediction::{Event, Forecast, Outcome, Prediction, Remark};
+pub use precedence::{Candidate, RULE_DIRECTORIES, select};
+pub use prediction::{Diagnostic, Event, Outcome, Prediction, Predictions};
 pub use version::{Udevd, login_defs, version_of};
 
 #[cfg(test)]

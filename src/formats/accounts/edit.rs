@@ -14,7 +14,7 @@ use nix::unistd::Gid;
 
 use super::group::{Entry, first_entry};
 use super::line::{Line, lines};
-use super::number::is_space;
+use super::strtoul::is_space;
 
 /// What the group file has to contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

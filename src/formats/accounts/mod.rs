@@ -12,5 +12,5 @@
 pub mod edit;
 pub mod group;
 pub(crate) mod line;
-pub(crate) mod number;
 pub mod passwd;
+pub(crate) mod strtoul;

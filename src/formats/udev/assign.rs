@@ -4,7 +4,7 @@ use nix::unistd::{Gid, Uid};
 
 use super::key::Op;
 use super::location::Location;
-use super::prediction::{Forecast, MOST, Notes, Outcome};
+use super::prediction::{MOST, Notes, Outcome, Prediction};
 
 /// What is assigned: the places of owner, group and mode in arrays of three.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,11 +150,11 @@ impl<'a> DeviceState<'a> {
     }
 
     /// What became of it. `ends` are rules after which all of it may come to nothing.
-    pub(super) fn forecast(
+    pub(super) fn prediction(
         mut self,
         ends: Vec<(Location<'a>, String)>,
         notes: &mut Notes,
-    ) -> Forecast {
+    ) -> Prediction {
         let [by_uid, by_gid, by_mode] = self.by;
         let decisive = by_gid.or(by_mode).or(by_uid);
         if decisive.is_some() {
@@ -164,13 +164,13 @@ impl<'a> DeviceState<'a> {
             for (rule, why) in self.doubts {
                 notes.unclear(rule, &why);
             }
-            return Forecast::Unclear;
+            return Prediction::Unclear;
         }
         let Some(at) = decisive else {
-            return Forecast::Untouched;
+            return Prediction::Untouched;
         };
         let [uid, gid, mode] = self.values;
-        Forecast::Becomes(Outcome {
+        Prediction::Becomes(Outcome {
             uid: by_uid.map(|_| Uid::from_raw(uid)),
             gid: by_gid.map(|_| Gid::from_raw(gid)),
             mode: by_mode.and(u16::try_from(mode).ok()),

@@ -36,17 +36,17 @@ pub struct Outcome {
 
 /// What an event does.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Forecast {
+pub enum Prediction {
     /// No rule sets anything.
     #[default]
     Untouched,
     /// The device becomes this.
     Becomes(Outcome),
-    /// The rules alone do not decide it; [`Prediction::unclear`] says which.
+    /// The rules alone do not decide it; [`Predictions::unclear`] says which.
     Unclear,
 }
 
-impl Forecast {
+impl Prediction {
     /// What the device becomes, where a rule sets that and it is clear.
     pub fn outcome(&self) -> Option<&Outcome> {
         match self {
@@ -58,7 +58,7 @@ impl Forecast {
 
 /// A rule and what is odd about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Remark {
+pub struct Diagnostic {
     /// File and line.
     pub rule: String,
     /// Why.
@@ -67,23 +67,23 @@ pub struct Remark {
 
 /// What will happen; by default nothing, as without any rule.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Prediction {
+pub struct Predictions {
     /// When udevd starts.
-    pub start: Forecast,
+    pub start: Prediction,
     /// At an add event.
-    pub add: Forecast,
+    pub add: Prediction,
     /// At a change event.
-    pub change: Forecast,
+    pub change: Prediction,
     /// Rules about the device, or parts of them, that this udevd leaves out.
-    pub ignored: Vec<Remark>,
+    pub ignored: Vec<Diagnostic>,
     /// Rules that bear on the device and cannot be followed. A rule that runs a program afterwards is
     /// among them, though what the rules themselves set is clear.
-    pub unclear: Vec<Remark>,
+    pub unclear: Vec<Diagnostic>,
 }
 
-impl Prediction {
+impl Predictions {
     /// The forecast for one event.
-    pub fn of(&self, event: Event) -> &Forecast {
+    pub fn of(&self, event: Event) -> &Prediction {
         match event {
             Event::Start => &self.start,
             Event::Add => &self.add,
@@ -92,13 +92,13 @@ impl Prediction {
     }
 
     /// Takes back all forecasts, because of rules that are not seen.
-    pub fn doubt(&mut self, unseen: &[Remark]) {
+    pub fn doubt(&mut self, unseen: &[Diagnostic]) {
         if unseen.is_empty() {
             return;
         }
-        self.start = Forecast::Unclear;
-        self.add = Forecast::Unclear;
-        self.change = Forecast::Unclear;
+        self.start = Prediction::Unclear;
+        self.add = Prediction::Unclear;
+        self.change = Prediction::Unclear;
         self.unclear.extend_from_slice(unseen);
     }
 }
@@ -109,8 +109,8 @@ pub(super) const MOST: usize = 100;
 /// What is reported besides the forecasts, each once.
 #[derive(Default)]
 pub(super) struct Notes {
-    pub(super) ignored: Vec<Remark>,
-    pub(super) unclear: Vec<Remark>,
+    pub(super) ignored: Vec<Diagnostic>,
+    pub(super) unclear: Vec<Diagnostic>,
 }
 
 impl Notes {
@@ -123,7 +123,7 @@ impl Notes {
     }
 }
 
-fn push(list: &mut Vec<Remark>, rule: Location<'_>, why: &str) {
+fn push(list: &mut Vec<Diagnostic>, rule: Location<'_>, why: &str) {
     // `--persist` decides by what is reported of the own rule, so that others leave room for it.
     let most = match rule.file == own_rule::PATH {
         true => 2 * MOST,
@@ -133,8 +133,8 @@ fn push(list: &mut Vec<Remark>, rule: Location<'_>, why: &str) {
         return;
     }
     let (rule, why) = (rule.to_string(), why.to_owned());
-    let remark = Remark { rule, why };
-    if !list.contains(&remark) {
-        list.push(remark);
+    let diagnostic = Diagnostic { rule, why };
+    if !list.contains(&diagnostic) {
+        list.push(diagnostic);
     }
 }

@@ -13,7 +13,7 @@
 
 use std::fmt;
 
-use crate::accounts::number::strtoul;
+use crate::formats::accounts::strtoul::strtoul;
 
 /// The largest file that libvirt reads, in bytes.
 pub const MAX_SIZE: usize = 10 * 1024 * 1024;

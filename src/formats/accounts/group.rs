@@ -11,7 +11,7 @@ use std::ops::Range;
 use nix::unistd::Gid;
 
 use super::line::{Line, entries, lines};
-use super::number::trim_start;
+use super::strtoul::trim_start;
 
 /// One entry of a group file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

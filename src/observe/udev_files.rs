@@ -1,4 +1,4 @@
-//! What the forecast in [`crate::udev`] is made from: rules, the version of systemd, and whether the
+//! What the forecast in [`crate::formats::udev`] is made from: rules, the version of systemd, and whether the
 //! running udevd still has older names in mind.
 //!
 //! Everything is read below the node's root, which it cannot leave; only `/proc` is this process' own.
@@ -10,13 +10,15 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 
-use crate::hostdb;
+use crate::formats::udev::own_rule::{self, Rules};
+use crate::formats::udev::{
+    Candidate, Diagnostic, RULE_DIRECTORIES, Udevd, login_defs, select, version_of,
+};
+use crate::observe::group_db;
+use crate::observe::view::View;
 use crate::sys::processes::Process;
 use crate::sys::root::{Folder, Root, kind, kind_name};
 use crate::sys::{Result, Room};
-use crate::udev::own::{self, Rules};
-use crate::udev::{Candidate, FOLDERS, Remark, Udevd, login_defs, select, version_of};
-use crate::view::View;
 
 /// The rules files that udevd reads, and those that it reads and that are not seen here.
 #[derive(Debug)]
@@ -24,7 +26,7 @@ pub struct Seen {
     /// In udevd's order.
     pub rules: Rules,
     /// Rules that the node has, or may well have, and that are not seen.
-    pub unseen: Vec<Remark>,
+    pub unseen: Vec<Diagnostic>,
     /// Directories that few nodes have rules in, and that are not seen.
     pub not_shown: Vec<&'static str>,
 }
@@ -41,7 +43,7 @@ pub fn rules(root: &Root, view: View) -> Result<Seen> {
     for (directory, listed) in directories(root)? {
         for (name, is_file) in named_rules(&listed) {
             // Names need not be text, and only of text is made a path to follow.
-            let path = || format!("{}/{}", FOLDERS[directory], name.display());
+            let path = || format!("{}/{}", RULE_DIRECTORIES[directory], name.display());
             let content = match is_file {
                 true => listed.read(name)?,
                 false => None,
@@ -61,7 +63,7 @@ pub fn rules(root: &Root, view: View) -> Result<Seen> {
                 && !found.iter().any(|other| other.name == name)
             {
                 let (rule, why) = (format!("/{}", path()), hidden.why(root));
-                unseen.push(Remark { rule, why });
+                unseen.push(Diagnostic { rule, why });
             }
             let name = name.to_owned();
             found.push(Candidate {
@@ -77,7 +79,7 @@ pub fn rules(root: &Root, view: View) -> Result<Seen> {
         let stock = found.iter().any(stock);
         missing_directories(root, stock, &mut unseen, &mut not_shown)?;
     }
-    let hidden = |file: &&Candidate| file.directory > 0 && file.name == own::NAME;
+    let hidden = |file: &&Candidate| file.directory > 0 && file.name == own_rule::NAME;
     let hidden = select(found.iter().filter(hidden).cloned().collect()).pop();
     let files = select(found);
     let rules = Rules { files, hidden };
@@ -88,7 +90,7 @@ pub fn rules(root: &Root, view: View) -> Result<Seen> {
     })
 }
 
-/// The place of usr/lib in [`FOLDERS`].
+/// The place of usr/lib in [`RULE_DIRECTORIES`].
 const USR: usize = 3;
 /// systemd's own rules, which are in one of lib and usr/lib on every node that has its udevd.
 const STOCK: &str = "50-udev-default.rules";
@@ -98,10 +100,10 @@ const STOCK: &str = "50-udev-default.rules";
 fn missing_directories(
     root: &Root,
     stock: bool,
-    unseen: &mut Vec<Remark>,
+    unseen: &mut Vec<Diagnostic>,
     not_shown: &mut Vec<&'static str>,
 ) -> Result<()> {
-    for name in FOLDERS {
+    for name in RULE_DIRECTORIES {
         let Some(hidden) = View::Partial.hides(root, name)? else {
             continue;
         };
@@ -114,7 +116,7 @@ fn missing_directories(
             not_shown.push(name);
         } else {
             let (rule, why) = (format!("/{name}"), hidden.why(root));
-            unseen.push(Remark { rule, why });
+            unseen.push(Diagnostic { rule, why });
         }
     }
     Ok(())
@@ -122,16 +124,16 @@ fn missing_directories(
 
 /// Where a rule of this program's own goes, as it is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Spot {
+pub struct RuleFileSlot {
     /// Its directory.
-    pub folder: SpotFolder,
+    pub directory: RuleDirectory,
     /// What there is under the file's name.
-    pub stands: Stands,
+    pub existing: Existing,
 }
 
 /// Whether a file can be made in etc/udev/rules.d.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SpotFolder {
+pub enum RuleDirectory {
     /// As far as its mount goes. The directory itself may be missing where etc/udev is there.
     Writable,
     /// It is on a mount that is read-only here.
@@ -142,7 +144,7 @@ pub enum SpotFolder {
 
 /// What there is where the own file belongs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Stands {
+pub enum Existing {
     /// Nothing.
     Nothing,
     /// A file that this program wrote, with its content.
@@ -155,41 +157,44 @@ pub enum Stands {
 ///
 /// # Errors
 /// The call that failed.
-pub fn spot(root: &Root) -> Result<Spot> {
-    let mut folder = SpotFolder::Missing;
-    for name in [own::FOLDER, "etc/udev"] {
+pub fn slot(root: &Root) -> Result<RuleFileSlot> {
+    let mut directory = RuleDirectory::Missing;
+    for name in [own_rule::DIRECTORY, "etc/udev"] {
         if let Some(read_only) = root.is_read_only(name)? {
-            folder = match read_only {
-                true => SpotFolder::ReadOnly,
-                false => SpotFolder::Writable,
+            directory = match read_only {
+                true => RuleDirectory::ReadOnly,
+                false => RuleDirectory::Writable,
             };
             break;
         }
     }
-    let name = own::PATH.trim_start_matches('/');
-    let stands = match root.stat(name)? {
-        None => Stands::Nothing,
+    let name = own_rule::PATH.trim_start_matches('/');
+    let existing = match root.stat(name)? {
+        None => Existing::Nothing,
         Some(stat) if kind(&stat) == SFlag::S_IFREG => match root.read(name)? {
-            Some(content) if own::is_own(&content) => Stands::Own(content),
+            Some(content) if own_rule::is_own(&content) => Existing::Own(content),
             Some(content) if content.is_empty() => {
-                Stands::Other("an empty file, which keeps rules of that name from being read")
+                Existing::Other("an empty file, which keeps rules of that name from being read")
             }
-            Some(_) => Stands::Other("a file that this program has not written"),
-            None => Stands::Nothing,
+            Some(_) => Existing::Other("a file that this program has not written"),
+            None => Existing::Nothing,
         },
-        Some(stat) => Stands::Other(kind_name(kind(&stat))),
+        Some(stat) => Existing::Other(kind_name(kind(&stat))),
     };
-    Ok(Spot { folder, stands })
+    Ok(RuleFileSlot {
+        directory,
+        existing,
+    })
 }
 
-/// Every directory that could have rules, with its place in [`FOLDERS`].
+/// Every directory that could have rules, with its place in [`RULE_DIRECTORIES`].
 fn directories(root: &Root) -> Result<Vec<(usize, Folder)>> {
     let count = match libs_are_merged(root)? {
-        true => FOLDERS.len() - 1,
-        false => FOLDERS.len(),
+        true => RULE_DIRECTORIES.len() - 1,
+        false => RULE_DIRECTORIES.len(),
     };
     let mut found = Vec::new();
-    for (place, name) in FOLDERS.into_iter().enumerate().take(count) {
+    for (place, name) in RULE_DIRECTORIES.into_iter().enumerate().take(count) {
         found.extend(root.folder(name)?.map(|folder| (place, folder)));
     }
     Ok(found)
@@ -313,13 +318,17 @@ pub fn stale(root: &Path, processes: &[Process]) -> Result<Option<u32>> {
     let (mut rules, mut names) = (None, None);
     for (place, listed) in directories(root)? {
         for (file, _) in named_rules(&listed) {
-            rules = rules.max(changed(&format!("{}/{}", FOLDERS[place], file.display()))?);
+            rules = rules.max(changed(&format!(
+                "{}/{}",
+                RULE_DIRECTORIES[place],
+                file.display()
+            ))?);
         }
     }
-    for directory in FOLDERS {
+    for directory in RULE_DIRECTORIES {
         rules = rules.max(changed(directory)?);
     }
-    for file in hostdb::FILES.into_iter().chain(["etc/passwd"]) {
+    for file in group_db::FILES.into_iter().chain(["etc/passwd"]) {
         names = names.max(changed(file)?);
     }
     Ok(is_stale(*started, rules, names).then_some(*pid))

@@ -174,7 +174,7 @@ impl Acl {
         })
     }
 
-    fn permits(&self, who: &Who<'_>, owner: Uid, group: Gid, want: u16) -> bool {
+    fn permits(&self, who: &Subject<'_>, owner: Uid, group: Gid, want: u16) -> bool {
         let mask = self.get(Tag::Mask).unwrap_or(0o7);
         let allows = |perm: Option<u16>| perm.is_some_and(|perm| perm & want == want);
         if who.uid == owner {
@@ -220,7 +220,7 @@ impl fmt::Display for Acl {
 
 /// A process without capabilities, as the kernel sees it when it asks for permission.
 #[derive(Debug, Clone, Copy)]
-pub struct Who<'a> {
+pub struct Subject<'a> {
     /// The file system uid.
     pub uid: Uid,
     /// The file system gid.
@@ -229,7 +229,7 @@ pub struct Who<'a> {
     pub groups: &'a [Gid],
 }
 
-impl Who<'_> {
+impl Subject<'_> {
     fn is_in(&self, gid: Gid) -> bool {
         self.gid == gid || self.groups.contains(&gid)
     }
@@ -237,7 +237,7 @@ impl Who<'_> {
 
 /// Owner, group, mode and ACL of a file.
 #[derive(Debug, Clone, Copy)]
-pub struct Guard<'a> {
+pub struct FilePermissions<'a> {
     /// The owner.
     pub uid: Uid,
     /// The owning group.
@@ -250,18 +250,18 @@ pub struct Guard<'a> {
 
 /// Whether discretionary access control lets `who` do `want` (fs/namei.c,
 /// `acl_permission_check`): the first class that fits decides, even when a later one gives more.
-pub fn permits(guard: &Guard<'_>, who: &Who<'_>, want: u16) -> bool {
-    if let Some(acl) = guard.acl {
-        return acl.permits(who, guard.uid, guard.gid, want);
+pub fn permits(permissions: &FilePermissions<'_>, who: &Subject<'_>, want: u16) -> bool {
+    if let Some(acl) = permissions.acl {
+        return acl.permits(who, permissions.uid, permissions.gid, want);
     }
-    let shift = if who.uid == guard.uid {
+    let shift = if who.uid == permissions.uid {
         6
-    } else if who.is_in(guard.gid) {
+    } else if who.is_in(permissions.gid) {
         3
     } else {
         0
     };
-    guard.mode >> shift & want == want
+    permissions.mode >> shift & want == want
 }
 
 #[cfg(test)]
@@ -328,7 +328,7 @@ mod tests {
     #[test]
     fn the_first_class_that_fits_decides() {
         let groups = [Gid::from_raw(108)];
-        let qemu = Who {
+        let qemu = Subject {
             uid: Uid::from_raw(999),
             gid: Gid::from_raw(5),
             groups: &groups,
@@ -344,13 +344,13 @@ mod tests {
             ((999, 7, 0o600), true),
             ((0, 5, 0o060), true),
         ] {
-            let guard = Guard {
+            let permissions = FilePermissions {
                 uid: Uid::from_raw(owner),
                 gid: Gid::from_raw(group),
                 mode,
                 acl: None,
             };
-            let got = permits(&guard, &qemu, READ_WRITE);
+            let got = permits(&permissions, &qemu, READ_WRITE);
             assert_eq!(got, allowed, "{owner}:{group} {mode:o}");
         }
     }

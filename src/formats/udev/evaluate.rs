@@ -9,7 +9,7 @@ use super::file::{Entry, RuleFile};
 use super::key::{Key, Op};
 use super::location::Location;
 use super::pair::Pair;
-use super::prediction::{Forecast, MOST, Notes, Prediction, Remark};
+use super::prediction::{Diagnostic, MOST, Notes, Prediction, Predictions};
 use super::rule::Rule;
 use super::value::is_open;
 use super::version::Udevd;
@@ -24,7 +24,7 @@ type Rules<'a> = Vec<AcceptedRule<'a>>;
 /// Works out what the events will do, from the files that udevd reads, in its order
 /// ([`select()`](super::select)). Where there are more rules than this program has room for, nothing is
 /// clear.
-pub fn predict(files: &[&RuleFile], udevd: &Udevd, db: &Database<'_>) -> Prediction {
+pub fn predict(files: &[&RuleFile], udevd: &Udevd, db: &Database<'_>) -> Predictions {
     let mut notes = Notes::default();
     let mut held = 0;
     let mut all = Vec::new();
@@ -33,16 +33,16 @@ pub fn predict(files: &[&RuleFile], udevd: &Udevd, db: &Database<'_>) -> Predict
         if held > MOST_HELD {
             let why = "the node has more rules that could matter to kvm than are followed (12 MiB of memory)";
             let (rule, why) = (file.path.clone(), why.to_owned());
-            let mut prediction = Prediction {
+            let mut prediction = Predictions {
                 ignored: notes.ignored,
-                ..Prediction::default()
+                ..Predictions::default()
             };
-            prediction.doubt(&[Remark { rule, why }]);
+            prediction.doubt(&[Diagnostic { rule, why }]);
             return prediction;
         }
         all.push(rules);
     }
-    Prediction {
+    Predictions {
         start: start(&all, &mut notes),
         add: event(&all, b"add", &mut notes),
         change: event(&all, b"change", &mut notes),
@@ -113,7 +113,7 @@ fn link(rules: &mut Rules<'_>) {
 
 /// When udevd starts: each rule with a `static_node` is applied to that device at once, whatever it
 /// compares and wherever a `GOTO` leads.
-fn start(files: &[Rules<'_>], notes: &mut Notes) -> Forecast {
+fn start(files: &[Rules<'_>], notes: &mut Notes) -> Prediction {
     let mut device = DeviceState::default();
     for rule in files.iter().flatten().filter(|rule| rule.is_static) {
         if is_dropped(rule, notes) {
@@ -131,11 +131,11 @@ fn start(files: &[Rules<'_>], notes: &mut Notes) -> Forecast {
         }
         device.apply(new);
     }
-    device.forecast(Vec::new(), notes)
+    device.prediction(Vec::new(), notes)
 }
 
 /// An event: all rules, in order.
-fn event(files: &[Rules<'_>], action: &'static [u8], notes: &mut Notes) -> Forecast {
+fn event(files: &[Rules<'_>], action: &'static [u8], notes: &mut Notes) -> Prediction {
     let mut run = Run {
         device: Device::new(action),
         new: Permissions::default(),
@@ -152,7 +152,7 @@ fn event(files: &[Rules<'_>], action: &'static [u8], notes: &mut Notes) -> Forec
     }
     let mut device = DeviceState::default();
     device.apply(run.new);
-    device.forecast(run.ends, notes)
+    device.prediction(run.ends, notes)
 }
 
 /// An event on its way through the rules.

@@ -4,15 +4,15 @@
 
 use nix::unistd::Gid;
 
-use crate::accounts::group::{self, Group};
-use crate::userdb::Record;
+use crate::formats::accounts::group::{self, Group};
+use crate::formats::userdb::Record;
 
 /// Where distributions keep groups: the usual file, nss-altfiles (ostree, bootc), and Flatcar's
 /// usrfiles.
 pub const FILES: [&str; 3] = ["etc/group", "usr/lib/group", "usr/share/baselayout/group"];
 
 /// Where systemd-userdbd finds records (src/shared/userdb-dropin.h), in its order.
-pub const RECORD_FOLDERS: [&str; 5] = [
+pub const RECORD_DIRECTORIES: [&str; 5] = [
     "etc/userdb",
     "run/userdb",
     "run/host/userdb",
@@ -22,7 +22,7 @@ pub const RECORD_FOLDERS: [&str; 5] = [
 
 /// Everything that was read.
 #[derive(Debug, Clone, Default)]
-pub struct HostDb {
+pub struct GroupDb {
     /// Name below the host root, and content.
     pub files: Vec<(&'static str, Vec<u8>)>,
     /// The userdb records.
@@ -41,7 +41,7 @@ pub enum Unseen {
     Rare,
     /// One that the node has or had. What would be asked after it could be overruled by it.
     Before {
-        /// How many of [`HostDb::files`] are asked before it.
+        /// How many of [`GroupDb::files`] are asked before it.
         files: usize,
         /// Its name below the host root.
         name: &'static str,
@@ -61,7 +61,7 @@ pub struct Found {
     pub at: String,
 }
 
-impl HostDb {
+impl GroupDb {
     /// The group `name`: the first file that knows it decides. Nothing also where a file that is not seen
     /// may decide otherwise.
     pub fn by_name(&self, name: &str) -> Option<Found> {
@@ -135,8 +135,8 @@ fn first<'a>(
 mod tests {
     use super::*;
 
-    fn db() -> HostDb {
-        HostDb {
+    fn db() -> GroupDb {
+        GroupDb {
             files: vec![
                 ("etc/group", b"root:x:0:\nnetdev:x:36:\n".to_vec()),
                 (

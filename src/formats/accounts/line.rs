@@ -11,7 +11,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::number::{strtoul, trim_start};
+use super::strtoul::{strtoul, trim_start};
 use crate::find::{one, two};
 
 /// One line of an account file.

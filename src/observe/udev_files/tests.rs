@@ -1,7 +1,7 @@
 use std::fs;
 
 use super::*;
-use crate::udev::RuleFile;
+use crate::formats::udev::RuleFile;
 
 fn node(files: &[(&str, &str)]) -> (tempfile::TempDir, Root) {
     let directory = tempfile::tempdir().unwrap();

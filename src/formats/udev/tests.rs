@@ -10,7 +10,7 @@ const DEFAULT: &str = "ACTION!=\"add\", GOTO=\"default_end\"\n\
 const PINNED: &str = "KERNEL==\"kvm\", GROUP=\"929292\", MODE=\"0660\"\n";
 const NAMED: &str = "KERNEL==\"kvm\", GROUP=\"nosuch\", MODE=\"0666\"\n";
 
-fn forecast(rules: &[&str], version: Option<u32>) -> Prediction {
+fn forecast(rules: &[&str], version: Option<u32>) -> Predictions {
     let files: Vec<_> = rules
         .iter()
         .enumerate()
@@ -31,11 +31,11 @@ fn forecast(rules: &[&str], version: Option<u32>) -> Prediction {
     predict(&files.iter().collect::<Vec<_>>(), &node, &db)
 }
 
-fn short(forecast: &Forecast) -> String {
+fn short(forecast: &Prediction) -> String {
     match forecast {
-        Forecast::Untouched => "-".to_owned(),
-        Forecast::Unclear => "?".to_owned(),
-        Forecast::Becomes(outcome) => {
+        Prediction::Untouched => "-".to_owned(),
+        Prediction::Unclear => "?".to_owned(),
+        Prediction::Becomes(outcome) => {
             let gid = outcome.gid.map_or("-".to_owned(), |gid| gid.to_string());
             let mode = outcome
                 .mode

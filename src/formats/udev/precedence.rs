@@ -8,7 +8,7 @@ use super::file::RuleFile;
 
 /// Where rules are, strongest first, below the node's root. The last one counts only where `lib` is
 /// a directory of its own.
-pub const FOLDERS: [&str; 5] = [
+pub const RULE_DIRECTORIES: [&str; 5] = [
     "etc/udev/rules.d",
     "run/udev/rules.d",
     "usr/local/lib/udev/rules.d",
@@ -19,7 +19,7 @@ pub const FOLDERS: [&str; 5] = [
 /// A file that udevd may read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// Its directory, as a place in [`FOLDERS`].
+    /// Its directory, as a place in [`RULE_DIRECTORIES`].
     pub directory: usize,
     /// Its name.
     pub name: OsString,
@@ -46,7 +46,7 @@ pub fn select(candidates: Vec<Candidate>) -> Vec<RuleFile> {
         }
     }
     let file = |(name, (directory, content)): (OsString, (usize, Vec<u8>))| {
-        let path = format!("/{}/{}", FOLDERS.get(directory)?, name.display());
+        let path = format!("/{}/{}", RULE_DIRECTORIES.get(directory)?, name.display());
         (!content.is_empty()).then_some(RuleFile { path, content })
     };
     by_name.into_iter().filter_map(file).collect()

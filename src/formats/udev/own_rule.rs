@@ -12,7 +12,7 @@ use super::file::RuleFile;
 /// The file's name. It sorts after what distributions and deployment tools write.
 pub const NAME: &str = "99-libvirt-kvm-init.rules";
 /// The directory that it goes to, below the node's root: the strongest one.
-pub const FOLDER: &str = "etc/udev/rules.d";
+pub const DIRECTORY: &str = "etc/udev/rules.d";
 /// The file's path on the node.
 pub const PATH: &str = "/etc/udev/rules.d/99-libvirt-kvm-init.rules";
 
@@ -21,14 +21,14 @@ const MARK: &[u8] = b"# Written by libvirt-kvm-init";
 
 /// What the rule sets; the owner is always 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gift {
+pub struct OwnRule {
     /// The group.
     pub gid: Gid,
     /// The mode.
     pub mode: u16,
 }
 
-impl Gift {
+impl OwnRule {
     /// The file that sets it.
     pub fn file(&self) -> RuleFile {
         let Self { gid, mode } = self;
@@ -49,11 +49,11 @@ impl Gift {
     pub fn of(content: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(content).ok()?;
         let value = |key: &str| Some(text.split_once(key)?.1.split_once('"')?.0);
-        let gift = Self {
+        let own_rule = Self {
             gid: Gid::from_raw(value("GROUP=\"")?.parse().ok()?),
             mode: u16::from_str_radix(value("MODE=\"")?, 8).ok()?,
         };
-        (gift.file().content == content).then_some(gift)
+        (own_rule.file().content == content).then_some(own_rule)
     }
 }
 
@@ -98,23 +98,23 @@ impl Rules {
 mod tests {
     use super::*;
 
-    fn gift(gid: u32, mode: u16) -> Gift {
+    fn own_rule(gid: u32, mode: u16) -> OwnRule {
         let gid = Gid::from_raw(gid);
-        Gift { gid, mode }
+        OwnRule { gid, mode }
     }
 
     #[test]
     fn a_file_says_what_it_was_made_from() {
         for (gid, mode) in [(1, 0o660), (108, 0o666), (u32::MAX - 1, 0o664)] {
-            let content = gift(gid, mode).file().content;
+            let content = own_rule(gid, mode).file().content;
             assert!(is_own(&content));
-            assert_eq!(Gift::of(&content), Some(gift(gid, mode)));
+            assert_eq!(OwnRule::of(&content), Some(own_rule(gid, mode)));
             let edited = [&content[..], b"KERNEL==\"kvm\", RUN+=\"/bin/true\"\n"].concat();
             assert!(is_own(&edited));
-            assert_eq!(Gift::of(&edited), None);
+            assert_eq!(OwnRule::of(&edited), None);
         }
         assert_eq!(
-            Gift::of(b"KERNEL==\"kvm\", GROUP=\"5\", MODE=\"0660\""),
+            OwnRule::of(b"KERNEL==\"kvm\", GROUP=\"5\", MODE=\"0660\""),
             None
         );
         assert!(!is_own(b"") && !is_own(b"KERNEL==\"kvm\", GROUP=\"5\"\n"));
@@ -135,7 +135,7 @@ mod tests {
             file("/etc/udev/rules.d/99-kolla-kvm.rules"),
             file("/etc/udev/rules.d/99-local.rules"),
         );
-        let own = gift(108, 0o660).file();
+        let own = own_rule(108, 0o660).file();
         let want = [&stock, &kolla, &own, &local].map(|file| file.path.clone());
 
         let mut rules = Rules {
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(paths(rules.with(&own)), want);
         assert_eq!(rules.without_own(), None);
 
-        rules.files[2] = gift(5, 0o660).file();
+        rules.files[2] = own_rule(5, 0o660).file();
         rules.hidden = Some(weaker.clone());
         assert_eq!(paths(rules.with(&own)), want);
         let want = [&stock, &kolla, &weaker, &local].map(|file| file.path.clone());
