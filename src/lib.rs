@@ -37,7 +37,6 @@ pub mod config;
 pub mod diagnose;
 pub mod exec;
 pub mod exit;
-mod find;
 pub mod forecast;
 pub mod hostdb;
 pub mod install;

@@ -120,7 +120,7 @@ pub fn perform(step: &Step, config: &Config, device: Option<&Device>) -> anyhow:
     let device = device.ok_or_else(|| {
         let call = format!("open({})", config.device.display());
         let errno = Errno::ENOENT;
-        device_advice(CallError { call, errno })
+        device_advice(CallError::new(call, errno))
     })?;
     let done = match step {
         Step::GroupFile(_) | Step::UdevRule(_) => Ok(()),
@@ -264,7 +264,7 @@ fn aligned<'a>(
         return Ok(content);
     }
     let (call, errno) = (format!("write({})", to.display()), Errno::EFBIG);
-    Err(CallError { call, errno }.into())
+    Err(CallError::new(call, errno).into())
 }
 
 /// Writes the node's rule.

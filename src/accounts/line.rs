@@ -12,7 +12,7 @@
 #![forbid(unsafe_code)]
 
 use super::number::{strtoul, trim_start};
-use crate::find::{one, two};
+use memchr::{memchr as one, memchr2 as two};
 
 /// One line of an account file.
 #[derive(Clone, Copy)]

@@ -14,7 +14,7 @@ use nix::sys::stat::{Mode, SFlag, fstat, major, minor};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{Gid, Uid, fchownat};
 
-use super::root::kind;
+use super::handle::{inode, kind};
 use super::{Inode, Named, Result, open, raw, retry};
 use crate::acl::{self, Acl};
 
@@ -55,7 +55,7 @@ impl From<nix::sys::stat::FileStat> for Facts {
             uid: Uid::from_raw(stat.st_uid),
             gid: Gid::from_raw(stat.st_gid),
             mode: u16::try_from(stat.st_mode & 0o7777).unwrap_or(0),
-            inode: (stat.st_dev, stat.st_ino),
+            inode: inode(&stat),
             ctime: (stat.st_ctime, stat.st_ctime_nsec),
         }
     }

@@ -5,9 +5,9 @@
 //! whatever it is.
 
 use std::collections::BTreeSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -15,8 +15,7 @@ use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 
-use super::entries::entries;
-use super::root::kind;
+use super::handle::{kind, names_below};
 use super::{Inode, retry};
 
 /// More files than any node has logs; each costs a descriptor.
@@ -85,7 +84,7 @@ impl Logs {
         if !self.seen.insert((stat.st_dev, stat.st_ino)) {
             return;
         }
-        let names = match names(&fd) {
+        let names = match names_below(&fd, MAX_FILES) {
             Ok(names) => names,
             Err(errno) => return self.unreadable.push((path.to_owned(), errno)),
         };
@@ -135,20 +134,6 @@ impl Logs {
             }
         }
     }
-}
-
-/// The names in a folder, sorted.
-fn names(folder: &OwnedFd) -> nix::Result<Vec<OsString>> {
-    let mut names = Vec::new();
-    entries(folder.as_fd(), |name, _| {
-        if names.len() >= MAX_FILES {
-            return Err(Errno::E2BIG);
-        }
-        names.push(name.to_owned());
-        Ok(())
-    })?;
-    names.sort_unstable();
-    Ok(names)
 }
 
 /// Lets this process have as many open files as it may at most.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::find::two;
+use memchr::memchr2 as two;
 
 use super::key::{Key, key};
 use super::text::{is_blank, trim};

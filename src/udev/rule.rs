@@ -12,7 +12,7 @@ use super::pattern::Pattern;
 use super::text::{is_blank, trim};
 use super::value::{Bits, Who, group, integer, mode, octal, owner};
 use super::{Database, Udevd, systemd};
-use crate::find::three;
+use memchr::memchr3 as three;
 
 /// One part of a rule. udevd sorts them by kind, comparisons first; so does [`Token::rank`].
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::find::three;
+use memchr::memchr3 as three;
 
 /// The length that udevd allows a line, with its continuations.
 pub(super) const LINE_MAX: usize = 16384;
