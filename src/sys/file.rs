@@ -145,7 +145,8 @@ impl Folder {
         if let Some(found) = found
             && self.is_mounted(name, found)?
         {
-            return Err(Errno::EBUSY).named(|| format!("rename(…, {})", self.path.join(name).display()));
+            return Err(Errno::EBUSY)
+                .named(|| format!("rename(…, {})", self.path.join(name).display()));
         }
         self.write_anew(name, found, rights, fill)
     }

@@ -44,11 +44,7 @@ impl Found {
 
     /// Finds `name` in `directory`; a link at its end is not followed.
     pub(super) fn at<P: ?Sized + NixPath>(directory: impl AsFd, name: &P) -> nix::Result<Self> {
-        Self::new(open_in(
-            directory,
-            name,
-            OFlag::O_PATH | OFlag::O_NOFOLLOW,
-        )?)
+        Self::new(open_in(directory, name, OFlag::O_PATH | OFlag::O_NOFOLLOW)?)
     }
 
     /// The kind of file.

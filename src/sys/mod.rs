@@ -25,12 +25,13 @@ pub mod public;
 pub(crate) mod raw;
 pub mod root;
 pub mod settle;
+pub(crate) mod signals;
 #[cfg(feature = "logs")]
 pub mod tree;
 
-pub use raw::end_on_request;
+pub use signals::end_on_request;
 #[cfg(feature = "watch")]
-pub use raw::end_well_on_request;
+pub use signals::end_well_on_request;
 
 use std::fmt;
 use std::io;

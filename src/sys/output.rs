@@ -103,8 +103,7 @@ type Walked<T> = std::result::Result<T, Unfit>;
 /// may add names, and not take away or rename what is root's.
 fn keeps(directory: &Found, entry: &Found) -> bool {
     let is_sticky = directory.stat.st_mode & Mode::S_ISVTX.bits() != 0;
-    is_roots_alone(directory)
-        || !directory.is_foreign() && is_sticky && !entry.is_foreign()
+    is_roots_alone(directory) || !directory.is_foreign() && is_sticky && !entry.is_foreign()
 }
 
 /// Whether root alone may change what is in a directory.

@@ -200,7 +200,10 @@ impl Folder {
 
     fn another_file(&self, name: &str) -> CallError {
         let path = self.path.join(name);
-        let call = format!("rename(…, {}), where another file stands now", path.display());
+        let call = format!(
+            "rename(…, {}), where another file stands now",
+            path.display()
+        );
         CallError::new(call, Errno::EXDEV)
     }
 }
