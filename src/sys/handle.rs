@@ -167,13 +167,20 @@ fn size_to_read(stat: &FileStat) -> nix::Result<u64> {
 /// Reads an open regular file.
 pub(super) fn read_open(file: &File, stat: &FileStat) -> nix::Result<Vec<u8>> {
     let size = size_to_read(stat)?;
+    let size = usize::try_from(size).unwrap_or(0);
     let mut content = Vec::new();
-    // Asked for at once, as a container may have less memory than a file is large; with room for one byte
-    // more, so that the file's end is found without asking for more.
-    let room = content.try_reserve_exact(usize::try_from(size).unwrap_or(0) + 1);
+    // Asked for first, as a container may have less memory than a file is large. One byte more than the file
+    // had: if the first call gives as many as that, this was all.
+    let room = content.try_reserve_exact(size + 1);
     room.map_err(|_| Errno::ENOMEM)?;
-    let read = file.take(MAX_FILE + 1).read_to_end(&mut content);
-    match read.map_err(errno_of)? as u64 > MAX_FILE {
+    content.resize(size + 1, 0);
+    let got = retry(|| nix::unistd::read(file, &mut content))?;
+    content.truncate(got);
+    if got != size {
+        let rest = file.take(MAX_FILE + 1 - got as u64);
+        { rest }.read_to_end(&mut content).map_err(errno_of)?;
+    }
+    match content.len() as u64 > MAX_FILE {
         true => Err(Errno::EFBIG),
         false => Ok(content),
     }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use memchr::memchr2 as two;
+use memchr::arch::all::memchr::Two;
 
 use super::key::{Key, key};
 use super::text::{is_blank, trim};
@@ -124,7 +124,7 @@ fn value(text: &[u8]) -> Result<Value<'_>, &'static str> {
         [b'e', b'i', b'"', rest @ ..] | [b'i', b'e', b'"', rest @ ..] => (true, true, rest),
         _ => return Err("a value that is not in double quotes"),
     };
-    let mut at = two(b'"', b'\\', text).unwrap_or(text.len());
+    let mut at = Two::new(b'"', b'\\').find(text).unwrap_or(text.len());
     let (start, _) = text.split_at(at);
     if let Some([b'"', rest @ ..]) = text.get(at..) {
         return Ok((Cow::Borrowed(start), any_case, rest));

@@ -12,7 +12,7 @@ use super::pattern::Pattern;
 use super::text::{is_blank, trim};
 use super::value::{Bits, Who, group, integer, mode, octal, owner};
 use super::{Database, Udevd, systemd};
-use memchr::memchr3 as three;
+use memchr::arch::all::memchr::Three;
 
 /// One part of a rule. udevd sorts them by kind, comparisons first; so does [`Token::rank`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,7 +149,7 @@ pub(super) fn is_idle(line: &[u8]) -> bool {
     let mut after = 0;
     while let Some(found) = line
         .get(after..)
-        .and_then(|rest| three(b'k', b'B', b'P', rest))
+        .and_then(|rest| Three::new(b'k', b'B', b'P').find(rest))
     {
         let at = after + found;
         let from = |back: usize| at.checked_sub(back).and_then(|start| line.get(start..));
