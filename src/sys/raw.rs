@@ -11,31 +11,30 @@ use nix::libc;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::unistd::ForkResult;
 
+/// The longest value of an extended attribute, and list of their names (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
+const LONGEST_ATTRIBUTE: usize = 65_536;
+
 /// getxattr(2), following links: meant for `/proc/self/fd/N`. `None` where the attribute is not
 /// set or the file system has none.
 pub fn getxattr(path: &CStr, name: &CStr) -> Result<Option<Vec<u8>>> {
-    let mut value = vec![0_u8; 1024];
-    loop {
+    let get = |value: &mut [u8]| {
+        let (path, name, room) = (path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast());
         // SAFETY: both strings end in NUL and the buffer is as long as the length that is passed.
-        let got = unsafe {
-            libc::getxattr(
-                path.as_ptr(),
-                name.as_ptr(),
-                value.as_mut_ptr().cast(),
-                value.len(),
-            )
-        };
-        match Errno::result(got) {
-            Ok(got) => {
-                value.truncate(usize::try_from(got).unwrap_or(0));
-                return Ok(Some(value));
-            }
-            Err(Errno::ENODATA | Errno::EOPNOTSUPP) => return Ok(None),
-            // XATTR_SIZE_MAX is 64 KiB.
-            Err(Errno::ERANGE) if value.len() < 65_536 => value.resize(65_536, 0),
-            Err(errno) => return Err(errno),
-        }
+        unsafe { libc::getxattr(path, name, room, value.len()) }
+    };
+    match filled(1024, get) {
+        Err(Errno::ERANGE) => filled(LONGEST_ATTRIBUTE, get).map(Some),
+        Err(Errno::ENODATA | Errno::EOPNOTSUPP) => Ok(None),
+        value => value.map(Some),
     }
+}
+
+/// What a call writes into a buffer, whose length it answers.
+fn filled(room: usize, fill: impl Fn(&mut [u8]) -> libc::ssize_t) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; room];
+    let got = Errno::result(fill(&mut bytes))?;
+    bytes.truncate(usize::try_from(got).unwrap_or(0));
+    Ok(bytes)
 }
 
 /// setxattr(2), following links: meant for `/proc/self/fd/N`.
@@ -55,16 +54,14 @@ pub fn setxattr(path: &CStr, name: &CStr, value: &[u8]) -> Result<()> {
 
 /// The names of a file's extended attributes, listxattr(2), following links.
 pub fn listxattr(path: &CStr) -> Result<Vec<u8>> {
-    let mut names = vec![0_u8; 65_536];
-    // SAFETY: the path ends in NUL and the buffer is as long as the length that is passed.
-    let got = unsafe { libc::listxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
-    match Errno::result(got) {
-        Ok(got) => {
-            names.truncate(usize::try_from(got).unwrap_or(0));
-            Ok(names)
-        }
+    let names = filled(LONGEST_ATTRIBUTE, |names| {
+        let room = names.as_mut_ptr().cast();
+        // SAFETY: the path ends in NUL and the buffer is as long as the length that is passed.
+        unsafe { libc::listxattr(path.as_ptr(), room, names.len()) }
+    });
+    match names {
         Err(Errno::EOPNOTSUPP) => Ok(Vec::new()),
-        Err(errno) => Err(errno),
+        names => names,
     }
 }
 

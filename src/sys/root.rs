@@ -81,7 +81,8 @@ impl Root {
             return Ok(self);
         }
         let shown = name.display().to_string();
-        let fd = self.open_below(&shown, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        let fd = self.open_below(&shown, OFlag::O_PATH | OFlag::O_DIRECTORY);
+        let fd = fd.named(|| self.call(&shown))?;
         let path = self.path.join(name);
         Ok(Self { fd, path })
     }
@@ -249,7 +250,7 @@ impl Root {
     /// As [`Root::list`].
     pub fn folder(&self, name: &str) -> Result<Option<Folder>> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
-        let Some(fd) = present(self.open_below(name, flags))? else {
+        let Some(fd) = self.lookup(name, flags)? else {
             return Ok(None);
         };
         let path = self.join(name);
@@ -267,7 +268,7 @@ impl Root {
     /// # Errors
     /// What openat2(2) answers.
     pub fn find_folder(&self, name: &str) -> Result<Option<OwnedFd>> {
-        present(self.open_below(name, OFlag::O_PATH | OFlag::O_DIRECTORY))
+        self.lookup(name, OFlag::O_PATH | OFlag::O_DIRECTORY)
     }
 
     /// Opens the folder that holds `name`, and gives it with the last part of `name`.
@@ -276,8 +277,8 @@ impl Root {
     /// What openat2(2) answers.
     pub fn folder_of(&self, name: &str) -> Result<(OwnedFd, String)> {
         let (folder, last) = name.rsplit_once('/').unwrap_or((".", name));
-        let fd = self.open_below(folder, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
-        Ok((fd, last.to_owned()))
+        let fd = self.open_below(folder, OFlag::O_RDONLY | OFlag::O_DIRECTORY);
+        Ok((fd.named(|| self.call(folder))?, last.to_owned()))
     }
 
     /// Makes the folder `name`, with the mode 0755, in a folder that is there. One that is there
@@ -309,12 +310,20 @@ impl Root {
     }
 
     fn find(&self, name: &str, more: OFlag) -> Result<Option<Found>> {
-        let fd = present(self.open_below(name, OFlag::O_PATH | more))?;
+        let fd = self.lookup(name, OFlag::O_PATH | more)?;
         let found = fd.map(Found::new).transpose();
         found.named(|| format!("fstat({})", self.join(name).display()))
     }
 
-    fn open_below(&self, name: &str, flags: OFlag) -> Result<OwnedFd> {
+    /// Opens what `name` leads to; `None` where that is nothing.
+    fn lookup(&self, name: &str, flags: OFlag) -> Result<Option<OwnedFd>> {
+        match self.open_below(name, flags) {
+            Err(errno) if is_absent(errno) => Ok(None),
+            opened => opened.map(Some).named(|| self.call(name)),
+        }
+    }
+
+    fn open_below(&self, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
         let how = OpenHow::new()
             .flags(flags | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
@@ -323,7 +332,7 @@ impl Root {
         loop {
             match retry(|| openat2(&self.fd, name, how)) {
                 Err(Errno::EAGAIN) if tries < 64 => tries += 1,
-                done => return done.named(|| self.call(name)),
+                done => return done,
             }
         }
     }
@@ -364,14 +373,7 @@ impl Folder {
     }
 }
 
-/// `None` where a path leads nowhere.
-fn present<T>(found: Result<T>) -> Result<Option<T>> {
-    match found {
-        Err(error) if is_absent(error.errno) => Ok(None),
-        found => found.map(Some),
-    }
-}
-
+/// Whether an errno says that a path leads nowhere.
 fn is_absent(errno: Errno) -> bool {
     matches!(errno, Errno::ENOENT | Errno::ENOTDIR)
 }
