@@ -168,12 +168,11 @@ fn size_to_read(stat: &FileStat) -> nix::Result<u64> {
 pub(super) fn read_open(file: &File, stat: &FileStat) -> nix::Result<Vec<u8>> {
     let size = size_to_read(stat)?;
     let size = usize::try_from(size).unwrap_or(0);
-    let mut content = Vec::new();
-    // Asked for first, as a container may have less memory than a file is large. One byte more than the file
-    // had: if the first call gives as many as that, this was all.
-    let room = content.try_reserve_exact(size + 1);
-    room.map_err(|_| Errno::ENOMEM)?;
-    content.resize(size + 1, 0);
+    // One byte more than the file had: if the first call gives as many as that, this was all. Asked for
+    // first, as a container may have less memory than a file is large.
+    let asked = Vec::<u8>::new().try_reserve_exact(size + 1);
+    asked.map_err(|_| Errno::ENOMEM)?;
+    let mut content = vec![0; size + 1];
     let got = retry(|| nix::unistd::read(file, &mut content))?;
     content.truncate(got);
     if got != size {
