@@ -99,13 +99,14 @@ impl Folder {
             found => found.map(Found::inode),
         };
         self.link(name, &file, &mut new)?;
-        // From here on it is not open for writing.
         let path = raw::proc_path(&file);
         let call = || format!("open(the new {}, O_PATH)", self.path.join(name).display());
-        let file = open(path.as_c_str(), OFlag::O_PATH).named(call)?;
+        let written = open(path.as_c_str(), OFlag::O_PATH).named(call)?;
+        // From here on it is not open for writing.
+        drop(file);
         self.rename(name, stands, &mut new)?;
         retry(|| fsync(&self.fd)).named(|| format!("fsync({})", self.path.display()))?;
-        let written = fstat(&file).named(|| self.call("fstat", name))?;
+        let written = fstat(&written).named(|| self.call("fstat", name))?;
         match self.inode_at(name)? == Some(inode(&written)) {
             true => Ok(()),
             false => Err(self.another_file(name)),
