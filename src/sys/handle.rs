@@ -228,7 +228,7 @@ pub(super) fn open_directory<P: ?Sized + NixPath>(
 }
 
 /// As [`list`], the names alone of a directory that may be a descriptor that can only name it (`O_PATH`).
-pub(super) fn names_below(directory: impl AsFd, most: usize) -> nix::Result<Vec<OsString>> {
+pub(crate) fn names_below(directory: impl AsFd, most: usize) -> nix::Result<Vec<OsString>> {
     let entries = list(&mut open_directory(directory, c".")?, most)?;
     Ok(entries.into_iter().map(|(name, _)| name).collect())
 }

@@ -12,7 +12,7 @@ pub mod claim;
 pub mod device;
 pub mod events;
 pub mod file;
-mod handle;
+pub(crate) mod handle;
 pub mod identity;
 pub mod kvm;
 pub mod output;
