@@ -18,7 +18,7 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::fsync;
 
 use super::handle::{Found, MAX_NAMES, READ, inode, list, read_open};
-use super::{CallError, Inode, Named, Result, open, open_in, retry};
+use super::{CallError, Inode, Named, Result, errno_of, open, open_in, retry};
 
 pub(crate) use super::handle::MAX_FILE;
 pub use super::handle::{is_mount_point, kind, kind_name, open_here, read_here};
@@ -104,7 +104,7 @@ impl Root {
 
     /// One more descriptor of it.
     pub(super) fn descriptor(&self) -> Result<OwnedFd> {
-        let fd = self.fd.try_clone();
+        let fd = retry(|| self.fd.try_clone().map_err(errno_of));
         fd.named(|| format!("dup({})", self.path.display()))
     }
 
