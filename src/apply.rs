@@ -55,6 +55,8 @@ struct Work {
     view: Option<Report>,
     /// What was seen when nothing was left to do, or nothing could be done.
     seen: Option<Observed>,
+    /// Directories are held, which may have been made or taken over for that.
+    has_begun: bool,
 }
 
 impl Work {
@@ -67,7 +69,10 @@ impl Work {
         }
         self.run(config).unwrap_or_else(|error| {
             let mut report = failure(&error, self.view.take());
-            if self.touched() && matches!(report.verdict, Verdict::Refused | Verdict::Usage) {
+            // What was not wrong with the options at first is not wrong with them now.
+            let is_late = self.has_begun && report.verdict == Verdict::Usage;
+            let is_no = matches!(report.verdict, Verdict::Refused | Verdict::Usage);
+            if is_late || self.touched() && is_no {
                 report.verdict = Verdict::Failed;
                 report.exit_code = Verdict::Failed.code();
             }
@@ -108,6 +113,7 @@ impl Work {
                 self.view = Some(report.clone());
                 // What was seen before a lock was taken may be out of date.
                 if held.take(files, config)? {
+                    self.has_begun = true;
                     continue;
                 }
             }
