@@ -11,7 +11,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::NixPath;
-use nix::dir::{Dir, Entry, Type};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{FileStat, SFlag, fstat};
@@ -185,32 +184,48 @@ pub(super) fn read_open(file: &File, stat: &FileStat) -> nix::Result<Vec<u8>> {
     }
 }
 
-/// The entries of a directory but `.` and `..`, in no order. After an error there is no end to them.
+/// Calls `each` with every name in an open directory but `.` and `..`, and with whether that is a regular
+/// file's for certain, which not every file system tells.
+///
+/// getdents64(2) and not readdir(3): fdopendir(3) takes an interrupted call for the answer that it wanted, and
+/// wants memory of the C library's, which nothing else here does.
 ///
 /// # Errors
-/// What readdir(3) answers.
-pub(super) fn entries(directory: &mut Dir) -> impl Iterator<Item = nix::Result<Entry>> {
-    directory.iter().filter(|entry| match entry {
-        Ok(entry) => !matches!(entry.file_name().to_bytes(), b"." | b".."),
-        Err(errno) => *errno != Errno::EINTR,
-    })
+/// What getdents64(2) answers, and what `each` does.
+pub(super) fn entries(
+    directory: impl AsFd,
+    mut each: impl FnMut(&OsStr, bool) -> nix::Result<()>,
+) -> nix::Result<()> {
+    let mut room = [0; 4096];
+    loop {
+        let filled = match retry(|| raw::getdents64(directory.as_fd(), &mut room)) {
+            // A directory that was removed has no names any more.
+            Ok(0) | Err(Errno::ENOENT) => return Ok(()),
+            filled => filled?,
+        };
+        let mut rest = room.get(..filled).unwrap_or_default();
+        // linux_dirent64: two numbers, the record's length, the kind of its file, its name.
+        while let Some(([.., low, high, kind], name)) = rest.split_first_chunk::<19>() {
+            let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+            if name != b"." && name != b".." {
+                each(OsStr::from_bytes(name), *kind == nix::libc::DT_REG)?;
+            }
+            let length = u16::from_ne_bytes([*low, *high]).max(19);
+            rest = rest.get(length.into()..).unwrap_or_default();
+        }
+    }
 }
 
-/// The sorted names in a directory, each with whether it is a regular file's for certain: not every file
-/// system tells.
+/// The sorted names in an open directory, as [`entries`] has them.
 ///
 /// # Errors
-/// What readdir(3) answers; `E2BIG` for more than `most` names.
-pub(super) fn list(directory: &mut Dir, most: usize) -> nix::Result<Vec<(OsString, bool)>> {
+/// What getdents64(2) answers; `E2BIG` for more than `most` names.
+pub(super) fn list(directory: impl AsFd, most: usize) -> nix::Result<Vec<(OsString, bool)>> {
     let mut found = Vec::new();
-    for entry in entries(directory) {
-        let entry = entry?;
-        if found.len() == most {
-            return Err(Errno::E2BIG);
-        }
-        let name = OsStr::from_bytes(entry.file_name().to_bytes()).to_owned();
-        found.push((name, entry.file_type() == Some(Type::File)));
-    }
+    entries(directory, |name, is_file| {
+        found.push((name.to_owned(), is_file));
+        (found.len() <= most).then_some(()).ok_or(Errno::E2BIG)
+    })?;
     found.sort_unstable();
     Ok(found)
 }
@@ -219,17 +234,13 @@ pub(super) fn list(directory: &mut Dir, most: usize) -> nix::Result<Vec<(OsStrin
 pub(super) fn open_directory<P: ?Sized + NixPath>(
     directory: impl AsFd,
     name: &P,
-) -> nix::Result<Dir> {
-    Dir::from_fd(open_in(
-        directory,
-        name,
-        OFlag::O_RDONLY | OFlag::O_DIRECTORY,
-    )?)
+) -> nix::Result<OwnedFd> {
+    open_in(directory, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY)
 }
 
 /// As [`list`], the names alone of a directory that may be a descriptor that can only name it (`O_PATH`).
 pub(crate) fn names_below(directory: impl AsFd, most: usize) -> nix::Result<Vec<OsString>> {
-    let entries = list(&mut open_directory(directory, c".")?, most)?;
+    let entries = list(open_directory(directory, c".")?, most)?;
     Ok(entries.into_iter().map(|(name, _)| name).collect())
 }
 

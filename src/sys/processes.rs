@@ -10,7 +10,6 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use caps::Capability;
-use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, readlinkat};
 use nix::sys::stat::{fstatat, stat};
@@ -213,7 +212,7 @@ fn is_kernels(pid: u32) -> bool {
     getpgid(pid).is_ok_and(|group| group.as_raw() == 0)
 }
 
-fn has_name(folder: &Dir, pid: u32, names: &[&str]) -> bool {
+fn has_name(folder: &OwnedFd, pid: u32, names: &[&str]) -> bool {
     /// Longer than any name and its newline.
     const ROOM: usize = 32;
     let path = format!("{pid}/comm");
@@ -235,11 +234,13 @@ pub fn qemus_with_group(gid: Gid) -> Vec<u32> {
 }
 
 /// The folder `/proc`, and the process IDs in it: of what cannot be listed to its end, what was listed.
-fn pids() -> Option<(Dir, Vec<u32>)> {
-    let mut folder = open_directory(AT_FDCWD, "/proc").ok()?;
-    let listed = entries(&mut folder).map_while(nix::Result::ok);
-    let pids = listed.filter_map(|entry| entry.file_name().to_str().ok()?.parse().ok());
-    let mut pids: Vec<u32> = pids.collect();
+fn pids() -> Option<(OwnedFd, Vec<u32>)> {
+    let folder = open_directory(AT_FDCWD, "/proc").ok()?;
+    let mut pids: Vec<u32> = Vec::new();
+    let _ = entries(&folder, |name, _| {
+        pids.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+        Ok(())
+    });
     pids.sort_unstable();
     Some((folder, pids))
 }

@@ -65,6 +65,21 @@ pub fn listxattr(path: &CStr) -> Result<Vec<u8>> {
     }
 }
 
+/// getdents64(2): fills `buffer` with records of an open directory's next entries, and gives how far; 0 at its
+/// end.
+pub fn getdents64(directory: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
+    // SAFETY: the buffer is as long as the length that is passed, and any bytes will do in it.
+    let got = unsafe {
+        libc::syscall(
+            libc::SYS_getdents64,
+            directory.as_raw_fd(),
+            buffer.as_mut_ptr(),
+            buffer.len(),
+        )
+    };
+    Errno::result(got).map(|got| usize::try_from(got).unwrap_or(0))
+}
+
 /// fchmodat2(2) on the descriptor itself (`AT_EMPTY_PATH`), Linux 6.6 and later; works on an
 /// `O_PATH` descriptor, where fchmod(2) answers `EBADF`.
 pub fn fchmodat2(fd: BorrowedFd<'_>, mode: libc::mode_t) -> Result<()> {

@@ -10,7 +10,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat, umask};
@@ -254,13 +253,13 @@ impl Root {
             return Ok(None);
         };
         let path = self.join(name);
-        let listed = Dir::from_fd(fd).and_then(|mut dir| Ok((list(&mut dir, MAX_NAMES)?, dir)));
-        let (entries, dir) = listed.map_err(|errno| {
+        let listed = list(&fd, MAX_NAMES);
+        let entries = listed.map_err(|errno| {
             let many = "expected at most 10,000 names in that folder";
             let call = format!("getdents64({})", path.display());
             CallError::new(call, errno).hint((errno == Errno::E2BIG).then_some(many))
         })?;
-        Ok(Some(Folder { dir, path, entries }))
+        Ok(Some(Folder { fd, path, entries }))
     }
 
     /// The folder `name`, found but not opened; `None` where there is none.
@@ -345,7 +344,7 @@ impl Root {
 /// A folder that was listed.
 #[derive(Debug)]
 pub struct Folder {
-    dir: Dir,
+    fd: OwnedFd,
     path: PathBuf,
     /// Each name in it, and whether it is a regular file's for certain.
     pub entries: Vec<(OsString, bool)>,
@@ -359,7 +358,7 @@ impl Folder {
     /// # Errors
     /// What the calls answer; `EFBIG` for more than 8 MiB.
     pub fn read(&self, name: &OsStr) -> Result<Option<Vec<u8>>> {
-        let opened = open_in(&self.dir, name, READ | OFlag::O_NOFOLLOW);
+        let opened = open_in(&self.fd, name, READ | OFlag::O_NOFOLLOW);
         let read = opened.map(File::from).and_then(|file| {
             let stat = fstat(&file)?;
             let is_file = kind(&stat) == SFlag::S_IFREG;

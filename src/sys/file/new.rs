@@ -58,12 +58,17 @@ impl Folder {
     fn left_beside(&self, name: &str) -> Vec<String> {
         /// Nobody has reason to have so many files there.
         const MANY: usize = 10_000;
-        let Ok(mut dir) = open_directory(&self.fd, c".") else {
-            return Vec::new();
-        };
-        let entries = entries(&mut dir).map_while(nix::Result::ok).take(MANY);
-        let names = entries.filter_map(|entry| Some(entry.file_name().to_str().ok()?.to_owned()));
-        names.filter(|entry| is_temporary(entry, name)).collect()
+        let (mut left, mut seen) = (Vec::new(), 0);
+        // Of what cannot be listed to its end, what was listed.
+        let _ = open_directory(&self.fd, c".").and_then(|directory| {
+            entries(directory, |entry, _| {
+                seen += 1;
+                let entry = entry.to_str().filter(|entry| is_temporary(entry, name));
+                left.extend(entry.map(str::to_owned));
+                (seen < MANY).then_some(()).ok_or(Errno::E2BIG)
+            })
+        });
+        left
     }
 
     /// Puts a whole and synced new file at `name`, where `found` stands. A renamed file is durable once its
