@@ -267,3 +267,56 @@ pub fn kind(stat: &FileStat) -> SFlag {
 pub(super) fn inode(stat: &FileStat) -> Inode {
     (stat.st_dev, stat.st_ino)
 }
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn every_name_comes_once_however_many_there_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut want = Vec::new();
+        for number in 0..1000 {
+            let name = format!("{number}-{}", "x".repeat(number % 250));
+            fs::write(folder.path().join(&name), "").unwrap();
+            want.push((name, true));
+        }
+        let odd = OsStr::from_bytes(b"...\xff\n");
+        fs::create_dir(folder.path().join(odd)).unwrap();
+        let open = File::open(folder.path()).unwrap();
+        let mut found = Vec::new();
+        let mut odds = 0;
+        entries(open.as_fd(), |name, is_file| {
+            match name.to_str() {
+                Some(name) => found.push((name.to_owned(), is_file)),
+                None => {
+                    assert_eq!((name, is_file), (odd, false));
+                    odds += 1;
+                }
+            }
+            Ok(())
+        })
+        .unwrap();
+        found.sort_unstable();
+        want.sort_unstable();
+        assert_eq!(found, want);
+        assert_eq!(odds, 1);
+    }
+
+    #[test]
+    fn a_removed_folder_is_empty_and_a_file_is_no_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        let open = File::open(&inner).unwrap();
+        fs::remove_dir(&inner).unwrap();
+        let none = |_: &OsStr, _| Err(Errno::EEXIST);
+        assert_eq!(entries(open.as_fd(), none), Ok(()));
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(entries(file.as_fd(), none), Err(Errno::ENOTDIR));
+    }
+}
