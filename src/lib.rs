@@ -34,7 +34,6 @@ pub mod commands;
 pub mod config;
 pub mod error;
 pub mod execute;
-mod find;
 pub mod formats;
 pub mod judge;
 pub mod observe;

@@ -160,6 +160,8 @@ struct Run<'a> {
     warnings: Vec<Warning>,
     /// Whether the device, or a file beside it, was changed.
     changed: bool,
+    /// Whether directories were held, which may have been made or taken over for that.
+    has_begun: bool,
     /// What was seen last, for a report on a step that failed.
     view: Option<View>,
     locks: Locks,
@@ -185,6 +187,7 @@ impl<'a> Run<'a> {
             changes: Vec::new(),
             warnings: Vec::new(),
             changed: false,
+            has_begun: false,
             view: None,
             locks: Locks::default(),
             rounds: 0,
@@ -273,6 +276,7 @@ impl<'a> Run<'a> {
             // What was seen before a lock was taken may be out of date.
             let is_file = |step: &Step| matches!(step, Step::GroupFile(_) | Step::UdevRule(_));
             if steps.iter().any(is_file) && self.locks.take(steps, self.patience())? {
+                self.has_begun = true;
                 return Ok(Round::Again);
             }
         }
@@ -426,7 +430,9 @@ impl<'a> Run<'a> {
         if let crate::config::Libvirtd::Unclear(text) = &self.request.sources.libvirtd {
             self.warnings.push(crate::judge::libvirtd_unseen(text));
         }
-        let judgement = Judgement::of_error(error, self.changed);
+        // What was not wrong with the options at first is not wrong with them now.
+        let is_late = self.has_begun && matches!(error, Error::Usage(_));
+        let judgement = Judgement::of_error(error, self.changed || is_late);
         let proof = ProofResult::not_done(None, None).into();
         Finished {
             is_ready: false,

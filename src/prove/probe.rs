@@ -22,7 +22,7 @@ use nix::unistd::{ForkResult, Pid};
 use crate::config::ProofKind;
 use crate::sys::device::Facts;
 use crate::sys::identity::{Credentials, open_as};
-use crate::sys::{self, Named, kvm, raw};
+use crate::sys::{self, Named, kvm, raw, signals};
 
 /// How long a child may take. There are two at most, so that the proof takes at most 10 s.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -108,7 +108,7 @@ fn attempt(
     let (mine, childs) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).named(|| "pipe2(O_CLOEXEC)".to_owned())?;
     // Where SIGCHLD is ignored the kernel takes the child away, and its number may be another's.
-    raw::default_sigchld();
+    signals::default_sigchld();
     match raw::fork().named(|| "fork()".to_owned())? {
         ForkResult::Child => {
             raw::close_all_but(childs.as_fd());

@@ -3,11 +3,13 @@
 use std::ffi::{CStr, CString};
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, getpid, getppid};
+use nix::unistd::{ForkResult, close, execv, getpid, getppid};
 
+use super::signals::{default_sigchld, restore_sigchld};
 use super::{Named, Result, raw, retry};
 
 /// How a child ended.
@@ -29,7 +31,7 @@ pub enum Ended {
 pub fn in_child(work: impl FnOnce() -> u8) -> Result<Ended> {
     let parent = getpid();
     // Where SIGCHLD is ignored the kernel would take the child away with its exit code.
-    let sigchld = raw::default_sigchld();
+    let sigchld = default_sigchld();
     let forked = raw::fork().named(|| "fork()".to_owned());
     let ended = match forked {
         Ok(ForkResult::Child) => {
@@ -48,12 +50,26 @@ pub fn in_child(work: impl FnOnce() -> u8) -> Result<Ended> {
             }),
         Err(error) => Err(error),
     };
-    raw::restore_sigchld(&sigchld);
+    restore_sigchld(&sigchld);
     ended
 }
 
-/// This process becomes the program at `path`, with nothing changed but that. Only returns where that
-/// failed, with what execve(2) answered.
+/// execv(2): this process becomes the program at `path`. Before that, what Rust's runtime changed is put
+/// back: SIGPIPE, blocked signals, and standard streams that were closed. Only returns where that failed,
+/// with what execve(2) answered.
+///
+/// The environment is the one that was inherited, byte for byte; a signal that was ignored stays
+/// ignored, and the handlers of this process (SIGTERM, SIGINT, Rust's for SIGSEGV and SIGBUS, which
+/// leave ignored ones alone) go with it, as does its alternate signal stack (execve(2)).
 pub fn become_program(path: &CStr, args: &[CString]) -> Errno {
-    raw::become_program(path, args)
+    let inherited = raw::inherited();
+    if !inherited.sigpipe_ignored() {
+        raw::on_signal(Signal::SIGPIPE, raw::OnSignal::Default);
+    }
+    raw::mask(libc::SIG_SETMASK, Some(inherited.blocked));
+    for fd in inherited.closed() {
+        let _ = close(fd);
+    }
+    let Err(errno) = execv(path, args);
+    errno
 }

@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::{Mode, SFlag, fstat, major, minor};
+use nix::sys::stat::{Mode, SFlag, major, minor};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{Gid, Uid, fchownat};
 
-use super::root::kind;
+use super::handle::{Found, inode, kind};
 use super::{Inode, Named, Result, open, raw, retry};
 use crate::formats::posix_acl::{self, Acl};
 
@@ -43,19 +43,15 @@ impl From<nix::sys::stat::FileStat> for Facts {
     fn from(stat: nix::sys::stat::FileStat) -> Self {
         let kind = kind(&stat);
         let is_device = kind == SFlag::S_IFCHR || kind == SFlag::S_IFBLK;
-        let (major, minor) = if is_device {
-            (major(stat.st_rdev), minor(stat.st_rdev))
-        } else {
-            (0, 0)
-        };
+        let number = if is_device { stat.st_rdev } else { 0 };
         Self {
             kind,
-            major,
-            minor,
+            major: major(number),
+            minor: minor(number),
             uid: Uid::from_raw(stat.st_uid),
             gid: Gid::from_raw(stat.st_gid),
             mode: u16::try_from(stat.st_mode & 0o7777).unwrap_or(0),
-            inode: (stat.st_dev, stat.st_ino),
+            inode: inode(&stat),
             ctime: (stat.st_ctime, stat.st_ctime_nsec),
         }
     }
@@ -72,9 +68,8 @@ impl Facts {
 /// A device node, found but not opened.
 #[derive(Debug)]
 pub struct Device {
-    fd: OwnedFd,
+    found: Found,
     path: PathBuf,
-    facts: Facts,
 }
 
 impl Device {
@@ -84,28 +79,22 @@ impl Device {
     /// What the calls answer.
     pub fn find(path: &Path) -> Result<Option<Self>> {
         let fd = match open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW) {
-            Ok(fd) => fd,
             Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
-            Err(errno) => {
-                return Err(errno).named(|| format!("open({}, O_PATH|O_NOFOLLOW)", path.display()));
-            }
+            fd => fd.named(|| format!("open({}, O_PATH|O_NOFOLLOW)", path.display()))?,
         };
-        let stat = fstat(&fd).named(|| format!("fstat({})", path.display()))?;
-        Ok(Some(Self {
-            fd,
-            path: path.to_owned(),
-            facts: stat.into(),
-        }))
+        let found = Found::new(fd).named(|| format!("fstat({})", path.display()))?;
+        let path = path.to_owned();
+        Ok(Some(Self { found, path }))
     }
 
     /// What it was when it was found.
     pub fn facts(&self) -> Facts {
-        self.facts
+        self.found.stat.into()
     }
 
     /// The descriptor, which opens nothing behind the node.
     pub(super) fn fd(&self) -> &OwnedFd {
-        &self.fd
+        &self.found.fd
     }
 
     /// Its ACL, if it has one and its file system knows of ACLs.
@@ -114,14 +103,12 @@ impl Device {
     /// What getxattr(2) answers; `EINVAL` for an ACL of unknown form.
     pub fn acl(&self) -> Result<Option<Acl>> {
         let call = || format!("getxattr({}, system.posix_acl_access)", self.path.display());
-        let Some(bytes) = raw::getxattr(&raw::proc_path(&self.fd), posix_acl::XATTR).named(call)?
+        let Some(bytes) = raw::getxattr(&raw::proc_path(&self.found.fd), posix_acl::XATTR).named(call)?
         else {
             return Ok(None);
         };
-        match Acl::parse(&bytes) {
-            Some(acl) => Ok(Some(acl)),
-            None => Err(Errno::EINVAL).named(call),
-        }
+        let acl = Acl::parse(&bytes).ok_or(Errno::EINVAL);
+        acl.map(Some).named(call)
     }
 
     /// Whether its mount ignores devices (`nodev`), so that every open answers `EACCES`.
@@ -130,7 +117,7 @@ impl Device {
     /// What fstatvfs(3) answers.
     pub fn on_nodev_mount(&self) -> Result<bool> {
         let call = || format!("fstatfs({})", self.path.display());
-        let mount = retry(|| fstatvfs(&self.fd)).named(call)?;
+        let mount = retry(|| fstatvfs(&self.found.fd)).named(call)?;
         Ok(mount.flags().contains(FsFlags::ST_NODEV))
     }
 
@@ -140,17 +127,9 @@ impl Device {
     /// What fchownat(2) answers: `EROFS` on a read-only mount, `EPERM` without `CAP_CHOWN`,
     /// `EINVAL` for an ID that this user namespace does not map.
     pub fn set_owner(&self, uid: Uid, gid: Gid) -> Result<()> {
-        let empty = Path::new("");
-        retry(|| {
-            fchownat(
-                self.fd.as_fd(),
-                empty,
-                Some(uid),
-                Some(gid),
-                AtFlags::AT_EMPTY_PATH,
-            )
-        })
-        .named(|| format!("fchownat({}, {uid}, {gid})", self.path.display()))
+        let (fd, flags) = (self.fd(), AtFlags::AT_EMPTY_PATH);
+        retry(|| fchownat(fd, "", Some(uid), Some(gid), flags))
+            .named(|| format!("fchownat({}, {uid}, {gid})", self.path.display()))
     }
 
     /// Sets the permission bits of this very node.
@@ -159,7 +138,7 @@ impl Device {
     /// What chmod(2) answers: `EROFS`, `EPERM`.
     pub fn set_mode(&self, mode: u16) -> Result<()> {
         let bits = Mode::from_bits_truncate(mode.into());
-        let done = match raw::fchmodat2(self.fd.as_fd(), bits.bits()) {
+        let done = match raw::fchmodat2(self.found.fd.as_fd(), bits.bits()) {
             // Older than Linux 6.6, or a filter that does not know the call.
             Err(Errno::ENOSYS | Errno::EPERM) => self.chmod_by_proc(bits),
             done => done,
@@ -168,7 +147,7 @@ impl Device {
     }
 
     fn chmod_by_proc(&self, mode: Mode) -> nix::Result<()> {
-        let path = raw::proc_path(&self.fd);
+        let path = raw::proc_path(&self.found.fd);
         let follow = nix::sys::stat::FchmodatFlags::FollowSymlink;
         retry(|| nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, path.as_c_str(), mode, follow))
     }
@@ -178,7 +157,7 @@ impl Device {
     /// # Errors
     /// What setxattr(2) answers: `EROFS`, `EPERM`.
     pub fn set_acl(&self, acl: &Acl) -> Result<()> {
-        let path = raw::proc_path(&self.fd);
+        let path = raw::proc_path(&self.found.fd);
         raw::setxattr(&path, posix_acl::XATTR, &acl.to_bytes())
             .named(|| format!("setxattr({}, posix_acl_access, {acl})", self.path.display()))
     }
@@ -189,10 +168,8 @@ impl Device {
     /// # Errors
     /// What open(2) answers: `ENODEV` or `ENXIO` without a driver.
     pub fn try_open(&self) -> Result<()> {
-        let path = raw::proc_path(&self.fd);
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
-        open(path.as_c_str(), flags)
-            .map(drop)
-            .named(|| format!("open({}, O_RDWR)", self.path.display()))
+        let opened = self.found.open(flags).map(drop);
+        opened.named(|| format!("open({}, O_RDWR)", self.path.display()))
     }
 }

@@ -39,7 +39,7 @@ use super::device::Device;
 use super::pace::Pace;
 use super::root::Root;
 use super::{CallError, Named, Result, open, raw, retry};
-use watched::{Means, Watched, is_lack, seen_in};
+use watched::{Means, Watched, is_lack, lack, seen_in};
 
 /// What an event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,9 +148,9 @@ impl Watcher {
     pub fn use_events(&mut self) {
         if self.inotify.is_none() {
             let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
-            match Inotify::init(flags).named(|| "inotify_init1()".into()) {
+            match Inotify::init(flags) {
                 Ok(inotify) => self.inotify = Some(inotify),
-                Err(error) => self.lack = Some(error),
+                Err(errno) => self.lack = Some(lack("inotify_init1()".to_owned(), errno)),
             }
         }
     }
@@ -351,10 +351,7 @@ impl Watcher {
         match self.add(folder, events | MADE_OR_GONE) {
             Err(errno) if is_lack(errno) => {
                 if self.inotify.is_some() {
-                    self.lack = Some(CallError {
-                        call: call(),
-                        errno,
-                    });
+                    self.lack = Some(lack(call(), errno));
                 }
                 Ok(Means::Polling(seen_in(folder, names, way)))
             }

@@ -13,18 +13,17 @@ mod new;
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::fcntl::AtFlags;
+use nix::sys::stat::{SFlag, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::output::is_trusted;
-use super::root::{is_mounted, kind, read_regular};
-use super::{Inode, Named, Result, raw, retry};
+use super::handle::{Found, inode};
+use super::{Inode, Named, Result, retry};
 
 pub use lock::LockFile;
 #[cfg(feature = "watch")]
@@ -51,46 +50,6 @@ impl Drop for Folder {
         if let Some((_, file @ LockFile::Own)) = self.lock {
             let _ = unlinkat(&self.fd, file.name(), UnlinkatFlags::NoRemoveDir);
         }
-    }
-}
-
-/// What stands at a name: found without being opened, and not through a link.
-#[derive(Debug)]
-pub struct Found {
-    fd: OwnedFd,
-    stat: FileStat,
-}
-
-impl Found {
-    /// The kind of file.
-    pub fn kind(&self) -> SFlag {
-        kind(&self.stat)
-    }
-
-    /// Device and inode number.
-    pub fn inode(&self) -> Inode {
-        (self.stat.st_dev, self.stat.st_ino)
-    }
-
-    /// Whether it belongs to another user than root or the one that runs this.
-    pub fn is_foreign(&self) -> bool {
-        !is_trusted(self.stat.st_uid)
-    }
-
-    /// Whether it is a regular file that nobody but root has a hold on by its owner or another name.
-    pub fn is_roots_file(&self) -> bool {
-        self.kind() == SFlag::S_IFREG && self.stat.st_nlink == 1 && !self.is_foreign()
-    }
-
-    /// Owner, group and permission bits.
-    pub fn rights(&self) -> (u32, u32, u32) {
-        let stat = &self.stat;
-        (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777)
-    }
-
-    /// The descriptor and what was found out about it.
-    pub(super) fn parts(&self) -> (&OwnedFd, &FileStat) {
-        (&self.fd, &self.stat)
     }
 }
 
@@ -124,14 +83,17 @@ impl Folder {
         &self.path
     }
 
+    /// A call on `name`, for messages.
+    fn call(&self, what: &str, name: &str) -> String {
+        format!("{what}({})", self.path.join(name).display())
+    }
+
     fn inode_at(&self, name: &str) -> Result<Option<Inode>> {
         match retry(|| fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW)) {
-            Ok(stat) => Ok(Some((stat.st_dev, stat.st_ino))),
             Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => {
-                Err(errno).named(|| format!("fstatat({})", self.path.join(name).display()))
-            }
+            stat => stat.map(|stat| Some(inode(&stat))),
         }
+        .named(|| self.call("fstatat", name))
     }
 
     /// The content of the regular file that was found at `name`.
@@ -139,11 +101,11 @@ impl Folder {
     /// # Errors
     /// `ELOOP` for a link, `EINVAL` for anything else that is no regular file.
     pub fn read(&self, name: &str, found: &Found) -> Result<Vec<u8>> {
-        let call = || format!("read({})", self.path.join(name).display());
-        if found.kind() == SFlag::S_IFLNK {
-            return Err(Errno::ELOOP).named(call);
-        }
-        read_regular(found.fd.as_fd(), &found.stat).named(call)
+        let read = match found.kind() {
+            SFlag::S_IFLNK => Err(Errno::ELOOP),
+            _ => found.read(),
+        };
+        read.named(|| self.call("read", name))
     }
 
     /// Makes `content` the content of `name`, where `found` stands: by rename, or in place where that is a
@@ -164,10 +126,7 @@ impl Folder {
             Some(found) if self.is_mounted(name, found)? => {
                 self.write_in_place(name, found, base, content, rights)
             }
-            _ => {
-                let new = self.write_new(name, found, rights, |file| file.write_all(content))?;
-                self.put_in_place(name, found, new)
-            }
+            _ => self.write_anew(name, found, rights, |file| file.write_all(content)),
         }
     }
 
@@ -186,19 +145,16 @@ impl Folder {
         if let Some(found) = found
             && self.is_mounted(name, found)?
         {
-            let call = || format!("rename(…, {})", self.path.join(name).display());
-            return Err(Errno::EBUSY).named(call);
+            return Err(Errno::EBUSY)
+                .named(|| format!("rename(…, {})", self.path.join(name).display()));
         }
-        let new = self.write_new(name, found, rights, fill)?;
-        self.put_in_place(name, found, new)
+        self.write_anew(name, found, rights, fill)
     }
 
-    /// Whether a rename would meet a mount, as seen through the descriptor of this directory: which mounts
-    /// that shows depends on the namespace that it was opened in, not on the one of this process.
+    /// Whether a rename would meet a mount.
     fn is_mounted(&self, name: &str, found: &Found) -> Result<bool> {
-        let call = || format!("statx({})", self.path.join(name).display());
-        let known = retry(|| raw::is_mount_root(found.fd.as_fd())).named(call)?;
-        Ok(known.unwrap_or_else(|| is_mounted(self.fd.as_fd(), name)))
+        let known = found.is_mounted(&self.fd, name);
+        known.named(|| self.call("statx", name))
     }
 
     /// As [`Folder::replace`], but a regular file that stands there stays the same inode: another container may
@@ -216,7 +172,12 @@ impl Folder {
         rights: Rights,
     ) -> Result<()> {
         match found {
-            Some(found) if found.is_roots_file() && only_roots(&found.stat) => {
+            // Only root can have opened it for writing.
+            Some(found)
+                if found.is_roots_file()
+                    && found.stat.st_uid == 0
+                    && !found.is_writable_by_others() =>
+            {
                 self.write_in_place(name, found, base, content, rights)
             }
             _ => self.replace(name, found, base, content, rights),
@@ -228,16 +189,11 @@ impl Folder {
     /// # Errors
     /// What the calls answer.
     pub fn find(&self, name: &str) -> Result<Option<Found>> {
-        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let call = || format!("open({}, O_PATH)", self.path.join(name).display());
-        match retry(|| openat(&self.fd, name, flags, Mode::empty())) {
-            Ok(fd) => {
-                let stat = fstat(&fd).named(call)?;
-                Ok(Some(Found { fd, stat }))
-            }
+        match Found::at(&self.fd, name) {
             Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => Err(errno).named(call),
+            found => found.map(Some),
         }
+        .named(|| format!("open({}, O_PATH)", self.path.join(name).display()))
     }
 
     /// Takes `name` away, if it is there.
@@ -245,24 +201,10 @@ impl Folder {
     pub(super) fn remove(&self, name: &str) -> Result<()> {
         match retry(|| unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir)) {
             Err(Errno::ENOENT) => Ok(()),
-            done => done.named(|| format!("unlinkat({})", self.path.join(name).display())),
+            done => done.named(|| self.call("unlinkat", name)),
         }
     }
 }
 
 /// What a file answers that another process wrote into at the same time: to be looked at again.
 pub const CHANGED: Errno = Errno::ESTALE;
-
-/// Whether only root can have opened it for writing.
-fn only_roots(stat: &FileStat) -> bool {
-    stat.st_uid == 0 && stat.st_mode & 0o022 == 0
-}
-
-/// The errno of an error of the standard library's.
-pub(super) fn errno_of(error: std::io::Error) -> Errno {
-    match error.raw_os_error() {
-        Some(raw) => Errno::from_raw(raw),
-        // write(2) that wrote nothing.
-        None => Errno::ENOSPC,
-    }
-}

@@ -31,6 +31,6 @@ pub fn api_version(fd: BorrowedFd<'_>) -> nix::Result<i32> {
 /// does.
 pub fn create_vm(fd: BorrowedFd<'_>) -> nix::Result<()> {
     let vm = super::retry(|| raw::ioctl_zero(fd, KVM_CREATE_VM))?;
-    raw::close(vm);
+    let _ = nix::unistd::close(vm);
     Ok(())
 }

@@ -1,15 +1,18 @@
 //! The only callers of system calls that look at or change the machine.
 //!
 //! Everything here works on descriptors that were opened without following a link and checked
-//! before use. `raw` is the one file of the crate that may say `unsafe`.
+//! before use. `raw` is the one file of the crate that may contain `unsafe`.
+//!
+//! The modules here use each other only downwards, in this order: `events`, `settle`; `program`, `public`,
+//! `output`; `file`; `root`, `device`; `handle`, `kvm`; `raw`. None uses what observes, decides or reports.
 
 pub mod child;
 #[cfg(feature = "watch")]
 pub mod claim;
 pub mod device;
-mod entries;
 pub mod events;
 pub mod file;
+pub(crate) mod handle;
 pub mod identity;
 pub mod kvm;
 pub mod output;
@@ -22,14 +25,15 @@ pub mod public;
 pub(crate) mod raw;
 pub mod root;
 pub mod settle;
+pub(crate) mod signals;
 
-pub use raw::end_on_request;
+pub use signals::end_on_request;
 #[cfg(feature = "watch")]
-pub use raw::end_well_on_request;
+pub use signals::end_well_on_request;
 
 use std::fmt;
-
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use nix::NixPath;
@@ -44,39 +48,46 @@ pub struct CallError {
     pub call: String,
     /// What the kernel answered.
     pub errno: Errno,
+    /// What to do next, where the caller knows more about that than the errno tells.
+    hint: Option<&'static str>,
 }
 
 impl CallError {
-    /// What to do next, where the errno alone says it.
+    /// `call` failed with `errno`.
+    pub fn new(call: String, errno: Errno) -> Self {
+        let hint = None;
+        Self { call, errno, hint }
+    }
+
+    /// The same, with what to do next.
+    pub(crate) fn hint(self, hint: Option<&'static str>) -> Self {
+        Self { hint, ..self }
+    }
+
+    /// What to do next, where the call or the errno tells.
     pub fn advice(&self) -> Option<&'static str> {
-        match self.errno {
+        self.hint.or_else(|| match self.errno {
             Errno::EACCES | Errno::EPERM => Some("run it as root (privileged: true)"),
             Errno::ENOENT if !std::path::Path::new("/proc/self").exists() => Some("mount /proc"),
-            Errno::EMFILE | Errno::ENFILE if self.call.starts_with("inotify") => {
-                Some("raise fs.inotify.max_user_instances on the node (sysctl)")
-            }
             Errno::EMFILE => Some("raise the limit of open files (ulimit -n)"),
             Errno::ENFILE => Some("raise fs.file-max on the node (sysctl)"),
-            Errno::ENOSPC if self.call.starts_with("inotify") => {
-                Some("raise fs.inotify.max_user_watches on the node (sysctl)")
-            }
             Errno::ENOMEM => Some("give this container more memory"),
             Errno::ENOSYS => Some("it needs Linux 5.6 or newer"),
             Errno::EINVAL | Errno::EISDIR => Some("expected a regular file there"),
-            Errno::EFBIG if self.call.contains(BEFORE) => {
-                Some("expected at most 8 MiB of such files on the node")
-            }
             Errno::EFBIG => Some("expected at most 8 MiB there"),
-            Errno::E2BIG if self.call.starts_with("getdents64") => {
-                Some("expected at most 10,000 names in that folder")
-            }
             Errno::ELOOP => Some("a link there leads in a circle or out of its root"),
             _ => None,
-        }
+        })
     }
 }
 
-const BEFORE: &str = ", and those before it";
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {:?} ({})", self.call, self.errno, self.errno.desc())
+    }
+}
+
+impl std::error::Error for CallError {}
 
 /// How much of many files is read altogether: a hundred times what a node has of rules, or of records.
 pub(crate) struct Room(usize);
@@ -93,26 +104,20 @@ impl Room {
     /// `EFBIG` where that is too much, with the file's name.
     pub(crate) fn take(&mut self, content: &[u8], name: impl FnOnce() -> PathBuf) -> Result<()> {
         let left = self.0.checked_sub(content.len()).ok_or(Errno::EFBIG);
-        self.0 = left.named(|| format!("read({}{BEFORE})", name().display()))?;
+        let left = left.named(|| format!("read({}, and those before it)", name().display()));
+        let hint = Some("expected at most 8 MiB of such files on the node");
+        self.0 = left.map_err(|error| error.hint(hint))?;
         Ok(())
     }
 }
 
-impl fmt::Display for CallError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {:?} ({})", self.call, self.errno, self.errno.desc())
-    }
-}
-
-impl std::error::Error for CallError {}
-
 /// Device and inode number: which file it is, by whatever path (inode(7)).
 pub type Inode = (u64, u64);
 
-/// What every function of this folder returns.
+/// What every function of this directory returns.
 pub type Result<T> = std::result::Result<T, CallError>;
 
-/// Names the call that a bare errno came from.
+/// Names the call that an error came from.
 pub(crate) trait Named<T> {
     /// `call` is only built when there is something to report.
     fn named(self, call: impl FnOnce() -> String) -> Result<T>;
@@ -120,16 +125,39 @@ pub(crate) trait Named<T> {
 
 impl<T> Named<T> for nix::Result<T> {
     fn named(self, call: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|errno| CallError {
-            call: call(),
-            errno,
-        })
+        self.map_err(|errno| CallError::new(call(), errno))
+    }
+}
+
+impl<T> Named<T> for io::Result<T> {
+    fn named(self, call: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(errno_of).named(call)
+    }
+}
+
+/// The errno of an error of the standard library's.
+pub(crate) fn errno_of(error: io::Error) -> Errno {
+    match (error.raw_os_error(), error.kind()) {
+        (Some(raw), _) => Errno::from_raw(raw),
+        (None, io::ErrorKind::OutOfMemory) => Errno::ENOMEM,
+        // write(2) that wrote nothing.
+        (None, _) => Errno::ENOSPC,
     }
 }
 
 /// open(2) with `O_CLOEXEC`, by openat(2): musl's open() asks for that flag by a second call.
 pub(crate) fn open<P: ?Sized + NixPath>(path: &P, flags: OFlag) -> nix::Result<OwnedFd> {
-    retry(|| openat(AT_FDCWD, path, flags | OFlag::O_CLOEXEC, Mode::empty()))
+    open_in(AT_FDCWD, path, flags)
+}
+
+/// The same for a path that begins in `directory`.
+pub(crate) fn open_in<P: ?Sized + NixPath>(
+    directory: impl AsFd,
+    path: &P,
+    flags: OFlag,
+) -> nix::Result<OwnedFd> {
+    let flags = flags | OFlag::O_CLOEXEC;
+    retry(|| openat(directory.as_fd(), path, flags, Mode::empty()))
 }
 
 /// Repeats a call that a signal interrupted.

@@ -6,21 +6,21 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::{File, Permissions};
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat, readlinkat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::fcntl::{OFlag, readlinkat};
+use nix::sys::stat::{Mode, SFlag};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
-use nix::unistd::geteuid;
 
-use super::file::{Folder, errno_of};
-use super::root::{Root, is_mounted, kind};
-use super::{CallError, Named, Result, open, raw, retry};
+use super::file::Folder;
+use super::handle::Found;
+use super::root::Root;
+use super::{CallError, Named, Result, open, open_in, retry};
 
 /// How many links a path may lead through, as for the kernel (path_resolution(7)).
 const MOST_LINKS: usize = 40;
@@ -28,6 +28,8 @@ const MOST_LINKS: usize = 40;
 const OPEN_TO_ALL: u32 = 0o777;
 /// What it has once root has taken it over.
 const ROOTS_ALONE: u32 = 0o755;
+/// What is wrong with a directory that others may write.
+const REPLACEABLE: &str = "in which another user can replace files";
 
 /// What a directory is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,10 +75,7 @@ impl From<Unfit> for CallError {
     fn from(unfit: Unfit) -> Self {
         match unfit {
             Unfit::Call(error) => error,
-            Unfit::Untrusted { .. } => Self {
-                call: unfit.to_string(),
-                errno: Errno::EACCES,
-            },
+            Unfit::Untrusted { .. } => Self::new(unfit.to_string(), Errno::EACCES),
         }
     }
 }
@@ -97,79 +96,65 @@ impl fmt::Display for Unfit {
 
 impl std::error::Error for Unfit {}
 
-/// Whether an owner is root, or the user that runs this.
-pub(super) fn is_trusted(uid: u32) -> bool {
-    uid == 0 || uid == geteuid().as_raw()
+/// What walking a path, or opening where it leads, answers.
+type Walked<T> = std::result::Result<T, Unfit>;
+
+/// Whether root alone decides which file the name of `entry` in `directory` is. In a sticky directory others
+/// may add names, and not take away or rename what is root's.
+fn keeps(directory: &Found, entry: &Found) -> bool {
+    let is_sticky = directory.stat.st_mode & Mode::S_ISVTX.bits() != 0;
+    is_roots_alone(directory) || !directory.is_foreign() && is_sticky && !entry.is_foreign()
 }
 
-/// A directory on the way.
-struct Found {
-    fd: OwnedFd,
-    stat: FileStat,
-    /// What it is called in the one before; nothing for the first.
-    name: OsString,
-}
-
-impl Found {
-    fn new(fd: OwnedFd, name: OsString) -> nix::Result<Self> {
-        let stat = fstat(&fd)?;
-        Ok(Self { fd, stat, name })
-    }
-
-    fn is_writable_by_others(&self) -> bool {
-        self.stat.st_mode & 0o022 != 0
-    }
-
-    /// Whether root alone decides which file a name in it is. In a sticky directory others may add names,
-    /// and not take away or rename what is root's.
-    fn keeps(&self, entry: &FileStat) -> bool {
-        let is_sticky = self.stat.st_mode & Mode::S_ISVTX.bits() != 0;
-        is_trusted(self.stat.st_uid)
-            && (!self.is_writable_by_others() || is_sticky && is_trusted(entry.st_uid))
-    }
+/// Whether root alone may change what is in a directory.
+fn is_roots_alone(directory: &Found) -> bool {
+    !directory.is_foreign() && !directory.is_writable_by_others()
 }
 
 /// The directories from a root to where a path leads.
 struct Walk {
-    stack: Vec<Found>,
+    root: Found,
     /// Where the root is, for messages.
     above: PathBuf,
+    /// Those below it, each with its name in the one before.
+    below: Vec<(OsString, Found)>,
 }
 
 impl Walk {
     fn start(root: OwnedFd, above: &Path) -> Result<Self> {
         let above = above.to_owned();
-        let first = Found::new(root, OsString::new());
-        let first = first.named(|| format!("fstat({})", above.display()))?;
-        let stack = vec![first];
-        Ok(Self { stack, above })
+        let root = Found::new(root).named(|| format!("fstat({})", above.display()))?;
+        let below = Vec::new();
+        Ok(Self { root, above, below })
+    }
+
+    /// The directory that it has come to.
+    fn last(&self) -> &Found {
+        self.below.last().map_or(&self.root, |(_, found)| found)
     }
 
     /// Where it has come to, as seen from here.
     fn path(&self) -> PathBuf {
-        let names = self.stack.iter().skip(1).map(|found| &found.name);
+        let names = self.below.iter().map(|(name, _)| name);
         self.above.join(names.collect::<PathBuf>())
     }
 
-    fn untrusted(&self, name: Option<&OsString>, stat: &FileStat, why: &str) -> Unfit {
-        let path = name.map_or_else(|| self.path(), |name| self.path().join(name));
-        let (uid, mode) = (stat.st_uid, stat.st_mode & 0o7777);
-        let why = match kind(stat) {
-            SFlag::S_IFLNK => format!("a link of UID {uid}, {why}"),
-            _ => format!("a directory of UID {uid} with mode {mode:04o}, {why}"),
-        };
+    /// No, for the directory that it has come to.
+    fn untrusted(&self, why: &str) -> Unfit {
+        let (uid, _, mode) = self.last().rights();
+        let path = self.path();
+        let why = format!("a directory of UID {uid} with mode {mode:04o}, {why}");
         Unfit::Untrusted { path, why }
     }
 
-    fn follow(&mut self, path: &Path) -> std::result::Result<(), Unfit> {
+    fn follow(&mut self, path: &Path) -> Walked<()> {
         let mut links = 0;
         let mut todo = reversed(path);
         while let Some(part) = todo.pop() {
             match part.as_bytes() {
-                b"/" => self.stack.truncate(1),
+                b"/" => self.below.clear(),
                 // What is above the root is the root (path_resolution(7)).
-                b".." if self.stack.len() == 1 => {}
-                b".." => drop(self.stack.pop()),
+                b".." => drop(self.below.pop()),
                 _ => {
                     let Some(target) = self.step(part)? else {
                         continue;
@@ -187,100 +172,92 @@ impl Walk {
     }
 
     /// Enters the directory `name`, or gives where the link of that name leads.
-    fn step(&mut self, name: OsString) -> std::result::Result<Option<PathBuf>, Unfit> {
-        let Some(top) = self.stack.last() else {
-            return Ok(None);
-        };
-        let path = || self.path().join(&name);
-        let call = || format!("open({}, O_PATH|O_NOFOLLOW)", path().display());
-        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = retry(|| openat(&top.fd, name.as_os_str(), flags, Mode::empty())).named(call)?;
-        let found = Found::new(fd, name.clone()).named(call)?;
-        match kind(&found.stat) {
-            SFlag::S_IFDIR if !top.keeps(&found.stat) => {
-                let why = "in which another user can replace what is below";
-                Err(self.untrusted(None, &top.stat, why))
+    fn step(&mut self, name: OsString) -> Walked<Option<PathBuf>> {
+        let path = self.path().join(&name);
+        let call = || format!("open({}, O_PATH|O_NOFOLLOW)", path.display());
+        let found = Found::at(&self.last().fd, name.as_os_str()).named(call)?;
+        match found.kind() {
+            SFlag::S_IFDIR if !keeps(self.last(), &found) => {
+                Err(self.untrusted("in which another user can replace what is below"))
             }
             SFlag::S_IFDIR => {
-                self.stack.push(found);
+                self.below.push((name, found));
                 Ok(None)
             }
-            SFlag::S_IFLNK => {
-                if !is_trusted(found.stat.st_uid) {
-                    let why = "and those of root alone are followed";
-                    return Err(self.untrusted(Some(&name), &found.stat, why));
-                }
-                if !is_trusted(top.stat.st_uid) || top.is_writable_by_others() {
-                    let why = "in which another user can replace links";
-                    return Err(self.untrusted(None, &top.stat, why));
-                }
-                let on = fstatfs(&top.fd).named(|| format!("fstatfs({})", path().display()))?;
-                if on.filesystem_type() == PROC_SUPER_MAGIC {
-                    let why = "in /proc, where links lead elsewhere than their text";
-                    return Err(self.untrusted(Some(&name), &found.stat, why));
-                }
-                let target = retry(|| readlinkat(&found.fd, c""));
-                let target = target.named(|| format!("readlinkat({})", path().display()))?;
-                Ok(Some(target.into()))
-            }
+            SFlag::S_IFLNK => self.target(&found, path).map(Some),
             _ => Err(failed(call(), Errno::ENOTDIR)),
         }
     }
 
+    /// Where a link in the directory that the walk has come to leads.
+    fn target(&self, link: &Found, path: PathBuf) -> Walked<PathBuf> {
+        let untrusted = |path, why: &str| {
+            let why = format!("a link of UID {}, {why}", link.stat.st_uid);
+            Err(Unfit::Untrusted { path, why })
+        };
+        if link.is_foreign() {
+            return untrusted(path, "and those of root alone are followed");
+        }
+        if !is_roots_alone(self.last()) {
+            return Err(self.untrusted("in which another user can replace links"));
+        }
+        let on = fstatfs(&self.last().fd).named(|| format!("fstatfs({})", path.display()))?;
+        if on.filesystem_type() == PROC_SUPER_MAGIC {
+            return untrusted(path, "in /proc, where links lead elsewhere than their text");
+        }
+        let target = retry(|| readlinkat(&link.fd, c""));
+        let target = target.named(|| format!("readlinkat({})", path.display()))?;
+        Ok(target.into())
+    }
+
     /// Opens the directory that the walk has come to, if it is root's alone.
-    fn arrive(self, purpose: Purpose) -> std::result::Result<Folder, Unfit> {
+    fn arrive(self, purpose: Purpose) -> Walked<Folder> {
         let path = self.path();
         let call = |what: &str| format!("{what}({})", path.display());
-        let Some(last) = self.stack.last() else {
-            return Err(failed(call("open"), Errno::ENOENT));
-        };
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let open = || retry(|| openat(&last.fd, c".", flags, Mode::empty()));
-        let is_roots = |stat: &FileStat| is_trusted(stat.st_uid) && stat.st_mode & 0o022 == 0;
-        if is_roots(&last.stat) {
-            return Ok(Folder::new(open().named(|| call("open"))?, path));
+        let last = self.last();
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+        let open = || open_in(&last.fd, c".", flags).named(|| call("open"));
+        if is_roots_alone(last) {
+            return Ok(Folder::new(open()?, path));
         }
-        if !is_trusted(last.stat.st_uid) {
-            return Err(self.untrusted(None, &last.stat, "not root's"));
+        if last.is_foreign() {
+            return Err(self.untrusted("not root's"));
         }
-        let why = "in which another user can replace files";
-        let is_open_to_all = last.stat.st_mode & 0o7777 == OPEN_TO_ALL;
-        if last.stat.st_uid != 0 || !is_open_to_all || !self.is_mount_point()? {
-            return Err(self.untrusted(None, &last.stat, why));
+        let (uid, _, mode) = last.rights();
+        if uid != 0 || mode != OPEN_TO_ALL || !self.is_mount_point()? {
+            return Err(self.untrusted(REPLACEABLE));
         }
-        let fd = open().named(|| call("open"))?;
         if purpose == Purpose::Look {
-            return Ok(Folder::new(fd, path));
+            return Ok(Folder::new(open()?, path));
         }
-        let opened = File::from(fd);
-        opened
-            .set_permissions(Permissions::from_mode(ROOTS_ALONE))
-            .map_err(errno_of)
-            .named(|| format!("fchmod({}, {ROOTS_ALONE:04o})", path.display()))?;
-        let now = fstat(&opened).named(|| call("fstat"))?;
-        if !is_roots(&now) {
-            return Err(self.untrusted(None, &now, why));
+        let opened = File::from(open()?);
+        let set = opened.set_permissions(PermissionsExt::from_mode(ROOTS_ALONE));
+        set.named(|| format!("fchmod({}, {ROOTS_ALONE:04o})", path.display()))?;
+        let now = Found::new(opened.into()).named(|| call("fstat"))?;
+        if !is_roots_alone(&now) {
+            return Err(self.untrusted(REPLACEABLE));
         }
         log::info!(
             "{} had the mode 0777, as the kubelet makes an emptyDir: now root alone may write there",
             path.display()
         );
-        Ok(Folder::new(opened.into(), path))
+        Ok(Folder::new(now.fd, path))
     }
 
     /// Whether the directory that the walk has come to is the root of a mount.
     fn is_mount_point(&self) -> Result<bool> {
-        let [.., before, last] = &self.stack[..] else {
-            return Ok(true);
+        let (before, (name, last)) = match &self.below[..] {
+            [] => return Ok(true),
+            [last] => (&self.root, last),
+            [.., (_, before), last] => (before, last),
         };
-        let call = || format!("statx({})", self.path().display());
-        let known = retry(|| raw::is_mount_root(last.fd.as_fd())).named(call)?;
-        Ok(known.unwrap_or_else(|| is_mounted(before.fd.as_fd(), last.name.as_os_str())))
+        let known = last.is_mounted(&before.fd, name.as_os_str());
+        known.named(|| format!("statx({})", self.path().display()))
     }
 }
 
 fn failed(call: String, errno: Errno) -> Unfit {
-    Unfit::Call(CallError { call, errno })
+    Unfit::Call(CallError::new(call, errno))
 }
 
 /// The parts of a path, the first one last.
@@ -295,13 +272,13 @@ fn reversed(path: &Path) -> Vec<OsString> {
 /// # Errors
 /// [`Unfit::Untrusted`] where another user than root could replace the output or lead it elsewhere; `EINVAL`
 /// for a path without a name at its end; what the calls answer for the directories.
-pub fn open_output(path: &Path, purpose: Purpose) -> std::result::Result<(Folder, String), Unfit> {
+pub fn open_output(path: &Path, purpose: Purpose) -> Walked<(Folder, String)> {
     let name = path.file_name().and_then(|name| name.to_str());
     let Some(name) = name else {
         return Err(failed(format!("open({})", path.display()), Errno::EINVAL));
     };
     let call = || format!("getcwd(), for {}", path.display());
-    let absolute = std::path::absolute(path).map_err(errno_of).named(call)?;
+    let absolute = std::path::absolute(path).named(call)?;
     let root = Path::new("/");
     let fd = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY).named(|| "open(/)".to_owned())?;
     let mut walk = Walk::start(fd, root)?;
@@ -313,7 +290,7 @@ pub fn open_output(path: &Path, purpose: Purpose) -> std::result::Result<(Folder
 ///
 /// # Errors
 /// As [`open_output`].
-pub fn open_below(root: &Root, name: &str) -> std::result::Result<Folder, Unfit> {
+pub fn open_below(root: &Root, name: &str) -> Walked<Folder> {
     let mut walk = Walk::start(root.descriptor()?, root.path())?;
     walk.follow(Path::new(name))?;
     walk.arrive(Purpose::Write)

@@ -5,19 +5,19 @@
 //! namespace, the file that it executes and the owner of that file, its capabilities.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use caps::Capability;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{Mode, fstatat, stat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, readlinkat};
+use nix::sys::stat::{fstatat, stat};
 use nix::unistd::{Gid, Pid, getpgid, read};
 
-use super::entries::entries;
+use super::handle::{entries, inode, open_directory};
 use super::root::Root;
-use super::{CallError, Inode, Named, open, proc, raw, retry};
+use super::{CallError, Inode, Named, open, open_in, proc, raw, retry};
 
 /// Parts of a second that /proc counts in, the same on every architecture that runs KVM.
 const TICKS: i64 = 100;
@@ -78,7 +78,7 @@ pub fn named(names: &[&str]) -> Vec<Process> {
             pid,
             name: name.to_owned(),
             started: boot_time()? + (ticks + TICKS) / TICKS,
-            root: root.map(|root| (root.st_dev, root.st_ino)),
+            root: root.map(|root| inode(&root)),
             is_admin: is_admin(&status),
         })
     };
@@ -166,7 +166,7 @@ fn facts(pid: u32, status: impl Fn() -> Option<String>) -> super::Result<Option<
 /// The user namespace of a process; `None` where the kernel has none.
 fn namespace(folder: &OwnedFd, path: &str) -> super::Result<Option<Inode>> {
     match fstatat(folder, "ns/user", AtFlags::empty()) {
-        Ok(stat) => Ok(Some((stat.st_dev, stat.st_ino))),
+        Ok(stat) => Ok(Some(inode(&stat))),
         // The process is there: its other links were read.
         Err(Errno::ENOENT) => Ok(None),
         Err(errno) => Err(errno).named(|| format!("stat({path}/ns/user)")),
@@ -216,8 +216,7 @@ fn has_name(folder: &OwnedFd, pid: u32, names: &[&str]) -> bool {
     /// Longer than any name and its newline.
     const ROOM: usize = 32;
     let path = format!("{pid}/comm");
-    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    let Ok(file) = retry(|| openat(folder, path.as_str(), flags, Mode::empty())) else {
+    let Ok(file) = open_in(folder, path.as_str(), OFlag::O_RDONLY) else {
         return false;
     };
     let mut name = [0; ROOM];
@@ -234,12 +233,11 @@ pub fn qemus_with_group(gid: Gid) -> Vec<u32> {
     pids.into_iter().filter(carries).collect()
 }
 
-/// The folder `/proc`, and the process IDs in it.
+/// The folder `/proc`, and the process IDs in it: of what cannot be listed to its end, what was listed.
 fn pids() -> Option<(OwnedFd, Vec<u32>)> {
-    let folder = open("/proc", OFlag::O_RDONLY | OFlag::O_DIRECTORY).ok()?;
-    let mut pids = Vec::new();
-    // Of what cannot be listed to its end, what was listed.
-    let _ = entries(folder.as_fd(), |name, _| {
+    let folder = open_directory(AT_FDCWD, "/proc").ok()?;
+    let mut pids: Vec<u32> = Vec::new();
+    let _ = entries(&folder, |name, _| {
         pids.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
         Ok(())
     });

@@ -8,9 +8,10 @@ use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 
 #[cfg(feature = "watch")]
-use super::file::{Folder, Found};
+use super::file::Folder;
+#[cfg(feature = "watch")]
+use super::handle::Found;
 use super::output::{Purpose, Unfit, open_output};
-use super::root::read_regular;
 #[cfg(feature = "watch")]
 use super::{CallError, Result};
 use super::{Inode, Named};
@@ -55,15 +56,11 @@ pub fn read_public(path: &Path) -> std::result::Result<Option<Stands>, Unfit> {
     let mut file = None;
     if found.is_roots_file() {
         let as_left = found.rights() == (0, 0, 0o644) && !folder.is_shared()?;
-        let (fd, stat) = found.parts();
-        file = match read_regular(std::os::fd::AsFd::as_fd(fd), stat) {
+        file = match found.read() {
             Ok(content) => Some(Public { content, as_left }),
             // Nobody's group file; it is to be replaced as well.
             Err(Errno::EFBIG) => None,
-            Err(errno) => {
-                let read = Err(errno).named(|| format!("read({})", path.display()));
-                return read.map_err(Unfit::from);
-            }
+            Err(errno) => Err(errno).named(|| format!("read({})", path.display()))?,
         };
     }
     Ok(Some(Stands { kind, inode, file }))

@@ -2,45 +2,44 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use nix::Result;
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
-use nix::unistd::{ForkResult, getpid};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::unistd::ForkResult;
+
+/// The longest value of an extended attribute, and list of their names (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
+const LONGEST_ATTRIBUTE: usize = 65_536;
 
 /// getxattr(2), following links: meant for `/proc/self/fd/N`. `None` where the attribute is not
 /// set or the file system has none.
 pub fn getxattr(path: &CStr, name: &CStr) -> Result<Option<Vec<u8>>> {
-    let mut value = vec![0_u8; 1024];
-    loop {
-        // SAFETY: both strings end in NUL and the buffer is as long as the call is told.
-        let got = unsafe {
-            libc::getxattr(
-                path.as_ptr(),
-                name.as_ptr(),
-                value.as_mut_ptr().cast(),
-                value.len(),
-            )
-        };
-        match Errno::result(got) {
-            Ok(got) => {
-                value.truncate(usize::try_from(got).unwrap_or(0));
-                return Ok(Some(value));
-            }
-            Err(Errno::ENODATA | Errno::EOPNOTSUPP) => return Ok(None),
-            // XATTR_SIZE_MAX is 64 KiB.
-            Err(Errno::ERANGE) if value.len() < 65_536 => value.resize(65_536, 0),
-            Err(errno) => return Err(errno),
-        }
+    let get = |value: &mut [u8]| {
+        let (path, name, room) = (path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast());
+        // SAFETY: both strings end in NUL and the buffer is as long as the length that is passed.
+        unsafe { libc::getxattr(path, name, room, value.len()) }
+    };
+    match filled(1024, get) {
+        Err(Errno::ERANGE) => filled(LONGEST_ATTRIBUTE, get).map(Some),
+        Err(Errno::ENODATA | Errno::EOPNOTSUPP) => Ok(None),
+        value => value.map(Some),
     }
+}
+
+/// What a call writes into a buffer, whose length it answers.
+fn filled(room: usize, fill: impl Fn(&mut [u8]) -> libc::ssize_t) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; room];
+    let got = Errno::result(fill(&mut bytes))?;
+    bytes.truncate(usize::try_from(got).unwrap_or(0));
+    Ok(bytes)
 }
 
 /// setxattr(2), following links: meant for `/proc/self/fd/N`.
 pub fn setxattr(path: &CStr, name: &CStr, value: &[u8]) -> Result<()> {
-    // SAFETY: both strings end in NUL and the value is as long as the call is told.
+    // SAFETY: both strings end in NUL and the value is as long as the length that is passed.
     let done = unsafe {
         libc::setxattr(
             path.as_ptr(),
@@ -55,27 +54,25 @@ pub fn setxattr(path: &CStr, name: &CStr, value: &[u8]) -> Result<()> {
 
 /// The names of a file's extended attributes, listxattr(2), following links.
 pub fn listxattr(path: &CStr) -> Result<Vec<u8>> {
-    let mut names = vec![0_u8; 65_536];
-    // SAFETY: the path ends in NUL and the buffer is as long as the call is told.
-    let got = unsafe { libc::listxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
-    match Errno::result(got) {
-        Ok(got) => {
-            names.truncate(usize::try_from(got).unwrap_or(0));
-            Ok(names)
-        }
+    let names = filled(LONGEST_ATTRIBUTE, |names| {
+        let room = names.as_mut_ptr().cast();
+        // SAFETY: the path ends in NUL and the buffer is as long as the length that is passed.
+        unsafe { libc::listxattr(path.as_ptr(), room, names.len()) }
+    });
+    match names {
         Err(Errno::EOPNOTSUPP) => Ok(Vec::new()),
-        Err(errno) => Err(errno),
+        names => names,
     }
 }
 
-/// getdents64(2): fills `buffer` with records of an open folder's next entries, and says how far; 0 at its
+/// getdents64(2): fills `buffer` with records of an open directory's next entries, and gives how far; 0 at its
 /// end.
-pub fn getdents64(folder: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
-    // SAFETY: the buffer is as long as the call is told, and any bytes will do in it.
+pub fn getdents64(directory: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
+    // SAFETY: the buffer is as long as the length that is passed, and any bytes will do in it.
     let got = unsafe {
         libc::syscall(
             libc::SYS_getdents64,
-            folder.as_raw_fd(),
+            directory.as_raw_fd(),
             buffer.as_mut_ptr(),
             buffer.len(),
         )
@@ -153,7 +150,7 @@ pub fn random() -> Result<u64> {
     /// `GRND_INSECURE`
     const AT_ONCE: libc::c_uint = 4;
     let mut bytes = [0_u8; 8];
-    // SAFETY: the buffer is as long as the call is told.
+    // SAFETY: the buffer is as long as the length that is passed.
     let got = unsafe {
         libc::syscall(
             libc::SYS_getrandom,
@@ -209,22 +206,26 @@ pub struct Capabilities {
     pub inheritable: u64,
 }
 
-/// What the two calls below are told first: `_LINUX_CAPABILITY_VERSION_3`, which takes each set in two
-/// words, and that this process is meant.
+/// What the two calls below are told first: `_LINUX_CAPABILITY_VERSION_3`, which takes the low words of the
+/// three sets and then the high ones, and that this process is meant.
 const CAPABILITIES: [u32; 2] = [0x2008_0522, 0];
 
 /// capget(2) for this process: all sets by one call.
+///
+/// The crate `caps` asks for each set by a call of its own, gives it as a hash set, for which std wants
+/// random numbers and panics without them, and errors as text.
 pub fn capabilities() -> Result<Capabilities> {
     let mut header = CAPABILITIES;
-    let mut words = [0_u32; 6];
+    let mut words = [[0_u32; 3]; 2];
     // SAFETY: both are as long as the kernel takes them for in this version.
     let done = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), words.as_mut_ptr()) };
     Errno::result(done)?;
-    let set = |place: usize| u64::from(words[place]) | u64::from(words[place + 3]) << 32;
+    let [low, high] = words.map(|half| half.map(u64::from));
+    let [effective, permitted, inheritable] = [0, 1, 2].map(|set| low[set] | high[set] << 32);
     Ok(Capabilities {
-        effective: set(0),
-        permitted: set(1),
-        inheritable: set(2),
+        effective,
+        permitted,
+        inheritable,
     })
 }
 
@@ -235,13 +236,9 @@ pub fn capabilities() -> Result<Capabilities> {
 /// `EPERM` for more than it has.
 pub fn set_capabilities(new: Capabilities) -> Result<()> {
     let mut header = CAPABILITIES;
-    let mut words = [0_u32; 6];
     let word = |part: u64| u32::try_from(part & u64::from(u32::MAX)).unwrap_or_default();
     let sets = [new.effective, new.permitted, new.inheritable];
-    for (place, set) in sets.into_iter().enumerate() {
-        words[place] = word(set);
-        words[place + 3] = word(set >> 32);
-    }
+    let words = [sets.map(word), sets.map(|set| word(set >> 32))];
     // SAFETY: both are as long as the kernel takes them for in this version.
     let done = unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), words.as_ptr()) };
     Errno::result(done).map(drop)
@@ -255,43 +252,43 @@ pub fn fork() -> Result<ForkResult> {
     unsafe { nix::unistd::fork() }
 }
 
-/// What this process had about SIGCHLD.
-#[derive(Debug)]
-pub struct Sigchld {
-    ignored: bool,
-    /// One waits, blocked: a child that was inherited has ended.
-    pending: bool,
+/// What becomes of a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnSignal {
+    /// What the kernel does by itself.
+    Default,
+    /// Nothing.
+    Ignore,
+    /// The process ends with exit code 0.
+    #[cfg(feature = "watch")]
+    EndWell,
+    /// The process ends with the exit code that a shell gives for the signal.
+    End,
 }
 
-/// Lets children wait to be asked for, whatever was inherited. Gives what was.
-pub fn default_sigchld() -> Sigchld {
-    let pending = pending().is_ok_and(|signals| signals.contains(Signal::SIGCHLD));
-    // SAFETY: installs no handler.
-    let was = unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) };
-    Sigchld {
-        ignored: matches!(was, Ok(SigHandler::SigIgn)),
-        pending,
+/// sigaction(2). Gives whether the signal was ignored before.
+pub fn on_signal(which: Signal, what: OnSignal) -> bool {
+    extern "C" fn end(number: libc::c_int) {
+        exit_now(128 + number);
     }
-}
-
-/// Puts back what [`default_sigchld`] gave. Where SIGCHLD is blocked, this also takes back the one that
-/// the child's end left pending: setting a signal to be ignored discards it (sigaction(2)), and SIGCHLD
-/// is ignored by default. One that waited before was discarded as well, so it is sent again.
-pub fn restore_sigchld(was: &Sigchld) {
-    let handler = if was.ignored {
-        SigHandler::SigIgn
-    } else {
-        SigHandler::SigDfl
+    #[cfg(feature = "watch")]
+    extern "C" fn end_well(_: libc::c_int) {
+        exit_now(0);
+    }
+    let handler = match what {
+        OnSignal::Default => SigHandler::SigDfl,
+        OnSignal::Ignore => SigHandler::SigIgn,
+        #[cfg(feature = "watch")]
+        OnSignal::EndWell => SigHandler::Handler(end_well),
+        OnSignal::End => SigHandler::Handler(end),
     };
-    // SAFETY: installs no handler.
-    let _ = unsafe { signal(Signal::SIGCHLD, handler) };
-    if was.pending {
-        let _ = kill(getpid(), Signal::SIGCHLD);
-    }
+    // SAFETY: the handlers make one call, _exit(2), which is async-signal-safe.
+    let was = unsafe { signal(which, handler) };
+    matches!(was, Ok(SigHandler::SigIgn))
 }
 
 /// The signals that wait, sigpending(2).
-fn pending() -> Result<SigSet> {
+pub fn pending_signals() -> Result<SigSet> {
     let mut set = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
     // SAFETY: the call fills the set, of which zeroes are a valid value.
     unsafe {
@@ -300,68 +297,14 @@ fn pending() -> Result<SigSet> {
     }
 }
 
-/// Makes SIGTERM and SIGINT end this process also where it is the first of a PID namespace: the
-/// kernel keeps signals without a handler from that one. One that was inherited as ignored stays so
-/// (nohup, a shell's background job).
-pub fn end_on_request() {
-    extern "C" fn end(number: libc::c_int) {
-        exit_now(128 + number);
-    }
-    on_request(end, true);
-    let_hangup_through();
-}
-
-/// The same for what runs until it is told to end: the exit code is 0, and no signal is ignored. A SIGHUP
-/// is kept until there is somebody to take it.
-#[cfg(feature = "watch")]
-pub fn end_well_on_request() {
-    extern "C" fn end(_: libc::c_int) {
-        exit_now(0);
-    }
-    keep_hangup();
-    on_request(end, false);
-}
-
-/// `end` does nothing but to end the process.
-fn on_request(end: extern "C" fn(libc::c_int), leave_ignored: bool) {
-    use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
-    let mut both = SigSet::empty();
-    for number in [Signal::SIGTERM, Signal::SIGINT] {
-        both.add(number);
-        // SAFETY: the handlers make one call, _exit(2), which is async-signal-safe.
-        let was = unsafe { signal(number, SigHandler::Handler(end)) };
-        if leave_ignored && matches!(was, Ok(SigHandler::SigIgn)) {
-            // SAFETY: installs no handler.
-            let _ = unsafe { signal(number, SigHandler::SigIgn) };
-        }
-    }
-    // Whoever started this process may have blocked them, and that is handed on. What came since they
-    // were held back comes now.
-    let _ = both.thread_unblock();
-}
-
-/// Holds SIGHUP back until somebody asks for it (signalfd(2)).
-#[cfg(feature = "watch")]
-fn keep_hangup() {
-    mask(libc::SIG_BLOCK, Some(bit(libc::SIGHUP)));
-}
-
-/// Lets SIGHUP through where only [`note_inherited`] held it back.
-fn let_hangup_through() {
-    let hangup = bit(libc::SIGHUP);
-    if BLOCKED.load(Ordering::Relaxed) & hangup == 0 {
-        mask(libc::SIG_UNBLOCK, Some(hangup));
-    }
-}
-
 /// A signal as the kernel has it in a set: signal 1 is bit 0.
-fn bit(number: libc::c_int) -> u64 {
+pub fn bit(number: libc::c_int) -> u64 {
     1 << (number - 1)
 }
 
 /// rt_sigprocmask(2), which gives what was blocked before. The C library's function would leave out
 /// signals that it keeps for itself.
-fn mask(how: libc::c_int, signals: Option<u64>) -> u64 {
+pub fn mask(how: libc::c_int, signals: Option<u64>) -> u64 {
     let mut before = 0_u64;
     let new = signals
         .as_ref()
@@ -374,21 +317,47 @@ fn mask(how: libc::c_int, signals: Option<u64>) -> u64 {
     before
 }
 
-/// What Rust's runtime changes before `main`, as it was before that: bit 0 to 2 for a standard stream
-/// that was closed, [`SIGPIPE_IGNORED`].
-static INHERITED: AtomicU8 = AtomicU8::new(0);
+/// What Rust's runtime changes before `main`, as it was before that.
+#[derive(Debug, Clone, Copy)]
+pub struct Inherited {
+    /// Bit 0 to 2 for a standard stream that was closed, [`SIGPIPE_IGNORED`].
+    bits: u8,
+    /// The signals that were blocked, each as [`bit`] has it.
+    pub blocked: u64,
+}
+
+impl Inherited {
+    /// Whether SIGPIPE was ignored.
+    pub fn sigpipe_ignored(self) -> bool {
+        self.bits & SIGPIPE_IGNORED != 0
+    }
+
+    /// The standard streams that were closed.
+    pub fn closed(self) -> impl Iterator<Item = RawFd> {
+        (0..3).filter(move |fd| self.bits & 1 << fd != 0)
+    }
+}
+
 const SIGPIPE_IGNORED: u8 = 1 << 3;
-/// The signals that were blocked then, as the kernel has them: signal 1 is bit 0.
+static INHERITED: AtomicU8 = AtomicU8::new(0);
 static BLOCKED: AtomicU64 = AtomicU64::new(0);
+
+/// What this process was given.
+pub fn inherited() -> Inherited {
+    Inherited {
+        bits: INHERITED.load(Ordering::Relaxed),
+        blocked: BLOCKED.load(Ordering::Relaxed),
+    }
+}
 
 /// Runs before `main`, as a constructor: Rust's runtime ignores SIGPIPE, opens /dev/null for standard
 /// streams that are closed, and installs handlers, at which musl unblocks the signals 32 to 34 (34 is
-/// another C library's SIGRTMIN). Whoever becomes another program has to know what it was given.
+/// another C library's SIGRTMIN). A process that becomes another program has to know what it was given.
 ///
 /// The kernel throws away signals for the first process of a PID namespace that has no handler for them,
-/// unless they are blocked. So there they are held back until [`end_on_request`] or
-/// [`end_well_on_request`] was called: a container that is stopped in the moment in which it starts shall
-/// not have to be killed.
+/// unless they are blocked. So there they are held back until `signals::end_on_request` or
+/// `signals::end_well_on_request` was called: a container that is stopped while it starts then ends by
+/// SIGTERM, and does not have to be killed.
 extern "C" fn note_inherited() {
     let mut found = 0;
     for fd in 0..3 {
@@ -424,37 +393,14 @@ extern "C" fn note_inherited() {
 #[unsafe(link_section = ".init_array")]
 static NOTE_INHERITED: extern "C" fn() = note_inherited;
 
-/// execv(2): this process becomes the program at `path`. Before that, what Rust's runtime changed is put
-/// back: SIGPIPE, blocked signals, and standard streams that were closed. Only returns where that failed.
-///
-/// The environment is the one that was inherited, byte for byte; a signal that was ignored stays
-/// ignored, and the handlers of this process (SIGTERM, SIGINT, Rust's for SIGSEGV and SIGBUS, which
-/// leave ignored ones alone) go with it, as does its alternate signal stack (execve(2)).
-pub fn become_program(path: &CStr, args: &[CString]) -> Errno {
-    let inherited = INHERITED.load(Ordering::Relaxed);
-    if inherited & SIGPIPE_IGNORED == 0 {
-        // SAFETY: installs no handler.
-        let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
-    }
-    mask(libc::SIG_SETMASK, Some(BLOCKED.load(Ordering::Relaxed)));
-    for fd in (0..3).filter(|fd| inherited & 1 << fd != 0) {
-        close(fd);
-    }
-    match nix::unistd::execv(path, args) {
-        Err(errno) => errno,
-        Ok(never) => match never {},
-    }
-}
-
 /// pidfd_open(2), Linux 5.3: readable once the process has ended.
-pub fn pidfd_open(pid: u32) -> Result<std::os::fd::OwnedFd> {
-    use std::os::fd::FromRawFd;
+pub fn pidfd_open(pid: u32) -> Result<OwnedFd> {
     // SAFETY: two integers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = Errno::result(fd)?;
     let fd = RawFd::try_from(fd).map_err(|_| Errno::EBADF)?;
     // SAFETY: the kernel has just made this descriptor, close-on-exec, for this caller alone.
-    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Closes every descriptor but `keep` (close_range(2), Linux 5.9; one by one before that).
@@ -486,12 +432,6 @@ fn close_range(first: RawFd, last: RawFd) {
     }
 }
 
-/// close(2) of a descriptor that a call handed out as a bare number.
-pub fn close(fd: RawFd) {
-    // SAFETY: the caller got the number from the kernel and gave it to nobody.
-    unsafe { libc::close(fd) };
-}
-
 /// _exit(2): ends a forked child without running what belongs to the parent.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: ends the process; nothing can follow.
@@ -500,8 +440,8 @@ pub fn exit_now(code: i32) -> ! {
 
 /// The path under which a descriptor can be reached by calls that take only paths. It names the
 /// very inode that was opened, whatever happens to the path it was opened by.
-pub fn proc_path(fd: impl AsFd) -> std::ffi::CString {
+pub fn proc_path(fd: impl AsFd) -> CString {
     let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
     // Digits hold no NUL.
-    std::ffi::CString::new(path).unwrap_or_default()
+    CString::new(path).unwrap_or_default()
 }

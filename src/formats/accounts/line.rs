@@ -12,7 +12,7 @@
 #![forbid(unsafe_code)]
 
 use super::strtoul::{strtoul, trim_start};
-use crate::find::{one, two};
+use memchr::arch::all::memchr::{One, Two};
 
 /// One line of an account file.
 #[derive(Clone, Copy)]
@@ -78,10 +78,10 @@ pub(crate) fn lines(file: &[u8]) -> impl Iterator<Item = Line<'_>> {
     let mut number = 0;
     std::iter::from_fn(move || {
         let rest = file.get(start..).filter(|rest| !rest.is_empty())?;
-        let length = two(b'\n', 0, rest).unwrap_or(rest.len());
+        let length = Two::new(b'\n', 0).find(rest).unwrap_or(rest.len());
         let (text, behind) = rest.split_at(length);
         // What follows a NUL is part of the line, and not seen by C.
-        let unseen = one(b'\n', behind).unwrap_or(behind.len());
+        let unseen = One::new(b'\n').find(behind).unwrap_or(behind.len());
         number += 1;
         let found = Line {
             text,
@@ -113,7 +113,7 @@ pub(crate) struct Fields<'a> {
 impl<'a> Fields<'a> {
     /// The text up to the next colon or the end. The flag says whether there was a colon.
     pub(crate) fn string(&mut self) -> (&'a [u8], bool) {
-        match one(b':', self.rest) {
+        match One::new(b':').find(self.rest) {
             Some(colon) => {
                 let (field, rest) = self.rest.split_at(colon);
                 self.rest = rest.get(1..).unwrap_or_default();

@@ -10,7 +10,8 @@ use nix::sys::inotify::{AddWatchFlags, WatchDescriptor};
 use nix::sys::stat::{FileStat, fstat, fstatat};
 
 use super::{Names, Topic};
-use crate::sys::root::names_below;
+use crate::sys::CallError;
+use crate::sys::handle::{MAX_NAMES, names_below};
 
 /// How a directory is followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,10 +80,21 @@ pub(super) fn seen_in(folder: &OwnedFd, names: &Names, way: bool) -> u64 {
     match names {
         Names::One(name) => look(name),
         Names::EndIn(_) => {
-            let found = names_below(folder).unwrap_or_default();
+            let found = names_below(folder, MAX_NAMES).unwrap_or_default();
             let found = found.iter().filter(|name| names.has(name));
             found.for_each(|name| look(name));
         }
     }
     seen.finish()
+}
+
+/// Why something has no watch, with what to do about it.
+pub(super) fn lack(call: String, errno: Errno) -> CallError {
+    CallError::new(call, errno).hint(match errno {
+        Errno::EMFILE | Errno::ENFILE => {
+            Some("raise fs.inotify.max_user_instances on the node (sysctl)")
+        }
+        Errno::ENOSPC => Some("raise fs.inotify.max_user_watches on the node (sysctl)"),
+        _ => None,
+    })
 }

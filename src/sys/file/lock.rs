@@ -16,7 +16,8 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::new::temporary;
 use super::{Folder, Found, LOCK_WAIT, TRIES};
-use crate::sys::{Named, Result, open, raw, retry};
+use crate::sys::handle::inode;
+use crate::sys::{Named, Result, raw, retry};
 
 /// How often a lock that is taken is asked for again.
 const LOCK_POLL: Duration = Duration::from_millis(5);
@@ -52,6 +53,7 @@ impl Folder {
     pub fn lock(&mut self, file: LockFile, longest: Duration) -> Result<()> {
         let start = Instant::now();
         let path = self.path.join(file.name());
+        let call = || format!("fcntl({}, F_OFD_SETLK)", path.display());
         let mut is_told = false;
         loop {
             let opened = match self.lock_file(file.name()) {
@@ -65,18 +67,13 @@ impl Folder {
                         return Ok(());
                     }
                     Ok(()) | Err(Errno::EWOULDBLOCK | Errno::EACCES) => {}
-                    Err(errno) => {
-                        let call = || format!("fcntl({}, F_OFD_SETLK)", path.display());
-                        return Err(errno).named(call);
-                    }
+                    Err(errno) => return Err(errno).named(call),
                 }
             }
             let waited = start.elapsed();
             if waited >= longest {
-                return Err(Errno::EWOULDBLOCK).named(|| {
-                    let seconds = waited.as_secs();
-                    format!("fcntl({}, F_OFD_SETLK) for {seconds} s", path.display())
-                });
+                let call = || format!("{} for {} s", call(), waited.as_secs());
+                return Err(Errno::EWOULDBLOCK).named(call);
             }
             if !is_told && waited > UNTOLD && longest == LOCK_WAIT {
                 let seconds = longest.as_secs();
@@ -89,7 +86,6 @@ impl Folder {
 
     /// The file to be locked, opened; made where there is none. Nothing where it comes and goes too fast.
     fn lock_file(&self, name: &str) -> Result<Option<OwnedFd>> {
-        let call = |what: &str| format!("{what}({})", self.path.join(name).display());
         let create = OFlag::O_RDWR
             | OFlag::O_CREAT
             | OFlag::O_EXCL
@@ -101,15 +97,14 @@ impl Folder {
                 let mode = Mode::S_IRUSR | Mode::S_IWUSR;
                 match retry(|| openat(&self.fd, name, create, mode)) {
                     Err(Errno::EEXIST) => continue,
-                    made => return made.named(|| call("open")).map(Some),
+                    made => return made.named(|| self.call("open", name)).map(Some),
                 }
             };
             let is_roots_alone = found.rights().2 & 0o077 == 0;
             if found.is_roots_file() && is_roots_alone {
                 let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-                let path = raw::proc_path(&found.fd);
-                let opened = open(path.as_c_str(), flags).named(|| call("open"));
-                return opened.map(Some);
+                let opened = found.open(flags).named(|| self.call("open", name))?;
+                return Ok(Some(opened.into()));
             }
             // One without any name was let go in this moment.
             if found.stat.st_nlink != 0 {
@@ -121,8 +116,8 @@ impl Folder {
 
     /// Whether `name` is this open file.
     fn is_at(&self, name: &str, fd: &OwnedFd) -> Result<bool> {
-        let stat = fstat(fd).named(|| format!("fstat({})", self.path.join(name).display()))?;
-        Ok(self.inode_at(name)? == Some((stat.st_dev, stat.st_ino)))
+        let stat = fstat(fd).named(|| self.call("fstat", name))?;
+        Ok(self.inode_at(name)? == Some(inode(&stat)))
     }
 
     /// Takes away what must not stand at `name`. A directory that is not empty stays under a name that

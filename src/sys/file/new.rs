@@ -1,31 +1,26 @@
 //! A new file, and how it gets its name once it is whole.
 
+use std::ffi::CStr;
 use std::fs::File;
 #[cfg(feature = "watch")]
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
-use nix::sys::stat::{Mode, SFlag, fstat, fstatat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, unlinkat};
+use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, fsync, linkat, unlinkat};
 
-use super::{Folder, Found, LockFile, Rights, TRIES, errno_of};
-use crate::sys::entries::entries;
-use crate::sys::output::is_trusted;
-use crate::sys::root::kind;
-use crate::sys::{CallError, Named, Result, open, raw, retry};
+use super::{Folder, Found, LockFile, Rights, TRIES};
+use crate::sys::handle::{entries, inode, open_directory};
+use crate::sys::{CallError, Inode, Named, Result, errno_of, open, raw, retry};
 
 /// How the name of a file ends that has no other name yet.
 const UNFINISHED: &str = "libvirt-kvm-init";
 
-/// A new file, without a name where the file system lets it.
-pub(super) struct New<'a> {
-    pub(super) file: File,
-    name: NewName<'a>,
-}
-
-/// The name of a file that is not in its place yet: taken away again unless it gets there.
+/// The name of a new file that is not in its place yet: taken away again unless it gets there. `None` where the
+/// file has no name, which the file system may let it do without.
 struct NewName<'a> {
     name: Option<String>,
     folder: &'a Folder,
@@ -44,12 +39,11 @@ impl Folder {
     pub fn clear(&self, name: &str, found: Option<&Found>) {
         let owner = found.map(|found| found.stat.st_uid);
         for left in self.left_beside(name) {
-            let is_file =
-                fstatat(&self.fd, left.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok_and(|stat| {
-                    let is_ours = is_trusted(stat.st_uid) || Some(stat.st_uid) == owner;
-                    kind(&stat) == SFlag::S_IFREG && is_ours
-                });
-            if is_file {
+            let is_ours = Found::at(&self.fd, left.as_str()).is_ok_and(|left| {
+                let is_ours = !left.is_foreign() || Some(left.stat.st_uid) == owner;
+                left.kind() == SFlag::S_IFREG && is_ours
+            });
+            if is_ours {
                 let _ = unlinkat(&self.fd, left.as_str(), UnlinkatFlags::NoRemoveDir);
             }
         }
@@ -61,74 +55,97 @@ impl Folder {
         !self.left_beside(name).is_empty() || matches!(self.inode_at(lock), Ok(Some(_)))
     }
 
-    pub(super) fn left_beside(&self, name: &str) -> Vec<String> {
+    fn left_beside(&self, name: &str) -> Vec<String> {
         /// Nobody has reason to have so many files there.
         const MANY: usize = 10_000;
-        let mut found = Vec::new();
-        let mut seen = 0;
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        if let Ok(fd) = retry(|| openat(&self.fd, c".", flags, Mode::empty())) {
-            let _ = entries(fd.as_fd(), |entry, _| {
+        let (mut left, mut seen) = (Vec::new(), 0);
+        // Of what cannot be listed to its end, what was listed.
+        let _ = open_directory(&self.fd, c".").and_then(|directory| {
+            entries(directory, |entry, _| {
                 seen += 1;
                 let entry = entry.to_str().filter(|entry| is_temporary(entry, name));
-                found.extend(entry.map(str::to_owned));
+                left.extend(entry.map(str::to_owned));
                 (seen < MANY).then_some(()).ok_or(Errno::E2BIG)
-            });
-        }
-        found
+            })
+        });
+        left
     }
 
-    /// A whole and synced file that has no name, or one that nobody asks for.
-    pub(super) fn write_new(
+    /// Puts a whole and synced new file at `name`, where `found` stands. A renamed file is durable once its
+    /// directory is; and it must be the one that was written.
+    pub(super) fn write_anew(
         &self,
         name: &str,
         found: Option<&Found>,
         rights: Rights,
         fill: impl FnOnce(&mut File) -> std::io::Result<()>,
-    ) -> Result<New<'_>> {
+    ) -> Result<()> {
         self.clear(name, found);
-        let mut new = self.create(name)?;
-        let path = self.path.join(name);
-        let call = |what: &str| format!("{what}(the new {})", path.display());
-        let file = &mut new.file;
-        fill(file).map_err(errno_of).named(|| call("write"))?;
+        let call = |what: &str| self.call_on_new(what, name);
+        let (mut file, mut new) = self.create(name)?;
+        fill(&mut file).named(|| call("write"))?;
         let like = found.filter(|_| matches!(rights, Rights::Kept));
         let (uid, gid, mode) = match (like, rights) {
             (Some(found), _) => found.rights(),
             (None, Rights::Root(mode)) => (0, 0, mode.into()),
             (None, Rights::Kept) => (0, 0, 0o644),
         };
-        give(file, uid, gid, mode).named(|| call("fchown, fchmod"))?;
+        give(&file, uid, gid, mode).named(|| call("fchown, fchmod"))?;
         if let Some(old) = like {
-            copy_attributes(&old.fd, file).named(|| call("setxattr"))?;
+            copy_attributes(&old.fd, &file).named(|| call("setxattr"))?;
         }
-        file.sync_all().map_err(errno_of).named(|| call("fsync"))?;
-        Ok(new)
+        file.sync_all().named(|| call("fsync"))?;
+
+        let stands = match found {
+            Some(old) if old.kind() == SFlag::S_IFDIR => {
+                self.put_aside(name, old)?;
+                None
+            }
+            found => found.map(Found::inode),
+        };
+        self.link(name, &file, &mut new)?;
+        let path = raw::proc_path(&file);
+        let call = || format!("open(the new {}, O_PATH)", self.path.join(name).display());
+        let written = open(path.as_c_str(), OFlag::O_PATH).named(call)?;
+        // From here on it is not open for writing.
+        drop(file);
+        self.rename(name, stands, &mut new)?;
+        retry(|| fsync(&self.fd)).named(|| format!("fsync({})", self.path.display()))?;
+        let written = fstat(&written).named(|| self.call("fstat", name))?;
+        match self.inode_at(name)? == Some(inode(&written)) {
+            true => Ok(()),
+            false => Err(self.another_file(name)),
+        }
     }
 
-    pub(super) fn create(&self, name: &str) -> Result<New<'_>> {
+    /// A call on the file that will be called `name`, for messages.
+    fn call_on_new(&self, what: &str, name: &str) -> String {
+        format!("{what}(the new {})", self.path.join(name).display())
+    }
+
+    fn create(&self, name: &str) -> Result<(File, NewName<'_>)> {
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
         let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
-        let call = || format!("openat({}, O_TMPFILE)", self.path.display());
-        match retry(|| openat(&self.fd, c".", flags | OFlag::O_TMPFILE, mode)) {
+        let made = match retry(|| openat(&self.fd, c".", flags | OFlag::O_TMPFILE, mode)) {
             // What a file system without such files answers, and a kernel older than they are.
-            Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {}
-            made => {
-                let (file, name, folder) = (made.named(call)?.into(), None, self);
-                let name = NewName { name, folder };
-                return Ok(New { file, name });
-            }
-        }
+            Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => None,
+            made => Some(made.named(|| format!("openat({}, O_TMPFILE)", self.path.display()))?),
+        };
         let flags = flags | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
-        let (fd, name) =
-            self.with_new_name(name, "openat", |name| openat(&self.fd, name, flags, mode))?;
-        let (file, name, folder) = (fd.into(), Some(name), self);
-        let name = NewName { name, folder };
-        Ok(New { file, name })
+        let (fd, name) = match made {
+            Some(fd) => (fd, None),
+            None => {
+                let make = |name: &str| openat(&self.fd, name, flags, mode);
+                let (fd, name) = self.with_new_name(name, "openat", make)?;
+                (fd, Some(name))
+            }
+        };
+        let folder = self;
+        Ok((fd.into(), NewName { name, folder }))
     }
 
     /// Tries names that nobody can guess until one is free.
-    pub(super) fn with_new_name<T>(
+    fn with_new_name<T>(
         &self,
         name: &str,
         call: &str,
@@ -139,75 +156,32 @@ impl Folder {
             let new = temporary(name).named(|| "getrandom()".to_owned())?;
             match retry(|| make(&new)) {
                 Err(Errno::EEXIST) if tries < TRIES => tries += 1,
-                made => {
-                    let made =
-                        made.named(|| format!("{call}({})", self.path.join(&new).display()))?;
-                    return Ok((made, new));
-                }
+                made => return Ok((made.named(|| self.call(call, &new))?, new)),
             }
         }
     }
 
     /// Names the new file.
-    pub(super) fn link(&self, name: &str, new: &mut New<'_>) -> Result<()> {
-        if new.name.name.is_none() {
-            let path = raw::proc_path(&new.file);
+    fn link(&self, name: &str, file: &File, new: &mut NewName<'_>) -> Result<()> {
+        if new.name.is_none() {
+            let path = raw::proc_path(file);
             let follow = AtFlags::AT_SYMLINK_FOLLOW;
             let make = |to: &str| linkat(AT_FDCWD, path.as_c_str(), &self.fd, to, follow);
-            new.name.name = Some(self.with_new_name(name, "linkat", make)?.1);
+            new.name = Some(self.with_new_name(name, "linkat", make)?.1);
         }
         Ok(())
     }
 
-    /// Renames the new file to `name`, which must still be what was found there.
-    pub(super) fn rename(
-        &self,
-        name: &str,
-        found: Option<&Found>,
-        new: &mut New<'_>,
-    ) -> Result<()> {
-        let path = || self.path.join(name).display().to_string();
-        let Some(temporary) = &new.name.name else {
-            return Err(Errno::ENOENT).named(|| format!("rename(…, {})", path()));
-        };
-        if self.inode_at(name)? != found.map(Found::inode) {
-            return Err(another_file(&path()));
+    /// Renames the new file to `name`, where this must still be.
+    fn rename(&self, name: &str, stands: Option<Inode>, new: &mut NewName<'_>) -> Result<()> {
+        if self.inode_at(name)? != stands {
+            return Err(self.another_file(name));
         }
-        let renamed = retry(|| renameat(&self.fd, temporary.as_str(), &self.fd, name));
-        renamed.named(|| format!("rename({temporary}, {})", path()))?;
-        new.name.name = None;
+        let from = new.name.as_deref().unwrap_or_default();
+        let renamed = retry(|| renameat(&self.fd, from, &self.fd, name));
+        renamed.named(|| format!("rename({from}, {})", self.path.join(name).display()))?;
+        new.name = None;
         Ok(())
-    }
-
-    /// Gives the new file its name. A renamed file is durable once its directory is; and it must be the one
-    /// that was written.
-    pub(super) fn put_in_place(
-        &self,
-        name: &str,
-        found: Option<&Found>,
-        mut new: New<'_>,
-    ) -> Result<()> {
-        let found = match found {
-            Some(old) if old.kind() == SFlag::S_IFDIR => {
-                self.put_aside(name, old)?;
-                None
-            }
-            found => found,
-        };
-        self.link(name, &mut new)?;
-        let path = self.path.join(name);
-        let as_path = raw::proc_path(&new.file);
-        let call = || format!("open(the new {}, O_PATH)", path.display());
-        // From here on it is not open for writing.
-        new.file = File::from(open(as_path.as_c_str(), OFlag::O_PATH).named(call)?);
-        self.rename(name, found, &mut new)?;
-        retry(|| nix::unistd::fsync(&self.fd))
-            .named(|| format!("fsync({})", self.path.display()))?;
-        let written = fstat(&new.file).named(|| format!("fstat({})", path.display()))?;
-        if self.inode_at(name)? == Some((written.st_dev, written.st_ino)) {
-            return Ok(());
-        }
-        Err(another_file(&path.display().to_string()))
     }
 
     /// Makes `content` the content of `name` for whoever reads it next, readable by all, and not worth
@@ -220,23 +194,24 @@ impl Folder {
         content: &[u8],
         prepare: impl FnOnce(&File) -> nix::Result<()>,
     ) -> Result<File> {
-        let path = self.path.join(name);
-        let call = |what: &str| format!("{what}(the new {})", path.display());
-        let mut new = self.create(name)?;
-        let written = new.file.write_all(content);
-        written.map_err(errno_of).named(|| call("write"))?;
-        give(&new.file, 0, 0, 0o644).named(|| call("fchown, fchmod"))?;
-        prepare(&new.file).named(|| call("fcntl"))?;
-        self.link(name, &mut new)?;
-        self.rename(name, found, &mut new)?;
-        Ok(new.file)
+        let call = |what: &str| self.call_on_new(what, name);
+        let (mut file, mut new) = self.create(name)?;
+        file.write_all(content).named(|| call("write"))?;
+        give(&file, 0, 0, 0o644).named(|| call("fchown, fchmod"))?;
+        prepare(&file).named(|| call("fcntl"))?;
+        self.link(name, &file, &mut new)?;
+        self.rename(name, found.map(Found::inode), &mut new)?;
+        Ok(file)
     }
-}
 
-fn another_file(path: &str) -> CallError {
-    let call = format!("rename(…, {path}), where another file stands now");
-    let errno = Errno::EXDEV;
-    CallError { call, errno }
+    fn another_file(&self, name: &str) -> CallError {
+        let path = self.path.join(name);
+        let call = format!(
+            "rename(…, {}), where another file stands now",
+            path.display()
+        );
+        CallError::new(call, Errno::EXDEV)
+    }
 }
 
 /// What a file is called until it is whole.
@@ -265,7 +240,7 @@ pub(super) fn give(file: &File, uid: u32, gid: u32, mode: u32) -> nix::Result<()
         fchownat(file.as_fd(), "", uid, gid, AtFlags::AT_EMPTY_PATH)?;
     }
     if now.st_mode & 0o7777 != mode {
-        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))
+        file.set_permissions(PermissionsExt::from_mode(mode))
             .map_err(errno_of)?;
     }
     Ok(())
@@ -280,7 +255,7 @@ fn copy_attributes(old: &OwnedFd, new: &File) -> nix::Result<()> {
     let (old, new) = (raw::proc_path(old), raw::proc_path(new));
     let names = raw::listxattr(&old)?;
     for name in names.split_inclusive(|byte| *byte == 0) {
-        let Ok(name) = std::ffi::CStr::from_bytes_with_nul(name) else {
+        let Ok(name) = CStr::from_bytes_with_nul(name) else {
             continue;
         };
         let Some(value) = raw::getxattr(&old, name)? else {
