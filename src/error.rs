@@ -5,7 +5,7 @@ use std::fmt;
 
 use nix::errno::Errno;
 
-use crate::sys::CallError;
+use crate::sys::SyscallError;
 use crate::verdict::Verdict;
 
 /// What ended a run.
@@ -18,7 +18,7 @@ pub enum Error {
     /// A system call failed.
     Syscall {
         /// The call with its arguments, and what came back.
-        error: CallError,
+        error: SyscallError,
         /// What was worked on.
         on: Object,
     },
@@ -46,8 +46,8 @@ pub enum Object {
 /// What a function that may end a run returns.
 pub type Result<T> = std::result::Result<T, Error>;
 
-impl From<CallError> for Error {
-    fn from(error: CallError) -> Self {
+impl From<SyscallError> for Error {
+    fn from(error: SyscallError) -> Self {
         Self::Syscall {
             error,
             on: Object::Other,
@@ -93,7 +93,7 @@ const CHANGED: &str = "see whether another process changes it";
 const ROOT: &str = "run this step as root";
 
 /// What to do next.
-fn advice(on: Object, error: &CallError) -> Option<&'static str> {
+fn advice(on: Object, error: &SyscallError) -> Option<&'static str> {
     let errno = error.errno;
     Some(match on {
         Object::Other => return error.advice(),

@@ -26,7 +26,7 @@ use crate::plan::{Memory, Outcome, Plan, Step, plan, primary_users};
 use crate::prove::{Proof, ProofResult, prove};
 use crate::report::build::{View, build};
 use crate::report::{Change, Report, changes};
-use crate::sys::CallError;
+use crate::sys::SyscallError;
 use crate::sys::device::Device;
 use crate::sys::file::LOCK_WAIT;
 use crate::sys::processes::{Process, qemus_with_group};
@@ -456,7 +456,7 @@ pub(crate) fn no_device(seen: &Observation) -> Error {
     let call = format!("open({})", seen.device_path.display());
     let errno = Errno::ENOENT;
     Error::Syscall {
-        error: CallError { call, errno },
+        error: SyscallError::new(call, errno),
         on: Object::Device,
     }
 }

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 
 use crate::error::Error;
 use crate::pipeline::Request;
-use crate::sys::child::{Ended, become_program, in_child};
+use crate::sys::fork::{Ended, become_program, in_child};
 use crate::verdict::Verdict;
 
 /// Where commands are looked for without a PATH, as the C library does (`_CS_PATH`).
@@ -88,7 +88,7 @@ fn start(command: &[OsString]) -> Ending {
     cannot(name, denied)
 }
 
-/// Whether execve(2) says that there is nothing. A folder of PATH that cannot be walked (a link that goes
+/// Whether execve(2) says that there is nothing. A directory of PATH that cannot be walked (a link that goes
 /// in a circle, a name that is too long, a share that does not answer) has nothing for anybody; of a
 /// command that says itself where it is, that has to be told.
 fn is_nowhere(name: &OsStr, errno: Errno) -> bool {
@@ -104,7 +104,7 @@ fn is_nowhere(name: &OsStr, errno: Errno) -> bool {
     }
 }
 
-/// Where a command may be: each folder of PATH, unless its name says where. An empty folder is the current
+/// Where a command may be: each directory of PATH, unless its name says where. An empty directory is the current
 /// one.
 fn places(name: &OsStr, path: Option<&OsStr>) -> Vec<CString> {
     let name = name.as_bytes();
@@ -114,11 +114,11 @@ fn places(name: &OsStr, path: Option<&OsStr>) -> Vec<CString> {
         vec![name.to_vec()]
     } else {
         let path = path.map_or(DEFAULT_PATH, OsStr::as_bytes);
-        let folders = path.split(|byte| *byte == b':');
-        folders
-            .map(|folder| match folder {
+        let directories = path.split(|byte| *byte == b':');
+        directories
+            .map(|directory| match directory {
                 [] => name.to_vec(),
-                _ => [folder, b"/", name].concat(),
+                _ => [directory, b"/", name].concat(),
             })
             .collect()
     };

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Object, Result};
 use crate::sys::file::{LOCK_WAIT, LockFile};
-use crate::sys::output::{Purpose, Unfit, open_output};
-use crate::sys::program::Program;
+use crate::sys::output_dir::{OutputDirError, Purpose, open_output};
+use crate::sys::self_exe::SelfExe;
 use crate::text::{escape_control, json_line};
 use crate::verdict::Verdict;
 
@@ -86,11 +86,11 @@ impl Installed {
     }
 }
 
-/// Puts the binary into `folder`. It is left alone only if it is a regular file, with one name, owned by
+/// Puts the binary into `directory`. It is left alone only if it is a regular file, with one name, owned by
 /// root, 0755, with the same bytes; anything else that has its name is replaced, a link as well, and
 /// nothing is written through it.
-pub fn install(folder: &Path) -> Installed {
-    let path = folder.join(NAME);
+pub fn install(directory: &Path) -> Installed {
+    let path = directory.join(NAME);
     match put(&path) {
         Ok(written) => Installed::done(&path, written),
         Err(error) => Installed::failed(error.verdict(), &path, error.to_string()),
@@ -103,33 +103,39 @@ fn put(path: &Path) -> Result<bool> {
         error,
         on: Object::Binary,
     };
-    let mut program = Program::running()?;
-    let (mut folder, name) = open_output(path, Purpose::Write).map_err(unfit)?;
+    let mut program = SelfExe::running()?;
+    let (mut directory, name) = open_output(path, Purpose::Write).map_err(unfit)?;
     let mut done = || {
-        let found = folder.find(&name)?;
+        let found = directory.find(&name)?;
         if program.is(&name, found.as_ref())? {
             // Who may not take away what a killed run has left finds the program all the same.
-            if folder.has_leftovers(&name) && folder.lock(LockFile::Own, Duration::ZERO).is_ok() {
-                folder.clear(&name, found.as_ref());
+            if directory.has_leftovers(&name)
+                && directory.lock(LockFile::Own, Duration::ZERO).is_ok()
+            {
+                directory.clear(&name, found.as_ref());
             }
             return Ok(false);
         }
-        folder.lock(LockFile::Own, LOCK_WAIT)?;
+        directory.lock(LockFile::Own, LOCK_WAIT)?;
         // Another run may have been faster.
-        let found = folder.find(&name)?;
+        let found = directory.find(&name)?;
         if program.is(&name, found.as_ref())? {
             return Ok(false);
         }
-        program.copy(&folder, &name, found.as_ref()).map(|()| true)
+        program
+            .copy(&directory, &name, found.as_ref())
+            .map(|()| true)
     };
     done().map_err(on_binary)
 }
 
 /// Why the volume is no place for the binary.
-fn unfit(unfit: Unfit) -> Error {
+fn unfit(unfit: OutputDirError) -> Error {
     let error = match unfit {
-        Unfit::Call(error) => error,
-        untrusted @ Unfit::Untrusted { .. } => return Error::Refused(untrusted.to_string()),
+        OutputDirError::Call(error) => error,
+        untrusted @ OutputDirError::Untrusted { .. } => {
+            return Error::Refused(untrusted.to_string());
+        }
     };
     match error.errno {
         Errno::ENOENT | Errno::ENOTDIR => Error::Usage(format!(

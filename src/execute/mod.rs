@@ -10,16 +10,16 @@ use crate::formats::udev::own_rule;
 use crate::observe::GROUP_FILE;
 use crate::plan::{GroupFile, GroupStep, RuleStep, Step};
 use crate::sys::device::Device;
-use crate::sys::file::{CHANGED, Folder, LockFile, Rights};
-use crate::sys::output::{Purpose, Unfit, open_below, open_output};
+use crate::sys::file::{CHANGED, LockFile, LockedDir, OwnerAndMode};
+use crate::sys::output_dir::{OutputDirError, Purpose, open_below, open_output};
 use crate::sys::root::{MAX_FILE, Root};
-use crate::sys::{CallError, Inode};
+use crate::sys::{Inode, SyscallError};
 
 /// A directory in which a file is replaced, and the file's name.
-type Place = (Folder, String);
+type Place = (LockedDir, String);
 
 /// A system call that failed on this.
-fn on(object: Object) -> impl Fn(CallError) -> Error {
+fn on(object: Object) -> impl Fn(SyscallError) -> Error {
     move |error| Error::Syscall { error, on: object }
 }
 
@@ -83,7 +83,7 @@ pub fn refuse_rule(steps: &[Step]) -> Result<()> {
         return Ok(());
     };
     match open_below(&Root::open(&step.root)?, own_rule::DIRECTORY) {
-        Err(unfit @ Unfit::Untrusted { .. }) => {
+        Err(unfit @ OutputDirError::Untrusted { .. }) => {
             Err(refused_or("--persist", unfit, Object::UdevRule))
         }
         _ => Ok(()),
@@ -122,8 +122,8 @@ fn group_place(file: &GroupFile, patience: Duration) -> Result<Place> {
     match file {
         GroupFile::InPlace { root, .. } => {
             let root = root.open()?;
-            let (fd, name) = root.folder_of(GROUP_FILE)?;
-            let mut folder = Folder::new(fd, root.join("etc"));
+            let (fd, name) = root.directory_of(GROUP_FILE)?;
+            let mut folder = LockedDir::new(fd, root.join("etc"));
             let found = folder.find(&name).map_err(on(Object::GroupFile))?;
             if found.is_some_and(|found| found.kind() == SFlag::S_IFLNK) {
                 return Err(is_a_link(&folder, &name));
@@ -148,7 +148,7 @@ fn rule_place(step: &RuleStep) -> Result<Place> {
     let root = Root::open(&step.root)?;
     let found = match open_below(&root, own_rule::DIRECTORY) {
         Err(unfit) if unfit.errno() == Some(Errno::ENOENT) => {
-            root.make_folder(own_rule::DIRECTORY)
+            root.make_directory(own_rule::DIRECTORY)
                 .map_err(on(Object::UdevRule))?;
             open_below(&root, own_rule::DIRECTORY)
         }
@@ -159,10 +159,12 @@ fn rule_place(step: &RuleStep) -> Result<Place> {
     Ok((folder, name.to_owned()))
 }
 
-fn refused_or(option: &str, unfit: Unfit, object: Object) -> Error {
+fn refused_or(option: &str, unfit: OutputDirError, object: Object) -> Error {
     match unfit {
-        Unfit::Call(error) => on(object)(error),
-        untrusted @ Unfit::Untrusted { .. } => Error::Refused(format!("{option}: {untrusted}")),
+        OutputDirError::Call(error) => on(object)(error),
+        untrusted @ OutputDirError::Untrusted { .. } => {
+            Error::Refused(format!("{option}: {untrusted}"))
+        }
     }
 }
 
@@ -186,7 +188,7 @@ fn write_out(
     (folder, name): &Place,
 ) -> Result<bool> {
     let found = folder.find(name).map_err(on(Object::GroupFileOut))?;
-    let (found, rights) = (found.as_ref(), Rights::Root(0o644));
+    let (found, rights) = (found.as_ref(), OwnerAndMode::Root(0o644));
     let written = match keep_inode {
         true => folder.overwrite(name, found, base, content, rights),
         false => folder.replace(name, found, base, content, rights),
@@ -214,11 +216,11 @@ fn write_in_place(
     if content == base {
         return Ok(true);
     }
-    let written = folder.replace(name, Some(&found), Some(base), content, Rights::Kept);
+    let written = folder.replace(name, Some(&found), Some(base), content, OwnerAndMode::Kept);
     unless_changed(written, Object::GroupFile)
 }
 
-fn is_a_link(folder: &Folder, name: &str) -> Error {
+fn is_a_link(folder: &LockedDir, name: &str) -> Error {
     let text = format!(
         "{} is a symbolic link, and none is written through; give --group-file-out and mount that file \
          over it",
@@ -248,7 +250,7 @@ fn check_size(step: &GroupStep, (folder, name): &Place) -> Result<()> {
         GroupFile::InPlace { .. } => folder.path().join(name),
     };
     let (call, errno) = (format!("write({})", path.display()), Errno::EFBIG);
-    Err(CallError { call, errno }.into())
+    Err(SyscallError::new(call, errno).into())
 }
 
 /// Writes the node's rule.
@@ -270,7 +272,7 @@ fn write_rule(step: &RuleStep, (folder, name): &Place) -> Result<bool> {
     if stands.as_ref() == Some(&step.content) {
         return Ok(true);
     }
-    let (found, base, rights) = (found.as_ref(), stands.as_deref(), Rights::Root(0o644));
+    let (found, base, rights) = (found.as_ref(), stands.as_deref(), OwnerAndMode::Root(0o644));
     let written = folder.replace(name, found, base, &step.content, rights);
     unless_changed(written, Object::UdevRule)
 }

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::observe::{Doubt, Node, Observation, OtherDevice};
 use crate::plan::{Outcome, Plan};
 use crate::prove::{Advice, Directory, Proof, ProofResult};
-use crate::sys::device::Facts;
+use crate::sys::device::DeviceStat;
 use crate::verdict::Verdict;
 
 use next_events::NextEvent;
@@ -254,7 +254,7 @@ pub fn libvirtd_unseen(text: &str) -> Warning {
 /// What was proven is the node's device. A container that was not given the node's /dev has another one, or
 /// none, and its QEMU opens that.
 fn apply_other_device(found: &mut Judgement, case: &Case<'_>, other: &OtherDevice) {
-    let shown = |facts: &Facts| format!("{}:{} {:04o}", facts.uid, facts.gid, facts.mode);
+    let shown = |facts: &DeviceStat| format!("{}:{} {:04o}", facts.uid, facts.gid, facts.mode);
     let path = case.seen.device_path.display();
     let there = match &other.there {
         Some(_) if other.is_nodev => "on a mount with the option nodev".to_owned(),

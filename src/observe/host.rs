@@ -13,9 +13,9 @@ use crate::formats::userdb::record;
 use crate::observe::group_db::{FILES, GroupDb, RECORD_DIRECTORIES, Unseen};
 use crate::observe::udev_files::{self, RuleFileSlot};
 use crate::observe::view::View;
-use crate::sys::device::Facts;
+use crate::sys::device::DeviceStat;
 use crate::sys::root::Root;
-use crate::sys::{Inode, Room};
+use crate::sys::{Inode, ReadBudget};
 
 /// What is seen of the node.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub struct Host {
     /// Device and inode number of each of its group files.
     pub group_files: Vec<Inode>,
     /// What stands at dev/kvm below it.
-    pub node: Option<Facts>,
+    pub node: Option<DeviceStat>,
     /// What its udev will do to the device.
     pub udev: Predictions,
     /// What its udev would do without the rule that an earlier run wrote; nothing where there is no
@@ -62,7 +62,7 @@ impl Host {
             root: root.path().to_owned(),
             db,
             group_files,
-            node: root.stat("dev/kvm")?.map(Facts::from),
+            node: root.stat("dev/kvm")?.map(DeviceStat::from),
             udev: Predictions::default(),
             others: None,
             slot: slot.then(|| udev_files::slot(root)).transpose()?,
@@ -126,7 +126,7 @@ fn groups(
             }
         }
     }
-    let mut room = Room::new();
+    let mut room = ReadBudget::new();
     for folder in RECORD_DIRECTORIES {
         let names = root.list(folder)?;
         let hidden = match names.is_empty() {

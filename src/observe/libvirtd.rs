@@ -14,10 +14,10 @@ use nix::errno::Errno;
 use crate::config::{PodRoot, Sources};
 use crate::error::{Error, Result};
 use crate::observe::host_root::{self, HostRoot};
-use crate::sys::device::{Device, Facts};
+use crate::sys::device::{Device, DeviceStat};
 use crate::sys::processes::{Inspected, Look, Process, inspect, pid_of_root};
 use crate::sys::root::Root;
-use crate::sys::{CallError, Inode};
+use crate::sys::{Inode, SyscallError};
 
 /// The names of the daemons that start QEMU, as processes have them (at most 15 bytes): the monolithic one, the
 /// modular one for QEMU, and what NixOS wraps.
@@ -123,7 +123,7 @@ pub fn find(asked: &Sources, daemons: &[Process]) -> Found {
 }
 
 /// What helps where a process may not be looked at.
-fn way_out(error: &CallError) -> &'static str {
+fn way_out(error: &SyscallError) -> &'static str {
     match error.errno {
         Errno::EACCES | Errno::EPERM => "; run this with CAP_SYS_PTRACE",
         _ => "",
@@ -140,7 +140,7 @@ fn nodes_device(host: Option<&Root>, device: &Path) -> Option<Inode> {
 }
 
 fn kvm_at(root: &Root, name: &str) -> Option<Inode> {
-    let found = root.stat(name).ok()?.map(Facts::from)?;
+    let found = root.stat(name).ok()?.map(DeviceStat::from)?;
     found.is_kvm().then_some(found.inode)
 }
 

@@ -19,10 +19,10 @@ use crate::config::{Libvirtd, PodRoot, Sources};
 use crate::error::{Error, Result};
 use crate::formats::accounts::group;
 use crate::formats::posix_acl::Acl;
-use crate::sys::device::{Device, Facts};
-use crate::sys::output::Unfit;
+use crate::sys::device::{Device, DeviceStat};
+use crate::sys::output_dir::OutputDirError;
 use crate::sys::root::{Root, Stamp, read_here};
-use crate::sys::{CallError, Inode, proc, public};
+use crate::sys::{Inode, SyscallError, output_file, proc};
 use host_root::HostRoot;
 
 pub use host::Host;
@@ -64,9 +64,9 @@ pub enum Doubt {
 #[derive(Debug)]
 pub struct OtherDevice {
     /// The one that was looked at.
-    pub here: Facts,
+    pub here: DeviceStat,
     /// What stands at its path below the pod root, if that is a KVM device.
-    pub there: Option<Facts>,
+    pub there: Option<DeviceStat>,
     /// Whether that is on a `nodev` mount, and the one that was looked at is not.
     pub is_nodev: bool,
 }
@@ -102,7 +102,7 @@ pub struct Pod {
     /// `--group-file-out`.
     pub out_path: Option<PathBuf>,
     /// The regular file of root's that stands there, from an earlier run or another program.
-    pub group_out: Option<public::Public>,
+    pub group_out: Option<output_file::OutputFile>,
     /// etc/passwd, empty if there is none.
     pub passwd: Vec<u8>,
     /// qemu.conf and what it is called.
@@ -153,7 +153,7 @@ impl Pod {
 #[derive(Debug, Clone)]
 pub struct Node {
     /// Kind, numbers, owner, mode.
-    pub facts: Facts,
+    pub facts: DeviceStat,
     /// Its ACL.
     pub acl: Option<Acl>,
     /// Whether it is on a `nodev` mount.
@@ -229,7 +229,7 @@ fn other_device(device: &Device, sources: &Sources) -> Option<OtherDevice> {
     let here = device.facts();
     let root = sources.pod_root.open().ok()?;
     let name = sources.device.to_string_lossy();
-    let there = root.stat(&name).ok()?.map(Facts::from);
+    let there = root.stat(&name).ok()?.map(DeviceStat::from);
     let is_nodev =
         root.is_nodev(&name).unwrap_or(false) && !device.on_nodev_mount().unwrap_or(false);
     let is_same = there.is_some_and(|there| there.inode == here.inode);
@@ -238,13 +238,13 @@ fn other_device(device: &Device, sources: &Sources) -> Option<OtherDevice> {
     }
     Some(OtherDevice {
         here,
-        there: there.filter(Facts::is_kvm),
+        there: there.filter(DeviceStat::is_kvm),
         is_nodev,
     })
 }
 
 /// A root that is not there was named by mistake; whatever else the kernel answers is a failure.
-fn pod_root_error(root: &PodRoot, error: CallError) -> Error {
+fn pod_root_error(root: &PodRoot, error: SyscallError) -> Error {
     let by_mistake = [
         Errno::ENOENT,
         Errno::ENOTDIR,
@@ -272,7 +272,9 @@ pub fn look_again(seen: &mut Observation, sources: &Sources) -> Result<Option<De
     seen.device = device.as_ref().map(node).transpose()?;
     seen.driver = driver(device.as_ref());
     if let Some(host) = &mut seen.host {
-        host.node = Root::open(&host.root)?.stat("dev/kvm")?.map(Facts::from);
+        host.node = Root::open(&host.root)?
+            .stat("dev/kvm")?
+            .map(DeviceStat::from);
     }
     seen.doubt = doubt(sources, device.as_ref());
     Ok(device)
@@ -286,7 +288,7 @@ pub fn look_again(seen: &mut Observation, sources: &Sources) -> Result<Option<De
 pub fn group_file_stands(seen: &Observation) -> Result<bool> {
     match &seen.pod.out_path {
         Some(path) => {
-            let stands = public::read_public(path).map_err(CallError::from)?;
+            let stands = output_file::read_public(path).map_err(SyscallError::from)?;
             Ok(stands.and_then(|stands| stands.file) == seen.pod.group_out)
         }
         None => Ok(seen.pod.root.open()?.stamp(GROUP_FILE)? == seen.pod.group_stamp),
@@ -303,16 +305,16 @@ fn out_file(
     path: &Path,
     made_from: Option<Inode>,
     host: Option<&Host>,
-) -> Result<Option<public::Public>> {
+) -> Result<Option<output_file::OutputFile>> {
     let shown = path.display();
     let no = |why: &str| {
         Error::Usage(format!(
             "--group-file-out {shown}: {why}; name a file in a volume"
         ))
     };
-    let stands = public::read_public(path).map_err(|unfit| match unfit {
-        Unfit::Call(error) => Error::from(error),
-        untrusted @ Unfit::Untrusted { .. } => {
+    let stands = output_file::read_public(path).map_err(|unfit| match unfit {
+        OutputDirError::Call(error) => Error::from(error),
+        untrusted @ OutputDirError::Untrusted { .. } => {
             Error::Refused(format!("--group-file-out: {untrusted}")).into()
         }
     })?;

@@ -17,8 +17,8 @@ use crate::formats::udev::{
 use crate::observe::group_db;
 use crate::observe::view::View;
 use crate::sys::processes::Process;
-use crate::sys::root::{Folder, Root, kind, kind_name};
-use crate::sys::{Result, Room};
+use crate::sys::root::{ListedDir, Root, kind, kind_name};
+use crate::sys::{ReadBudget, Result};
 
 /// The rules files that udevd reads, and those that it reads and that are not seen here.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub struct Seen {
 /// The call that failed, with the file's name: a rule that cannot be read could be the one that
 /// decides. `EFBIG` for more than 8 MiB altogether, a hundred times what distributions have.
 pub fn rules(root: &Root, view: View) -> Result<Seen> {
-    let mut room = Room::new();
+    let mut room = ReadBudget::new();
     let mut found: Vec<Candidate> = Vec::new();
     let mut unseen = Vec::new();
     for (directory, listed) in directories(root)? {
@@ -188,20 +188,20 @@ pub fn slot(root: &Root) -> Result<RuleFileSlot> {
 }
 
 /// Every directory that could have rules, with its place in [`RULE_DIRECTORIES`].
-fn directories(root: &Root) -> Result<Vec<(usize, Folder)>> {
+fn directories(root: &Root) -> Result<Vec<(usize, ListedDir)>> {
     let count = match libs_are_merged(root)? {
         true => RULE_DIRECTORIES.len() - 1,
         false => RULE_DIRECTORIES.len(),
     };
     let mut found = Vec::new();
     for (place, name) in RULE_DIRECTORIES.into_iter().enumerate().take(count) {
-        found.extend(root.folder(name)?.map(|folder| (place, folder)));
+        found.extend(root.directory(name)?.map(|folder| (place, folder)));
     }
     Ok(found)
 }
 
 /// The names in a directory that could be rules files', and whether they are regular files for certain.
-fn named_rules(folder: &Folder) -> impl Iterator<Item = (&OsStr, bool)> {
+fn named_rules(folder: &ListedDir) -> impl Iterator<Item = (&OsStr, bool)> {
     let entries = folder.entries.iter();
     let entries = entries.map(|(name, is_file)| (name.as_os_str(), *is_file));
     entries.filter(|(name, _)| name.as_bytes().ends_with(b".rules"))

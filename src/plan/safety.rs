@@ -11,7 +11,7 @@ use crate::config::Origin;
 use crate::formats::accounts::group;
 use crate::formats::udev::Predictions;
 use crate::observe::{Driver, GROUP_FILE, Observation};
-use crate::sys::device::Facts;
+use crate::sys::device::DeviceStat;
 use crate::sys::root::kind_name;
 use crate::text::join_first;
 
@@ -295,7 +295,7 @@ pub fn is_private(seen: &Observation) -> bool {
 }
 
 /// What kind of file it is; of a device, with its numbers.
-fn described(facts: &Facts) -> String {
+fn described(facts: &DeviceStat) -> String {
     let name = kind_name(facts.kind);
     match facts.kind {
         SFlag::S_IFCHR | SFlag::S_IFBLK => format!("{name} {}:{}", facts.major, facts.minor),

@@ -7,7 +7,7 @@ use crate::codes::Permission;
 use crate::formats::posix_acl::{FilePermissions, READ_WRITE, permits};
 use crate::observe::Node;
 use crate::plan::qemu_identity::Identity;
-use crate::sys::device::Facts;
+use crate::sys::device::DeviceStat;
 
 /// A directory on the way to the device.
 pub type Directory = (PathBuf, Node);
@@ -72,7 +72,7 @@ pub fn closed_directory<'a>(
 /// chmod(1)'s letter for the class of permission bits that counts for QEMU; none where an ACL counts.
 pub fn class(directory: &Node, identity: &Identity) -> Option<char> {
     let bits = |mode| Node {
-        facts: Facts {
+        facts: DeviceStat {
             mode,
             ..directory.facts
         },

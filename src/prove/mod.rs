@@ -13,7 +13,7 @@ use crate::observe::{Observation, directories_above};
 use crate::plan::qemu_identity::Identity;
 use crate::plan::{Plan, is_private};
 use crate::sys;
-use crate::sys::identity::{Credentials, normalised, overrides_rights};
+use crate::sys::identity::{Credentials, has_dac_override, normalised};
 
 pub use access::{AccessContext, Directory, allows, closed_directory};
 pub use diagnose::diagnose;
@@ -215,7 +215,7 @@ pub fn prove(
     let context = context(&directories);
     let result = match answer {
         ProbeResult::Open(Errno::EACCES) | ProbeResult::Stat(Errno::EACCES)
-            if context.needs_dac_override() && !overrides_rights() =>
+            if context.needs_dac_override() && !has_dac_override() =>
         {
             let advice = format!(
                 "{} opens by CAP_DAC_OVERRIDE alone, which QEMU as root has and this process has not: \

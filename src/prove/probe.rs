@@ -20,9 +20,9 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 
 use crate::config::ProofKind;
-use crate::sys::device::Facts;
+use crate::sys::device::DeviceStat;
 use crate::sys::identity::{Credentials, open_as};
-use crate::sys::{self, Named, kvm, raw, signals};
+use crate::sys::{self, Context, kvm, signals, syscalls};
 
 /// How long a child may take. There are two at most, so that the proof takes at most 10 s.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -75,7 +75,7 @@ impl ProbeResult {
 /// When no child could be made or waited for.
 pub fn probe(
     device: &Path,
-    checked: &Facts,
+    checked: &DeviceStat,
     who: &Credentials,
     kind: ProofKind,
     beside: impl FnOnce(),
@@ -106,15 +106,15 @@ fn attempt(
     beside: impl FnOnce(),
 ) -> sys::Result<(ProbeResult, bool)> {
     let (mine, childs) =
-        nix::unistd::pipe2(OFlag::O_CLOEXEC).named(|| "pipe2(O_CLOEXEC)".to_owned())?;
+        nix::unistd::pipe2(OFlag::O_CLOEXEC).context(|| "pipe2(O_CLOEXEC)".to_owned())?;
     // Where SIGCHLD is ignored the kernel takes the child away, and its number may be another's.
     signals::default_sigchld();
-    match raw::fork().named(|| "fork()".to_owned())? {
+    match syscalls::fork().context(|| "fork()".to_owned())? {
         ForkResult::Child => {
-            raw::close_all_but(childs.as_fd());
+            syscalls::close_all_but(childs.as_fd());
             let answer = encode(work());
             let _ = sys::retry(|| nix::unistd::write(&childs, &answer));
-            raw::exit_now(0)
+            syscalls::exit_now(0)
         }
         ForkResult::Parent { child } => {
             drop(childs);
@@ -130,7 +130,7 @@ fn attempt(
 /// The child's part. Nothing before the identity is certain may touch the device.
 fn probe_as_qemu(
     device: &Path,
-    checked: &Facts,
+    checked: &DeviceStat,
     who: &Credentials,
     kind: ProofKind,
 ) -> ProbeResult {
@@ -165,7 +165,7 @@ fn probe_as_qemu(
     ProbeResult::Ok(version)
 }
 
-fn same(found: &Facts, checked: &Facts) -> bool {
+fn same(found: &DeviceStat, checked: &DeviceStat) -> bool {
     found.is_kvm() && found.inode == checked.inode
 }
 
@@ -179,7 +179,7 @@ fn read_result(pipe: OwnedFd) -> sys::Result<ProbeResult> {
             Ok(0) => return Ok(ProbeResult::TimedOut),
             Ok(_) => break,
             Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno).named(|| "poll(the proof's answer)".to_owned()),
+            Err(errno) => return Err(errno).context(|| "poll(the proof's answer)".to_owned()),
         }
     }
     let mut answer = [0; 12];
@@ -207,7 +207,7 @@ fn reap(child: Pid, answered: bool) -> sys::Result<bool> {
         match sys::retry(|| waitpid(child, flags)) {
             Ok(WaitStatus::StillAlive) => std::thread::sleep(PAUSE),
             Ok(_) | Err(Errno::ECHILD) => return Ok(true),
-            Err(errno) => return Err(errno).named(|| format!("waitpid({child})")),
+            Err(errno) => return Err(errno).context(|| format!("waitpid({child})")),
         }
     }
     Ok(false)

@@ -14,13 +14,13 @@ use nix::sys::stat::{Mode, SFlag, major, minor};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{Gid, Uid, fchownat};
 
-use super::handle::{Found, inode, kind};
-use super::{Inode, Named, Result, open, raw, retry};
+use super::handle::{FileHandle, inode, kind};
+use super::{Context, Inode, Result, open, retry, syscalls};
 use crate::formats::posix_acl::{self, Acl};
 
 /// What stands at the device's path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Facts {
+pub struct DeviceStat {
     /// The kind of file.
     pub kind: SFlag,
     /// Major number, 0 for what is no device.
@@ -39,7 +39,7 @@ pub struct Facts {
     pub ctime: (i64, i64),
 }
 
-impl From<nix::sys::stat::FileStat> for Facts {
+impl From<nix::sys::stat::FileStat> for DeviceStat {
     fn from(stat: nix::sys::stat::FileStat) -> Self {
         let kind = kind(&stat);
         let is_device = kind == SFlag::S_IFCHR || kind == SFlag::S_IFBLK;
@@ -57,7 +57,7 @@ impl From<nix::sys::stat::FileStat> for Facts {
     }
 }
 
-impl Facts {
+impl DeviceStat {
     /// Whether this is the character device 10:232.
     pub fn is_kvm(&self) -> bool {
         self.kind == SFlag::S_IFCHR
@@ -68,7 +68,7 @@ impl Facts {
 /// A device node, found but not opened.
 #[derive(Debug)]
 pub struct Device {
-    found: Found,
+    found: FileHandle,
     path: PathBuf,
 }
 
@@ -80,15 +80,15 @@ impl Device {
     pub fn find(path: &Path) -> Result<Option<Self>> {
         let fd = match open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW) {
             Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
-            fd => fd.named(|| format!("open({}, O_PATH|O_NOFOLLOW)", path.display()))?,
+            fd => fd.context(|| format!("open({}, O_PATH|O_NOFOLLOW)", path.display()))?,
         };
-        let found = Found::new(fd).named(|| format!("fstat({})", path.display()))?;
+        let found = FileHandle::new(fd).context(|| format!("fstat({})", path.display()))?;
         let path = path.to_owned();
         Ok(Some(Self { found, path }))
     }
 
     /// What it was when it was found.
-    pub fn facts(&self) -> Facts {
+    pub fn facts(&self) -> DeviceStat {
         self.found.stat.into()
     }
 
@@ -103,12 +103,14 @@ impl Device {
     /// What getxattr(2) answers; `EINVAL` for an ACL of unknown form.
     pub fn acl(&self) -> Result<Option<Acl>> {
         let call = || format!("getxattr({}, system.posix_acl_access)", self.path.display());
-        let Some(bytes) = raw::getxattr(&raw::proc_path(&self.found.fd), posix_acl::XATTR).named(call)?
+        let Some(bytes) =
+            syscalls::getxattr(&syscalls::proc_path(&self.found.fd), posix_acl::XATTR)
+                .context(call)?
         else {
             return Ok(None);
         };
         let acl = Acl::parse(&bytes).ok_or(Errno::EINVAL);
-        acl.map(Some).named(call)
+        acl.map(Some).context(call)
     }
 
     /// Whether its mount ignores devices (`nodev`), so that every open answers `EACCES`.
@@ -117,7 +119,7 @@ impl Device {
     /// What fstatvfs(3) answers.
     pub fn on_nodev_mount(&self) -> Result<bool> {
         let call = || format!("fstatfs({})", self.path.display());
-        let mount = retry(|| fstatvfs(&self.found.fd)).named(call)?;
+        let mount = retry(|| fstatvfs(&self.found.fd)).context(call)?;
         Ok(mount.flags().contains(FsFlags::ST_NODEV))
     }
 
@@ -129,7 +131,7 @@ impl Device {
     pub fn set_owner(&self, uid: Uid, gid: Gid) -> Result<()> {
         let (fd, flags) = (self.fd(), AtFlags::AT_EMPTY_PATH);
         retry(|| fchownat(fd, "", Some(uid), Some(gid), flags))
-            .named(|| format!("fchownat({}, {uid}, {gid})", self.path.display()))
+            .context(|| format!("fchownat({}, {uid}, {gid})", self.path.display()))
     }
 
     /// Sets the permission bits of this very node.
@@ -138,16 +140,16 @@ impl Device {
     /// What chmod(2) answers: `EROFS`, `EPERM`.
     pub fn set_mode(&self, mode: u16) -> Result<()> {
         let bits = Mode::from_bits_truncate(mode.into());
-        let done = match raw::fchmodat2(self.found.fd.as_fd(), bits.bits()) {
+        let done = match syscalls::fchmodat2(self.found.fd.as_fd(), bits.bits()) {
             // Older than Linux 6.6, or a filter that does not know the call.
             Err(Errno::ENOSYS | Errno::EPERM) => self.chmod_by_proc(bits),
             done => done,
         };
-        done.named(|| format!("fchmodat({}, {mode:04o})", self.path.display()))
+        done.context(|| format!("fchmodat({}, {mode:04o})", self.path.display()))
     }
 
     fn chmod_by_proc(&self, mode: Mode) -> nix::Result<()> {
-        let path = raw::proc_path(&self.found.fd);
+        let path = syscalls::proc_path(&self.found.fd);
         let follow = nix::sys::stat::FchmodatFlags::FollowSymlink;
         retry(|| nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, path.as_c_str(), mode, follow))
     }
@@ -157,9 +159,9 @@ impl Device {
     /// # Errors
     /// What setxattr(2) answers: `EROFS`, `EPERM`.
     pub fn set_acl(&self, acl: &Acl) -> Result<()> {
-        let path = raw::proc_path(&self.found.fd);
-        raw::setxattr(&path, posix_acl::XATTR, &acl.to_bytes())
-            .named(|| format!("setxattr({}, posix_acl_access, {acl})", self.path.display()))
+        let path = syscalls::proc_path(&self.found.fd);
+        syscalls::setxattr(&path, posix_acl::XATTR, &acl.to_bytes())
+            .context(|| format!("setxattr({}, posix_acl_access, {acl})", self.path.display()))
     }
 
     /// Opens this very node for reading and writing with the rights of this process, to learn
@@ -170,6 +172,6 @@ impl Device {
     pub fn try_open(&self) -> Result<()> {
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
         let opened = self.found.open(flags).map(drop);
-        opened.named(|| format!("open({}, O_RDWR)", self.path.display()))
+        opened.context(|| format!("open({}, O_RDWR)", self.path.display()))
     }
 }

@@ -38,7 +38,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use super::device::Device;
 use super::pace::Pace;
 use super::root::Root;
-use super::{CallError, Named, Result, open, raw, retry};
+use super::{Context, Result, SyscallError, open, retry, syscalls};
 use watched::{Means, Watched, is_lack, lack, seen_in};
 
 /// What an event is about.
@@ -116,7 +116,7 @@ pub struct Watcher {
     every: Duration,
     pace: Pace,
     /// Why something has no watch.
-    lack: Option<CallError>,
+    lack: Option<SyscallError>,
     /// Whether this one has logged that it polls, and not yet that it has stopped.
     polls: bool,
 }
@@ -167,7 +167,7 @@ impl Watcher {
             self.polls = true;
             let lack = self.lack.as_ref();
             let why = lack.map(ToString::to_string).unwrap_or_default();
-            let advice = lack.and_then(CallError::advice);
+            let advice = lack.and_then(SyscallError::advice);
             let advice = advice.map(|advice| format!("; {advice}"));
             log::warn!(
                 "polling every {:?}, because inotify has nothing left for this user: {why}{}",
@@ -189,7 +189,7 @@ impl Watcher {
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let signals = hangup.thread_block();
         let signals = signals.and_then(|()| SignalFd::with_flags(&hangup, flags));
-        self.signals = Some(signals.named(|| "signalfd(SIGHUP)".into())?);
+        self.signals = Some(signals.context(|| "signalfd(SIGHUP)".into())?);
         Ok(())
     }
 
@@ -306,7 +306,7 @@ impl Watcher {
                     at = folder_of(at);
                 }
                 fd => {
-                    let means = self.means(&fd.named(call)?, events, &names, way, call)?;
+                    let means = self.means(&fd.context(call)?, events, &names, way, call)?;
                     self.keep(means, topic, Some(names), way);
                     return Ok(!way);
                 }
@@ -323,7 +323,7 @@ impl Watcher {
         let (mut at, mut names, mut way) = (name, names, false);
         let mut events = AddWatchFlags::IN_CLOSE_WRITE;
         let fd = loop {
-            match root.find_folder(at)? {
+            match root.find_directory(at)? {
                 Some(fd) => break fd,
                 None if at == "." => return Ok(()),
                 None => {
@@ -355,14 +355,14 @@ impl Watcher {
                 }
                 Ok(Means::Polling(seen_in(folder, names, way)))
             }
-            done => done.named(call),
+            done => done.context(call),
         }
     }
 
     fn add(&self, fd: impl AsFd, events: AddWatchFlags) -> nix::Result<Means> {
         let inotify = self.inotify.as_ref().ok_or(Errno::EMFILE)?;
         // The file that was opened, whatever its path leads to by now.
-        let path = raw::proc_path(fd);
+        let path = syscalls::proc_path(fd);
         // It has one watch, whatever is of interest in it.
         let events = events | AddWatchFlags::from_bits_retain(libc::IN_MASK_ADD);
         retry(|| inotify.add_watch(path.as_c_str(), events)).map(Means::Watch)
@@ -451,7 +451,7 @@ impl Watcher {
         match poll(&mut fds, timeout) {
             Ok(_) => {}
             Err(Errno::EINTR) => return Ok(Woken::default()),
-            Err(errno) => return Err(errno).named(|| "poll(inotify, signalfd)".into()),
+            Err(errno) => return Err(errno).context(|| "poll(inotify, signalfd)".into()),
         }
         let mut answers = fds.iter().map(|fd| fd.any() == Some(true));
         let mut of = |asked: bool| asked && answers.next() == Some(true);
@@ -472,7 +472,7 @@ impl Watcher {
             let events = match inotify.read_events() {
                 Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR) => continue,
-                events => events.named(|| "read(inotify)".into())?,
+                events => events.context(|| "read(inotify)".into())?,
             };
             for event in events {
                 count += 1;
@@ -510,7 +510,7 @@ impl Watcher {
         let mut hangup = false;
         if let Some(signals) = &self.signals {
             let read = || retry(|| signals.read_signal());
-            while read().named(|| "read(signalfd)".into())?.is_some() {
+            while read().context(|| "read(signalfd)".into())?.is_some() {
                 hangup = true;
             }
         }

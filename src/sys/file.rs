@@ -22,8 +22,8 @@ use nix::fcntl::AtFlags;
 use nix::sys::stat::{SFlag, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::handle::{Found, inode};
-use super::{Inode, Named, Result, retry};
+use super::handle::{FileHandle, inode};
+use super::{Context, Inode, Result, retry};
 
 pub use lock::LockFile;
 #[cfg(feature = "watch")]
@@ -38,13 +38,13 @@ const TRIES: usize = 16;
 /// open file (`F_OFD_SETLK`). The kernel takes it back when the descriptor is closed, however its holder
 /// ends.
 #[derive(Debug)]
-pub struct Folder {
+pub struct LockedDir {
     fd: OwnedFd,
     path: PathBuf,
     lock: Option<(OwnedFd, LockFile)>,
 }
 
-impl Drop for Folder {
+impl Drop for LockedDir {
     fn drop(&mut self) {
         // Whoever waits for it sees that it is gone once it has the lock, and begins anew.
         if let Some((_, file @ LockFile::Own)) = self.lock {
@@ -55,14 +55,14 @@ impl Drop for Folder {
 
 /// Whose owner, mode and extended attributes a new file gets.
 #[derive(Debug, Clone, Copy)]
-pub enum Rights {
+pub enum OwnerAndMode {
     /// Those of the file that it replaces.
     Kept,
     /// Owner 0:0 and this mode.
     Root(u16),
 }
 
-impl Folder {
+impl LockedDir {
     /// `path` is for messages.
     pub fn new(fd: OwnedFd, path: PathBuf) -> Self {
         let lock = None;
@@ -74,7 +74,7 @@ impl Folder {
     /// # Errors
     /// What fstat(2) answers.
     pub(super) fn is_shared(&self) -> Result<bool> {
-        let stat = fstat(&self.fd).named(|| format!("fstat({})", self.path.display()))?;
+        let stat = fstat(&self.fd).context(|| format!("fstat({})", self.path.display()))?;
         Ok(stat.st_mode & 0o022 != 0)
     }
 
@@ -93,19 +93,19 @@ impl Folder {
             Err(Errno::ENOENT) => Ok(None),
             stat => stat.map(|stat| Some(inode(&stat))),
         }
-        .named(|| self.call("fstatat", name))
+        .context(|| self.call("fstatat", name))
     }
 
     /// The content of the regular file that was found at `name`.
     ///
     /// # Errors
     /// `ELOOP` for a link, `EINVAL` for anything else that is no regular file.
-    pub fn read(&self, name: &str, found: &Found) -> Result<Vec<u8>> {
+    pub fn read(&self, name: &str, found: &FileHandle) -> Result<Vec<u8>> {
         let read = match found.kind() {
             SFlag::S_IFLNK => Err(Errno::ELOOP),
             _ => found.read(),
         };
-        read.named(|| self.call("read", name))
+        read.context(|| self.call("read", name))
     }
 
     /// Makes `content` the content of `name`, where `found` stands: by rename, or in place where that is a
@@ -117,10 +117,10 @@ impl Folder {
     pub fn replace(
         &self,
         name: &str,
-        found: Option<&Found>,
+        found: Option<&FileHandle>,
         base: Option<&[u8]>,
         content: &[u8],
-        rights: Rights,
+        rights: OwnerAndMode,
     ) -> Result<()> {
         match found {
             Some(found) if self.is_mounted(name, found)? => {
@@ -130,7 +130,7 @@ impl Folder {
         }
     }
 
-    /// As [`Folder::replace`], with what `fill` writes, and never in place. When the file has its name it is
+    /// As [`LockedDir::replace`], with what `fill` writes, and never in place. When the file has its name it is
     /// no longer open for writing: nobody could start a program that is (`ETXTBSY`).
     ///
     /// # Errors
@@ -138,38 +138,38 @@ impl Folder {
     pub(super) fn replace_by_rename(
         &self,
         name: &str,
-        found: Option<&Found>,
-        rights: Rights,
+        found: Option<&FileHandle>,
+        rights: OwnerAndMode,
         fill: impl FnOnce(&mut File) -> std::io::Result<()>,
     ) -> Result<()> {
         if let Some(found) = found
             && self.is_mounted(name, found)?
         {
             return Err(Errno::EBUSY)
-                .named(|| format!("rename(…, {})", self.path.join(name).display()));
+                .context(|| format!("rename(…, {})", self.path.join(name).display()));
         }
         self.write_anew(name, found, rights, fill)
     }
 
     /// Whether a rename would meet a mount.
-    fn is_mounted(&self, name: &str, found: &Found) -> Result<bool> {
+    fn is_mounted(&self, name: &str, found: &FileHandle) -> Result<bool> {
         let known = found.is_mounted(&self.fd, name);
-        known.named(|| self.call("statx", name))
+        known.context(|| self.call("statx", name))
     }
 
-    /// As [`Folder::replace`], but a regular file that stands there stays the same inode: another container may
+    /// As [`LockedDir::replace`], but a regular file that stands there stays the same inode: another container may
     /// have it mounted, and would never see a new one. One that another user than root may hold open for
     /// writing, or has another name for, is replaced all the same.
     ///
     /// # Errors
-    /// As [`Folder::replace`], and `EMLINK` for a mount point with other names.
+    /// As [`LockedDir::replace`], and `EMLINK` for a mount point with other names.
     pub fn overwrite(
         &self,
         name: &str,
-        found: Option<&Found>,
+        found: Option<&FileHandle>,
         base: Option<&[u8]>,
         content: &[u8],
-        rights: Rights,
+        rights: OwnerAndMode,
     ) -> Result<()> {
         match found {
             // Only root can have opened it for writing.
@@ -188,12 +188,12 @@ impl Folder {
     ///
     /// # Errors
     /// What the calls answer.
-    pub fn find(&self, name: &str) -> Result<Option<Found>> {
-        match Found::at(&self.fd, name) {
+    pub fn find(&self, name: &str) -> Result<Option<FileHandle>> {
+        match FileHandle::at(&self.fd, name) {
             Err(Errno::ENOENT) => Ok(None),
             found => found.map(Some),
         }
-        .named(|| format!("open({}, O_PATH)", self.path.join(name).display()))
+        .context(|| format!("open({}, O_PATH)", self.path.join(name).display()))
     }
 
     /// Takes `name` away, if it is there.
@@ -201,7 +201,7 @@ impl Folder {
     pub(super) fn remove(&self, name: &str) -> Result<()> {
         match retry(|| unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir)) {
             Err(Errno::ENOENT) => Ok(()),
-            done => done.named(|| self.call("unlinkat", name)),
+            done => done.context(|| self.call("unlinkat", name)),
         }
     }
 }

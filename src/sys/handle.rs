@@ -16,7 +16,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{FileStat, SFlag, fstat};
 use nix::unistd::geteuid;
 
-use super::{Inode, Named, Result, errno_of, open, open_in, raw, retry};
+use super::{Context, Inode, Result, errno_of, open, open_in, retry, syscalls};
 
 /// No file that is read here has reason to be larger: a group file of 200,000 lines is not. A sparse one
 /// could be endless, and each costs as much memory as it is large, and where it is edited twice that.
@@ -30,12 +30,12 @@ pub(super) const READ: OFlag = OFlag::O_RDONLY
 
 /// A file that was found: its descriptor, and its owner, mode and kind at that moment.
 #[derive(Debug)]
-pub struct Found {
+pub struct FileHandle {
     pub(super) fd: OwnedFd,
     pub(super) stat: FileStat,
 }
 
-impl Found {
+impl FileHandle {
     pub(super) fn new(fd: OwnedFd) -> nix::Result<Self> {
         let stat = fstat(&fd)?;
         Ok(Self { fd, stat })
@@ -79,7 +79,7 @@ impl Found {
 
     /// Opens this very file.
     pub(super) fn open(&self, flags: OFlag) -> nix::Result<File> {
-        Ok(open(raw::proc_path(&self.fd).as_c_str(), flags)?.into())
+        Ok(open(syscalls::proc_path(&self.fd).as_c_str(), flags)?.into())
     }
 
     /// The file, open for reading, and its content: a fifo or device is refused unopened (`EINVAL`).
@@ -111,7 +111,7 @@ impl Found {
         directory: impl AsFd,
         name: &P,
     ) -> nix::Result<bool> {
-        let known = retry(|| raw::is_mount_root(self.fd.as_fd()))?;
+        let known = retry(|| syscalls::is_mount_root(self.fd.as_fd()))?;
         Ok(known.unwrap_or_else(|| is_mounted(directory.as_fd(), name)))
     }
 }
@@ -148,9 +148,9 @@ pub fn read_here(path: &Path) -> Result<Vec<u8>> {
 /// # Errors
 /// As [`read_here`].
 pub fn open_here(path: &Path) -> Result<(File, Vec<u8>)> {
-    let found = open(path, OFlag::O_PATH).and_then(Found::new);
-    let found = found.named(|| format!("read({})", path.display()))?;
-    found.open_and_read().named(|| found.describe(path))
+    let found = open(path, OFlag::O_PATH).and_then(FileHandle::new);
+    let found = found.context(|| format!("read({})", path.display()))?;
+    found.open_and_read().context(|| found.describe(path))
 }
 
 /// The size of a regular file that may be read.
@@ -198,7 +198,7 @@ pub(super) fn entries(
 ) -> nix::Result<()> {
     let mut room = [0; 4096];
     loop {
-        let filled = match retry(|| raw::getdents64(directory.as_fd(), &mut room)) {
+        let filled = match retry(|| syscalls::getdents64(directory.as_fd(), &mut room)) {
             // A directory that was removed has no names any more.
             Ok(0) | Err(Errno::ENOENT) => return Ok(()),
             filled => filled?,
@@ -278,16 +278,16 @@ mod tests {
 
     #[test]
     fn every_name_comes_once_however_many_there_are() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let mut want = Vec::new();
         for number in 0..1000 {
             let name = format!("{number}-{}", "x".repeat(number % 250));
-            fs::write(folder.path().join(&name), "").unwrap();
+            fs::write(directory.path().join(&name), "").unwrap();
             want.push((name, true));
         }
         let odd = OsStr::from_bytes(b"...\xff\n");
-        fs::create_dir(folder.path().join(odd)).unwrap();
-        let open = File::open(folder.path()).unwrap();
+        fs::create_dir(directory.path().join(odd)).unwrap();
+        let open = File::open(directory.path()).unwrap();
         let mut found = Vec::new();
         let mut odds = 0;
         entries(open.as_fd(), |name, is_file| {
@@ -309,8 +309,8 @@ mod tests {
 
     #[test]
     fn a_removed_folder_is_empty_and_a_file_is_no_folder() {
-        let folder = tempfile::tempdir().unwrap();
-        let inner = folder.path().join("inner");
+        let directory = tempfile::tempdir().unwrap();
+        let inner = directory.path().join("inner");
         fs::create_dir(&inner).unwrap();
         let open = File::open(&inner).unwrap();
         fs::remove_dir(&inner).unwrap();

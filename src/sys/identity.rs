@@ -4,7 +4,7 @@ use caps::Capability;
 use nix::errno::Errno;
 use nix::unistd::{self, Gid, Uid};
 
-use super::raw;
+use super::syscalls;
 
 /// The credentials of a process that libvirt starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct Credentials {
 /// Which step of taking on other credentials failed, for the parent's report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Drop {
+pub enum DropStep {
     /// setfsgid(2) for the proof, setresgid(2) for nobody.
     Gid = 1,
     /// setgroups(2)
@@ -50,9 +50,9 @@ const UNCHANGED: u32 = u32::MAX;
 /// The step that failed and its errno: `EPERM` without `CAP_SETGID` and `CAP_SETUID`, `EINVAL` for an ID
 /// that this user namespace does not map, `EBADE` where a call succeeded and the kernel reports other
 /// credentials than these.
-pub fn open_as(who: &Credentials) -> Result<(), (Drop, Errno)> {
+pub fn open_as(who: &Credentials) -> Result<(), (DropStep, Errno)> {
     let at = |step| move |errno| (step, errno);
-    let not_taken = (Drop::Verify, Errno::EBADE);
+    let not_taken = (DropStep::Verify, Errno::EBADE);
     let before = (unistd::getresuid(), unistd::getresgid());
     // setfsgid(2) and setfsuid(2) report no error. Where one did not do it, the call for the saved ID alone
     // has the same conditions, and reports which one is not met.
@@ -62,23 +62,23 @@ pub fn open_as(who: &Credentials) -> Result<(), (Drop, Errno)> {
         // A user namespace can deny the call altogether (user_namespaces(7)): that the namespace does not
         // map the ID is the better reason.
         return Err(match gid_refused() {
-            Err(Errno::EINVAL) => (Drop::Gid, Errno::EINVAL),
-            _ => (Drop::Groups, errno),
+            Err(Errno::EINVAL) => (DropStep::Gid, Errno::EINVAL),
+            _ => (DropStep::Groups, errno),
         });
     }
     unistd::setfsgid(who.gid);
     if file_gid() != who.gid {
-        gid_refused().map_err(at(Drop::Gid))?;
+        gid_refused().map_err(at(DropStep::Gid))?;
         return Err(not_taken);
     }
     unistd::setfsuid(who.uid);
     if file_uid() != who.uid {
-        unistd::setresuid(keep_uid, keep_uid, who.uid).map_err(at(Drop::Uid))?;
+        unistd::setresuid(keep_uid, keep_uid, who.uid).map_err(at(DropStep::Uid))?;
         return Err(not_taken);
     }
     // Only now: to set the IDs takes capabilities. Root keeps them, as libvirt lets it (user = "root").
     if !who.uid.is_root() {
-        drop_capabilities().map_err(at(Drop::Capabilities))?;
+        drop_capabilities().map_err(at(DropStep::Capabilities))?;
     }
     let _ = nix::sys::prctl::set_dumpable(false);
     let after = (unistd::getresuid(), unistd::getresgid());
@@ -102,9 +102,9 @@ fn file_gid() -> Gid {
 }
 
 /// Whether this process may do what owner, mode and ACL of a file do not let it (`CAP_DAC_OVERRIDE`).
-pub fn overrides_rights() -> bool {
+pub fn has_dac_override() -> bool {
     let wanted = Capability::CAP_DAC_OVERRIDE.bitmask();
-    raw::capabilities().is_ok_and(|held| held.effective & wanted != 0)
+    syscalls::capabilities().is_ok_and(|held| held.effective & wanted != 0)
 }
 
 /// The identity of nobody: it owns nothing and is in no group that matters.
@@ -118,22 +118,24 @@ const NOBODY: u32 = 65_534;
 /// # Errors
 /// The step that failed and its errno, as [`open_as`].
 #[cfg(feature = "logs")]
-pub fn become_nobody() -> Result<(), (Drop, Errno)> {
+pub fn become_nobody() -> Result<(), (DropStep, Errno)> {
     let at = |step| move |errno| (step, errno);
     let _ = nix::sys::prctl::set_no_new_privs();
     let is_root = unistd::geteuid().is_root();
     let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
     if is_root {
-        unistd::setresgid(gid, gid, gid).map_err(at(Drop::Gid))?;
-        unistd::setgroups(&[]).map_err(at(Drop::Groups))?;
-        unistd::setresuid(uid, uid, uid).map_err(at(Drop::Uid))?;
+        unistd::setresgid(gid, gid, gid).map_err(at(DropStep::Gid))?;
+        unistd::setgroups(&[]).map_err(at(DropStep::Groups))?;
+        unistd::setresuid(uid, uid, uid).map_err(at(DropStep::Uid))?;
     }
-    drop_capabilities().map_err(at(Drop::Capabilities))?;
+    drop_capabilities().map_err(at(DropStep::Capabilities))?;
     if is_root {
         // Other processes of nobody must not be able to trace this one.
         let _ = nix::sys::prctl::set_dumpable(false);
         let is_nobody = is(uid, gid) && has_groups(&[]);
-        return is_nobody.then_some(()).ok_or((Drop::Verify, Errno::EBADE));
+        return is_nobody
+            .then_some(())
+            .ok_or((DropStep::Verify, Errno::EBADE));
     }
     Ok(())
 }
@@ -150,10 +152,10 @@ fn is(uid: Uid, gid: Gid) -> bool {
 /// Empties the effective, permitted, inheritable and ambient sets, and makes sure of it (`EBADE`). The
 /// bounding set stays, as it does for a QEMU that libvirt starts; it does not matter to open(2).
 fn drop_capabilities() -> Result<(), Errno> {
-    let none = raw::Capabilities::default();
-    if raw::capabilities()? != none {
-        raw::set_capabilities(none)?;
-        if raw::capabilities()? != none {
+    let none = syscalls::Capabilities::default();
+    if syscalls::capabilities()? != none {
+        syscalls::set_capabilities(none)?;
+        if syscalls::capabilities()? != none {
             return Err(Errno::EBADE);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use super::raw;
+use super::syscalls;
 
 /// Major number of the misc devices (include/uapi/linux/major.h, `MISC_MAJOR`).
 pub const MAJOR: u64 = 10;
@@ -21,7 +21,7 @@ const KVM_CREATE_VM: u32 = 0xae01;
 /// # Errors
 /// `ENOTTY` where something else than KVM was opened.
 pub fn api_version(fd: BorrowedFd<'_>) -> nix::Result<i32> {
-    super::retry(|| raw::ioctl_zero(fd, KVM_GET_API_VERSION))
+    super::retry(|| syscalls::ioctl_zero(fd, KVM_GET_API_VERSION))
 }
 
 /// Creates a virtual machine and lets go of it at once.
@@ -30,7 +30,7 @@ pub fn api_version(fd: BorrowedFd<'_>) -> nix::Result<i32> {
 /// `EBUSY` where another hypervisor holds the processor's extensions; `EINTR` is retried, as QEMU
 /// does.
 pub fn create_vm(fd: BorrowedFd<'_>) -> nix::Result<()> {
-    let vm = super::retry(|| raw::ioctl_zero(fd, KVM_CREATE_VM))?;
+    let vm = super::retry(|| syscalls::ioctl_zero(fd, KVM_CREATE_VM))?;
     let _ = nix::unistd::close(vm);
     Ok(())
 }

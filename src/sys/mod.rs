@@ -1,31 +1,31 @@
 //! The only callers of system calls that look at or change the machine.
 //!
 //! Everything here works on descriptors that were opened without following a link and checked
-//! before use. `raw` is the one file of the crate that may contain `unsafe`.
+//! before use. `syscalls` is the one file of the crate that may contain `unsafe`.
 //!
-//! The modules here use each other only downwards, in this order: `events`, `settle`; `program`, `public`,
-//! `output`; `file`; `root`, `device`; `handle`, `kvm`; `raw`. None uses what observes, decides or reports.
+//! The modules here use each other only downwards, in this order: `events`, `settle`; `self_exe`, `output_file`,
+//! `output_dir`; `file`; `root`, `device`; `handle`, `kvm`; `syscalls`. None uses what observes, decides or reports.
 
-pub mod child;
 #[cfg(feature = "watch")]
 pub mod claim;
 pub mod device;
 pub mod events;
 pub mod file;
+pub mod fork;
 pub(crate) mod handle;
 pub mod identity;
 pub mod kvm;
-pub mod output;
+pub mod output_dir;
+pub mod output_file;
 mod pace;
 pub mod privileges;
 pub mod proc;
 pub mod processes;
-pub mod program;
-pub mod public;
-pub(crate) mod raw;
 pub mod root;
+pub mod self_exe;
 pub mod settle;
 pub(crate) mod signals;
+pub(crate) mod syscalls;
 
 pub use signals::end_on_request;
 #[cfg(feature = "watch")]
@@ -43,7 +43,7 @@ use nix::sys::stat::Mode;
 
 /// A system call that failed: what was called, on what, and what came back.
 #[derive(Debug)]
-pub struct CallError {
+pub struct SyscallError {
     /// The call with its arguments, as strace would show it.
     pub call: String,
     /// What the kernel answered.
@@ -52,7 +52,7 @@ pub struct CallError {
     hint: Option<&'static str>,
 }
 
-impl CallError {
+impl SyscallError {
     /// `call` failed with `errno`.
     pub fn new(call: String, errno: Errno) -> Self {
         let hint = None;
@@ -81,18 +81,18 @@ impl CallError {
     }
 }
 
-impl fmt::Display for CallError {
+impl fmt::Display for SyscallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {:?} ({})", self.call, self.errno, self.errno.desc())
     }
 }
 
-impl std::error::Error for CallError {}
+impl std::error::Error for SyscallError {}
 
 /// How much of many files is read altogether: a hundred times what a node has of rules, or of records.
-pub(crate) struct Room(usize);
+pub(crate) struct ReadBudget(usize);
 
-impl Room {
+impl ReadBudget {
     /// 8 MiB.
     pub(crate) fn new() -> Self {
         Self(8 << 20)
@@ -104,7 +104,7 @@ impl Room {
     /// `EFBIG` where that is too much, with the file's name.
     pub(crate) fn take(&mut self, content: &[u8], name: impl FnOnce() -> PathBuf) -> Result<()> {
         let left = self.0.checked_sub(content.len()).ok_or(Errno::EFBIG);
-        let left = left.named(|| format!("read({}, and those before it)", name().display()));
+        let left = left.context(|| format!("read({}, and those before it)", name().display()));
         let hint = Some("expected at most 8 MiB of such files on the node");
         self.0 = left.map_err(|error| error.hint(hint))?;
         Ok(())
@@ -115,23 +115,23 @@ impl Room {
 pub type Inode = (u64, u64);
 
 /// What every function of this directory returns.
-pub type Result<T> = std::result::Result<T, CallError>;
+pub type Result<T> = std::result::Result<T, SyscallError>;
 
 /// Names the call that an error came from.
-pub(crate) trait Named<T> {
+pub(crate) trait Context<T> {
     /// `call` is only built when there is something to report.
-    fn named(self, call: impl FnOnce() -> String) -> Result<T>;
+    fn context(self, call: impl FnOnce() -> String) -> Result<T>;
 }
 
-impl<T> Named<T> for nix::Result<T> {
-    fn named(self, call: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|errno| CallError::new(call(), errno))
+impl<T> Context<T> for nix::Result<T> {
+    fn context(self, call: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|errno| SyscallError::new(call(), errno))
     }
 }
 
-impl<T> Named<T> for io::Result<T> {
-    fn named(self, call: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(errno_of).named(call)
+impl<T> Context<T> for io::Result<T> {
+    fn context(self, call: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(errno_of).context(call)
     }
 }
 

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::sys::prctl::set_no_new_privs;
 use nix::sys::stat::{Mode, umask};
 
-use super::raw::{self, Capabilities};
+use super::syscalls::{self, Capabilities};
 
 /// What is done, as far as rights are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub const NEEDS: &[Need] = &[
     Need {
         capability: Capability::CAP_DAC_OVERRIDE,
         jobs: ALL,
-        why: "reads, and where the verb writes writes, in folders that root does not own; QEMU that runs \
+        why: "reads, and where the verb writes writes, in directories that root does not own; QEMU that runs \
               as root has it, so its proof needs it",
     },
     Need {
@@ -66,7 +66,7 @@ pub const NEEDS: &[Need] = &[
     Need {
         capability: Capability::CAP_FOWNER,
         jobs: WRITERS,
-        why: "sets mode, ACL and attributes of what root does not own, replaces it in a sticky folder",
+        why: "sets mode, ACL and attributes of what root does not own, replaces it in a sticky directory",
     },
     Need {
         capability: Capability::CAP_FSETID,
@@ -123,7 +123,7 @@ pub fn reduce(job: Job) {
         let so = "programs could gain rights if this process started any";
         refused("prctl(PR_SET_NO_NEW_PRIVS)", errno, so);
     }
-    match raw::empty_bounding_set() {
+    match syscalls::empty_bounding_set() {
         // Without CAP_SETPCAP it stays, and nothing is ever started that could use it.
         Ok(()) | Err(Errno::EPERM) => {}
         Err(errno) => {
@@ -154,7 +154,7 @@ fn refused(call: &str, errno: Errno, so: &str) {
 
 /// Gives the permitted capabilities that are left.
 fn reduce_sets(job: Job) -> nix::Result<u64> {
-    let held = raw::capabilities()?;
+    let held = syscalls::capabilities()?;
     let permitted = kept(job, held.permitted);
     let less = Capabilities {
         effective: held.effective & permitted,
@@ -162,7 +162,7 @@ fn reduce_sets(job: Job) -> nix::Result<u64> {
         inheritable: 0,
     };
     if less != held {
-        raw::set_capabilities(less)?;
+        syscalls::set_capabilities(less)?;
     }
     Ok(permitted)
 }

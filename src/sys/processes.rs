@@ -17,7 +17,7 @@ use nix::unistd::{Gid, Pid, getpgid, read};
 
 use super::handle::{entries, inode, open_directory};
 use super::root::Root;
-use super::{CallError, Inode, Named, open, open_in, proc, raw, retry};
+use super::{Context, Inode, SyscallError, open, open_in, proc, retry, syscalls};
 
 /// Parts of a second that /proc counts in, the same on every architecture that runs KVM.
 const TICKS: i64 = 100;
@@ -82,11 +82,11 @@ pub fn named(names: &[&str]) -> Vec<Process> {
             is_admin: is_admin(&status),
         })
     };
-    let Some((folder, pids)) = pids() else {
+    let Some((directory, pids)) = pids() else {
         return Vec::new();
     };
     let pids = pids.into_iter().filter(|pid| !is_kernels(*pid));
-    let meant = pids.filter(|pid| has_name(&folder, *pid, names));
+    let meant = pids.filter(|pid| has_name(&directory, *pid, names));
     meant.filter_map(process).collect()
 }
 
@@ -115,7 +115,7 @@ pub enum Look {
     /// It runs as root.
     Seen(Box<Inspected>),
     /// It runs as root, and the kernel does not let this process look at it.
-    Hidden(CallError),
+    Hidden(SyscallError),
     /// It has ended, or one of its four UIDs is not 0.
     NotRoots,
 }
@@ -137,17 +137,17 @@ pub fn inspect(pid: u32) -> Look {
 }
 
 fn facts(pid: u32, status: impl Fn() -> Option<String>) -> super::Result<Option<Inspected>> {
-    let pidfd = raw::pidfd_open(pid).named(|| format!("pidfd_open({pid})"))?;
+    let pidfd = syscalls::pidfd_open(pid).context(|| format!("pidfd_open({pid})"))?;
     let path = format!("/proc/{pid}");
     // This directory is the process', and stays so when its number is another's.
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
-    let folder = open(path.as_str(), flags).named(|| format!("open({path}, O_PATH)"))?;
-    let root = Root::open_at(&folder, "root", root_path(pid))?;
-    let link = readlinkat(&folder, "exe").named(|| format!("readlink({path}/exe)"))?;
+    let directory = open(path.as_str(), flags).context(|| format!("open({path}, O_PATH)"))?;
+    let root = Root::open_at(&directory, "root", root_path(pid))?;
+    let link = readlinkat(&directory, "exe").context(|| format!("readlink({path}/exe)"))?;
     let follow = AtFlags::empty();
-    let executable = fstatat(&folder, "exe", follow).named(|| format!("stat({path}/exe)"))?;
-    let its = namespace(&folder, &path)?;
-    let own = open("/proc/self", flags).named(|| "open(/proc/self, O_PATH)".to_owned())?;
+    let executable = fstatat(&directory, "exe", follow).context(|| format!("stat({path}/exe)"))?;
+    let its = namespace(&directory, &path)?;
+    let own = open("/proc/self", flags).context(|| "open(/proc/self, O_PATH)".to_owned())?;
     let own = namespace(&own, "/proc/self")?;
     let Some(status) = status() else {
         return Ok(None);
@@ -164,12 +164,12 @@ fn facts(pid: u32, status: impl Fn() -> Option<String>) -> super::Result<Option<
 }
 
 /// The user namespace of a process; `None` where the kernel has none.
-fn namespace(folder: &OwnedFd, path: &str) -> super::Result<Option<Inode>> {
-    match fstatat(folder, "ns/user", AtFlags::empty()) {
+fn namespace(directory: &OwnedFd, path: &str) -> super::Result<Option<Inode>> {
+    match fstatat(directory, "ns/user", AtFlags::empty()) {
         Ok(stat) => Ok(Some(inode(&stat))),
         // The process is there: its other links were read.
         Err(Errno::ENOENT) => Ok(None),
-        Err(errno) => Err(errno).named(|| format!("stat({path}/ns/user)")),
+        Err(errno) => Err(errno).context(|| format!("stat({path}/ns/user)")),
     }
 }
 
@@ -212,11 +212,11 @@ fn is_kernels(pid: u32) -> bool {
     getpgid(pid).is_ok_and(|group| group.as_raw() == 0)
 }
 
-fn has_name(folder: &OwnedFd, pid: u32, names: &[&str]) -> bool {
+fn has_name(directory: &OwnedFd, pid: u32, names: &[&str]) -> bool {
     /// Longer than any name and its newline.
     const ROOM: usize = 32;
     let path = format!("{pid}/comm");
-    let Ok(file) = open_in(folder, path.as_str(), OFlag::O_RDONLY) else {
+    let Ok(file) = open_in(directory, path.as_str(), OFlag::O_RDONLY) else {
         return false;
     };
     let mut name = [0; ROOM];
@@ -233,16 +233,16 @@ pub fn qemus_with_group(gid: Gid) -> Vec<u32> {
     pids.into_iter().filter(carries).collect()
 }
 
-/// The folder `/proc`, and the process IDs in it: of what cannot be listed to its end, what was listed.
+/// The directory `/proc`, and the process IDs in it: of what cannot be listed to its end, what was listed.
 fn pids() -> Option<(OwnedFd, Vec<u32>)> {
-    let folder = open_directory(AT_FDCWD, "/proc").ok()?;
+    let directory = open_directory(AT_FDCWD, "/proc").ok()?;
     let mut pids: Vec<u32> = Vec::new();
-    let _ = entries(&folder, |name, _| {
+    let _ = entries(&directory, |name, _| {
         pids.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
         Ok(())
     });
     pids.sort_unstable();
-    Some((folder, pids))
+    Some((directory, pids))
 }
 
 fn boot_time() -> Option<i64> {

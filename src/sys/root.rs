@@ -1,4 +1,4 @@
-//! A folder seen as the root of a file system, such as the node's mounted into a pod.
+//! A directory seen as the root of a file system, such as the node's mounted into a pod.
 //!
 //! Reads below it cannot leave it: an absolute link (`etc/group -> /usr/lib/group`) resolves
 //! inside, `..` stops at the top, and links of `/proc` are not followed (openat2(2),
@@ -16,13 +16,13 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat, umask};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::fsync;
 
-use super::handle::{Found, MAX_NAMES, READ, inode, list, read_open};
-use super::{CallError, Inode, Named, Result, errno_of, open, open_in, retry};
+use super::handle::{FileHandle, MAX_NAMES, READ, inode, list, read_open};
+use super::{Context, Inode, Result, SyscallError, errno_of, open, open_in, retry};
 
 pub(crate) use super::handle::MAX_FILE;
 pub use super::handle::{is_mount_point, kind, kind_name, open_here, read_here};
 
-/// An open folder that paths are resolved below.
+/// An open directory that paths are resolved below.
 #[derive(Debug)]
 pub struct Root {
     fd: OwnedFd,
@@ -50,24 +50,24 @@ impl Stamp {
 }
 
 impl Root {
-    /// Opens the folder at `path`, following links to it.
+    /// Opens the directory at `path`, following links to it.
     ///
     /// # Errors
     /// What open(2) answers: `ENOENT`, `ENOTDIR`, `EACCES`.
     pub fn open(path: &Path) -> Result<Self> {
         let fd = open(path, OFlag::O_PATH | OFlag::O_DIRECTORY)
-            .named(|| format!("open({}, O_PATH|O_DIRECTORY)", path.display()))?;
+            .context(|| format!("open({}, O_PATH|O_DIRECTORY)", path.display()))?;
         let path = path.to_owned();
         Ok(Self { fd, path })
     }
 
-    /// Opens `name` in an open folder, links followed, also those of `/proc`. `path` is what it is called.
+    /// Opens `name` in an open directory, links followed, also those of `/proc`. `path` is what it is called.
     ///
     /// # Errors
     /// As [`Root::open`].
-    pub(super) fn open_at(folder: &OwnedFd, name: &str, path: PathBuf) -> Result<Self> {
-        let fd = open_in(folder, name, OFlag::O_PATH | OFlag::O_DIRECTORY)
-            .named(|| format!("open({}, O_PATH|O_DIRECTORY)", path.display()))?;
+    pub(super) fn open_at(directory: &OwnedFd, name: &str, path: PathBuf) -> Result<Self> {
+        let fd = open_in(directory, name, OFlag::O_PATH | OFlag::O_DIRECTORY)
+            .context(|| format!("open({}, O_PATH|O_DIRECTORY)", path.display()))?;
         Ok(Self { fd, path })
     }
 
@@ -81,7 +81,7 @@ impl Root {
         }
         let shown = name.display().to_string();
         let fd = self.open_below(&shown, OFlag::O_PATH | OFlag::O_DIRECTORY);
-        let fd = fd.named(|| self.call(&shown))?;
+        let fd = fd.context(|| self.call(&shown))?;
         let path = self.path.join(name);
         Ok(Self { fd, path })
     }
@@ -104,7 +104,7 @@ impl Root {
     /// One more descriptor of it.
     pub(super) fn descriptor(&self) -> Result<OwnedFd> {
         let fd = retry(|| self.fd.try_clone().map_err(errno_of));
-        fd.named(|| format!("dup({})", self.path.display()))
+        fd.context(|| format!("dup({})", self.path.display()))
     }
 
     /// Device and inode number, which tell two roots apart.
@@ -112,7 +112,7 @@ impl Root {
     /// # Errors
     /// What fstat(2) answers.
     pub fn id(&self) -> Result<Inode> {
-        let stat = fstat(&self.fd).named(|| format!("fstat({})", self.path.display()))?;
+        let stat = fstat(&self.fd).context(|| format!("fstat({})", self.path.display()))?;
         Ok(inode(&stat))
     }
 
@@ -147,7 +147,7 @@ impl Root {
         let Some(found) = self.find(name, OFlag::empty())? else {
             return Ok(None);
         };
-        let content = found.read().named(|| found.describe(&self.join(name)))?;
+        let content = found.read().context(|| found.describe(&self.join(name)))?;
         Ok(Some((content, Stamp::of(&found.stat))))
     }
 
@@ -187,7 +187,7 @@ impl Root {
         let link = found.filter(|found| found.kind() == SFlag::S_IFLNK);
         let target = link.map(|link| retry(|| readlinkat(&link.fd, "")));
         let call = || format!("readlinkat({})", self.join(name).display());
-        target.transpose().named(call)
+        target.transpose().context(call)
     }
 
     /// Whether the directory `name`, a path without links, is on another mount than this root itself;
@@ -203,7 +203,7 @@ impl Root {
         match retry(|| openat2(&self.fd, name, how)) {
             Ok(_) => Ok(false),
             Err(Errno::EXDEV) => Ok(true),
-            Err(errno) => Err(errno).named(|| self.call(name)),
+            Err(errno) => Err(errno).context(|| self.call(name)),
         }
     }
 
@@ -230,24 +230,24 @@ impl Root {
         let mount = self.find(name, more)?;
         let mount = mount.map(|found| retry(|| fstatvfs(&found.fd)));
         let call = || format!("fstatfs({})", self.join(name).display());
-        Ok(mount.transpose().named(call)?.map(|mount| mount.flags()))
+        Ok(mount.transpose().context(call)?.map(|mount| mount.flags()))
     }
 
-    /// The names in the folder `name`; none where there is no such folder.
+    /// The names in the directory `name`; none where there is no such directory.
     ///
     /// # Errors
     /// What the calls answer; `E2BIG` for more than ten thousand names.
     pub fn list(&self, name: &str) -> Result<Vec<OsString>> {
-        let entries = self.folder(name)?.map(|folder| folder.entries);
+        let entries = self.directory(name)?.map(|directory| directory.entries);
         let entries = entries.unwrap_or_default().into_iter();
         Ok(entries.map(|(name, _)| name).collect())
     }
 
-    /// The folder `name` and what is in it, sorted; `None` where there is no such folder.
+    /// The directory `name` and what is in it, sorted; `None` where there is no such directory.
     ///
     /// # Errors
     /// As [`Root::list`].
-    pub fn folder(&self, name: &str) -> Result<Option<Folder>> {
+    pub fn directory(&self, name: &str) -> Result<Option<ListedDir>> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
         let Some(fd) = self.lookup(name, flags)? else {
             return Ok(None);
@@ -255,70 +255,70 @@ impl Root {
         let path = self.join(name);
         let listed = list(&fd, MAX_NAMES);
         let entries = listed.map_err(|errno| {
-            let many = "expected at most 10,000 names in that folder";
+            let many = "expected at most 10,000 names in that directory";
             let call = format!("getdents64({})", path.display());
-            CallError::new(call, errno).hint((errno == Errno::E2BIG).then_some(many))
+            SyscallError::new(call, errno).hint((errno == Errno::E2BIG).then_some(many))
         })?;
-        Ok(Some(Folder { fd, path, entries }))
+        Ok(Some(ListedDir { fd, path, entries }))
     }
 
-    /// The folder `name`, found but not opened; `None` where there is none.
+    /// The directory `name`, found but not opened; `None` where there is none.
     ///
     /// # Errors
     /// What openat2(2) answers.
-    pub fn find_folder(&self, name: &str) -> Result<Option<OwnedFd>> {
+    pub fn find_directory(&self, name: &str) -> Result<Option<OwnedFd>> {
         self.lookup(name, OFlag::O_PATH | OFlag::O_DIRECTORY)
     }
 
-    /// Opens the folder that holds `name`, and gives it with the last part of `name`.
+    /// Opens the directory that holds `name`, and gives it with the last part of `name`.
     ///
     /// # Errors
     /// What openat2(2) answers.
-    pub fn folder_of(&self, name: &str) -> Result<(OwnedFd, String)> {
-        let (folder, last) = name.rsplit_once('/').unwrap_or((".", name));
-        let fd = self.open_below(folder, OFlag::O_RDONLY | OFlag::O_DIRECTORY);
-        Ok((fd.named(|| self.call(folder))?, last.to_owned()))
+    pub fn directory_of(&self, name: &str) -> Result<(OwnedFd, String)> {
+        let (directory, last) = name.rsplit_once('/').unwrap_or((".", name));
+        let fd = self.open_below(directory, OFlag::O_RDONLY | OFlag::O_DIRECTORY);
+        Ok((fd.context(|| self.call(directory))?, last.to_owned()))
     }
 
-    /// Makes the folder `name`, with the mode 0755, in a folder that is there. One that is there
+    /// Makes the directory `name`, with the mode 0755, in a directory that is there. One that is there
     /// already stays as it is.
     ///
     /// # Errors
-    /// What mkdirat(2) answers: `EROFS`, `ENOSPC`, `EACCES`; what openat2(2) answers for the folder
+    /// What mkdirat(2) answers: `EROFS`, `ENOSPC`, `EACCES`; what openat2(2) answers for the directory
     /// around it.
-    pub fn make_folder(&self, name: &str) -> Result<()> {
+    pub fn make_directory(&self, name: &str) -> Result<()> {
         let call = || format!("mkdirat({})", self.join(name).display());
-        let (around, last) = self.folder_of(name)?;
+        let (around, last) = self.directory_of(name)?;
         // Whoever reads there may do so from the first moment on: a run that is killed mends no mode.
         let usual = umask(Mode::S_IWGRP | Mode::S_IWOTH);
         let made = retry(|| mkdirat(&around, last.as_str(), Mode::from_bits_truncate(0o755)));
         umask(usual);
         match made {
             Err(Errno::EEXIST) => return Ok(()),
-            made => made.named(call)?,
+            made => made.context(call)?,
         }
-        // Where the folder around has a default ACL, that one counts instead of the umask.
+        // Where the directory around has a default ACL, that one counts instead of the umask.
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
-        let made = open_in(&around, last.as_str(), flags).named(call)?;
-        let given = fstat(&made).named(call)?.st_mode & 0o7777;
+        let made = open_in(&around, last.as_str(), flags).context(call)?;
+        let given = fstat(&made).context(call)?.st_mode & 0o7777;
         if given & 0o755 != 0o755 {
             let set = File::from(made).set_permissions(PermissionsExt::from_mode(given | 0o755));
-            set.named(|| format!("fchmod({})", self.join(name).display()))?;
+            set.context(|| format!("fchmod({})", self.join(name).display()))?;
         }
-        retry(|| fsync(&around)).named(call)
+        retry(|| fsync(&around)).context(call)
     }
 
-    fn find(&self, name: &str, more: OFlag) -> Result<Option<Found>> {
+    fn find(&self, name: &str, more: OFlag) -> Result<Option<FileHandle>> {
         let fd = self.lookup(name, OFlag::O_PATH | more)?;
-        let found = fd.map(Found::new).transpose();
-        found.named(|| format!("fstat({})", self.join(name).display()))
+        let found = fd.map(FileHandle::new).transpose();
+        found.context(|| format!("fstat({})", self.join(name).display()))
     }
 
     /// Opens what `name` leads to; `None` where that is nothing.
     fn lookup(&self, name: &str, flags: OFlag) -> Result<Option<OwnedFd>> {
         match self.open_below(name, flags) {
             Err(errno) if is_absent(errno) => Ok(None),
-            opened => opened.map(Some).named(|| self.call(name)),
+            opened => opened.map(Some).context(|| self.call(name)),
         }
     }
 
@@ -341,16 +341,16 @@ impl Root {
     }
 }
 
-/// A folder that was listed.
+/// A directory that was listed.
 #[derive(Debug)]
-pub struct Folder {
+pub struct ListedDir {
     fd: OwnedFd,
     path: PathBuf,
     /// Each name in it, and whether it is a regular file's for certain.
     pub entries: Vec<(OsString, bool)>,
 }
 
-impl Folder {
+impl ListedDir {
     /// The content of an entry that was listed as a regular file; `None` where it is none any more.
     ///
     /// It costs half of [`Root::read`], which has to find out what it opens.
@@ -367,7 +367,7 @@ impl Folder {
         match read {
             Err(Errno::ELOOP | Errno::ENXIO | Errno::ENODEV) => Ok(None),
             Err(errno) if is_absent(errno) => Ok(None),
-            read => read.named(|| format!("read({}/{})", self.path.display(), name.display())),
+            read => read.context(|| format!("read({}/{})", self.path.display(), name.display())),
         }
     }
 }

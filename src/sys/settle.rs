@@ -1,7 +1,7 @@
 //! Waiting for the device to appear and to hold still.
 //!
 //! Unloading and loading the module removes the node and makes a new one, 0600 root:root, and
-//! udevd answers some time later. inotify watches on the folder and the device see all of it, without
+//! udevd answers some time later. inotify watches on the directory and the device see all of it, without
 //! polling.
 
 use std::ffi::OsStr;
@@ -31,20 +31,20 @@ pub enum Settled {
 /// Waits up to `longest` for `device` to be a KVM node that held still for [`QUIET`].
 ///
 /// # Errors
-/// What open(2) and poll(2) answer, but for a folder that does not exist: that is `Missing` at once.
+/// What open(2) and poll(2) answer, but for a directory that does not exist: that is `Missing` at once.
 pub fn wait(device: &Path, longest: Duration) -> Result<Settled> {
     let end = Instant::now() + longest;
-    let (Some(folder), Some(name)) = (device.parent(), device.file_name()) else {
+    let (Some(directory), Some(name)) = (device.parent(), device.file_name()) else {
         return Ok(Settled::Missing);
     };
     let here = Path::new(".");
-    let folder = if folder.as_os_str().is_empty() {
+    let directory = if directory.as_os_str().is_empty() {
         here
     } else {
-        folder
+        directory
     };
     let mut watcher = Watcher::new(POLL);
-    if !watcher.follow_device(folder, name)? {
+    if !watcher.follow_device(directory, name)? {
         return Ok(Settled::Missing);
     }
     let mut moved = false;
@@ -54,7 +54,7 @@ pub fn wait(device: &Path, longest: Duration) -> Result<Settled> {
         let patience = if there { left.min(QUIET) } else { left };
         let quiet_needed = if there { QUIET } else { Duration::MAX };
         let quiet = Instant::now() + patience;
-        if !changed(&mut watcher, quiet, folder, name)? {
+        if !changed(&mut watcher, quiet, directory, name)? {
             return Ok(match (there, patience >= quiet_needed) {
                 (true, false) if moved => Settled::Moving,
                 // Nothing happened, if only for a time that was asked to be shorter.
@@ -74,13 +74,13 @@ pub fn wait(device: &Path, longest: Duration) -> Result<Settled> {
 }
 
 /// Waits until something happens to the device, `until` at most, and returns whether it did.
-fn changed(watcher: &mut Watcher, until: Instant, folder: &Path, name: &OsStr) -> Result<bool> {
+fn changed(watcher: &mut Watcher, until: Instant, directory: &Path, name: &OsStr) -> Result<bool> {
     loop {
         let mut news = watcher.wait(Some(until))?;
         if news.folders || news.polled {
             let mut is_followed = Ok(true);
             let more = watcher.follow_anew(|watcher| {
-                is_followed = watcher.follow_device(folder, name);
+                is_followed = watcher.follow_device(directory, name);
             });
             is_followed?;
             news.device |= more.device;

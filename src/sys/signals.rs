@@ -4,7 +4,7 @@ use nix::libc;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::getpid;
 
-use super::raw::{self, OnSignal, bit, mask, on_signal};
+use super::syscalls::{self, OnSignal, bit, mask, on_signal};
 
 /// What this process had about SIGCHLD.
 #[derive(Debug)]
@@ -16,7 +16,8 @@ pub(crate) struct Sigchld {
 
 /// Lets children wait to be asked for, whatever was inherited. Gives what was.
 pub(crate) fn default_sigchld() -> Sigchld {
-    let pending = raw::pending_signals().is_ok_and(|signals| signals.contains(Signal::SIGCHLD));
+    let pending =
+        syscalls::pending_signals().is_ok_and(|signals| signals.contains(Signal::SIGCHLD));
     let ignored = on_signal(Signal::SIGCHLD, OnSignal::Default);
     Sigchld { ignored, pending }
 }
@@ -47,7 +48,7 @@ pub fn end_on_request() {
     let_requests_through();
     // SIGHUP, where only this program's start held it back.
     let hangup = bit(libc::SIGHUP);
-    if raw::inherited().blocked & hangup == 0 {
+    if syscalls::inherited().blocked & hangup == 0 {
         mask(libc::SIG_UNBLOCK, Some(hangup));
     }
 }

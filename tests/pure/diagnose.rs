@@ -8,14 +8,14 @@ use libvirt_kvm_init::formats::posix_acl::Acl;
 use libvirt_kvm_init::observe::Node;
 use libvirt_kvm_init::plan::qemu_identity::Identity;
 use libvirt_kvm_init::prove::{AccessContext, ProbeResult, ProofResult, diagnose};
-use libvirt_kvm_init::sys::device::Facts;
+use libvirt_kvm_init::sys::device::DeviceStat;
 use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 use nix::unistd::{Gid, Uid};
 
 fn node(uid: u32, gid: u32, mode: u16) -> Node {
     Node {
-        facts: Facts {
+        facts: DeviceStat {
             kind: SFlag::S_IFCHR,
             major: 10,
             minor: 232,

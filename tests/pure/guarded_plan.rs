@@ -14,7 +14,7 @@ use libvirt_kvm_init::observe::view::View;
 use libvirt_kvm_init::observe::{Driver, Host, Node, Observation, Pod};
 use libvirt_kvm_init::pipeline::Request;
 use libvirt_kvm_init::plan::{GroupFile, GroupStep, Memory, Outcome, Plan, Step, plan};
-use libvirt_kvm_init::sys::device::Facts;
+use libvirt_kvm_init::sys::device::DeviceStat;
 use nix::sys::stat::SFlag;
 use nix::unistd::{Gid, Uid};
 
@@ -61,8 +61,8 @@ fn groups(plan: &Plan) -> Vec<String> {
     names.filter(|name| name.starts_with("kvm")).collect()
 }
 
-fn facts(gid: u32) -> Facts {
-    Facts {
+fn facts(gid: u32) -> DeviceStat {
+    DeviceStat {
         kind: SFlag::S_IFCHR,
         major: 10,
         minor: 232,

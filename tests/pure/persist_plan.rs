@@ -14,7 +14,7 @@ use libvirt_kvm_init::observe::view::View;
 use libvirt_kvm_init::observe::{Driver, Host, Node, Observation, Pod};
 use libvirt_kvm_init::pipeline::Request;
 use libvirt_kvm_init::plan::{Outcome, Plan, Step, plan};
-use libvirt_kvm_init::sys::device::Facts;
+use libvirt_kvm_init::sys::device::DeviceStat;
 use nix::sys::stat::SFlag;
 use nix::unistd::{Gid, Uid};
 
@@ -44,8 +44,8 @@ fn config(gid: Option<&str>, mode: Option<&str>, persist: bool) -> Request {
     resolved.unwrap().0
 }
 
-fn facts(gid: u32) -> Facts {
-    Facts {
+fn facts(gid: u32) -> DeviceStat {
+    DeviceStat {
         kind: SFlag::S_IFCHR,
         major: 10,
         minor: 232,

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use libvirt_kvm_init::sys::file::{CHANGED, LockFile, Rights};
-use libvirt_kvm_init::sys::output::{Purpose, open_output};
+use libvirt_kvm_init::sys::file::{CHANGED, LockFile, OwnerAndMode};
+use libvirt_kvm_init::sys::output_dir::{Purpose, open_output};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
@@ -562,7 +562,13 @@ fn a_file_that_changed_since_it_was_read_is_not_written() {
         let found = folder.find(&name).unwrap();
         let write = |base: &str| {
             let base = Some(base.as_bytes());
-            folder.replace(&name, found.as_ref(), base, b"new:x:1:\n", Rights::Kept)
+            folder.replace(
+                &name,
+                found.as_ref(),
+                base,
+                b"new:x:1:\n",
+                OwnerAndMode::Kept,
+            )
         };
         fs::write(&source, "root:x:0:\nmeanwhile:x:7:\n").unwrap();
         assert_eq!(write("root:x:0:\n").unwrap_err().errno, CHANGED);
@@ -579,7 +585,13 @@ fn a_file_that_changed_since_it_was_read_is_not_written() {
         let found = folder.find(&name).unwrap();
         fs::write(scratch().join("next"), "next:x:7:\n").unwrap();
         fs::rename(scratch().join("next"), &other).unwrap();
-        let done = folder.replace(&name, found.as_ref(), None, b"new:x:1:\n", Rights::Kept);
+        let done = folder.replace(
+            &name,
+            found.as_ref(),
+            None,
+            b"new:x:1:\n",
+            OwnerAndMode::Kept,
+        );
         let error = done.unwrap_err().to_string();
         assert!(
             error.contains("where another file stands now: EXDEV"),

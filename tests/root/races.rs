@@ -271,8 +271,8 @@ fn a_device_that_somebody_else_keeps_changing_ends_in_a_failure_that_says_so() {
 /// puts there between the look and the write is not given to root, nor written into.
 #[test]
 fn a_file_that_is_swapped_before_it_is_written_into_stays_its_owners() {
-    use libvirt_kvm_init::sys::file::{LockFile, Rights};
-    use libvirt_kvm_init::sys::output::{Purpose, open_output};
+    use libvirt_kvm_init::sys::file::{LockFile, OwnerAndMode};
+    use libvirt_kvm_init::sys::output_dir::{Purpose, open_output};
     use std::os::unix::fs::MetadataExt;
     use std::sync::atomic::{AtomicBool, Ordering};
     in_namespace(|| {
@@ -307,7 +307,7 @@ fn a_file_that_is_swapped_before_it_is_written_into_stays_its_owners() {
                 let text = format!("kvm:x:{n}:\n");
                 let found = folder.find(&name).unwrap();
                 // That another file stands there by then is an error, and is told.
-                let rights = Rights::Root(0o644);
+                let rights = OwnerAndMode::Root(0o644);
                 let _ = folder.overwrite(&name, found.as_ref(), None, text.as_bytes(), rights);
             }
             stop.store(true, Ordering::Relaxed);

@@ -23,7 +23,7 @@ pub mod time;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::sys::identity::{Drop, become_nobody};
+use crate::sys::identity::{DropStep, become_nobody};
 use crate::verdict::Verdict;
 use aggregate::Aggregator;
 use input::{Progress, errno_text, error_text};
@@ -60,11 +60,11 @@ pub fn run(paths: &[PathBuf], quiet: bool) -> LogReport {
     named.for_each(|path| logs.add(path));
     if let Err((step, errno)) = become_nobody() {
         let call = match step {
-            Drop::Gid => "setresgid(65534)",
-            Drop::Groups => "setgroups()",
-            Drop::Uid => "setresuid(65534)",
-            Drop::Capabilities => "capset(nothing)",
-            Drop::Verify => "getresuid(), where others came back",
+            DropStep::Gid => "setresgid(65534)",
+            DropStep::Groups => "setgroups()",
+            DropStep::Uid => "setresuid(65534)",
+            DropStep::Capabilities => "capset(nothing)",
+            DropStep::Verify => "getresuid(), where others came back",
         };
         let text = format!(
             "{call}: {}; logs are not read with more rights than needed: run it as another user, \

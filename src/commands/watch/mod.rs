@@ -249,7 +249,7 @@ fn follow_device(watcher: &mut Watcher, request: &Request) -> sys::Result<bool> 
     watcher.follow_device(folder.unwrap_or(here), name)
 }
 
-fn follow_files(watcher: &mut Watcher, request: &Request, problems: &mut Vec<sys::CallError>) {
+fn follow_files(watcher: &mut Watcher, request: &Request, problems: &mut Vec<sys::SyscallError>) {
     let one = |path: &'static str| {
         let folder = path.rsplit_once('/').map_or(".", |(folder, _)| folder);
         (folder, Names::last_of(Path::new(path)))

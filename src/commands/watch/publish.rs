@@ -6,7 +6,7 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use crate::sys::claim::claim;
-use crate::sys::public;
+use crate::sys::output_file;
 
 /// One that is for people and monitors to read: what goes wrong is said when it begins, and when it is over.
 #[derive(Debug, Default)]
@@ -22,9 +22,9 @@ impl Published {
     pub(super) fn write(&mut self, path: Option<&Path>, content: impl FnOnce() -> String) {
         if let Some(path) = path {
             if !std::mem::replace(&mut self.is_clear, true) {
-                public::clear(path);
+                output_file::clear(path);
             }
-            let done = public::publish(path, content().as_bytes(), |_| Ok(()));
+            let done = output_file::publish(path, content().as_bytes(), |_| Ok(()));
             self.tell(path, done.err().map(|error| error.to_string()));
         }
     }
@@ -53,7 +53,7 @@ impl Status {
     /// Takes away what an earlier run left there, or what is kept elsewhere from now on.
     pub(super) fn withdraw(&mut self, path: Option<&Path>) {
         self.held = None;
-        let error = path.and_then(|path| public::withdraw(path).err());
+        let error = path.and_then(|path| output_file::withdraw(path).err());
         if let Some(error) = error {
             log::warn!("what it says is out of date: {error}");
         }
@@ -72,7 +72,7 @@ impl Status {
         };
         let publish = |content: &[u8]| {
             let prepare = |file: &File| claim(file, is_proven);
-            public::publish(path, content, prepare)
+            output_file::publish(path, content, prepare)
         };
         let error = match publish(content().as_bytes()) {
             Ok(file) => {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::find::three;
+use memchr::arch::all::memchr::Three;
 
 /// The length that udevd allows a line, with its continuations.
 pub(super) const LINE_MAX: usize = 16384;
@@ -102,7 +102,7 @@ fn next_line(text: &[u8]) -> Option<(&[u8], &[u8])> {
         return None;
     }
     let is_end = |byte: &u8| matches!(byte, 0 | b'\n' | b'\r');
-    let length = three(0, b'\n', b'\r', text).unwrap_or(text.len());
+    let length = Three::new(0, b'\n', b'\r').find(text).unwrap_or(text.len());
     let (line, rest) = text.split_at(length);
     let mut ends = 0;
     for byte in rest {

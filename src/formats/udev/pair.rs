@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::find::two;
+use memchr::arch::all::memchr::Two;
 
 use super::key::{Attr, IMPORTS, Key, Op, is_fixed_property, key};
 use super::lines::{is_blank, trim};
@@ -166,7 +166,7 @@ fn value(text: &[u8]) -> Result<Value<'_>, &'static str> {
         [b'e', b'i', b'"', rest @ ..] | [b'i', b'e', b'"', rest @ ..] => (true, true, rest),
         _ => return Err("a value that is not in double quotes"),
     };
-    let mut at = two(b'"', b'\\', text).unwrap_or(text.len());
+    let mut at = Two::new(b'"', b'\\').find(text).unwrap_or(text.len());
     let (start, _) = text.split_at(at);
     if let Some([b'"', rest @ ..]) = text.get(at..) {
         return Ok((Cow::Borrowed(start), any_case, rest));

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::key::Key;
 use super::location::Location;
 use super::pair::Pair;
-use crate::find::three;
+use memchr::arch::all::memchr::Three;
 
 /// A line of rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +81,7 @@ pub(super) fn is_idle(line: &[u8]) -> bool {
     let mut after = 0;
     while let Some(found) = line
         .get(after..)
-        .and_then(|rest| three(b'k', b'B', b'P', rest))
+        .and_then(|rest| Three::new(b'k', b'B', b'P').find(rest))
     {
         let at = after + found;
         let from = |back: usize| at.checked_sub(back).and_then(|start| line.get(start..));

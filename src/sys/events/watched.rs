@@ -10,7 +10,7 @@ use nix::sys::inotify::{AddWatchFlags, WatchDescriptor};
 use nix::sys::stat::{FileStat, fstat, fstatat};
 
 use super::{Names, Topic};
-use crate::sys::CallError;
+use crate::sys::SyscallError;
 use crate::sys::handle::{MAX_NAMES, names_below};
 
 /// How a directory is followed.
@@ -89,8 +89,8 @@ pub(super) fn seen_in(folder: &OwnedFd, names: &Names, way: bool) -> u64 {
 }
 
 /// Why something has no watch, with what to do about it.
-pub(super) fn lack(call: String, errno: Errno) -> CallError {
-    CallError::new(call, errno).hint(match errno {
+pub(super) fn lack(call: String, errno: Errno) -> SyscallError {
+    SyscallError::new(call, errno).hint(match errno {
         Errno::EMFILE | Errno::ENFILE => {
             Some("raise fs.inotify.max_user_instances on the node (sysctl)")
         }

@@ -9,11 +9,11 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
 
 use super::new::give;
-use super::{CHANGED, Folder, Found, Rights};
+use super::{CHANGED, FileHandle, LockedDir, OwnerAndMode};
 use crate::sys::handle::MAX_FILE;
-use crate::sys::{Named, Result};
+use crate::sys::{Context, Result};
 
-impl Folder {
+impl LockedDir {
     /// Writes over the file that a mount pins. A longer content first gets its space, as newlines
     /// at the end, which parse as nothing; a shorter one is padded with newlines and then cut. In
     /// between, every state parses as the old file or the new one. The one write that changes the
@@ -26,31 +26,31 @@ impl Folder {
     pub(super) fn write_in_place(
         &self,
         name: &str,
-        found: &Found,
+        found: &FileHandle,
         base: Option<&[u8]>,
         content: &[u8],
-        rights: Rights,
+        rights: OwnerAndMode,
     ) -> Result<()> {
         let call = |what: &str| self.call(what, name);
-        let changed = || Err(CHANGED).named(|| call("write"));
+        let changed = || Err(CHANGED).context(|| call("write"));
         if found.kind() != SFlag::S_IFREG {
-            return Err(Errno::EINVAL).named(|| call("open"));
+            return Err(Errno::EINVAL).context(|| call("open"));
         }
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
-        let file = found.open(flags).named(|| call("open"))?;
-        let old = file.metadata().named(|| call("fstat"))?;
-        if let Rights::Root(mode) = rights {
+        let file = found.open(flags).context(|| call("open"))?;
+        let old = file.metadata().context(|| call("fstat"))?;
+        if let OwnerAndMode::Root(mode) = rights {
             // Its other names would see the change, and a rename cannot cut them off here.
             if old.nlink() != 1 {
-                return Err(Errno::EMLINK).named(|| call("open"));
+                return Err(Errno::EMLINK).context(|| call("open"));
             }
-            give(&file, 0, 0, mode.into()).named(|| call("fchown, fchmod"))?;
+            give(&file, 0, 0, mode.into()).context(|| call("fchown, fchmod"))?;
         }
         let (old, new) = (old.len(), content.len() as u64);
         if old > MAX_FILE {
-            return Err(Errno::EFBIG).named(|| call("read"));
+            return Err(Errno::EFBIG).context(|| call("read"));
         }
-        let current = read_at_most(&file, old + 1).named(|| call("read"))?;
+        let current = read_at_most(&file, old + 1).context(|| call("read"))?;
         if base.is_some_and(|base| base != current) {
             return changed();
         }
@@ -61,19 +61,19 @@ impl Folder {
             if spaced.is_err() {
                 let _ = file.set_len(old);
             }
-            spaced.named(|| call("write"))?;
+            spaced.context(|| call("write"))?;
         } else {
             padded.resize(usize::try_from(old).unwrap_or(padded.len()), b'\n');
         }
         let both = padded.iter().zip(&current);
         let same = both.take_while(|(a, b)| a == b).count();
         let written = file.write_all_at(&padded[same..], same as u64);
-        written.named(|| call("write"))?;
+        written.context(|| call("write"))?;
         if new < old {
-            file.set_len(new).named(|| call("ftruncate"))?;
+            file.set_len(new).context(|| call("ftruncate"))?;
         }
-        file.sync_all().named(|| call("fsync"))?;
-        match read_at_most(&file, new + 1).named(|| call("read"))? == content {
+        file.sync_all().context(|| call("fsync"))?;
+        match read_at_most(&file, new + 1).context(|| call("read"))? == content {
             true => Ok(()),
             false => changed(),
         }

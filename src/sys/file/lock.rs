@@ -15,9 +15,9 @@ use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::new::temporary;
-use super::{Folder, Found, LOCK_WAIT, TRIES};
+use super::{FileHandle, LOCK_WAIT, LockedDir, TRIES};
 use crate::sys::handle::inode;
-use crate::sys::{Named, Result, raw, retry};
+use crate::sys::{Context, Result, retry, syscalls};
 
 /// How often a lock that is taken is asked for again.
 const LOCK_POLL: Duration = Duration::from_millis(5);
@@ -43,7 +43,7 @@ impl LockFile {
     }
 }
 
-impl Folder {
+impl LockedDir {
     /// Takes the lock, waiting up to `longest` for another process. A file that anybody but root may open is
     /// no lock, as each who reads it could hold it for ever: it is replaced. None is held where the
     /// directory is read-only, which leaves files that are mounted there to be written.
@@ -67,13 +67,13 @@ impl Folder {
                         return Ok(());
                     }
                     Ok(()) | Err(Errno::EWOULDBLOCK | Errno::EACCES) => {}
-                    Err(errno) => return Err(errno).named(call),
+                    Err(errno) => return Err(errno).context(call),
                 }
             }
             let waited = start.elapsed();
             if waited >= longest {
                 let call = || format!("{} for {} s", call(), waited.as_secs());
-                return Err(Errno::EWOULDBLOCK).named(call);
+                return Err(Errno::EWOULDBLOCK).context(call);
             }
             if !is_told && waited > UNTOLD && longest == LOCK_WAIT {
                 let seconds = longest.as_secs();
@@ -97,13 +97,13 @@ impl Folder {
                 let mode = Mode::S_IRUSR | Mode::S_IWUSR;
                 match retry(|| openat(&self.fd, name, create, mode)) {
                     Err(Errno::EEXIST) => continue,
-                    made => return made.named(|| self.call("open", name)).map(Some),
+                    made => return made.context(|| self.call("open", name)).map(Some),
                 }
             };
             let is_roots_alone = found.rights().2 & 0o077 == 0;
             if found.is_roots_file() && is_roots_alone {
                 let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-                let opened = found.open(flags).named(|| self.call("open", name))?;
+                let opened = found.open(flags).context(|| self.call("open", name))?;
                 return Ok(Some(opened.into()));
             }
             // One without any name was let go in this moment.
@@ -116,7 +116,7 @@ impl Folder {
 
     /// Whether `name` is this open file.
     fn is_at(&self, name: &str, fd: &OwnedFd) -> Result<bool> {
-        let stat = fstat(fd).named(|| self.call("fstat", name))?;
+        let stat = fstat(fd).context(|| self.call("fstat", name))?;
         Ok(self.inode_at(name)? == Some(inode(&stat)))
     }
 
@@ -125,26 +125,26 @@ impl Folder {
     ///
     /// # Errors
     /// `EISDIR` for a directory of root's, which is left where it is; what the calls answer.
-    pub(in crate::sys) fn put_aside(&self, name: &str, found: &Found) -> Result<()> {
+    pub(in crate::sys) fn put_aside(&self, name: &str, found: &FileHandle) -> Result<()> {
         let path = self.path.join(name);
-        let is_folder = found.kind() == SFlag::S_IFDIR;
-        if is_folder && !found.is_foreign() {
-            return Err(Errno::EISDIR).named(|| format!("rename(…, {})", path.display()));
+        let is_directory = found.kind() == SFlag::S_IFDIR;
+        if is_directory && !found.is_foreign() {
+            return Err(Errno::EISDIR).context(|| format!("rename(…, {})", path.display()));
         }
-        let aside = temporary(name).named(|| "getrandom()".to_owned())?;
+        let aside = temporary(name).context(|| "getrandom()".to_owned())?;
         let call = || format!("rename({}, {aside})", path.display());
         match retry(|| renameat(&self.fd, name, &self.fd, aside.as_str())) {
             Err(Errno::ENOENT) => return Ok(()),
-            done => done.named(call)?,
+            done => done.context(call)?,
         }
         if self.inode_at(&aside)? != Some(found.inode()) {
             // Another process has put a file of its own there in this moment.
             let (from, to) = (CString::new(aside.as_str()), CString::new(name));
             let (from, to) = (from.unwrap_or_default(), to.unwrap_or_default());
-            let back = || raw::rename_anew(self.fd.as_fd(), &from, &to);
-            return retry(back).named(call);
+            let back = || syscalls::rename_anew(self.fd.as_fd(), &from, &to);
+            return retry(back).context(call);
         }
-        let flags = match is_folder {
+        let flags = match is_directory {
             true => UnlinkatFlags::RemoveDir,
             false => UnlinkatFlags::NoRemoveDir,
         };

@@ -12,9 +12,9 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, fsync, linkat, unlinkat};
 
-use super::{Folder, Found, LockFile, Rights, TRIES};
+use super::{FileHandle, LockFile, LockedDir, OwnerAndMode, TRIES};
 use crate::sys::handle::{entries, inode, open_directory};
-use crate::sys::{CallError, Inode, Named, Result, errno_of, open, raw, retry};
+use crate::sys::{Context, Inode, Result, SyscallError, errno_of, open, retry, syscalls};
 
 /// How the name of a file ends that has no other name yet.
 const UNFINISHED: &str = "libvirt-kvm-init";
@@ -23,23 +23,27 @@ const UNFINISHED: &str = "libvirt-kvm-init";
 /// file has no name, which the file system may let it do without.
 struct NewName<'a> {
     name: Option<String>,
-    folder: &'a Folder,
+    directory: &'a LockedDir,
 }
 
 impl Drop for NewName<'_> {
     fn drop(&mut self) {
         if let Some(name) = self.name.take() {
-            let _ = unlinkat(&self.folder.fd, name.as_str(), UnlinkatFlags::NoRemoveDir);
+            let _ = unlinkat(
+                &self.directory.fd,
+                name.as_str(),
+                UnlinkatFlags::NoRemoveDir,
+            );
         }
     }
 }
 
-impl Folder {
+impl LockedDir {
     /// Takes away what killed runs have left beside `name`, if it can.
-    pub fn clear(&self, name: &str, found: Option<&Found>) {
+    pub fn clear(&self, name: &str, found: Option<&FileHandle>) {
         let owner = found.map(|found| found.stat.st_uid);
         for left in self.left_beside(name) {
-            let is_ours = Found::at(&self.fd, left.as_str()).is_ok_and(|left| {
+            let is_ours = FileHandle::at(&self.fd, left.as_str()).is_ok_and(|left| {
                 let is_ours = !left.is_foreign() || Some(left.stat.st_uid) == owner;
                 left.kind() == SFlag::S_IFREG && is_ours
             });
@@ -76,42 +80,42 @@ impl Folder {
     pub(super) fn write_anew(
         &self,
         name: &str,
-        found: Option<&Found>,
-        rights: Rights,
+        found: Option<&FileHandle>,
+        rights: OwnerAndMode,
         fill: impl FnOnce(&mut File) -> std::io::Result<()>,
     ) -> Result<()> {
         self.clear(name, found);
         let call = |what: &str| self.call_on_new(what, name);
         let (mut file, mut new) = self.create(name)?;
-        fill(&mut file).named(|| call("write"))?;
-        let like = found.filter(|_| matches!(rights, Rights::Kept));
+        fill(&mut file).context(|| call("write"))?;
+        let like = found.filter(|_| matches!(rights, OwnerAndMode::Kept));
         let (uid, gid, mode) = match (like, rights) {
             (Some(found), _) => found.rights(),
-            (None, Rights::Root(mode)) => (0, 0, mode.into()),
-            (None, Rights::Kept) => (0, 0, 0o644),
+            (None, OwnerAndMode::Root(mode)) => (0, 0, mode.into()),
+            (None, OwnerAndMode::Kept) => (0, 0, 0o644),
         };
-        give(&file, uid, gid, mode).named(|| call("fchown, fchmod"))?;
+        give(&file, uid, gid, mode).context(|| call("fchown, fchmod"))?;
         if let Some(old) = like {
-            copy_attributes(&old.fd, &file).named(|| call("setxattr"))?;
+            copy_attributes(&old.fd, &file).context(|| call("setxattr"))?;
         }
-        file.sync_all().named(|| call("fsync"))?;
+        file.sync_all().context(|| call("fsync"))?;
 
         let stands = match found {
             Some(old) if old.kind() == SFlag::S_IFDIR => {
                 self.put_aside(name, old)?;
                 None
             }
-            found => found.map(Found::inode),
+            found => found.map(FileHandle::inode),
         };
         self.link(name, &file, &mut new)?;
-        let path = raw::proc_path(&file);
+        let path = syscalls::proc_path(&file);
         let call = || format!("open(the new {}, O_PATH)", self.path.join(name).display());
-        let written = open(path.as_c_str(), OFlag::O_PATH).named(call)?;
+        let written = open(path.as_c_str(), OFlag::O_PATH).context(call)?;
         // From here on it is not open for writing.
         drop(file);
         self.rename(name, stands, &mut new)?;
-        retry(|| fsync(&self.fd)).named(|| format!("fsync({})", self.path.display()))?;
-        let written = fstat(&written).named(|| self.call("fstat", name))?;
+        retry(|| fsync(&self.fd)).context(|| format!("fsync({})", self.path.display()))?;
+        let written = fstat(&written).context(|| self.call("fstat", name))?;
         match self.inode_at(name)? == Some(inode(&written)) {
             true => Ok(()),
             false => Err(self.another_file(name)),
@@ -129,7 +133,7 @@ impl Folder {
         let made = match retry(|| openat(&self.fd, c".", flags | OFlag::O_TMPFILE, mode)) {
             // What a file system without such files answers, and a kernel older than they are.
             Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => None,
-            made => Some(made.named(|| format!("openat({}, O_TMPFILE)", self.path.display()))?),
+            made => Some(made.context(|| format!("openat({}, O_TMPFILE)", self.path.display()))?),
         };
         let flags = flags | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
         let (fd, name) = match made {
@@ -140,8 +144,8 @@ impl Folder {
                 (fd, Some(name))
             }
         };
-        let folder = self;
-        Ok((fd.into(), NewName { name, folder }))
+        let directory = self;
+        Ok((fd.into(), NewName { name, directory }))
     }
 
     /// Tries names that nobody can guess until one is free.
@@ -153,10 +157,10 @@ impl Folder {
     ) -> Result<(T, String)> {
         let mut tries = 1;
         loop {
-            let new = temporary(name).named(|| "getrandom()".to_owned())?;
+            let new = temporary(name).context(|| "getrandom()".to_owned())?;
             match retry(|| make(&new)) {
                 Err(Errno::EEXIST) if tries < TRIES => tries += 1,
-                made => return Ok((made.named(|| self.call(call, &new))?, new)),
+                made => return Ok((made.context(|| self.call(call, &new))?, new)),
             }
         }
     }
@@ -164,7 +168,7 @@ impl Folder {
     /// Names the new file.
     fn link(&self, name: &str, file: &File, new: &mut NewName<'_>) -> Result<()> {
         if new.name.is_none() {
-            let path = raw::proc_path(file);
+            let path = syscalls::proc_path(file);
             let follow = AtFlags::AT_SYMLINK_FOLLOW;
             let make = |to: &str| linkat(AT_FDCWD, path.as_c_str(), &self.fd, to, follow);
             new.name = Some(self.with_new_name(name, "linkat", make)?.1);
@@ -179,7 +183,7 @@ impl Folder {
         }
         let from = new.name.as_deref().unwrap_or_default();
         let renamed = retry(|| renameat(&self.fd, from, &self.fd, name));
-        renamed.named(|| format!("rename({from}, {})", self.path.join(name).display()))?;
+        renamed.context(|| format!("rename({from}, {})", self.path.join(name).display()))?;
         new.name = None;
         Ok(())
     }
@@ -190,33 +194,33 @@ impl Folder {
     pub(in crate::sys) fn publish(
         &self,
         name: &str,
-        found: Option<&Found>,
+        found: Option<&FileHandle>,
         content: &[u8],
         prepare: impl FnOnce(&File) -> nix::Result<()>,
     ) -> Result<File> {
         let call = |what: &str| self.call_on_new(what, name);
         let (mut file, mut new) = self.create(name)?;
-        file.write_all(content).named(|| call("write"))?;
-        give(&file, 0, 0, 0o644).named(|| call("fchown, fchmod"))?;
-        prepare(&file).named(|| call("fcntl"))?;
+        file.write_all(content).context(|| call("write"))?;
+        give(&file, 0, 0, 0o644).context(|| call("fchown, fchmod"))?;
+        prepare(&file).context(|| call("fcntl"))?;
         self.link(name, &file, &mut new)?;
-        self.rename(name, found.map(Found::inode), &mut new)?;
+        self.rename(name, found.map(FileHandle::inode), &mut new)?;
         Ok(file)
     }
 
-    fn another_file(&self, name: &str) -> CallError {
+    fn another_file(&self, name: &str) -> SyscallError {
         let path = self.path.join(name);
         let call = format!(
             "rename(…, {}), where another file stands now",
             path.display()
         );
-        CallError::new(call, Errno::EXDEV)
+        SyscallError::new(call, Errno::EXDEV)
     }
 }
 
 /// What a file is called until it is whole.
 pub(super) fn temporary(name: &str) -> nix::Result<String> {
-    let random = retry(raw::random)?;
+    let random = retry(syscalls::random)?;
     Ok(format!(".{name}.{random:016x}.{UNFINISHED}"))
 }
 
@@ -252,19 +256,19 @@ pub(super) fn give(file: &File, uid: u32, gid: u32, mode: u32) -> nix::Result<()
 /// those of the old content, take `CAP_SYS_ADMIN`, which is given up: they bind nobody, or the kernel
 /// makes them anew.
 fn copy_attributes(old: &OwnedFd, new: &File) -> nix::Result<()> {
-    let (old, new) = (raw::proc_path(old), raw::proc_path(new));
-    let names = raw::listxattr(&old)?;
+    let (old, new) = (syscalls::proc_path(old), syscalls::proc_path(new));
+    let names = syscalls::listxattr(&old)?;
     for name in names.split_inclusive(|byte| *byte == 0) {
         let Ok(name) = CStr::from_bytes_with_nul(name) else {
             continue;
         };
-        let Some(value) = raw::getxattr(&old, name)? else {
+        let Some(value) = syscalls::getxattr(&old, name)? else {
             continue;
         };
-        if raw::getxattr(&new, name)?.as_ref() == Some(&value) {
+        if syscalls::getxattr(&new, name)?.as_ref() == Some(&value) {
             continue;
         }
-        match raw::setxattr(&new, name, &value) {
+        match syscalls::setxattr(&new, name, &value) {
             Err(Errno::EPERM) if name.to_bytes().starts_with(b"security.") => {}
             done => done?,
         }

@@ -8,17 +8,17 @@ use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 
 #[cfg(feature = "watch")]
-use super::file::Folder;
+use super::file::LockedDir;
 #[cfg(feature = "watch")]
-use super::handle::Found;
-use super::output::{Purpose, Unfit, open_output};
+use super::handle::FileHandle;
+use super::output_dir::{OutputDirError, Purpose, open_output};
+use super::{Context, Inode};
 #[cfg(feature = "watch")]
-use super::{CallError, Result};
-use super::{Inode, Named};
+use super::{Result, SyscallError};
 
 /// What stands where a file was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Public {
+pub struct OutputFile {
     /// Its content.
     pub content: Vec<u8>,
     /// Whether all but the content is what this program leaves: one link, owned by root, 0644, in a
@@ -28,42 +28,42 @@ pub struct Public {
 
 /// What was found at a path.
 #[derive(Debug)]
-pub struct Stands {
+pub struct ExistingOutput {
     /// Its kind.
     pub kind: SFlag,
     /// Device and inode number.
     pub inode: Inode,
     /// What was read of it. Only a regular file of root's with one name is opened: the owner of another one
     /// could make that wait or fail (a lease), and it is to be replaced anyway.
-    pub file: Option<Public>,
+    pub file: Option<OutputFile>,
 }
 
 /// Looks at what stands at `path`; `None` for nothing.
 ///
 /// # Errors
-/// [`Unfit`] where an output must not be put there; what the calls answer.
-pub fn read_public(path: &Path) -> std::result::Result<Option<Stands>, Unfit> {
-    let (folder, name) = match open_output(path, Purpose::Look) {
+/// [`OutputDirError`] where an output must not be put there; what the calls answer.
+pub fn read_public(path: &Path) -> std::result::Result<Option<ExistingOutput>, OutputDirError> {
+    let (directory, name) = match open_output(path, Purpose::Look) {
         Err(unfit) if matches!(unfit.errno(), Some(Errno::ENOENT | Errno::ENOTDIR)) => {
             return Ok(None);
         }
         opened => opened?,
     };
-    let Some(found) = folder.find(&name)? else {
+    let Some(found) = directory.find(&name)? else {
         return Ok(None);
     };
     let (kind, inode) = (found.kind(), found.inode());
     let mut file = None;
     if found.is_roots_file() {
-        let as_left = found.rights() == (0, 0, 0o644) && !folder.is_shared()?;
+        let as_left = found.rights() == (0, 0, 0o644) && !directory.is_shared()?;
         file = match found.read() {
-            Ok(content) => Some(Public { content, as_left }),
+            Ok(content) => Some(OutputFile { content, as_left }),
             // Nobody's group file; it is to be replaced as well.
             Err(Errno::EFBIG) => None,
-            Err(errno) => Err(errno).named(|| format!("read({})", path.display()))?,
+            Err(errno) => Err(errno).context(|| format!("read({})", path.display()))?,
         };
     }
-    Ok(Some(Stands { kind, inode, file }))
+    Ok(Some(ExistingOutput { kind, inode, file }))
 }
 
 /// Makes `content` the content of the file `path` for whoever reads it next: whole at every moment,
@@ -81,9 +81,9 @@ pub fn publish(
     content: &[u8],
     prepare: impl FnOnce(&File) -> nix::Result<()>,
 ) -> Result<File> {
-    let (folder, name) = open_output(path, Purpose::Write)?;
-    let found = replaceable(&folder, &name, path)?;
-    folder.publish(&name, found.as_ref(), content, prepare)
+    let (directory, name) = open_output(path, Purpose::Write)?;
+    let found = replaceable(&directory, &name, path)?;
+    directory.publish(&name, found.as_ref(), content, prepare)
 }
 
 /// Takes the file `path` away, if there is one, and what a killed run has left beside it.
@@ -92,13 +92,13 @@ pub fn publish(
 /// What the calls answer, but for a file or a directory that is not there; as [`publish`].
 #[cfg(feature = "watch")]
 pub fn withdraw(path: &Path) -> Result<()> {
-    let (folder, name) = match open_output(path, Purpose::Write) {
+    let (directory, name) = match open_output(path, Purpose::Write) {
         Err(unfit) if unfit.errno() == Some(Errno::ENOENT) => return Ok(()),
-        opened => opened.map_err(CallError::from)?,
+        opened => opened.map_err(SyscallError::from)?,
     };
-    folder.clear(&name, None);
-    match replaceable(&folder, &name, path)? {
-        Some(_) => folder.remove(&name),
+    directory.clear(&name, None);
+    match replaceable(&directory, &name, path)? {
+        Some(_) => directory.remove(&name),
         None => Ok(()),
     }
 }
@@ -106,22 +106,22 @@ pub fn withdraw(path: &Path) -> Result<()> {
 /// Takes away what a killed run has left beside `path`.
 #[cfg(feature = "watch")]
 pub fn clear(path: &Path) {
-    if let Ok((folder, name)) = open_output(path, Purpose::Write) {
-        folder.clear(&name, None);
+    if let Ok((directory, name)) = open_output(path, Purpose::Write) {
+        directory.clear(&name, None);
     }
 }
 
 /// What stands at `name`, if it may be replaced: a directory of another user's is put aside.
 #[cfg(feature = "watch")]
-fn replaceable(folder: &Folder, name: &str, path: &Path) -> Result<Option<Found>> {
-    let found = folder.find(name)?;
+fn replaceable(directory: &LockedDir, name: &str, path: &Path) -> Result<Option<FileHandle>> {
+    let found = directory.find(name)?;
     match found {
         Some(found) if found.kind() == SFlag::S_IFDIR && found.is_foreign() => {
-            folder.put_aside(name, &found)?;
+            directory.put_aside(name, &found)?;
             Ok(None)
         }
         Some(found) if found.kind() != SFlag::S_IFREG && !found.is_foreign() => Err(Errno::EINVAL)
-            .named(|| format!("open({}), where a regular file belongs", path.display())),
+            .context(|| format!("open({}), where a regular file belongs", path.display())),
         found => Ok(found),
     }
 }

@@ -10,7 +10,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, close, execv, getpid, getppid};
 
 use super::signals::{default_sigchld, restore_sigchld};
-use super::{Named, Result, raw, retry};
+use super::{Context, Result, retry, syscalls};
 
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,16 +32,16 @@ pub fn in_child(work: impl FnOnce() -> u8) -> Result<Ended> {
     let parent = getpid();
     // Where SIGCHLD is ignored the kernel would take the child away with its exit code.
     let sigchld = default_sigchld();
-    let forked = raw::fork().named(|| "fork()".to_owned());
+    let forked = syscalls::fork().context(|| "fork()".to_owned());
     let ended = match forked {
         Ok(ForkResult::Child) => {
             let _ = set_pdeathsig(Signal::SIGKILL);
             // That does not help where the parent ended before.
             let code = if getppid() == parent { work() } else { u8::MAX };
-            raw::exit_now(code.into())
+            syscalls::exit_now(code.into())
         }
         Ok(ForkResult::Parent { child }) => retry(|| waitpid(child, None))
-            .named(|| format!("waitpid({child})"))
+            .context(|| format!("waitpid({child})"))
             .map(|status| match status {
                 WaitStatus::Signaled(_, signal, _) => Ended::Killed(signal),
                 // A code is a byte, and without WUNTRACED nothing else is told.
@@ -62,11 +62,11 @@ pub fn in_child(work: impl FnOnce() -> u8) -> Result<Ended> {
 /// ignored, and the handlers of this process (SIGTERM, SIGINT, Rust's for SIGSEGV and SIGBUS, which
 /// leave ignored ones alone) go with it, as does its alternate signal stack (execve(2)).
 pub fn become_program(path: &CStr, args: &[CString]) -> Errno {
-    let inherited = raw::inherited();
+    let inherited = syscalls::inherited();
     if !inherited.sigpipe_ignored() {
-        raw::on_signal(Signal::SIGPIPE, raw::OnSignal::Default);
+        syscalls::on_signal(Signal::SIGPIPE, syscalls::OnSignal::Default);
     }
-    raw::mask(libc::SIG_SETMASK, Some(inherited.blocked));
+    syscalls::mask(libc::SIG_SETMASK, Some(inherited.blocked));
     for fd in inherited.closed() {
         let _ = close(fd);
     }

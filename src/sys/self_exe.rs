@@ -6,9 +6,9 @@ use std::io::{self, Read, Seek};
 use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 
-use super::file::{Folder, Rights};
-use super::handle::{Found, READ};
-use super::{Named, Result, open};
+use super::file::{LockedDir, OwnerAndMode};
+use super::handle::{FileHandle, READ};
+use super::{Context, Result, open};
 
 /// The program that runs: the kernel keeps the inode that was started, whatever stands at its path now.
 const SELF: &str = "/proc/self/exe";
@@ -17,12 +17,12 @@ const MODE: u16 = 0o755;
 
 /// The file of this program, open for reading.
 #[derive(Debug)]
-pub struct Program {
+pub struct SelfExe {
     file: File,
     size: i64,
 }
 
-impl Program {
+impl SelfExe {
     /// Opens the file that this process was started from.
     ///
     /// # Errors
@@ -30,29 +30,29 @@ impl Program {
     /// `EINVAL` for what is no regular file.
     pub fn running() -> Result<Self> {
         let call = || format!("open({SELF})");
-        let fd = open(SELF, READ).named(call)?;
-        let found = Found::new(fd).named(call)?;
+        let fd = open(SELF, READ).context(call)?;
+        let found = FileHandle::new(fd).context(call)?;
         if found.kind() != SFlag::S_IFREG {
-            return Err(Errno::EINVAL).named(call);
+            return Err(Errno::EINVAL).context(call);
         }
         let (file, size) = (found.fd.into(), found.stat.st_size);
         Ok(Self { file, size })
     }
 
-    /// Whether `found` is a copy as [`Program::copy`] makes it: a regular file with no other name, owned by
+    /// Whether `found` is a copy as [`SelfExe::copy`] makes it: a regular file with no other name, owned by
     /// root, 0755, with these bytes.
     ///
     /// # Errors
     /// What the calls answer for a file that could be one.
-    pub fn is(&self, name: &str, found: Option<&Found>) -> Result<bool> {
+    pub fn is(&self, name: &str, found: Option<&FileHandle>) -> Result<bool> {
         let Some(found) = found.filter(|found| self.may_be(found)) else {
             return Ok(false);
         };
         let same = || -> io::Result<_> { Ok(whole(&found.open(READ)?)? == whole(&self.file)?) };
-        same().named(|| format!("read({name})"))
+        same().context(|| format!("read({name})"))
     }
 
-    fn may_be(&self, found: &Found) -> bool {
+    fn may_be(&self, found: &FileHandle) -> bool {
         found.kind() == SFlag::S_IFREG
             && found.stat.st_nlink == 1
             && found.rights() == (0, 0, MODE.into())
@@ -63,10 +63,15 @@ impl Program {
     /// there is what was there or the whole copy, and whoever runs the old one goes on with it.
     ///
     /// # Errors
-    /// As [`Folder::replace`]; `EBUSY` where `name` is a mount point.
-    pub fn copy(&mut self, folder: &Folder, name: &str, found: Option<&Found>) -> Result<()> {
+    /// As [`LockedDir::replace`]; `EBUSY` where `name` is a mount point.
+    pub fn copy(
+        &mut self,
+        directory: &LockedDir,
+        name: &str,
+        found: Option<&FileHandle>,
+    ) -> Result<()> {
         let from = &mut self.file;
-        folder.replace_by_rename(name, found, Rights::Root(MODE), |to| {
+        directory.replace_by_rename(name, found, OwnerAndMode::Root(MODE), |to| {
             from.rewind()?;
             // The kernel does the copying where both file systems let it.
             std::io::copy(from, to).map(drop)

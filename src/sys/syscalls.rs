@@ -126,17 +126,17 @@ pub fn is_mount_root(fd: BorrowedFd<'_>) -> Result<Option<bool>> {
 }
 
 /// renameat2(2) within a directory, `EEXIST` where there is something called `to` (`RENAME_NOREPLACE`).
-pub fn rename_anew(folder: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<()> {
+pub fn rename_anew(directory: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<()> {
     /// `RENAME_NOREPLACE`
     const NO_REPLACE: libc::c_uint = 1;
-    let folder = folder.as_raw_fd();
+    let directory = directory.as_raw_fd();
     // SAFETY: both strings end in NUL.
     let done = unsafe {
         libc::syscall(
             libc::SYS_renameat2,
-            folder,
+            directory,
             from.as_ptr(),
-            folder,
+            directory,
             to.as_ptr(),
             NO_REPLACE,
         )

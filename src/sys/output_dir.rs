@@ -17,10 +17,10 @@ use nix::fcntl::{OFlag, readlinkat};
 use nix::sys::stat::{Mode, SFlag};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
-use super::file::Folder;
-use super::handle::Found;
+use super::file::LockedDir;
+use super::handle::FileHandle;
 use super::root::Root;
-use super::{CallError, Named, Result, open, open_in, retry};
+use super::{Context, Result, SyscallError, open, open_in, retry};
 
 /// How many links a path may lead through, as for the kernel (path_resolution(7)).
 const MOST_LINKS: usize = 40;
@@ -42,9 +42,9 @@ pub enum Purpose {
 
 /// Why a directory is not written into.
 #[derive(Debug)]
-pub enum Unfit {
+pub enum OutputDirError {
     /// A call failed.
-    Call(CallError),
+    Call(SyscallError),
     /// Another user than root could replace what is written, or lead it elsewhere.
     Untrusted {
         /// The directory or link.
@@ -54,7 +54,7 @@ pub enum Unfit {
     },
 }
 
-impl Unfit {
+impl OutputDirError {
     /// The errno of a call that failed.
     pub fn errno(&self) -> Option<Errno> {
         match self {
@@ -64,23 +64,23 @@ impl Unfit {
     }
 }
 
-impl From<CallError> for Unfit {
-    fn from(error: CallError) -> Self {
+impl From<SyscallError> for OutputDirError {
+    fn from(error: SyscallError) -> Self {
         Self::Call(error)
     }
 }
 
 /// For callers that only log: what is refused is a call that was not made.
-impl From<Unfit> for CallError {
-    fn from(unfit: Unfit) -> Self {
+impl From<OutputDirError> for SyscallError {
+    fn from(unfit: OutputDirError) -> Self {
         match unfit {
-            Unfit::Call(error) => error,
-            Unfit::Untrusted { .. } => Self::new(unfit.to_string(), Errno::EACCES),
+            OutputDirError::Call(error) => error,
+            OutputDirError::Untrusted { .. } => Self::new(unfit.to_string(), Errno::EACCES),
         }
     }
 }
 
-impl fmt::Display for Unfit {
+impl fmt::Display for OutputDirError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Call(error) => error.fmt(f),
@@ -94,42 +94,42 @@ impl fmt::Display for Unfit {
     }
 }
 
-impl std::error::Error for Unfit {}
+impl std::error::Error for OutputDirError {}
 
 /// What walking a path, or opening where it leads, answers.
-type Walked<T> = std::result::Result<T, Unfit>;
+type Walked<T> = std::result::Result<T, OutputDirError>;
 
 /// Whether root alone decides which file the name of `entry` in `directory` is. In a sticky directory others
 /// may add names, and not take away or rename what is root's.
-fn keeps(directory: &Found, entry: &Found) -> bool {
+fn keeps(directory: &FileHandle, entry: &FileHandle) -> bool {
     let is_sticky = directory.stat.st_mode & Mode::S_ISVTX.bits() != 0;
     is_roots_alone(directory) || !directory.is_foreign() && is_sticky && !entry.is_foreign()
 }
 
 /// Whether root alone may change what is in a directory.
-fn is_roots_alone(directory: &Found) -> bool {
+fn is_roots_alone(directory: &FileHandle) -> bool {
     !directory.is_foreign() && !directory.is_writable_by_others()
 }
 
 /// The directories from a root to where a path leads.
 struct Walk {
-    root: Found,
+    root: FileHandle,
     /// Where the root is, for messages.
     above: PathBuf,
     /// Those below it, each with its name in the one before.
-    below: Vec<(OsString, Found)>,
+    below: Vec<(OsString, FileHandle)>,
 }
 
 impl Walk {
     fn start(root: OwnedFd, above: &Path) -> Result<Self> {
         let above = above.to_owned();
-        let root = Found::new(root).named(|| format!("fstat({})", above.display()))?;
+        let root = FileHandle::new(root).context(|| format!("fstat({})", above.display()))?;
         let below = Vec::new();
         Ok(Self { root, above, below })
     }
 
     /// The directory that it has come to.
-    fn last(&self) -> &Found {
+    fn last(&self) -> &FileHandle {
         self.below.last().map_or(&self.root, |(_, found)| found)
     }
 
@@ -140,11 +140,11 @@ impl Walk {
     }
 
     /// No, for the directory that it has come to.
-    fn untrusted(&self, why: &str) -> Unfit {
+    fn untrusted(&self, why: &str) -> OutputDirError {
         let (uid, _, mode) = self.last().rights();
         let path = self.path();
         let why = format!("a directory of UID {uid} with mode {mode:04o}, {why}");
-        Unfit::Untrusted { path, why }
+        OutputDirError::Untrusted { path, why }
     }
 
     fn follow(&mut self, path: &Path) -> Walked<()> {
@@ -175,7 +175,7 @@ impl Walk {
     fn step(&mut self, name: OsString) -> Walked<Option<PathBuf>> {
         let path = self.path().join(&name);
         let call = || format!("open({}, O_PATH|O_NOFOLLOW)", path.display());
-        let found = Found::at(&self.last().fd, name.as_os_str()).named(call)?;
+        let found = FileHandle::at(&self.last().fd, name.as_os_str()).context(call)?;
         match found.kind() {
             SFlag::S_IFDIR if !keeps(self.last(), &found) => {
                 Err(self.untrusted("in which another user can replace what is below"))
@@ -190,10 +190,10 @@ impl Walk {
     }
 
     /// Where a link in the directory that the walk has come to leads.
-    fn target(&self, link: &Found, path: PathBuf) -> Walked<PathBuf> {
+    fn target(&self, link: &FileHandle, path: PathBuf) -> Walked<PathBuf> {
         let untrusted = |path, why: &str| {
             let why = format!("a link of UID {}, {why}", link.stat.st_uid);
-            Err(Unfit::Untrusted { path, why })
+            Err(OutputDirError::Untrusted { path, why })
         };
         if link.is_foreign() {
             return untrusted(path, "and those of root alone are followed");
@@ -201,24 +201,24 @@ impl Walk {
         if !is_roots_alone(self.last()) {
             return Err(self.untrusted("in which another user can replace links"));
         }
-        let on = fstatfs(&self.last().fd).named(|| format!("fstatfs({})", path.display()))?;
+        let on = fstatfs(&self.last().fd).context(|| format!("fstatfs({})", path.display()))?;
         if on.filesystem_type() == PROC_SUPER_MAGIC {
             return untrusted(path, "in /proc, where links lead elsewhere than their text");
         }
         let target = retry(|| readlinkat(&link.fd, c""));
-        let target = target.named(|| format!("readlinkat({})", path.display()))?;
+        let target = target.context(|| format!("readlinkat({})", path.display()))?;
         Ok(target.into())
     }
 
     /// Opens the directory that the walk has come to, if it is root's alone.
-    fn arrive(self, purpose: Purpose) -> Walked<Folder> {
+    fn arrive(self, purpose: Purpose) -> Walked<LockedDir> {
         let path = self.path();
         let call = |what: &str| format!("{what}({})", path.display());
         let last = self.last();
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
-        let open = || open_in(&last.fd, c".", flags).named(|| call("open"));
+        let open = || open_in(&last.fd, c".", flags).context(|| call("open"));
         if is_roots_alone(last) {
-            return Ok(Folder::new(open()?, path));
+            return Ok(LockedDir::new(open()?, path));
         }
         if last.is_foreign() {
             return Err(self.untrusted("not root's"));
@@ -228,12 +228,12 @@ impl Walk {
             return Err(self.untrusted(REPLACEABLE));
         }
         if purpose == Purpose::Look {
-            return Ok(Folder::new(open()?, path));
+            return Ok(LockedDir::new(open()?, path));
         }
         let opened = File::from(open()?);
         let set = opened.set_permissions(PermissionsExt::from_mode(ROOTS_ALONE));
-        set.named(|| format!("fchmod({}, {ROOTS_ALONE:04o})", path.display()))?;
-        let now = Found::new(opened.into()).named(|| call("fstat"))?;
+        set.context(|| format!("fchmod({}, {ROOTS_ALONE:04o})", path.display()))?;
+        let now = FileHandle::new(opened.into()).context(|| call("fstat"))?;
         if !is_roots_alone(&now) {
             return Err(self.untrusted(REPLACEABLE));
         }
@@ -241,7 +241,7 @@ impl Walk {
             "{} had the mode 0777, as the kubelet makes an emptyDir: now root alone may write there",
             path.display()
         );
-        Ok(Folder::new(now.fd, path))
+        Ok(LockedDir::new(now.fd, path))
     }
 
     /// Whether the directory that the walk has come to is the root of a mount.
@@ -252,12 +252,12 @@ impl Walk {
             [.., (_, before), last] => (before, last),
         };
         let known = last.is_mounted(&before.fd, name.as_os_str());
-        known.named(|| format!("statx({})", self.path().display()))
+        known.context(|| format!("statx({})", self.path().display()))
     }
 }
 
-fn failed(call: String, errno: Errno) -> Unfit {
-    Unfit::Call(CallError::new(call, errno))
+fn failed(call: String, errno: Errno) -> OutputDirError {
+    OutputDirError::Call(SyscallError::new(call, errno))
 }
 
 /// The parts of a path, the first one last.
@@ -270,17 +270,17 @@ fn reversed(path: &Path) -> Vec<OsString> {
 /// The directory that holds the output `path`, opened, and the output's name in it.
 ///
 /// # Errors
-/// [`Unfit::Untrusted`] where another user than root could replace the output or lead it elsewhere; `EINVAL`
+/// [`OutputDirError::Untrusted`] where another user than root could replace the output or lead it elsewhere; `EINVAL`
 /// for a path without a name at its end; what the calls answer for the directories.
-pub fn open_output(path: &Path, purpose: Purpose) -> Walked<(Folder, String)> {
+pub fn open_output(path: &Path, purpose: Purpose) -> Walked<(LockedDir, String)> {
     let name = path.file_name().and_then(|name| name.to_str());
     let Some(name) = name else {
         return Err(failed(format!("open({})", path.display()), Errno::EINVAL));
     };
     let call = || format!("getcwd(), for {}", path.display());
-    let absolute = std::path::absolute(path).named(call)?;
+    let absolute = std::path::absolute(path).context(call)?;
     let root = Path::new("/");
-    let fd = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY).named(|| "open(/)".to_owned())?;
+    let fd = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY).context(|| "open(/)".to_owned())?;
     let mut walk = Walk::start(fd, root)?;
     walk.follow(absolute.parent().unwrap_or(root))?;
     Ok((walk.arrive(purpose)?, name.to_owned()))
@@ -290,7 +290,7 @@ pub fn open_output(path: &Path, purpose: Purpose) -> Walked<(Folder, String)> {
 ///
 /// # Errors
 /// As [`open_output`].
-pub fn open_below(root: &Root, name: &str) -> Walked<Folder> {
+pub fn open_below(root: &Root, name: &str) -> Walked<LockedDir> {
     let mut walk = Walk::start(root.descriptor()?, root.path())?;
     walk.follow(Path::new(name))?;
     walk.arrive(Purpose::Write)
