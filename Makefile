@@ -153,6 +153,7 @@ lint:
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	tests/deny
+	tests/layers
 	tests/lint-workflows
 
 fuzz:

@@ -1,32 +1,28 @@
 //! Makes `/dev/kvm` usable by the QEMU user of a libvirt pod, and proves it.
 //!
+//! The tree is the pipeline. A module imports only what stands below it.
+//!
 //! ```text
-//!     parse                observe                decide             act              prove
-//!
-//! flags, environment,   the device, the pod's     pure: one       the group file   a child becomes
-//! YAML                  files, the node's         snapshot,       first, the       the QEMU user and
-//!                       files and udev rules      one decision    device last      opens the device
-//!
-//!   cli, config ------> observe ----------------> plan ---------> steps ---------> prove
-//!                       (place, view, hostdb,     (resolve,       (sys)            (qemu, diagnose,
-//!                       udev_read)                udev, acl,         |             judge)
-//!                          ^                      accounts,          |                |
-//!                          |                      qemu_conf)         |                |
-//!                          +------- and once more, for the proof ----+                |
-//!                                                                                     v
-//!                                        report -> table, JSON, npd, Prometheus, exit code
-//!
-//! apply   the whole way
-//! check   without the steps; says what will happen next instead (forecast, oddities)
-//! exec    the whole way in a child, then becomes a command
-//! watch   the whole way, and again at each event; ready reads what it found
-//! logs    a way of its own: lines -> incidents -> guests
-//! install copies this binary
+//! main        parse, start the log, dispatch, print, exit
+//!   cli       the command line as clap takes it
+//!   commands  apply, check, exec, install, ready, watch, logs
+//!   pipeline  observe -> plan -> execute -> prove -> judge -> report, for apply, check and watch
+//!   report    what is printed: table, JSON, node-problem-detector, Prometheus
+//!   judge     pure: the verdict, its summary and advice; what happens to the device next
+//!   prove     a child with the QEMU identity opens the device; what its answer means
+//!   execute   the steps: the group file and the udev rule, the device last
+//!   plan      pure: the target GID, the safety rules, the steps
+//!   observe   one snapshot of the node, the pod, the device and the daemons
+//!   config    flags, environment and YAML -> Sources, Policy, Output
+//!   error     why a run ends early, and what to do next
+//!   sys       system calls; unsafe code in one file
+//!   formats   pure: other people's files as their owners read them
+//!   text, codes, verdict
 //! ```
 //!
-//! [`observe`] takes one snapshot of every fact, [`plan`] decides from it without looking at
-//! anything else, [`apply`] does the [`steps`] and has the result proven by [`prove`], and everything
-//! that is printed comes from one [`report::Report`]. What touches the machine is in [`sys`].
+//! [`observe::observe`] takes [`config::Sources`], [`plan::plan`] an observation and a [`config::Policy`];
+//! [`judge::judge`] takes all of it, and [`report::build`] makes the one [`report::Report`] from that. `watch`
+//! goes the same way at each event, `exec` in a child before it becomes a command.
 
 pub mod cli;
 pub mod codes;
