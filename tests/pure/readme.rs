@@ -257,10 +257,14 @@ fn members(source: &str, head: &str) -> Vec<(String, String)> {
 }
 
 fn fields() -> String {
-    let source = include_str!("../../src/report/mod.rs");
+    let source = [
+        include_str!("../../src/report/mod.rs"),
+        include_str!("../../src/codes.rs"),
+    ]
+    .concat();
     let mut text = "| field | is | meaning |\n| --- | --- | --- |\n".to_owned();
     let mut names = Vec::new();
-    append(source, "Report", "", &mut text, &mut names);
+    append(&source, "Report", "", &mut text, &mut names);
     let example: Report = serde_json::from_str(include_str!("../data/report.json")).unwrap();
     let json: BTreeMap<String, serde_json::Value> =
         serde_json::from_str(&example.to_json().unwrap()).unwrap();
@@ -294,7 +298,8 @@ fn append(source: &str, kind: &str, path: &str, text: &mut String, names: &mut V
         let is = match inner {
             "u8" | "u32" | "u64" | "i32" => "number",
             "bool" => "true or false",
-            "String" | "Verdict" | "Source" | "Action" | "Cause" | "Code" | "Permission" => "text",
+            "String" | "Verdict" | "Source" | "Action" | "Cause" | "WarningCode" | "Permission"
+            | "ProofWord" => "text",
             _ => "object",
         };
         let is = if list {

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use support::holders::{lock, lockers_process};
 use support::{
-    KVM, Scene, bind, go, in_namespace, mknod_kvm, names, opened_by_another, openers, owner,
-    scratch, set_owner,
+    KVM, Scene, bind, go, in_namespace, mknod_kvm, names, owner, scratch, set_owner, waits_for_lock,
 };
 
 const MANY: u32 = 32;
@@ -83,14 +82,12 @@ fn a_lock_whose_holder_was_killed_blocks_nobody() {
         let scene = Scene::new();
         let lock = scene.pod.at(PASSWORDS);
         let holder = lockers_process(&lock);
-        std::thread::scope(|scope| {
-            let before = openers(&lock);
-            let run = scope.spawn(|| go(&mut scene.apply()).code(0));
-            opened_by_another(&lock, &before);
-            assert!(!run.is_finished(), "it did not wait for the lock");
-            // One that waited for its whole time would fail.
-            holder.kill();
-        });
+        let mut run = scene.apply().spawn().unwrap();
+        waits_for_lock(run.id());
+        assert!(run.try_wait().unwrap().is_none(), "it did not wait");
+        // One that waited for its whole time would fail.
+        holder.kill();
+        assert!(run.wait().unwrap().success());
     });
 }
 

@@ -13,8 +13,8 @@ use nix::sys::signal::{SigSet, Signal};
 
 use support::watch::{Watch, healed, refused, watch};
 use support::{
-    KVM, Scene, command, in_namespace, mknod_kvm, opened_by_another, program, require_commands,
-    run, scratch, set_owner, without_call,
+    KVM, Scene, command, in_namespace, mknod_kvm, program, require_commands, run, scratch,
+    set_owner, waits_for_lock, without_call,
 };
 
 /// It ends by the signal, not after the next look at everything, which is minutes later.
@@ -136,7 +136,7 @@ fn signals_end_it_while_it_waits_for_a_lock() {
             .stderr(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        opened_by_another(&lock, &[std::process::id()]);
+        waits_for_lock(child.id());
         nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(child.id().cast_signed()),
             SIGTERM,

@@ -94,10 +94,27 @@ pub fn eventually(what: &str, mut is: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until another process than this one and than those that had it open before has a file open.
+/// Waits until another process than those that had it open before keeps a file open.
 pub fn opened_by_another(path: &Path, before: &[u32]) {
     eventually("a process that opens the file", || {
         openers(path).iter().any(|pid| !before.contains(pid))
+    });
+}
+
+/// Waits until a process, or a child of it, sleeps in clock_nanosleep(2): so does one that waits for a lock.
+pub fn waits_for_lock(pid: u32) {
+    let number = nix::libc::SYS_clock_nanosleep.to_string();
+    let sleeps = |pid: u32| {
+        let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+        call.split(' ').next() == Some(&number)
+    };
+    let children = || fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    eventually("a process that waits for the lock", || {
+        let children = children().unwrap_or_default();
+        let children = children
+            .split_whitespace()
+            .filter_map(|pid| pid.parse().ok());
+        children.chain([pid]).any(sleeps)
     });
 }
 
