@@ -1,7 +1,7 @@
 //! The YAML file of `--config`: one mapping of option names to single values.
 #![forbid(unsafe_code)]
 
-use super::options::{OPTIONS, Spec};
+use super::options::OPTIONS;
 use super::{Given, Origin, Values};
 use crate::error::Error;
 
@@ -79,6 +79,42 @@ fn text_after(document: &marked_yaml::Span, text: &str) -> Option<usize> {
     Some(before.matches('\n').count() + first + 1)
 }
 
+/// What the parser would read otherwise than a person does, or could not bear.
+fn check_text(file: &str, text: &str) -> Result<(), Error> {
+    if let Some((line, char)) = control_character(text) {
+        let char = char.escape_unicode();
+        return Err(Error::Usage(format!(
+            "{file}:{line}: the control character {char}, expected text; a value can be quoted and \
+             have it as an escape"
+        )));
+    }
+    if text.len() > MAX_SIZE || nested_on_one_line(text) {
+        let why = "longer or deeper than any configuration";
+        return Err(Error::Usage(format!(
+            "{file}: {why}, expected `option: value` lines"
+        )));
+    }
+    match second_document(text) {
+        Some(line) => Err(Error::Usage(format!(
+            "{file}:{line}: a second document, expected one"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// The option of this name.
+fn known_key(name: &str) -> Result<&'static str, String> {
+    let mut keys = OPTIONS
+        .iter()
+        .filter(|option| option.is_key)
+        .map(|option| option.name);
+    keys.clone().find(|key| *key == name).ok_or_else(|| {
+        let first = keys.next().unwrap_or_default().to_owned();
+        let known = keys.fold(first, |known, key| known + ", " + key);
+        format!("unknown key `{name}`, expected one of: {known}")
+    })
+}
+
 impl Values {
     /// Takes the values of a file. `file` is its name for messages.
     ///
@@ -89,23 +125,7 @@ impl Values {
             return Err(Error::Usage(format!("{file}: not UTF-8, expected YAML")));
         };
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        if let Some((line, char)) = control_character(text) {
-            let char = char.escape_unicode();
-            return Err(Error::Usage(format!(
-                "{file}:{line}: the control character {char}, expected text; a value can be quoted and \
-                 have it as an escape"
-            )));
-        }
-        if text.len() > MAX_SIZE || nested_on_one_line(text) {
-            let why = "longer or deeper than any configuration";
-            return Err(Error::Usage(format!(
-                "{file}: {why}, expected `option: value` lines"
-            )));
-        }
-        if let Some(line) = second_document(text) {
-            let why = "a second document, expected one";
-            return Err(Error::Usage(format!("{file}:{line}: {why}")));
-        }
+        check_text(file, text)?;
         let options = marked_yaml::LoaderOptions::default()
             .error_on_duplicate_keys(true)
             .prevent_coercion(true);
@@ -126,16 +146,8 @@ impl Values {
         }
         for (name, value) in mapping.iter() {
             let line = line_of(name.span());
-            let mut keys = OPTIONS.iter().filter(|option| option.is_key);
-            let Some(Spec { name: key, .. }) = keys.clone().find(|key| key.name == name.as_str())
-            else {
-                let known: Vec<_> = keys.by_ref().map(|key| key.name).collect();
-                let known = known.join(", ");
-                let name = name.as_str();
-                return Err(Error::Usage(format!(
-                    "{file}:{line}: unknown key `{name}`, expected one of: {known}"
-                )));
-            };
+            let key = known_key(name.as_str())
+                .map_err(|why| Error::Usage(format!("{file}:{line}: {why}")))?;
             let Some(scalar) = value.as_scalar() else {
                 return Err(Error::Usage(format!(
                     "{file}:{line}: {key}: expected one value, not a list or mapping"

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nix::unistd::Gid;
 
 use super::context::Context;
-use super::qemu_identity::{self, Configured, Identity};
+use super::qemu_identity::{self, Configured, Identity, IdentityError, User};
 use super::safety::{collisions, further_numbers, guarded, guarded_target, other_owner};
 use super::target_gid::Resolution;
 use super::{GroupFile, GroupStep, Plan, Refusal, Step, Stop, device};
@@ -19,8 +19,8 @@ use crate::formats::udev::Predictions;
 use crate::observe::GROUP_FILE;
 use crate::text::join_first;
 
-/// Every step to the target, the group file first and the device last; whom QEMU is now and will be
-/// goes into `decision`. `udev` is what will happen to the device.
+/// Every step to the target, the group file first and the device last. The QEMU identities go into the plan.
+/// `udev` is what will happen to the device.
 ///
 /// # Errors
 /// [`Stop::Usage`] for a QEMU user or group that is not there, and a pod root without group file;
@@ -50,6 +50,32 @@ pub fn steps(
     } else {
         Cow::Borrowed(pod.effective_group().unwrap_or_default())
     };
+    let has_step = !steps.is_empty();
+    find_identities(context, user, &group_file, has_step, target, plan)?;
+    // Where the pod's file cannot follow, no number goes onto the device that it does not have. The node's own
+    // file is none to follow.
+    let is_known = || group::groups(&group_file).any(|group| group.gid == target);
+    if let Some(node) = &seen.device
+        && (!context.group_file_readonly() || pod.is_host || is_known())
+    {
+        steps.extend(device::steps(node, context, target, &mut plan.warnings));
+    }
+    Ok(steps)
+}
+
+/// The QEMU identity now, and with this group file.
+///
+/// # Errors
+/// [`Error::Usage`] for a QEMU user or group that is not there, but on a node without libvirt.
+fn find_identities(
+    context: &Context<'_>,
+    user: Result<User, IdentityError>,
+    group_file: &[u8],
+    has_step: bool,
+    target: Gid,
+    plan: &mut Plan,
+) -> Result<(), Error> {
+    let pod = &context.seen.pod;
     let configured = Configured {
         given: context.policy.qemu_group.as_ref(),
         conf: context.conf,
@@ -60,13 +86,13 @@ pub fn steps(
         let user = user.as_ref().map_err(Clone::clone)?;
         qemu_identity::identity(user, &configured, file, &pod.passwd, os_release)
     };
-    let identity = identity_with(&group_file);
+    let identity = identity_with(group_file);
     let now = match pod.effective_group() {
-        Some(file) if !steps.is_empty() => identity_with(file),
+        Some(file) if has_step => identity_with(file),
         _ => identity.clone(),
     };
     plan.identity_now = now.map_err(Some);
-    let identity = match identity {
+    plan.identity = Some(match identity {
         Err(unknown) if pod.is_host && unknown.is_absence() => {
             let text = format!(
                 "this node has no QEMU user, so the proof is for uid and gid 65534 with the group \
@@ -78,17 +104,8 @@ pub fn steps(
             Identity::nobody(target)
         }
         other => other.map_err(|unknown| Error::Usage(unknown.to_string()))?,
-    };
-    plan.identity = Some(identity);
-    // Where the pod's file cannot follow, no number goes onto the device that it does not have. The node's own
-    // file is none to follow.
-    let is_known = || group::groups(&group_file).any(|group| group.gid == target);
-    if let Some(node) = &seen.device
-        && (!context.group_file_readonly() || pod.is_host || is_known())
-    {
-        steps.extend(device::steps(node, context, target, &mut plan.warnings));
-    }
-    Ok(steps)
+    });
+    Ok(())
 }
 
 /// A group that is wanted.
@@ -337,7 +354,7 @@ pub fn file_for_the_pod(
     Ok(step.map(Step::GroupFile).into_iter().collect())
 }
 
-fn user(context: &Context<'_>) -> Result<qemu_identity::User, qemu_identity::IdentityError> {
+fn user(context: &Context<'_>) -> Result<User, IdentityError> {
     let pod = &context.seen.pod;
     let configured = Configured {
         given: context.policy.qemu_user.as_ref(),
@@ -348,6 +365,6 @@ fn user(context: &Context<'_>) -> Result<qemu_identity::User, qemu_identity::Ide
 }
 
 /// Whom to list in the group: libvirt looks memberships up by name, and root needs none.
-fn member(user: &qemu_identity::User) -> Option<Vec<u8>> {
+fn member(user: &User) -> Option<Vec<u8>> {
     user.name.clone().filter(|_| !user.uid.is_root())
 }

@@ -157,21 +157,7 @@ pub fn target(
     let path = seen.device_path.display();
     let no = |text: String| Refusal { text, cause: None };
     check_device(context, &mut plan.warnings)?;
-    if seen.host.is_none() {
-        let text = "this container does not see the node's file system, so the node's own number \
-                    is not known; mount it read-only at /mnt/host-rootfs, or give --host-root or \
-                    --gid";
-        if context.is_strict() {
-            return Err(no(format!("--strict: {text}")));
-        }
-        let warning = Warning::new(WarningCode::HostRootUnknown, text);
-        plan.warnings.push(warning);
-    }
-    if context.is_strict()
-        && let Some(warning) = plan.resolution.disagreement()
-    {
-        return Err(no(format!("--strict: {}", warning.text)));
-    }
+    check_doubts(context, plan)?;
     let Some(target) = plan.resolution.target() else {
         return Err(no(format!(
             "no number for the group {} was found: not on the node, not on {path}, not in the \
@@ -211,6 +197,28 @@ pub fn target(
         }
     }
     Ok(gid)
+}
+
+/// What is a warning, and with `--strict` a refusal: a node that is not seen, and sources that disagree.
+fn check_doubts(context: &Context<'_>, plan: &mut Plan) -> Result<(), Refusal> {
+    let strictly = |text: &str| Refusal {
+        text: format!("--strict: {text}"),
+        cause: None,
+    };
+    if context.seen.host.is_none() {
+        let text = "this container does not see the node's file system, so the node's own number \
+                    is not known; mount it read-only at /mnt/host-rootfs, or give --host-root or \
+                    --gid";
+        if context.is_strict() {
+            return Err(strictly(text));
+        }
+        let warning = Warning::new(WarningCode::HostRootUnknown, text);
+        plan.warnings.push(warning);
+    }
+    match plan.resolution.disagreement() {
+        Some(warning) if context.is_strict() => Err(strictly(&warning.text)),
+        _ => Ok(()),
+    }
 }
 
 /// The GIDs that other events of the node give, as far as the QEMU user may have them; and what is odd
@@ -327,29 +335,7 @@ fn check_device(context: &Context<'_>, warnings: &mut Vec<Warning>) -> Result<()
     };
     let facts = &node.facts;
     if !facts.is_kvm() {
-        let why = match facts.kind {
-            // What somebody named may be of use, and is not to be removed.
-            kind if seen.device_explicit && kind != SFlag::S_IFLNK => format!(
-                "{}, and KVM is the character device 10:232: give --device its path",
-                described(facts)
-            ),
-            kind if kind != SFlag::S_IFLNK && on_host.is_some() => format!(
-                "{}, and the node's is the device: mount the node's /dev at /dev",
-                described(facts)
-            ),
-            SFlag::S_IFDIR => format!(
-                "a directory, which container runtimes make where the source of a mount was \
-                 missing: remove it (`rmdir {path}`) and load the KVM module on the node"
-            ),
-            SFlag::S_IFLNK => "a symbolic link, and none is followed: give --device what it \
-                               leads to, or remove it"
-                .to_owned(),
-            _ => format!(
-                "{}, and KVM is the character device 10:232: on the node run `rm /dev/kvm && \
-                 mknod -m 600 /dev/kvm c 10 232 && udevadm trigger --action=add --name-match=kvm`",
-                described(facts)
-            ),
-        };
+        let why = why_not_kvm(seen, facts, on_host.is_some());
         return refusal(Cause::NotKvm, format!("{path} is {why}"));
     }
     match on_host {
@@ -366,6 +352,34 @@ fn check_device(context: &Context<'_>, warnings: &mut Vec<Warning>) -> Result<()
             Err(Refusal { text, cause: None })
         }
         _ => Ok(()),
+    }
+}
+
+/// What stands in the device's place, and what to do. `is_on_node` says whether the node has the device.
+fn why_not_kvm(seen: &Observation, facts: &DeviceStat, is_on_node: bool) -> String {
+    let path = seen.device_path.display();
+    match facts.kind {
+        // What somebody named may be of use, and is not to be removed.
+        kind if seen.device_explicit && kind != SFlag::S_IFLNK => format!(
+            "{}, and KVM is the character device 10:232: give --device its path",
+            described(facts)
+        ),
+        kind if kind != SFlag::S_IFLNK && is_on_node => format!(
+            "{}, and the node's is the device: mount the node's /dev at /dev",
+            described(facts)
+        ),
+        SFlag::S_IFDIR => format!(
+            "a directory, which container runtimes make where the source of a mount was \
+             missing: remove it (`rmdir {path}`) and load the KVM module on the node"
+        ),
+        SFlag::S_IFLNK => "a symbolic link, and none is followed: give --device what it \
+                           leads to, or remove it"
+            .to_owned(),
+        _ => format!(
+            "{}, and KVM is the character device 10:232: on the node run `rm /dev/kvm && \
+             mknod -m 600 /dev/kvm c 10 232 && udevadm trigger --action=add --name-match=kvm`",
+            described(facts)
+        ),
     }
 }
 

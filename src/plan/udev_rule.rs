@@ -166,35 +166,37 @@ fn why_not(
     }
     match after.of(event) {
         Prediction::Becomes(outcome) => {
-            let (uid, gid, mode) = want.left_by(event, outcome);
-            let by = if gid != own_rule.gid.as_raw() {
-                Some(&outcome.rule)
-            } else if uid != 0 {
-                outcome.owner_rule.as_ref()
-            } else {
-                outcome.mode_rule.as_ref()
-            };
+            let by = outvoted(own_rule, event, outcome, want);
             format!(
-                "a rule of this program would not have the last word: {when} the node's {} would \
-                 still make the device {uid}:{gid} {mode:04o}; change that rule, or have it in a \
-                 file whose name sorts before {} and without :=",
-                by.map_or("rules", String::as_str),
+                "a rule of this program would not have the last word: {when} the node's {by}; change \
+                 that rule, or have it in a file whose name sorts before {} and without :=",
                 own_rule::NAME
             )
         }
         Prediction::Untouched | Prediction::Unclear => {
-            let others: Vec<_> = after
-                .unclear
-                .iter()
-                .map(|diagnostic| format!("{}: {}", diagnostic.rule, diagnostic.why))
-                .collect();
+            let first = after.unclear.first();
+            let first = first.map(|diagnostic| format!("{}: {}", diagnostic.rule, diagnostic.why));
             format!(
                 "what the device becomes {when} cannot be told from the node's rules, so a rule of \
                  this program may not decide it ({}); change that rule on the node",
-                others.first().map_or("unknown", String::as_str)
+                first.as_deref().unwrap_or("unknown")
             )
         }
     }
+}
+
+/// The rule that has the last word instead, and what it makes the device.
+fn outvoted(own_rule: OwnRule, event: Event, outcome: &Outcome, want: &Want) -> String {
+    let (uid, gid, mode) = want.left_by(event, outcome);
+    let by = if gid != own_rule.gid.as_raw() {
+        Some(&outcome.rule)
+    } else if uid != 0 {
+        outcome.owner_rule.as_ref()
+    } else {
+        outcome.mode_rule.as_ref()
+    };
+    let by = by.map_or("rules", String::as_str);
+    format!("{by} would still make the device {uid}:{gid} {mode:04o}")
 }
 
 /// What the own file gives now, where it can be written.

@@ -9,10 +9,11 @@
 
 use nix::errno::Errno;
 
-use super::access::{AccessContext, allows, class, closed_directory};
+use super::access::{AccessContext, Directory, allows, class, closed_directory};
 use super::probe::ProbeResult;
 use super::{Advice, ProofResult};
 use crate::codes::Cause;
+use crate::formats::posix_acl::Acl;
 use crate::observe::{Node, is_no_driver};
 use crate::plan::qemu_identity::Identity;
 use crate::sys::kvm::API_VERSION;
@@ -144,80 +145,93 @@ const BUSY: &str = "another hypervisor holds the processor's virtualisation (Vir
 /// How many groups a line names.
 const GROUPS: usize = 16;
 
-/// `EACCES` has four reasons; the first that the facts bear out is it.
+/// `EACCES` has five reasons; the first that the facts bear out is it.
 fn denied(context: &AccessContext<'_>) -> (Cause, Advice) {
     let path = context.path.display();
-    let identity = context.identity;
-    let facts = &context.device.facts;
-    if let Some((directory, node)) = closed_directory(context.directories, context.identity) {
-        let directory = directory.display();
-        let way_out = match class(node, identity) {
-            Some(class) => format!("chmod {class}+x {directory}"),
-            None => format!("setfacl -m u:{}:x {directory}", identity.uid),
-        };
-        let advice = format!(
-            "the directory {directory} ({}:{} {:04o}) does not let {} pass: {way_out}",
-            node.facts.uid,
-            node.facts.gid,
-            node.facts.mode,
-            identity.label()
+    let device = context.device;
+    if let Some(closed) = closed_directory(context.directories, context.identity) {
+        return (
+            Cause::Ownership,
+            does_not_let_pass(closed, context.identity),
         );
-        return (Cause::Ownership, Advice::new(advice));
     }
-    if context.device.nodev {
+    if device.nodev {
         let advice = format!(
             "{path} is on a mount with the option nodev, where no device opens: mount the node's \
              /dev without it"
         );
         return (Cause::Nodev, Advice::new(advice));
     }
-    if !allows(context.device, identity) {
-        let plain = Node {
-            acl: None,
-            ..context.device.clone()
-        };
-        if let Some(acl) = context
-            .device
-            .acl
-            .as_ref()
-            .filter(|_| allows(&plain, identity))
-        {
-            let without = Node {
-                acl: Some(acl.without_user(identity.uid)),
-                ..context.device.clone()
-            };
-            let way_out = if allows(&without, identity) {
-                format!("`setfacl -x u:{} {path}` removes that entry", identity.uid)
-            } else {
-                let mode = facts.mode;
-                format!("`setfacl -b {path} && chmod {mode:04o} {path}` leaves the plain mode")
-            };
-            let advice = format!("its ACL ({acl}) denies {}: {way_out}", identity.label());
-            return (Cause::Acl, Advice::new(advice));
-        }
-        let groups = identity.groups.iter().map(ToString::to_string);
+    if allows(device, context.identity) {
         let advice = format!(
-            "{path} is {}:{} {:04o}, and {} with the groups {} may not read and write it",
-            facts.uid,
-            facts.gid,
-            facts.mode,
-            identity.label(),
-            join_first(groups, GROUPS, " ")
+            "owner, mode and ACL of {path} allow it, so a security module denies it: see `dmesg` and \
+             `ausearch -m avc` for SELinux or AppArmor on the node"
         );
-        let advice = match &context.remedy {
-            Some(remedy) => Advice::new(format!("{advice}; {remedy}")),
-            None => Advice {
-                text: advice,
-                by_apply: true,
-            },
-        };
-        return (Cause::Ownership, advice);
+        return (Cause::SecurityModule, Advice::new(advice));
     }
-    let advice = format!(
-        "owner, mode and ACL of {path} allow it, so a security module denies it: see `dmesg` and \
-         `ausearch -m avc` for SELinux or AppArmor on the node"
+    let plain = Node {
+        acl: None,
+        ..device.clone()
+    };
+    match &device.acl {
+        Some(acl) if allows(&plain, context.identity) => (Cause::Acl, denied_by_acl(context, acl)),
+        _ => (Cause::Ownership, denied_by_owner_and_mode(context)),
+    }
+}
+
+fn does_not_let_pass((directory, state): &Directory, identity: &Identity) -> Advice {
+    let directory = directory.display();
+    let way_out = match class(state, identity) {
+        Some(class) => format!("chmod {class}+x {directory}"),
+        None => format!("setfacl -m u:{}:x {directory}", identity.uid),
+    };
+    Advice::new(format!(
+        "the directory {directory} ({}:{} {:04o}) does not let {} pass: {way_out}",
+        state.facts.uid,
+        state.facts.gid,
+        state.facts.mode,
+        identity.label()
+    ))
+}
+
+fn denied_by_acl(context: &AccessContext<'_>, acl: &Acl) -> Advice {
+    let path = context.path.display();
+    let identity = context.identity;
+    let without = Node {
+        acl: Some(acl.without_user(identity.uid)),
+        ..context.device.clone()
+    };
+    let way_out = if allows(&without, identity) {
+        format!("`setfacl -x u:{} {path}` removes that entry", identity.uid)
+    } else {
+        let mode = context.device.facts.mode;
+        format!("`setfacl -b {path} && chmod {mode:04o} {path}` leaves the plain mode")
+    };
+    Advice::new(format!(
+        "its ACL ({acl}) denies {}: {way_out}",
+        identity.label()
+    ))
+}
+
+fn denied_by_owner_and_mode(context: &AccessContext<'_>) -> Advice {
+    let facts = &context.device.facts;
+    let groups = context.identity.groups.iter().map(ToString::to_string);
+    let text = format!(
+        "{} is {}:{} {:04o}, and {} with the groups {} may not read and write it",
+        context.path.display(),
+        facts.uid,
+        facts.gid,
+        facts.mode,
+        context.identity.label(),
+        join_first(groups, GROUPS, " ")
     );
-    (Cause::SecurityModule, Advice::new(advice))
+    match &context.remedy {
+        Some(remedy) => Advice::new(format!("{text}; {remedy}")),
+        None => Advice {
+            text,
+            by_apply: true,
+        },
+    }
 }
 
 fn create_vm_failed(errno: Errno) -> (Cause, String) {

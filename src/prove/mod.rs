@@ -171,26 +171,12 @@ pub fn prove(
     kind: ProofKind,
     beside: impl FnOnce(),
 ) -> sys::Result<Proof> {
-    if kind != ProofKind::Off
-        && let Some(at) = &plan.excluded_by_device_acl
-    {
-        let advice = format!(
-            "add \"/dev/kvm\" to cgroup_device_acl ({at}) and restart libvirtd: no guest gets a \
-             device that is not in that list"
-        );
-        let advice = Some(Advice::new(advice));
-        return Ok(ProofResult::not_done(Some(Cause::DeviceCgroup), advice).into());
-    }
+    let path = &seen.device_path;
     let (Ok(identity), Some(device)) = (&plan.identity_now, &seen.device) else {
-        if kind == ProofKind::Off {
-            return Ok(ProofResult::Off.into());
-        }
-        let why = plan.identity_now.as_ref().err().and_then(Option::as_ref);
-        let advice = why.map(|why| Advice::new(why.to_string()));
-        return Ok(ProofResult::not_done(Some(Cause::Unknown), advice).into());
+        return Ok(unknown_identity(plan, kind).into());
     };
     let context = |directories| AccessContext {
-        path: &seen.device_path,
+        path,
         device,
         directories,
         identity,
@@ -199,37 +185,66 @@ pub fn prove(
     if kind == ProofKind::Off {
         return Ok(Proof {
             result: ProofResult::Off,
-            permission: context(&directories_above(&seen.device_path)).permission(),
+            permission: context(&directories_above(path)).permission(),
         });
+    }
+    if let Some(at) = &plan.excluded_by_device_acl {
+        return Ok(excluded(at).into());
     }
     let credentials = Credentials {
         uid: identity.uid,
         gid: identity.gid,
         groups: normalised(identity.groups.clone()),
     };
-    let answer = probe::probe(&seen.device_path, &device.facts, &credentials, kind, beside)?;
+    let answer = probe::probe(path, &device.facts, &credentials, kind, beside)?;
     let directories = match answer {
         ProbeResult::Ok(_) => Vec::new(),
-        _ => directories_above(&seen.device_path),
+        _ => directories_above(path),
     };
     let context = context(&directories);
-    let result = match answer {
-        ProbeResult::Open(Errno::EACCES) | ProbeResult::Stat(Errno::EACCES)
-            if context.needs_dac_override() && !has_dac_override() =>
-        {
-            let advice = format!(
-                "{} opens by CAP_DAC_OVERRIDE alone, which QEMU as root has and this process has not: \
-                 run it with that capability (privileged: true)",
-                seen.device_path.display()
-            );
-            ProofResult::not_done(Some(Cause::Unknown), Some(Advice::new(advice)))
-        }
-        answer => diagnose(answer, &context),
-    };
     Ok(Proof {
-        result,
+        result: meaning(answer, &context),
         permission: context.permission(),
     })
+}
+
+/// Why nothing was opened without a QEMU identity, or a device.
+fn unknown_identity(plan: &Plan, kind: ProofKind) -> ProofResult {
+    match (kind, &plan.excluded_by_device_acl) {
+        (ProofKind::Off, _) => ProofResult::Off,
+        (_, Some(at)) => excluded(at),
+        (_, None) => {
+            let why = plan.identity_now.as_ref().err().and_then(Option::as_ref);
+            let advice = why.map(|why| Advice::new(why.to_string()));
+            ProofResult::not_done(Some(Cause::Unknown), advice)
+        }
+    }
+}
+
+/// qemu.conf keeps the device from every guest.
+fn excluded(at: &str) -> ProofResult {
+    let advice = format!(
+        "add \"/dev/kvm\" to cgroup_device_acl ({at}) and restart libvirtd: no guest gets a \
+         device that is not in that list"
+    );
+    ProofResult::not_done(Some(Cause::DeviceCgroup), Some(Advice::new(advice)))
+}
+
+/// What the child's answer means, where this process may ask what QEMU would.
+fn meaning(answer: ProbeResult, context: &AccessContext<'_>) -> ProofResult {
+    let is_denied = matches!(
+        answer,
+        ProbeResult::Open(Errno::EACCES) | ProbeResult::Stat(Errno::EACCES)
+    );
+    if !is_denied || !context.needs_dac_override() || has_dac_override() {
+        return diagnose(answer, context);
+    }
+    let advice = format!(
+        "{} opens by CAP_DAC_OVERRIDE alone, which QEMU as root has and this process has not: \
+         run it with that capability (privileged: true)",
+        context.path.display()
+    );
+    ProofResult::not_done(Some(Cause::Unknown), Some(Advice::new(advice)))
 }
 
 /// What gives the QEMU user the device where owner, group and mode deny it; nothing where `apply` does.

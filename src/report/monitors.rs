@@ -51,86 +51,67 @@ pub fn prometheus(report: &Report, now: SystemTime) -> String {
     let mut text = String::new();
     let verdicts = Verdict::ALL.map(|verdict| {
         let set = u32::from(verdict == report.verdict);
-        (
-            format!("{{verdict=\"{}\"}}", verdict.word()),
-            set.to_string(),
-        )
+        (format!("{{verdict=\"{}\"}}", verdict.word()), set.into())
     });
     let help = "1 for the verdict of the last run, 0 for every other one.";
     gauge(&mut text, "verdict", help, &verdicts);
     let cause = report.proof.cause.map_or("", |cause| cause.word());
-    let labels = format!(
-        "{{cause=\"{cause}\",result=\"{}\"}}",
-        escaped(report.proof.result.as_str())
-    );
+    let result = escaped(report.proof.result.as_str());
+    let labels = format!("{{cause=\"{cause}\",result=\"{result}\"}}");
     let help = "Always 1; what opening the device as QEMU came to, and why.";
-    gauge(&mut text, "proof_info", help, &[(labels, "1".to_owned())]);
-    let numbers = [
+    gauge(&mut text, "proof_info", help, &[(labels, 1)]);
+    for (name, help, gid) in gids(report) {
+        if let Some(gid) = gid {
+            gauge(&mut text, name, help, &[(String::new(), gid.into())]);
+        }
+    }
+    let mut warnings: Vec<(String, u64)> = Vec::new();
+    for warning in &report.warnings {
+        let labels = format!("{{code=\"{}\"}}", warning.code.word());
+        match warnings.iter_mut().find(|(known, _)| *known == labels) {
+            Some((_, count)) => *count += 1,
+            None => warnings.push((labels, 1)),
+        }
+    }
+    if !warnings.is_empty() {
+        let help = "Warnings of the last run by code.";
+        gauge(&mut text, "warnings", help, &warnings);
+    }
+    let since = now.duration_since(UNIX_EPOCH);
+    let seconds = since.map_or(0, |since| since.as_secs());
+    let help = "When the last run ended, in seconds since 1970.";
+    let sample = [(String::new(), seconds)];
+    gauge(&mut text, "last_run_timestamp_seconds", help, &sample);
+    text
+}
+
+/// The GIDs that a report has: name, help and value of the gauge.
+fn gids(report: &Report) -> [(&'static str, &'static str, Option<u32>); 4] {
+    [
         (
             "target_gid",
             "The group number that device and pod shall have.",
-            target(report),
+            report.target.as_ref().map(|target| target.gid),
         ),
         (
             "device_gid",
             "The group number of the device.",
-            device(report),
+            report.device.as_ref().and_then(|device| device.gid),
         ),
         (
             "host_gid",
             "The number of the group in the node's database.",
-            host(report),
+            report.host.as_ref().and_then(|host| host.kvm_gid),
         ),
         (
             "pod_gid",
             "The number of the group in the pod's group file.",
-            pod(report),
+            report.pod.as_ref().and_then(|pod| pod.kvm_gid),
         ),
-    ];
-    for (name, help, number) in numbers {
-        if let Some(number) = number {
-            gauge(
-                &mut text,
-                name,
-                help,
-                &[(String::new(), number.to_string())],
-            );
-        }
-    }
-    let mut counts: Vec<(&str, u32)> = Vec::new();
-    for warning in &report.warnings {
-        let word = warning.code.word();
-        match counts.iter_mut().find(|(code, _)| *code == word) {
-            Some((_, count)) => *count += 1,
-            None => counts.push((word, 1)),
-        }
-    }
-    let warnings = counts.iter();
-    let warnings =
-        warnings.map(|(code, count)| (format!("{{code=\"{code}\"}}"), count.to_string()));
-    let warnings: Vec<_> = warnings.collect();
-    if !warnings.is_empty() {
-        gauge(
-            &mut text,
-            "warnings",
-            "Warnings of the last run by code.",
-            &warnings,
-        );
-    }
-    let seconds = now
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
-    let help = "When the last run ended, in seconds since 1970.";
-    gauge(
-        &mut text,
-        "last_run_timestamp_seconds",
-        help,
-        &[(String::new(), seconds.to_string())],
-    );
-    text
+    ]
 }
 
-fn gauge(text: &mut String, name: &str, help: &str, samples: &[(String, String)]) {
+fn gauge(text: &mut String, name: &str, help: &str, samples: &[(String, u64)]) {
     let name = format!("libvirt_kvm_init_{name}");
     let _ = writeln!(text, "# HELP {name} {help}");
     let _ = writeln!(text, "# TYPE {name} gauge");
@@ -156,20 +137,4 @@ fn escaped(value: &str) -> String {
         }
     }
     text
-}
-
-fn target(report: &Report) -> Option<u32> {
-    report.target.as_ref().map(|target| target.gid)
-}
-
-fn device(report: &Report) -> Option<u32> {
-    report.device.as_ref().and_then(|device| device.gid)
-}
-
-fn host(report: &Report) -> Option<u32> {
-    report.host.as_ref().and_then(|host| host.kvm_gid)
-}
-
-fn pod(report: &Report) -> Option<u32> {
-    report.pod.as_ref().and_then(|pod| pod.kvm_gid)
 }

@@ -45,42 +45,8 @@ pub fn table(report: &Report, colour: bool) -> String {
         }
         text.push('\n');
     }
-    if let Some(target) = &report.target {
-        let mode = target.mode.as_ref().map(|mode| format!(", mode {mode}"));
-        let mode = mode.unwrap_or_default();
-        push(
-            &mut text,
-            "target",
-            &format!("{} from {}{mode}", target.gid, target.at),
-        );
-    }
-    if let Some(acl) = report
-        .device
-        .as_ref()
-        .and_then(|device| device.acl.as_ref())
-    {
-        push(&mut text, "acl", acl);
-    }
-    if let Some(permission) = permission(report) {
-        push(&mut text, "permission", &permission);
-    }
-    for change in &report.changes {
-        let label = if change.applied {
-            "changed"
-        } else {
-            "to change"
-        };
-        push(&mut text, label, &change.to_string());
-    }
-    for warning in &report.warnings {
-        let line = format!("{}: {}", warning.code.word(), warning.text);
-        push(&mut text, "warning", &line);
-    }
-    if let Some(cause) = report.proof.cause {
-        push(&mut text, "cause", cause.word());
-    }
-    if let Some(advice) = &report.proof.advice {
-        push(&mut text, "advice", advice);
+    for (label, paragraph) in paragraphs(report) {
+        push(&mut text, label, &paragraph);
     }
     let start = text.len();
     push(&mut text, report.verdict.word(), &report.summary);
@@ -88,6 +54,37 @@ pub fn table(report: &Report, colour: bool) -> String {
         paint(&mut text, start, report.verdict);
     }
     text
+}
+
+/// What is said below the columns, each with its label.
+fn paragraphs(report: &Report) -> Vec<(&'static str, String)> {
+    let mut found = Vec::new();
+    if let Some(target) = &report.target {
+        let mode = target.mode.as_ref().map(|mode| format!(", mode {mode}"));
+        let mode = mode.unwrap_or_default();
+        let text = format!("{} from {}{mode}", target.gid, target.at);
+        found.push(("target", text));
+    }
+    let acl = report.device.as_ref().and_then(|device| device.acl.clone());
+    found.extend(acl.map(|acl| ("acl", acl)));
+    found.extend(permission(report).map(|text| ("permission", text)));
+    for change in &report.changes {
+        let label = if change.applied {
+            "changed"
+        } else {
+            "to change"
+        };
+        found.push((label, change.to_string()));
+    }
+    for warning in &report.warnings {
+        let text = format!("{}: {}", warning.code.word(), warning.text);
+        found.push(("warning", text));
+    }
+    let cause = report.proof.cause.map(|cause| cause.word().to_owned());
+    found.extend(cause.map(|cause| ("cause", cause)));
+    let advice = report.proof.advice.clone();
+    found.extend(advice.map(|advice| ("advice", advice)));
+    found
 }
 
 fn paint(text: &mut String, start: usize, verdict: Verdict) {
