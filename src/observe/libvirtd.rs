@@ -307,19 +307,16 @@ pub fn hold(root: &PodRoot) -> Result<PodRoot> {
         }
         Look::Seen(_) => Err(no(&format!(
             "process {pid} is in another user namespace, so its root is not root's to trust"
-        ))
-        .into()),
+        ))),
         Look::Hidden(error) => {
             let way_out = way_out(&error);
             Err(no(&format!(
                 "process {pid} may not be looked at: {error}{way_out}"
-            ))
-            .into())
+            )))
         }
         Look::NotRoots => Err(no(&format!(
             "process {pid} has ended or does not run as root, so its root is not root's to trust"
-        ))
-        .into()),
+        ))),
     }
 }
 

@@ -259,7 +259,6 @@ fn pod_root_error(root: &PodRoot, error: SyscallError) -> Error {
     Error::Usage(format!(
         "--root {shown}: {error}; give the root directory of libvirtd's container, or leave the option out"
     ))
-    .into()
 }
 
 /// Looks at the device again, which changes more often than what decides about it.
@@ -315,25 +314,25 @@ fn out_file(
     let stands = output_file::read_public(path).map_err(|unfit| match unfit {
         OutputDirError::Call(error) => Error::from(error),
         untrusted @ OutputDirError::Untrusted { .. } => {
-            Error::Refused(format!("--group-file-out: {untrusted}")).into()
+            Error::Refused(format!("--group-file-out: {untrusted}"))
         }
     })?;
     let Some(stands) = stands else {
         return Ok(None);
     };
     if matches!(stands.kind, SFlag::S_IFCHR | SFlag::S_IFBLK) {
-        return Err(no("that is a device").into());
+        return Err(no("that is a device"));
     }
     if made_from == Some(stands.inode) {
-        return Err(no("that is the group file that it is made from").into());
+        return Err(no("that is the group file that it is made from"));
     }
     if is_the_nodes(stands.inode, host) {
-        return Err(no("that is the node's own group file").into());
+        return Err(no("that is the node's own group file"));
     }
     let found = stands.file;
     let content = found.as_ref().map_or(&[][..], |found| &found.content);
     if !content.trim_ascii().is_empty() && group::groups(content).next().is_none() {
-        return Err(no("that is a file of something else than groups").into());
+        return Err(no("that is a file of something else than groups"));
     }
     Ok(found)
 }

@@ -156,7 +156,7 @@ impl Keeper {
         let found = find(&self.asked.sources, &daemons());
         self.memory.group_file_readonly = false;
         self.memory.kept_gid = None;
-        self.request = self.to_do(&found);
+        self.request = self.requested(&found);
         if thorough == Thorough::No && self.request.proof == ProofKind::CreateVm {
             self.request.proof = ProofKind::ApiVersion;
         }
@@ -209,7 +209,7 @@ impl Keeper {
     }
 
     /// What is asked for, with what is known.
-    fn to_do(&mut self, found: &Found) -> Request {
+    fn requested(&mut self, found: &Found) -> Request {
         let mut request = self.asked.clone();
         match found {
             Found::Own => {}
