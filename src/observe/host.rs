@@ -1,21 +1,17 @@
 //! What is seen of the node, and what its udev would do.
 
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use nix::errno::Errno;
-
+use super::group_db::{GroupDb, Unseen, groups};
+use super::udev_files::{self, RuleFileSlot};
+use super::view::View;
 use crate::error::Result;
 use crate::formats::accounts::passwd;
 use crate::formats::udev::own_rule::Rules;
 use crate::formats::udev::{self, Diagnostic, Predictions, RuleFile, Udevd};
-use crate::formats::userdb::record;
-use crate::observe::group_db::{FILES, GroupDb, RECORD_DIRECTORIES, Unseen};
-use crate::observe::udev_files::{self, RuleFileSlot};
-use crate::observe::view::View;
+use crate::sys::Inode;
 use crate::sys::device::DeviceStat;
 use crate::sys::root::Root;
-use crate::sys::{Inode, ReadBudget};
 
 /// What is seen of the node.
 #[derive(Debug)]
@@ -102,72 +98,5 @@ impl Host {
             prediction.unclear.push(Diagnostic { rule, why });
         }
         prediction
-    }
-}
-
-/// The groups, and the inodes of their files. `not_shown` gets the sources that are not seen and that few
-/// nodes have.
-fn groups(
-    root: &Root,
-    view: View,
-    not_shown: &mut Vec<&'static str>,
-) -> Result<(GroupDb, Vec<Inode>)> {
-    let mut db = GroupDb::default();
-    let mut inodes = Vec::new();
-    for name in FILES {
-        if let Some((content, inode)) = root.read_which(name)? {
-            db.files.push((name, content));
-            inodes.push(inode);
-        } else if let Some(hidden) = view.hides(root, name)? {
-            if hidden.linked || name == FILES[0] {
-                overruled(&mut db, name, hidden.why(root));
-            } else {
-                not_shown.push(name);
-            }
-        }
-    }
-    let mut room = ReadBudget::new();
-    for folder in RECORD_DIRECTORIES {
-        let names = root.list(folder)?;
-        let hidden = match names.is_empty() {
-            true => view.hides(root, folder)?,
-            false => None,
-        };
-        match hidden {
-            Some(hidden) if hidden.linked => overruled(&mut db, folder, hidden.why(root)),
-            Some(_) => not_shown.push(folder),
-            None => {}
-        }
-        for name in names {
-            if !name.as_bytes().ends_with(b".group") {
-                continue;
-            }
-            let at = format!("{folder}/{}", name.display());
-            let json = match root.read(&at) {
-                // userdbd finds no record in what is no file, either.
-                Err(error) if matches!(error.errno, Errno::EINVAL | Errno::ELOOP) => None,
-                read => read?,
-            };
-            if json.is_none()
-                && let Some(hidden) = view.hides(root, &at)?
-            {
-                overruled(&mut db, folder, hidden.why(root));
-            }
-            let json = json.unwrap_or_default();
-            room.take(&json, || root.path().join(&at))?;
-            db.records.extend(record(&at, &json));
-        }
-    }
-    if db.unseen == Unseen::None && !not_shown.is_empty() {
-        db.unseen = Unseen::Rare;
-    }
-    Ok((db, inodes))
-}
-
-/// Notes that a source of groups is not seen, the first one only: whatever comes after it is in doubt.
-fn overruled(db: &mut GroupDb, name: &'static str, why: String) {
-    if !matches!(db.unseen, Unseen::Before { .. }) {
-        let files = db.files.len();
-        db.unseen = Unseen::Before { files, name, why };
     }
 }
