@@ -15,6 +15,8 @@ pub struct Spec {
     value: &'static str,
     /// Its help, with the default.
     help: &'static str,
+    /// What its value may be, where that is a list.
+    pub choices: &'static [&'static str],
     /// Whether the flag may stand without a value, which then is `true`.
     is_switch: bool,
     /// Whether the configuration file knows it.
@@ -30,6 +32,7 @@ const fn value(name: &'static str, value: &'static str, help: &'static str) -> S
         name,
         value,
         help,
+        choices: &[],
         is_switch: false,
         is_key: true,
         is_repeated: true,
@@ -40,11 +43,16 @@ const fn value(name: &'static str, value: &'static str, help: &'static str) -> S
 const fn switch(name: &'static str, help: &'static str) -> Spec {
     Spec {
         is_switch: true,
+        choices: &["true", "false"],
         ..value(name, "BOOL", help)
     }
 }
 
 impl Spec {
+    const fn one_of(self, choices: &'static [&'static str]) -> Self {
+        Self { choices, ..self }
+    }
+
     const fn not_repeated(self) -> Self {
         Self {
             is_repeated: false,
@@ -140,12 +148,14 @@ pub const OPTIONS: [Spec; 21] = [
         "proof",
         "HOW",
         "The proof: api-version, create-vm or off [default: api-version]",
-    ),
+    )
+    .one_of(&["api-version", "create-vm", "off"]),
     value(
         "missing",
         "HOW",
         "What a node without KVM is: fail, or skip (exit 0) [default: fail]",
-    ),
+    )
+    .one_of(&["fail", "skip"]),
     value(
         "settle",
         "DURATION",
@@ -166,6 +176,7 @@ pub const OPTIONS: [Spec; 21] = [
         "FORMAT",
         "The report: table, json, npd or prometheus [default: table]",
     )
+    .one_of(&["table", "json", "npd", "prometheus"])
     .not_repeated(),
     switch("dry-run", "Show what would be changed, and change nothing").not_repeated(),
     value(

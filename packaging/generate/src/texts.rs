@@ -1,5 +1,6 @@
 //! What the help does not say, and a manual page should.
 
+use libvirt_kvm_init::config::options::OPTIONS;
 use libvirt_kvm_init::verdict::Verdict;
 
 /// The program.
@@ -154,12 +155,9 @@ pub const SEE_ALSO: [(&str, u8); 5] = [
 
 /// What the value of an option may be, where it is one of a few.
 pub fn values(verb: &str, option: &str) -> Option<&'static [&'static str]> {
-    Some(match option {
-        "format" if DEVICE.contains(&verb) => &["table", "json", "npd", "prometheus"],
-        "format" => &["table", "json"],
-        "proof" => &["api-version", "create-vm", "off"],
-        "missing" => &["fail", "skip"],
-        "strict" | "persist" | "dry_run" => &["true", "false"],
-        _ => return None,
-    })
+    if option == "format" && !DEVICE.contains(&verb) {
+        return Some(&["table", "json"]);
+    }
+    let known = OPTIONS.iter().find(|known| known.name == option)?;
+    Some(known.choices).filter(|choices| !choices.is_empty())
 }
