@@ -3,187 +3,132 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The kinds of change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Action {
-    /// The pod's group gets another number.
-    SetGroupGid,
-    /// The pod gets the group.
-    AddGroup,
-    /// The QEMU user becomes a member.
-    AddMember,
-    /// Owner and group of the device.
-    SetDeviceOwner,
-    /// The device's permission bits.
-    SetDeviceMode,
-    /// The device's ACL, and with it the permission bits.
-    SetDeviceAcl,
-    /// The file of `--group-file-out`, where no line of its groups changes.
-    WriteGroupFile,
-    /// The node's udev rule.
-    WriteUdevRule,
+/// An enum of which each value has a word, in JSON and in text.
+macro_rules! words {
+    ($(#[$about:meta])* pub enum $name:ident { $($(#[$means:meta])+ $value:ident = $word:literal,)+ }) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum $name {
+            $($(#[$means])+ #[serde(rename = $word)] $value,)+
+        }
+
+        impl $name {
+            /// All of them.
+            pub const ALL: [Self; [$($word),+].len()] = [$(Self::$value),+];
+
+            /// The word, as JSON has it.
+            pub fn word(self) -> &'static str {
+                match self {
+                    $(Self::$value => $word,)+
+                }
+            }
+        }
+    };
 }
 
-impl Action {
-    /// All of them.
-    pub const ALL: [Self; 8] = [
-        Self::SetGroupGid,
-        Self::AddGroup,
-        Self::AddMember,
-        Self::SetDeviceOwner,
-        Self::SetDeviceMode,
-        Self::SetDeviceAcl,
-        Self::WriteGroupFile,
-        Self::WriteUdevRule,
-    ];
-
-    /// The word, as JSON has it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::SetGroupGid => "set-group-gid",
-            Self::AddGroup => "add-group",
-            Self::AddMember => "add-member",
-            Self::SetDeviceOwner => "set-device-owner",
-            Self::SetDeviceMode => "set-device-mode",
-            Self::SetDeviceAcl => "set-device-acl",
-            Self::WriteGroupFile => "write-group-file",
-            Self::WriteUdevRule => "write-udev-rule",
-        }
+words! {
+    /// The kinds of change.
+    pub enum Action {
+        /// The pod's group gets another number.
+        SetGroupGid = "set-group-gid",
+        /// The pod gets the group.
+        AddGroup = "add-group",
+        /// The QEMU user becomes a member.
+        AddMember = "add-member",
+        /// Owner and group of the device.
+        SetDeviceOwner = "set-device-owner",
+        /// The device's permission bits.
+        SetDeviceMode = "set-device-mode",
+        /// The device's ACL, and with it the permission bits.
+        SetDeviceAcl = "set-device-acl",
+        /// The file of `--group-file-out`, where no line of its groups changes.
+        WriteGroupFile = "write-group-file",
+        /// The node's udev rule.
+        WriteUdevRule = "write-udev-rule",
     }
 }
 
-/// Why QEMU cannot open KVM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Cause {
-    /// Owner, group or mode do not let it.
-    Ownership,
-    /// The POSIX ACL does not let it.
-    Acl,
-    /// The cgroup's device filter does not let it.
-    DeviceCgroup,
-    /// The mount ignores devices.
-    Nodev,
-    /// Everything else allows it, so a security module does not.
-    SecurityModule,
-    /// No KVM driver is registered.
-    NoDriver,
-    /// There is no node.
-    Missing,
-    /// Something else stands in its place.
-    NotKvm,
-    /// Another hypervisor holds the processor.
-    Busy,
-    /// The API version is not the one that QEMU wants.
-    ApiVersion,
-    /// None of these.
-    Unknown,
-}
-
-impl Cause {
-    /// The word, as JSON has it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Ownership => "ownership",
-            Self::Acl => "acl",
-            Self::DeviceCgroup => "device-cgroup",
-            Self::Nodev => "nodev",
-            Self::SecurityModule => "security-module",
-            Self::NoDriver => "no-driver",
-            Self::Missing => "missing",
-            Self::NotKvm => "not-kvm",
-            Self::Busy => "busy",
-            Self::ApiVersion => "api-version",
-            Self::Unknown => "unknown",
-        }
+words! {
+    /// Why QEMU cannot open KVM.
+    pub enum Cause {
+        /// Owner, group or mode do not let it.
+        Ownership = "ownership",
+        /// The POSIX ACL does not let it.
+        Acl = "acl",
+        /// The cgroup's device filter does not let it.
+        DeviceCgroup = "device-cgroup",
+        /// The mount ignores devices.
+        Nodev = "nodev",
+        /// Everything else allows it, so a security module does not.
+        SecurityModule = "security-module",
+        /// No KVM driver is registered.
+        NoDriver = "no-driver",
+        /// There is no node.
+        Missing = "missing",
+        /// Something else stands in its place.
+        NotKvm = "not-kvm",
+        /// Another hypervisor holds the processor.
+        Busy = "busy",
+        /// The API version is not the one that QEMU wants.
+        ApiVersion = "api-version",
+        /// None of these.
+        Unknown = "unknown",
     }
 }
 
-/// The fixed list of warnings: alerts key on these words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum WarningCode {
-    /// A source gave 0 or 4294967295.
-    CandidateSkipped,
-    /// The number is also another group of the pod, which gains KVM as QEMU gains what it may.
-    Collision,
-    /// `--gid`, the node's udev and its group database differ.
-    Disagreement,
-    /// The pod has the group twice; the first line counts.
-    DuplicateGroup,
-    /// The node's udev gives the device a GID that means more than KVM (disk, docker, shadow and others, by
-    /// the node's name or by the pod's), or the target is one where there is no device: QEMU is not made a
-    /// member of that group.
-    GuardedGroup,
-    /// This container does not see the node's file system.
-    HostRootUnknown,
-    /// The node has no QEMU user; proven for nobody with the group.
-    LimitedProof,
-    /// Primary groups or running QEMUs still carry the old number.
-    OldGidInUse,
-    /// This container's /dev is not the node's (`check`, `exec`, or with `--device`).
-    PrivateDevice,
-    /// A running libvirtd resolved its group before the group file changed (`check`).
-    LibvirtdStale,
-    /// A libvirtd runs on this node, and its root may not be looked at (`check`, `watch`), or there are
-    /// several (`watch`): what was found does not hold for its files.
-    LibvirtdUnseen,
-    /// A name service cache may answer libvirtd instead of the pod's group file.
-    NscdSocket,
-    /// Everybody may open the device (`check`).
-    OpenToOthers,
-    /// Others than the QEMU user are members of the group (`check`).
-    OtherMembers,
-    /// The node's udev gives different groups at different events.
-    UdevEventsDiffer,
-    /// A rule about the device that the node's udevd ignores.
-    UdevIgnored,
-    /// A rule about the device whose outcome cannot be told from the rules, or a part of the node that may
-    /// have such a rule and is not seen.
-    UdevUnclear,
-    /// The rule of an earlier `--persist` gives another number than the node would have without it.
-    UdevRuleOutdated,
-    /// The rule of `--persist` may not be written, and `watch` keeps the device without it.
-    UdevRuleRefused,
-    /// The running udevd applies numbers from before the node's files changed (`check`).
-    UdevdStale,
-    /// The device's owner is not mapped in this user namespace.
-    UnmappedOwner,
-    /// The proof was turned off.
-    Unproven,
-    /// The device was still being changed when `--settle` was over.
-    Unsettled,
-}
-
-impl WarningCode {
-    /// The word, as JSON has it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::CandidateSkipped => "candidate-skipped",
-            Self::Collision => "collision",
-            Self::Disagreement => "disagreement",
-            Self::DuplicateGroup => "duplicate-group",
-            Self::GuardedGroup => "guarded-group",
-            Self::HostRootUnknown => "host-root-unknown",
-            Self::LimitedProof => "limited-proof",
-            Self::OldGidInUse => "old-gid-in-use",
-            Self::PrivateDevice => "private-device",
-            Self::LibvirtdStale => "libvirtd-stale",
-            Self::LibvirtdUnseen => "libvirtd-unseen",
-            Self::NscdSocket => "nscd-socket",
-            Self::OpenToOthers => "open-to-others",
-            Self::OtherMembers => "other-members",
-            Self::UdevEventsDiffer => "udev-events-differ",
-            Self::UdevIgnored => "udev-ignored",
-            Self::UdevUnclear => "udev-unclear",
-            Self::UdevRuleOutdated => "udev-rule-outdated",
-            Self::UdevRuleRefused => "udev-rule-refused",
-            Self::UdevdStale => "udevd-stale",
-            Self::UnmappedOwner => "unmapped-owner",
-            Self::Unproven => "unproven",
-            Self::Unsettled => "unsettled",
-        }
+words! {
+    /// The fixed list of warnings: alerts key on these words.
+    pub enum WarningCode {
+        /// A source gave 0 or 4294967295.
+        CandidateSkipped = "candidate-skipped",
+        /// The number is also another group of the pod, which gains KVM as QEMU gains what it may.
+        Collision = "collision",
+        /// `--gid`, the node's udev and its group database differ.
+        Disagreement = "disagreement",
+        /// The pod has the group twice; the first line counts.
+        DuplicateGroup = "duplicate-group",
+        /// The node's udev gives the device a GID that means more than KVM (disk, docker, shadow and others, by
+        /// the node's name or by the pod's), or the target is one where there is no device: QEMU is not made a
+        /// member of that group.
+        GuardedGroup = "guarded-group",
+        /// This container does not see the node's file system.
+        HostRootUnknown = "host-root-unknown",
+        /// The node has no QEMU user; proven for nobody with the group.
+        LimitedProof = "limited-proof",
+        /// Primary groups or running QEMUs still carry the old number.
+        OldGidInUse = "old-gid-in-use",
+        /// This container's /dev is not the node's (`check`, `exec`, or with `--device`).
+        PrivateDevice = "private-device",
+        /// A running libvirtd resolved its group before the group file changed (`check`).
+        LibvirtdStale = "libvirtd-stale",
+        /// A libvirtd runs on this node, and its root may not be looked at (`check`, `watch`), or there are
+        /// several (`watch`): what was found does not hold for its files.
+        LibvirtdUnseen = "libvirtd-unseen",
+        /// A name service cache may answer libvirtd instead of the pod's group file.
+        NscdSocket = "nscd-socket",
+        /// Everybody may open the device (`check`).
+        OpenToOthers = "open-to-others",
+        /// Others than the QEMU user are members of the group (`check`).
+        OtherMembers = "other-members",
+        /// The node's udev gives different groups at different events.
+        UdevEventsDiffer = "udev-events-differ",
+        /// A rule about the device that the node's udevd ignores.
+        UdevIgnored = "udev-ignored",
+        /// A rule about the device whose outcome cannot be told from the rules, or a part of the node that may
+        /// have such a rule and is not seen.
+        UdevUnclear = "udev-unclear",
+        /// The rule of an earlier `--persist` gives another number than the node would have without it.
+        UdevRuleOutdated = "udev-rule-outdated",
+        /// The rule of `--persist` may not be written, and `watch` keeps the device without it.
+        UdevRuleRefused = "udev-rule-refused",
+        /// The running udevd applies numbers from before the node's files changed (`check`).
+        UdevdStale = "udevd-stale",
+        /// The device's owner is not mapped in this user namespace.
+        UnmappedOwner = "unmapped-owner",
+        /// The proof was turned off.
+        Unproven = "unproven",
+        /// The device was still being changed when `--settle` was over.
+        Unsettled = "unsettled",
     }
 }
 

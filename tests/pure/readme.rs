@@ -220,7 +220,13 @@ fn variants(source: &str, name: &str) -> Vec<(String, String)> {
     let found = members(source, &format!("pub enum {name} {{"));
     found
         .into_iter()
-        .map(|(variant, means)| (kebab(variant.trim_end_matches(',')), means))
+        .map(|(variant, means)| {
+            let variant = variant.trim_end_matches(',');
+            let word = variant
+                .split_once(" = ")
+                .map(|(_, word)| word.trim_matches('"').to_owned());
+            (word.unwrap_or_else(|| kebab(variant)), means)
+        })
         .collect()
 }
 
@@ -240,7 +246,12 @@ fn members(source: &str, head: &str) -> Vec<(String, String)> {
     let (_, body) = source
         .split_once(head)
         .unwrap_or_else(|| panic!("no {head}"));
-    let (body, _) = body.split_once("\n}\n").unwrap();
+    let indent = if source.contains(&format!("    {head}")) {
+        "    "
+    } else {
+        ""
+    };
+    let (body, _) = body.split_once(&format!("\n{indent}}}\n")).unwrap();
     let (mut found, mut means) = (Vec::new(), Vec::new());
     for line in body.lines().map(str::trim).filter(|line| !line.is_empty()) {
         match line.strip_prefix("/// ") {
