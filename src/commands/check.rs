@@ -8,7 +8,7 @@ use crate::config::{Libvirtd, PodRoot};
 use crate::judge::Judgement;
 use crate::observe::daemons::daemons;
 use crate::observe::host_root;
-use crate::observe::libvirtd::{Found, find};
+use crate::observe::libvirtd::{Target, find};
 use crate::pipeline::{Daemons, Request, look};
 use crate::report::Report;
 
@@ -25,22 +25,22 @@ pub fn check(request: &Request) -> Report {
     let sources = &mut request.sources;
     let found = match sources.pod_root.path() == Path::new("/") && host_root::on_the_node() {
         true => find(sources, &daemons),
-        false => Found::Own,
+        false => Target::Own,
     };
     match found {
-        Found::Of(libvirtd) => {
+        Target::Container(libvirtd) => {
             // `apply` without it would do the node's device alone and leave that container's files as they are.
             let root = libvirtd.root.path().display();
             let _ = write!(request.policy.replay_flags, " --root={root}");
             sources.pod_root = PodRoot::of_process(libvirtd.root);
             sources.libvirtd = Libvirtd::Container;
         }
-        Found::OtherDevice(libvirtd) => {
+        Target::OtherDevice(libvirtd) => {
             sources.pod_root = PodRoot::of_process(libvirtd.root);
             sources.libvirtd = Libvirtd::Container;
         }
-        Found::Unclear(text) => sources.libvirtd = Libvirtd::Unclear(text),
-        Found::Own | Found::Nodes | Found::Nobodys => {}
+        Target::Ambiguous(text) => sources.libvirtd = Libvirtd::Unclear(text),
+        Target::Own | Target::Node | Target::None => {}
     }
     look(&request, &daemons).report
 }

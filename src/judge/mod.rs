@@ -8,7 +8,7 @@ pub mod next_events;
 use crate::codes::{Cause, Warning, WarningCode};
 use crate::config::{Missing, Policy};
 use crate::error::Error;
-use crate::observe::{Doubt, Node, Observation, OtherDevice};
+use crate::observe::{DeviceState, Doubt, Observation, OtherDevice};
 use crate::plan::{Outcome, Plan};
 use crate::prove::{Advice, Directory, Proof, ProofResult};
 use crate::sys::device::DeviceStat;
@@ -158,7 +158,7 @@ fn of_proof(case: &Case<'_>) -> Judgement {
     let path = case.seen.device_path.display();
     let result = &case.proof.result;
     let (verdict, summary) = match result {
-        ProofResult::Ok(_) if identity.is_some_and(|identity| identity.stand_in) => (
+        ProofResult::Ok(_) if identity.is_some_and(|identity| identity.placeholder) => (
             Verdict::Ok,
             format!("the group can open {path}; this node has no QEMU user to prove it for"),
         ),
@@ -291,7 +291,7 @@ fn apply_other_device(found: &mut Judgement, case: &Case<'_>, other: &OtherDevic
 }
 
 /// Owner, group and mode: `0:108 0660`.
-fn numbers(device: &Node) -> String {
+fn numbers(device: &DeviceState) -> String {
     let facts = &device.facts;
     format!("{}:{} {:04o}", facts.uid, facts.gid, facts.mode)
 }

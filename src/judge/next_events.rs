@@ -7,7 +7,7 @@
 use nix::unistd::{Gid, Uid};
 
 use crate::formats::udev::{Event, Outcome, Prediction};
-use crate::observe::{Node, Observation};
+use crate::observe::{DeviceState, Observation};
 use crate::plan::is_private;
 
 /// Something that will happen to the device.
@@ -16,7 +16,7 @@ pub struct NextEvent {
     /// What happens, with its rule: `a udevd restart (/etc/udev/rules.d/99-kvm.rules:1)`.
     pub what: String,
     /// The device afterwards.
-    pub device: Node,
+    pub device: DeviceState,
     /// Whether the node's udev does it, and not the chart.
     pub by_udev: bool,
 }
@@ -74,7 +74,7 @@ pub fn next_events(seen: &Observation, fresh: bool) -> Vec<NextEvent> {
 
 /// The device after an event: a fresh one, as the kernel makes it (0:0 0600), or the one that is
 /// there.
-fn after(now: &Node, outcome: &Outcome, fresh: bool) -> Node {
+fn after(now: &DeviceState, outcome: &Outcome, fresh: bool) -> DeviceState {
     let mut node = if fresh { fresh_node(now) } else { now.clone() };
     node.facts.uid = outcome.uid.unwrap_or(node.facts.uid);
     node.facts.gid = outcome.gid.unwrap_or(node.facts.gid);
@@ -85,7 +85,7 @@ fn after(now: &Node, outcome: &Outcome, fresh: bool) -> Node {
 }
 
 /// As the kernel makes it.
-fn fresh_node(now: &Node) -> Node {
+fn fresh_node(now: &DeviceState) -> DeviceState {
     let mut node = now.clone();
     node.facts.uid = Uid::from_raw(0);
     node.facts.gid = Gid::from_raw(0);
@@ -97,7 +97,7 @@ fn fresh_node(now: &Node) -> Node {
 /// The chart's three lines, run in the pod at each start of its container: `chmod 660 /dev/kvm;
 /// chown root:kvm /dev/kvm`. Where the pod has no such group only the first one does anything.
 /// `--group` means nothing to it.
-fn libvirt_sh(seen: &Observation, now: &Node) -> Option<NextEvent> {
+fn libvirt_sh(seen: &Observation, now: &DeviceState) -> Option<NextEvent> {
     if seen.pod.is_host {
         return None;
     }
@@ -116,7 +116,7 @@ fn libvirt_sh(seen: &Observation, now: &Node) -> Option<NextEvent> {
 }
 
 /// chmod(2): with an ACL the mode's group bits become the mask.
-fn set_mode(node: &mut Node, mode: u16) {
+fn set_mode(node: &mut DeviceState, mode: u16) {
     node.facts.mode = mode;
     node.acl = node.acl.take().map(|acl| acl.with_mode(mode));
 }

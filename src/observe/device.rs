@@ -12,7 +12,7 @@ use crate::sys::proc;
 
 /// A device node and what guards it.
 #[derive(Debug, Clone)]
-pub struct Node {
+pub struct DeviceState {
     /// Kind, numbers, owner, mode.
     pub facts: DeviceStat,
     /// Its ACL.
@@ -35,11 +35,11 @@ pub enum Driver {
     Unknown,
 }
 
-pub(super) fn node(device: &Device) -> Result<Node> {
+pub(super) fn node(device: &Device) -> Result<DeviceState> {
     let facts = device.facts();
     if !facts.is_kvm() {
         // Of what is not the device, only its kind is of interest.
-        return Ok(Node {
+        return Ok(DeviceState {
             facts,
             acl: None,
             nodev: false,
@@ -49,7 +49,7 @@ pub(super) fn node(device: &Device) -> Result<Node> {
     /// What the kernel shows for an ID without a mapping (/proc/sys/kernel/overflowuid).
     const OVERFLOW: u32 = 65534;
     let shows_overflow = facts.uid.as_raw() == OVERFLOW || facts.gid.as_raw() == OVERFLOW;
-    Ok(Node {
+    Ok(DeviceState {
         facts,
         acl: device.acl()?,
         nodev: device.on_nodev_mount()?,
@@ -91,7 +91,7 @@ pub fn is_no_driver(errno: Errno) -> bool {
 
 /// The directories above `device`, outermost first, for a reason why it cannot be reached: those that
 /// its path names, and those that the links in it lead through.
-pub fn directories_above(device: &Path) -> Vec<(PathBuf, Node)> {
+pub fn directories_above(device: &Path) -> Vec<(PathBuf, DeviceState)> {
     let named = std::path::absolute(device).unwrap_or_default();
     let Some(named) = named.parent() else {
         return Vec::new();
@@ -108,7 +108,7 @@ pub fn directories_above(device: &Path) -> Vec<(PathBuf, Node)> {
         if device.facts().kind != SFlag::S_IFDIR {
             return None;
         }
-        let node = Node {
+        let node = DeviceState {
             facts: device.facts(),
             acl: device.acl().ok()?,
             nodev: false,

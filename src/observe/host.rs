@@ -23,7 +23,7 @@ pub struct Host {
     /// Device and inode number of each of its group files.
     pub group_files: Vec<Inode>,
     /// What stands at dev/kvm below it.
-    pub node: Option<DeviceStat>,
+    pub device: Option<DeviceStat>,
     /// What its udev will do to the device.
     pub udev: Predictions,
     /// What its udev would do without the rule that an earlier run wrote; nothing where there is no
@@ -58,7 +58,7 @@ impl Host {
             root: root.path().to_owned(),
             db,
             group_files,
-            node: root.stat("dev/kvm")?.map(DeviceStat::from),
+            device: root.stat("dev/kvm")?.map(DeviceStat::from),
             udev: Predictions::default(),
             others: None,
             slot: slot.then(|| udev_files::slot(root)).transpose()?,

@@ -53,26 +53,26 @@ pub struct Libvirtd {
 
 /// What was found.
 #[derive(Debug)]
-pub enum Found {
+pub enum Target {
     /// A root or a group file was named, or libvirtd runs in this very container.
     Own,
     /// Only the node's own libvirtd runs.
-    Nodes,
+    Node,
     /// The one of just one container.
-    Of(Libvirtd),
+    Container(Libvirtd),
     /// The one of just one container that has a /dev of its own: it is looked at, and nothing of it is edited.
     OtherDevice(Libvirtd),
     /// None runs, as far as can be seen.
-    Nobodys,
+    None,
     /// Several run, or one that this process may not look at: nothing of theirs is edited.
-    Unclear(String),
+    Ambiguous(String),
 }
 
 /// Finds it among the processes that have its name.
-pub fn find(asked: &Sources, daemons: &[Process]) -> Found {
+pub fn find(asked: &Sources, daemons: &[Process]) -> Target {
     let here = Path::new("/");
     if asked.pod_root.path() != here || asked.group_file_out.is_some() {
-        return Found::Own;
+        return Target::Own;
     }
     // An ordinary container may have any number of processes of any name: they cost no descriptor.
     let named = daemons
@@ -80,13 +80,13 @@ pub fn find(asked: &Sources, daemons: &[Process]) -> Found {
         .filter(|process| is_named(process) && process.is_admin);
     let mut named = named.peekable();
     if named.peek().is_none() {
-        return Found::Nobodys;
+        return Target::None;
     }
     let host = match host_root::find(asked.host_root.as_deref()) {
         Ok(HostRoot::At(host)) => Some(host),
         _ => None,
     };
-    let scene = Scene {
+    let surroundings = Surroundings {
         own: Root::open(here).and_then(|root| root.id()).ok(),
         // A root that holds only parts of the node's is another directory than its own.
         nodes: [
@@ -119,7 +119,7 @@ pub fn find(asked: &Sources, daemons: &[Process]) -> Found {
             Look::NotRoots => {}
         }
     }
-    choose(&scene, found, hidden)
+    choose(&surroundings, found, hidden)
 }
 
 /// What helps where a process may not be looked at.
@@ -145,7 +145,7 @@ fn kvm_at(root: &Root, name: &str) -> Option<Inode> {
 }
 
 /// What the processes are compared with.
-struct Scene {
+struct Surroundings {
     /// This process' own root.
     own: Option<Inode>,
     /// The host root, and the root of the node's first process.
@@ -197,34 +197,42 @@ fn is_libvirtd(executable: &OsStr, is_roots: bool, shares_namespace: bool, is_ad
 #[derive(Debug, PartialEq, Eq)]
 enum Choice<R> {
     Own,
-    Nodes,
-    Of(u32, R),
+    Node,
+    Container(u32, R),
     OtherDevice(u32, R),
-    Nobodys,
-    Unclear(String),
+    None,
+    Ambiguous(String),
 }
 
-fn choose(scene: &Scene, found: Vec<Candidate<Inspected>>, hidden: Option<String>) -> Found {
+fn choose(
+    surroundings: &Surroundings,
+    found: Vec<Candidate<Inspected>>,
+    hidden: Option<String>,
+) -> Target {
     let libvirtd = |pid, seen: Inspected| Libvirtd {
         pid,
         pidfd: seen.pidfd,
         root: seen.root,
     };
-    match chosen(scene, found, hidden) {
-        Choice::Own => Found::Own,
-        Choice::Nodes => Found::Nodes,
-        Choice::Of(pid, seen) => Found::Of(libvirtd(pid, seen)),
-        Choice::OtherDevice(pid, seen) => Found::OtherDevice(libvirtd(pid, seen)),
-        Choice::Nobodys => Found::Nobodys,
-        Choice::Unclear(text) => Found::Unclear(text),
+    match chosen(surroundings, found, hidden) {
+        Choice::Own => Target::Own,
+        Choice::Node => Target::Node,
+        Choice::Container(pid, seen) => Target::Container(libvirtd(pid, seen)),
+        Choice::OtherDevice(pid, seen) => Target::OtherDevice(libvirtd(pid, seen)),
+        Choice::None => Target::None,
+        Choice::Ambiguous(text) => Target::Ambiguous(text),
     }
 }
 
 /// Decides. `hidden` says why a process of root's could not be looked at.
-fn chosen<R>(scene: &Scene, found: Vec<Candidate<R>>, hidden: Option<String>) -> Choice<R> {
+fn chosen<R>(
+    surroundings: &Surroundings,
+    found: Vec<Candidate<R>>,
+    hidden: Option<String>,
+) -> Choice<R> {
     const WAY_OUT: &str = "nothing of it is edited; give --root, or --group-file-out";
-    let is_nodes = |root: Inode| scene.nodes.contains(&Some(root));
-    let is_own = |root: Inode| scene.own == Some(root);
+    let is_nodes = |root: Inode| surroundings.nodes.contains(&Some(root));
+    let is_own = |root: Inode| surroundings.own == Some(root);
     // This very container's. On the node that is the node's own.
     if found
         .iter()
@@ -233,12 +241,13 @@ fn chosen<R>(scene: &Scene, found: Vec<Candidate<R>>, hidden: Option<String>) ->
         return Choice::Own;
     }
     if let Some(hidden) = hidden {
-        return Choice::Unclear(format!("{hidden}; {WAY_OUT}"));
+        return Choice::Ambiguous(format!("{hidden}; {WAY_OUT}"));
     }
     let runs_on_node = found.iter().any(|one| is_nodes(one.root));
     let elsewhere = found.into_iter().filter(|one| !is_nodes(one.root));
-    let shows_device =
-        |one: &Candidate<R>| scene.device.is_none() || one.devices.contains(&scene.device);
+    let shows_device = |one: &Candidate<R>| {
+        surroundings.device.is_none() || one.devices.contains(&surroundings.device)
+    };
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for one in elsewhere {
         let list = if shows_device(&one) {
@@ -255,8 +264,8 @@ fn chosen<R>(scene: &Scene, found: Vec<Candidate<R>>, hidden: Option<String>) ->
         }
     }
     // Where the node's root is not seen it cannot be told whether one of them has it.
-    if let Some(first) = with.first().filter(|_| scene.nodes[0].is_none()) {
-        return Choice::Unclear(format!(
+    if let Some(first) = with.first().filter(|_| surroundings.nodes[0].is_none()) {
+        return Choice::Ambiguous(format!(
             "{} (pid {}) runs, and the node's root, which may be its own, is not seen; {WAY_OUT}; or mount \
              the node's root file system at /host",
             first.name, first.pid
@@ -265,19 +274,19 @@ fn chosen<R>(scene: &Scene, found: Vec<Candidate<R>>, hidden: Option<String>) ->
     if with.len() > 1 {
         let pids: Vec<_> = with.iter().map(|one| one.pid.to_string()).collect();
         let pids = pids.join(", ");
-        return Choice::Unclear(format!(
+        return Choice::Ambiguous(format!(
             "libvirtd runs in several containers (pid {pids}); {WAY_OUT}"
         ));
     }
     if let Some(one) = with.pop() {
-        return Choice::Of(one.pid, one.held);
+        return Choice::Container(one.pid, one.held);
     }
     if runs_on_node {
-        return Choice::Nodes;
+        return Choice::Node;
     }
     match (without.pop(), without.is_empty()) {
         (Some(one), true) => Choice::OtherDevice(one.pid, one.held),
-        _ => Choice::Nobodys,
+        _ => Choice::None,
     }
 }
 
@@ -342,8 +351,8 @@ mod tests {
         }
     }
 
-    fn scene() -> Scene {
-        Scene {
+    fn surroundings() -> Surroundings {
+        Surroundings {
             own: Some(OWN),
             nodes: [Some(NODE), None],
             device: Some(KVM),
@@ -351,11 +360,11 @@ mod tests {
     }
 
     fn pick(found: Vec<Candidate<()>>) -> Choice<()> {
-        chosen(&scene(), found, None)
+        chosen(&surroundings(), found, None)
     }
 
-    fn is_unclear(choice: &Choice<()>) -> bool {
-        matches!(choice, Choice::Unclear(_))
+    fn is_ambiguous(choice: &Choice<()>) -> bool {
+        matches!(choice, Choice::Ambiguous(_))
     }
 
     #[test]
@@ -373,36 +382,50 @@ mod tests {
     #[test]
     fn only_a_container_that_is_certain_is_chosen() {
         let (a, b) = ((1, 3), (1, 4));
-        assert_eq!(pick(vec![]), Choice::Nobodys);
-        assert_eq!(pick(vec![one(7, a)]), Choice::Of(7, ()));
+        assert_eq!(pick(vec![]), Choice::None);
+        assert_eq!(pick(vec![one(7, a)]), Choice::Container(7, ()));
         // The node's own is none of a container.
-        assert_eq!(pick(vec![one(7, NODE)]), Choice::Nodes);
-        assert_eq!(pick(vec![one(7, NODE), one(8, a)]), Choice::Of(8, ()));
-        let on_node = Scene {
+        assert_eq!(pick(vec![one(7, NODE)]), Choice::Node);
+        assert_eq!(
+            pick(vec![one(7, NODE), one(8, a)]),
+            Choice::Container(8, ())
+        );
+        let on_node = Surroundings {
             own: Some(NODE),
-            ..scene()
+            ..surroundings()
         };
-        assert_eq!(chosen(&on_node, vec![one(7, NODE)], None), Choice::Nodes);
+        assert_eq!(chosen(&on_node, vec![one(7, NODE)], None), Choice::Node);
         assert_eq!(
             chosen(&on_node, vec![one(7, NODE), one(8, a)], None),
-            Choice::Of(8, ())
+            Choice::Container(8, ())
         );
         // This very container's, whoever else runs.
         assert_eq!(pick(vec![one(7, a), one(8, OWN)]), Choice::Own);
         let hidden = || Some("hidden".to_owned());
-        assert_eq!(chosen(&scene(), vec![one(8, OWN)], hidden()), Choice::Own);
+        assert_eq!(
+            chosen(&surroundings(), vec![one(8, OWN)], hidden()),
+            Choice::Own
+        );
         // Two daemons of one root, and two roots.
-        assert_eq!(pick(vec![one(7, a), one(8, a)]), Choice::Of(7, ()));
-        assert!(is_unclear(&pick(vec![one(7, a), one(8, b)])));
+        assert_eq!(pick(vec![one(7, a), one(8, a)]), Choice::Container(7, ()));
+        assert!(is_ambiguous(&pick(vec![one(7, a), one(8, b)])));
         // What cannot be looked at may be the one.
-        assert!(is_unclear(&chosen(&scene(), vec![one(7, a)], hidden())));
-        assert!(is_unclear(&chosen::<()>(&scene(), vec![], hidden())));
-        let blind = Scene {
+        assert!(is_ambiguous(&chosen(
+            &surroundings(),
+            vec![one(7, a)],
+            hidden()
+        )));
+        assert!(is_ambiguous(&chosen::<()>(
+            &surroundings(),
+            vec![],
+            hidden()
+        )));
+        let blind = Surroundings {
             nodes: [None, None],
-            ..scene()
+            ..surroundings()
         };
-        assert!(is_unclear(&chosen(&blind, vec![one(7, a)], None)));
-        assert_eq!(chosen::<()>(&blind, vec![], None), Choice::Nobodys);
+        assert!(is_ambiguous(&chosen(&blind, vec![one(7, a)], None)));
+        assert_eq!(chosen::<()>(&blind, vec![], None), Choice::None);
     }
 
     #[test]
@@ -414,21 +437,21 @@ mod tests {
             pick(vec![with_device(7, a, None)]),
             Choice::OtherDevice(7, ())
         );
-        assert_eq!(pick(vec![other(7, a), one(8, b)]), Choice::Of(8, ()));
+        assert_eq!(pick(vec![other(7, a), one(8, b)]), Choice::Container(8, ()));
         assert_eq!(
             pick(vec![other(7, a), one(8, b), other(9, c)]),
-            Choice::Of(8, ())
+            Choice::Container(8, ())
         );
-        assert_eq!(pick(vec![other(7, a), other(8, b)]), Choice::Nobodys);
-        assert_eq!(pick(vec![other(7, a), one(8, NODE)]), Choice::Nodes);
+        assert_eq!(pick(vec![other(7, a), other(8, b)]), Choice::None);
+        assert_eq!(pick(vec![other(7, a), one(8, NODE)]), Choice::Node);
         // A node without a device has nothing to show.
-        let without = Scene {
+        let without = Surroundings {
             device: None,
-            ..scene()
+            ..surroundings()
         };
         assert_eq!(
             chosen(&without, vec![with_device(7, a, None)], None),
-            Choice::Of(7, ())
+            Choice::Container(7, ())
         );
     }
 }

@@ -25,7 +25,7 @@ use doubt::doubt;
 use host_root::HostRoot;
 use pod::{pod, pod_root_error};
 
-pub use device::{Driver, Node, directories_above, is_no_driver};
+pub use device::{DeviceState, Driver, directories_above, is_no_driver};
 pub use doubt::{Doubt, OtherDevice};
 pub use host::Host;
 #[cfg(feature = "watch")]
@@ -44,7 +44,7 @@ pub struct Observation {
     /// The pod root.
     pub pod: Pod,
     /// What stands at the device's path.
-    pub device: Option<Node>,
+    pub device: Option<DeviceState>,
     /// Whether a KVM driver is registered.
     pub driver: Driver,
     /// Why a proof may say nothing of the libvirtd that runs.
@@ -101,7 +101,7 @@ pub fn look_again(seen: &mut Observation, sources: &Sources) -> Result<Option<De
     seen.device = device.as_ref().map(node).transpose()?;
     seen.driver = driver(device.as_ref());
     if let Some(host) = &mut seen.host {
-        host.node = Root::open(&host.root)?
+        host.device = Root::open(&host.root)?
             .stat("dev/kvm")?
             .map(DeviceStat::from);
     }

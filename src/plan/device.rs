@@ -5,11 +5,11 @@ use nix::unistd::{Gid, Uid};
 use super::Step;
 use super::context::Context;
 use crate::codes::{Warning, WarningCode};
-use crate::observe::Node;
+use crate::observe::DeviceState;
 
 /// The steps of the device.
 pub(super) fn steps(
-    node: &Node,
+    node: &DeviceState,
     context: &Context<'_>,
     target: Gid,
     warnings: &mut Vec<Warning>,

@@ -7,7 +7,7 @@ use nix::unistd::Gid;
 
 use super::context::Context;
 use super::qemu_identity::{self, Configured, Identity, IdentityError, User};
-use super::safety::{collisions, further_numbers, guarded, guarded_target, other_owner};
+use super::safety::{collisions, further_gids, guarded, guarded_target, other_owner};
 use super::target_gid::Resolution;
 use super::{GroupFile, GroupStep, Plan, Refusal, Step, Stop, device};
 use crate::codes::{Warning, WarningCode};
@@ -132,9 +132,9 @@ fn wants(
     }];
     // Without a member there is nobody whom another number could lock out.
     if member.is_some() && !context.seen.pod.is_host {
-        let (mut numbers, told) = further_numbers(context, udev, target);
+        let (mut numbers, told) = further_gids(context, udev, target);
         warnings = told;
-        match number_to_leave(context, target) {
+        match gid_to_leave(context, target) {
             Ok(kept) => numbers.extend(kept),
             Err(warning) => warnings.push(warning),
         }
@@ -150,7 +150,7 @@ fn wants(
 
 /// The number that the device is about to leave: until it has, and wherever the new one cannot be
 /// given to it, guests start with that one. One that means more than KVM is a warning instead.
-fn number_to_leave(context: &Context<'_>, target: Gid) -> Result<Option<Gid>, Warning> {
+fn gid_to_leave(context: &Context<'_>, target: Gid) -> Result<Option<Gid>, Warning> {
     let file = context.seen.pod.image_group().unwrap_or_default();
     let Some(kept) = context.last_good_gid().filter(|kept| *kept != target) else {
         return Ok(None);

@@ -28,7 +28,7 @@ pub struct Identity {
     /// The supplementary groups, each once.
     pub groups: Vec<Gid>,
     /// Whether this stands in for a QEMU user that the node does not have.
-    pub stand_in: bool,
+    pub placeholder: bool,
 }
 
 impl Identity {
@@ -41,7 +41,7 @@ impl Identity {
             uid: Uid::from_raw(NOBODY),
             gid: Gid::from_raw(NOBODY),
             groups: vec![target],
-            stand_in: true,
+            placeholder: true,
         }
     }
 
@@ -235,7 +235,7 @@ pub fn identity(
         uid: user.uid,
         gid,
         groups,
-        stand_in: false,
+        placeholder: false,
     })
 }
 

@@ -4,7 +4,7 @@ use nix::sys::stat::SFlag;
 use nix::unistd::Gid;
 
 use super::context::Context;
-use super::udev_events::{gives_to_root, other_numbers};
+use super::udev_events::{gives_to_root, other_gids};
 use super::{NoKvm, Plan, Refusal};
 use crate::codes::{Cause, Warning, WarningCode};
 use crate::config::Origin;
@@ -110,7 +110,7 @@ fn check_guarded(
 /// No node, or no driver behind it.
 pub fn no_kvm(seen: &Observation) -> Option<NoKvm> {
     let path = seen.device_path.display();
-    let on_host = seen.host.as_ref().and_then(|host| host.node);
+    let on_host = seen.host.as_ref().and_then(|host| host.device);
     match &seen.device {
         None if on_host.is_some_and(|node| node.is_kvm()) && !seen.device_explicit => None,
         None => {
@@ -191,7 +191,7 @@ pub fn target(
         }
         let others = collisions(file, &context.policy.group, gid);
         collision(others, gid, context, &mut plan.warnings)?;
-        let (_, told) = further_numbers(context, udev, gid);
+        let (_, told) = further_gids(context, udev, gid);
         if let Some(warning) = told.first().filter(|_| context.is_strict()) {
             return Err(no(format!("--strict: {}", warning.text)));
         }
@@ -223,7 +223,7 @@ fn check_doubts(context: &Context<'_>, plan: &mut Plan) -> Result<(), Refusal> {
 
 /// The GIDs that other events of the node give, as far as the QEMU user may have them; and what is odd
 /// about them. A GID that means more than KVM is given to no QEMU for an event's sake.
-pub fn further_numbers(
+pub fn further_gids(
     context: &Context<'_>,
     udev: Option<&Predictions>,
     target: Gid,
@@ -232,7 +232,7 @@ pub fn further_numbers(
     let file = seen.pod.image_group().unwrap_or_default();
     let (mut free, mut told) = (Vec::new(), Vec::new());
     let roots = gives_to_root(udev).then_some(Gid::from_raw(0));
-    for gid in other_numbers(udev, target).into_iter().chain(roots) {
+    for gid in other_gids(udev, target).into_iter().chain(roots) {
         if let Some(group) = guarded(seen, gid) {
             let text = format!(
                 "an event of the node gives the device the GID {gid}, which is {group}: QEMU is not made \
@@ -294,7 +294,7 @@ fn is_other(name: &str, group: &str, gid: Gid) -> bool {
 
 /// Whether the device is another one than the node's.
 pub fn is_private(seen: &Observation) -> bool {
-    let on_host = seen.host.as_ref().and_then(|host| host.node);
+    let on_host = seen.host.as_ref().and_then(|host| host.device);
     let on_host = on_host.filter(|node| node.is_kvm());
     on_host.is_some_and(|host| {
         let here = seen.device.as_ref().map(|node| node.facts.inode);
@@ -315,7 +315,7 @@ fn described(facts: &DeviceStat) -> String {
 fn check_device(context: &Context<'_>, warnings: &mut Vec<Warning>) -> Result<(), Refusal> {
     let seen = context.seen;
     let path = seen.device_path.display();
-    let on_host = seen.host.as_ref().and_then(|host| host.node);
+    let on_host = seen.host.as_ref().and_then(|host| host.device);
     let on_host = on_host.filter(|node| node.is_kvm());
     let refusal = |cause, text| {
         Err(Refusal {

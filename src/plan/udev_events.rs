@@ -13,7 +13,7 @@ pub const EVENTS: [(Event, &str); 3] = [
 ];
 
 /// The numbers other than the target that some event of the node gives the device.
-pub fn other_numbers(udev: Option<&Predictions>, target: Gid) -> Vec<Gid> {
+pub fn other_gids(udev: Option<&Predictions>, target: Gid) -> Vec<Gid> {
     let mut found = Vec::new();
     for (event, _) in EVENTS {
         let outcome = udev.and_then(|udev| udev.of(event).outcome());
@@ -59,7 +59,7 @@ pub fn warnings(udev: Option<&Predictions>, target: Option<Gid>) -> Vec<Warning>
         &udev.unclear,
     ));
     if let Some(target) = target
-        && !other_numbers(Some(udev), target).is_empty()
+        && !other_gids(Some(udev), target).is_empty()
     {
         let says = EVENTS.iter().filter_map(|(event, when)| {
             let outcome = udev.of(*event).outcome()?;

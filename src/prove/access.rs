@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use crate::codes::Permission;
 use crate::formats::posix_acl::{FilePermissions, READ_WRITE, permits};
-use crate::observe::Node;
+use crate::observe::DeviceState;
 use crate::plan::qemu_identity::Identity;
 use crate::sys::device::DeviceStat;
 
 /// A directory on the way to the device.
-pub type Directory = (PathBuf, Node);
+pub type Directory = (PathBuf, DeviceState);
 
 /// Who opens what, and on which way.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub struct AccessContext<'a> {
     /// The device's path.
     pub path: &'a Path,
     /// The device as it is now.
-    pub device: &'a Node,
+    pub device: &'a DeviceState,
     /// The directories on the way to it, outermost first.
     pub directories: &'a [Directory],
     /// Who opens it.
@@ -31,7 +31,7 @@ pub struct AccessContext<'a> {
 const SEARCH: u16 = 0o1;
 
 /// Whether owner, mode and ACL of a device let QEMU read and write.
-pub fn allows(device: &Node, identity: &Identity) -> bool {
+pub fn allows(device: &DeviceState, identity: &Identity) -> bool {
     // Root keeps its capabilities, and CAP_DAC_OVERRIDE asks nobody.
     identity.uid.is_root() || permits(&permissions(device), &identity.who(), READ_WRITE)
 }
@@ -70,8 +70,8 @@ pub fn closed_directory<'a>(
 }
 
 /// chmod(1)'s letter for the class of permission bits that counts for QEMU; none where an ACL counts.
-pub fn class(directory: &Node, identity: &Identity) -> Option<char> {
-    let bits = |mode| Node {
+pub fn class(directory: &DeviceState, identity: &Identity) -> Option<char> {
+    let bits = |mode| DeviceState {
         facts: DeviceStat {
             mode,
             ..directory.facts
@@ -86,7 +86,7 @@ pub fn class(directory: &Node, identity: &Identity) -> Option<char> {
     classes.find(counts).map(|(class, _)| class)
 }
 
-fn permissions(device: &Node) -> FilePermissions<'_> {
+fn permissions(device: &DeviceState) -> FilePermissions<'_> {
     FilePermissions {
         uid: device.facts.uid,
         gid: device.facts.gid,

@@ -14,7 +14,7 @@ use super::probe::ProbeResult;
 use super::{Advice, ProofResult};
 use crate::codes::Cause;
 use crate::formats::posix_acl::Acl;
-use crate::observe::{Node, is_no_driver};
+use crate::observe::{DeviceState, is_no_driver};
 use crate::plan::qemu_identity::Identity;
 use crate::sys::kvm::API_VERSION;
 use crate::text::join_first;
@@ -169,7 +169,7 @@ fn denied(context: &AccessContext<'_>) -> (Cause, Advice) {
         );
         return (Cause::SecurityModule, Advice::new(advice));
     }
-    let plain = Node {
+    let plain = DeviceState {
         acl: None,
         ..device.clone()
     };
@@ -197,7 +197,7 @@ fn does_not_let_pass((directory, state): &Directory, identity: &Identity) -> Adv
 fn denied_by_acl(context: &AccessContext<'_>, acl: &Acl) -> Advice {
     let path = context.path.display();
     let identity = context.identity;
-    let without = Node {
+    let without = DeviceState {
         acl: Some(acl.without_user(identity.uid)),
         ..context.device.clone()
     };

@@ -264,7 +264,7 @@ fn remedy(seen: &Observation, plan: &Plan, identity: &Identity) -> Option<String
     }
     let pod = &seen.pod;
     match identity.user.as_deref().map(String::from_utf8_lossy) {
-        None if !identity.stand_in => Some(format!(
+        None if !identity.placeholder => Some(format!(
             "libvirt gives no other group to a uid without a name: name {} in {}, or set group = \
              \"+{target}\" in {}",
             identity.uid,

@@ -9,7 +9,7 @@ use crate::config::Policy;
 use crate::formats::accounts::group;
 use crate::formats::udev::{Event, Predictions};
 use crate::judge::Judgement;
-use crate::observe::{self, GROUP_FILE, Node, Observation};
+use crate::observe::{self, DeviceState, GROUP_FILE, Observation};
 use crate::plan::qemu_identity::Identity;
 use crate::plan::{Plan, wanted_mode};
 use crate::prove::Proof;
@@ -106,7 +106,7 @@ pub fn build(
 fn host(host: &observe::Host, policy: &Policy) -> Host {
     Host {
         root: host.root.display().to_string(),
-        device: host.node.map(|node| HostDevice {
+        device: host.device.map(|node| HostDevice {
             uid: node.uid.as_raw(),
             gid: node.gid.as_raw(),
             mode: octal(node.mode),
@@ -125,7 +125,7 @@ fn qemu(identity: &Identity) -> Qemu {
         uid: identity.uid.as_raw(),
         gid: identity.gid.as_raw(),
         groups: identity.groups.iter().map(|gid| gid.as_raw()).collect(),
-        stand_in: identity.stand_in,
+        stand_in: identity.placeholder,
     }
 }
 
@@ -149,7 +149,7 @@ fn udev(prediction: &Predictions) -> Udev {
 
 fn device(seen: &Observation) -> Device {
     let path = seen.device_path.display().to_string();
-    let Some(Node { facts, acl, .. }) = &seen.device else {
+    let Some(DeviceState { facts, acl, .. }) = &seen.device else {
         return Device {
             path,
             kind: "missing".to_owned(),
@@ -165,7 +165,7 @@ fn device(seen: &Observation) -> Device {
         };
     };
     let is_device = matches!(facts.kind, SFlag::S_IFCHR | SFlag::S_IFBLK);
-    let on_host = seen.host.as_ref().and_then(|host| host.node);
+    let on_host = seen.host.as_ref().and_then(|host| host.device);
     let kind = kind_name(facts.kind);
     let kind = kind.trim_start_matches("a ").replace(' ', "-");
     Device {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use libvirt_kvm_init::codes::Cause;
 use libvirt_kvm_init::formats::posix_acl::Acl;
-use libvirt_kvm_init::observe::Node;
+use libvirt_kvm_init::observe::DeviceState;
 use libvirt_kvm_init::plan::qemu_identity::Identity;
 use libvirt_kvm_init::prove::{AccessContext, ProbeResult, ProofResult, diagnose};
 use libvirt_kvm_init::sys::device::DeviceStat;
@@ -13,8 +13,8 @@ use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 use nix::unistd::{Gid, Uid};
 
-fn node(uid: u32, gid: u32, mode: u16) -> Node {
-    Node {
+fn node(uid: u32, gid: u32, mode: u16) -> DeviceState {
+    DeviceState {
         facts: DeviceStat {
             kind: SFlag::S_IFCHR,
             major: 10,
@@ -37,13 +37,13 @@ fn nova() -> Identity {
         uid: Uid::from_raw(42424),
         gid: Gid::from_raw(108),
         groups: vec![Gid::from_raw(42424), Gid::from_raw(108)],
-        stand_in: false,
+        placeholder: false,
     }
 }
 
 fn context<'a>(
-    device: &'a Node,
-    directories: &'a [(PathBuf, Node)],
+    device: &'a DeviceState,
+    directories: &'a [(PathBuf, DeviceState)],
     identity: &'a Identity,
 ) -> AccessContext<'a> {
     AccessContext {
@@ -55,7 +55,11 @@ fn context<'a>(
     }
 }
 
-fn seen(answer: ProbeResult, device: &Node, directories: &[(PathBuf, Node)]) -> ProofResult {
+fn seen(
+    answer: ProbeResult,
+    device: &DeviceState,
+    directories: &[(PathBuf, DeviceState)],
+) -> ProofResult {
     diagnose(answer, &context(device, directories, &nova()))
 }
 
@@ -166,12 +170,14 @@ fn each_answer_has_its_cause() {
 #[test]
 fn a_denial_is_told_apart_by_what_should_have_allowed_it() {
     let denied = ProbeResult::Open(Errno::EACCES);
-    let cause = |node: &Node, folders: &[(PathBuf, Node)]| seen(denied, node, folders).cause();
+    let cause = |node: &DeviceState, folders: &[(PathBuf, DeviceState)]| {
+        seen(denied, node, folders).cause()
+    };
     let good = node(0, 108, 0o660);
     assert_eq!(cause(&node(0, 424, 0o660), &[]), Some(Cause::Ownership));
     assert_eq!(cause(&node(0, 108, 0o640), &[]), Some(Cause::Ownership));
     assert_eq!(cause(&good, &[]), Some(Cause::SecurityModule));
-    let nodev = Node {
+    let nodev = DeviceState {
         nodev: true,
         ..good.clone()
     };
@@ -184,14 +190,14 @@ fn a_denial_is_told_apart_by_what_should_have_allowed_it() {
         &[16, 0, 6, 0, 255, 255, 255, 255],
         &[32, 0, 0, 0, 255, 255, 255, 255],
     ];
-    let acl = Node {
+    let acl = DeviceState {
         acl: Acl::parse(&bytes.concat()),
         ..good.clone()
     };
     assert!(acl.acl.is_some());
     assert_eq!(cause(&acl, &[]), Some(Cause::Acl));
     // Without the ACL it would be denied too: then the ACL is not what is wrong.
-    let both = Node {
+    let both = DeviceState {
         acl: acl.acl.clone(),
         ..node(0, 424, 0o660)
     };

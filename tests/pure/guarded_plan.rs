@@ -11,7 +11,7 @@ use libvirt_kvm_init::formats::udev::{Predictions, RuleFile, Udevd};
 use libvirt_kvm_init::formats::userdb::Record;
 use libvirt_kvm_init::observe::group_db::GroupDb;
 use libvirt_kvm_init::observe::view::View;
-use libvirt_kvm_init::observe::{Driver, Host, Node, Observation, Pod};
+use libvirt_kvm_init::observe::{DeviceState, Driver, Host, Observation, Pod};
 use libvirt_kvm_init::pipeline::Request;
 use libvirt_kvm_init::plan::{GroupFile, GroupStep, Memory, Outcome, Plan, Step, plan};
 use libvirt_kvm_init::sys::device::DeviceStat;
@@ -83,7 +83,7 @@ fn seen(node: &str, rules: &str, pod: &str, device: Option<u32>) -> Observation 
             ..GroupDb::default()
         },
         group_files: Vec::new(),
-        node: device.map(facts),
+        device: device.map(facts),
         udev: Predictions::default(),
         others: None,
         slot: None,
@@ -122,7 +122,7 @@ fn seen(node: &str, rules: &str, pod: &str, device: Option<u32>) -> Observation 
             os_release: None,
             nscd: None,
         },
-        device: device.map(|gid| Node {
+        device: device.map(|gid| DeviceState {
             facts: facts(gid),
             acl: None,
             nodev: false,
@@ -372,7 +372,7 @@ fn without_a_device_no_guarded_gid_goes_into_the_pods_file() {
     for (at, mut seen) in targets() {
         seen.device = None;
         seen.driver = Driver::Absent;
-        seen.host.as_mut().unwrap().node = None;
+        seen.host.as_mut().unwrap().device = None;
         for gid in [None, Some(("gid", "6"))] {
             let given: Vec<_> = skip.into_iter().chain(gid).collect();
             for by in [By::Flag, By::Env] {
@@ -436,13 +436,13 @@ fn a_name_that_is_more_than_a_name_is_refused_where_it_would_be_written() {
         let mut without = seen;
         without.device = None;
         without.driver = Driver::Absent;
-        without.host.as_mut().unwrap().node = None;
+        without.host.as_mut().unwrap().device = None;
         let decision = decide(&mut without, &config(&skip, By::Flag), None);
         let content = &group_step(&decision).unwrap().content;
         assert_eq!(content, without.pod.image_group().unwrap());
         // What is in the file already has not to be written.
         let mut there = without;
-        there.device = Some(Node {
+        there.device = Some(DeviceState {
             facts: facts(108),
             acl: None,
             nodev: false,

@@ -11,7 +11,7 @@ use libvirt_kvm_init::formats::udev::{Predictions, RuleFile, Udevd};
 use libvirt_kvm_init::observe::group_db::GroupDb;
 use libvirt_kvm_init::observe::udev_files::{Existing, RuleDirectory, RuleFileSlot};
 use libvirt_kvm_init::observe::view::View;
-use libvirt_kvm_init::observe::{Driver, Host, Node, Observation, Pod};
+use libvirt_kvm_init::observe::{DeviceState, Driver, Host, Observation, Pod};
 use libvirt_kvm_init::pipeline::Request;
 use libvirt_kvm_init::plan::{Outcome, Plan, Step, plan};
 use libvirt_kvm_init::sys::device::DeviceStat;
@@ -82,7 +82,7 @@ fn seen(kvm: u32, rules: &[(&str, &str)], own: Option<OwnRule>) -> Observation {
             ..GroupDb::default()
         },
         group_files: Vec::new(),
-        node: Some(facts(kvm)),
+        device: Some(facts(kvm)),
         udev: Predictions::default(),
         others: None,
         slot: Some(RuleFileSlot {
@@ -121,7 +121,7 @@ fn seen(kvm: u32, rules: &[(&str, &str)], own: Option<OwnRule>) -> Observation {
             os_release: None,
             nscd: None,
         },
-        device: Some(Node {
+        device: Some(DeviceState {
             facts: facts(kvm),
             acl: None,
             nodev: false,

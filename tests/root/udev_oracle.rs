@@ -17,7 +17,7 @@ use libvirt_kvm_init::formats::udev::{
 };
 use libvirt_kvm_init::observe::udev_files;
 use libvirt_kvm_init::observe::view::View;
-use libvirt_kvm_init::observe::{Driver, Host, Node, Observation, Pod};
+use libvirt_kvm_init::observe::{DeviceState, Driver, Host, Observation, Pod};
 use libvirt_kvm_init::pipeline::Request;
 use libvirt_kvm_init::plan::{Outcome, Step, plan};
 use libvirt_kvm_init::sys::device::Device;
@@ -132,7 +132,7 @@ fn check(sets: &[RuleSet]) {
 /// A node with the rules that stand here, and a pod that follows it.
 fn seen(version: u32) -> Observation {
     let mut host = Host::observe(&Root::open(Path::new("/")).unwrap(), true).unwrap();
-    host.node = None;
+    host.device = None;
     host.udevd = Udevd {
         version: Some(version),
         ..Udevd::default()
@@ -157,7 +157,7 @@ fn seen(version: u32) -> Observation {
             os_release: None,
             nscd: None,
         },
-        device: Some(Node {
+        device: Some(DeviceState {
             facts: device.facts(),
             acl: None,
             nodev: false,

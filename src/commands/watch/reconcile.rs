@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::execute;
 use crate::observe::daemons::daemons;
 use crate::observe::host_root::{self, HostRoot};
-use crate::observe::libvirtd::{Found, Libvirtd, find};
+use crate::observe::libvirtd::{Libvirtd, Target, find};
 use crate::observe::{GROUP_FILE, Observation, group_file_stands, look_again};
 use crate::pipeline::{self, Daemons, Finished, Request, device_changed, no_device};
 use crate::plan::{Memory, Outcome, Step, plan};
@@ -160,7 +160,7 @@ impl Keeper {
         if thorough == Thorough::No && self.request.proof == ProofKind::CreateVm {
             self.request.proof = ProofKind::ApiVersion;
         }
-        let is_seeking = matches!(found, Found::Nobodys | Found::OtherDevice(_));
+        let is_seeking = matches!(found, Target::None | Target::OtherDevice(_));
         let lost = self.libvirtd.is_some() && is_seeking;
         if !lost {
             // What was seen before is not needed any more, and may be as large as what will be.
@@ -189,9 +189,9 @@ impl Keeper {
             self.memory.pod_was_host = seen.pod.is_host.then(|| root.to_owned());
         }
         self.asked.settle = Duration::ZERO;
-        self.seeks = is_seeking || matches!(found, Found::Unclear(_));
+        self.seeks = is_seeking || matches!(found, Target::Ambiguous(_));
         self.libvirtd = match found {
-            Found::Of(libvirtd) => Some(libvirtd),
+            Target::Container(libvirtd) => Some(libvirtd),
             // One that ran will run again.
             _ => self.libvirtd.take().filter(|_| lost),
         };
@@ -209,11 +209,11 @@ impl Keeper {
     }
 
     /// What is asked for, with what is known.
-    fn requested(&mut self, found: &Found) -> Request {
+    fn requested(&mut self, found: &Target) -> Request {
         let mut request = self.asked.clone();
         match found {
-            Found::Own => {}
-            Found::Of(libvirtd) => match libvirtd.root.again() {
+            Target::Own => {}
+            Target::Container(libvirtd) => match libvirtd.root.again() {
                 Ok(root) => request = request.with_root(PodRoot::of_process(root)),
                 Err(error) => {
                     log::warn!("{error}");
@@ -221,26 +221,26 @@ impl Keeper {
                 }
             },
             // An image of nothing but this program: until a libvirtd runs there is just the node.
-            Found::Nodes | Found::Nobodys | Found::OtherDevice(_) | Found::Unclear(_) => {
+            Target::Node | Target::None | Target::OtherDevice(_) | Target::Ambiguous(_) => {
                 let sources = &request.sources;
                 let has_file = || sources.pod_root.join(GROUP_FILE).exists();
-                let is_own = !matches!(found, Found::Nodes) && has_file();
+                let is_own = !matches!(found, Target::Node) && has_file();
                 if !is_own
                     && let Ok(HostRoot::At(host)) = host_root::find(sources.host_root.as_deref())
                 {
                     request = request.with_root(PodRoot::at(host.path().to_owned()));
                 }
-                if matches!(found, Found::Unclear(_)) {
+                if matches!(found, Target::Ambiguous(_)) {
                     self.keep_number();
                 }
             }
         }
         request.sources.libvirtd = match found {
-            Found::Own | Found::Nodes => config::Libvirtd::Own,
-            Found::Of(_) => config::Libvirtd::Container,
-            Found::OtherDevice(libvirtd) => config::Libvirtd::Missing(Some(libvirtd.pid)),
-            Found::Nobodys => config::Libvirtd::Missing(None),
-            Found::Unclear(text) => config::Libvirtd::Unclear(text.clone()),
+            Target::Own | Target::Node => config::Libvirtd::Own,
+            Target::Container(_) => config::Libvirtd::Container,
+            Target::OtherDevice(libvirtd) => config::Libvirtd::Missing(Some(libvirtd.pid)),
+            Target::None => config::Libvirtd::Missing(None),
+            Target::Ambiguous(text) => config::Libvirtd::Unclear(text.clone()),
         };
         request.sources.host_root_optional = self.memory.last_good_gid.is_some();
         request
