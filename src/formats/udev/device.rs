@@ -8,13 +8,30 @@ use super::location::Location;
 use super::pair::Pair;
 use super::value::is_open;
 
+/// Why something is not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Doubt {
+    pub(super) why: String,
+    /// Whether a `GOTO` that may not be followed is the reason.
+    pub(super) of_goto: bool,
+}
+
+impl<T: Into<String>> From<T> for Doubt {
+    fn from(why: T) -> Self {
+        Self {
+            why: why.into(),
+            of_goto: false,
+        }
+    }
+}
+
 /// Whether a comparison holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Tristate {
     Yes,
     No,
     /// And why that is not known.
-    Unknown(String),
+    Unknown(Doubt),
 }
 
 impl From<bool> for Tristate {
@@ -24,16 +41,16 @@ impl From<bool> for Tristate {
 }
 
 /// A value, or why it is not known.
-type Value = Result<Vec<u8>, String>;
+type Value = Result<Vec<u8>, Doubt>;
 
 /// The device with all that rules compare. It has no parent device and no driver.
 pub(super) struct Device {
     action: &'static [u8],
     properties: BTreeMap<Vec<u8>, Value>,
     /// Why any property may have been set.
-    tainted: Option<String>,
+    tainted: Option<Doubt>,
     /// Its tags, as far as they are known.
-    tags: Result<BTreeSet<Vec<u8>>, String>,
+    tags: Result<BTreeSet<Vec<u8>>, Doubt>,
     /// Whether a rule may have set a link.
     linked: bool,
     /// The output of the last program.
@@ -86,7 +103,8 @@ impl Device {
             "USEC_INITIALIZED",
         ];
         let known = known.map(|(key, value)| (key.into(), Ok(value.to_vec())));
-        let unknown = unknown.map(|key| (key.into(), Err(format!("ENV{{{key}}} is not known"))));
+        let not_known = |key| -> Value { Err(format!("ENV{{{key}}} is not known").into()) };
+        let unknown = unknown.map(|key| (key.into(), not_known(key)));
         Self {
             action,
             properties: known.into_iter().chain(unknown).collect(),
@@ -105,7 +123,7 @@ impl Device {
         match pair.key {
             Key::Action => pair.holds(self.action).into(),
             Key::Symlink if self.linked => {
-                Tristate::Unknown("SYMLINK is compared, and a rule has set it".to_owned())
+                Tristate::Unknown("SYMLINK is compared, and a rule has set it".into())
             }
             Key::Symlink => pair.holds_for_list(std::iter::empty()).into(),
             Key::Env => holds(&self.property(&pair.attr), pair),
@@ -114,44 +132,46 @@ impl Device {
                 Err(why) => Tristate::Unknown(why.clone()),
             },
             Key::Result => holds(&self.result, pair),
-            Key::Program => Tristate::Unknown("it runs a PROGRAM".to_owned()),
+            Key::Program => Tristate::Unknown("it runs a PROGRAM".into()),
             // A property of the parent device; kvm has none.
             Key::Import if *pair.attr == *b"parent" => (pair.op == Op::NoMatch).into(),
-            Key::Import => Tristate::Unknown(format!("it asks for {}", import(pair))),
+            Key::Import => Tristate::Unknown(format!("it asks for {}", import(pair)).into()),
             // CONST, SYSCTL, TEST: only the node knows.
-            key => Tristate::Unknown(format!("it asks for {}", key.name())),
+            key => Tristate::Unknown(format!("it asks for {}", key.name()).into()),
         }
     }
 
     /// What a comparison leaves behind, whatever its answer, once it may have been asked.
     pub(super) fn asked(&mut self, pair: &Pair<'_>, at: Location<'_>) {
         match (pair.key, &*pair.attr) {
-            (Key::Program, _) => self.result = Err(format!("RESULT is from the PROGRAM in {at}")),
+            (Key::Program, _) => {
+                self.result = Err(format!("RESULT is from the PROGRAM in {at}").into())
+            }
             (Key::Import, b"db" | b"cmdline") => {
                 let why = format!("a property is from {} in {at}", import(pair));
-                self.properties.insert(pair.value.to_vec(), Err(why));
+                self.properties.insert(pair.value.to_vec(), Err(why.into()));
             }
             (Key::Import, b"file" | b"program" | b"builtin") => {
                 let why = format!("properties may be from {} in {at}", import(pair));
                 // A property that is not kept is read as tainted.
                 self.properties.retain(|key, _| is_fixed_property(key));
-                self.tainted = Some(why);
+                self.tainted = Some(why.into());
             }
             _ => {}
         }
     }
 
     /// `ENV{key}=…`; `doubt` is why it may not happen.
-    pub(super) fn set_property(&mut self, op: Op, key: &[u8], value: &[u8], doubt: Option<&str>) {
+    pub(super) fn set_property(&mut self, op: Op, key: &[u8], value: &[u8], doubt: Option<&Doubt>) {
         if op == Op::Add && value.is_empty() {
             return;
         }
         let before = self.property(key);
         let new = match (doubt, is_open(value), before) {
-            (Some(why), ..) => Err(why.to_owned()),
+            (Some(doubt), ..) => Err(doubt.clone()),
             (None, true, _) => {
                 let key = String::from_utf8_lossy(key);
-                Err(format!("ENV{{{key}}} was set with a substitution"))
+                Err(format!("ENV{{{key}}} was set with a substitution").into())
             }
             (None, false, before) if op == Op::Add => {
                 before.and_then(|before| lengthened(key, before, value))
@@ -162,10 +182,10 @@ impl Device {
     }
 
     /// `TAG+=…`
-    pub(super) fn set_tag(&mut self, op: Op, tag: &[u8], doubt: Option<&str>) {
-        let open = is_open(tag).then_some("TAG was set with a substitution");
-        if let Some(why) = doubt.or(open) {
-            self.tags = Err(why.to_owned());
+    pub(super) fn set_tag(&mut self, op: Op, tag: &[u8], doubt: Option<&Doubt>) {
+        let open = || is_open(tag).then(|| "TAG was set with a substitution".into());
+        if let Some(doubt) = doubt.cloned().or_else(open) {
+            self.tags = Err(doubt);
             return;
         }
         if matches!(op, Op::Assign | Op::Final) {
@@ -177,7 +197,7 @@ impl Device {
         let had = self.tags.as_ref().is_ok_and(|tags| tags.contains(&tag));
         if op == Op::Remove && had {
             let why = "TAG-= leaves what the udev database says";
-            self.tags = Err(why.to_owned());
+            self.tags = Err(why.into());
         }
         let valid = !tag.iter().any(|byte| matches!(byte, b':' | b' '));
         if let (Ok(tags), true) = (&mut self.tags, op != Op::Remove && valid && !had) {
@@ -200,12 +220,12 @@ impl Device {
 }
 
 /// One tag more. A comparison looks at all of them, so that no more than any device has are followed.
-fn with(mut tags: BTreeSet<Vec<u8>>, tag: Vec<u8>) -> Result<BTreeSet<Vec<u8>>, String> {
+fn with(mut tags: BTreeSet<Vec<u8>>, tag: Vec<u8>) -> Result<BTreeSet<Vec<u8>>, Doubt> {
     /// All tags together, each with what sets it off from the next, in bytes.
     const MOST: usize = 1024;
     tags.insert(tag);
     if tags.iter().map(|tag| tag.len() + 1).sum::<usize>() > MOST {
-        return Err("there are too many TAGs".to_owned());
+        return Err("there are too many TAGs".into());
     }
     Ok(tags)
 }
@@ -214,7 +234,7 @@ fn with(mut tags: BTreeSet<Vec<u8>>, tag: Vec<u8>) -> Result<BTreeSet<Vec<u8>>, 
 fn lengthened(key: &[u8], mut before: Vec<u8>, value: &[u8]) -> Value {
     if before.len() + value.len() >= LINE_MAX {
         let key = String::from_utf8_lossy(key);
-        return Err(format!("ENV{{{key}}} is too long"));
+        return Err(format!("ENV{{{key}}} is too long").into());
     }
     if !before.is_empty() {
         before.push(b' ');
@@ -240,8 +260,8 @@ fn attribute(pair: &Pair<'_>) -> Tristate {
     match &*pair.attr {
         b"dev" => pair.holds(b"10:232").into(),
         b"subsystem" => pair.holds(SUBSYSTEM).into(),
-        b"uevent" | b"power" => Tristate::Unknown("it asks for ATTR".to_owned()),
-        name if name.iter().any(elsewhere) => Tristate::Unknown("it asks for ATTR".to_owned()),
+        b"uevent" | b"power" => Tristate::Unknown("it asks for ATTR".into()),
+        name if name.iter().any(elsewhere) => Tristate::Unknown("it asks for ATTR".into()),
         _ => Tristate::No,
     }
 }

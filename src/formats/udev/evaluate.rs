@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::accept::{AcceptedRule, Assignment, Database};
 use super::assign::{DeviceState, Permissions};
-use super::device::{Device, Tristate, never};
+use super::device::{Device, Doubt, Tristate, never};
 use super::file::{Entry, RuleFile};
 use super::key::{Key, Op};
 use super::location::Location;
@@ -172,12 +172,13 @@ impl<'a> Run<'a> {
     fn file(&mut self, rules: &[AcceptedRule<'a>], notes: &mut Notes) {
         let mut at = 0;
         // Up to where rules may have been jumped over, and why.
-        let mut skipped: Option<(usize, String)> = None;
+        let mut skipped: Option<(usize, Doubt)> = None;
         while let Some(rule) = rules.get(at) {
             skipped = skipped.filter(|(to, _)| *to > at);
             at += 1;
-            let doubt = skipped.as_ref().map(|(_, why)| why).or(rule.doubt.as_ref());
-            let Some(doubt) = self.rule(rule, doubt.cloned(), notes) else {
+            let doubt = skipped.as_ref().map(|(_, doubt)| doubt.clone());
+            let doubt = doubt.or_else(|| rule.doubt.clone().map(Doubt::from));
+            let Some(doubt) = self.rule(rule, doubt, notes) else {
                 continue;
             };
             match (rule.target, doubt) {
@@ -196,9 +197,9 @@ impl<'a> Run<'a> {
     fn rule(
         &mut self,
         rule: &AcceptedRule<'a>,
-        mut doubt: Option<String>,
+        mut doubt: Option<Doubt>,
         notes: &mut Notes,
-    ) -> Option<Option<String>> {
+    ) -> Option<Option<Doubt>> {
         if !rule.has_effect() {
             return None;
         }
@@ -220,7 +221,7 @@ impl<'a> Run<'a> {
             return None;
         }
         for assignment in &rule.assignments {
-            self.assign(assignment, rule.at, doubt.as_deref(), notes);
+            self.assign(assignment, rule.at, doubt.as_ref(), notes);
         }
         Some(doubt)
     }
@@ -246,12 +247,13 @@ impl<'a> Run<'a> {
         &mut self,
         assignment: &Assignment<'_>,
         at: Location<'a>,
-        doubt: Option<&str>,
+        doubt: Option<&Doubt>,
         notes: &mut Notes,
     ) {
         match assignment {
             Assignment::Permission(field, op, value) => {
-                self.new.assign((*field, *op), value, at, doubt, notes);
+                let why = doubt.map(|doubt| doubt.why.as_str());
+                self.new.assign((*field, *op), value, at, why, notes);
             }
             Assignment::Env(op, key, value) => self.device.set_property(*op, key, value, doubt),
             Assignment::Tag(op, tag) => {
@@ -280,14 +282,16 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Why a rule may be jumped over by the `GOTO` in the rule `at`, which may not be followed because of `why`.
-fn jumped(at: Location<'_>, why: String) -> String {
-    const MAY: &str = "may jump over it";
+/// Why a rule may be jumped over by the `GOTO` in the rule `at`, which may not be followed because of `doubt`.
+fn jumped(at: Location<'_>, doubt: Doubt) -> Doubt {
     // What another GOTO leaves open may be what this one asks for, and so on through all of the file.
-    if why.contains(MAY) {
-        return why;
+    if doubt.of_goto {
+        return doubt;
     }
-    format!("the GOTO in {at} {MAY}: {why}")
+    Doubt {
+        why: format!("the GOTO in {at} may jump over it: {}", doubt.why),
+        of_goto: true,
+    }
 }
 
 /// Whether udevd drops the rule, which then is noted.
