@@ -5,18 +5,15 @@ use std::sync::Arc;
 
 use libvirt_kvm_init::codes::{Warning, WarningCode};
 use libvirt_kvm_init::config::options::Flags;
-use libvirt_kvm_init::config::{PodRoot, variable};
-use libvirt_kvm_init::formats::udev::own_rule::Rules;
-use libvirt_kvm_init::formats::udev::{Predictions, RuleFile, Udevd};
+use libvirt_kvm_init::config::variable;
+use libvirt_kvm_init::formats::udev::RuleFile;
 use libvirt_kvm_init::formats::userdb::Record;
-use libvirt_kvm_init::observe::group_db::GroupDb;
-use libvirt_kvm_init::observe::view::View;
-use libvirt_kvm_init::observe::{DeviceState, Driver, Host, Observation, Pod};
+use libvirt_kvm_init::observe::{Driver, Observation};
 use libvirt_kvm_init::pipeline::Request;
 use libvirt_kvm_init::plan::{GroupFile, GroupStep, Memory, Outcome, Plan, Step, plan};
-use libvirt_kvm_init::sys::device::DeviceStat;
-use nix::sys::stat::SFlag;
-use nix::unistd::{Gid, Uid};
+use nix::unistd::Gid;
+
+use crate::observation::{device, host, observation};
 
 const STOCK: &str = "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
 
@@ -61,79 +58,13 @@ fn groups(plan: &Plan) -> Vec<String> {
     names.filter(|name| name.starts_with("kvm")).collect()
 }
 
-fn facts(gid: u32) -> DeviceStat {
-    DeviceStat {
-        kind: SFlag::S_IFCHR,
-        major: 10,
-        minor: 232,
-        uid: Uid::from_raw(0),
-        gid: Gid::from_raw(gid),
-        mode: 0o660,
-        inode: (1, 2),
-        ctime: (0, 0),
-    }
-}
-
 /// A node with these group lines and rules, and a pod with these group lines; `device` is its GID.
 fn seen(node: &str, rules: &str, pod: &str, device: Option<u32>) -> Observation {
-    let mut host = Host {
-        root: "/host".into(),
-        db: GroupDb {
-            files: vec![("etc/group", format!("root:x:0:\n{node}").into_bytes())],
-            ..GroupDb::default()
-        },
-        group_files: Vec::new(),
-        device: device.map(facts),
-        udev: Predictions::default(),
-        others: None,
-        slot: None,
-        udevd: Udevd {
-            version: Some(252),
-            ..Udevd::default()
-        },
-        rules: Rules {
-            files: vec![RuleFile {
-                path: "/etc/udev/rules.d/99-x.rules".to_owned(),
-                content: rules.as_bytes().to_vec(),
-            }],
-            hidden: None,
-        },
-        passwd: Vec::new(),
-        view: View::Whole,
-        unseen: Vec::new(),
-        not_shown: Vec::new(),
+    let rules = RuleFile {
+        path: "/etc/udev/rules.d/99-x.rules".to_owned(),
+        content: rules.as_bytes().to_vec(),
     };
-    host.foresee();
-    Observation {
-        device_path: "/dev/kvm".into(),
-        device_explicit: false,
-        host: Some(host),
-        pod: Pod {
-            root: PodRoot::at("/pod".into()),
-            is_host: false,
-            etc: None,
-            group_stamp: None,
-            group: Some(Arc::new(format!("root:x:0:\n{pod}").into_bytes())),
-            out_path: None,
-            group_out: None,
-            passwd: b"root:x:0:0:::\nnova:x:42424:42424:::\n".to_vec(),
-            qemu_conf: Some(b"user = \"nova\"\ngroup = \"kvm\"\n".to_vec()),
-            qemu_conf_name: "qemu.conf".to_owned(),
-            os_release: None,
-            nscd: None,
-        },
-        device: device.map(|gid| DeviceState {
-            facts: facts(gid),
-            acl: None,
-            nodev: false,
-            unmapped: false,
-        }),
-        driver: match device {
-            Some(_) => Driver::Present,
-            None => Driver::Absent,
-        },
-        doubt: None,
-    }
+    observation(host(node, vec![rules], device), "/pod", pod)
 }
 
 fn steps(decision: &Plan) -> &[Step] {
@@ -442,12 +373,7 @@ fn a_name_that_is_more_than_a_name_is_refused_where_it_would_be_written() {
         assert_eq!(content, without.pod.image_group().unwrap());
         // What is in the file already has not to be written.
         let mut there = without;
-        there.device = Some(DeviceState {
-            facts: facts(108),
-            acl: None,
-            nodev: false,
-            unmapped: false,
-        });
+        there.device = Some(device(108));
         there.driver = Driver::Present;
         let group = format!("root:x:0:\nkvm:x:108:{name}\n");
         there.pod.group = Some(Arc::new(group.into_bytes()));

@@ -22,6 +22,7 @@ mod helm_patch;
 mod identity;
 #[cfg(feature = "logs")]
 mod logs;
+mod observation;
 mod pages;
 mod persist_plan;
 #[cfg(feature = "logs")]

@@ -1,22 +1,16 @@
 //! What `--persist` plans, from observations that are put together here.
 
-use std::sync::Arc;
-
-use libvirt_kvm_init::codes::Source;
-use libvirt_kvm_init::codes::{Warning, WarningCode};
-use libvirt_kvm_init::config::PodRoot;
+use libvirt_kvm_init::codes::{Source, Warning, WarningCode};
 use libvirt_kvm_init::config::options::Flags;
-use libvirt_kvm_init::formats::udev::own_rule::{self, OwnRule, Rules};
-use libvirt_kvm_init::formats::udev::{Predictions, RuleFile, Udevd};
-use libvirt_kvm_init::observe::group_db::GroupDb;
+use libvirt_kvm_init::formats::udev::own_rule::{self, OwnRule};
+use libvirt_kvm_init::formats::udev::{RuleFile, Udevd};
+use libvirt_kvm_init::observe::Observation;
 use libvirt_kvm_init::observe::udev_files::{Existing, RuleDirectory, RuleFileSlot};
-use libvirt_kvm_init::observe::view::View;
-use libvirt_kvm_init::observe::{DeviceState, Driver, Host, Observation, Pod};
 use libvirt_kvm_init::pipeline::Request;
 use libvirt_kvm_init::plan::{Outcome, Plan, Step, plan};
-use libvirt_kvm_init::sys::device::DeviceStat;
-use nix::sys::stat::SFlag;
-use nix::unistd::{Gid, Uid};
+use nix::unistd::Gid;
+
+use crate::observation::{host, observation};
 
 const STOCK: (&str, &str) = (
     "/usr/lib/udev/rules.d/50-udev-default.rules",
@@ -44,19 +38,6 @@ fn config(gid: Option<&str>, mode: Option<&str>, persist: bool) -> Request {
     resolved.unwrap().0
 }
 
-fn facts(gid: u32) -> DeviceStat {
-    DeviceStat {
-        kind: SFlag::S_IFCHR,
-        major: 10,
-        minor: 232,
-        uid: Uid::from_raw(0),
-        gid: Gid::from_raw(gid),
-        mode: 0o660,
-        inode: (1, 2),
-        ctime: (0, 0),
-    }
-}
-
 fn decide(seen: &Observation, request: &Request) -> Plan {
     plan(seen, &request.policy, None).unwrap()
 }
@@ -73,63 +54,12 @@ fn seen(kvm: u32, rules: &[(&str, &str)], own: Option<OwnRule>) -> Observation {
     let own = own.map(|own_rule| own_rule.file());
     files.extend(own.clone());
     files.sort_by_key(|file| file.path.rsplit('/').next().unwrap().to_owned());
-    let group = format!("root:x:0:\nkvm:x:{kvm}:\n").into_bytes();
-    let mut host = Host {
-        root: "/host".into(),
-        db: GroupDb {
-            files: vec![("etc/group", group)],
-            records: Vec::new(),
-            ..GroupDb::default()
-        },
-        group_files: Vec::new(),
-        device: Some(facts(kvm)),
-        udev: Predictions::default(),
-        others: None,
-        slot: Some(RuleFileSlot {
-            directory: RuleDirectory::Writable,
-            existing: own.map_or(Existing::Nothing, |own| Existing::Own(own.content)),
-        }),
-        udevd: Udevd {
-            version: Some(252),
-            ..Udevd::default()
-        },
-        rules: Rules {
-            files,
-            hidden: None,
-        },
-        passwd: Vec::new(),
-        view: View::Whole,
-        unseen: Vec::new(),
-        not_shown: Vec::new(),
-    };
-    host.foresee();
-    Observation {
-        device_path: "/dev/kvm".into(),
-        device_explicit: false,
-        host: Some(host),
-        pod: Pod {
-            root: PodRoot::at("/".into()),
-            is_host: false,
-            etc: None,
-            group: Some(Arc::new(b"root:x:0:\nkvm:x:424:nova\n".to_vec())),
-            group_stamp: None,
-            out_path: None,
-            group_out: None,
-            passwd: b"root:x:0:0:::\nnova:x:42424:42424:::\n".to_vec(),
-            qemu_conf: Some(b"user = \"nova\"\ngroup = \"kvm\"\n".to_vec()),
-            qemu_conf_name: "qemu.conf".to_owned(),
-            os_release: None,
-            nscd: None,
-        },
-        device: Some(DeviceState {
-            facts: facts(kvm),
-            acl: None,
-            nodev: false,
-            unmapped: false,
-        }),
-        driver: Driver::Present,
-        doubt: None,
-    }
+    let mut host = host(&format!("kvm:x:{kvm}:\n"), files, Some(kvm));
+    host.slot = Some(RuleFileSlot {
+        directory: RuleDirectory::Writable,
+        existing: own.map_or(Existing::Nothing, |own| Existing::Own(own.content)),
+    });
+    observation(host, "/", "kvm:x:424:nova\n")
 }
 
 fn own_rule(gid: u32, mode: u16) -> OwnRule {
