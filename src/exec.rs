@@ -12,7 +12,8 @@ use nix::errno::Errno;
 
 use crate::config::Config;
 use crate::exit::{Usage, Verdict};
-use crate::sys::child::{Ended, become_program, in_child};
+use crate::sys::become_program;
+use crate::sys::supervise::{Ended, supervise};
 
 /// Where commands are looked for without a PATH, as the C library does (`_CS_PATH`).
 const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
@@ -56,9 +57,10 @@ pub fn configure(mut config: Config) -> Result<Config, Usage> {
 ///
 /// Only returns where that did not happen: `apply` said no, or there is no such command.
 pub fn exec(command: &[OsString], apply: impl FnOnce() -> u8) -> Ending {
-    match in_child(apply) {
+    match supervise(apply) {
         Ok(Ended::Exited(0)) => start(command),
         Ok(Ended::Exited(code)) => Ending { code, text: None },
+        Ok(Ended::Hung(text)) => Ending::failed(text),
         Ok(Ended::Killed(signal)) => Ending::failed(format!(
             "the child that does the work was ended by {signal}, so the command was not started; for \
              SIGKILL see `dmesg` on the node for an out-of-memory kill"
@@ -66,7 +68,7 @@ pub fn exec(command: &[OsString], apply: impl FnOnce() -> u8) -> Ending {
         Err(error) if error.errno == Errno::EAGAIN => Ending::failed(format!(
             "{error}; the limit of processes (pids.max) may be reached"
         )),
-        Err(error) => Ending::failed(error.to_string()),
+        Ok(Ended::Lost(error)) | Err(error) => Ending::failed(error.to_string()),
     }
 }
 

@@ -25,6 +25,7 @@ use flate2::read::MultiGzDecoder;
 
 use crate::exit::Verdict;
 use crate::sys::identity::{Drop, become_nobody};
+use crate::sys::progress;
 use crate::sys::tree::{Log, Logs, raise_file_limit};
 use fold::{Fold, Stream};
 use patterns::{Who, domain_of_path, printable};
@@ -41,7 +42,11 @@ pub fn run(paths: &[PathBuf], quiet: bool) -> LogReport {
     let paths = match paths {
         [] => {
             let places = PLACES.iter().map(PathBuf::from);
-            usual = places.filter(|place| place.is_dir()).collect();
+            let is_there = |place: &PathBuf| {
+                progress::at(&[place.as_os_str().as_encoded_bytes()]);
+                place.is_dir()
+            };
+            usual = places.filter(is_there).collect();
             &usual
         }
         paths => paths,
@@ -136,6 +141,10 @@ impl Run {
     /// Reads one stream; `size` is 0 where that is not known, `reference` is when it was last
     /// written.
     fn stream(&mut self, path: &Path, file: File, size: u64, reference: i64) {
+        progress::at(&[path.as_os_str().as_encoded_bytes()]);
+        // Input that another process writes comes when it comes.
+        let is_file = file.metadata().is_ok_and(|meta| meta.is_file());
+        let _waits = (!is_file).then(progress::Wait::begin);
         let number = u32::try_from(self.read.files).unwrap_or(u32::MAX);
         self.read.files += 1;
         let bytes = Cell::new(0);
@@ -195,6 +204,7 @@ struct Counted<'a, R> {
 impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let got = self.file.read(buffer)?;
+        progress::step();
         self.bytes.set(self.bytes.get() + got as u64);
         Ok(got)
     }
@@ -339,6 +349,7 @@ impl Progress {
     }
 
     fn tell(&mut self, bytes: u64) {
+        progress::step();
         if !self.wanted || Instant::now() < self.next {
             return;
         }

@@ -14,7 +14,9 @@ use libvirt_kvm_init::sys::end_on_request;
 #[cfg(feature = "watch")]
 use libvirt_kvm_init::sys::end_well_on_request;
 use libvirt_kvm_init::sys::privileges::{Job, reduce};
+use libvirt_kvm_init::sys::progress::{self, Wait};
 use libvirt_kvm_init::sys::root::read_here;
+use libvirt_kvm_init::sys::supervise::{Ended, end_by, supervise};
 use libvirt_kvm_init::{apply, check, exec, install, monitors, table};
 
 /// musl's own allocator asks the kernel for memory at almost every turn, which is a third of the time
@@ -35,7 +37,7 @@ fn main() -> ExitCode {
             for line in error.to_string().lines() {
                 let _ = writeln!(io::stderr(), "{}", plain(line));
             }
-            return say(&Report::new(Verdict::Usage, why(&error)), None);
+            return ExitCode::from(say(&Report::new(Verdict::Usage, why(&error)), None));
         }
     };
     match cli.verb {
@@ -54,7 +56,8 @@ fn main() -> ExitCode {
         Verb::Ready(options) => {
             start_log(0, false);
             reduce(Job::Ready);
-            say(&libvirt_kvm_init::ready::ready(&options.status_file), None)
+            let work = || say(&libvirt_kvm_init::ready::ready(&options.status_file), None);
+            supervised(work, |text| say(&Report::new(Verdict::Failed, text), None))
         }
         #[cfg(feature = "logs")]
         Verb::Logs(options) => logs(&options),
@@ -80,10 +83,57 @@ fn why(error: &clap::Error) -> String {
 fn run(options: &Options, job: Job, verb: impl Fn(&Config) -> Report) -> ExitCode {
     start_log(options.verbose, options.quiet);
     reduce(job);
-    match resolve(options) {
-        Ok(config) => say(&verb(&config), Some(config.format)),
+    let work = || match resolve(options) {
+        Ok(config) => {
+            note_format(config.format);
+            say(&verb(&config), Some(config.format))
+        }
         Err(usage) => say(&Report::new(Verdict::Usage, usage.to_string()), None),
-    }
+    };
+    supervised(work, |text| report_hang(options, text))
+}
+
+/// Does `work` in a process of its own. Where that one does not get on, `failed` reports the reason in its place.
+fn supervised(work: impl Fn() -> u8, failed: impl FnOnce(String) -> u8) -> ExitCode {
+    let code = match supervise(&work) {
+        Ok(Ended::Exited(code)) => code,
+        Ok(Ended::Killed(signal)) => end_by(signal),
+        Ok(Ended::Hung(text)) => failed(text),
+        Ok(Ended::Lost(error)) => failed(error.to_string()),
+        // No process is left (pids.max): what may wait for ever is better than nothing.
+        Err(error) => {
+            log::debug!("{error}: nothing supervises this run");
+            work()
+        }
+    };
+    ExitCode::from(code)
+}
+
+/// The report in the place of a worker that hangs. Where that one has written its own (`watch`), only the last line.
+fn report_hang(options: &Options, text: String) -> u8 {
+    let report = Report::new(Verdict::Failed, text);
+    let noted = FORMATS.get(usize::try_from(progress::note()).unwrap_or(usize::MAX));
+    let format = match noted {
+        Some(Some(format)) => Some(*format),
+        Some(None) => config::format(options.format.as_ref(), |name| std::env::var_os(name)).ok(),
+        None => None,
+    };
+    say(&report, format)
+}
+
+/// What the worker notes for the process that supervises it, by its place here: in which format it will report. Any other
+/// number: that it has reported.
+const FORMATS: [Option<Format>; 5] = [
+    None,
+    Some(Format::Table),
+    Some(Format::Json),
+    Some(Format::Npd),
+    Some(Format::Prometheus),
+];
+
+fn note_format(format: Format) {
+    let place = FORMATS.iter().position(|known| *known == Some(format));
+    progress::set_note(place.map_or(0, |place| place as u64));
 }
 
 fn resolve(options: &Options) -> Result<Config, Usage> {
@@ -126,14 +176,20 @@ fn install(options: &InstallOptions) -> ExitCode {
     start_log(0, false);
     reduce(Job::Install);
     let format = config::format(options.format.as_ref(), |name| std::env::var_os(name));
-    let (report, format) = match format {
-        Ok(format) => (install::install(&options.folder), format),
+    let failed = |verdict, text| Installed::failed(verdict, &options.folder, text);
+    match format {
+        Ok(format) => supervised(
+            || say_installed(&install::install(&options.folder), format),
+            |text| say_installed(&failed(Verdict::Failed, text), format),
+        ),
         Err(usage) => {
-            let usage = usage.to_string();
-            let report = Installed::failed(Verdict::Usage, &options.folder, usage);
-            (report, Format::Table)
+            let report = failed(Verdict::Usage, usage.to_string());
+            ExitCode::from(say_installed(&report, Format::Table))
         }
-    };
+    }
+}
+
+fn say_installed(report: &Installed, format: Format) -> u8 {
     let text = match format {
         Format::Json => report.to_json().unwrap_or_default(),
         _ => report.line(),
@@ -152,9 +208,10 @@ fn watch(given: libvirt_kvm_init::cli::WatchOptions) -> ExitCode {
         Ok(config) if config.dry_run => Err(Usage("watch has no --dry-run: see check".to_owned())),
         config => config,
     };
-    match again() {
+    let work = || match again() {
         Ok(config) => {
             let format = config.format;
+            note_format(format);
             let told = |report: &Report| {
                 let _ = say(report, Some(format));
             };
@@ -164,31 +221,32 @@ fn watch(given: libvirt_kvm_init::cli::WatchOptions) -> ExitCode {
             libvirt_kvm_init::watch::not_begun(&options, |name| std::env::var_os(name));
             say(&Report::new(Verdict::Usage, usage.to_string()), None)
         }
-    }
+    };
+    supervised(work, |text| report_hang(&options, text))
 }
 
 #[cfg(feature = "logs")]
 fn logs(options: &libvirt_kvm_init::cli::LogOptions) -> ExitCode {
-    use libvirt_kvm_init::logs;
+    use libvirt_kvm_init::logs::{self, report::LogReport};
     start_log(options.verbose, options.quiet);
     reduce(Job::Logs);
-    let format = config::format(options.format.as_ref(), |name| std::env::var_os(name));
-    let (report, text) = match format {
-        Ok(format) => {
-            let report = logs::run(&options.paths, options.quiet);
-            let text = match format {
-                Format::Json => report.to_json().unwrap_or_default(),
-                _ => report.table(),
-            };
-            (report, text)
-        }
-        Err(usage) => {
-            let report = logs::report::LogReport::failed(Verdict::Usage, usage.to_string());
-            (report, String::new())
-        }
+    let say = |report: &LogReport, format: Option<Format>| {
+        let text = match format {
+            Some(Format::Json) => report.to_json().unwrap_or_default(),
+            Some(_) => report.table(),
+            None => String::new(),
+        };
+        let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
+        finish(&text, report.exit_code, Verdict::Failed.code(), closing)
     };
-    let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
-    finish(&text, report.exit_code, Verdict::Failed.code(), closing)
+    let failed = LogReport::failed;
+    match config::format(options.format.as_ref(), |name| std::env::var_os(name)) {
+        Ok(format) => supervised(
+            || say(&logs::run(&options.paths, options.quiet), Some(format)),
+            |text| say(&failed(Verdict::Failed, text), Some(format)),
+        ),
+        Err(usage) => ExitCode::from(say(&failed(Verdict::Usage, usage.to_string()), None)),
+    }
 }
 
 /// Logs go to stderr as bare lines: container runtimes and journald add the time.
@@ -208,12 +266,27 @@ fn start_log(verbose: u8, quiet: bool) {
         // What is logged may hold names from files of others.
         writeln!(out, "{level}: {}", plain(&record.args().to_string()))
     });
+    builder.target(env_logger::Target::Pipe(Box::new(Stderr)));
     builder.init();
+}
+
+/// Standard error, whose reader may take their time.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _waits = Wait::begin();
+        io::stderr().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The report on stdout, flushed; then, if something is wrong, one line on stderr that says what:
 /// the last thing written, so that Kubernetes' FallbackToLogsOnError shows it.
-fn say(report: &Report, format: Option<Format>) -> ExitCode {
+fn say(report: &Report, format: Option<Format>) -> u8 {
     let text = render(report, format, io::stdout().is_terminal());
     let (code, unwritten) = match format {
         Some(Format::Npd) => (monitors::npd_code(report), monitors::NPD_UNKNOWN),
@@ -237,7 +310,10 @@ fn render(report: &Report, format: Option<Format>, terminal: bool) -> String {
 }
 
 /// `unwritten` is the exit code for a report that could not be written.
-fn finish(text: &str, mut code: u8, unwritten: u8, closing: Option<String>) -> ExitCode {
+fn finish(text: &str, mut code: u8, unwritten: u8, closing: Option<String>) -> u8 {
+    progress::set_note(u64::MAX);
+    // Whoever reads it may take their time.
+    let _waits = Wait::begin();
     let mut stdout = io::stdout().lock();
     let written = stdout
         .write_all(text.as_bytes())
@@ -258,5 +334,5 @@ fn finish(text: &str, mut code: u8, unwritten: u8, closing: Option<String>) -> E
         }
         Ok(()) => {}
     }
-    ExitCode::from(code)
+    code
 }

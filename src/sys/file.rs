@@ -24,10 +24,9 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::output::is_trusted;
 use super::root::{is_mounted, kind, read_regular};
-use super::{Inode, Named, Result, raw, retry};
+use super::{Inode, Named, Result, progress, raw, retry};
 
 pub use lock::LockFile;
-#[cfg(feature = "watch")]
 pub(in crate::sys) use lock::record;
 
 /// How long another run may hold the lock before this one gives up.
@@ -47,6 +46,9 @@ pub struct Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
+        if let Some((fd, _)) = &self.lock {
+            progress::locked(fd.as_fd(), false);
+        }
         // Whoever waits for it sees that it is gone once it has the lock, and begins anew.
         if let Some((_, file @ LockFile::Own)) = self.lock {
             let _ = unlinkat(&self.fd, file.name(), UnlinkatFlags::NoRemoveDir);
@@ -229,6 +231,7 @@ impl Folder {
     /// What the calls answer.
     pub fn find(&self, name: &str) -> Result<Option<Found>> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        progress::at(&[self.path.as_os_str().as_encoded_bytes(), name.as_bytes()]);
         let call = || format!("open({}, O_PATH)", self.path.join(name).display());
         match retry(|| openat(&self.fd, name, flags, Mode::empty())) {
             Ok(fd) => {

@@ -4,6 +4,8 @@ use caps::Capability;
 use nix::errno::Errno;
 use nix::unistd::{self, Gid, Uid};
 
+#[cfg(feature = "logs")]
+use super::progress;
 use super::raw;
 
 /// The credentials of a process that libvirt starts.
@@ -127,6 +129,7 @@ pub fn become_nobody() -> Result<(), (Drop, Errno)> {
         unistd::setresgid(gid, gid, gid).map_err(at(Drop::Gid))?;
         unistd::setgroups(&[]).map_err(at(Drop::Groups))?;
         unistd::setresuid(uid, uid, uid).map_err(at(Drop::Uid))?;
+        progress::change_user();
     }
     drop_capabilities().map_err(at(Drop::Capabilities))?;
     if is_root {

@@ -3,7 +3,6 @@
 //! Everything here works on descriptors that were opened without following a link and checked
 //! before use. `raw` is the one file of the crate that may say `unsafe`.
 
-pub mod child;
 #[cfg(feature = "watch")]
 pub mod claim;
 pub mod device;
@@ -18,14 +17,16 @@ pub mod privileges;
 pub mod proc;
 pub mod processes;
 pub mod program;
+pub mod progress;
 pub mod public;
 pub(crate) mod raw;
 pub mod root;
 pub mod settle;
+pub mod supervise;
 #[cfg(feature = "logs")]
 pub mod tree;
 
-pub use raw::end_on_request;
+pub use raw::{become_program, end_on_request};
 #[cfg(feature = "watch")]
 pub use raw::end_well_on_request;
 
@@ -131,6 +132,11 @@ impl<T> Named<T> for nix::Result<T> {
 
 /// open(2) with `O_CLOEXEC`, by openat(2): musl's open() asks for that flag by a second call.
 pub(crate) fn open<P: ?Sized + NixPath>(path: &P, flags: OFlag) -> nix::Result<OwnedFd> {
+    // One that is opened once more by its descriptor has been shown by its own path.
+    let _ = path.with_nix_path(|path| match path.to_bytes() {
+        path if path.starts_with(b"/proc/self/fd/") => progress::step(),
+        path => progress::at(&[path]),
+    });
     retry(|| openat(AT_FDCWD, path, flags | OFlag::O_CLOEXEC, Mode::empty()))
 }
 

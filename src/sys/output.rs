@@ -20,7 +20,7 @@ use nix::unistd::geteuid;
 
 use super::file::{Folder, errno_of};
 use super::root::{Root, is_mounted, kind};
-use super::{CallError, Named, Result, open, raw, retry};
+use super::{CallError, Named, Result, open, progress, raw, retry};
 
 /// How many links a path may lead through, as for the kernel (path_resolution(7)).
 const MOST_LINKS: usize = 40;
@@ -194,6 +194,7 @@ impl Walk {
         let path = || self.path().join(&name);
         let call = || format!("open({}, O_PATH|O_NOFOLLOW)", path().display());
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        progress::at(&[path().as_os_str().as_encoded_bytes()]);
         let fd = retry(|| openat(&top.fd, name.as_os_str(), flags, Mode::empty())).named(call)?;
         let found = Found::new(fd, name.clone()).named(call)?;
         match kind(&found.stat) {

@@ -17,7 +17,7 @@ use nix::unistd::{Gid, Pid, getpgid, read};
 
 use super::entries::entries;
 use super::root::Root;
-use super::{CallError, Inode, Named, open, proc, raw, retry};
+use super::{CallError, Inode, Named, open, proc, progress, raw, retry};
 
 /// Parts of a second that /proc counts in, the same on every architecture that runs KVM.
 const TICKS: i64 = 100;
@@ -73,7 +73,9 @@ pub fn named(names: &[&str]) -> Vec<Process> {
         }
         let line = proc::text(&format!("/proc/{pid}/stat"))?;
         let (name, ticks) = name_and_start(&line).filter(|(name, _)| names.contains(name))?;
-        let root = stat(format!("/proc/{pid}/root/").as_str()).ok();
+        let path = format!("/proc/{pid}/root/");
+        progress::at(&[path.as_bytes()]);
+        let root = stat(path.as_str()).ok();
         Some(Process {
             pid,
             name: name.to_owned(),
@@ -145,6 +147,7 @@ fn facts(pid: u32, status: impl Fn() -> Option<String>) -> super::Result<Option<
     let root = Root::open_at(&folder, "root", root_path(pid))?;
     let link = readlinkat(&folder, "exe").named(|| format!("readlink({path}/exe)"))?;
     let follow = AtFlags::empty();
+    progress::at(&[path.as_bytes(), b"exe"]);
     let executable = fstatat(&folder, "exe", follow).named(|| format!("stat({path}/exe)"))?;
     let its = namespace(&folder, &path)?;
     let own = open("/proc/self", flags).named(|| "open(/proc/self, O_PATH)".to_owned())?;
@@ -216,6 +219,7 @@ fn has_name(folder: &OwnedFd, pid: u32, names: &[&str]) -> bool {
     /// Longer than any name and its newline.
     const ROOM: usize = 32;
     let path = format!("{pid}/comm");
+    progress::step();
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let Ok(file) = retry(|| openat(folder, path.as_str(), flags, Mode::empty())) else {
         return false;

@@ -308,7 +308,6 @@ pub fn end_on_request() {
         exit_now(128 + number);
     }
     on_request(end, true);
-    let_hangup_through();
 }
 
 /// The same for what runs until it is told to end: the exit code is 0, and no signal is ignored. A SIGHUP
@@ -318,7 +317,8 @@ pub fn end_well_on_request() {
     extern "C" fn end(_: libc::c_int) {
         exit_now(0);
     }
-    keep_hangup();
+    KEPT.store(bit(libc::SIGHUP), Ordering::Relaxed);
+    mask(libc::SIG_BLOCK, Some(bit(libc::SIGHUP)));
     on_request(end, false);
 }
 
@@ -340,18 +340,89 @@ fn on_request(end: extern "C" fn(libc::c_int), leave_ignored: bool) {
     let _ = both.thread_unblock();
 }
 
-/// Holds SIGHUP back until somebody asks for it (signalfd(2)).
-#[cfg(feature = "watch")]
-fn keep_hangup() {
-    mask(libc::SIG_BLOCK, Some(bit(libc::SIGHUP)));
+/// The signals that end a program and that its user sends to the process that was started: the supervisor.
+const REQUESTS: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+/// Those that stay blocked in the worker, which asks for them by signalfd(2).
+static KEPT: AtomicU64 = AtomicU64::new(0);
+
+/// Holds back the signals that [`wait_for_signal`] waits for. Gives what was blocked before.
+pub fn hold_signals() -> u64 {
+    mask(
+        libc::SIG_BLOCK,
+        Some(set(&REQUESTS) | bit(libc::SIGCHLD)),
+    )
 }
 
-/// Lets SIGHUP through where only [`note_inherited`] held it back.
-fn let_hangup_through() {
-    let hangup = bit(libc::SIGHUP);
-    if BLOCKED.load(Ordering::Relaxed) & hangup == 0 {
-        mask(libc::SIG_UNBLOCK, Some(hangup));
+/// Blocks just what [`hold_signals`] gave.
+pub fn restore_signals(before: u64) {
+    mask(libc::SIG_SETMASK, Some(before));
+}
+
+/// The same in the worker, where also those are let through that only [`note_inherited`] held back.
+pub fn let_signals_through(before: u64) {
+    let blocked = BLOCKED.load(Ordering::Relaxed) | KEPT.load(Ordering::Relaxed);
+    mask(
+        libc::SIG_SETMASK,
+        Some(before & !(set(&REQUESTS) & !blocked)),
+    );
+}
+
+/// Takes one of the signals that are held back, rt_sigtimedwait(2), and waits for it at most so long. Nothing when the time is
+/// over, or another signal came.
+pub fn wait_for_signal(timeout: Option<std::time::Duration>) -> Option<libc::c_int> {
+    let signals = set(&REQUESTS) | bit(libc::SIGCHLD);
+    let timeout = timeout.map(nix::sys::time::TimeSpec::from_duration);
+    let timeout = timeout.as_ref().map(AsRef::as_ref);
+    let timeout: *const libc::timespec = timeout.map_or(std::ptr::null(), std::ptr::from_ref);
+    let nothing = std::ptr::null_mut::<libc::siginfo_t>();
+    // SAFETY: the kernel reads a set of as many bytes as it is told, and a time that is valid or none.
+    let taken = unsafe {
+        let size = size_of::<u64>();
+        libc::syscall(
+            libc::SYS_rt_sigtimedwait,
+            &raw const signals,
+            nothing,
+            timeout,
+            size,
+        )
+    };
+    let taken = Errno::result(taken).ok()?;
+    libc::c_int::try_from(taken).ok()
+}
+
+/// Lets a signal do to this process what it does by default. Returns where that is nothing.
+pub fn raise_default(signal_: Signal) {
+    // The process whose end this repeats has left its core already.
+    let _ = nix::sys::prctl::set_dumpable(false);
+    // SAFETY: installs no handler.
+    let _ = unsafe { signal(signal_, SigHandler::SigDfl) };
+    mask(libc::SIG_UNBLOCK, Some(bit(signal_ as libc::c_int)));
+    let _ = kill(getpid(), signal_);
+}
+
+/// A page of memory that this process shares with the children that it forks from now on. It is never given back.
+pub fn shared_page<const WORDS: usize>() -> Result<&'static [AtomicU64; WORDS]> {
+    // SAFETY: asks for new memory at no address of its own.
+    let page = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            size_of::<[AtomicU64; WORDS]>(),
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if page == libc::MAP_FAILED {
+        return Err(Errno::last());
     }
+    // SAFETY: the memory is as long as that, aligned to a page, zeroed, and stays mapped; zeroes are a valid value of
+    // these words, and other processes change them as other threads would.
+    Ok(unsafe { &*page.cast() })
+}
+
+fn set(numbers: &[libc::c_int]) -> u64 {
+    numbers.iter().fold(0, |set, number| set | bit(*number))
 }
 
 /// A signal as the kernel has it in a set: signal 1 is bit 0.
@@ -387,8 +458,8 @@ static BLOCKED: AtomicU64 = AtomicU64::new(0);
 ///
 /// The kernel throws away signals for the first process of a PID namespace that has no handler for them,
 /// unless they are blocked. So there they are held back until [`end_on_request`] or
-/// [`end_well_on_request`] was called: a container that is stopped in the moment in which it starts shall
-/// not have to be killed.
+/// [`end_well_on_request`] was called, and HUP and QUIT until they are handed on to the worker: a container
+/// that is stopped in the moment in which it starts must not have to be killed.
 extern "C" fn note_inherited() {
     let mut found = 0;
     for fd in 0..3 {
@@ -410,11 +481,7 @@ extern "C" fn note_inherited() {
     BLOCKED.store(mask(libc::SIG_BLOCK, None), Ordering::Relaxed);
     // SAFETY: takes and changes nothing.
     if unsafe { libc::getpid() } == 1 {
-        let requests = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
-        let requests = requests
-            .into_iter()
-            .fold(0, |set, number| set | bit(number));
-        mask(libc::SIG_BLOCK, Some(requests));
+        mask(libc::SIG_BLOCK, Some(set(&REQUESTS)));
     }
 }
 
@@ -451,6 +518,17 @@ pub fn pidfd_open(pid: u32) -> Result<std::os::fd::OwnedFd> {
     use std::os::fd::FromRawFd;
     // SAFETY: two integers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = Errno::result(fd)?;
+    let fd = RawFd::try_from(fd).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just made this descriptor, close-on-exec, for this caller alone.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
+}
+
+/// pidfd_getfd(2), Linux 5.6: one more descriptor of a file that another process has open.
+pub fn pidfd_getfd(process: BorrowedFd<'_>, number: RawFd) -> Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: three integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
     let fd = Errno::result(fd)?;
     let fd = RawFd::try_from(fd).map_err(|_| Errno::EBADF)?;
     // SAFETY: the kernel has just made this descriptor, close-on-exec, for this caller alone.

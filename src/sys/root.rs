@@ -16,7 +16,7 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use super::entries::entries;
 use super::file::errno_of;
-use super::{Inode, Named, Result, open, raw, retry};
+use super::{Inode, Named, Result, open, progress, raw, retry};
 
 /// No file that is read here has reason to be larger: a group file of 200,000 lines is not. A sparse one
 /// could be endless, and each costs as much memory as it is large, and where it is edited twice that.
@@ -73,6 +73,7 @@ impl Root {
     /// # Errors
     /// As [`Root::open`].
     pub(super) fn open_at(folder: &OwnedFd, name: &str, path: PathBuf) -> Result<Self> {
+        progress::at(&[path.as_os_str().as_encoded_bytes()]);
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let fd = retry(|| openat(folder, name, flags, Mode::empty()))
             .named(|| format!("open({}, O_PATH|O_DIRECTORY)", path.display()))?;
@@ -112,6 +113,7 @@ impl Root {
     /// The folder itself, for paths that are resolved otherwise.
     pub(super) fn descriptor(&self) -> Result<OwnedFd> {
         let call = || format!("open({}, O_PATH|O_DIRECTORY)", self.path.display());
+        progress::at(&[self.path.as_os_str().as_encoded_bytes()]);
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         retry(|| openat(&self.fd, c".", flags, Mode::empty())).named(call)
     }
@@ -213,6 +215,7 @@ impl Root {
             .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS);
         let name = if name.is_empty() { "." } else { name };
+        progress::at(&[self.path.as_os_str().as_encoded_bytes(), name.as_bytes()]);
         match retry(|| openat2(&self.fd, name, how)) {
             Ok(_) => Ok(false),
             Err(Errno::EXDEV) => Ok(true),
@@ -337,6 +340,7 @@ impl Root {
     }
 
     fn open_below(&self, name: &str, flags: OFlag) -> Result<OwnedFd> {
+        progress::at(&[self.path.as_os_str().as_encoded_bytes(), name.as_bytes()]);
         let how = OpenHow::new()
             .flags(flags | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
@@ -372,6 +376,7 @@ impl Folder {
     /// # Errors
     /// What the calls answer; `EFBIG` for more than 8 MiB.
     pub fn read(&self, name: &OsStr) -> Result<Option<Vec<u8>>> {
+        progress::at(&[self.path.as_os_str().as_encoded_bytes(), name.as_encoded_bytes()]);
         let call = || format!("read({}/{})", self.path.display(), name.display());
         let flags = READ | OFlag::O_NOFOLLOW;
         match retry(|| openat(&self.fd, name, flags, Mode::empty())) {
@@ -467,6 +472,7 @@ fn read_open(file: &OwnedFd, stat: &FileStat) -> nix::Result<Vec<u8>> {
     let mut got = 0;
     loop {
         let more = retry(|| nix::unistd::read(file, &mut content[got..]))?;
+        progress::step();
         got += more;
         if more == 0 || got as u64 == size {
             content.truncate(got);

@@ -17,7 +17,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 
 use super::entries::entries;
 use super::root::kind;
-use super::{Inode, retry};
+use super::{Inode, progress, retry};
 
 /// More files than any node has logs; each costs a descriptor.
 const MAX_FILES: usize = 100_000;
@@ -53,6 +53,7 @@ impl Logs {
     /// Opens `path`, or all that is below it.
     pub fn add(&mut self, path: &Path) {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+        progress::at(&[path.as_os_str().as_encoded_bytes()]);
         let opened = retry(|| open(path, flags, Mode::empty()));
         match opened.and_then(|fd| Ok((fstat(&fd)?, fd))) {
             Ok((stat, fd)) if kind(&stat) == SFlag::S_IFDIR => {
@@ -107,6 +108,7 @@ impl Logs {
         path: &Path,
         depth: usize,
     ) -> nix::Result<()> {
+        progress::at(&[path.as_os_str().as_encoded_bytes()]);
         let stat = fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
         let common = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY;
         match kind(&stat) {

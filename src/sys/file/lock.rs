@@ -16,7 +16,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::new::temporary;
 use super::{Folder, Found, LOCK_WAIT, TRIES};
-use crate::sys::{Named, Result, open, raw, retry};
+use crate::sys::{Named, Result, open, progress, raw, retry};
 
 /// How often a lock that is taken is asked for again.
 const LOCK_POLL: Duration = Duration::from_millis(5);
@@ -61,6 +61,7 @@ impl Folder {
             if let Some(fd) = opened {
                 match write_lock(&fd) {
                     Ok(()) if self.is_at(file.name(), &fd)? => {
+                        progress::locked(fd.as_fd(), true);
                         self.lock = Some((fd, file));
                         return Ok(());
                     }
