@@ -123,6 +123,7 @@ impl Root {
     /// # Errors
     /// What fstat(2) answers.
     pub fn id(&self) -> Result<Inode> {
+        progress::at(&[self.path.as_os_str().as_encoded_bytes()]);
         let stat = fstat(&self.fd).named(|| format!("fstat({})", self.path.display()))?;
         Ok((stat.st_dev, stat.st_ino))
     }
