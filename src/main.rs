@@ -24,20 +24,52 @@ use libvirt_kvm_init::{apply, check, exec, install, monitors, table};
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
+/// Does the work in a process of its own, and reports in its place where that does not get on. `exec` sees to it itself: this process
+/// becomes its command.
 fn main() -> ExitCode {
+    let verb = std::env::args_os().nth(1).unwrap_or_default();
+    let code = match job(&verb.to_string_lossy()) {
+        None => command(),
+        Some(job) => match supervise(command, || reduce(job)) {
+            Ok(Ended::Exited(code)) => code,
+            Ok(Ended::Killed(signal)) => end_by(signal),
+            Ok(Ended::Hung(text)) => report_hang(text),
+            Ok(Ended::Lost(error)) => report_hang(error.to_string()),
+            // No process is left (pids.max): the work counts more than its supervision.
+            Err(_) => command(),
+        },
+    };
+    ExitCode::from(code)
+}
+
+/// What a verb needs, for the process that supervises it.
+fn job(verb: &str) -> Option<Job> {
+    Some(match verb {
+        "apply" => Job::Apply,
+        "check" => Job::Check,
+        "install" => Job::Install,
+        "logs" => Job::Logs,
+        "ready" => Job::Ready,
+        "watch" => Job::Watch,
+        _ => return None,
+    })
+}
+
+/// The command line's work. Gives the exit code.
+fn command() -> u8 {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are answers.
             if !error.use_stderr() {
                 let _ = error.print();
-                return ExitCode::SUCCESS;
+                return 0;
             }
             // The rest repeats arguments.
             for line in error.to_string().lines() {
                 let _ = writeln!(io::stderr(), "{}", plain(line));
             }
-            return ExitCode::from(say(&Report::new(Verdict::Usage, why(&error)), None));
+            return say(&Report::new(Verdict::Usage, why(&error)), None);
         }
     };
     match cli.verb {
@@ -56,12 +88,51 @@ fn main() -> ExitCode {
         Verb::Ready(options) => {
             start_log(0, false);
             reduce(Job::Ready);
-            let work = || say(&libvirt_kvm_init::ready::ready(&options.status_file), None);
-            supervised(work, |text| say(&Report::new(Verdict::Failed, text), None))
+            say(&libvirt_kvm_init::ready::ready(&options.status_file), None)
         }
         #[cfg(feature = "logs")]
         Verb::Logs(options) => logs(&options),
     }
+}
+
+/// The report in the place of a worker that hangs.
+fn report_hang(text: String) -> u8 {
+    let env = |name: &str| std::env::var_os(name);
+    let options = match Cli::try_parse().map(|cli| cli.verb) {
+        Ok(Verb::Apply(options) | Verb::Check(options)) => Some(options),
+        #[cfg(feature = "watch")]
+        Ok(Verb::Watch(given)) => Some(given.options),
+        Ok(Verb::Install(options)) => {
+            let format = config::format(options.format.as_ref(), env);
+            let report = Installed::failed(Verdict::Failed, &options.folder, text);
+            return say_installed(&report, format.unwrap_or(Format::Table));
+        }
+        #[cfg(feature = "logs")]
+        Ok(Verb::Logs(options)) => {
+            let format = config::format(options.format.as_ref(), env);
+            let report = libvirt_kvm_init::logs::report::LogReport::failed(Verdict::Failed, text);
+            return say_found(&report, format.ok());
+        }
+        _ => None,
+    };
+    let format = match progress::note() {
+        REPORTED => None,
+        0 => options.and_then(|options| config::format(options.format.as_ref(), env).ok()),
+        note => FORMATS
+            .into_iter()
+            .find(|format| *format as u64 + 1 == note),
+    };
+    say(&Report::new(Verdict::Failed, text), format)
+}
+
+const FORMATS: [Format; 4] = [Format::Table, Format::Json, Format::Npd, Format::Prometheus];
+
+/// What a worker notes for the process that supervises it: in which format it will report, from 1 on, or that it has
+/// reported.
+const REPORTED: u64 = u64::MAX;
+
+fn note_format(format: Format) {
+    progress::set_note(format as u64 + 1);
 }
 
 /// What is wrong with the command line, in one line.
@@ -80,60 +151,16 @@ fn why(error: &clap::Error) -> String {
 }
 
 /// A verb that looks at the device and reports on it.
-fn run(options: &Options, job: Job, verb: impl Fn(&Config) -> Report) -> ExitCode {
+fn run(options: &Options, job: Job, verb: impl Fn(&Config) -> Report) -> u8 {
     start_log(options.verbose, options.quiet);
     reduce(job);
-    let work = || match resolve(options) {
+    match resolve(options) {
         Ok(config) => {
             note_format(config.format);
             say(&verb(&config), Some(config.format))
         }
         Err(usage) => say(&Report::new(Verdict::Usage, usage.to_string()), None),
-    };
-    supervised(work, |text| report_hang(options, text))
-}
-
-/// Does `work` in a process of its own. Where that one does not get on, `failed` reports the reason in its place.
-fn supervised(work: impl Fn() -> u8, failed: impl FnOnce(String) -> u8) -> ExitCode {
-    let code = match supervise(&work) {
-        Ok(Ended::Exited(code)) => code,
-        Ok(Ended::Killed(signal)) => end_by(signal),
-        Ok(Ended::Hung(text)) => failed(text),
-        Ok(Ended::Lost(error)) => failed(error.to_string()),
-        // No process is left (pids.max): what may wait for ever is better than nothing.
-        Err(error) => {
-            log::debug!("{error}: nothing supervises this run");
-            work()
-        }
-    };
-    ExitCode::from(code)
-}
-
-/// The report in the place of a worker that hangs. Where that one has written its own (`watch`), only the last line.
-fn report_hang(options: &Options, text: String) -> u8 {
-    let report = Report::new(Verdict::Failed, text);
-    let noted = FORMATS.get(usize::try_from(progress::note()).unwrap_or(usize::MAX));
-    let format = match noted {
-        Some(Some(format)) => Some(*format),
-        Some(None) => config::format(options.format.as_ref(), |name| std::env::var_os(name)).ok(),
-        None => None,
-    };
-    say(&report, format)
-}
-
-/// What the worker notes for the process that supervises it, by its place here: in which format it will report. Any other
-/// number: that it has reported.
-const FORMATS: [Option<Format>; 5] = [
-    None,
-    Some(Format::Table),
-    Some(Format::Json),
-    Some(Format::Npd),
-    Some(Format::Prometheus),
-];
-
-fn note_format(format: Format) {
-    let place = FORMATS.iter().position(|known| *known == Some(format));
-    progress::set_note(place.map_or(0, |place| place as u64));
+    }
 }
 
 fn resolve(options: &Options) -> Result<Config, Usage> {
@@ -142,13 +169,13 @@ fn resolve(options: &Options) -> Result<Config, Usage> {
 }
 
 /// Aligns in a child, and becomes the command.
-fn exec(options: &ExecOptions) -> ExitCode {
+fn exec(options: &ExecOptions) -> u8 {
     let ending = exec::exec(&options.command, || align(&options.apply));
     if let Some(text) = ending.text {
         let line = plain(&format!("libvirt-kvm-init: {text}"));
         let _ = writeln!(io::stderr(), "{line}");
     }
-    ExitCode::from(ending.code)
+    ending.code
 }
 
 /// The child's part: all is said on stderr, since stdout is the command's. Where nobody reads that, the
@@ -172,21 +199,19 @@ fn align(options: &Options) -> u8 {
     report.exit_code
 }
 
-fn install(options: &InstallOptions) -> ExitCode {
+fn install(options: &InstallOptions) -> u8 {
     start_log(0, false);
     reduce(Job::Install);
     let format = config::format(options.format.as_ref(), |name| std::env::var_os(name));
-    let failed = |verdict, text| Installed::failed(verdict, &options.folder, text);
-    match format {
-        Ok(format) => supervised(
-            || say_installed(&install::install(&options.folder), format),
-            |text| say_installed(&failed(Verdict::Failed, text), format),
-        ),
+    let (report, format) = match format {
+        Ok(format) => (install::install(&options.folder), format),
         Err(usage) => {
-            let report = failed(Verdict::Usage, usage.to_string());
-            ExitCode::from(say_installed(&report, Format::Table))
+            let usage = usage.to_string();
+            let report = Installed::failed(Verdict::Usage, &options.folder, usage);
+            (report, Format::Table)
         }
-    }
+    };
+    say_installed(&report, format)
 }
 
 fn say_installed(report: &Installed, format: Format) -> u8 {
@@ -199,7 +224,7 @@ fn say_installed(report: &Installed, format: Format) -> u8 {
 }
 
 #[cfg(feature = "watch")]
-fn watch(given: libvirt_kvm_init::cli::WatchOptions) -> ExitCode {
+fn watch(given: libvirt_kvm_init::cli::WatchOptions) -> u8 {
     let mut options = given.options;
     options.watch = given.watch;
     start_log(options.verbose, options.quiet);
@@ -208,7 +233,7 @@ fn watch(given: libvirt_kvm_init::cli::WatchOptions) -> ExitCode {
         Ok(config) if config.dry_run => Err(Usage("watch has no --dry-run: see check".to_owned())),
         config => config,
     };
-    let work = || match again() {
+    match again() {
         Ok(config) => {
             let format = config.format;
             note_format(format);
@@ -221,32 +246,33 @@ fn watch(given: libvirt_kvm_init::cli::WatchOptions) -> ExitCode {
             libvirt_kvm_init::watch::not_begun(&options, |name| std::env::var_os(name));
             say(&Report::new(Verdict::Usage, usage.to_string()), None)
         }
-    };
-    supervised(work, |text| report_hang(&options, text))
+    }
 }
 
 #[cfg(feature = "logs")]
-fn logs(options: &libvirt_kvm_init::cli::LogOptions) -> ExitCode {
-    use libvirt_kvm_init::logs::{self, report::LogReport};
+fn logs(options: &libvirt_kvm_init::cli::LogOptions) -> u8 {
+    use libvirt_kvm_init::logs;
     start_log(options.verbose, options.quiet);
     reduce(Job::Logs);
-    let say = |report: &LogReport, format: Option<Format>| {
-        let text = match format {
-            Some(Format::Json) => report.to_json().unwrap_or_default(),
-            Some(_) => report.table(),
-            None => String::new(),
-        };
-        let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
-        finish(&text, report.exit_code, Verdict::Failed.code(), closing)
-    };
-    let failed = LogReport::failed;
-    match config::format(options.format.as_ref(), |name| std::env::var_os(name)) {
-        Ok(format) => supervised(
-            || say(&logs::run(&options.paths, options.quiet), Some(format)),
-            |text| say(&failed(Verdict::Failed, text), Some(format)),
-        ),
-        Err(usage) => ExitCode::from(say(&failed(Verdict::Usage, usage.to_string()), None)),
+    let format = config::format(options.format.as_ref(), |name| std::env::var_os(name));
+    match format {
+        Ok(format) => say_found(&logs::run(&options.paths, options.quiet), Some(format)),
+        Err(usage) => {
+            let report = logs::report::LogReport::failed(Verdict::Usage, usage.to_string());
+            say_found(&report, None)
+        }
     }
+}
+
+#[cfg(feature = "logs")]
+fn say_found(report: &libvirt_kvm_init::logs::report::LogReport, format: Option<Format>) -> u8 {
+    let text = match format {
+        Some(Format::Json) => report.to_json().unwrap_or_default(),
+        Some(_) => report.table(),
+        None => String::new(),
+    };
+    let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
+    finish(&text, report.exit_code, Verdict::Failed.code(), closing)
 }
 
 /// Logs go to stderr as bare lines: container runtimes and journald add the time.
@@ -311,7 +337,7 @@ fn render(report: &Report, format: Option<Format>, terminal: bool) -> String {
 
 /// `unwritten` is the exit code for a report that could not be written.
 fn finish(text: &str, mut code: u8, unwritten: u8, closing: Option<String>) -> u8 {
-    progress::set_note(u64::MAX);
+    progress::set_note(REPORTED);
     // Whoever reads it may take their time.
     let _waits = Wait::begin();
     let mut stdout = io::stdout().lock();

@@ -26,9 +26,9 @@ pub mod supervise;
 #[cfg(feature = "logs")]
 pub mod tree;
 
-pub use raw::{become_program, end_on_request};
 #[cfg(feature = "watch")]
 pub use raw::end_well_on_request;
+pub use raw::{become_program, end_on_request};
 
 use std::fmt;
 

@@ -83,18 +83,21 @@ pub fn at(parts: &[&[u8]]) {
     let mut filled = 0_u64;
     let mut put = |byte: u8| {
         if length < LONGEST {
-            let shift = length % 8 * 8;
-            filled = if shift == 0 { 0 } else { filled } | u64::from(byte) << shift;
-            page[TEXT + length / 8].store(filled, Ordering::Relaxed);
+            filled |= u64::from(byte) << (length % 8 * 8);
             length += 1;
+            if length % 8 == 0 {
+                page[TEXT + length / 8 - 1].store(std::mem::take(&mut filled), Ordering::Relaxed);
+            }
         }
     };
     for (place, part) in parts.iter().enumerate() {
-        // Parts are joined as paths are: an absolute one is written as it is only at the beginning.
         if place > 0 && !parts[place - 1].ends_with(b"/") && !part.starts_with(b"/") {
             put(b'/');
         }
         part.iter().for_each(|byte| put(*byte));
+    }
+    if length % 8 != 0 {
+        page[TEXT + length / 8].store(filled, Ordering::Relaxed);
     }
     page[LENGTH].store(length as u64, Ordering::Relaxed);
     step();

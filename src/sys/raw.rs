@@ -308,6 +308,8 @@ pub fn end_on_request() {
         exit_now(128 + number);
     }
     on_request(end, true);
+    let_through(libc::SIGHUP);
+    let_through(libc::SIGQUIT);
 }
 
 /// The same for what runs until it is told to end: the exit code is 0, and no signal is ignored. A SIGHUP
@@ -317,9 +319,9 @@ pub fn end_well_on_request() {
     extern "C" fn end(_: libc::c_int) {
         exit_now(0);
     }
-    KEPT.store(bit(libc::SIGHUP), Ordering::Relaxed);
     mask(libc::SIG_BLOCK, Some(bit(libc::SIGHUP)));
     on_request(end, false);
+    let_through(libc::SIGQUIT);
 }
 
 /// `end` does nothing but to end the process.
@@ -342,15 +344,9 @@ fn on_request(end: extern "C" fn(libc::c_int), leave_ignored: bool) {
 
 /// The signals that end a program and that its user sends to the process that was started: the supervisor.
 const REQUESTS: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
-/// Those that stay blocked in the worker, which asks for them by signalfd(2).
-static KEPT: AtomicU64 = AtomicU64::new(0);
-
 /// Holds back the signals that [`wait_for_signal`] waits for. Gives what was blocked before.
 pub fn hold_signals() -> u64 {
-    mask(
-        libc::SIG_BLOCK,
-        Some(set(&REQUESTS) | bit(libc::SIGCHLD)),
-    )
+    mask(libc::SIG_BLOCK, Some(set(&REQUESTS) | bit(libc::SIGCHLD)))
 }
 
 /// Blocks just what [`hold_signals`] gave.
@@ -358,13 +354,11 @@ pub fn restore_signals(before: u64) {
     mask(libc::SIG_SETMASK, Some(before));
 }
 
-/// The same in the worker, where also those are let through that only [`note_inherited`] held back.
-pub fn let_signals_through(before: u64) {
-    let blocked = BLOCKED.load(Ordering::Relaxed) | KEPT.load(Ordering::Relaxed);
-    mask(
-        libc::SIG_SETMASK,
-        Some(before & !(set(&REQUESTS) & !blocked)),
-    );
+/// Lets a signal through where only [`note_inherited`] held it back.
+fn let_through(number: libc::c_int) {
+    if BLOCKED.load(Ordering::Relaxed) & bit(number) == 0 {
+        mask(libc::SIG_UNBLOCK, Some(bit(number)));
+    }
 }
 
 /// Takes one of the signals that are held back, rt_sigtimedwait(2), and waits for it at most so long. Nothing when the time is
@@ -458,8 +452,8 @@ static BLOCKED: AtomicU64 = AtomicU64::new(0);
 ///
 /// The kernel throws away signals for the first process of a PID namespace that has no handler for them,
 /// unless they are blocked. So there they are held back until [`end_on_request`] or
-/// [`end_well_on_request`] was called, and HUP and QUIT until they are handed on to the worker: a container
-/// that is stopped in the moment in which it starts must not have to be killed.
+/// [`end_well_on_request`] was called: a container that is stopped in the moment in which it starts must not
+/// have to be killed. Its worker, which is not the first process, inherits that.
 extern "C" fn note_inherited() {
     let mut found = 0;
     for fd in 0..3 {

@@ -377,7 +377,10 @@ impl Folder {
     /// # Errors
     /// What the calls answer; `EFBIG` for more than 8 MiB.
     pub fn read(&self, name: &OsStr) -> Result<Option<Vec<u8>>> {
-        progress::at(&[self.path.as_os_str().as_encoded_bytes(), name.as_encoded_bytes()]);
+        progress::at(&[
+            self.path.as_os_str().as_encoded_bytes(),
+            name.as_encoded_bytes(),
+        ]);
         let call = || format!("read({}/{})", self.path.display(), name.display());
         let flags = READ | OFlag::O_NOFOLLOW;
         match retry(|| openat(&self.fd, name, flags, Mode::empty())) {

@@ -44,13 +44,13 @@ pub enum Ended {
 }
 
 /// Does `work`, which gives the exit code, in a forked child, and waits for it. TERM, INT, HUP and QUIT are handed on to
-/// it.
+/// it. `meanwhile` is done here.
 ///
 /// This process may have inherited children of its own: no other than this one is waited for.
 ///
 /// # Errors
 /// When no child could be made: `work` was not begun.
-pub fn supervise(work: impl FnOnce() -> u8) -> Result<Ended> {
+pub fn supervise(work: impl FnOnce() -> u8, meanwhile: impl FnOnce()) -> Result<Ended> {
     progress::begin();
     let parent = getpid();
     // Where SIGCHLD is ignored the kernel would take the child away with its exit code.
@@ -58,12 +58,15 @@ pub fn supervise(work: impl FnOnce() -> u8) -> Result<Ended> {
     let mask = raw::hold_signals();
     let ended = match raw::fork().named(|| "fork()".to_owned()) {
         Ok(ForkResult::Child) => {
-            raw::let_signals_through(mask);
+            raw::restore_signals(mask);
             // Not where the parent ended before that.
             let code = if end_with(parent) { work() } else { u8::MAX };
             raw::exit_now(code.into())
         }
-        Ok(ForkResult::Parent { child }) => Ok(watch_over(child).unwrap_or_else(Ended::Lost)),
+        Ok(ForkResult::Parent { child }) => {
+            meanwhile();
+            Ok(watch_over(child).unwrap_or_else(Ended::Lost))
+        }
         Err(error) => Err(error),
     };
     raw::restore_signals(mask);
@@ -134,9 +137,8 @@ fn give_up(worker: Pid) -> Result<Ended> {
     let mut left_behind = String::new();
     if !ends_soon(worker)? {
         release_locks(worker)?;
-        left_behind = format!(
-            "; process {worker} is left behind in that call, which not even SIGKILL ends"
-        );
+        left_behind =
+            format!("; process {worker} is left behind in that call, which not even SIGKILL ends");
     }
     let path = match path.as_os_str().is_empty() {
         true => "a system call".to_owned(),
@@ -183,9 +185,8 @@ fn release_locks(worker: Pid) -> Result<()> {
                 }
                 Ok::<_, Errno>(())
             };
-            if let Err(errno) = release() {
-                log::warn!("process {worker} keeps its locks: {errno}");
-            }
+            // What fails here leaves a lock that its worker holds until the call returns.
+            let _ = release();
             raw::exit_now(0)
         }
         ForkResult::Parent { child } => ends_soon(child).map(drop),

@@ -82,7 +82,9 @@ fn left_behind(line: &str) -> Option<String> {
     let (_, rest) = line.split_once("; process ")?;
     let pid = rest.split(' ').next()?;
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let state = status.lines().find_map(|line| line.strip_prefix("State:"))?;
+    let state = status
+        .lines()
+        .find_map(|line| line.strip_prefix("State:"))?;
     Some(state.trim().chars().take(1).collect())
 }
 
@@ -139,12 +141,28 @@ fn every_command_ends_though_a_file_system_never_answers() {
             (with("apply"), 4, dead.clone()),
             (with("check"), 4, dead.clone()),
             (exec, 4, dead.clone()),
-            (watch("--group-file-out", &dead.join("group")), 4, dead.clone()),
+            (
+                watch("--group-file-out", &dead.join("group")),
+                4,
+                dead.clone(),
+            ),
             (watch("--device", &dead.join("kvm")), 4, dead.clone()),
-            (watch("--config", &dead.join("config")), 4, dead.join("config")),
-            (start(&["logs"], &[&dead.join("nova.log")]), 4, dead.join("nova.log")),
+            (
+                watch("--config", &dead.join("config")),
+                4,
+                dead.join("config"),
+            ),
+            (
+                start(&["logs"], &[&dead.join("nova.log")]),
+                4,
+                dead.join("nova.log"),
+            ),
             (start(&["install"], &[&dead]), 4, dead.clone()),
-            (start(&["ready"], &[&dead.join("status")]), 4, dead.join("status")),
+            (
+                start(&["ready"], &[&dead.join("status")]),
+                4,
+                dead.join("status"),
+            ),
         ]
         .into_iter()
         .map(|(mut cmd, code, path)| (Running::start(&mut cmd), code, path))
@@ -165,18 +183,32 @@ fn every_command_ends_though_a_file_system_never_answers() {
         };
         json.hung(end, 4, &dead);
         let report: serde_json::Value = serde_json::from_str(&json.out()).unwrap();
-        assert_eq!((&report["verdict"], &report["exit_code"]), (&"failed".into(), &4.into()));
+        assert_eq!(
+            (&report["verdict"], &report["exit_code"]),
+            (&"failed".into(), &4.into())
+        );
         npd.hung(end, 2, &dead);
-        assert!(npd.out().lines().count() == 1 && npd.out().chars().count() <= 81, "{}", npd.out());
+        assert!(
+            npd.out().lines().count() == 1 && npd.out().chars().count() <= 81,
+            "{}",
+            npd.out()
+        );
         prometheus.hung(end, 4, &dead);
-        assert!(prometheus.out().contains("verdict=\"failed\""), "{}", prometheus.out());
+        assert!(
+            prometheus.out().contains("verdict=\"failed\""),
+            "{}",
+            prometheus.out()
+        );
 
         // It has reported before, and its status is nobody's though its worker still is there.
         let line = late.hung(end, 4, &rules);
         assert_eq!(left_behind(&line).as_deref(), Some("D"), "{line}");
         assert_eq!(late.out(), first);
         let (code, _, err) = ready();
-        assert!(code == 4 && err.contains("no process holds its lock"), "{code} {err}");
+        assert!(
+            code == 4 && err.contains("no process holds its lock"),
+            "{code} {err}"
+        );
         drop((guard, late_guard));
         let end = Instant::now() + Duration::from_secs(5);
         while left_behind(&line).is_some_and(|state| state == "D") {
@@ -207,9 +239,13 @@ fn neither_outlives_the_other() {
                 let worker = fs::read_to_string(&list).unwrap();
                 // It waits for the device once it has a watch on its directory.
                 let fds = format!("/proc/{}/fd", worker.trim());
-                let has_watch = fs::read_dir(&fds).into_iter().flatten().flatten().any(|fd| {
-                    fs::read_link(fd.path()).is_ok_and(|to| to.ends_with("anon_inode:inotify"))
-                });
+                let has_watch = fs::read_dir(&fds)
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .any(|fd| {
+                        fs::read_link(fd.path()).is_ok_and(|to| to.ends_with("anon_inode:inotify"))
+                    });
                 if has_watch {
                     break worker.trim().parse::<i32>().unwrap();
                 }
@@ -222,7 +258,10 @@ fn neither_outlives_the_other() {
         let (mut child, worker, _) = waiting();
         nix::sys::signal::kill(worker, nix::sys::signal::SIGKILL).unwrap();
         let status = child.wait().unwrap();
-        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+        assert_eq!(
+            std::os::unix::process::ExitStatusExt::signal(&status),
+            Some(9)
+        );
 
         let (mut child, _, err) = waiting();
         child.kill().unwrap();

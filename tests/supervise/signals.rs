@@ -19,7 +19,10 @@ const SOON: Duration = Duration::from_secs(10);
 
 /// The same command, perhaps as the first process of a PID namespace.
 fn as_first_process(cmd: &Command, is_first: bool) -> Command {
-    let mut outer = command(std::path::Path::new("unshare"), &["--pid", "--fork", "--kill-child"]);
+    let mut outer = command(
+        std::path::Path::new("unshare"),
+        &["--pid", "--fork", "--kill-child"],
+    );
     if !is_first {
         outer = command(std::path::Path::new("env"), &[]);
     }
@@ -64,7 +67,10 @@ fn code(mut child: Child) -> i32 {
         }
         std::thread::sleep(Duration::from_millis(5));
     };
-    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap()
+    status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal))
+        .unwrap()
 }
 
 /// A pipe that is full, so that who writes into it waits.
@@ -84,7 +90,11 @@ fn says(child: &mut Child, part: &str) -> BufReader<std::process::ChildStderr> {
     let mut line = String::new();
     while !line.contains(part) {
         line.clear();
-        assert_ne!(lines.read_line(&mut line).unwrap(), 0, "no line with {part}");
+        assert_ne!(
+            lines.read_line(&mut line).unwrap(),
+            0,
+            "no line with {part}"
+        );
     }
     lines
 }
