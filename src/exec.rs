@@ -57,7 +57,7 @@ pub fn configure(mut config: Config) -> Result<Config, Usage> {
 ///
 /// Only returns where that did not happen: `apply` said no, or there is no such command.
 pub fn exec(command: &[OsString], apply: impl FnOnce() -> u8) -> Ending {
-    match supervise(apply, || {}) {
+    match supervise(apply) {
         Ok(Ended::Exited(0)) => start(command),
         Ok(Ended::Exited(code)) => Ending { code, text: None },
         Ok(Ended::Hung(text)) => Ending::failed(text),

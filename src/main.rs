@@ -28,9 +28,11 @@ static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 /// becomes its command.
 fn main() -> ExitCode {
     let verb = std::env::args_os().nth(1).unwrap_or_default();
-    let code = match job(&verb.to_string_lossy()) {
+    let job = job(&verb.to_string_lossy());
+    job.into_iter().for_each(reduce);
+    let code = match job {
         None => command(),
-        Some(job) => match supervise(command, || reduce(job)) {
+        Some(_) => match supervise(command) {
             Ok(Ended::Exited(code)) => code,
             Ok(Ended::Killed(signal)) => end_by(signal),
             Ok(Ended::Hung(text)) => report_hang(text),
@@ -181,6 +183,7 @@ fn exec(options: &ExecOptions) -> u8 {
 /// The child's part: all is said on stderr, since stdout is the command's. Where nobody reads that, the
 /// command is started all the same. Only this child gives up what it does not need.
 fn align(options: &Options) -> u8 {
+    end_on_request();
     start_log(options.verbose, options.quiet);
     reduce(Job::Apply);
     let (report, format) = match resolve(options).and_then(exec::configure) {

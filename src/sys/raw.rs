@@ -185,14 +185,16 @@ pub fn ioctl_zero(fd: BorrowedFd<'_>, request: u32) -> Result<i32> {
 pub fn empty_bounding_set() -> Result<()> {
     /// A capability is a bit of 64.
     const END: libc::c_ulong = 64;
+    let zero: libc::c_ulong = 0;
     for capability in 0..END {
-        let zero: libc::c_ulong = 0;
         // SAFETY: five numbers.
-        let done = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, zero, zero, zero) };
-        match Errno::result(done) {
+        let call = |what| unsafe { libc::prctl(what, capability, zero, zero, zero) };
+        // To ask costs a tenth of taking one away.
+        match Errno::result(call(libc::PR_CAPBSET_READ)) {
             // The first that this kernel does not know.
             Err(Errno::EINVAL) if capability > 0 => break,
-            done => done.map(drop)?,
+            Ok(0) => {}
+            _ => Errno::result(call(libc::PR_CAPBSET_DROP)).map(drop)?,
         }
     }
     Ok(())
@@ -354,7 +356,12 @@ pub fn restore_signals(before: u64) {
     mask(libc::SIG_SETMASK, Some(before));
 }
 
-/// Lets a signal through where only [`note_inherited`] held it back.
+/// The same in the worker, where those that end a program wait for [`end_on_request`] or [`end_well_on_request`].
+pub fn restore_all_but_requests(before: u64) {
+    restore_signals(before | set(&REQUESTS));
+}
+
+/// Lets a signal through that was not inherited as blocked.
 fn let_through(number: libc::c_int) {
     if BLOCKED.load(Ordering::Relaxed) & bit(number) == 0 {
         mask(libc::SIG_UNBLOCK, Some(bit(number)));

@@ -44,13 +44,13 @@ pub enum Ended {
 }
 
 /// Does `work`, which gives the exit code, in a forked child, and waits for it. TERM, INT, HUP and QUIT are handed on to
-/// it. `meanwhile` is done here.
+/// it, once `work` has called [`end_on_request`](super::end_on_request) or its like.
 ///
 /// This process may have inherited children of its own: no other than this one is waited for.
 ///
 /// # Errors
 /// When no child could be made: `work` was not begun.
-pub fn supervise(work: impl FnOnce() -> u8, meanwhile: impl FnOnce()) -> Result<Ended> {
+pub fn supervise(work: impl FnOnce() -> u8) -> Result<Ended> {
     progress::begin();
     let parent = getpid();
     // Where SIGCHLD is ignored the kernel would take the child away with its exit code.
@@ -58,15 +58,12 @@ pub fn supervise(work: impl FnOnce() -> u8, meanwhile: impl FnOnce()) -> Result<
     let mask = raw::hold_signals();
     let ended = match raw::fork().named(|| "fork()".to_owned()) {
         Ok(ForkResult::Child) => {
-            raw::restore_signals(mask);
+            raw::restore_all_but_requests(mask);
             // Not where the parent ended before that.
             let code = if end_with(parent) { work() } else { u8::MAX };
             raw::exit_now(code.into())
         }
-        Ok(ForkResult::Parent { child }) => {
-            meanwhile();
-            Ok(watch_over(child).unwrap_or_else(Ended::Lost))
-        }
+        Ok(ForkResult::Parent { child }) => Ok(watch_over(child).unwrap_or_else(Ended::Lost)),
         Err(error) => Err(error),
     };
     raw::restore_signals(mask);

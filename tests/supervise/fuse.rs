@@ -39,21 +39,22 @@ impl Unanswered {
         )
         .unwrap();
         let number = connection(target);
+        // It ends with this process at the latest: with the last descriptor of /dev/fuse.
         std::thread::spawn(move || serve(device));
-        let abort = format!("/sys/fs/fuse/connections/{number}/abort");
-        Self {
-            abort: abort.into(),
+        let control = Path::new("/sys/fs/fuse/connections");
+        let abort = control.join(number).join("abort");
+        if !abort.exists() {
+            let none = None::<&str>;
+            mount(none, control, Some("fusectl"), MsFlags::empty(), none).unwrap();
         }
-    }
-
-    pub fn abort(&self) {
-        let _ = fs::write(&self.abort, "1");
+        Self { abort }
     }
 }
 
 impl Drop for Unanswered {
     fn drop(&mut self) {
-        self.abort();
+        let done = fs::write(&self.abort, "1");
+        assert!(done.is_ok() || std::thread::panicking(), "{done:?}");
     }
 }
 
