@@ -12,8 +12,8 @@
 //! that is not possible the device keeps the number that worked, and that is reported as drift.
 //!
 //! What cannot be seen by an event (a file system that becomes writable in another container, a
-//! libvirtd that starts) is asked for after a second, two, four and so on, as long as the state is not
-//! right.
+//! libvirtd that starts and whose socket is not seen) is asked for after a second, two, four and so on up to
+//! `--recheck`, as long as the state is not right.
 
 mod keeper;
 mod opponent;
@@ -37,6 +37,7 @@ use crate::place::{self, HostRoot};
 use crate::report::Report;
 use crate::sys;
 use crate::sys::events::{Names, News, Watcher};
+use crate::sys::root::Root;
 use crate::udev::FOLDERS;
 
 use keeper::{Keeper, Thorough};
@@ -50,6 +51,9 @@ const NEVER_LATER: Duration = Duration::from_secs(5);
 
 /// How often all that has no inotify watch, for none is left, is looked at.
 const POLL: Duration = Duration::from_secs(1);
+
+/// Where libvirt's daemons make the sockets that clients connect to.
+const SOCKETS: &str = "run/libvirt";
 
 /// Runs until a signal ends the process, which [`sys::end_well_on_request`] has seen to. Returns the report
 /// on why it could not even begin.
@@ -214,11 +218,14 @@ impl Watch {
         let libvirtd = self.keeper.libvirtd();
         let libvirtd = libvirtd.map(|libvirtd| (libvirtd.pid, &libvirtd.pidfd));
         self.watcher.follow_process(libvirtd);
-        let config = self.keeper.config();
+        let (config, seeks) = (self.keeper.config(), self.keeper.seeks());
         let mut problems = Vec::new();
         let news = self.watcher.follow_anew(|watcher| {
             problems.extend(follow_device(watcher, config).err());
             follow_files(watcher, config, &mut problems);
+            if seeks {
+                follow_sockets(watcher, config, &mut problems);
+            }
         });
         let problem = problems.first().map(|error| match error.advice() {
             Some(advice) => format!("{error}; {advice}"),
@@ -266,5 +273,18 @@ fn follow_files(watcher: &mut Watcher, config: &Config, problems: &mut Vec<sys::
         for (folder, names) in files.chain(records).chain(rules) {
             problems.extend(watcher.follow_files(&root, folder, names).err());
         }
+    }
+}
+
+/// A libvirtd that starts makes its socket, on the node or where this container shares that directory.
+fn follow_sockets(watcher: &mut Watcher, config: &Config, problems: &mut Vec<sys::CallError>) {
+    let own = Root::open(Path::new("/")).ok();
+    let host = match place::find(config.host_root.as_deref()) {
+        Ok(HostRoot::At(root)) => Some(root),
+        _ => None,
+    };
+    for root in [own, host].into_iter().flatten() {
+        let names = Names::EndIn("-sock");
+        problems.extend(watcher.follow_files(&root, SOCKETS, names).err());
     }
 }

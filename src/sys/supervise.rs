@@ -24,8 +24,9 @@ use super::{CallError, Named, Result, progress, raw, retry};
 
 /// How long a worker may make no step.
 pub const LIMIT: Duration = Duration::from_secs(30);
-/// How often its steps are looked at. Time in which this process itself did not run (stopped, suspended) counts no more
-/// than this.
+/// How often its steps are looked at: soon after one, so that this process sleeps as well when the worker does, and then less
+/// often. Time in which this process itself did not run (stopped, suspended) counts no more than that.
+const SHORTEST_TICK: Duration = Duration::from_millis(250);
 const TICK: Duration = Duration::from_secs(5);
 /// How long a worker that is killed, and the child that gives back its locks, may take to end.
 const GRACE: Duration = Duration::from_secs(1);
@@ -83,7 +84,8 @@ fn watch_over(worker: Pid) -> Result<Ended> {
     let mut quiet = Duration::ZERO;
     loop {
         let start = Instant::now();
-        let timeout = (!progress::sleep()).then_some(TICK);
+        let tick = quiet.clamp(SHORTEST_TICK, TICK);
+        let timeout = (!progress::sleep()).then_some(tick);
         let signal = raw::wait_for_signal(timeout);
         progress::awake();
         match signal {
@@ -97,7 +99,7 @@ fn watch_over(worker: Pid) -> Result<Ended> {
         if now != steps || progress::is_waiting() {
             (steps, quiet) = (now, Duration::ZERO);
         } else {
-            quiet += start.elapsed().min(TICK);
+            quiet += start.elapsed().min(tick);
         }
         if quiet >= LIMIT {
             return give_up(worker);

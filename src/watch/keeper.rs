@@ -137,6 +137,11 @@ impl Keeper {
         self.libvirtd.as_ref()
     }
 
+    /// Whether a libvirtd may start whose files are to be kept.
+    pub(super) fn seeks(&self) -> bool {
+        self.seeks
+    }
+
     /// How many changes were made so far.
     pub(super) fn heals(&self) -> u64 {
         self.tally.heals()

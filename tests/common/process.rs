@@ -82,7 +82,9 @@ impl Watch {
     /// How often both processes were woken up, or gave their place to another process.
     pub fn wakeups(&self) -> u64 {
         let both = [self.pid(), self.worker()];
-        both.map(|pid| status(pid, "voluntary_ctxt_switches")).iter().sum()
+        both.map(|pid| status(pid, "voluntary_ctxt_switches"))
+            .iter()
+            .sum()
     }
 
     /// Processor time of both so far, in nanoseconds, without that of the worker's children.
@@ -101,7 +103,9 @@ impl Watch {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
             let (_, rest) = stat.rsplit_once(')').unwrap();
             let fields: Vec<_> = rest.split_whitespace().collect();
-            let ticks = fields[11..15].iter().map(|ticks| ticks.parse::<u64>().unwrap());
+            let ticks = fields[11..15]
+                .iter()
+                .map(|ticks| ticks.parse::<u64>().unwrap());
             ticks.sum::<u64>()
         };
         [self.pid(), self.worker()].map(one).iter().sum()
@@ -133,8 +137,15 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
+        let pid = self.pid();
+        let workers = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // The kernel ends the worker with it.
+        let worker = workers.unwrap_or_default().trim().to_owned();
+        let gone = || worker.is_empty() || !Path::new("/proc").join(&worker).exists();
+        let is_gone = until(Duration::from_secs(5), gone);
+        assert!(is_gone || std::thread::panicking(), "{worker} goes on");
         if std::thread::panicking() {
             eprintln!("watch said:\n{}", self.log());
         }
