@@ -288,3 +288,11 @@ fn follow_sockets(watcher: &mut Watcher, config: &Config, problems: &mut Vec<sys
         problems.extend(watcher.follow_files(&root, SOCKETS, names).err());
     }
 }
+
+/// Whether the start of a libvirtd on this node is such an event for certain: the host root shows the directory.
+fn sees_sockets(config: &Config) -> bool {
+    match place::find(config.host_root.as_deref()) {
+        Ok(HostRoot::At(root)) => matches!(root.find_folder(SOCKETS), Ok(Some(_))),
+        _ => false,
+    }
+}

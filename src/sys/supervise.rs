@@ -26,7 +26,7 @@ use super::{CallError, Named, Result, progress, raw, retry};
 pub const LIMIT: Duration = Duration::from_secs(30);
 /// How often its steps are looked at: soon after one, so that this process sleeps as well when the worker does, and then less
 /// often. Time in which this process itself did not run (stopped, suspended) counts no more than that.
-const SHORTEST_TICK: Duration = Duration::from_millis(250);
+const SHORTEST_TICK: Duration = Duration::from_millis(50);
 const TICK: Duration = Duration::from_secs(5);
 /// How long a worker that is killed, and the child that gives back its locks, may take to end.
 const GRACE: Duration = Duration::from_secs(1);

@@ -211,6 +211,7 @@ impl Keeper {
             Found::Nobodys => Some(Doubt::Nobody(None)),
             Found::Unclear(text) => Some(Doubt::Unclear(text.clone())),
         };
+        let is_settled = matches!(report.verdict, Verdict::Ok | Verdict::Absent);
         self.apply_doubt(&mut report);
         self.asked.settle = Duration::ZERO;
         self.seeks = is_seeking || matches!(found, Found::Unclear(_));
@@ -225,6 +226,9 @@ impl Keeper {
         }
         self.conclude(report);
         let waits = self.seeks || !self.is_right() && self.report.verdict != Verdict::Absent;
+        // The start of the libvirtd that is missing is an event.
+        let is_told = is_seeking && is_settled && super::sees_sockets(&self.asked);
+        let waits = waits && !is_told;
         self.again = waits.then(|| self.again.map_or(SOON_AGAIN, |again| again * 2));
         if self.recheck() == self.asked.recheck {
             self.again = waits.then_some(self.asked.recheck);
