@@ -148,6 +148,7 @@ pub(super) fn awake() {
 
 /// This process is another user's from now on. The kernel checks the rights to send a signal also for the one that ends
 /// a worker together with its supervisor, so the worker asks at each step whether that has ended.
+#[cfg(feature = "logs")]
 pub(super) fn change_user() {
     if let Some(word) = word(OTHER_USER).filter(|_| supervisor() != Some(getpid())) {
         word.store(1, Ordering::SeqCst);
