@@ -57,6 +57,8 @@ pub fn traced(stage: &Stage, inject: Option<&str>) -> Ended {
 /// Whether the program waits for what happens next, and not for a child of its own.
 fn waits() -> bool {
     let waiting = [libc::SYS_ppoll, poll_number()].map(|number| format!("{number} "));
+    // The process that supervises it waits for signals all the time.
+    let supervises = format!("{} ", libc::SYS_rt_sigtimedwait);
     let call = |entry: fs::DirEntry| {
         let of = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
         // A child that wait4 was made to fail for stays, and does nothing any more.
@@ -65,6 +67,7 @@ fn waits() -> bool {
             .is_some_and(|(_, state)| state.starts_with('Z'));
         let ours = of("comm").starts_with("libvirt-kvm-ini") && !ended;
         ours.then(|| of("syscall"))
+            .filter(|call| !call.starts_with(&supervises))
     };
     let now = || -> Vec<String> {
         let entries = fs::read_dir("/proc").unwrap().flatten();
