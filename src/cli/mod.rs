@@ -175,6 +175,21 @@ impl FromArgMatches for WatchOptions {
     }
 }
 
+/// What is wrong with the command line, in one line.
+pub fn what_is_wrong(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let mut lines = text.lines();
+    let first = lines.next().and_then(|line| line.strip_prefix("error: "));
+    match first {
+        None => "a command is missing, see --help".to_owned(),
+        // What is missing is on the next line.
+        Some(first) if first.ends_with(':') => {
+            format!("{first} {}", lines.next().unwrap_or_default().trim())
+        }
+        Some(first) => first.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;

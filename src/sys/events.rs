@@ -37,6 +37,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::device::Device;
 use super::pace::Pace;
+use super::progress::Wait;
 use super::root::Root;
 use super::{Context, Result, SyscallError, open, retry, syscalls};
 use watched::{Means, Watched, is_lack, lack, seen_in};
@@ -448,7 +449,10 @@ impl Watcher {
             .collect();
         fds.extend(mounts.map(|fd| PollFd::new(fd, PollFlags::POLLPRI)));
         fds.extend(process.map(|(_, fd)| readable(fd.as_fd())));
-        match poll(&mut fds, timeout) {
+        let waits = Wait::begin();
+        let polled = poll(&mut fds, timeout);
+        drop(waits);
+        match polled {
             Ok(_) => {}
             Err(Errno::EINTR) => return Ok(Woken::default()),
             Err(errno) => return Err(errno).context(|| "poll(inotify, signalfd)".into()),

@@ -184,6 +184,25 @@ fn the_files_of_the_one_in_another_container_are_kept() {
     });
 }
 
+/// Without an event it would be looked for after 1, 3, 7, 15, 31 and 63 seconds.
+#[test]
+fn one_that_starts_is_seen_by_its_socket() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        container(&scene.pod);
+        scene.host.dir("run/libvirt");
+        bare_root();
+        let watch = Watch::start(&mut alone(&scene));
+        assert_eq!(watch.report["verdict"], "unproven", "{}", watch.report);
+        std::thread::sleep(Duration::from_secs(33));
+        let _libvirtd = Libvirtd::start(&watch, &scene.pod);
+        let start = std::time::Instant::now();
+        scene.host.file("run/libvirt/libvirt-sock", "");
+        follows(&watch, &scene.pod, 108);
+        println!("its socket shows it after {:?}", start.elapsed());
+    });
+}
+
 #[test]
 fn the_nodes_own_and_one_of_several_are_left_alone() {
     in_namespace(|| {

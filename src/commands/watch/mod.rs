@@ -12,8 +12,8 @@
 //! that is not possible the device keeps the number that worked, and that is reported as drift.
 //!
 //! What cannot be seen by an event (a file system that becomes writable in another container, a
-//! libvirtd that starts) is asked for after a second, two, four and so on, as long as the state is not
-//! right.
+//! libvirtd that starts and whose socket is not seen) is asked for after a second, two, four and so on up to
+//! `--recheck`, as long as the state is not right.
 
 mod opponent;
 mod publish;
@@ -26,6 +26,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::output::{note_format, say};
+use super::resolve;
 use crate::config::options::Flags;
 use crate::config::{Output, variable};
 use crate::error::Error;
@@ -39,6 +41,7 @@ use crate::pipeline::Request;
 use crate::report::Report;
 use crate::sys;
 use crate::sys::events::{Names, News, Watcher};
+use crate::sys::root::Root;
 use crate::verdict::Verdict;
 
 use publish::Status;
@@ -53,11 +56,39 @@ const NEVER_LATER: Duration = Duration::from_secs(5);
 /// How often all that has no inotify watch, for none is left, is looked at.
 const POLL: Duration = Duration::from_secs(1);
 
-/// Runs until a signal ends the process, which [`sys::end_well_on_request`] has seen to. Returns the report
-/// on why it could not even begin.
+/// Where libvirt's daemons make the sockets that clients connect to.
+const SOCKETS: &str = "run/libvirt";
+
+/// Runs until a signal ends the process, which [`sys::end_well_on_request`] has seen to. Gives the exit code of one
+/// that could not even begin.
+pub fn run(flags: &Flags) -> u8 {
+    let again = || match resolve(flags) {
+        Ok((request, _)) if request.dry_run => {
+            Err(Error::Usage("watch has no --dry-run: see check".to_owned()))
+        }
+        resolved => resolved,
+    };
+    let report = match again() {
+        Ok((request, output)) => {
+            let format = output.format;
+            note_format(format);
+            let told = |report: &Report| {
+                say(report, Some(format));
+            };
+            watch(request, output, again, told)
+        }
+        Err(usage) => {
+            not_begun(flags, |name| std::env::var_os(name));
+            Report::new(Verdict::Usage, usage.to_string())
+        }
+    };
+    say(&report, None)
+}
+
+/// The same for a request. Returns the report on why it could not even begin.
 ///
 /// `again` gives the configuration anew at SIGHUP; `told` gets the first report.
-pub fn watch(
+fn watch(
     request: Request,
     output: Output,
     again: impl Fn() -> Result<(Request, Output), Error>,
@@ -83,7 +114,7 @@ pub fn watch(
 
 /// For a run that ends before it begins, as its configuration cannot be meant: a status that an earlier
 /// one has left says nothing any more. A file that only that configuration names stays.
-pub fn not_begun(flags: &Flags, env: impl Fn(&str) -> Option<OsString>) {
+fn not_begun(flags: &Flags, env: impl Fn(&str) -> Option<OsString>) {
     let flag = flags.get("status-file").map(OsString::from);
     let path = flag.or_else(|| env(&variable("status-file")));
     let path = path.filter(|path| !path.is_empty()).map(PathBuf::from);
@@ -221,11 +252,14 @@ impl Watch {
         let libvirtd = self.keeper.libvirtd();
         let libvirtd = libvirtd.map(|libvirtd| (libvirtd.pid, &libvirtd.pidfd));
         self.watcher.follow_process(libvirtd);
-        let request = self.keeper.request();
+        let (request, seeks) = (self.keeper.request(), self.keeper.seeks());
         let mut problems = Vec::new();
         let news = self.watcher.follow_anew(|watcher| {
             problems.extend(follow_device(watcher, request).err());
             follow_files(watcher, request, &mut problems);
+            if seeks {
+                follow_sockets(watcher, request, &mut problems);
+            }
         });
         let problem = problems.first().map(|error| match error.advice() {
             Some(advice) => format!("{error}; {advice}"),
@@ -273,5 +307,26 @@ fn follow_files(watcher: &mut Watcher, request: &Request, problems: &mut Vec<sys
         for (folder, names) in files.chain(records).chain(rules) {
             problems.extend(watcher.follow_files(&root, folder, names).err());
         }
+    }
+}
+
+/// A libvirtd that starts makes its socket, on the node or where this container shares that directory.
+fn follow_sockets(watcher: &mut Watcher, request: &Request, problems: &mut Vec<sys::SyscallError>) {
+    let own = Root::open(Path::new("/")).ok();
+    let host = match host_root::find(request.sources.host_root.as_deref()) {
+        Ok(HostRoot::At(root)) => Some(root),
+        _ => None,
+    };
+    for root in [own, host].into_iter().flatten() {
+        let names = Names::EndIn("-sock");
+        problems.extend(watcher.follow_files(&root, SOCKETS, names).err());
+    }
+}
+
+/// Whether the start of a libvirtd on this node is such an event for certain: the host root shows the directory.
+fn sees_sockets(request: &Request) -> bool {
+    match host_root::find(request.sources.host_root.as_deref()) {
+        Ok(HostRoot::At(root)) => matches!(root.find_directory(SOCKETS), Ok(Some(_))),
+        _ => false,
     }
 }

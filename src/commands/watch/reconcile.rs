@@ -123,6 +123,11 @@ impl Keeper {
         self.libvirtd.as_ref()
     }
 
+    /// Whether a libvirtd may start whose files are to be kept.
+    pub(super) fn seeks(&self) -> bool {
+        self.seeks
+    }
+
     /// How many changes were made so far.
     pub(super) fn heals(&self) -> u64 {
         self.tally.heals()
@@ -199,8 +204,12 @@ impl Keeper {
         if seen.is_some() || !lost {
             self.seen = seen;
         }
+        let is_settled = matches!(finished.of_device, Verdict::Ok | Verdict::Absent);
         self.conclude(finished);
         let waits = self.seeks || !self.is_right() && self.report.verdict != Verdict::Absent;
+        // The start of the libvirtd that is missing is an event.
+        let is_told = is_seeking && is_settled && super::sees_sockets(&self.asked);
+        let waits = waits && !is_told;
         self.again = waits.then(|| self.again.map_or(SOON_AGAIN, |again| again * 2));
         if self.recheck() == self.output.recheck {
             self.again = waits.then_some(self.output.recheck);
