@@ -4,15 +4,15 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use libvirt_kvm_init::cli::{self, Cli, Command, InstallOptions};
+use libvirt_kvm_init::cli::{self, Cli, Command};
 use libvirt_kvm_init::commands::install::Installed;
-use libvirt_kvm_init::commands::output::{noted_format, say, say_installed, start_log};
-use libvirt_kvm_init::commands::{apply, check, exec, install, run};
 #[cfg(feature = "logs")]
-use libvirt_kvm_init::commands::{logs, output::say_found};
+use libvirt_kvm_init::commands::logs;
+use libvirt_kvm_init::commands::output::{noted_format, say, start_log};
+use libvirt_kvm_init::commands::{apply, check, exec, install, run};
 #[cfg(feature = "watch")]
 use libvirt_kvm_init::commands::{ready, watch};
-use libvirt_kvm_init::config::{self, Format};
+use libvirt_kvm_init::config::options::Flags;
 use libvirt_kvm_init::report::Report;
 use libvirt_kvm_init::sys::end_on_request;
 #[cfg(feature = "watch")]
@@ -79,7 +79,7 @@ fn command(reduced: &Reduced) -> u8 {
         }),
         Command::Install(options) => {
             begin(0, false);
-            install(&options)
+            install::run(&options.folder, options.format.as_ref())
         }
         #[cfg(feature = "watch")]
         Command::Watch(options) => {
@@ -94,7 +94,7 @@ fn command(reduced: &Reduced) -> u8 {
         #[cfg(feature = "logs")]
         Command::Logs(options) => {
             begin(options.verbose, options.quiet);
-            logs(&options)
+            logs::run(&options.paths, options.format.as_ref(), options.quiet)
         }
     }
 }
@@ -110,52 +110,29 @@ fn refuse(error: &clap::Error) -> u8 {
     for line in error.to_string().lines() {
         let _ = writeln!(io::stderr(), "{}", escape_control(line));
     }
-    say(&Report::new(Verdict::Usage, cli::what_is_wrong(error)), None)
-}
-
-fn install(options: &InstallOptions) -> u8 {
-    let format = config::format(options.format.as_ref(), |name| std::env::var_os(name));
-    match format {
-        Ok(format) => say_installed(&install::install(&options.folder), Some(format)),
-        Err(usage) => {
-            let report = Installed::failed(Verdict::Usage, &options.folder, usage.to_string());
-            say_installed(&report, Some(Format::Table))
-        }
-    }
-}
-
-#[cfg(feature = "logs")]
-fn logs(options: &cli::LogOptions) -> u8 {
-    let format = config::format(options.format.as_ref(), |name| std::env::var_os(name));
-    match format {
-        Ok(format) => say_found(&logs::run(&options.paths, options.quiet), Some(format)),
-        Err(usage) => {
-            let report = logs::report::LogReport::failed(Verdict::Usage, usage.to_string());
-            say_found(&report, None)
-        }
-    }
+    say(
+        &Report::new(Verdict::Usage, cli::what_is_wrong(error)),
+        None,
+    )
 }
 
 /// The report in the place of a worker that hangs.
 fn report_hang(text: String) -> u8 {
-    let format = match Cli::try_parse().map(|cli| cli.command) {
+    let flags = match Cli::try_parse().map(|cli| cli.command) {
         Ok(Command::Install(options)) => {
             let report = Installed::failed(Verdict::Failed, &options.folder, text);
-            return say_installed(&report, noted_format(options.format.as_ref()));
+            return report.say(noted_format(options.format.as_ref()));
         }
         #[cfg(feature = "logs")]
         Ok(Command::Logs(options)) => {
             let report = logs::report::LogReport::failed(Verdict::Failed, text);
-            return say_found(&report, noted_format(options.format.as_ref()));
+            return report.say(noted_format(options.format.as_ref()));
         }
-        Ok(Command::Apply(options) | Command::Check(options)) => asked(&options),
+        Ok(Command::Apply(options) | Command::Check(options)) => options.flags,
         #[cfg(feature = "watch")]
-        Ok(Command::Watch(options)) => asked(&options.0),
-        _ => None,
+        Ok(Command::Watch(options)) => options.0.flags,
+        _ => Flags::default(),
     };
+    let format = noted_format(flags.get("format"));
     say(&Report::new(Verdict::Failed, text), format)
-}
-
-fn asked(options: &cli::Options) -> Option<Format> {
-    noted_format(options.flags.get("format"))
 }

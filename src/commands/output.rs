@@ -6,9 +6,6 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::SystemTime;
 
-use super::install::Installed;
-#[cfg(feature = "logs")]
-use super::logs::report::LogReport;
 use crate::config::{self, Format};
 use crate::report::{Report, monitors, table};
 use crate::sys::progress::{self, Wait};
@@ -98,33 +95,10 @@ pub(super) fn render(report: &Report, format: Option<Format>, terminal: bool) ->
     }
 }
 
-/// The same for `install`.
-pub fn say_installed(report: &Installed, format: Option<Format>) -> u8 {
-    let text = match format {
-        Some(Format::Json) => report.to_json().unwrap_or_default(),
-        Some(_) => report.line(),
-        None => String::new(),
-    };
-    let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
-    finish(&text, report.exit_code, Verdict::Failed.code(), closing)
-}
-
-/// The same for `logs`.
-#[cfg(feature = "logs")]
-pub fn say_found(report: &LogReport, format: Option<Format>) -> u8 {
-    let text = match format {
-        Some(Format::Json) => report.to_json().unwrap_or_default(),
-        Some(_) => report.table(),
-        None => String::new(),
-    };
-    let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
-    finish(&text, report.exit_code, Verdict::Failed.code(), closing)
-}
-
 /// The report on stdout, flushed; then, if something is wrong, one line on stderr that says what:
 /// the last thing written, so that Kubernetes' FallbackToLogsOnError shows it. `unwritten` is the exit code for a
 /// report that could not be written.
-fn finish(text: &str, mut code: u8, unwritten: u8, closing: Option<String>) -> u8 {
+pub(super) fn finish(text: &str, mut code: u8, unwritten: u8, closing: Option<String>) -> u8 {
     progress::set_note(REPORTED);
     // Its reader may take a long time.
     let _waits = Wait::begin();

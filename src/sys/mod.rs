@@ -9,10 +9,10 @@
 #[cfg(feature = "watch")]
 pub mod claim;
 pub mod device;
-pub mod events;
 pub mod file;
 pub(crate) mod handle;
 pub mod identity;
+pub mod inotify;
 pub mod kvm;
 pub mod output_dir;
 pub mod output_file;
@@ -28,9 +28,9 @@ pub(crate) mod signals;
 pub mod supervise;
 pub(crate) mod syscalls;
 
-pub use signals::{become_program, end_on_request};
 #[cfg(feature = "watch")]
 pub use signals::end_well_on_request;
+pub use signals::{become_program, end_on_request};
 
 use std::ffi::OsStr;
 use std::fmt;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::Result;
 use super::device::Device;
-use super::events::Watcher;
+use super::inotify::Watcher;
 
 /// How often the device is looked at where there is no inotify watch left.
 const POLL: Duration = Duration::from_millis(50);

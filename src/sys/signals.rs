@@ -56,7 +56,10 @@ pub fn end_on_request() {
 
 /// Lets signals through that were not inherited as blocked.
 fn let_through(signals: u64) {
-    mask(libc::SIG_UNBLOCK, Some(signals & !syscalls::inherited().blocked));
+    mask(
+        libc::SIG_UNBLOCK,
+        Some(signals & !syscalls::inherited().blocked),
+    );
 }
 
 /// The same for what runs until it is told to end: the exit code is 0, and no signal is ignored. A SIGHUP

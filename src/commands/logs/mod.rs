@@ -23,6 +23,7 @@ pub mod time;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::config;
 use crate::sys::identity::{DropStep, become_nobody};
 use crate::sys::progress::{self, Wait};
 use crate::verdict::Verdict;
@@ -37,8 +38,17 @@ use stream::Stream;
 /// Where Nova and libvirt write their logs.
 pub const PLACES: [&str; 3] = ["/var/log/libvirt", "/var/log/nova", "/var/log/kolla/nova"];
 
+/// Reads `paths`, or the usual places, and prints what was found in the format that a flag or the environment
+/// names. Gives the exit code.
+pub fn run(paths: &[PathBuf], format: Option<&String>, quiet: bool) -> u8 {
+    match config::format(format, |name| std::env::var_os(name)) {
+        Ok(format) => read(paths, quiet).say(Some(format)),
+        Err(usage) => LogReport::failed(Verdict::Usage, usage.to_string()).say(None),
+    }
+}
+
 /// Reads `paths`, or the usual places, and reports what was found.
-pub fn run(paths: &[PathBuf], quiet: bool) -> LogReport {
+fn read(paths: &[PathBuf], quiet: bool) -> LogReport {
     let usual: Vec<_> = PLACES.iter().map(PathBuf::from).collect();
     let paths: Vec<_> = match paths {
         [] => usual.iter().filter(|place| is_directory(place)).collect(),

@@ -15,12 +15,12 @@
 //! libvirtd that starts and whose socket is not seen) is asked for after a second, two, four and so on up to
 //! `--recheck`, as long as the state is not right.
 
-mod opponent;
-mod publish;
+mod backoff;
+mod culprit;
+mod log_limit;
+mod metrics;
 mod reconcile;
-mod tally;
-mod tug;
-mod voice;
+mod status_file;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -40,13 +40,13 @@ use crate::observe::libvirtd;
 use crate::pipeline::Request;
 use crate::report::Report;
 use crate::sys;
-use crate::sys::events::{Names, News, Watcher};
+use crate::sys::inotify::{Events, Names, Watcher};
 use crate::sys::root::Root;
 use crate::verdict::Verdict;
 
-use publish::Status;
-use reconcile::{Keeper, Thorough};
-pub use tally::Tally;
+pub use metrics::Metrics;
+use reconcile::{ProofLevel, Reconciler};
+use status_file::Status;
 
 /// How long nothing must happen before all is looked at again.
 const QUIET: Duration = Duration::from_millis(500);
@@ -127,31 +127,31 @@ fn begin(
     again: impl Fn() -> Result<(Request, Output), String>,
     told: impl FnOnce(&Report),
 ) -> sys::Result<Report> {
-    let mut keeper = Keeper::new(request, output);
-    keeper.withdraw();
+    let mut reconciler = Reconciler::new(request, output);
+    reconciler.withdraw();
     let mut watcher = Watcher::new(POLL);
     watcher.follow_hangup()?;
     watcher.follow_mounts();
     // What happens from here on is not missed, whatever the first look takes.
-    follow_device(&mut watcher, keeper.request())?;
-    keeper.look(Thorough::Yes);
-    if keeper.report().verdict == Verdict::Usage {
-        return Ok(keeper.report().clone());
+    follow_device(&mut watcher, reconciler.request())?;
+    reconciler.reconcile(ProofLevel::AsAsked);
+    if reconciler.report().verdict == Verdict::Usage {
+        return Ok(reconciler.report().clone());
     }
-    told(keeper.report());
-    keeper.save();
+    told(reconciler.report());
+    reconciler.save();
     let mut watch = Watch {
         watcher,
-        keeper,
+        reconciler,
         problem: None,
     };
     loop {
         watch.watcher.use_events();
         // What happened in a folder before it was followed is looked at like an event.
-        let news = watch.follow();
-        let looked = watch.until_looked_at(news, &again);
+        let events = watch.follow();
+        let looked = watch.until_reconciled(events, &again);
         if let Err(error) = looked {
-            watch.keeper.withdraw();
+            watch.reconciler.withdraw();
             return Err(error);
         }
     }
@@ -159,37 +159,37 @@ fn begin(
 
 struct Watch {
     watcher: Watcher,
-    keeper: Keeper,
+    reconciler: Reconciler,
     /// What was said last about a folder that cannot be followed.
     problem: Option<String>,
 }
 
 impl Watch {
     /// Until all has been looked at again.
-    fn until_looked_at(
+    fn until_reconciled(
         &mut self,
-        first: News,
+        first: Events,
         again: &impl Fn() -> Result<(Request, Output), String>,
     ) -> sys::Result<()> {
-        let recheck = Instant::now() + self.keeper.recheck();
+        let recheck = Instant::now() + self.reconciler.recheck();
         let mut quiet: Option<Instant> = None;
         let mut latest: Option<Instant> = None;
-        let mut news = first;
+        let mut events = first;
         loop {
-            if news.hangup && self.configure(again) {
+            if events.hangup && self.configure(again) {
                 return Ok(());
             }
             let now = Instant::now();
             let over = |due: Option<Instant>| due.is_some_and(|due| now >= due);
-            let waited = self.keeper.paused_until().is_some();
-            let heals = self.keeper.heals();
+            let waited = self.reconciler.paused_until().is_some();
+            let repairs = self.reconciler.repairs();
             // A flood costs one look at its beginning, and the next one when it is over.
-            if news.files && self.keeper.looked_before(now) >= QUIET {
-                self.keeper.look(Thorough::No);
-            } else if news.device || waited {
-                self.keeper.heal();
+            if events.files && self.reconciler.since_reconciled(now) >= QUIET {
+                self.reconciler.reconcile(ProofLevel::NoVm);
+            } else if events.device || waited {
+                self.reconciler.repair();
             }
-            if self.keeper.heals() != heals {
+            if self.reconciler.repairs() != repairs {
                 self.watcher.was_needed();
             }
             if waited {
@@ -197,17 +197,17 @@ impl Watch {
                 quiet = Some(now + QUIET);
                 latest = None;
             }
-            let happened = news.device || news.files;
+            let happened = events.device || events.files;
             let due = if over(Some(recheck)) {
-                Some(Thorough::Yes)
+                Some(ProofLevel::AsAsked)
             } else {
-                let paused = self.keeper.paused_until().is_some();
+                let paused = self.reconciler.paused_until().is_some();
                 let is_over = !paused && (over(quiet) && !happened || over(latest));
-                is_over.then_some(Thorough::No)
+                is_over.then_some(ProofLevel::NoVm)
             };
-            if let Some(thorough) = due {
-                self.keeper.look(thorough);
-                self.keeper.save();
+            if let Some(level) = due {
+                self.reconciler.reconcile(level);
+                self.reconciler.save();
                 return Ok(());
             }
             if happened {
@@ -215,17 +215,22 @@ impl Watch {
                 latest.get_or_insert(now + NEVER_LATER);
             }
             let due = [Some(recheck), quiet, latest].into_iter().flatten().min();
-            news = match self.keeper.paused_until() {
+            events = match self.reconciler.paused_until() {
                 Some(until) => self.watcher.rest(until)?,
                 None => self.watcher.wait(due)?,
             };
-            if news.folders || news.polled {
-                let more = self.follow();
-                news.device |= more.device;
-                news.files |= more.files;
-                // Whatever was mounted may be what was missing.
-                news.files |= news.folders && !self.keeper.is_right();
-            }
+            self.follow_again(&mut events);
+        }
+    }
+
+    /// Follows what an event says has moved, and adds what happened there.
+    fn follow_again(&mut self, events: &mut Events) {
+        if events.folders || events.polled {
+            let more = self.follow();
+            events.device |= more.device;
+            events.files |= more.files;
+            // Whatever was mounted may be what was missing.
+            events.files |= events.folders && !self.reconciler.is_right();
         }
     }
 
@@ -234,9 +239,9 @@ impl Watch {
         match again() {
             Ok((request, output)) => {
                 log::info!("the configuration was read again");
-                self.keeper.configure(request, output);
-                self.keeper.look(Thorough::Yes);
-                self.keeper.save();
+                self.reconciler.configure(request, output);
+                self.reconciler.reconcile(ProofLevel::AsAsked);
+                self.reconciler.save();
                 true
             }
             Err(error) => {
@@ -248,13 +253,13 @@ impl Watch {
 
     /// Folders come and go, so that each is followed anew whenever all is looked at; that costs little
     /// where it is followed already.
-    fn follow(&mut self) -> News {
-        let libvirtd = self.keeper.libvirtd();
+    fn follow(&mut self) -> Events {
+        let libvirtd = self.reconciler.libvirtd();
         let libvirtd = libvirtd.map(|libvirtd| (libvirtd.pid, &libvirtd.pidfd));
         self.watcher.follow_process(libvirtd);
-        let (request, seeks) = (self.keeper.request(), self.keeper.seeks());
+        let (request, seeks) = (self.reconciler.request(), self.reconciler.seeks());
         let mut problems = Vec::new();
-        let news = self.watcher.follow_anew(|watcher| {
+        let events = self.watcher.follow_anew(|watcher| {
             problems.extend(follow_device(watcher, request).err());
             follow_files(watcher, request, &mut problems);
             if seeks {
@@ -271,7 +276,7 @@ impl Watch {
             }
             self.problem = problem;
         }
-        news
+        events
     }
 }
 

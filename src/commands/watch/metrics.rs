@@ -11,13 +11,13 @@ use crate::report::monitors;
 
 /// Counts since the start of the process.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct Metrics {
     heals: BTreeMap<&'static str, u64>,
     last_heal: Option<SystemTime>,
     last_look: Option<SystemTime>,
 }
 
-impl Tally {
+impl Metrics {
     /// Something was mended.
     pub fn healed(&mut self, actions: impl Iterator<Item = Action>) {
         for action in actions {
@@ -27,7 +27,7 @@ impl Tally {
     }
 
     /// How many changes were made.
-    pub fn heals(&self) -> u64 {
+    pub fn repairs(&self) -> u64 {
         self.heals.values().sum()
     }
 

@@ -9,7 +9,7 @@ use nix::fcntl::AtFlags;
 use nix::sys::inotify::{AddWatchFlags, WatchDescriptor};
 use nix::sys::stat::{FileStat, fstat, fstatat};
 
-use super::{Names, Topic};
+use super::{EventKind, Names};
 use crate::sys::SyscallError;
 use crate::sys::handle::{MAX_NAMES, names_below};
 
@@ -26,7 +26,7 @@ pub(super) enum Means {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Watched {
     pub(super) means: Means,
-    pub(super) topic: Topic,
+    pub(super) kind: EventKind,
     /// `None` for a watch on the device's own inode.
     pub(super) names: Option<Names>,
     /// Whether the name is that of a folder on the way to the one that is meant.

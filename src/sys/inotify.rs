@@ -44,7 +44,7 @@ use watched::{Means, Watched, is_lack, lack, seen_in};
 
 /// What an event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Topic {
+pub enum EventKind {
     /// The device.
     Device,
     /// A file that decides what the device shall be.
@@ -76,7 +76,7 @@ impl Names {
 
 /// What happened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct News {
+pub struct Events {
     /// Something happened to the device.
     pub device: bool,
     /// Something happened to a file that decides about it.
@@ -89,11 +89,11 @@ pub struct News {
     pub polled: bool,
 }
 
-impl News {
-    fn add(&mut self, topic: Topic) {
-        match topic {
-            Topic::Device => self.device = true,
-            Topic::Files => self.files = true,
+impl Events {
+    fn add(&mut self, kind: EventKind) {
+        match kind {
+            EventKind::Device => self.device = true,
+            EventKind::Files => self.files = true,
         }
     }
 
@@ -207,22 +207,22 @@ impl Watcher {
         }
     }
 
-    /// Watches just what `follow` follows, and nothing of before. The news is what is watched in
+    /// Watches just what `follow` follows, and nothing of before. The happened is what is watched in
     /// another folder than before.
-    pub fn follow_anew(&mut self, follow: impl FnOnce(&mut Self)) -> News {
+    pub fn follow_anew(&mut self, follow: impl FnOnce(&mut Self)) -> Events {
         let before = std::mem::take(&mut self.watched);
         follow(self);
-        let mut news = News::default();
-        let moved = |these: &[Watched], those: &[Watched], news: &mut News| {
+        let mut happened = Events::default();
+        let moved = |these: &[Watched], those: &[Watched], happened: &mut Events| {
             for watched in these.iter().filter(|watched| !those.contains(watched)) {
-                news.add(watched.topic);
+                happened.add(watched.kind);
             }
         };
-        moved(&self.watched, &before, &mut news);
-        moved(&before, &self.watched, &mut news);
+        moved(&self.watched, &before, &mut happened);
+        moved(&before, &self.watched, &mut happened);
         self.unwatch(&before);
         self.log_polling();
-        news
+        happened
     }
 
     /// Ends those of these watches that are not needed any more.
@@ -245,7 +245,8 @@ impl Watcher {
         // No `IN_CLOSE_WRITE`: somebody closes /dev/null all the time.
         let names = Names::One(name.to_owned());
         self.device = folder.join(name);
-        let is_there = self.follow_here(folder, Topic::Device, names, AddWatchFlags::empty())?;
+        let is_there =
+            self.follow_here(folder, EventKind::Device, names, AddWatchFlags::empty())?;
         self.follow_node();
         self.log_polling();
         Ok(is_there)
@@ -259,7 +260,7 @@ impl Watcher {
             return;
         };
         match self.add(node.fd(), AddWatchFlags::IN_ATTRIB) {
-            Ok(means) => self.keep(means, Topic::Device, None, false),
+            Ok(means) => self.keep(means, EventKind::Device, None, false),
             // A device that this process may not read, or no watch left: the directory's tells of
             // it too, and of all others there.
             Err(_) => {
@@ -287,13 +288,18 @@ impl Watcher {
     /// As [`Watcher::follow_device`].
     pub fn follow_file(&mut self, path: &Path) -> Result<bool> {
         let events = AddWatchFlags::IN_CLOSE_WRITE;
-        self.follow_here(folder_of(path), Topic::Files, Names::last_of(path), events)
+        self.follow_here(
+            folder_of(path),
+            EventKind::Files,
+            Names::last_of(path),
+            events,
+        )
     }
 
     fn follow_here(
         &mut self,
         folder: &Path,
-        topic: Topic,
+        kind: EventKind,
         names: Names,
         mut events: AddWatchFlags,
     ) -> Result<bool> {
@@ -308,7 +314,7 @@ impl Watcher {
                 }
                 fd => {
                     let means = self.means(&fd.context(call)?, events, &names, way, call)?;
-                    self.keep(means, topic, Some(names), way);
+                    self.keep(means, kind, Some(names), way);
                     return Ok(!way);
                 }
             }
@@ -336,7 +342,7 @@ impl Watcher {
         };
         let call = || format!("inotify_add_watch({})", root.join(at).display());
         let means = self.means(&fd, events, &names, way, call)?;
-        self.keep(means, Topic::Files, Some(names), way);
+        self.keep(means, EventKind::Files, Some(names), way);
         Ok(())
     }
 
@@ -369,10 +375,10 @@ impl Watcher {
         retry(|| inotify.add_watch(path.as_c_str(), events)).map(Means::Watch)
     }
 
-    fn keep(&mut self, means: Means, topic: Topic, names: Option<Names>, way: bool) {
+    fn keep(&mut self, means: Means, kind: EventKind, names: Option<Names>, way: bool) {
         let entry = Watched {
             means,
-            topic,
+            kind,
             names,
             way,
         };
@@ -385,7 +391,7 @@ impl Watcher {
     ///
     /// # Errors
     /// What poll(2) and read(2) answer.
-    pub fn wait(&mut self, until: Option<Instant>) -> Result<News> {
+    pub fn wait(&mut self, until: Option<Instant>) -> Result<Events> {
         let due = self.is_polling().then(|| Instant::now() + self.every);
         let until = [until, due].into_iter().flatten().min();
         loop {
@@ -395,12 +401,12 @@ impl Watcher {
             {
                 self.hold(until.map_or(next, |until| until.min(next)))?;
             }
-            let mut news = self.read()?;
-            news.folders |= woken.mounts;
+            let mut happened = self.read()?;
+            happened.folders |= woken.mounts;
             let now = Instant::now();
-            news.polled = due.is_some_and(|due| now >= due);
-            if news.any() || until.is_some_and(|until| now >= until) {
-                return Ok(news);
+            happened.polled = due.is_some_and(|due| now >= due);
+            if happened.any() || until.is_some_and(|until| now >= until) {
+                return Ok(happened);
             }
         }
     }
@@ -420,14 +426,14 @@ impl Watcher {
     ///
     /// # Errors
     /// As [`Watcher::wait`].
-    pub fn rest(&mut self, until: Instant) -> Result<News> {
+    pub fn rest(&mut self, until: Instant) -> Result<Events> {
         loop {
             self.poll(Some(until), false)?;
             let hangup = self.hangup()?;
             if hangup || Instant::now() >= until {
-                let mut news = self.read()?;
-                news.hangup |= hangup;
-                return Ok(news);
+                let mut happened = self.read()?;
+                happened.hangup |= hangup;
+                return Ok(happened);
             }
         }
     }
@@ -466,8 +472,8 @@ impl Watcher {
         })
     }
 
-    fn read(&mut self) -> Result<News> {
-        let mut news = News::default();
+    fn read(&mut self) -> Result<Events> {
+        let mut happened = Events::default();
         let (mut another, mut count) = (false, 0);
         for _ in 0..READS {
             let Some(inotify) = &self.inotify else {
@@ -487,9 +493,9 @@ impl Watcher {
                     let meant =
                         watched.is(event.wd) && watched.means(event.name.as_ref(), event.mask);
                     if overflow || meant {
-                        news.add(watched.topic);
-                        news.folders |= is_folder && event.name.is_none() || watched.way;
-                        another |= watched.topic == Topic::Device && is_folder;
+                        happened.add(watched.kind);
+                        happened.folders |= is_folder && event.name.is_none() || watched.way;
+                        another |= watched.kind == EventKind::Device && is_folder;
                     }
                 }
                 if gone {
@@ -502,12 +508,12 @@ impl Watcher {
         if another {
             self.follow_node_anew();
         }
-        news.hangup = self.hangup()?;
+        happened.hangup = self.hangup()?;
         if self.process_ended() {
             self.process = None;
-            news.files = true;
+            happened.files = true;
         }
-        Ok(news)
+        Ok(happened)
     }
 
     fn hangup(&self) -> Result<bool> {
