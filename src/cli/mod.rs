@@ -118,17 +118,30 @@ pub struct Options {
 
 impl Args for Options {
     fn augment_args(command: clap::Command) -> clap::Command {
-        let options = OPTIONS.iter().filter(|option| !option.only_watch);
-        let verbose = Arg::new("verbose").short('v').long("verbose");
-        let quiet = Arg::new("quiet").short('q').long("quiet");
-        command
-            .args(options.map(|option| option.arg()))
-            .arg(verbose.action(ArgAction::Count).help("Say more on stderr"))
-            .arg(quiet.action(ArgAction::SetTrue).help("Say less on stderr"))
+        // Only made for the command that is used.
+        command.defer(|command| arguments(command, false))
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
         Self::augment_args(command)
+    }
+}
+
+fn arguments(command: clap::Command, of_watch: bool) -> clap::Command {
+    let given = |only_watch: bool| {
+        OPTIONS
+            .iter()
+            .filter(move |option| option.only_watch == only_watch)
+    };
+    let verbose = Arg::new("verbose").short('v').long("verbose");
+    let quiet = Arg::new("quiet").short('q').long("quiet");
+    let command = command
+        .args(given(false).map(|option| option.arg()))
+        .arg(verbose.action(ArgAction::Count).help("Say more on stderr"))
+        .arg(quiet.action(ArgAction::SetTrue).help("Say less on stderr"));
+    match of_watch {
+        true => command.args(given(true).map(|option| option.arg())),
+        false => command,
     }
 }
 
@@ -155,8 +168,7 @@ pub struct WatchOptions(pub Options);
 #[cfg(feature = "watch")]
 impl Args for WatchOptions {
     fn augment_args(command: clap::Command) -> clap::Command {
-        let own = OPTIONS.iter().filter(|option| option.only_watch);
-        Options::augment_args(command).args(own.map(|option| option.arg()))
+        command.defer(|command| arguments(command, true))
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
