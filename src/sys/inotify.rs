@@ -1,8 +1,8 @@
 //! Waiting for something to happen to the device, to the files that decide about it, or for a signal,
 //! without polling.
 //!
-//! One inotify watch on a folder sees every name in it appear and go, also when the name is made
-//! anew; one on a file would end with its inode. Changes of owner, mode and ACL come as `IN_ATTRIB`,
+//! One inotify watch on a directory sees every name in it appear and go, also when the name is made
+//! again; one on a file would end with its inode. Changes of owner, mode and ACL come as `IN_ATTRIB`,
 //! also those that another mount namespace made of the same file system, and those that changed
 //! nothing (drivers/base/devtmpfs.c makes and removes nodes as any process would). They are asked for
 //! by a second watch, on the device's own inode: a watch on /dev would report them for every device
@@ -11,9 +11,9 @@
 //!
 //! inotify instances and watches are limited for each user, and a container without any capability can
 //! use up those of root. What has no watch is polled: [`Watcher::wait`] returns now and then, and
-//! [`Watcher::follow_anew`] compares what it sees in a directory with what it saw there before.
+//! [`Watcher::follow_again`] compares what it sees in a directory with what it saw there before.
 //!
-//! A folder that is not there is waited for in the nearest one that is. What is mounted over a folder
+//! A directory that is not there is waited for in the nearest one that is. What is mounted over a directory
 //! is no event for inotify, but the kernel tells of every change of this mount namespace by
 //! `/proc/self/mountinfo` (proc_pid_mountinfo(5), `POLLPRI`).
 
@@ -47,11 +47,11 @@ use watched::{Means, Watched, is_lack, lack, seen_in};
 pub enum EventKind {
     /// The device.
     Device,
-    /// A file that decides what the device shall be.
+    /// A file that decides what the device is to be.
     Files,
 }
 
-/// Which names in a folder are of interest.
+/// Which names in a directory are of interest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Names {
     /// This one.
@@ -81,11 +81,11 @@ pub struct Events {
     pub device: bool,
     /// Something happened to a file that decides about it.
     pub files: bool,
-    /// A folder came, went or moved, or mounts changed: what is followed is to be followed anew.
-    pub folders: bool,
+    /// A directory came, went or moved, or mounts changed: what is followed is to be followed again.
+    pub directories: bool,
     /// SIGHUP came.
     pub hangup: bool,
-    /// It is time to look at what has no watch: [`Watcher::follow_anew`] does.
+    /// It is time to look at what has no watch: [`Watcher::follow_again`] does.
     pub polled: bool,
 }
 
@@ -103,7 +103,7 @@ impl Events {
     }
 }
 
-/// Folders that are watched, and perhaps SIGHUP, mounts and a process.
+/// Directories that are watched, and perhaps SIGHUP, mounts and a process.
 #[derive(Debug)]
 pub struct Watcher {
     /// Nothing where the user has no instance left.
@@ -145,7 +145,7 @@ impl Watcher {
     }
 
     /// Asks for an inotify instance where there was none left before. What is polled until now gets a
-    /// watch by the next [`Watcher::follow_anew`].
+    /// watch by the next [`Watcher::follow_again`].
     pub fn use_events(&mut self) {
         if self.inotify.is_none() {
             let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
@@ -208,8 +208,8 @@ impl Watcher {
     }
 
     /// Watches just what `follow` follows, and nothing of before. The happened is what is watched in
-    /// another folder than before.
-    pub fn follow_anew(&mut self, follow: impl FnOnce(&mut Self)) -> Events {
+    /// another directory than before.
+    pub fn follow_again(&mut self, follow: impl FnOnce(&mut Self)) -> Events {
         let before = std::mem::take(&mut self.watched);
         follow(self);
         let mut happened = Events::default();
@@ -236,17 +236,17 @@ impl Watcher {
         }
     }
 
-    /// Watches `name` in `folder`, once more if it is watched already; false where there is no such
-    /// folder yet.
+    /// Watches `name` in `directory`, once more if it is watched already; false where there is no such
+    /// directory yet.
     ///
     /// # Errors
     /// What open(2) and inotify_add_watch(2) answer.
-    pub fn follow_device(&mut self, folder: &Path, name: &OsStr) -> Result<bool> {
-        // No `IN_CLOSE_WRITE`: somebody closes /dev/null all the time.
+    pub fn follow_device(&mut self, directory: &Path, name: &OsStr) -> Result<bool> {
+        // No `IN_CLOSE_WRITE`: other processes close /dev/null all the time.
         let names = Names::One(name.to_owned());
-        self.device = folder.join(name);
+        self.device = directory.join(name);
         let is_there =
-            self.follow_here(folder, EventKind::Device, names, AddWatchFlags::empty())?;
+            self.follow_here(directory, EventKind::Device, names, AddWatchFlags::empty())?;
         self.follow_node();
         self.log_polling();
         Ok(is_there)
@@ -264,15 +264,18 @@ impl Watcher {
             // A device that this process may not read, or no watch left: the directory's tells of
             // it too, and of all others there.
             Err(_) => {
-                let folder = open(folder_of(&self.device), OFlag::O_PATH | OFlag::O_DIRECTORY);
+                let directory = open(
+                    directory_of(&self.device),
+                    OFlag::O_PATH | OFlag::O_DIRECTORY,
+                );
                 let events = AddWatchFlags::IN_ATTRIB | MADE_OR_GONE;
-                let _ = folder.and_then(|folder| self.add(&folder, events));
+                let _ = directory.and_then(|directory| self.add(&directory, events));
             }
         }
     }
 
     /// The same, where the device's name may lead to another inode than before.
-    fn follow_node_anew(&mut self) {
+    fn follow_node_again(&mut self) {
         let (kept, before) = std::mem::take(&mut self.watched)
             .into_iter()
             .partition(|watched| watched.names.is_some());
@@ -289,7 +292,7 @@ impl Watcher {
     pub fn follow_file(&mut self, path: &Path) -> Result<bool> {
         let events = AddWatchFlags::IN_CLOSE_WRITE;
         self.follow_here(
-            folder_of(path),
+            directory_of(path),
             EventKind::Files,
             Names::last_of(path),
             events,
@@ -298,19 +301,19 @@ impl Watcher {
 
     fn follow_here(
         &mut self,
-        folder: &Path,
+        directory: &Path,
         kind: EventKind,
         names: Names,
         mut events: AddWatchFlags,
     ) -> Result<bool> {
-        let (mut at, mut names, mut way) = (folder, names, false);
+        let (mut at, mut names, mut way) = (directory, names, false);
         loop {
             let call = || format!("inotify_add_watch({})", at.display());
             match open(at, OFlag::O_PATH | OFlag::O_DIRECTORY) {
-                Err(Errno::ENOENT | Errno::ENOTDIR) if at != folder_of(at) => {
+                Err(Errno::ENOENT | Errno::ENOTDIR) if at != directory_of(at) => {
                     (names, way) = (Names::last_of(at), true);
                     events = AddWatchFlags::empty();
-                    at = folder_of(at);
+                    at = directory_of(at);
                 }
                 fd => {
                     let means = self.means(&fd.context(call)?, events, &names, way, call)?;
@@ -321,8 +324,8 @@ impl Watcher {
         }
     }
 
-    /// Watches the files of some names in the folder `name` below `root`, or the way to it as long
-    /// as there is no such folder.
+    /// Watches the files of some names in the directory `name` below `root`, or the way to it as long
+    /// as there is no such directory.
     ///
     /// # Errors
     /// What openat2(2) and inotify_add_watch(2) answer.
@@ -334,8 +337,8 @@ impl Watcher {
                 Some(fd) => break fd,
                 None if at == "." => return Ok(()),
                 None => {
-                    let (folder, last) = at.rsplit_once('/').unwrap_or((".", at));
-                    (at, names, way) = (folder, Names::One(last.into()), true);
+                    let (directory, last) = at.rsplit_once('/').unwrap_or((".", at));
+                    (at, names, way) = (directory, Names::One(last.into()), true);
                     events = AddWatchFlags::empty();
                 }
             }
@@ -349,18 +352,18 @@ impl Watcher {
     /// Watches a directory, or looks at it where there is no watch left.
     fn means(
         &mut self,
-        folder: &OwnedFd,
+        directory: &OwnedFd,
         events: AddWatchFlags,
         names: &Names,
         way: bool,
         call: impl Fn() -> String,
     ) -> Result<Means> {
-        match self.add(folder, events | MADE_OR_GONE) {
+        match self.add(directory, events | MADE_OR_GONE) {
             Err(errno) if is_lack(errno) => {
                 if self.inotify.is_some() {
                     self.lack = Some(lack(call(), errno));
                 }
-                Ok(Means::Polling(seen_in(folder, names, way)))
+                Ok(Means::Polling(seen_in(directory, names, way)))
             }
             done => done.context(call),
         }
@@ -402,7 +405,7 @@ impl Watcher {
                 self.hold(until.map_or(next, |until| until.min(next)))?;
             }
             let mut happened = self.read()?;
-            happened.folders |= woken.mounts;
+            happened.directories |= woken.mounts;
             let now = Instant::now();
             happened.polled = due.is_some_and(|due| now >= due);
             if happened.any() || until.is_some_and(|until| now >= until) {
@@ -489,13 +492,13 @@ impl Watcher {
                 let overflow = event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW);
                 let gone = event.mask.contains(AddWatchFlags::IN_IGNORED);
                 for watched in &self.watched {
-                    let is_folder = watched.names.is_some();
+                    let is_directory = watched.names.is_some();
                     let meant =
                         watched.is(event.wd) && watched.means(event.name.as_ref(), event.mask);
                     if overflow || meant {
                         happened.add(watched.kind);
-                        happened.folders |= is_folder && event.name.is_none() || watched.way;
-                        another |= watched.kind == EventKind::Device && is_folder;
+                        happened.directories |= is_directory && event.name.is_none() || watched.way;
+                        another |= watched.kind == EventKind::Device && is_directory;
                     }
                 }
                 if gone {
@@ -506,7 +509,7 @@ impl Watcher {
         self.pace.charge(count);
         // Before anybody looks at the device, so that no change of the new one is missed.
         if another {
-            self.follow_node_anew();
+            self.follow_node_again();
         }
         happened.hangup = self.hangup()?;
         if self.process_ended() {
@@ -552,11 +555,11 @@ fn readable(fd: std::os::fd::BorrowedFd<'_>) -> PollFd<'_> {
     PollFd::new(fd, PollFlags::POLLIN)
 }
 
-/// The folder that holds what `path` names; of a root, itself.
-fn folder_of(path: &Path) -> &Path {
+/// The directory that holds what `path` names; of a root, itself.
+fn directory_of(path: &Path) -> &Path {
     match path.parent() {
-        Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
-        Some(folder) => folder,
+        Some(directory) if directory.as_os_str().is_empty() => Path::new("."),
+        Some(directory) => directory,
         None => path,
     }
 }

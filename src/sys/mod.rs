@@ -3,8 +3,9 @@
 //! Everything here works on descriptors that were opened without following a link and checked
 //! before use. `syscalls` is the one file of the crate that may contain `unsafe`.
 //!
-//! The modules here use each other only downwards, in this order: `supervise`; `events`, `settle`; `self_exe`, `output_file`,
-//! `output_dir`; `file`; `root`, `device`; `handle`, `kvm`; `progress`; `syscalls`. None uses what observes, decides or reports.
+//! The modules here use each other only downwards, in this order: `supervise`; `events`, `settle`; `self_exe`,
+//! `output_file`, `output_dir`; `file`; `root`, `device`; `handle`, `kvm`; `progress`; `syscalls`. None uses
+//! what observes, decides or reports.
 
 #[cfg(feature = "watch")]
 pub mod claim;

@@ -1,5 +1,5 @@
-//! What a worker shows to the process that supervises it: a counter that moves with each step, the path that the step is
-//! about, whether it waits for something on purpose, and which locks it holds.
+//! What a worker shows to the process that supervises it: a counter that moves with each step, the path that
+//! the step is about, whether it waits for something on purpose, and which locks it holds.
 //!
 //! All of it is in one page of memory that both processes share, so that a step costs no system call. Without a
 //! supervisor every function here does nothing.
@@ -148,8 +148,8 @@ pub(super) fn awake() {
     }
 }
 
-/// This process is another user's from now on. The kernel checks the rights to send a signal also for the one that ends
-/// a worker together with its supervisor, so the worker asks at each step whether that has ended.
+/// This process is another user's from now on. The kernel checks the rights to send a signal also for the one
+/// that ends a worker together with its supervisor, so the worker asks at each step whether that has ended.
 #[cfg(feature = "logs")]
 pub(super) fn change_user() {
     if let Some(word) = word(OTHER_USER).filter(|_| supervisor() != Some(getpid())) {

@@ -1,10 +1,11 @@
 //! Work in a child, and a parent that touches nothing of others: it ends when the child does not get on any more.
 //!
-//! A call on a file system whose server never answers (FUSE, NFS) cannot be ended, not even by SIGKILL: the process is
-//! in the kernel (`D`). Only another process can still report and end. So all that opens, reads or writes what belongs
-//! to others is done by the child (the worker), which shows its steps in shared memory (`progress`). The parent
-//! waits for signals alone: it hands those that end a program on to the worker, and when the worker has made no step for
-//! [`LIMIT`] it kills it, gives back the locks that a worker in such a call still holds, and leaves it behind.
+//! A call on a file system whose server never answers (FUSE, NFS) cannot be ended, not even by SIGKILL: the
+//! process is in the kernel (`D`). Only another process can still report and end. So all that opens, reads or
+//! writes what belongs to others is done by the child (the worker), which shows its steps in shared memory
+//! (`progress`). The parent waits for signals alone: it hands those that end a program on to the worker, and
+//! when the worker has made no step for [`LIMIT`] it kills it, gives back the locks that a worker in such a
+//! call still holds, and leaves it behind.
 //!
 //! The worker is killed when the parent ends before it.
 
@@ -25,8 +26,9 @@ use super::{Context, Result, SyscallError, progress, retry, syscalls};
 
 /// How long a worker may make no step.
 pub const LIMIT: Duration = Duration::from_secs(30);
-/// How often its steps are looked at: soon after one, so that this process sleeps as well when the worker does, and then less
-/// often. Time in which this process itself did not run (stopped, suspended) counts no more than that.
+/// How often its steps are looked at: soon after one, so that this process sleeps as well when the worker does,
+/// and then less often. Time in which this process itself did not run (stopped, suspended) counts no more than
+/// that.
 const SHORTEST_TICK: Duration = Duration::from_millis(50);
 const TICK: Duration = Duration::from_secs(5);
 /// How long a worker that is killed, and the child that gives back its locks, may take to end.
@@ -45,8 +47,8 @@ pub enum Ended {
     Lost(SyscallError),
 }
 
-/// Does `work`, which gives the exit code, in a forked child, and waits for it. TERM, INT, HUP and QUIT are handed on to
-/// it, once `work` has called [`end_on_request`](super::end_on_request) or its like.
+/// Does `work`, which gives the exit code, in a forked child, and waits for it. TERM, INT, HUP and QUIT are
+/// handed on to it, once `work` has called [`end_on_request`](super::end_on_request) or its like.
 ///
 /// This process may have inherited children of its own: no other than this one is waited for.
 ///
@@ -120,8 +122,8 @@ fn ended(child: Pid, flags: WaitPidFlag) -> Result<Option<Ended>> {
     })
 }
 
-/// Sends a signal to the worker. One that runs as nobody (`logs`) is out of reach without `CAP_KILL`: it learns by its
-/// next step that this process has ended.
+/// Sends a signal to the worker. One that runs as nobody (`logs`) is out of reach without `CAP_KILL`: it learns
+/// by its next step that this process has ended.
 fn hand_on(worker: Pid, number: libc::c_int) {
     if let Ok(signal) = Signal::try_from(number)
         && kill(worker, signal) == Err(Errno::EPERM)
@@ -166,9 +168,10 @@ fn ends_soon(child: Pid) -> Result<bool> {
     }
 }
 
-/// Gives back the locks of a worker that cannot end: the lock on a status file says that `watch` lives, the one on a group
-/// file keeps others from editing it. A lock belongs to the open file, of which pidfd_getfd(2) gives this process one
-/// more descriptor. The file may be on the very file system that does not answer, so it is done by one more child.
+/// Gives back the locks of a worker that cannot end: the lock on a status file says that `watch` lives, the one
+/// on a group file keeps others from editing it. A lock belongs to the open file, of which pidfd_getfd(2) gives
+/// this process one more descriptor. The file may be on the very file system that does not answer, so it is
+/// done by one more child.
 fn release_locks(worker: Pid) -> Result<()> {
     let locks = progress::locks();
     if locks.is_empty() {
@@ -193,8 +196,8 @@ fn release_locks(worker: Pid) -> Result<()> {
     }
 }
 
-/// Ends this process as its worker was ended: by the same signal, or where the kernel keeps that one from it (the first process
-/// of a PID namespace) with the exit code that a shell gives for it.
+/// Ends this process as its worker was ended: by the same signal, or where the kernel keeps that one from it
+/// (the first process of a PID namespace) with the exit code that a shell gives for it.
 pub fn end_by(signal: Signal) -> ! {
     signals::raise_default(signal);
     syscalls::exit_now(128 + signal as i32)

@@ -18,7 +18,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Something was mended.
+    /// Something was repaired.
     pub fn healed(&mut self, actions: impl Iterator<Item = Action>) {
         for action in actions {
             *self.heals.entry(action.word()).or_default() += 1;

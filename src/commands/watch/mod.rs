@@ -1,7 +1,7 @@
 //! `watch`: apply, then keep it so.
 //!
-//! Nothing is polled as long as inotify has watches left. One on the device's folder, one on the device,
-//! and a few on the folders of the files that decide about it wake this process. What is wrong with the device
+//! Nothing is polled as long as inotify has watches left. One on the device's directory, one on the device,
+//! and a few on the directories of the files that decide about it wake this process. What is wrong with the device
 //! is repaired at once, from what
 //! was seen last of those files, and when nothing has happened for a moment all of it is looked at
 //! again, as `apply` would. So a heal costs a few system calls, and the truth is never older than the
@@ -87,7 +87,7 @@ pub fn run(flags: &Flags) -> u8 {
 
 /// The same for a request. Returns the report on why it could not even begin.
 ///
-/// `again` gives the configuration anew at SIGHUP; `told` gets the first report.
+/// `again` gives the configuration again at SIGHUP; `told` gets the first report.
 fn watch(
     request: Request,
     output: Output,
@@ -147,7 +147,7 @@ fn begin(
     };
     loop {
         watch.watcher.use_events();
-        // What happened in a folder before it was followed is looked at like an event.
+        // What happened in a directory before it was followed is looked at like an event.
         let events = watch.follow();
         let looked = watch.until_reconciled(events, &again);
         if let Err(error) = looked {
@@ -160,7 +160,7 @@ fn begin(
 struct Watch {
     watcher: Watcher,
     reconciler: Reconciler,
-    /// What was said last about a folder that cannot be followed.
+    /// What was said last about a directory that cannot be followed.
     problem: Option<String>,
 }
 
@@ -219,18 +219,18 @@ impl Watch {
                 Some(until) => self.watcher.rest(until)?,
                 None => self.watcher.wait(due)?,
             };
-            self.follow_again(&mut events);
+            self.follow_moved(&mut events);
         }
     }
 
     /// Follows what an event says has moved, and adds what happened there.
-    fn follow_again(&mut self, events: &mut Events) {
-        if events.folders || events.polled {
+    fn follow_moved(&mut self, events: &mut Events) {
+        if events.directories || events.polled {
             let more = self.follow();
             events.device |= more.device;
             events.files |= more.files;
             // Whatever was mounted may be what was missing.
-            events.files |= events.folders && !self.reconciler.is_right();
+            events.files |= events.directories && !self.reconciler.is_right();
         }
     }
 
@@ -251,7 +251,7 @@ impl Watch {
         }
     }
 
-    /// Folders come and go, so that each is followed anew whenever all is looked at; that costs little
+    /// Directories come and go, so that each is followed again whenever all is looked at; that costs little
     /// where it is followed already.
     fn follow(&mut self) -> Events {
         let libvirtd = self.reconciler.libvirtd();
@@ -259,7 +259,7 @@ impl Watch {
         self.watcher.follow_process(libvirtd);
         let (request, seeks) = (self.reconciler.request(), self.reconciler.seeks());
         let mut problems = Vec::new();
-        let events = self.watcher.follow_anew(|watcher| {
+        let events = self.watcher.follow_again(|watcher| {
             problems.extend(follow_device(watcher, request).err());
             follow_files(watcher, request, &mut problems);
             if seeks {
@@ -282,16 +282,18 @@ impl Watch {
 
 fn follow_device(watcher: &mut Watcher, request: &Request) -> sys::Result<bool> {
     let here = Path::new(".");
-    let folder = request.sources.device.parent().unwrap_or(here);
-    let folder = Some(folder).filter(|folder| !folder.as_os_str().is_empty());
+    let directory = request.sources.device.parent().unwrap_or(here);
+    let directory = Some(directory).filter(|directory| !directory.as_os_str().is_empty());
     let name = request.sources.device.file_name().unwrap_or_default();
-    watcher.follow_device(folder.unwrap_or(here), name)
+    watcher.follow_device(directory.unwrap_or(here), name)
 }
 
 fn follow_files(watcher: &mut Watcher, request: &Request, problems: &mut Vec<sys::SyscallError>) {
     let one = |path: &'static str| {
-        let folder = path.rsplit_once('/').map_or(".", |(folder, _)| folder);
-        (folder, Names::last_of(Path::new(path)))
+        let directory = path
+            .rsplit_once('/')
+            .map_or(".", |(directory, _)| directory);
+        (directory, Names::last_of(Path::new(path)))
     };
     for path in [&request.sources.group_file_out, &request.sources.qemu_conf]
         .into_iter()
@@ -301,16 +303,17 @@ fn follow_files(watcher: &mut Watcher, request: &Request, problems: &mut Vec<sys
     }
     if let Ok(root) = request.sources.pod_root.open() {
         for file in [GROUP_FILE, "etc/passwd", "etc/libvirt/qemu.conf"] {
-            let (folder, names) = one(file);
-            problems.extend(watcher.follow_files(&root, folder, names).err());
+            let (directory, names) = one(file);
+            problems.extend(watcher.follow_files(&root, directory, names).err());
         }
     }
     if let Ok(HostRoot::At(root)) = host_root::find(request.sources.host_root.as_deref()) {
         let files = group_db::FILES.into_iter().map(one);
-        let records = group_db::RECORD_DIRECTORIES.map(|folder| (folder, Names::EndIn(".group")));
-        let rules = RULE_DIRECTORIES.map(|folder| (folder, Names::EndIn(".rules")));
-        for (folder, names) in files.chain(records).chain(rules) {
-            problems.extend(watcher.follow_files(&root, folder, names).err());
+        let records =
+            group_db::RECORD_DIRECTORIES.map(|directory| (directory, Names::EndIn(".group")));
+        let rules = RULE_DIRECTORIES.map(|directory| (directory, Names::EndIn(".rules")));
+        for (directory, names) in files.chain(records).chain(rules) {
+            problems.extend(watcher.follow_files(&root, directory, names).err());
         }
     }
 }
