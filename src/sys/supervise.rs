@@ -125,9 +125,12 @@ fn ended(child: Pid, flags: WaitPidFlag) -> Result<Option<Ended>> {
 /// Sends a signal to the worker. One that runs as nobody (`logs`) is out of reach without `CAP_KILL`: it learns
 /// by its next step that this process has ended.
 fn hand_on(worker: Pid, number: libc::c_int) {
-    if let Ok(signal) = Signal::try_from(number)
-        && kill(worker, signal) == Err(Errno::EPERM)
-    {
+    let Ok(signal) = Signal::try_from(number) else {
+        return;
+    };
+    // Who asks a program to end does so once.
+    let sent = kill(worker, signal).or_else(|_| kill(worker, signal));
+    if sent == Err(Errno::EPERM) {
         end_by(signal);
     }
 }

@@ -21,6 +21,7 @@ use crate::pipeline::{self, Daemons, Finished, Request, device_changed, no_devic
 use crate::plan::{Memory, Outcome, Plan, Step, plan};
 use crate::report::{Report, changes};
 use crate::sys::device::Device;
+use crate::sys::progress;
 use crate::verdict::Verdict;
 
 /// The first wait before a state that is not right is looked at again without an event.
@@ -232,7 +233,11 @@ impl Reconciler {
             // An image of nothing but this program: until a libvirtd runs there is just the node.
             Found::Nodes | Found::Nobodys | Found::OtherDevice(_) | Found::Unclear(_) => {
                 let sources = &request.sources;
-                let has_file = || sources.pod_root.join(GROUP_FILE).exists();
+                let has_file = || {
+                    let path = sources.pod_root.join(GROUP_FILE);
+                    progress::at(&[path.as_ref()]);
+                    path.exists()
+                };
                 let is_own = !matches!(found, Found::Nodes) && has_file();
                 if !is_own
                     && let Ok(HostRoot::At(host)) = host_root::find(sources.host_root.as_deref())
