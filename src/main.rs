@@ -18,7 +18,7 @@ use libvirt_kvm_init::sys::end_on_request;
 #[cfg(feature = "watch")]
 use libvirt_kvm_init::sys::end_well_on_request;
 use libvirt_kvm_init::sys::privileges::{Job, Reduced, reduce};
-use libvirt_kvm_init::sys::supervise::{Ended, end_by, supervise};
+use libvirt_kvm_init::sys::supervise::{Ended, end_by, end_with_code, supervise};
 use libvirt_kvm_init::text::escape_control;
 use libvirt_kvm_init::verdict::Verdict;
 
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     };
     let reduced = reduce(job);
     let code = match supervise(|| command(&reduced)) {
-        Ok(Ended::Exited(code)) => code,
+        Ok(Ended::Exited(code)) => end_with_code(code),
         Ok(Ended::Killed(signal)) => end_by(signal),
         Ok(Ended::Hung(text)) => report_hang(text),
         Ok(Ended::Lost(error)) => report_hang(error.to_string()),

@@ -157,7 +157,8 @@ pub fn reduce(job: Job) -> Reduced {
         let so = "programs could gain rights if this process started any";
         reduced.refused("prctl(PR_SET_NO_NEW_PRIVS)", errno, so);
     }
-    match syscalls::empty_bounding_set() {
+    let held = syscalls::capabilities();
+    match syscalls::empty_bounding_set(held.map_or(0, |held| held.permitted)) {
         // Without CAP_SETPCAP it stays, and nothing is ever started that could use it.
         Ok(()) | Err(Errno::EPERM) => {}
         Err(errno) => {
@@ -165,7 +166,7 @@ pub fn reduce(job: Job) -> Reduced {
             reduced.refused("prctl(PR_CAPBSET_DROP)", errno, so);
         }
     }
-    match reduce_sets(job) {
+    match held.and_then(|held| reduce_sets(job, held)) {
         Ok(left) if left & !row(job) != 0 => {
             let command = if job == Job::Watch { "watch" } else { "check" };
             let text = format!(
@@ -185,8 +186,7 @@ pub fn reduce(job: Job) -> Reduced {
 }
 
 /// Gives the permitted capabilities that are left.
-fn reduce_sets(job: Job) -> nix::Result<u64> {
-    let held = syscalls::capabilities()?;
+fn reduce_sets(job: Job, held: Capabilities) -> nix::Result<u64> {
     let permitted = kept(job, held.permitted);
     let less = Capabilities {
         effective: held.effective & permitted,

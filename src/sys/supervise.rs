@@ -85,8 +85,9 @@ fn end_with(parent: Pid) -> bool {
 fn watch_over(worker: Pid) -> Result<Ended> {
     let mut steps = progress::steps();
     let mut quiet = Duration::ZERO;
+    // The first tick does not count: most work is over by then.
+    let mut start: Option<Instant> = None;
     loop {
-        let start = Instant::now();
         let tick = quiet.clamp(SHORTEST_TICK, TICK);
         let timeout = (!progress::sleep()).then_some(tick);
         let signal = signals::wait_for_signal(timeout);
@@ -102,8 +103,9 @@ fn watch_over(worker: Pid) -> Result<Ended> {
         if now != steps || progress::is_waiting() {
             (steps, quiet) = (now, Duration::ZERO);
         } else {
-            quiet += start.elapsed().min(tick);
+            quiet += start.map_or(Duration::ZERO, |start| start.elapsed().min(tick));
         }
+        start = Some(Instant::now());
         if quiet >= LIMIT {
             return give_up(worker);
         }
@@ -197,6 +199,11 @@ fn release_locks(worker: Pid) -> Result<()> {
         }
         ForkResult::Parent { child } => ends_soon(child).map(drop),
     }
+}
+
+/// Ends this process with its worker's exit code, at once: it has nothing left to write.
+pub fn end_with_code(code: u8) -> ! {
+    syscalls::exit_now(code.into())
 }
 
 /// Ends this process as its worker was ended: by the same signal, or where the kernel keeps that one from it
