@@ -1,24 +1,24 @@
-//! The command: parse, log, run, report, exit.
+//! The program: parse, start the log, dispatch, print, exit.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
-use std::time::SystemTime;
 
 use clap::Parser;
-use libvirt_kvm_init::cli::{Cli, Command, ExecOptions, InstallOptions, Options};
+use libvirt_kvm_init::cli::{self, Cli, Command};
 use libvirt_kvm_init::commands::install::Installed;
-use libvirt_kvm_init::commands::{apply, check, exec, install};
-use libvirt_kvm_init::config::{self, Format, Output};
+#[cfg(feature = "logs")]
+use libvirt_kvm_init::commands::logs;
+use libvirt_kvm_init::commands::output::{noted_format, say, start_log};
+use libvirt_kvm_init::commands::{apply, check, exec, install, run};
 #[cfg(feature = "watch")]
-use libvirt_kvm_init::error::Error;
-use libvirt_kvm_init::error::Result;
-use libvirt_kvm_init::pipeline::Request;
-use libvirt_kvm_init::report::{Report, monitors, table};
+use libvirt_kvm_init::commands::{ready, watch};
+use libvirt_kvm_init::config::options::Flags;
+use libvirt_kvm_init::report::Report;
 use libvirt_kvm_init::sys::end_on_request;
 #[cfg(feature = "watch")]
 use libvirt_kvm_init::sys::end_well_on_request;
-use libvirt_kvm_init::sys::privileges::{Job, reduce};
-use libvirt_kvm_init::sys::root::read_here;
+use libvirt_kvm_init::sys::privileges::{Job, Reduced, reduce};
+use libvirt_kvm_init::sys::supervise::{Ended, end_by, end_with_code, supervise};
 use libvirt_kvm_init::text::escape_control;
 use libvirt_kvm_init::verdict::Verdict;
 
@@ -27,256 +27,112 @@ use libvirt_kvm_init::verdict::Verdict;
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
+/// Does the work in a process of its own, and reports in its place where that hangs. `exec` starts one itself: this
+/// process becomes its command.
 fn main() -> ExitCode {
+    let name = std::env::args_os().nth(1).unwrap_or_default();
+    let Some(job) = name.to_str().and_then(Job::of_command) else {
+        return command(&Reduced::default()).into();
+    };
+    let reduced = reduce(job);
+    let code = match supervise(|| command(&reduced)) {
+        Ok(Ended::Exited(code)) => end_with_code(code),
+        Ok(Ended::Killed(signal)) => end_by(signal),
+        Ok(Ended::Hung(text)) => report_hang(text),
+        Ok(Ended::Lost(error)) => report_hang(error.to_string()),
+        // No process is left (pids.max): the work counts more than its supervision.
+        Err(_) => command(&reduced),
+    };
+    code.into()
+}
+
+/// The command line's work. Gives the exit code.
+fn command(reduced: &Reduced) -> u8 {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are answers.
-            if !error.use_stderr() {
-                let _ = error.print();
-                return ExitCode::SUCCESS;
-            }
-            // The rest repeats arguments.
-            for line in error.to_string().lines() {
-                let _ = writeln!(io::stderr(), "{}", escape_control(line));
-            }
-            return say(&Report::new(Verdict::Usage, why(&error)), None);
-        }
+        Err(error) => return refuse(&error),
     };
     match cli.command {
         #[cfg(feature = "watch")]
         Command::Watch(_) => end_well_on_request(),
         _ => end_on_request(),
     }
+    let begin = |verbose, quiet| {
+        start_log(verbose, quiet);
+        reduced.log();
+    };
     match cli.command {
-        Command::Apply(options) => run(&options, Job::Apply, apply::apply),
-        Command::Check(options) => run(&options, Job::Check, check::check),
-        Command::Exec(options) => exec(&options),
-        Command::Install(options) => install(&options),
+        Command::Apply(options) => {
+            begin(options.verbose, options.quiet);
+            run(&options.flags, apply::apply)
+        }
+        Command::Check(options) => {
+            begin(options.verbose, options.quiet);
+            run(&options.flags, check::check)
+        }
+        Command::Exec(options) => exec::exec(&options.command, || {
+            // Only this child gives up what it does not need.
+            end_on_request();
+            start_log(options.apply.verbose, options.apply.quiet);
+            reduce(Job::Apply).log();
+            exec::align(&options.apply.flags, options.apply.quiet)
+        }),
+        Command::Install(options) => {
+            begin(0, false);
+            install::run(&options.folder, options.format.as_ref())
+        }
         #[cfg(feature = "watch")]
-        Command::Watch(options) => watch(&options.0),
+        Command::Watch(options) => {
+            begin(options.0.verbose, options.0.quiet);
+            watch::run(&options.0.flags)
+        }
         #[cfg(feature = "watch")]
         Command::Ready(options) => {
-            start_log(0, false);
-            reduce(Job::Ready);
-            say(
-                &libvirt_kvm_init::commands::ready::ready(&options.status_file),
-                None,
-            )
+            begin(0, false);
+            say(&ready::ready(&options.status_file), None)
         }
         #[cfg(feature = "logs")]
-        Command::Logs(options) => logs(&options),
-    }
-}
-
-/// What is wrong with the command line, in one line.
-fn why(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let mut lines = text.lines();
-    let first = lines.next().and_then(|line| line.strip_prefix("error: "));
-    match first {
-        None => "a command is missing, see --help".to_owned(),
-        // What is missing is on the next line.
-        Some(first) if first.ends_with(':') => {
-            format!("{first} {}", lines.next().unwrap_or_default().trim())
+        Command::Logs(options) => {
+            begin(options.verbose, options.quiet);
+            logs::run(&options.paths, options.format.as_ref(), options.quiet)
         }
-        Some(first) => first.to_owned(),
     }
 }
 
-/// A command that looks at the device and reports on it.
-fn run(options: &Options, job: Job, command: impl Fn(&Request) -> Report) -> ExitCode {
-    start_log(options.verbose, options.quiet);
-    reduce(job);
-    match resolve(options) {
-        Ok((request, output)) => say(&command(&request), Some(output.format)),
-        Err(usage) => say(&Report::new(Verdict::Usage, usage.to_string()), None),
+/// Answers a command line that cannot be parsed, or asks for help.
+fn refuse(error: &clap::Error) -> u8 {
+    // Help and version are answers.
+    if !error.use_stderr() {
+        let _ = error.print();
+        return 0;
     }
-}
-
-fn resolve(options: &Options) -> Result<(Request, Output)> {
-    let read = |path: &std::path::Path| read_here(path).map_err(|error| error.to_string());
-    Request::resolve(&options.flags, |name| std::env::var_os(name), read)
-}
-
-/// Aligns in a child, and becomes the command.
-fn exec(options: &ExecOptions) -> ExitCode {
-    let ending = exec::exec(&options.command, || align(&options.apply));
-    if let Some(text) = ending.text {
-        let line = escape_control(&format!("libvirt-kvm-init: {text}"));
-        let _ = writeln!(io::stderr(), "{line}");
+    // The rest repeats arguments.
+    for line in error.to_string().lines() {
+        let _ = writeln!(io::stderr(), "{}", escape_control(line));
     }
-    ExitCode::from(ending.code)
+    say(
+        &Report::new(Verdict::Usage, cli::what_is_wrong(error)),
+        None,
+    )
 }
 
-/// The child's part: all is said on stderr, since stdout is the command's. Where nobody reads that, the
-/// command is started all the same. Only this child gives up what it does not need.
-fn align(options: &Options) -> u8 {
-    start_log(options.verbose, options.quiet);
-    reduce(Job::Apply);
-    let resolved = resolve(options).and_then(|(request, output)| {
-        exec::configure(request).map(|request| (request, output.format))
-    });
-    let (report, format) = match resolved {
-        Ok((request, format)) => (apply::apply(&request), Some(format)),
-        Err(usage) => (Report::new(Verdict::Usage, usage.to_string()), None),
+/// The report in the place of a worker that hangs.
+fn report_hang(text: String) -> u8 {
+    let flags = match Cli::try_parse().map(|cli| cli.command) {
+        Ok(Command::Install(options)) => {
+            let report = Installed::failed(Verdict::Failed, &options.folder, text);
+            return report.say(noted_format(options.format.as_ref()));
+        }
+        #[cfg(feature = "logs")]
+        Ok(Command::Logs(options)) => {
+            let report = logs::report::LogReport::failed(Verdict::Failed, text);
+            return report.say(noted_format(options.format.as_ref()));
+        }
+        Ok(Command::Apply(options) | Command::Check(options)) => options.flags,
+        #[cfg(feature = "watch")]
+        Ok(Command::Watch(options)) => options.0.flags,
+        _ => Flags::default(),
     };
-    let mut text = String::new();
-    let ok = report.verdict == Verdict::Ok;
-    if !(ok && options.quiet) {
-        text = render(&report, format, io::stderr().is_terminal());
-    }
-    if !ok {
-        text = format!("{text}{}\n", report.closing_line());
-    }
-    let _ = io::stderr().write_all(text.as_bytes());
-    report.exit_code
-}
-
-fn install(options: &InstallOptions) -> ExitCode {
-    start_log(0, false);
-    reduce(Job::Install);
-    let format = config::format(options.format.as_ref(), |name| std::env::var_os(name));
-    let (report, format) = match format {
-        Ok(format) => (install::install(&options.folder), format),
-        Err(usage) => {
-            let usage = usage.to_string();
-            let report = Installed::failed(Verdict::Usage, &options.folder, usage);
-            (report, Format::Table)
-        }
-    };
-    let text = match format {
-        Format::Json => report.to_json().unwrap_or_default(),
-        _ => report.line(),
-    };
-    let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
-    finish(&text, report.exit_code, Verdict::Failed.code(), closing)
-}
-
-#[cfg(feature = "watch")]
-fn watch(options: &Options) -> ExitCode {
-    start_log(options.verbose, options.quiet);
-    reduce(Job::Watch);
-    let again = || match resolve(options) {
-        Ok((request, _)) if request.dry_run => {
-            Err(Error::Usage("watch has no --dry-run: see check".to_owned()))
-        }
-        resolved => resolved,
-    };
-    match again() {
-        Ok((request, output)) => {
-            let format = output.format;
-            let told = |report: &Report| {
-                let _ = say(report, Some(format));
-            };
-            say(
-                &libvirt_kvm_init::commands::watch::watch(request, output, again, told),
-                None,
-            )
-        }
-        Err(usage) => {
-            libvirt_kvm_init::commands::watch::not_begun(&options.flags, |name| {
-                std::env::var_os(name)
-            });
-            say(&Report::new(Verdict::Usage, usage.to_string()), None)
-        }
-    }
-}
-
-#[cfg(feature = "logs")]
-fn logs(options: &libvirt_kvm_init::cli::LogOptions) -> ExitCode {
-    use libvirt_kvm_init::commands::logs;
-    start_log(options.verbose, options.quiet);
-    reduce(Job::Logs);
-    let format = config::format(options.format.as_ref(), |name| std::env::var_os(name));
-    let (report, text) = match format {
-        Ok(format) => {
-            let report = logs::run(&options.paths, options.quiet);
-            let text = match format {
-                Format::Json => report.to_json().unwrap_or_default(),
-                _ => report.table(),
-            };
-            (report, text)
-        }
-        Err(usage) => {
-            let report = logs::report::LogReport::failed(Verdict::Usage, usage.to_string());
-            (report, String::new())
-        }
-    };
-    let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
-    finish(&text, report.exit_code, Verdict::Failed.code(), closing)
-}
-
-/// Logs go to stderr as bare lines: container runtimes and journald add the time.
-fn start_log(verbose: u8, quiet: bool) {
-    let level = match (quiet, verbose) {
-        (true, _) => log::LevelFilter::Error,
-        (false, 0) => log::LevelFilter::Info,
-        (false, _) => log::LevelFilter::Debug,
-    };
-    let mut builder = env_logger::Builder::new();
-    builder.filter_level(level);
-    if verbose == 0 && !quiet {
-        builder.parse_default_env();
-    }
-    builder.format(|out, record| {
-        let level = record.level().as_str().to_ascii_lowercase();
-        // What is logged may hold names from files of others.
-        writeln!(
-            out,
-            "{level}: {}",
-            escape_control(&record.args().to_string())
-        )
-    });
-    builder.init();
-}
-
-/// The report on stdout, flushed; then, if something is wrong, one line on stderr that says what:
-/// the last thing written, so that Kubernetes' FallbackToLogsOnError shows it.
-fn say(report: &Report, format: Option<Format>) -> ExitCode {
-    let text = render(report, format, io::stdout().is_terminal());
-    let (code, unwritten) = match format {
-        Some(Format::Npd) => (monitors::npd_code(report), monitors::NPD_UNKNOWN),
-        _ => (report.exit_code, Verdict::Failed.code()),
-    };
-    let closing = (report.verdict != Verdict::Ok).then(|| report.closing_line());
-    finish(&text, code, unwritten, closing)
-}
-
-fn render(report: &Report, format: Option<Format>, terminal: bool) -> String {
-    match format {
-        Some(Format::Table) => {
-            let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
-            table::table(report, colour)
-        }
-        Some(Format::Json) => report.to_json().unwrap_or_default(),
-        Some(Format::Npd) => monitors::npd(report),
-        Some(Format::Prometheus) => monitors::prometheus(report, SystemTime::now()),
-        None => String::new(),
-    }
-}
-
-/// `unwritten` is the exit code for a report that could not be written.
-fn finish(text: &str, mut code: u8, unwritten: u8, closing: Option<String>) -> ExitCode {
-    let mut stdout = io::stdout().lock();
-    let written = stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush());
-    drop(stdout);
-    let mut stderr = io::stderr().lock();
-    if let Some(line) = closing {
-        let _ = writeln!(stderr, "{line}");
-    }
-    // The last line says why the exit code is what it is.
-    match written {
-        // Whoever read the report has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-        Err(error) => {
-            let line = format!("libvirt-kvm-init: failed: write(stdout): {error}");
-            let _ = writeln!(stderr, "{line}");
-            code = unwritten;
-        }
-        Ok(()) => {}
-    }
-    ExitCode::from(code)
+    let format = noted_format(flags.get("format"));
+    say(&Report::new(Verdict::Failed, text), format)
 }

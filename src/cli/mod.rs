@@ -118,17 +118,30 @@ pub struct Options {
 
 impl Args for Options {
     fn augment_args(command: clap::Command) -> clap::Command {
-        let options = OPTIONS.iter().filter(|option| !option.only_watch);
-        let verbose = Arg::new("verbose").short('v').long("verbose");
-        let quiet = Arg::new("quiet").short('q').long("quiet");
-        command
-            .args(options.map(|option| option.arg()))
-            .arg(verbose.action(ArgAction::Count).help("Say more on stderr"))
-            .arg(quiet.action(ArgAction::SetTrue).help("Say less on stderr"))
+        // Only made for the command that is used.
+        command.defer(|command| arguments(command, false))
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
         Self::augment_args(command)
+    }
+}
+
+fn arguments(command: clap::Command, of_watch: bool) -> clap::Command {
+    let given = |only_watch: bool| {
+        OPTIONS
+            .iter()
+            .filter(move |option| option.only_watch == only_watch)
+    };
+    let verbose = Arg::new("verbose").short('v').long("verbose");
+    let quiet = Arg::new("quiet").short('q').long("quiet");
+    let command = command
+        .args(given(false).map(|option| option.arg()))
+        .arg(verbose.action(ArgAction::Count).help("Say more on stderr"))
+        .arg(quiet.action(ArgAction::SetTrue).help("Say less on stderr"));
+    match of_watch {
+        true => command.args(given(true).map(|option| option.arg())),
+        false => command,
     }
 }
 
@@ -155,8 +168,7 @@ pub struct WatchOptions(pub Options);
 #[cfg(feature = "watch")]
 impl Args for WatchOptions {
     fn augment_args(command: clap::Command) -> clap::Command {
-        let own = OPTIONS.iter().filter(|option| option.only_watch);
-        Options::augment_args(command).args(own.map(|option| option.arg()))
+        command.defer(|command| arguments(command, true))
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
@@ -172,6 +184,21 @@ impl FromArgMatches for WatchOptions {
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         self.0.update_from_arg_matches(matches)
+    }
+}
+
+/// What is wrong with the command line, in one line.
+pub fn what_is_wrong(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let mut lines = text.lines();
+    let first = lines.next().and_then(|line| line.strip_prefix("error: "));
+    match first {
+        None => "a command is missing, see --help".to_owned(),
+        // What is missing is on the next line.
+        Some(first) if first.ends_with(':') => {
+            format!("{first} {}", lines.next().unwrap_or_default().trim())
+        }
+        Some(first) => first.to_owned(),
     }
 }
 

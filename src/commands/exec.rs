@@ -6,13 +6,20 @@
 //! umask, descriptors, and that it is the first process of its PID namespace.
 
 use std::ffi::{CString, OsStr, OsString};
+use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
 
+use super::apply::apply;
+use super::output::render;
+use crate::config::options::Flags;
 use crate::error::Error;
 use crate::pipeline::Request;
-use crate::sys::fork::{Ended, become_program, in_child};
+use crate::report::Report;
+use crate::sys::become_program;
+use crate::sys::supervise::{Ended, supervise};
+use crate::text::escape_control;
 use crate::verdict::Verdict;
 
 /// Where commands are looked for without a PATH, as the C library does (`_CS_PATH`).
@@ -24,11 +31,11 @@ const NOT_FOUND: u8 = 127;
 
 /// Why the command does not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ending {
+struct Ending {
     /// The exit code.
-    pub code: u8,
+    code: u8,
     /// What is still to be said; nothing where the child has said it.
-    pub text: Option<String>,
+    text: Option<String>,
 }
 
 impl Ending {
@@ -44,7 +51,7 @@ impl Ending {
 ///
 /// # Errors
 /// [`Error::Usage`] for a dry run, after which there would be nothing to become.
-pub fn configure(mut request: Request) -> Result<Request, Error> {
+fn configure(mut request: Request) -> Result<Request, Error> {
     if request.dry_run {
         let text = "exec changes and starts something, so dry-run cannot be meant: use `check`";
         return Err(Error::Usage(text.to_owned()));
@@ -55,11 +62,42 @@ pub fn configure(mut request: Request) -> Result<Request, Error> {
 
 /// Does `apply`, which reports and gives its exit code, in a child, and then becomes `command`.
 ///
-/// Only returns where that did not happen: `apply` said no, or there is no such command.
-pub fn exec(command: &[OsString], apply: impl FnOnce() -> u8) -> Ending {
-    match in_child(apply) {
+/// Only returns where that did not happen: `apply` said no, or there is no such command. Gives the exit code.
+pub fn exec(command: &[OsString], apply: impl FnOnce() -> u8) -> u8 {
+    let ending = apply_and_become(command, apply);
+    if let Some(text) = ending.text {
+        let line = escape_control(&format!("libvirt-kvm-init: {text}"));
+        let _ = writeln!(io::stderr(), "{line}");
+    }
+    ending.code
+}
+
+/// The child's part: all is said on stderr, since stdout is the command's. Where nobody reads that, the
+/// command is started all the same. Gives the exit code.
+pub fn align(flags: &Flags, quiet: bool) -> u8 {
+    let resolved = super::resolve(flags)
+        .and_then(|(request, output)| configure(request).map(|request| (request, output.format)));
+    let (report, format) = match resolved {
+        Ok((request, format)) => (apply(&request), Some(format)),
+        Err(usage) => (Report::new(Verdict::Usage, usage.to_string()), None),
+    };
+    let mut text = String::new();
+    let ok = report.verdict == Verdict::Ok;
+    if !(ok && quiet) {
+        text = render(&report, format, io::stderr().is_terminal());
+    }
+    if !ok {
+        text = format!("{text}{}\n", report.closing_line());
+    }
+    let _ = io::stderr().write_all(text.as_bytes());
+    report.exit_code
+}
+
+fn apply_and_become(command: &[OsString], apply: impl FnOnce() -> u8) -> Ending {
+    match supervise(apply) {
         Ok(Ended::Exited(0)) => start(command),
         Ok(Ended::Exited(code)) => Ending { code, text: None },
+        Ok(Ended::Hung(text)) => Ending::failed(text),
         Ok(Ended::Killed(signal)) => Ending::failed(format!(
             "the child that does the work was ended by {signal}, so the command was not started; for \
              SIGKILL see `dmesg` on the node for an out-of-memory kill"
@@ -67,7 +105,7 @@ pub fn exec(command: &[OsString], apply: impl FnOnce() -> u8) -> Ending {
         Err(error) if error.errno == Errno::EAGAIN => Ending::failed(format!(
             "{error}; the limit of processes (pids.max) may be reached"
         )),
-        Err(error) => Ending::failed(error.to_string()),
+        Ok(Ended::Lost(error)) | Err(error) => Ending::failed(error.to_string()),
     }
 }
 

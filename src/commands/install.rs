@@ -6,6 +6,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::output::finish;
+use crate::config::{self, Format};
 use crate::error::{Error, Object, Result};
 use crate::sys::file::{LOCK_WAIT, LockFile};
 use crate::sys::output_dir::{OutputDirError, Purpose, open_output};
@@ -41,6 +43,17 @@ pub struct Installed {
 }
 
 impl Installed {
+    /// Prints it, nothing of it on stdout without a format. Gives the exit code.
+    pub fn say(&self, format: Option<Format>) -> u8 {
+        let text = match format {
+            Some(Format::Json) => self.to_json().unwrap_or_default(),
+            Some(_) => self.line(),
+            None => String::new(),
+        };
+        let closing = (self.verdict != Verdict::Ok).then(|| self.closing_line());
+        finish(&text, self.exit_code, Verdict::Failed.code(), closing)
+    }
+
     /// A run that did not end well.
     pub fn failed(verdict: Verdict, path: &Path, summary: String) -> Self {
         Self {
@@ -83,6 +96,18 @@ impl Installed {
     pub fn closing_line(&self) -> String {
         let word = self.verdict.word();
         escape_control(&format!("libvirt-kvm-init: {word}: {}", self.summary))
+    }
+}
+
+/// Puts the binary into `directory`, and prints the report in the format that a flag or the environment names. Gives
+/// the exit code.
+pub fn run(directory: &Path, format: Option<&String>) -> u8 {
+    match config::format(format, |name| std::env::var_os(name)) {
+        Ok(format) => install(directory).say(Some(format)),
+        Err(usage) => {
+            let report = Installed::failed(Verdict::Usage, directory, usage.to_string());
+            report.say(Some(Format::Table))
+        }
     }
 }
 

@@ -6,7 +6,36 @@ pub mod exec;
 pub mod install;
 #[cfg(feature = "logs")]
 pub mod logs;
+pub mod output;
 #[cfg(feature = "watch")]
 pub mod ready;
 #[cfg(feature = "watch")]
 pub mod watch;
+
+use std::env::var_os;
+use std::path::Path;
+
+use crate::config::Output;
+use crate::config::options::Flags;
+use crate::error::Result;
+use crate::pipeline::Request;
+use crate::report::Report;
+use crate::sys::root::read_here;
+use crate::verdict::Verdict;
+
+/// Does a command that looks at the device, and prints its report. Gives the exit code.
+pub fn run(flags: &Flags, command: impl Fn(&Request) -> Report) -> u8 {
+    match resolve(flags) {
+        Ok((request, to)) => {
+            output::note_format(to.format);
+            output::say(&command(&request), Some(to.format))
+        }
+        Err(usage) => output::say(&Report::new(Verdict::Usage, usage.to_string()), None),
+    }
+}
+
+/// What this process was asked to do: by flags, its environment and the configuration file.
+fn resolve(flags: &Flags) -> Result<(Request, Output)> {
+    let read = |path: &Path| read_here(path).map_err(|error| error.to_string());
+    Request::resolve(flags, |name| var_os(name), read)
+}

@@ -11,7 +11,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
 use super::file::record;
-use super::retry;
+use super::{progress, retry};
 
 /// What the lock on a status file says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,16 @@ pub enum Claim {
     Kept,
     /// A process does, and its proof is ok.
     Proven,
+}
+
+/// A file that this process claims, for as long as the value lives.
+#[derive(Debug)]
+pub struct Claimed(pub File);
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        progress::locked(&self.0, false);
+    }
 }
 
 const ALIVE: i64 = 0;
@@ -41,6 +51,7 @@ pub fn claim(file: &File, is_proven: bool) -> nix::Result<()> {
         let lock = record(kind, at, 1)?;
         retry(|| fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&lock)))?;
     }
+    progress::locked(file, true);
     Ok(())
 }
 

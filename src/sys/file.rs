@@ -23,10 +23,9 @@ use nix::sys::stat::{SFlag, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::handle::{FileHandle, inode};
-use super::{Context, Inode, Result, retry};
+use super::{Context, Inode, Result, progress, retry};
 
 pub use lock::LockFile;
-#[cfg(feature = "watch")]
 pub(in crate::sys) use lock::record;
 
 /// How long another run may hold the lock before this one gives up.
@@ -46,6 +45,9 @@ pub struct LockedDir {
 
 impl Drop for LockedDir {
     fn drop(&mut self) {
+        if let Some((fd, _)) = &self.lock {
+            progress::locked(fd, false);
+        }
         // Whoever waits for it sees that it is gone once it has the lock, and begins anew.
         if let Some((_, file @ LockFile::Own)) = self.lock {
             let _ = unlinkat(&self.fd, file.name(), UnlinkatFlags::NoRemoveDir);
@@ -189,6 +191,7 @@ impl LockedDir {
     /// # Errors
     /// What the calls answer.
     pub fn find(&self, name: &str) -> Result<Option<FileHandle>> {
+        progress::at(&[self.path.as_ref(), name.as_ref()]);
         match FileHandle::at(&self.fd, name) {
             Err(Errno::ENOENT) => Ok(None),
             found => found.map(Some),

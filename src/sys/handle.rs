@@ -16,7 +16,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{FileStat, SFlag, fstat};
 use nix::unistd::geteuid;
 
-use super::{Context, Inode, Result, errno_of, open, open_in, retry, syscalls};
+use super::{Context, Inode, Result, errno_of, open, open_in, progress, retry, syscalls};
 
 /// No file that is read here has reason to be larger: a group file of 200,000 lines is not. A sparse one
 /// could be endless, and each costs as much memory as it is large, and where it is edited twice that.
@@ -173,6 +173,7 @@ pub(super) fn read_open(file: &File, stat: &FileStat) -> nix::Result<Vec<u8>> {
     asked.map_err(|_| Errno::ENOMEM)?;
     let mut content = vec![0; size + 1];
     let got = retry(|| nix::unistd::read(file, &mut content))?;
+    progress::step();
     content.truncate(got);
     if got != size {
         let rest = file.take(MAX_FILE + 1 - got as u64);
@@ -198,6 +199,7 @@ pub(super) fn entries(
 ) -> nix::Result<()> {
     let mut room = [0; 4096];
     loop {
+        progress::step();
         let filled = match retry(|| syscalls::getdents64(directory.as_fd(), &mut room)) {
             // A directory that was removed has no names any more.
             Ok(0) | Err(Errno::ENOENT) => return Ok(()),

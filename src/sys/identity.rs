@@ -4,6 +4,8 @@ use caps::Capability;
 use nix::errno::Errno;
 use nix::unistd::{self, Gid, Uid};
 
+#[cfg(feature = "logs")]
+use super::progress;
 use super::syscalls;
 
 /// The credentials of a process that libvirt starts.
@@ -127,6 +129,7 @@ pub fn become_nobody() -> Result<(), (DropStep, Errno)> {
         unistd::setresgid(gid, gid, gid).map_err(at(DropStep::Gid))?;
         unistd::setgroups(&[]).map_err(at(DropStep::Groups))?;
         unistd::setresuid(uid, uid, uid).map_err(at(DropStep::Uid))?;
+        progress::change_user();
     }
     drop_capabilities().map_err(at(DropStep::Capabilities))?;
     if is_root {

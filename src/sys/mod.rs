@@ -3,17 +3,17 @@
 //! Everything here works on descriptors that were opened without following a link and checked
 //! before use. `syscalls` is the one file of the crate that may contain `unsafe`.
 //!
-//! The modules here use each other only downwards, in this order: `events`, `settle`; `self_exe`, `output_file`,
-//! `output_dir`; `file`; `root`, `device`; `handle`, `kvm`; `syscalls`. None uses what observes, decides or reports.
+//! The modules here use each other only downwards, in this order: `supervise`; `events`, `settle`; `self_exe`,
+//! `output_file`, `output_dir`; `file`; `root`, `device`; `handle`, `kvm`; `progress`; `syscalls`. None uses
+//! what observes, decides or reports.
 
 #[cfg(feature = "watch")]
 pub mod claim;
 pub mod device;
-pub mod events;
 pub mod file;
-pub mod fork;
 pub(crate) mod handle;
 pub mod identity;
+pub mod inotify;
 pub mod kvm;
 pub mod output_dir;
 pub mod output_file;
@@ -21,19 +21,23 @@ mod pace;
 pub mod privileges;
 pub mod proc;
 pub mod processes;
+pub mod progress;
 pub mod root;
 pub mod self_exe;
 pub mod settle;
 pub(crate) mod signals;
+pub mod supervise;
 pub(crate) mod syscalls;
 
-pub use signals::end_on_request;
 #[cfg(feature = "watch")]
 pub use signals::end_well_on_request;
+pub use signals::{become_program, end_on_request};
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use nix::NixPath;
@@ -147,15 +151,21 @@ pub(crate) fn errno_of(error: io::Error) -> Errno {
 
 /// open(2) with `O_CLOEXEC`, by openat(2): musl's open() asks for that flag by a second call.
 pub(crate) fn open<P: ?Sized + NixPath>(path: &P, flags: OFlag) -> nix::Result<OwnedFd> {
+    // A file that is opened once more by its descriptor was shown by its own path.
+    let _ = path.with_nix_path(|path| match path.to_bytes() {
+        path if path.starts_with(b"/proc/self/fd/") => {}
+        path => progress::at(&[OsStr::from_bytes(path)]),
+    });
     open_in(AT_FDCWD, path, flags)
 }
 
-/// The same for a path that begins in `directory`.
+/// The same for a path that begins in `directory`. The caller shows which one that is ([`progress::at`]).
 pub(crate) fn open_in<P: ?Sized + NixPath>(
     directory: impl AsFd,
     path: &P,
     flags: OFlag,
 ) -> nix::Result<OwnedFd> {
+    progress::step();
     let flags = flags | OFlag::O_CLOEXEC;
     retry(|| openat(directory.as_fd(), path, flags, Mode::empty()))
 }

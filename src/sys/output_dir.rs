@@ -20,7 +20,7 @@ use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use super::file::LockedDir;
 use super::handle::FileHandle;
 use super::root::Root;
-use super::{Context, Result, SyscallError, open, open_in, retry};
+use super::{Context, Result, SyscallError, open, open_in, progress, retry};
 
 /// How many links a path may lead through, as for the kernel (path_resolution(7)).
 const MOST_LINKS: usize = 40;
@@ -175,6 +175,7 @@ impl Walk {
     fn step(&mut self, name: OsString) -> Walked<Option<PathBuf>> {
         let path = self.path().join(&name);
         let call = || format!("open({}, O_PATH|O_NOFOLLOW)", path.display());
+        progress::at(&[path.as_ref()]);
         let found = FileHandle::at(&self.last().fd, name.as_os_str()).context(call)?;
         match found.kind() {
             SFlag::S_IFDIR if !keeps(self.last(), &found) => {
@@ -215,6 +216,7 @@ impl Walk {
         let path = self.path();
         let call = |what: &str| format!("{what}({})", path.display());
         let last = self.last();
+        progress::at(&[path.as_ref()]);
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
         let open = || open_in(&last.fd, c".", flags).context(|| call("open"));
         if is_roots_alone(last) {

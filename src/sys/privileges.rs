@@ -28,6 +28,21 @@ pub enum Job {
     Watch,
 }
 
+impl Job {
+    /// The job of a command that does it in this process or a child alike, by the command's name.
+    pub fn of_command(name: &str) -> Option<Self> {
+        Some(match name {
+            "apply" => Self::Apply,
+            "check" => Self::Check,
+            "install" => Self::Install,
+            "logs" => Self::Logs,
+            "ready" => Self::Ready,
+            "watch" => Self::Watch,
+            _ => return None,
+        })
+    }
+}
+
 /// A capability that some jobs keep.
 #[derive(Debug, Clone, Copy)]
 pub struct Need {
@@ -112,49 +127,66 @@ fn row(job: Job) -> u64 {
     needs.fold(0, |all, need| all | need.capability.bitmask())
 }
 
+/// What is to be said about privileges that were given up: to be logged once there is a log.
+#[derive(Debug, Default)]
+pub struct Reduced(Vec<(log::Level, String)>);
+
+impl Reduced {
+    /// Logs it.
+    pub fn log(&self) {
+        for (level, text) in &self.0 {
+            log::log!(*level, "{text}");
+        }
+    }
+
+    fn refused(&mut self, call: &str, errno: Errno, so: &str) {
+        let text = format!("{call}: {errno:?} ({}): {so}", errno.desc());
+        self.0.push((log::Level::Warn, text));
+    }
+}
+
 /// Gives up every capability that `job` does not need, for good: effective, permitted, inheritable,
 /// ambient, bounding. No program that is started gains any (`no_new_privs`), and what is made is
-/// nobody else's until it is said whose (umask 077).
+/// nobody else's until it is said whose (umask 077). Children inherit all of that.
 ///
 /// What the kernel refuses is a warning in the log, and is no reason to stop.
-pub fn reduce(job: Job) {
+pub fn reduce(job: Job) -> Reduced {
+    let mut reduced = Reduced::default();
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
     if let Err(errno) = set_no_new_privs() {
         let so = "programs could gain rights if this process started any";
-        refused("prctl(PR_SET_NO_NEW_PRIVS)", errno, so);
+        reduced.refused("prctl(PR_SET_NO_NEW_PRIVS)", errno, so);
     }
-    match syscalls::empty_bounding_set() {
+    let held = syscalls::capabilities();
+    match syscalls::empty_bounding_set(held.map_or(0, |held| held.permitted)) {
         // Without CAP_SETPCAP it stays, and nothing is ever started that could use it.
         Ok(()) | Err(Errno::EPERM) => {}
         Err(errno) => {
             let so = "the bounding set stays as it was given";
-            refused("prctl(PR_CAPBSET_DROP)", errno, so);
+            reduced.refused("prctl(PR_CAPBSET_DROP)", errno, so);
         }
     }
-    match reduce_sets(job) {
+    match held.and_then(|held| reduce_sets(job, held)) {
         Ok(left) if left & !row(job) != 0 => {
-            let verb = if job == Job::Watch { "watch" } else { "check" };
-            log::info!(
-                "{verb} keeps all capabilities that it was given (`capsh --decode={left:x}` names them): \
+            let command = if job == Job::Watch { "watch" } else { "check" };
+            let text = format!(
+                "{command} keeps all capabilities that it was given (`capsh --decode={left:x}` names them): \
                  without CAP_SYS_PTRACE the kernel shows it the root of no process that holds more; with \
                  CAP_SYS_PTRACE it drops what it does not need"
             );
+            reduced.0.push((log::Level::Info, text));
         }
         Ok(_) => {}
         Err(errno) => {
             let so = "this run goes on with all capabilities that it was given";
-            refused("capset", errno, so);
+            reduced.refused("capset", errno, so);
         }
     }
-}
-
-fn refused(call: &str, errno: Errno, so: &str) {
-    log::warn!("{call}: {errno:?} ({}): {so}", errno.desc());
+    reduced
 }
 
 /// Gives the permitted capabilities that are left.
-fn reduce_sets(job: Job) -> nix::Result<u64> {
-    let held = syscalls::capabilities()?;
+fn reduce_sets(job: Job, held: Capabilities) -> nix::Result<u64> {
     let permitted = kept(job, held.permitted);
     let less = Capabilities {
         effective: held.effective & permitted,

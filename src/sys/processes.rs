@@ -17,7 +17,7 @@ use nix::unistd::{Gid, Pid, getpgid, read};
 
 use super::handle::{entries, inode, open_directory};
 use super::root::Root;
-use super::{Context, Inode, SyscallError, open, open_in, proc, retry, syscalls};
+use super::{Context, Inode, SyscallError, open, open_in, proc, progress, retry, syscalls};
 
 /// Parts of a second that /proc counts in, the same on every architecture that runs KVM.
 const TICKS: i64 = 100;
@@ -73,7 +73,9 @@ pub fn named(names: &[&str]) -> Vec<Process> {
         }
         let line = proc::text(&format!("/proc/{pid}/stat"))?;
         let (name, ticks) = name_and_start(&line).filter(|(name, _)| names.contains(name))?;
-        let root = stat(format!("/proc/{pid}/root/").as_str()).ok();
+        let path = format!("/proc/{pid}/root/");
+        progress::at(&[path.as_ref()]);
+        let root = stat(path.as_str()).ok();
         Some(Process {
             pid,
             name: name.to_owned(),
@@ -145,6 +147,7 @@ fn facts(pid: u32, status: impl Fn() -> Option<String>) -> super::Result<Option<
     let root = Root::open_at(&directory, "root", root_path(pid))?;
     let link = readlinkat(&directory, "exe").context(|| format!("readlink({path}/exe)"))?;
     let follow = AtFlags::empty();
+    progress::at(&[path.as_ref(), "exe".as_ref()]);
     let executable = fstatat(&directory, "exe", follow).context(|| format!("stat({path}/exe)"))?;
     let its = namespace(&directory, &path)?;
     let own = open("/proc/self", flags).context(|| "open(/proc/self, O_PATH)".to_owned())?;

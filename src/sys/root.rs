@@ -17,7 +17,7 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::fsync;
 
 use super::handle::{FileHandle, MAX_NAMES, READ, inode, list, read_open};
-use super::{Context, Inode, Result, SyscallError, errno_of, open, open_in, retry};
+use super::{Context, Inode, Result, SyscallError, errno_of, open, open_in, progress, retry};
 
 pub(crate) use super::handle::MAX_FILE;
 pub use super::handle::{is_mount_point, kind, kind_name, open_here, read_here};
@@ -66,6 +66,7 @@ impl Root {
     /// # Errors
     /// As [`Root::open`].
     pub(super) fn open_at(directory: &OwnedFd, name: &str, path: PathBuf) -> Result<Self> {
+        progress::at(&[path.as_ref()]);
         let fd = open_in(directory, name, OFlag::O_PATH | OFlag::O_DIRECTORY)
             .context(|| format!("open({}, O_PATH|O_DIRECTORY)", path.display()))?;
         Ok(Self { fd, path })
@@ -112,6 +113,7 @@ impl Root {
     /// # Errors
     /// What fstat(2) answers.
     pub fn id(&self) -> Result<Inode> {
+        progress::at(&[self.path.as_ref()]);
         let stat = fstat(&self.fd).context(|| format!("fstat({})", self.path.display()))?;
         Ok(inode(&stat))
     }
@@ -200,6 +202,7 @@ impl Root {
             .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS);
         let name = if name.is_empty() { "." } else { name };
+        progress::at(&[self.path.as_ref(), name.as_ref()]);
         match retry(|| openat2(&self.fd, name, how)) {
             Ok(_) => Ok(false),
             Err(Errno::EXDEV) => Ok(true),
@@ -323,6 +326,7 @@ impl Root {
     }
 
     fn open_below(&self, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+        progress::at(&[self.path.as_ref(), name.as_ref()]);
         let how = OpenHow::new()
             .flags(flags | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
@@ -358,6 +362,7 @@ impl ListedDir {
     /// # Errors
     /// What the calls answer; `EFBIG` for more than 8 MiB.
     pub fn read(&self, name: &OsStr) -> Result<Option<Vec<u8>>> {
+        progress::at(&[self.path.as_ref(), name]);
         let opened = open_in(&self.fd, name, READ | OFlag::O_NOFOLLOW);
         let read = opened.map(File::from).and_then(|file| {
             let stat = fstat(&file)?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::Result;
 use super::device::Device;
-use super::events::Watcher;
+use super::inotify::Watcher;
 
 /// How often the device is looked at where there is no inotify watch left.
 const POLL: Duration = Duration::from_millis(50);
@@ -77,9 +77,9 @@ pub fn wait(device: &Path, longest: Duration) -> Result<Settled> {
 fn changed(watcher: &mut Watcher, until: Instant, directory: &Path, name: &OsStr) -> Result<bool> {
     loop {
         let mut news = watcher.wait(Some(until))?;
-        if news.folders || news.polled {
+        if news.directories || news.polled {
             let mut is_followed = Ok(true);
-            let more = watcher.follow_anew(|watcher| {
+            let more = watcher.follow_again(|watcher| {
                 is_followed = watcher.follow_device(directory, name);
             });
             is_followed?;

@@ -4,11 +4,13 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
 
 use nix::Result;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::sys::time::TimeSpec;
 use nix::unistd::ForkResult;
 
 /// The longest value of an extended attribute, and list of their names (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
@@ -175,21 +177,27 @@ pub fn ioctl_zero(fd: BorrowedFd<'_>, request: u32) -> Result<i32> {
 }
 
 /// Takes every capability that the kernel knows from the bounding set, also those that are younger than
-/// this program.
+/// this program. What is `permitted`, a bit for each, is in it as a rule, so that it is not asked for.
 ///
 /// # Errors
 /// `EPERM` without `CAP_SETPCAP`.
-pub fn empty_bounding_set() -> Result<()> {
+pub fn empty_bounding_set(permitted: u64) -> Result<()> {
     /// A capability is a bit of 64.
     const END: libc::c_ulong = 64;
+    let zero: libc::c_ulong = 0;
     for capability in 0..END {
-        let zero: libc::c_ulong = 0;
         // SAFETY: five numbers.
-        let done = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, zero, zero, zero) };
-        match Errno::result(done) {
+        let call = |what| unsafe { libc::prctl(what, capability, zero, zero, zero) };
+        // To ask costs a tenth of taking one away.
+        let has = match permitted >> capability & 1 {
+            1 => Ok(1),
+            _ => Errno::result(call(libc::PR_CAPBSET_READ)),
+        };
+        match has {
             // The first that this kernel does not know.
             Err(Errno::EINVAL) if capability > 0 => break,
-            done => done.map(drop)?,
+            Ok(0) => {}
+            _ => Errno::result(call(libc::PR_CAPBSET_DROP)).map(drop)?,
         }
     }
     Ok(())
@@ -297,8 +305,54 @@ pub fn pending_signals() -> Result<SigSet> {
     }
 }
 
+/// The signals that end a program and that its user sends to the process that was started: the supervisor.
+pub const REQUESTS: u64 =
+    bit(libc::SIGTERM) | bit(libc::SIGINT) | bit(libc::SIGHUP) | bit(libc::SIGQUIT);
+
+/// Takes one of these blocked signals, rt_sigtimedwait(2), and waits for it at most so long. Nothing when the
+/// time is over, or another signal came.
+pub fn wait_for_signal(signals: u64, timeout: Option<Duration>) -> Option<libc::c_int> {
+    let timeout = timeout.map(TimeSpec::from_duration);
+    let timeout = timeout.as_ref().map(AsRef::as_ref);
+    let timeout: *const libc::timespec = timeout.map_or(std::ptr::null(), std::ptr::from_ref);
+    let nothing = std::ptr::null_mut::<libc::siginfo_t>();
+    // SAFETY: the kernel reads a set of as many bytes as it is told, and a time that is valid or none.
+    let taken = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigtimedwait,
+            &raw const signals,
+            nothing,
+            timeout,
+            size_of::<u64>(),
+        )
+    };
+    let taken = Errno::result(taken).ok()?;
+    libc::c_int::try_from(taken).ok()
+}
+
+/// A page of memory that this process shares with the children that it forks from now on. It is never given back.
+pub fn shared_page<const WORDS: usize>() -> Result<&'static [AtomicU64; WORDS]> {
+    // SAFETY: asks for new memory at no address of its own.
+    let page = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            size_of::<[AtomicU64; WORDS]>(),
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if page == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    // SAFETY: the memory is as long as that, aligned to a page, zeroed, and stays mapped; zeroes are a valid value of
+    // these words, and other processes change them as other threads would.
+    Ok(unsafe { &*page.cast() })
+}
+
 /// A signal as the kernel has it in a set: signal 1 is bit 0.
-pub fn bit(number: libc::c_int) -> u64 {
+pub const fn bit(number: libc::c_int) -> u64 {
     1 << (number - 1)
 }
 
@@ -357,7 +411,7 @@ pub fn inherited() -> Inherited {
 /// The kernel throws away signals for the first process of a PID namespace that has no handler for them,
 /// unless they are blocked. So there they are held back until `signals::end_on_request` or
 /// `signals::end_well_on_request` was called: a container that is stopped while it starts then ends by
-/// SIGTERM, and does not have to be killed.
+/// SIGTERM, and does not have to be killed. Its worker, which is not the first process, inherits that.
 extern "C" fn note_inherited() {
     let mut found = 0;
     for fd in 0..3 {
@@ -379,11 +433,7 @@ extern "C" fn note_inherited() {
     BLOCKED.store(mask(libc::SIG_BLOCK, None), Ordering::Relaxed);
     // SAFETY: takes and changes nothing.
     if unsafe { libc::getpid() } == 1 {
-        let requests = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
-        let requests = requests
-            .into_iter()
-            .fold(0, |set, number| set | bit(number));
-        mask(libc::SIG_BLOCK, Some(requests));
+        mask(libc::SIG_BLOCK, Some(REQUESTS));
     }
 }
 
@@ -397,6 +447,16 @@ static NOTE_INHERITED: extern "C" fn() = note_inherited;
 pub fn pidfd_open(pid: u32) -> Result<OwnedFd> {
     // SAFETY: two integers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = Errno::result(fd)?;
+    let fd = RawFd::try_from(fd).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just made this descriptor, close-on-exec, for this caller alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// pidfd_getfd(2), Linux 5.6: one more descriptor of a file that another process has open.
+pub fn pidfd_getfd(process: BorrowedFd<'_>, number: RawFd) -> Result<OwnedFd> {
+    // SAFETY: three integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
     let fd = Errno::result(fd)?;
     let fd = RawFd::try_from(fd).map_err(|_| Errno::EBADF)?;
     // SAFETY: the kernel has just made this descriptor, close-on-exec, for this caller alone.

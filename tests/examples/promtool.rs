@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use libvirt_kvm_init::codes::Action;
-use libvirt_kvm_init::commands::watch::Tally;
+use libvirt_kvm_init::commands::watch::Metrics;
 use libvirt_kvm_init::report::Report;
 use libvirt_kvm_init::verdict::Verdict;
 use serde_json::Value;
@@ -38,10 +38,10 @@ pub fn records() -> BTreeSet<String> {
 
 /// Every name of a metric that the program has, in a state where it has all of them.
 fn metrics() -> BTreeSet<String> {
-    let mut tally = Tally::default();
-    tally.healed([Action::SetDeviceOwner].into_iter());
-    tally.looked(SystemTime::now());
-    let text = tally.prometheus(&Report::new(Verdict::Ok, ""), true, SystemTime::now());
+    let mut metrics = Metrics::default();
+    metrics.healed([Action::SetDeviceOwner].into_iter());
+    metrics.looked(SystemTime::now());
+    let text = metrics.prometheus(&Report::new(Verdict::Ok, ""), true, SystemTime::now());
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines
         .map(|line| line.split(['{', ' ']).next().unwrap().to_owned())

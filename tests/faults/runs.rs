@@ -56,6 +56,19 @@ pub fn traced(stage: &Stage, inject: Option<&str>) -> Ended {
 /// Whether the program waits for what happens next, and not for a child of its own.
 fn waits() -> bool {
     let waiting = [libc::SYS_ppoll, poll_number()].map(|number| format!("{number} "));
+    // The process that supervises it waits for signals all the time.
+    let supervises = format!("{} ", libc::SYS_rt_sigtimedwait);
+    let is = || {
+        let mut calls = calls();
+        calls.retain(|call| !call.starts_with(&supervises));
+        matches!(&calls[..], [call] if waiting.iter().any(|number| call.starts_with(number)))
+    };
+    // A child that was made meanwhile is seen the second time.
+    is() && is()
+}
+
+/// The system calls in which processes of the program are.
+fn calls() -> Vec<String> {
     let call = |entry: fs::DirEntry| {
         let of = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
         // A child that wait4 was made to fail for stays, and does nothing any more.
@@ -65,14 +78,8 @@ fn waits() -> bool {
         let ours = of("comm").starts_with("libvirt-kvm-ini") && !ended;
         ours.then(|| of("syscall"))
     };
-    let now = || -> Vec<String> {
-        let entries = fs::read_dir("/proc").unwrap().flatten();
-        entries.filter_map(call).collect()
-    };
-    let is =
-        || matches!(&now()[..], [call] if waiting.iter().any(|number| call.starts_with(number)));
-    // A child that was made meanwhile is seen the second time.
-    is() && is()
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    entries.filter_map(call).collect()
 }
 
 /// poll(2), where there is one.
@@ -121,6 +128,11 @@ pub fn kept(stage: &Stage, cmd: &mut Command) -> Ended {
         sleep(Duration::from_millis(1));
     };
     let code = status.code().ok_or_else(|| status.signal().unwrap());
+    // The kernel ends a worker together with its supervisor, a moment later.
+    let gone = Instant::now() + Duration::from_secs(5);
+    while code.is_err() && !calls().is_empty() && Instant::now() < gone {
+        sleep(Duration::from_millis(1));
+    }
     if let Some((uid, gid, mode)) = drifted.filter(|_| code.is_err()) {
         // A killed one cannot have told of what happened after it.
         set_owner(Path::new(KVM), uid, gid, mode);

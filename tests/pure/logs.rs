@@ -475,7 +475,9 @@ fn a_line_of_100_mib_costs_no_memory() {
         }
         stdin.write_all(&block).unwrap();
     }
-    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", child.id());
+    let worker = fs::read_to_string(children).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", worker.trim())).unwrap();
     drop(stdin);
     let (code, report) = report(&child.wait_with_output().unwrap());
     assert_eq!(

@@ -45,7 +45,9 @@ fn status_while_reading(fifo: &Path) -> (std::process::Child, File, String) {
     let mut status = String::new();
     for _ in 0..500 {
         std::thread::sleep(std::time::Duration::from_millis(10));
-        status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let children = format!("/proc/{0}/task/{0}/children", child.id());
+        let worker = fs::read_to_string(children).unwrap();
+        status = fs::read_to_string(format!("/proc/{}/status", worker.trim())).unwrap();
         if field(&status, "NoNewPrivs:") == "1" && field(&status, "State:").starts_with('S') {
             break;
         }

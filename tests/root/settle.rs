@@ -115,7 +115,7 @@ fn one_that_holds_still_is_not_waited_for_until_the_time_is_over() {
     });
 }
 
-/// User and system time of a child that has ended and was not yet waited for, in clock ticks.
+/// User and system time of a child that has ended and was not yet waited for, and of its own, in clock ticks.
 fn cpu_ticks(cmd: &mut Command) -> u64 {
     let mut child = cmd
         .stdout(Stdio::null())
@@ -129,7 +129,8 @@ fn cpu_ticks(cmd: &mut Command) -> u64 {
     child.wait().unwrap();
     let after_name = stat.rsplit_once(") ").unwrap().1;
     let fields: Vec<_> = after_name.split(' ').collect();
-    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    let ticks = fields[11..15].iter().map(|ticks| ticks.parse::<u64>());
+    ticks.map(Result::unwrap).sum()
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use libvirt_kvm_init::sys::events::Watcher;
+use libvirt_kvm_init::sys::inotify::Watcher;
 use nix::mount::{MsFlags, mount};
 
 use support::drift::{DRIFTS, PAUSE, right, time};

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -181,6 +182,25 @@ fn the_files_of_the_one_in_another_container_are_kept() {
         let _libvirtd = Libvirtd::start(&watch, &third);
         follows(&watch, &third, 109);
         assert_eq!(owner(Path::new(KVM)), (0, 109, 0o660));
+    });
+}
+
+/// Without an event it would be looked for after 1, 3, 7, 15, 31 and 63 seconds.
+#[test]
+fn one_that_starts_is_seen_by_its_socket() {
+    in_namespace(|| {
+        let scene = Scene::new();
+        container(&scene.pod);
+        scene.host.dir("run/libvirt");
+        bare_root();
+        let watch = Watch::start(&mut alone(&scene));
+        assert_eq!(watch.report["verdict"], "unproven", "{}", watch.report);
+        std::thread::sleep(Duration::from_secs(33));
+        let _libvirtd = Libvirtd::start(&watch, &scene.pod);
+        let start = std::time::Instant::now();
+        scene.host.file("run/libvirt/libvirt-sock", "");
+        follows(&watch, &scene.pod, 108);
+        println!("its socket shows it after {:?}", start.elapsed());
     });
 }
 

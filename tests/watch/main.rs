@@ -16,6 +16,7 @@ mod files;
 mod flood;
 mod folders;
 mod guarded;
+mod idle;
 mod impostor;
 mod keeps;
 mod libvirtd;

@@ -220,7 +220,7 @@ impl Drop for Hog {
 }
 
 fn has_inotify(watch: &Watch) -> bool {
-    let fds = fs::read_dir(format!("/proc/{}/fd", watch.pid())).unwrap();
+    let fds = fs::read_dir(format!("/proc/{}/fd", watch.worker())).unwrap();
     let mut names = fds.flatten().filter_map(|fd| fs::read_link(fd.path()).ok());
     names.any(|name| name == Path::new("anon_inode:inotify"))
 }

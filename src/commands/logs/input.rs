@@ -8,6 +8,7 @@ use flate2::read::MultiGzDecoder;
 use nix::errno::Errno;
 
 use super::scan::{LARGE, Match, Scanner};
+use crate::sys::progress;
 
 /// A gzip stream is known by its first bytes, not by its name.
 const GZIP: &[u8] = b"\x1f\x8b\x08";
@@ -107,6 +108,7 @@ impl Progress {
     }
 
     fn add(&mut self, bytes: u64) {
+        progress::step();
         self.bytes += bytes;
         if !self.is_wanted || Instant::now() < self.next {
             return;

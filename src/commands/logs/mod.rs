@@ -23,7 +23,9 @@ pub mod time;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::config;
 use crate::sys::identity::{DropStep, become_nobody};
+use crate::sys::progress::{self, Wait};
 use crate::verdict::Verdict;
 use aggregate::Aggregator;
 use input::{Progress, errno_text, error_text};
@@ -36,11 +38,20 @@ use stream::Stream;
 /// Where Nova and libvirt write their logs.
 pub const PLACES: [&str; 3] = ["/var/log/libvirt", "/var/log/nova", "/var/log/kolla/nova"];
 
+/// Reads `paths`, or the usual places, and prints what was found in the format that a flag or the environment
+/// names. Gives the exit code.
+pub fn run(paths: &[PathBuf], format: Option<&String>, quiet: bool) -> u8 {
+    match config::format(format, |name| std::env::var_os(name)) {
+        Ok(format) => read(paths, quiet).say(Some(format)),
+        Err(usage) => LogReport::failed(Verdict::Usage, usage.to_string()).say(None),
+    }
+}
+
 /// Reads `paths`, or the usual places, and reports what was found.
-pub fn run(paths: &[PathBuf], quiet: bool) -> LogReport {
+fn read(paths: &[PathBuf], quiet: bool) -> LogReport {
     let usual: Vec<_> = PLACES.iter().map(PathBuf::from).collect();
     let paths: Vec<_> = match paths {
-        [] => usual.iter().filter(|place| place.is_dir()).collect(),
+        [] => usual.iter().filter(|place| is_directory(place)).collect(),
         paths => paths.iter().collect(),
     };
     if paths.is_empty() {
@@ -74,6 +85,11 @@ pub fn run(paths: &[PathBuf], quiet: bool) -> LogReport {
         return LogReport::failed(Verdict::Failed, text);
     }
     read_all(logs, !quiet)
+}
+
+fn is_directory(place: &Path) -> bool {
+    progress::at(&[place.as_ref()]);
+    place.is_dir()
 }
 
 fn is_stdin(path: &Path) -> bool {
@@ -117,6 +133,10 @@ impl Run {
     }
 
     fn read(&mut self, log: &Log) {
+        progress::at(&[log.path.as_ref()]);
+        // Input that another process writes comes when it comes.
+        let is_file = log.file.metadata().is_ok_and(|meta| meta.is_file());
+        let _waits = (!is_file).then(Wait::begin);
         let number = u32::try_from(self.files).unwrap_or(u32::MAX);
         self.files += 1;
         let mut stream = Stream::new(number, &log.path, log.modified, &mut self.aggregator);

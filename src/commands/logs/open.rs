@@ -21,7 +21,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::unistd::dup;
 
 use crate::sys::root::kind;
-use crate::sys::{Inode, retry};
+use crate::sys::{Inode, progress, retry};
 
 /// The most files that are opened, each of which takes a descriptor: more than any node has logs.
 const MAX_FILES: usize = 100_000;
@@ -76,6 +76,7 @@ impl Logs {
 
     /// Opens `path`, or all that is below it.
     pub fn add(&mut self, path: &Path) {
+        progress::at(&[path.as_ref()]);
         let opened = retry(|| open(path, READ, Mode::empty()));
         let opened = opened.and_then(|fd| Ok((fstat(&fd)?, fd)));
         let added = opened.and_then(|(stat, fd)| self.add_opened(path, fd, &stat, MAX_DEPTH));
@@ -132,6 +133,7 @@ impl Logs {
         path: &Path,
         depth: usize,
     ) -> nix::Result<()> {
+        progress::at(&[path.as_ref()]);
         let expected = kind(&fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?);
         let flags = match expected {
             SFlag::S_IFDIR if depth == 0 => return Err(Errno::ELOOP),

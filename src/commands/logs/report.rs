@@ -8,6 +8,8 @@ use std::iter;
 use serde::{Deserialize, Serialize};
 
 use crate::codes::Cause;
+use crate::commands::output::finish;
+use crate::config::Format;
 use crate::text::{escape_control, json_line};
 use crate::verdict::Verdict;
 
@@ -85,6 +87,17 @@ pub struct Unreadable {
 }
 
 impl LogReport {
+    /// Prints it, nothing of it on stdout without a format. Gives the exit code.
+    pub fn say(&self, format: Option<Format>) -> u8 {
+        let text = match format {
+            Some(Format::Json) => self.to_json().unwrap_or_default(),
+            Some(_) => self.table(),
+            None => String::new(),
+        };
+        let closing = (self.verdict != Verdict::Ok).then(|| self.closing_line());
+        finish(&text, self.exit_code, Verdict::Failed.code(), closing)
+    }
+
     /// A report that ends before anything was read.
     pub fn failed(verdict: Verdict, summary: impl Into<String>) -> Self {
         Self {

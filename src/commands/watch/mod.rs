@@ -1,7 +1,7 @@
 //! `watch`: apply, then keep it so.
 //!
-//! Nothing is polled as long as inotify has watches left. One on the device's folder, one on the device,
-//! and a few on the folders of the files that decide about it wake this process. What is wrong with the device
+//! Nothing is polled as long as inotify has watches left. One on the device's directory, one on the device,
+//! and a few on the directories of the files that decide about it wake this process. What is wrong with the device
 //! is repaired at once, from what
 //! was seen last of those files, and when nothing has happened for a moment all of it is looked at
 //! again, as `apply` would. So a heal costs a few system calls, and the truth is never older than the
@@ -12,20 +12,22 @@
 //! that is not possible the device keeps the number that worked, and that is reported as drift.
 //!
 //! What cannot be seen by an event (a file system that becomes writable in another container, a
-//! libvirtd that starts) is asked for after a second, two, four and so on, as long as the state is not
-//! right.
+//! libvirtd that starts and whose socket is not seen) is asked for after a second, two, four and so on up to
+//! `--recheck`, as long as the state is not right.
 
-mod opponent;
-mod publish;
+mod backoff;
+mod culprit;
+mod log_limit;
+mod metrics;
 mod reconcile;
-mod tally;
-mod tug;
-mod voice;
+mod status_file;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::output::{note_format, say};
+use super::resolve;
 use crate::config::options::Flags;
 use crate::config::{Output, variable};
 use crate::error::Error;
@@ -38,12 +40,13 @@ use crate::observe::libvirtd;
 use crate::pipeline::Request;
 use crate::report::Report;
 use crate::sys;
-use crate::sys::events::{Names, News, Watcher};
+use crate::sys::inotify::{Events, Names, Watcher};
+use crate::sys::root::Root;
 use crate::verdict::Verdict;
 
-use publish::Status;
-use reconcile::{Keeper, Thorough};
-pub use tally::Tally;
+pub use metrics::Metrics;
+use reconcile::{ProofLevel, Reconciler};
+use status_file::Status;
 
 /// How long nothing must happen before all is looked at again.
 const QUIET: Duration = Duration::from_millis(500);
@@ -53,11 +56,39 @@ const NEVER_LATER: Duration = Duration::from_secs(5);
 /// How often all that has no inotify watch, for none is left, is looked at.
 const POLL: Duration = Duration::from_secs(1);
 
-/// Runs until a signal ends the process, which [`sys::end_well_on_request`] has seen to. Returns the report
-/// on why it could not even begin.
+/// Where libvirt's daemons make the sockets that clients connect to.
+const SOCKETS: &str = "run/libvirt";
+
+/// Runs until a signal ends the process, which [`sys::end_well_on_request`] has seen to. Gives the exit code of one
+/// that could not even begin.
+pub fn run(flags: &Flags) -> u8 {
+    let again = || match resolve(flags) {
+        Ok((request, _)) if request.dry_run => {
+            Err(Error::Usage("watch has no --dry-run: see check".to_owned()))
+        }
+        resolved => resolved,
+    };
+    let report = match again() {
+        Ok((request, output)) => {
+            let format = output.format;
+            note_format(format);
+            let told = |report: &Report| {
+                say(report, Some(format));
+            };
+            watch(request, output, again, told)
+        }
+        Err(usage) => {
+            not_begun(flags, |name| std::env::var_os(name));
+            Report::new(Verdict::Usage, usage.to_string())
+        }
+    };
+    say(&report, None)
+}
+
+/// The same for a request. Returns the report on why it could not even begin.
 ///
-/// `again` gives the configuration anew at SIGHUP; `told` gets the first report.
-pub fn watch(
+/// `again` gives the configuration again at SIGHUP; `told` gets the first report.
+fn watch(
     request: Request,
     output: Output,
     again: impl Fn() -> Result<(Request, Output), Error>,
@@ -83,7 +114,7 @@ pub fn watch(
 
 /// For a run that ends before it begins, as its configuration cannot be meant: a status that an earlier
 /// one has left says nothing any more. A file that only that configuration names stays.
-pub fn not_begun(flags: &Flags, env: impl Fn(&str) -> Option<OsString>) {
+fn not_begun(flags: &Flags, env: impl Fn(&str) -> Option<OsString>) {
     let flag = flags.get("status-file").map(OsString::from);
     let path = flag.or_else(|| env(&variable("status-file")));
     let path = path.filter(|path| !path.is_empty()).map(PathBuf::from);
@@ -96,31 +127,31 @@ fn begin(
     again: impl Fn() -> Result<(Request, Output), String>,
     told: impl FnOnce(&Report),
 ) -> sys::Result<Report> {
-    let mut keeper = Keeper::new(request, output);
-    keeper.withdraw();
+    let mut reconciler = Reconciler::new(request, output);
+    reconciler.withdraw();
     let mut watcher = Watcher::new(POLL);
     watcher.follow_hangup()?;
     watcher.follow_mounts();
     // What happens from here on is not missed, whatever the first look takes.
-    follow_device(&mut watcher, keeper.request())?;
-    keeper.look(Thorough::Yes);
-    if keeper.report().verdict == Verdict::Usage {
-        return Ok(keeper.report().clone());
+    follow_device(&mut watcher, reconciler.request())?;
+    reconciler.reconcile(ProofLevel::AsAsked);
+    if reconciler.report().verdict == Verdict::Usage {
+        return Ok(reconciler.report().clone());
     }
-    told(keeper.report());
-    keeper.save();
+    told(reconciler.report());
+    reconciler.save();
     let mut watch = Watch {
         watcher,
-        keeper,
+        reconciler,
         problem: None,
     };
     loop {
         watch.watcher.use_events();
-        // What happened in a folder before it was followed is looked at like an event.
-        let news = watch.follow();
-        let looked = watch.until_looked_at(news, &again);
+        // What happened in a directory before it was followed is looked at like an event.
+        let events = watch.follow();
+        let looked = watch.until_reconciled(events, &again);
         if let Err(error) = looked {
-            watch.keeper.withdraw();
+            watch.reconciler.withdraw();
             return Err(error);
         }
     }
@@ -128,37 +159,37 @@ fn begin(
 
 struct Watch {
     watcher: Watcher,
-    keeper: Keeper,
-    /// What was said last about a folder that cannot be followed.
+    reconciler: Reconciler,
+    /// What was said last about a directory that cannot be followed.
     problem: Option<String>,
 }
 
 impl Watch {
     /// Until all has been looked at again.
-    fn until_looked_at(
+    fn until_reconciled(
         &mut self,
-        first: News,
+        first: Events,
         again: &impl Fn() -> Result<(Request, Output), String>,
     ) -> sys::Result<()> {
-        let recheck = Instant::now() + self.keeper.recheck();
+        let recheck = Instant::now() + self.reconciler.recheck();
         let mut quiet: Option<Instant> = None;
         let mut latest: Option<Instant> = None;
-        let mut news = first;
+        let mut events = first;
         loop {
-            if news.hangup && self.configure(again) {
+            if events.hangup && self.configure(again) {
                 return Ok(());
             }
             let now = Instant::now();
             let over = |due: Option<Instant>| due.is_some_and(|due| now >= due);
-            let waited = self.keeper.paused_until().is_some();
-            let heals = self.keeper.heals();
+            let waited = self.reconciler.paused_until().is_some();
+            let repairs = self.reconciler.repairs();
             // A flood costs one look at its beginning, and the next one when it is over.
-            if news.files && self.keeper.looked_before(now) >= QUIET {
-                self.keeper.look(Thorough::No);
-            } else if news.device || waited {
-                self.keeper.heal();
+            if events.files && self.reconciler.since_reconciled(now) >= QUIET {
+                self.reconciler.reconcile(ProofLevel::NoVm);
+            } else if events.device || waited {
+                self.reconciler.repair();
             }
-            if self.keeper.heals() != heals {
+            if self.reconciler.repairs() != repairs {
                 self.watcher.was_needed();
             }
             if waited {
@@ -166,17 +197,17 @@ impl Watch {
                 quiet = Some(now + QUIET);
                 latest = None;
             }
-            let happened = news.device || news.files;
+            let happened = events.device || events.files;
             let due = if over(Some(recheck)) {
-                Some(Thorough::Yes)
+                Some(ProofLevel::AsAsked)
             } else {
-                let paused = self.keeper.paused_until().is_some();
+                let paused = self.reconciler.paused_until().is_some();
                 let is_over = !paused && (over(quiet) && !happened || over(latest));
-                is_over.then_some(Thorough::No)
+                is_over.then_some(ProofLevel::NoVm)
             };
-            if let Some(thorough) = due {
-                self.keeper.look(thorough);
-                self.keeper.save();
+            if let Some(level) = due {
+                self.reconciler.reconcile(level);
+                self.reconciler.save();
                 return Ok(());
             }
             if happened {
@@ -184,17 +215,22 @@ impl Watch {
                 latest.get_or_insert(now + NEVER_LATER);
             }
             let due = [Some(recheck), quiet, latest].into_iter().flatten().min();
-            news = match self.keeper.paused_until() {
+            events = match self.reconciler.paused_until() {
                 Some(until) => self.watcher.rest(until)?,
                 None => self.watcher.wait(due)?,
             };
-            if news.folders || news.polled {
-                let more = self.follow();
-                news.device |= more.device;
-                news.files |= more.files;
-                // Whatever was mounted may be what was missing.
-                news.files |= news.folders && !self.keeper.is_right();
-            }
+            self.follow_moved(&mut events);
+        }
+    }
+
+    /// Follows what an event says has moved, and adds what happened there.
+    fn follow_moved(&mut self, events: &mut Events) {
+        if events.directories || events.polled {
+            let more = self.follow();
+            events.device |= more.device;
+            events.files |= more.files;
+            // Whatever was mounted may be what was missing.
+            events.files |= events.directories && !self.reconciler.is_right();
         }
     }
 
@@ -203,9 +239,9 @@ impl Watch {
         match again() {
             Ok((request, output)) => {
                 log::info!("the configuration was read again");
-                self.keeper.configure(request, output);
-                self.keeper.look(Thorough::Yes);
-                self.keeper.save();
+                self.reconciler.configure(request, output);
+                self.reconciler.reconcile(ProofLevel::AsAsked);
+                self.reconciler.save();
                 true
             }
             Err(error) => {
@@ -215,17 +251,20 @@ impl Watch {
         }
     }
 
-    /// Folders come and go, so that each is followed anew whenever all is looked at; that costs little
+    /// Directories come and go, so that each is followed again whenever all is looked at; that costs little
     /// where it is followed already.
-    fn follow(&mut self) -> News {
-        let libvirtd = self.keeper.libvirtd();
+    fn follow(&mut self) -> Events {
+        let libvirtd = self.reconciler.libvirtd();
         let libvirtd = libvirtd.map(|libvirtd| (libvirtd.pid, &libvirtd.pidfd));
         self.watcher.follow_process(libvirtd);
-        let request = self.keeper.request();
+        let (request, seeks) = (self.reconciler.request(), self.reconciler.seeks());
         let mut problems = Vec::new();
-        let news = self.watcher.follow_anew(|watcher| {
+        let events = self.watcher.follow_again(|watcher| {
             problems.extend(follow_device(watcher, request).err());
             follow_files(watcher, request, &mut problems);
+            if seeks {
+                follow_sockets(watcher, request, &mut problems);
+            }
         });
         let problem = problems.first().map(|error| match error.advice() {
             Some(advice) => format!("{error}; {advice}"),
@@ -237,22 +276,24 @@ impl Watch {
             }
             self.problem = problem;
         }
-        news
+        events
     }
 }
 
 fn follow_device(watcher: &mut Watcher, request: &Request) -> sys::Result<bool> {
     let here = Path::new(".");
-    let folder = request.sources.device.parent().unwrap_or(here);
-    let folder = Some(folder).filter(|folder| !folder.as_os_str().is_empty());
+    let directory = request.sources.device.parent().unwrap_or(here);
+    let directory = Some(directory).filter(|directory| !directory.as_os_str().is_empty());
     let name = request.sources.device.file_name().unwrap_or_default();
-    watcher.follow_device(folder.unwrap_or(here), name)
+    watcher.follow_device(directory.unwrap_or(here), name)
 }
 
 fn follow_files(watcher: &mut Watcher, request: &Request, problems: &mut Vec<sys::SyscallError>) {
     let one = |path: &'static str| {
-        let folder = path.rsplit_once('/').map_or(".", |(folder, _)| folder);
-        (folder, Names::last_of(Path::new(path)))
+        let directory = path
+            .rsplit_once('/')
+            .map_or(".", |(directory, _)| directory);
+        (directory, Names::last_of(Path::new(path)))
     };
     for path in [&request.sources.group_file_out, &request.sources.qemu_conf]
         .into_iter()
@@ -262,16 +303,38 @@ fn follow_files(watcher: &mut Watcher, request: &Request, problems: &mut Vec<sys
     }
     if let Ok(root) = request.sources.pod_root.open() {
         for file in [GROUP_FILE, "etc/passwd", "etc/libvirt/qemu.conf"] {
-            let (folder, names) = one(file);
-            problems.extend(watcher.follow_files(&root, folder, names).err());
+            let (directory, names) = one(file);
+            problems.extend(watcher.follow_files(&root, directory, names).err());
         }
     }
     if let Ok(HostRoot::At(root)) = host_root::find(request.sources.host_root.as_deref()) {
         let files = group_db::FILES.into_iter().map(one);
-        let records = group_db::RECORD_DIRECTORIES.map(|folder| (folder, Names::EndIn(".group")));
-        let rules = RULE_DIRECTORIES.map(|folder| (folder, Names::EndIn(".rules")));
-        for (folder, names) in files.chain(records).chain(rules) {
-            problems.extend(watcher.follow_files(&root, folder, names).err());
+        let records =
+            group_db::RECORD_DIRECTORIES.map(|directory| (directory, Names::EndIn(".group")));
+        let rules = RULE_DIRECTORIES.map(|directory| (directory, Names::EndIn(".rules")));
+        for (directory, names) in files.chain(records).chain(rules) {
+            problems.extend(watcher.follow_files(&root, directory, names).err());
         }
+    }
+}
+
+/// A libvirtd that starts makes its socket, on the node or where this container shares that directory.
+fn follow_sockets(watcher: &mut Watcher, request: &Request, problems: &mut Vec<sys::SyscallError>) {
+    let own = Root::open(Path::new("/")).ok();
+    let host = match host_root::find(request.sources.host_root.as_deref()) {
+        Ok(HostRoot::At(root)) => Some(root),
+        _ => None,
+    };
+    for root in [own, host].into_iter().flatten() {
+        let names = Names::EndIn("-sock");
+        problems.extend(watcher.follow_files(&root, SOCKETS, names).err());
+    }
+}
+
+/// Whether the start of a libvirtd on this node is such an event for certain: the host root shows the directory.
+fn sees_sockets(request: &Request) -> bool {
+    match host_root::find(request.sources.host_root.as_deref()) {
+        Ok(HostRoot::At(root)) => matches!(root.find_directory(SOCKETS), Ok(Some(_))),
+        _ => false,
     }
 }

@@ -1,14 +1,14 @@
-//! One device, kept as it shall be.
+//! One device, kept as it is wanted.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::unistd::Gid;
 
-use super::opponent::who_did;
-use super::publish::{Published, Status};
-use super::tally::Tally;
-use super::tug::{Move, PATIENCE, Tug};
-use super::voice::Voice;
+use super::backoff::{self, Backoff, PATIENCE};
+use super::culprit::culprit;
+use super::log_limit::RateLimiter;
+use super::metrics::Metrics;
+use super::status_file::{Published, Status};
 use crate::codes::Action;
 use crate::config::{self, Output, PodRoot, ProofKind, is_id};
 use crate::error::Result;
@@ -18,26 +18,27 @@ use crate::observe::host_root::{self, HostRoot};
 use crate::observe::libvirtd::{Libvirtd, Target, find};
 use crate::observe::{GROUP_FILE, Observation, group_file_stands, look_again};
 use crate::pipeline::{self, Daemons, Finished, Request, device_changed, no_device};
-use crate::plan::{Memory, Outcome, Step, plan};
+use crate::plan::{Memory, Outcome, Plan, Step, plan};
 use crate::report::{Report, changes};
 use crate::sys::device::Device;
+use crate::sys::progress;
 use crate::verdict::Verdict;
 
 /// The first wait before a state that is not right is looked at again without an event.
 const SOON_AGAIN: Duration = Duration::from_secs(1);
 
-/// How much a look may cause.
+/// How far the proof of a look goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Thorough {
+pub(super) enum ProofLevel {
     /// All that was asked for.
-    Yes,
+    AsAsked,
     /// No virtual machine: the kernel tells udev of it, and udev touches the device, which is an
     /// event that would be answered with the next one.
-    No,
+    NoVm,
 }
 
 /// What is kept, and how that goes.
-pub(super) struct Keeper {
+pub(super) struct Reconciler {
     /// As it was configured.
     asked: Request,
     /// Where the report goes, and when.
@@ -55,9 +56,9 @@ pub(super) struct Keeper {
     report: Report,
     /// Whether QEMU can open KVM, by that report.
     is_ready: bool,
-    tally: Tally,
-    tug: Tug,
-    voice: Voice,
+    counts: Metrics,
+    backoff: Backoff,
+    log_limit: RateLimiter,
     paused_until: Option<Instant>,
     looked: Option<Instant>,
     /// How long to wait before looking again while the state is not right.
@@ -70,7 +71,7 @@ pub(super) struct Keeper {
     status: Status,
 }
 
-impl Keeper {
+impl Reconciler {
     pub(super) fn new(asked: Request, output: Output) -> Self {
         Self {
             request: asked.clone(),
@@ -82,9 +83,9 @@ impl Keeper {
             seen: None,
             report: Report::new(Verdict::Unproven, "nothing was looked at yet"),
             is_ready: false,
-            tally: Tally::default(),
-            tug: Tug::default(),
-            voice: Voice::new(Instant::now()),
+            counts: Metrics::default(),
+            backoff: Backoff::default(),
+            log_limit: RateLimiter::new(Instant::now()),
             paused_until: None,
             looked: None,
             again: None,
@@ -123,9 +124,14 @@ impl Keeper {
         self.libvirtd.as_ref()
     }
 
+    /// Whether a libvirtd may start whose files are to be kept.
+    pub(super) fn seeks(&self) -> bool {
+        self.seeks
+    }
+
     /// How many changes were made so far.
-    pub(super) fn heals(&self) -> u64 {
-        self.tally.heals()
+    pub(super) fn repairs(&self) -> u64 {
+        self.counts.repairs()
     }
 
     /// Whether there is nothing to wait for.
@@ -133,13 +139,13 @@ impl Keeper {
         self.report.exit_code == Verdict::Ok.code()
     }
 
-    /// Until when nothing is mended, for somebody undoes it at once.
+    /// Until when nothing is repaired, as another process undoes it at once.
     pub(super) fn paused_until(&self) -> Option<Instant> {
         self.paused_until
     }
 
     /// How long ago all was looked at.
-    pub(super) fn looked_before(&self, now: Instant) -> Duration {
+    pub(super) fn since_reconciled(&self, now: Instant) -> Duration {
         self.looked.map_or(Duration::MAX, |looked| {
             now.saturating_duration_since(looked)
         })
@@ -151,13 +157,13 @@ impl Keeper {
         again.min(self.output.recheck)
     }
 
-    /// Looks at everything and mends it, as `apply` does.
-    pub(super) fn look(&mut self, thorough: Thorough) {
+    /// Looks at everything and repairs it, as `apply` does.
+    pub(super) fn reconcile(&mut self, level: ProofLevel) {
         let found = find(&self.asked.sources, &daemons());
         self.memory.group_file_readonly = false;
         self.memory.kept_gid = None;
-        self.request = self.requested(&found);
-        if thorough == Thorough::No && self.request.proof == ProofKind::CreateVm {
+        self.request = self.complete_request(&found);
+        if level == ProofLevel::NoVm && self.request.proof == ProofKind::CreateVm {
             self.request.proof = ProofKind::ApiVersion;
         }
         let is_seeking = matches!(found, Target::None | Target::OtherDevice(_));
@@ -199,8 +205,12 @@ impl Keeper {
         if seen.is_some() || !lost {
             self.seen = seen;
         }
+        let is_settled = matches!(finished.of_device, Verdict::Ok | Verdict::Absent);
         self.conclude(finished);
         let waits = self.seeks || !self.is_right() && self.report.verdict != Verdict::Absent;
+        // The start of the libvirtd that is missing is an event.
+        let is_told = is_seeking && is_settled && super::sees_sockets(&self.asked);
+        let waits = waits && !is_told;
         self.again = waits.then(|| self.again.map_or(SOON_AGAIN, |again| again * 2));
         if self.recheck() == self.output.recheck {
             self.again = waits.then_some(self.output.recheck);
@@ -209,7 +219,7 @@ impl Keeper {
     }
 
     /// What is asked for, with what is known.
-    fn requested(&mut self, found: &Target) -> Request {
+    fn complete_request(&mut self, found: &Target) -> Request {
         let mut request = self.asked.clone();
         match found {
             Target::Own => {}
@@ -223,7 +233,11 @@ impl Keeper {
             // An image of nothing but this program: until a libvirtd runs there is just the node.
             Target::Node | Target::None | Target::OtherDevice(_) | Target::Ambiguous(_) => {
                 let sources = &request.sources;
-                let has_file = || sources.pod_root.join(GROUP_FILE).exists();
+                let has_file = || {
+                    let path = sources.pod_root.join(GROUP_FILE);
+                    progress::at(&[path.as_ref()]);
+                    path.exists()
+                };
                 let is_own = !matches!(found, Target::Node) && has_file();
                 if !is_own
                     && let Ok(HostRoot::At(host)) = host_root::find(sources.host_root.as_deref())
@@ -260,31 +274,37 @@ impl Keeper {
         }
     }
 
-    /// Mends the device, from what was seen last of all that decides about it.
-    pub(super) fn heal(&mut self) {
+    /// Repairs the device, from what was seen last of all that decides about it.
+    pub(super) fn repair(&mut self) {
         let waited = self.paused_until.take().is_some();
         if self.seeks {
             // The chart's lines touch the device just before libvirtd starts.
             self.again = None;
         }
-        match self.quickly(waited) {
+        match self.repair_device(waited) {
             Ok(true) => {}
             // What was in vain a moment ago is not tried at every event.
-            _ if self.looked_before(Instant::now()) < super::QUIET => {}
-            Ok(false) => self.look(Thorough::No),
+            _ if self.since_reconciled(Instant::now()) < super::QUIET => {}
+            Ok(false) => self.reconcile(ProofLevel::NoVm),
             Err(error) => {
                 log::debug!("{error:#}");
-                self.look(Thorough::No);
+                self.reconcile(ProofLevel::NoVm);
             }
         }
     }
 
     /// False where that takes a look at everything. What is no device, or none that may be touched, is
     /// left for the quiet moment: it may be right again by then.
-    fn quickly(&mut self, waited: bool) -> Result<bool> {
-        let Some(seen) = &mut self.seen else {
+    fn repair_device(&mut self, waited: bool) -> Result<bool> {
+        let Some(mut seen) = self.seen.take() else {
             return Ok(false);
         };
+        let done = self.repair_seen(&mut seen, waited);
+        self.seen = Some(seen);
+        done
+    }
+
+    fn repair_seen(&mut self, seen: &mut Observation, waited: bool) -> Result<bool> {
         let before = seen.device.as_ref().map(|node| node.facts.inode);
         let device = look_again(seen, &self.request.sources)?;
         let plan = plan(seen, &self.request.policy, Some(&self.memory))?;
@@ -304,38 +324,62 @@ impl Keeper {
         }
         if !steps.is_empty()
             && !waited
-            && let Move::After(wait, count) = self.tug.found_undone(changed(seen))
+            && let backoff::Action::After(wait, count) = self.backoff.found_undone(changed(seen))
         {
-            self.paused_until = Some(Instant::now() + wait);
-            // Now and then is enough.
-            if count.is_power_of_two() || count == PATIENCE {
-                let path = self.request.sources.device.display();
-                let who = seen.device.as_ref();
-                let who = who.and_then(|node| who_did(seen, node, self.old.as_deref()));
-                let who = who.unwrap_or_else(|| {
-                    format!("`auditctl -w {path} -p a` on the node tells the process")
-                });
-                log::warn!(
-                    "{path} was changed back at once {count} times in a row, the next change waits \
-                     {wait:?}: {who}"
-                );
-            }
-            // Who asks meanwhile whether QEMU can open the device shall not hear of the last change.
-            if wait >= super::QUIET {
-                let finished = pipeline::prove_again(&self.request, seen, &plan)?;
-                self.is_ready = finished.is_ready;
-                self.report = finished.report;
-                self.save();
-            }
+            self.pause(seen, &plan, wait, count)?;
             return Ok(true);
         }
+        self.perform(steps, device.as_ref(), seen)?;
+        look_again(seen, &self.request.sources)?;
+        self.backoff.changed(changed(seen));
+        let finished = pipeline::prove_again(&self.request, seen, &plan)?;
+        // What changed at the same time is the next event.
+        if finished.opens || !device_changed(seen) {
+            self.conclude(finished);
+        }
+        Ok(true)
+    }
+
+    /// Leaves the device as another process made it for the `count`th time in a row, until `wait` is over.
+    fn pause(&mut self, seen: &Observation, plan: &Plan, wait: Duration, count: u32) -> Result<()> {
+        self.paused_until = Some(Instant::now() + wait);
+        // Now and then is enough.
+        if count.is_power_of_two() || count == PATIENCE {
+            let path = self.request.sources.device.display();
+            let device = seen.device.as_ref();
+            let who = device.and_then(|device| culprit(seen, device, self.old.as_deref()));
+            let who = who.unwrap_or_else(|| {
+                format!("`auditctl -w {path} -p a` on the node tells the process")
+            });
+            log::warn!(
+                "{path} was changed back at once {count} times in a row, the next change waits \
+                 {wait:?}: {who}"
+            );
+        }
+        // Who asks in this time whether QEMU can open the device must not hear of the last change.
+        if wait >= super::QUIET {
+            let finished = pipeline::prove_again(&self.request, seen, plan)?;
+            self.is_ready = finished.is_ready;
+            self.report = finished.report;
+            self.save();
+        }
+        Ok(())
+    }
+
+    /// Does what the device lacks.
+    fn perform(
+        &mut self,
+        steps: &[Step],
+        device: Option<&Device>,
+        seen: &Observation,
+    ) -> Result<()> {
         let now = Instant::now();
         for step in steps {
-            let device = device.as_ref().ok_or_else(|| no_device(seen))?;
-            execute::perform(step, device)?;
-            self.tally
-                .healed(changes::changes(step).iter().map(|change| change.action));
-            match self.voice.may(now) {
+            execute::perform(step, device.ok_or_else(|| no_device(seen))?)?;
+            let changes = changes::changes(step);
+            self.counts
+                .healed(changes.iter().map(|change| change.action));
+            match self.log_limit.allow(now) {
                 Some(0) => log::info!("healed: {}", changes::line(step)),
                 Some(more) => log::info!(
                     "healed: {}, after {more} changes that were not logged",
@@ -344,14 +388,7 @@ impl Keeper {
                 None => {}
             }
         }
-        look_again(seen, &self.request.sources)?;
-        self.tug.changed(changed(seen));
-        let finished = pipeline::prove_again(&self.request, seen, &plan)?;
-        // What changed at the same time is the next event.
-        if finished.opens || !device_changed(seen) {
-            self.conclude(finished);
-        }
-        Ok(true)
+        Ok(())
     }
 
     fn conclude(&mut self, finished: Finished) {
@@ -361,13 +398,13 @@ impl Keeper {
         if self.said != line {
             // The first report is told in full by whoever asked for it.
             match &line {
-                _ if !self.tally.has_looked() => {}
+                _ if !self.counts.has_looked() => {}
                 Some(line) => log::warn!("{line}"),
                 None => log::info!("{}", report.summary),
             }
             self.said = line;
         }
-        self.tally.looked(SystemTime::now());
+        self.counts.looked(SystemTime::now());
         self.report = report;
         self.is_ready = finished.is_ready;
     }
@@ -381,8 +418,8 @@ impl Keeper {
                 .iter()
                 .filter(|change| change.applied)
         };
-        if self.tally.has_looked() {
-            self.tally.healed(applied().map(|change| change.action));
+        if self.counts.has_looked() {
+            self.counts.healed(applied().map(|change| change.action));
         }
         let renumbered = applied().find(|change| change.action == Action::SetGroupGid);
         if let Some(from) = renumbered.and_then(|change| change.from.clone()) {
@@ -391,11 +428,11 @@ impl Keeper {
         if let Some(seen) = &finished.seen
             && applied().any(|change| is_of_the_device(change.action))
         {
-            self.tug.changed(changed(seen));
+            self.backoff.changed(changed(seen));
         }
     }
 
-    /// The number that the device is to keep, for the pod's group file could not be brought in line
+    /// The number that the device is to keep, as the pod's group file could not be brought in line
     /// with the one that it has to go to.
     fn stuck_with(&self, report: &Report) -> Option<Gid> {
         let stuck = matches!(report.verdict, Verdict::Failed | Verdict::Refused);
@@ -421,9 +458,9 @@ impl Keeper {
 
     /// Leaves the state for others.
     pub(super) fn save(&mut self) {
-        let (tally, report, is_ready) = (&self.tally, &self.report, self.is_ready);
+        let (counts, report, is_ready) = (&self.counts, &self.report, self.is_ready);
         self.metrics.write(self.output.metrics_file.as_deref(), || {
-            tally.prometheus(report, is_ready, SystemTime::now())
+            counts.prometheus(report, is_ready, SystemTime::now())
         });
         let json = || report.to_json().unwrap_or_default();
         let path = self.output.status_file.as_deref();

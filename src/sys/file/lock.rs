@@ -17,7 +17,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::new::temporary;
 use super::{FileHandle, LOCK_WAIT, LockedDir, TRIES};
 use crate::sys::handle::inode;
-use crate::sys::{Context, Result, retry, syscalls};
+use crate::sys::{Context, Result, progress, retry, syscalls};
 
 /// How often a lock that is taken is asked for again.
 const LOCK_POLL: Duration = Duration::from_millis(5);
@@ -63,6 +63,7 @@ impl LockedDir {
             if let Some(fd) = opened {
                 match write_lock(&fd) {
                     Ok(()) if self.is_at(file.name(), &fd)? => {
+                        progress::locked(&fd, true);
                         self.lock = Some((fd, file));
                         return Ok(());
                     }

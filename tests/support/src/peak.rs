@@ -1,5 +1,6 @@
-//! Peak memory, as the kernel tells it of a process that is about to end: VmHWM of /proc/PID/status. What
-//! wait4(2) gives would count whoever started it as well.
+//! Peak memory, as the kernel tells it of a process that is about to end: VmHWM of /proc/PID/status, of the process
+//! that was started or the worker that it supervises, which has more. What wait4(2) gives would count whoever started
+//! it as well.
 
 use std::fs;
 use std::path::Path;
@@ -47,11 +48,14 @@ pub fn measured(of: &Command, calls: &str, more: impl FnOnce(&mut Command)) -> M
         let watcher = scope.spawn(|| {
             let mut peak = 0;
             while !is_over.load(Ordering::Relaxed) {
-                let status = fs::read_to_string(format!("/proc/{}/status", number()));
-                peak = status
-                    .ok()
-                    .and_then(|text| of_program(&text))
-                    .unwrap_or(peak);
+                let first = number();
+                let children = format!("/proc/{first}/task/{first}/children");
+                let worker = fs::read_to_string(children).unwrap_or_default();
+                for pid in [first.as_str(), worker.trim()] {
+                    let status = fs::read_to_string(format!("/proc/{pid}/status"));
+                    let now = status.ok().and_then(|text| of_program(&text));
+                    peak = peak.max(now.unwrap_or(0));
+                }
                 sleep(Duration::from_millis(1));
             }
             peak

@@ -58,19 +58,25 @@ impl Watch {
         let read = |pid: &str, name: &str| {
             fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default()
         };
-        // The last one of parents, children and their children.
-        let call = || {
-            let mut pid = self.pid().to_string();
+        // The last one of parents, children and their children, and its supervisor.
+        let calls = || {
+            let (mut above, mut pid) = (String::new(), self.pid().to_string());
             loop {
                 let children = read(&pid, &format!("task/{pid}/children"));
                 match children.split_whitespace().next() {
-                    Some(child) => pid = child.to_owned(),
-                    None => return read(&pid, "syscall"),
+                    Some(child) => above = std::mem::replace(&mut pid, child.to_owned()),
+                    None => return (read(&above, "syscall"), read(&pid, "syscall")),
                 }
             }
         };
         let polls = || {
-            let call = call();
+            let (supervisor, call) = calls();
+            // That one has no limit for its wait once it has seen that the worker waits.
+            let sleeps = format!("{} ", nix::libc::SYS_rt_sigtimedwait);
+            let has_no_limit = supervisor.split(' ').nth(3) == Some("0x0");
+            if !supervisor.starts_with(&sleeps) || !has_no_limit {
+                return false;
+            }
             let words: Vec<_> = call.split(' ').collect();
             // The limit of poll(2) is an int of milliseconds, -1 for none.
             let limit = words.get(3).and_then(|word| word.strip_prefix("0x"));
@@ -80,12 +86,19 @@ impl Watch {
         };
         // What a child leaves to do is seen the second time.
         let is = until(PATIENCE, || polls() && polls());
-        assert!(is, "it never waits: {}\n{}", call(), self.log());
+        assert!(is, "it never waits: {:?}\n{}", calls(), self.log());
     }
 
     /// Its process ID.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The process that does the work: the only child of the one that supervises it.
+    pub fn worker(&self) -> u32 {
+        let pid = self.pid();
+        let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        list.split_whitespace().next().unwrap().parse().unwrap()
     }
 
     /// Sends it a signal.
@@ -98,41 +111,41 @@ impl Watch {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    /// A number of /proc/PID/status.
+    /// A number of /proc/PID/status of the worker.
     pub fn status(&self, key: &str) -> u64 {
-        let text = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix(key))
-            .unwrap();
-        let digits = line.trim_start_matches(':').trim();
-        digits.split_whitespace().next().unwrap().parse().unwrap()
+        status(self.worker(), key)
     }
 
-    /// How often it was woken up, or gave its place to somebody else.
+    /// How often both processes were woken up, or gave their place to another process.
     pub fn wakeups(&self) -> u64 {
-        self.status("voluntary_ctxt_switches")
-    }
-
-    /// Processor time so far, in nanoseconds, without that of its children.
-    pub fn nanoseconds(&self) -> u64 {
-        let text = fs::read_to_string(format!("/proc/{}/schedstat", self.pid())).unwrap();
-        text.split_whitespace().next().unwrap().parse().unwrap()
-    }
-
-    /// Processor time so far, in ticks of 10 ms, with that of its children.
-    pub fn ticks(&self) -> u64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-        let fields: Vec<_> = stat
-            .rsplit_once(')')
-            .unwrap()
-            .1
-            .split_whitespace()
-            .collect();
-        fields[11..15]
+        let both = [self.pid(), self.worker()];
+        both.map(|pid| status(pid, "voluntary_ctxt_switches"))
             .iter()
-            .map(|ticks| ticks.parse::<u64>().unwrap())
             .sum()
+    }
+
+    /// Processor time of both so far, in nanoseconds, without that of the worker's children.
+    pub fn nanoseconds(&self) -> u64 {
+        let one = |pid| {
+            let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
+            let first = text.split_whitespace().next().unwrap();
+            first.parse::<u64>().unwrap()
+        };
+        [self.pid(), self.worker()].map(one).iter().sum()
+    }
+
+    /// Processor time of both so far, in ticks of 10 ms, with that of the worker's children.
+    pub fn ticks(&self) -> u64 {
+        let one = |pid| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            let (_, rest) = stat.rsplit_once(')').unwrap();
+            let fields: Vec<_> = rest.split_whitespace().collect();
+            let ticks = fields[11..15]
+                .iter()
+                .map(|ticks| ticks.parse::<u64>().unwrap());
+            ticks.sum::<u64>()
+        };
+        [self.pid(), self.worker()].map(one).iter().sum()
     }
 
     /// Waits for a line that contains this.
@@ -155,12 +168,27 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
+        let pid = self.pid();
+        let workers = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // The kernel ends the worker with it.
+        let worker = workers.unwrap_or_default().trim().to_owned();
+        let gone = || worker.is_empty() || !Path::new("/proc").join(&worker).exists();
+        let is_gone = until(Duration::from_secs(5), gone);
+        assert!(is_gone || std::thread::panicking(), "{worker} goes on");
         if std::thread::panicking() {
             eprintln!("watch said:\n{}", self.log());
         }
     }
+}
+
+fn status(pid: u32, key: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let mut lines = text.lines();
+    let line = lines.find_map(|line| line.strip_prefix(key)).unwrap();
+    let digits = line.trim_start_matches(':').trim();
+    digits.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 /// Asks again and again, at most so long.

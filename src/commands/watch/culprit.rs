@@ -5,7 +5,7 @@ use crate::judge::next_events::{CHARTS_GROUP, NextEvent, next_events};
 use crate::observe::{DeviceState, Observation};
 
 /// Who left the device as it is, as far as its numbers tell. `old` is what the pod's group was before.
-pub(super) fn who_did(seen: &Observation, node: &DeviceState, old: Option<&str>) -> Option<String> {
+pub(super) fn culprit(seen: &Observation, node: &DeviceState, old: Option<&str>) -> Option<String> {
     let facts = &node.facts;
     let numbers = format!("{}:{} {:04o}", facts.uid, facts.gid, facts.mode);
     let like = |coming: &NextEvent| {

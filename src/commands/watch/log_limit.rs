@@ -10,13 +10,13 @@ pub const PACE: Duration = Duration::from_secs(30);
 
 /// Lines that may still be said, and how many were not.
 #[derive(Debug)]
-pub struct Voice {
+pub struct RateLimiter {
     left: u32,
     since: Instant,
     unsaid: u64,
 }
 
-impl Voice {
+impl RateLimiter {
     /// Nothing was said yet.
     pub fn new(now: Instant) -> Self {
         Self {
@@ -27,7 +27,7 @@ impl Voice {
     }
 
     /// Whether a line may be said now; then also how many before it were not.
-    pub fn may(&mut self, now: Instant) -> Option<u64> {
+    pub fn allow(&mut self, now: Instant) -> Option<u64> {
         while self.left < AT_ONCE && now.saturating_duration_since(self.since) >= PACE {
             self.left += 1;
             self.since += PACE;
@@ -55,15 +55,15 @@ mod tests {
     #[test]
     fn a_flood_becomes_a_few_lines_and_a_number() {
         let start = Instant::now();
-        let mut voice = Voice::new(start);
-        let said = (0..1000).filter(|_| voice.may(start).is_some()).count();
+        let mut limiter = RateLimiter::new(start);
+        let said = (0..1000).filter(|_| limiter.allow(start).is_some()).count();
         assert_eq!(said, 20);
-        assert_eq!(voice.may(start + PACE), Some(980));
-        assert_eq!(voice.may(start + PACE), None);
+        assert_eq!(limiter.allow(start + PACE), Some(980));
+        assert_eq!(limiter.allow(start + PACE), None);
         // What is said now and then is said in full.
         for hour in 1..100 {
             let now = start + Duration::from_secs(3600) * hour;
-            assert!(voice.may(now).is_some());
+            assert!(limiter.allow(now).is_some());
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Waiting for something to happen to the device, to the files that decide about it, or for a signal,
 //! without polling.
 //!
-//! One inotify watch on a folder sees every name in it appear and go, also when the name is made
-//! anew; one on a file would end with its inode. Changes of owner, mode and ACL come as `IN_ATTRIB`,
+//! One inotify watch on a directory sees every name in it appear and go, also when the name is made
+//! again; one on a file would end with its inode. Changes of owner, mode and ACL come as `IN_ATTRIB`,
 //! also those that another mount namespace made of the same file system, and those that changed
 //! nothing (drivers/base/devtmpfs.c makes and removes nodes as any process would). They are asked for
 //! by a second watch, on the device's own inode: a watch on /dev would report them for every device
@@ -11,9 +11,9 @@
 //!
 //! inotify instances and watches are limited for each user, and a container without any capability can
 //! use up those of root. What has no watch is polled: [`Watcher::wait`] returns now and then, and
-//! [`Watcher::follow_anew`] compares what it sees in a directory with what it saw there before.
+//! [`Watcher::follow_again`] compares what it sees in a directory with what it saw there before.
 //!
-//! A folder that is not there is waited for in the nearest one that is. What is mounted over a folder
+//! A directory that is not there is waited for in the nearest one that is. What is mounted over a directory
 //! is no event for inotify, but the kernel tells of every change of this mount namespace by
 //! `/proc/self/mountinfo` (proc_pid_mountinfo(5), `POLLPRI`).
 
@@ -37,20 +37,21 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::device::Device;
 use super::pace::Pace;
+use super::progress::Wait;
 use super::root::Root;
 use super::{Context, Result, SyscallError, open, retry, syscalls};
 use watched::{Means, Watched, is_lack, lack, seen_in};
 
 /// What an event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Topic {
+pub enum EventKind {
     /// The device.
     Device,
-    /// A file that decides what the device shall be.
+    /// A file that decides what the device is to be.
     Files,
 }
 
-/// Which names in a folder are of interest.
+/// Which names in a directory are of interest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Names {
     /// This one.
@@ -75,24 +76,24 @@ impl Names {
 
 /// What happened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct News {
+pub struct Events {
     /// Something happened to the device.
     pub device: bool,
     /// Something happened to a file that decides about it.
     pub files: bool,
-    /// A folder came, went or moved, or mounts changed: what is followed is to be followed anew.
-    pub folders: bool,
+    /// A directory came, went or moved, or mounts changed: what is followed is to be followed again.
+    pub directories: bool,
     /// SIGHUP came.
     pub hangup: bool,
-    /// It is time to look at what has no watch: [`Watcher::follow_anew`] does.
+    /// It is time to look at what has no watch: [`Watcher::follow_again`] does.
     pub polled: bool,
 }
 
-impl News {
-    fn add(&mut self, topic: Topic) {
-        match topic {
-            Topic::Device => self.device = true,
-            Topic::Files => self.files = true,
+impl Events {
+    fn add(&mut self, kind: EventKind) {
+        match kind {
+            EventKind::Device => self.device = true,
+            EventKind::Files => self.files = true,
         }
     }
 
@@ -102,7 +103,7 @@ impl News {
     }
 }
 
-/// Folders that are watched, and perhaps SIGHUP, mounts and a process.
+/// Directories that are watched, and perhaps SIGHUP, mounts and a process.
 #[derive(Debug)]
 pub struct Watcher {
     /// Nothing where the user has no instance left.
@@ -144,7 +145,7 @@ impl Watcher {
     }
 
     /// Asks for an inotify instance where there was none left before. What is polled until now gets a
-    /// watch by the next [`Watcher::follow_anew`].
+    /// watch by the next [`Watcher::follow_again`].
     pub fn use_events(&mut self) {
         if self.inotify.is_none() {
             let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
@@ -206,22 +207,22 @@ impl Watcher {
         }
     }
 
-    /// Watches just what `follow` follows, and nothing of before. The news is what is watched in
-    /// another folder than before.
-    pub fn follow_anew(&mut self, follow: impl FnOnce(&mut Self)) -> News {
+    /// Watches just what `follow` follows, and nothing of before. The happened is what is watched in
+    /// another directory than before.
+    pub fn follow_again(&mut self, follow: impl FnOnce(&mut Self)) -> Events {
         let before = std::mem::take(&mut self.watched);
         follow(self);
-        let mut news = News::default();
-        let moved = |these: &[Watched], those: &[Watched], news: &mut News| {
+        let mut happened = Events::default();
+        let moved = |these: &[Watched], those: &[Watched], happened: &mut Events| {
             for watched in these.iter().filter(|watched| !those.contains(watched)) {
-                news.add(watched.topic);
+                happened.add(watched.kind);
             }
         };
-        moved(&self.watched, &before, &mut news);
-        moved(&before, &self.watched, &mut news);
+        moved(&self.watched, &before, &mut happened);
+        moved(&before, &self.watched, &mut happened);
         self.unwatch(&before);
         self.log_polling();
-        news
+        happened
     }
 
     /// Ends those of these watches that are not needed any more.
@@ -235,16 +236,17 @@ impl Watcher {
         }
     }
 
-    /// Watches `name` in `folder`, once more if it is watched already; false where there is no such
-    /// folder yet.
+    /// Watches `name` in `directory`, once more if it is watched already; false where there is no such
+    /// directory yet.
     ///
     /// # Errors
     /// What open(2) and inotify_add_watch(2) answer.
-    pub fn follow_device(&mut self, folder: &Path, name: &OsStr) -> Result<bool> {
-        // No `IN_CLOSE_WRITE`: somebody closes /dev/null all the time.
+    pub fn follow_device(&mut self, directory: &Path, name: &OsStr) -> Result<bool> {
+        // No `IN_CLOSE_WRITE`: other processes close /dev/null all the time.
         let names = Names::One(name.to_owned());
-        self.device = folder.join(name);
-        let is_there = self.follow_here(folder, Topic::Device, names, AddWatchFlags::empty())?;
+        self.device = directory.join(name);
+        let is_there =
+            self.follow_here(directory, EventKind::Device, names, AddWatchFlags::empty())?;
         self.follow_node();
         self.log_polling();
         Ok(is_there)
@@ -258,19 +260,22 @@ impl Watcher {
             return;
         };
         match self.add(node.fd(), AddWatchFlags::IN_ATTRIB) {
-            Ok(means) => self.keep(means, Topic::Device, None, false),
+            Ok(means) => self.keep(means, EventKind::Device, None, false),
             // A device that this process may not read, or no watch left: the directory's tells of
             // it too, and of all others there.
             Err(_) => {
-                let folder = open(folder_of(&self.device), OFlag::O_PATH | OFlag::O_DIRECTORY);
+                let directory = open(
+                    directory_of(&self.device),
+                    OFlag::O_PATH | OFlag::O_DIRECTORY,
+                );
                 let events = AddWatchFlags::IN_ATTRIB | MADE_OR_GONE;
-                let _ = folder.and_then(|folder| self.add(&folder, events));
+                let _ = directory.and_then(|directory| self.add(&directory, events));
             }
         }
     }
 
     /// The same, where the device's name may lead to another inode than before.
-    fn follow_node_anew(&mut self) {
+    fn follow_node_again(&mut self) {
         let (kept, before) = std::mem::take(&mut self.watched)
             .into_iter()
             .partition(|watched| watched.names.is_some());
@@ -286,36 +291,41 @@ impl Watcher {
     /// As [`Watcher::follow_device`].
     pub fn follow_file(&mut self, path: &Path) -> Result<bool> {
         let events = AddWatchFlags::IN_CLOSE_WRITE;
-        self.follow_here(folder_of(path), Topic::Files, Names::last_of(path), events)
+        self.follow_here(
+            directory_of(path),
+            EventKind::Files,
+            Names::last_of(path),
+            events,
+        )
     }
 
     fn follow_here(
         &mut self,
-        folder: &Path,
-        topic: Topic,
+        directory: &Path,
+        kind: EventKind,
         names: Names,
         mut events: AddWatchFlags,
     ) -> Result<bool> {
-        let (mut at, mut names, mut way) = (folder, names, false);
+        let (mut at, mut names, mut way) = (directory, names, false);
         loop {
             let call = || format!("inotify_add_watch({})", at.display());
             match open(at, OFlag::O_PATH | OFlag::O_DIRECTORY) {
-                Err(Errno::ENOENT | Errno::ENOTDIR) if at != folder_of(at) => {
+                Err(Errno::ENOENT | Errno::ENOTDIR) if at != directory_of(at) => {
                     (names, way) = (Names::last_of(at), true);
                     events = AddWatchFlags::empty();
-                    at = folder_of(at);
+                    at = directory_of(at);
                 }
                 fd => {
                     let means = self.means(&fd.context(call)?, events, &names, way, call)?;
-                    self.keep(means, topic, Some(names), way);
+                    self.keep(means, kind, Some(names), way);
                     return Ok(!way);
                 }
             }
         }
     }
 
-    /// Watches the files of some names in the folder `name` below `root`, or the way to it as long
-    /// as there is no such folder.
+    /// Watches the files of some names in the directory `name` below `root`, or the way to it as long
+    /// as there is no such directory.
     ///
     /// # Errors
     /// What openat2(2) and inotify_add_watch(2) answer.
@@ -327,33 +337,33 @@ impl Watcher {
                 Some(fd) => break fd,
                 None if at == "." => return Ok(()),
                 None => {
-                    let (folder, last) = at.rsplit_once('/').unwrap_or((".", at));
-                    (at, names, way) = (folder, Names::One(last.into()), true);
+                    let (directory, last) = at.rsplit_once('/').unwrap_or((".", at));
+                    (at, names, way) = (directory, Names::One(last.into()), true);
                     events = AddWatchFlags::empty();
                 }
             }
         };
         let call = || format!("inotify_add_watch({})", root.join(at).display());
         let means = self.means(&fd, events, &names, way, call)?;
-        self.keep(means, Topic::Files, Some(names), way);
+        self.keep(means, EventKind::Files, Some(names), way);
         Ok(())
     }
 
     /// Watches a directory, or looks at it where there is no watch left.
     fn means(
         &mut self,
-        folder: &OwnedFd,
+        directory: &OwnedFd,
         events: AddWatchFlags,
         names: &Names,
         way: bool,
         call: impl Fn() -> String,
     ) -> Result<Means> {
-        match self.add(folder, events | MADE_OR_GONE) {
+        match self.add(directory, events | MADE_OR_GONE) {
             Err(errno) if is_lack(errno) => {
                 if self.inotify.is_some() {
                     self.lack = Some(lack(call(), errno));
                 }
-                Ok(Means::Polling(seen_in(folder, names, way)))
+                Ok(Means::Polling(seen_in(directory, names, way)))
             }
             done => done.context(call),
         }
@@ -368,10 +378,10 @@ impl Watcher {
         retry(|| inotify.add_watch(path.as_c_str(), events)).map(Means::Watch)
     }
 
-    fn keep(&mut self, means: Means, topic: Topic, names: Option<Names>, way: bool) {
+    fn keep(&mut self, means: Means, kind: EventKind, names: Option<Names>, way: bool) {
         let entry = Watched {
             means,
-            topic,
+            kind,
             names,
             way,
         };
@@ -384,7 +394,7 @@ impl Watcher {
     ///
     /// # Errors
     /// What poll(2) and read(2) answer.
-    pub fn wait(&mut self, until: Option<Instant>) -> Result<News> {
+    pub fn wait(&mut self, until: Option<Instant>) -> Result<Events> {
         let due = self.is_polling().then(|| Instant::now() + self.every);
         let until = [until, due].into_iter().flatten().min();
         loop {
@@ -394,12 +404,12 @@ impl Watcher {
             {
                 self.hold(until.map_or(next, |until| until.min(next)))?;
             }
-            let mut news = self.read()?;
-            news.folders |= woken.mounts;
+            let mut happened = self.read()?;
+            happened.directories |= woken.mounts;
             let now = Instant::now();
-            news.polled = due.is_some_and(|due| now >= due);
-            if news.any() || until.is_some_and(|until| now >= until) {
-                return Ok(news);
+            happened.polled = due.is_some_and(|due| now >= due);
+            if happened.any() || until.is_some_and(|until| now >= until) {
+                return Ok(happened);
             }
         }
     }
@@ -419,14 +429,14 @@ impl Watcher {
     ///
     /// # Errors
     /// As [`Watcher::wait`].
-    pub fn rest(&mut self, until: Instant) -> Result<News> {
+    pub fn rest(&mut self, until: Instant) -> Result<Events> {
         loop {
             self.poll(Some(until), false)?;
             let hangup = self.hangup()?;
             if hangup || Instant::now() >= until {
-                let mut news = self.read()?;
-                news.hangup |= hangup;
-                return Ok(news);
+                let mut happened = self.read()?;
+                happened.hangup |= hangup;
+                return Ok(happened);
             }
         }
     }
@@ -448,7 +458,10 @@ impl Watcher {
             .collect();
         fds.extend(mounts.map(|fd| PollFd::new(fd, PollFlags::POLLPRI)));
         fds.extend(process.map(|(_, fd)| readable(fd.as_fd())));
-        match poll(&mut fds, timeout) {
+        let waits = Wait::begin();
+        let polled = poll(&mut fds, timeout);
+        drop(waits);
+        match polled {
             Ok(_) => {}
             Err(Errno::EINTR) => return Ok(Woken::default()),
             Err(errno) => return Err(errno).context(|| "poll(inotify, signalfd)".into()),
@@ -462,8 +475,8 @@ impl Watcher {
         })
     }
 
-    fn read(&mut self) -> Result<News> {
-        let mut news = News::default();
+    fn read(&mut self) -> Result<Events> {
+        let mut happened = Events::default();
         let (mut another, mut count) = (false, 0);
         for _ in 0..READS {
             let Some(inotify) = &self.inotify else {
@@ -479,13 +492,13 @@ impl Watcher {
                 let overflow = event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW);
                 let gone = event.mask.contains(AddWatchFlags::IN_IGNORED);
                 for watched in &self.watched {
-                    let is_folder = watched.names.is_some();
+                    let is_directory = watched.names.is_some();
                     let meant =
                         watched.is(event.wd) && watched.means(event.name.as_ref(), event.mask);
                     if overflow || meant {
-                        news.add(watched.topic);
-                        news.folders |= is_folder && event.name.is_none() || watched.way;
-                        another |= watched.topic == Topic::Device && is_folder;
+                        happened.add(watched.kind);
+                        happened.directories |= is_directory && event.name.is_none() || watched.way;
+                        another |= watched.kind == EventKind::Device && is_directory;
                     }
                 }
                 if gone {
@@ -496,14 +509,14 @@ impl Watcher {
         self.pace.charge(count);
         // Before anybody looks at the device, so that no change of the new one is missed.
         if another {
-            self.follow_node_anew();
+            self.follow_node_again();
         }
-        news.hangup = self.hangup()?;
+        happened.hangup = self.hangup()?;
         if self.process_ended() {
             self.process = None;
-            news.files = true;
+            happened.files = true;
         }
-        Ok(news)
+        Ok(happened)
     }
 
     fn hangup(&self) -> Result<bool> {
@@ -542,11 +555,11 @@ fn readable(fd: std::os::fd::BorrowedFd<'_>) -> PollFd<'_> {
     PollFd::new(fd, PollFlags::POLLIN)
 }
 
-/// The folder that holds what `path` names; of a root, itself.
-fn folder_of(path: &Path) -> &Path {
+/// The directory that holds what `path` names; of a root, itself.
+fn directory_of(path: &Path) -> &Path {
     match path.parent() {
-        Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
-        Some(folder) => folder,
+        Some(directory) if directory.as_os_str().is_empty() => Path::new("."),
+        Some(directory) => directory,
         None => path,
     }
 }

@@ -11,14 +11,14 @@ use crate::report::monitors;
 
 /// Counts since the start of the process.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct Metrics {
     heals: BTreeMap<&'static str, u64>,
     last_heal: Option<SystemTime>,
     last_look: Option<SystemTime>,
 }
 
-impl Tally {
-    /// Something was mended.
+impl Metrics {
+    /// Something was repaired.
     pub fn healed(&mut self, actions: impl Iterator<Item = Action>) {
         for action in actions {
             *self.heals.entry(action.word()).or_default() += 1;
@@ -27,7 +27,7 @@ impl Tally {
     }
 
     /// How many changes were made.
-    pub fn heals(&self) -> u64 {
+    pub fn repairs(&self) -> u64 {
         self.heals.values().sum()
     }
 

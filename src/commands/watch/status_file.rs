@@ -5,7 +5,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 
-use crate::sys::claim::claim;
+use crate::sys::claim::{Claimed, claim};
 use crate::sys::output_file;
 
 /// One that is for people and monitors to read: what goes wrong is said when it begins, and when it is over.
@@ -46,7 +46,7 @@ impl Published {
 pub(super) struct Status {
     published: Published,
     /// The file that stands there, and whether it is claimed as proven.
-    held: Option<(File, bool)>,
+    held: Option<(Claimed, bool)>,
 }
 
 impl Status {
@@ -76,7 +76,7 @@ impl Status {
         };
         let error = match publish(content().as_bytes()) {
             Ok(file) => {
-                self.held = Some((file, is_proven));
+                self.held = Some((Claimed(file), is_proven));
                 None
             }
             Err(error) => {
@@ -86,11 +86,11 @@ impl Status {
                     && !says_as_much
                     && let Ok(file) = publish(b"")
                 {
-                    self.held = Some((file, is_proven));
+                    self.held = Some((Claimed(file), is_proven));
                 }
                 if let Some((file, said)) =
                     self.held.as_mut().filter(|(_, said)| *said != is_proven)
-                    && claim(file, is_proven).is_ok()
+                    && claim(&file.0, is_proven).is_ok()
                 {
                     *said = is_proven;
                 }

@@ -9,7 +9,7 @@ use nix::fcntl::AtFlags;
 use nix::sys::inotify::{AddWatchFlags, WatchDescriptor};
 use nix::sys::stat::{FileStat, fstat, fstatat};
 
-use super::{Names, Topic};
+use super::{EventKind, Names};
 use crate::sys::SyscallError;
 use crate::sys::handle::{MAX_NAMES, names_below};
 
@@ -22,14 +22,14 @@ pub(super) enum Means {
     Polling(u64),
 }
 
-/// A folder that is watched for some names.
+/// A directory that is watched for some names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Watched {
     pub(super) means: Means,
-    pub(super) topic: Topic,
+    pub(super) kind: EventKind,
     /// `None` for a watch on the device's own inode.
     pub(super) names: Option<Names>,
-    /// Whether the name is that of a folder on the way to the one that is meant.
+    /// Whether the name is that of a directory on the way to the one that is meant.
     pub(super) way: bool,
 }
 
@@ -43,7 +43,7 @@ impl Watched {
         match (name, &self.names) {
             (Some(name), Some(names)) => names.has(name),
             (None, None) => true,
-            // What has no name is about the folder itself.
+            // What has no name is about the directory itself.
             (None, Some(_)) => mask.intersects(OF_THE_FOLDER),
             (Some(_), None) => false,
         }
@@ -63,12 +63,12 @@ pub(super) fn is_lack(errno: Errno) -> bool {
 }
 
 /// What fstat(2) and fstatat(2) answer for the names in a directory that are followed, as one number.
-pub(super) fn seen_in(folder: &OwnedFd, names: &Names, way: bool) -> u64 {
+pub(super) fn seen_in(directory: &OwnedFd, names: &Names, way: bool) -> u64 {
     let mut seen = DefaultHasher::new();
     let id = |stat: FileStat| (stat.st_dev, stat.st_ino);
-    fstat(folder).ok().map(id).hash(&mut seen);
+    fstat(directory).ok().map(id).hash(&mut seen);
     let mut look = |name: &OsStr| {
-        let stat = fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok();
+        let stat = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok();
         name.hash(&mut seen);
         stat.map(id).hash(&mut seen);
         // Of a directory on the way, what is made in it does not count.
@@ -80,7 +80,7 @@ pub(super) fn seen_in(folder: &OwnedFd, names: &Names, way: bool) -> u64 {
     match names {
         Names::One(name) => look(name),
         Names::EndIn(_) => {
-            let found = names_below(folder, MAX_NAMES).unwrap_or_default();
+            let found = names_below(directory, MAX_NAMES).unwrap_or_default();
             let found = found.iter().filter(|name| names.has(name));
             found.for_each(|name| look(name));
         }

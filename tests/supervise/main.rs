@@ -1,0 +1,13 @@
+//! The process that supervises the work: what it does about a file system that never answers, and about signals.
+//! `cargo test --test supervise` as root, with a KVM driver and a kernel that has FUSE.
+#![allow(missing_docs, clippy::disallowed_methods)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
+mod fuse;
+mod hang;
+mod signals;

@@ -1,0 +1,65 @@
+//! What `watch` does while nothing happens, in each state that lasts: how often its processes are woken up.
+
+use std::fs;
+use std::time::Duration;
+
+use nix::sys::signal::Signal::SIGTERM;
+
+use crate::libvirtd::{bare_root, container};
+use support::watch::{Watch, watch};
+use support::{KVM, Scene, command, in_namespace, program};
+
+/// From 2 s after the start on: a look every second would be 30 of them.
+const FROM: Duration = Duration::from_secs(2);
+const FOR: Duration = Duration::from_secs(30);
+
+/// Starts `watch` in a state, and gives how often it was woken up.
+fn woken(verdict: &str, state: impl FnOnce(&Scene) -> std::process::Command + Send) -> u64 {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let mut cmd = state(&scene);
+        let watch = Watch::start(&mut cmd);
+        assert_eq!(watch.report["verdict"], verdict, "{}", watch.report);
+        std::thread::sleep(FROM);
+        let before = watch.wakeups();
+        std::thread::sleep(FOR);
+        let woken = watch.wakeups() - before;
+        println!("{verdict}: {woken} wake-ups in {FOR:?}");
+        watch.signal(SIGTERM);
+        woken
+    })
+}
+
+#[test]
+fn little_is_done_while_nothing_happens() {
+    let no_device = |scene: &Scene| {
+        fs::remove_file(KVM).unwrap();
+        watch(scene)
+    };
+    let not_ready = |scene: &Scene| {
+        let list = "user = \"nova\"\ngroup = \"kvm\"\ncgroup_device_acl = [ \"/dev/null\" ]\n";
+        scene.pod.file("etc/libvirt/qemu.conf", list);
+        watch(scene)
+    };
+    let no_libvirtd = |scene: &Scene| {
+        scene.host.dir("run/libvirt");
+        container(&scene.pod);
+        bare_root();
+        let mut cmd = command(&program(), &["watch", "--host-root"]);
+        cmd.arg(scene.host.path());
+        cmd
+    };
+    std::thread::scope(|scope| {
+        let fine = scope.spawn(|| woken("ok", watch));
+        let absent = scope.spawn(|| woken("absent", no_device));
+        let not_ready = scope.spawn(|| woken("unproven", not_ready));
+        let no_libvirtd = scope.spawn(|| woken("unproven", no_libvirtd));
+        // A device that comes, or a libvirtd that starts, is an event.
+        for quiet in [fine, absent, no_libvirtd] {
+            assert_eq!(quiet.join().unwrap(), 0);
+        }
+        // After 3, 7, 15 and 31 seconds all is looked at again, as no event tells that it is right now.
+        let woken = not_ready.join().unwrap();
+        assert!(woken <= 28, "{woken}");
+    });
+}
