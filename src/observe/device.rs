@@ -8,7 +8,7 @@ use nix::sys::stat::SFlag;
 use crate::error::Result;
 use crate::formats::posix_acl::Acl;
 use crate::sys::device::{Device, DeviceStat};
-use crate::sys::proc;
+use crate::sys::{proc, progress};
 
 /// A device node and what guards it.
 #[derive(Debug, Clone)]
@@ -96,6 +96,7 @@ pub fn directories_above(device: &Path) -> Vec<(PathBuf, DeviceState)> {
     let Some(named) = named.parent() else {
         return Vec::new();
     };
+    progress::at(&[named.as_os_str()]);
     let real = named.canonicalize().unwrap_or_default();
     let mut paths: Vec<&Path> = named.ancestors().collect();
     paths.reverse();

@@ -55,7 +55,7 @@ pub struct Observation {
 /// that change it.
 ///
 /// # Errors
-/// [`Error::Usage`] for what was given and is not there; otherwise the call that failed.
+/// [`Error::Usage`](crate::error::Error::Usage) for what was given and is not there; otherwise the call that failed.
 pub fn observe(sources: &Sources) -> Result<(Observation, Option<Device>)> {
     let host_root = match host_root::find(sources.host_root.as_deref()) {
         Err(_) if sources.host_root_optional => HostRoot::Nowhere,

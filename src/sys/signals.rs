@@ -95,7 +95,7 @@ pub(crate) fn restore_signals(before: u64) {
 }
 
 /// The same in the worker, where those that end a program wait for [`end_on_request`] or
-/// [`end_well_on_request`](super::end_well_on_request).
+/// [`end_well_on_request`].
 pub(crate) fn restore_all_but_requests(before: u64) {
     restore_signals(before | REQUESTS);
 }

@@ -12,7 +12,7 @@
 //! that is not possible the device keeps the number that worked, and that is reported as drift.
 //!
 //! What cannot be seen by an event (a file system that becomes writable in another container, a
-//! libvirtd that starts and whose socket is not seen) is asked for after a second, two, four and so on up to
+//! libvirtd that starts and whose socket is not seen) is asked for after one second, four, sixteen and so on up to
 //! `--recheck`, as long as the state is not right.
 
 mod backoff;

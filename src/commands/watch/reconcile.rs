@@ -26,6 +26,8 @@ use crate::verdict::Verdict;
 
 /// The first wait before a state that is not right is looked at again without an event.
 const SOON_AGAIN: Duration = Duration::from_secs(1);
+/// How much longer each next wait is.
+const LONGER: u32 = 4;
 
 /// How far the proof of a look goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -211,7 +213,7 @@ impl Reconciler {
         // The start of the libvirtd that is missing is an event.
         let is_told = is_seeking && is_settled && super::sees_sockets(&self.asked);
         let waits = waits && !is_told;
-        self.again = waits.then(|| self.again.map_or(SOON_AGAIN, |again| again * 2));
+        self.again = waits.then(|| self.again.map_or(SOON_AGAIN, |again| again * LONGER));
         if self.recheck() == self.output.recheck {
             self.again = waits.then_some(self.output.recheck);
         }
