@@ -153,7 +153,7 @@ impl Warning {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Permission {
-    /// QEMU may read and write the device, and pass the folders above it.
+    /// QEMU may read and write the device, and pass the directories above it.
     Allowed,
     /// It may not.
     Denied,

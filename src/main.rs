@@ -79,7 +79,7 @@ fn command(reduced: &Reduced) -> u8 {
         }),
         Command::Install(options) => {
             begin(0, false);
-            install::run(&options.folder, options.format.as_ref())
+            install::run(&options.directory, options.format.as_ref())
         }
         #[cfg(feature = "watch")]
         Command::Watch(options) => {
@@ -120,7 +120,7 @@ fn refuse(error: &clap::Error) -> u8 {
 fn report_hang(text: String) -> u8 {
     let flags = match Cli::try_parse().map(|cli| cli.command) {
         Ok(Command::Install(options)) => {
-            let report = Installed::failed(Verdict::Failed, &options.folder, text);
+            let report = Installed::failed(Verdict::Failed, &options.directory, text);
             return report.say(noted_format(options.format.as_ref()));
         }
         #[cfg(feature = "logs")]

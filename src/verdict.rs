@@ -1,4 +1,4 @@
-//! Verdicts and the exit codes that stand for them, the same for every verb.
+//! Verdicts and the exit codes that stand for them, the same for every command.
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! What `--help` of each verb says below its options: where they come from, examples, exit codes.
+//! What `--help` of each command says below its options: where they come from, examples, exit codes.
 
 pub(super) const APPLY: &str = "\
 Every option but -v and -q can also be given as an environment variable
@@ -90,7 +90,7 @@ or no watch keeps it up to date";
 pub(super) const LOGS: &str = "\
 Without PATH it reads those of /var/log/libvirt, /var/log/nova and
 /var/log/kolla/nova that exist. Folders are read with all below them, gzip is
-unpacked, links in folders are not followed.
+unpacked, links in directories are not followed.
 
 Examples:
   libvirt-kvm-init logs

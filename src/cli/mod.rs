@@ -68,9 +68,9 @@ pub struct ExecOptions {
 #[derive(Debug, Args)]
 #[allow(missing_docs, reason = "the help texts below are the documentation")]
 pub struct InstallOptions {
-    /// The folder, in the volume
+    /// The directory, in the volume
     #[arg(value_name = "DIR")]
-    pub folder: PathBuf,
+    pub directory: PathBuf,
     /// The report: table or json [default: table]
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
@@ -81,7 +81,7 @@ pub struct InstallOptions {
 #[derive(Debug, Args)]
 #[allow(missing_docs, reason = "the help texts below are the documentation")]
 pub struct LogOptions {
-    /// Files and folders, or - for standard input
+    /// Files and directories, or - for standard input
     #[arg(value_name = "PATH")]
     pub paths: Vec<PathBuf>,
     /// The report: table or json [default: table]

@@ -46,11 +46,11 @@ impl Locks {
                     took = true;
                 }
                 Step::UdevRule(step) if self.rule.is_none() => {
-                    let (mut folder, name) = rule_place(step)?;
+                    let (mut directory, name) = rule_place(step)?;
                     // No tool of a distribution locks the directory of rules; this keeps two runs apart.
-                    let locked = folder.lock(LockFile::Own, patience);
+                    let locked = directory.lock(LockFile::Own, patience);
                     locked.map_err(on(Object::UdevRule))?;
-                    self.rule = Some((folder, name));
+                    self.rule = Some((directory, name));
                     took = true;
                 }
                 _ => {}
@@ -123,23 +123,23 @@ fn group_place(file: &GroupFile, patience: Duration) -> Result<Place> {
         GroupFile::InPlace { root, .. } => {
             let root = root.open()?;
             let (fd, name) = root.directory_of(GROUP_FILE)?;
-            let mut folder = LockedDir::new(fd, root.join("etc"));
-            let found = folder.find(&name).map_err(on(Object::GroupFile))?;
+            let mut directory = LockedDir::new(fd, root.join("etc"));
+            let found = directory.find(&name).map_err(on(Object::GroupFile))?;
             if found.is_some_and(|found| found.kind() == SFlag::S_IFLNK) {
-                return Err(is_a_link(&folder, &name));
+                return Err(is_a_link(&directory, &name));
             }
-            let locked = folder.lock(LockFile::Passwords, patience);
+            let locked = directory.lock(LockFile::Passwords, patience);
             locked.map_err(on(Object::GroupFile))?;
-            Ok((folder, name))
+            Ok((directory, name))
         }
         GroupFile::Out { path, .. } => {
             let opened = open_output(path, Purpose::Write);
-            let (mut folder, name) = opened
+            let (mut directory, name) = opened
                 .map_err(|unfit| refused_or("--group-file-out", unfit, Object::GroupFileOut))?;
-            folder
+            directory
                 .lock(LockFile::Own, patience)
                 .map_err(on(Object::GroupFileOut))?;
-            Ok((folder, name))
+            Ok((directory, name))
         }
     }
 }
@@ -154,9 +154,9 @@ fn rule_place(step: &RuleStep) -> Result<Place> {
         }
         found => found,
     };
-    let folder = found.map_err(|unfit| refused_or("--persist", unfit, Object::UdevRule))?;
+    let directory = found.map_err(|unfit| refused_or("--persist", unfit, Object::UdevRule))?;
     let name = own_rule::PATH.rsplit('/').next().unwrap_or_default();
-    Ok((folder, name.to_owned()))
+    Ok((directory, name.to_owned()))
 }
 
 fn refused_or(option: &str, unfit: OutputDirError, object: Object) -> Error {
@@ -185,13 +185,13 @@ fn write_out(
     base: Option<&[u8]>,
     keep_inode: bool,
     content: &[u8],
-    (folder, name): &Place,
+    (directory, name): &Place,
 ) -> Result<bool> {
-    let found = folder.find(name).map_err(on(Object::GroupFileOut))?;
+    let found = directory.find(name).map_err(on(Object::GroupFileOut))?;
     let (found, rights) = (found.as_ref(), OwnerAndMode::Root(0o644));
     let written = match keep_inode {
-        true => folder.overwrite(name, found, base, content, rights),
-        false => folder.replace(name, found, base, content, rights),
+        true => directory.overwrite(name, found, base, content, rights),
+        false => directory.replace(name, found, base, content, rights),
     };
     unless_changed(written, Object::GroupFileOut)
 }
@@ -200,14 +200,14 @@ fn write_in_place(
     inode: Option<Inode>,
     base: &[u8],
     content: &[u8],
-    (folder, name): &Place,
+    (directory, name): &Place,
 ) -> Result<bool> {
-    let Some(found) = folder.find(name).map_err(on(Object::GroupFile))? else {
-        let path = folder.path().join(name);
+    let Some(found) = directory.find(name).map_err(on(Object::GroupFile))? else {
+        let path = directory.path().join(name);
         return Err(Error::Contended(format!("{} went away", path.display())));
     };
-    let now = match folder.read(name, &found) {
-        Err(error) if error.errno == Errno::ELOOP => return Err(is_a_link(folder, name)),
+    let now = match directory.read(name, &found) {
+        Err(error) if error.errno == Errno::ELOOP => return Err(is_a_link(directory, name)),
         read => read?,
     };
     if inode != Some(found.inode()) || now != base {
@@ -216,15 +216,15 @@ fn write_in_place(
     if content == base {
         return Ok(true);
     }
-    let written = folder.replace(name, Some(&found), Some(base), content, OwnerAndMode::Kept);
+    let written = directory.replace(name, Some(&found), Some(base), content, OwnerAndMode::Kept);
     unless_changed(written, Object::GroupFile)
 }
 
-fn is_a_link(folder: &LockedDir, name: &str) -> Error {
+fn is_a_link(directory: &LockedDir, name: &str) -> Error {
     let text = format!(
         "{} is a symbolic link, and none is written through; give --group-file-out and mount that file \
          over it",
-        folder.path().join(name).display()
+        directory.path().join(name).display()
     );
     Error::Refused(text)
 }
@@ -241,27 +241,27 @@ fn unless_changed(written: crate::sys::Result<()>, object: Object) -> Result<boo
 }
 
 /// Nothing is written that the next run would not read.
-fn check_size(step: &GroupStep, (folder, name): &Place) -> Result<()> {
+fn check_size(step: &GroupStep, (directory, name): &Place) -> Result<()> {
     if step.content.len() as u64 <= MAX_FILE {
         return Ok(());
     }
     let path = match &step.file {
         GroupFile::Out { path, .. } => path.clone(),
-        GroupFile::InPlace { .. } => folder.path().join(name),
+        GroupFile::InPlace { .. } => directory.path().join(name),
     };
     let (call, errno) = (format!("write({})", path.display()), Errno::EFBIG);
     Err(SyscallError::new(call, errno).into())
 }
 
 /// Writes the node's rule.
-fn write_rule(step: &RuleStep, (folder, name): &Place) -> Result<bool> {
-    let found = folder.find(name).map_err(on(Object::UdevRule))?;
+fn write_rule(step: &RuleStep, (directory, name): &Place) -> Result<bool> {
+    let found = directory.find(name).map_err(on(Object::UdevRule))?;
     let stands = match &found {
-        Some(found) => Some(folder.read(name, found).map_err(on(Object::UdevRule))?),
+        Some(found) => Some(directory.read(name, found).map_err(on(Object::UdevRule))?),
         None => None,
     };
     if let Some(other) = stands.as_ref().filter(|content| !own_rule::is_own(content)) {
-        let path = folder.path().join(name);
+        let path = directory.path().join(name);
         let text = format!(
             "somebody else put a file of {} bytes at {} meanwhile, which is left alone",
             other.len(),
@@ -273,6 +273,6 @@ fn write_rule(step: &RuleStep, (folder, name): &Place) -> Result<bool> {
         return Ok(true);
     }
     let (found, base, rights) = (found.as_ref(), stands.as_deref(), OwnerAndMode::Root(0o644));
-    let written = folder.replace(name, found, base, &step.content, rights);
+    let written = directory.replace(name, found, base, &step.content, rights);
     unless_changed(written, Object::UdevRule)
 }

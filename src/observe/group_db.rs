@@ -160,22 +160,22 @@ pub(super) fn groups(
         }
     }
     let mut room = ReadBudget::new();
-    for folder in RECORD_DIRECTORIES {
-        let names = root.list(folder)?;
+    for directory in RECORD_DIRECTORIES {
+        let names = root.list(directory)?;
         let hidden = match names.is_empty() {
-            true => view.hides(root, folder)?,
+            true => view.hides(root, directory)?,
             false => None,
         };
         match hidden {
-            Some(hidden) if hidden.linked => overruled(&mut db, folder, hidden.why(root)),
-            Some(_) => not_shown.push(folder),
+            Some(hidden) if hidden.linked => overruled(&mut db, directory, hidden.why(root)),
+            Some(_) => not_shown.push(directory),
             None => {}
         }
         for name in names {
             if !name.as_bytes().ends_with(b".group") {
                 continue;
             }
-            let at = format!("{folder}/{}", name.display());
+            let at = format!("{directory}/{}", name.display());
             let json = match root.read(&at) {
                 // userdbd finds no record in what is no file, either.
                 Err(error) if matches!(error.errno, Errno::EINVAL | Errno::ELOOP) => None,
@@ -184,7 +184,7 @@ pub(super) fn groups(
             if json.is_none()
                 && let Some(hidden) = view.hides(root, &at)?
             {
-                overruled(&mut db, folder, hidden.why(root));
+                overruled(&mut db, directory, hidden.why(root));
             }
             let json = json.unwrap_or_default();
             room.take(&json, || root.path().join(&at))?;

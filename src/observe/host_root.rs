@@ -18,7 +18,7 @@ const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 /// The node's root as this process sees it.
 #[derive(Debug)]
 pub enum HostRoot {
-    /// A folder that shows it; `/` on the node itself.
+    /// A directory that shows it; `/` on the node itself.
     At(Root),
     /// This is a container in which nothing shows it.
     Nowhere,

@@ -195,14 +195,14 @@ fn directories(root: &Root) -> Result<Vec<(usize, ListedDir)>> {
     };
     let mut found = Vec::new();
     for (place, name) in RULE_DIRECTORIES.into_iter().enumerate().take(count) {
-        found.extend(root.directory(name)?.map(|folder| (place, folder)));
+        found.extend(root.directory(name)?.map(|directory| (place, directory)));
     }
     Ok(found)
 }
 
 /// The names in a directory that could be rules files', and whether they are regular files for certain.
-fn named_rules(folder: &ListedDir) -> impl Iterator<Item = (&OsStr, bool)> {
-    let entries = folder.entries.iter();
+fn named_rules(directory: &ListedDir) -> impl Iterator<Item = (&OsStr, bool)> {
+    let entries = directory.entries.iter();
     let entries = entries.map(|(name, is_file)| (name.as_os_str(), *is_file));
     entries.filter(|(name, _)| name.as_bytes().ends_with(b".rules"))
 }

@@ -35,7 +35,7 @@ struct Want {
 /// The rule, where `--persist` asks for one and udev would undo the state without it.
 ///
 /// # Errors
-/// The refusal: no node is seen, its folder is read-only, or the rule would not decide.
+/// The refusal: no node is seen, its directory is read-only, or the rule would not decide.
 pub fn planned(context: &Context<'_>, target: Gid) -> Result<Option<Planned>, Refusal> {
     let Context { seen, policy, .. } = context;
     let no = |text: String| Refusal {
@@ -204,22 +204,22 @@ fn free_slot(host: &Host) -> Result<Option<String>, String> {
     let Some(slot) = &host.slot else {
         return Ok(None);
     };
-    let folder = host.root.join(own_rule::DIRECTORY);
-    let folder = folder.display();
+    let directory = host.root.join(own_rule::DIRECTORY);
+    let directory = directory.display();
     match (slot.directory, &slot.existing) {
         (RuleDirectory::ReadOnly, _) => Err(format!(
-            "{} is to be written, and {folder} is read-only here: mount the node's /{} there \
+            "{} is to be written, and {directory} is read-only here: mount the node's /{} there \
              writable, and nothing else of it; or run this on the node",
             own_rule::PATH,
             own_rule::DIRECTORY
         )),
         (RuleDirectory::Missing, _) => Err(format!(
-            "{folder} does not exist, nor the folder above it, so nothing would read a rule there: \
-             if the node has udev, make the folder on the node (`mkdir -p /{}`)",
+            "{directory} does not exist, nor the directory above it, so nothing would read a rule there: \
+             if the node has udev, make the directory on the node (`mkdir -p /{}`)",
             own_rule::DIRECTORY
         )),
         (RuleDirectory::Writable, Existing::Other(what)) => Err(format!(
-            "{folder}/{} is {what}, and is left alone: remove it, and run this again",
+            "{directory}/{} is {what}, and is left alone: remove it, and run this again",
             own_rule::NAME
         )),
         (RuleDirectory::Writable, Existing::Nothing) => Ok(None),

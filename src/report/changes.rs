@@ -66,7 +66,7 @@ pub fn line(step: &Step) -> String {
 
 /// What is to be known once the step is done.
 pub fn note(step: &Step) -> Option<&'static str> {
-    // Before it handles an event udevd looks whether a rules folder changed, not twice within 3 s (seen
+    // Before it handles an event udevd looks whether a rules directory changed, not twice within 3 s (seen
     // with 252).
     matches!(step, Step::UdevRule(_)).then_some(
         "udevd reads the rule by itself when an event comes, 3 s from now at the latest: `udevadm \

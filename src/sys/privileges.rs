@@ -1,4 +1,4 @@
-//! Giving up what a verb does not need, before anything is opened.
+//! Giving up what a command does not need, before anything is opened.
 //!
 //! What was never there is not missed, and where the kernel, a filter or a sandbox does not let go of
 //! something there is a warning and the work is done: this guards against mistakes of this program, not
@@ -60,7 +60,7 @@ const PROVERS: &[Job] = &[Job::Apply, Job::Watch, Job::Check];
 const OTHERS: &[Job] = &[Job::Apply, Job::Watch, Job::Check, Job::Logs];
 
 /// Every capability that is kept by anybody. All others are given up, and of the bounding set
-/// everything: no verb starts a program but `exec`, which gives up nothing in the process that does.
+/// everything: no command starts a program but `exec`, which gives up nothing in the process that does.
 pub const NEEDS: &[Need] = &[
     Need {
         capability: Capability::CAP_CHOWN,
@@ -70,7 +70,7 @@ pub const NEEDS: &[Need] = &[
     Need {
         capability: Capability::CAP_DAC_OVERRIDE,
         jobs: ALL,
-        why: "reads, and where the verb writes writes, in directories that root does not own; QEMU that runs \
+        why: "reads, and where the command writes writes, in directories that root does not own; QEMU that runs \
               as root has it, so its proof needs it",
     },
     Need {

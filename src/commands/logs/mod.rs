@@ -56,7 +56,7 @@ fn read(paths: &[PathBuf], quiet: bool) -> LogReport {
     };
     if paths.is_empty() {
         let text = format!(
-            "no PATH was given and none of {} exists: name files or folders, or - for standard \
+            "no PATH was given and none of {} exists: name files or directories, or - for standard \
              input",
             PLACES.join(", ")
         );

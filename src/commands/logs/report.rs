@@ -57,7 +57,7 @@ pub struct Guest {
     pub first: Option<String>,
     /// The last, likewise.
     pub last: Option<String>,
-    /// Why, in the words of the other verbs' `proof.cause`.
+    /// Why, in the words of the other commands' `proof.cause`.
     pub cause: Cause,
     /// The errno's name; `mismatch` for the API version, `none` where libvirt did not try,
     /// `unknown`.
@@ -73,7 +73,7 @@ pub struct Read {
     pub files: u64,
     /// Bytes, as they are stored.
     pub bytes: u64,
-    /// What lies in the folders and is no log: links, devices, sockets, fifos.
+    /// What lies in the directories and is no log: links, devices, sockets, fifos.
     pub skipped: u64,
 }
 

@@ -70,7 +70,7 @@ fn the_program_understands_what_the_patches_give_it() {
     let Command::Install(install) = Cli::try_parse_from(&bring).unwrap().command else {
         panic!("{bring:?}")
     };
-    assert_eq!(install.folder.to_str(), Some("/pod-shared"));
+    assert_eq!(install.directory.to_str(), Some("/pod-shared"));
     for words in [step, wrapper, call(Way::Hooks), call(Way::InitModules)] {
         let request = request(&words);
         let shown = |path: &Option<std::path::PathBuf>| {
