@@ -391,7 +391,7 @@ impl<'a> Run<'a> {
         good.is_some() && good != target
     }
 
-    fn finish(self, seen: &Observation, plan: &Plan, proof: &Proof) -> Finished {
+    fn finish(mut self, seen: &Observation, plan: &Plan, proof: &Proof) -> Finished {
         let policy = &self.request.policy;
         let ahead = self.daemons.map(|_| Ahead {
             next_events: next_events(seen, policy.persist),
@@ -410,10 +410,14 @@ impl<'a> Run<'a> {
         });
         let identity = plan.identity_now.as_ref().ok();
         let mut view = View::new(seen, plan, policy, identity);
+        let off = (proof.result == ProofResult::Off).then(proof_is_off);
         if let Some(daemons) = self.daemons {
             let stale = StaleDaemons::find(seen, daemons);
             let odd = advisories::warnings(seen, policy, identity, &stale);
             view.warnings.extend(odd);
+            view.warnings.extend(off);
+        } else {
+            self.warnings.extend(off);
         }
         let is_good = matches!(judgement.verdict, Verdict::Ok | Verdict::Drift);
         Finished {
@@ -442,6 +446,11 @@ impl<'a> Run<'a> {
             seen: None,
         }
     }
+}
+
+fn proof_is_off() -> Warning {
+    let text = "the proof was turned off (--proof off): whether QEMU can open KVM is unknown";
+    Warning::new(WarningCode::Unproven, text)
 }
 
 /// Whether the device is not as it was seen: then a failed proof says nothing yet.

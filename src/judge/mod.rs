@@ -190,12 +190,6 @@ fn of_proof(case: &Case<'_>) -> Judgement {
         proof_counts: true,
         ..Judgement::new(verdict, summary)
     };
-    if *result == ProofResult::Off {
-        let text = "the proof was turned off (--proof off): whether QEMU can open KVM is unknown";
-        found
-            .warnings
-            .push(Warning::new(WarningCode::Unproven, text));
-    }
     if result.cause() == Some(Cause::NoDriver) && !case.changed {
         found.verdict = Verdict::Absent;
         found.exit_code = absent_code(case.policy);

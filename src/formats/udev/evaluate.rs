@@ -1,6 +1,6 @@
 //! Following the rules of all files through one event.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::accept::{AcceptedRule, Assignment, Database};
 use super::assign::{DeviceState, Permissions};
@@ -169,35 +169,39 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
+    /// Follows the rules of a file on every way that a `GOTO` may lead.
     fn file(&mut self, rules: &[AcceptedRule<'a>], notes: &mut Notes) {
-        let mut at = 0;
-        // Up to where rules may have been jumped over, and why.
-        let mut skipped: Option<(usize, Doubt)> = None;
-        while let Some(rule) = rules.get(at) {
-            skipped = skipped.filter(|(to, _)| *to > at);
-            at += 1;
-            let doubt = skipped.as_ref().map(|(_, doubt)| doubt.clone());
-            let doubt = doubt.or_else(|| rule.doubt.clone().map(Doubt::from));
-            let Some(doubt) = self.rule(rule, doubt, notes) else {
+        // Where the event may be, and why it may not be at the first of these places: it is at one of them.
+        let mut ways = BTreeSet::from([0]);
+        let mut reason: Option<Doubt> = None;
+        while let Some(at) = ways.pop_first() {
+            let Some(rule) = rules.get(at) else {
                 continue;
             };
-            match (rule.target, doubt) {
-                (None, _) => {}
-                (Some(to), None) => at = to,
-                (Some(to), Some(why)) => {
+            if ways.is_empty() {
+                reason = None;
+            }
+            let own = rule.doubt.clone().map(Doubt::from);
+            let applies = self.rule(rule, reason.clone(), own, notes);
+            match (rule.target, applies) {
+                (Some(to), Some(None)) => _ = ways.insert(to),
+                (Some(to), Some(Some(doubt))) => {
+                    ways.extend([at + 1, to]);
                     // The first reason is enough where one jump leads over another.
-                    let (before, why) = skipped.unwrap_or_else(|| (0, jumped(rule.at, why)));
-                    skipped = Some((to.max(before), why));
+                    reason.get_or_insert_with(|| jumped(rule.at, doubt));
                 }
+                (None, _) | (_, None) => _ = ways.insert(at + 1),
             }
         }
     }
 
-    /// Nothing where the rule does not apply, otherwise why that is not certain.
+    /// Nothing where the rule does not apply, otherwise why that is not certain. `reached` is why the event may
+    /// not come to the rule at all, `own` why it is not known what the rule says.
     fn rule(
         &mut self,
         rule: &AcceptedRule<'a>,
-        mut doubt: Option<Doubt>,
+        reached: Option<Doubt>,
+        mut own: Option<Doubt>,
         notes: &mut Notes,
     ) -> Option<Option<Doubt>> {
         if !rule.has_effect() {
@@ -212,18 +216,17 @@ impl<'a> Run<'a> {
             match answer {
                 Tristate::Yes => {}
                 Tristate::No => return None,
-                Tristate::Unknown(why) => {
-                    doubt.get_or_insert(why);
-                }
+                Tristate::Unknown(doubt) => _ = own.get_or_insert(doubt),
             }
         }
         if is_dropped(rule, notes) {
             return None;
         }
+        let doubt = reached.as_ref().or(own.as_ref());
         for assignment in &rule.assignments {
-            self.assign(assignment, rule.at, doubt.as_ref(), notes);
+            self.assign(assignment, rule.at, doubt, notes);
         }
-        Some(doubt)
+        Some(own)
     }
 
     /// Two things are errors to udevd, seen with 252, and then all that the event assigned is lost: a kernel

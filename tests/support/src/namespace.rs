@@ -67,6 +67,7 @@ pub fn udev_folder() -> Option<PathBuf> {
 /// too; a panic of `f` goes on in the caller.
 pub fn in_namespace<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     require_root();
+    default_signals();
     let scratch = tempfile::tempdir().unwrap();
     let result = std::thread::scope(|scope| {
         std::thread::Builder::new()
@@ -94,6 +95,16 @@ pub fn in_namespace<T: Send>(f: impl FnOnce() -> T + Send) -> T {
             .join()
     });
     result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// A job that a shell starts in the background ignores these signals, and so would what a test starts.
+#[allow(unsafe_code)]
+fn default_signals() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    for number in [Signal::SIGINT, Signal::SIGQUIT] {
+        // SAFETY: installs no handler.
+        unsafe { signal(number, SigHandler::SigDfl) }.unwrap();
+    }
 }
 
 /// Whether this thread is in a namespace of its own.
