@@ -1,4 +1,4 @@
-//! What `check` says beyond the verdict: things that will surprise somebody later. They are warnings
+//! What `check` says beyond the verdict: things that will surprise later. They are warnings
 //! with a fixed code and never change the exit code.
 
 use crate::codes::{Warning, WarningCode};

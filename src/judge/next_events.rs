@@ -24,8 +24,8 @@ pub struct NextEvent {
 /// The group that the chart's libvirt.sh names.
 pub const CHARTS_GROUP: &str = "kvm";
 
-/// Everything that is known to come. `fresh`: also that the kernel makes the node anew and no rule speaks
-/// of it, which is for the node's own people to care about unless somebody asked for it.
+/// Everything that is known to come. `fresh`: also that the kernel makes the device again and no rule speaks
+/// of it, which is for the node's own people to care about unless it was asked for.
 pub fn next_events(seen: &Observation, fresh: bool) -> Vec<NextEvent> {
     let Some(now) = &seen.device else {
         return Vec::new();

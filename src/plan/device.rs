@@ -32,7 +32,7 @@ pub(super) fn steps(
             to: owner,
         });
     }
-    // The owner first: what a wider mode gives then goes to the group that shall have it.
+    // The owner first: what a wider mode gives then goes to the group that is to have it.
     if let Some(acl) = &node.acl {
         let repaired = acl.repaired(context.policy.mode);
         if repaired != *acl {

@@ -1,4 +1,4 @@
-//! What there is to do, and whom QEMU will run as once it is done.
+//! The steps of the group file, and the QEMU identity before and after them.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -130,7 +130,7 @@ fn wants(
         gid: target,
         member: member.clone(),
     }];
-    // Without a member there is nobody whom another number could lock out.
+    // Without a member another GID locks nobody out.
     if member.is_some() && !context.seen.pod.is_host {
         let (mut numbers, told) = further_gids(context, udev, target);
         warnings = told;
@@ -211,7 +211,7 @@ fn unwritable(error: &EditError, root: &PodRoot) -> String {
     format!("{}: {error}; {way_out}", file.display())
 }
 
-/// The group file as it shall be, and the step to it if it is not so yet.
+/// The group file as it is to be, and the step to it if it is not so yet.
 fn group_step<'a>(
     context: &Context<'a>,
     wants: &[GroupWant],
@@ -364,7 +364,7 @@ fn user(context: &Context<'_>) -> Result<User, IdentityError> {
     qemu_identity::user(&configured, &pod.passwd, pod.os_release.as_deref())
 }
 
-/// Whom to list in the group: libvirt looks memberships up by name, and root needs none.
+/// The name to list in the group: libvirt looks memberships up by name, and root needs none.
 fn member(user: &User) -> Option<Vec<u8>> {
     user.name.clone().filter(|_| !user.uid.is_root())
 }

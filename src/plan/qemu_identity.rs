@@ -1,4 +1,4 @@
-//! Whom libvirt will start QEMU as: uid, gid and supplementary groups.
+//! The QEMU identity: uid, gid and supplementary groups.
 //!
 //! libvirt resolves qemu.conf's `user` and `group` when its daemon starts (`virGetUserID`,
 //! `virGetGroupID`) and the supplementary groups at each guest start: the groups of the *first*
@@ -96,7 +96,7 @@ pub enum IdentityError {
 }
 
 impl IdentityError {
-    /// Whether the node simply has no libvirt, as opposed to somebody having asked for what is not
+    /// Whether the node simply has no libvirt, as opposed to an option that names what is not
     /// there.
     pub fn is_absence(&self) -> bool {
         match self {

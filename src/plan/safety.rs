@@ -359,7 +359,7 @@ fn check_device(context: &Context<'_>, warnings: &mut Vec<Warning>) -> Result<()
 fn why_not_kvm(seen: &Observation, facts: &DeviceStat, is_on_node: bool) -> String {
     let path = seen.device_path.display();
     match facts.kind {
-        // What somebody named may be of use, and is not to be removed.
+        // What an option names may be of use, and is not to be removed.
         kind if seen.device_explicit && kind != SFlag::S_IFLNK => format!(
             "{}, and KVM is the character device 10:232: give --device its path",
             described(facts)

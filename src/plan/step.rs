@@ -26,7 +26,7 @@ pub struct Plan {
     pub identity_now: Result<Identity, Option<IdentityError>>,
     /// What is odd.
     pub warnings: Vec<Warning>,
-    /// The number that the pod's group has now and shall lose.
+    /// The number that the pod's group has now and is to lose.
     pub renumbered: Option<Gid>,
     /// Where qemu.conf keeps /dev/kvm from every guest, whatever its owner and mode: file and line.
     pub excluded_by_device_acl: Option<String>,
@@ -80,33 +80,33 @@ pub enum Step {
     Owner {
         /// What it is.
         from: (Uid, Gid),
-        /// What it shall be.
+        /// What it is to be.
         to: (Uid, Gid),
     },
     /// The device's mode.
     Mode {
         /// What it is.
         from: u16,
-        /// What it shall be.
+        /// What it is to be.
         to: u16,
     },
     /// The device's ACL.
     Acl {
         /// What it is.
         from: Acl,
-        /// What it shall be.
+        /// What it is to be.
         to: Acl,
     },
 }
 
-/// The rules file that the node gets, or gets anew.
+/// The rules file that the node gets, or gets again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleStep {
     /// Where the node's root is seen.
     pub root: PathBuf,
     /// What the file gives now: owner, group and mode; nothing where there is none.
     pub from: Option<String>,
-    /// What it shall hold.
+    /// What it is to hold.
     pub content: Vec<u8>,
 }
 

@@ -1,4 +1,4 @@
-//! `--persist`: the rule that makes the node's own udev give the device what it shall have.
+//! `--persist`: the rule that makes the node's own udev give the device what it is to have.
 //!
 //! It is written only where udev would do something else, and only where it then has the last word:
 //! a rule that another one outvotes, or that the node's udevd drops, would be one more voice in the
@@ -15,7 +15,7 @@ use crate::formats::udev::{Event, Outcome, Prediction, Predictions};
 use crate::observe::Host;
 use crate::observe::udev_files::{Existing, RuleDirectory};
 
-/// A rule that shall be written.
+/// A rule that is to be written.
 #[derive(Debug)]
 pub struct Planned {
     /// The step.
@@ -24,7 +24,7 @@ pub struct Planned {
     pub after: Predictions,
 }
 
-/// What every event shall leave behind: owner 0 and these.
+/// What every event is to leave behind: owner 0 and these.
 #[derive(Debug, Clone, Copy)]
 struct Want {
     gid: Gid,

@@ -20,6 +20,7 @@ mod culprit;
 mod log_limit;
 mod metrics;
 mod reconcile;
+mod request_for;
 mod status_file;
 
 use std::ffi::OsString;

@@ -8,20 +8,19 @@ use super::backoff::{self, Backoff, PATIENCE};
 use super::culprit::culprit;
 use super::log_limit::RateLimiter;
 use super::metrics::Metrics;
+use super::request_for::request_for;
 use super::status_file::{Published, Status};
 use crate::codes::Action;
-use crate::config::{self, Output, PodRoot, ProofKind, is_id};
+use crate::config::{Output, ProofKind, is_id};
 use crate::error::Result;
 use crate::execute;
 use crate::observe::daemons::daemons;
-use crate::observe::host_root::{self, HostRoot};
 use crate::observe::libvirtd::{Libvirtd, Target, find};
-use crate::observe::{GROUP_FILE, Observation, group_file_stands, look_again};
+use crate::observe::{Observation, group_file_stands, look_again};
 use crate::pipeline::{self, Daemons, Finished, Request, device_changed, no_device};
 use crate::plan::{Memory, Outcome, Plan, Step, plan};
 use crate::report::{Report, changes};
 use crate::sys::device::Device;
-use crate::sys::progress;
 use crate::verdict::Verdict;
 
 /// The first wait before a state that is not right is looked at again without an event.
@@ -164,7 +163,7 @@ impl Reconciler {
         let found = find(&self.asked.sources, &daemons());
         self.memory.group_file_readonly = false;
         self.memory.kept_gid = None;
-        self.request = self.complete_request(&found);
+        self.request = request_for(&self.asked, &found, &mut self.memory);
         if level == ProofLevel::NoVm && self.request.proof == ProofKind::CreateVm {
             self.request.proof = ProofKind::ApiVersion;
         }
@@ -218,62 +217,6 @@ impl Reconciler {
             self.again = waits.then_some(self.output.recheck);
         }
         self.looked = Some(Instant::now());
-    }
-
-    /// What is asked for, with what is known.
-    fn complete_request(&mut self, found: &Target) -> Request {
-        let mut request = self.asked.clone();
-        match found {
-            Target::Own => {}
-            Target::Container(libvirtd) => match libvirtd.root.again() {
-                Ok(root) => request = request.with_root(PodRoot::of_process(root)),
-                Err(error) => {
-                    log::warn!("{error}");
-                    self.memory.group_file_readonly = true;
-                }
-            },
-            // An image of nothing but this program: until a libvirtd runs there is just the node.
-            Target::Node | Target::None | Target::OtherDevice(_) | Target::Ambiguous(_) => {
-                let sources = &request.sources;
-                let has_file = || {
-                    let path = sources.pod_root.join(GROUP_FILE);
-                    progress::at(&[path.as_ref()]);
-                    path.exists()
-                };
-                let is_own = !matches!(found, Target::Node) && has_file();
-                if !is_own
-                    && let Ok(HostRoot::At(host)) = host_root::find(sources.host_root.as_deref())
-                {
-                    request = request.with_root(PodRoot::at(host.path().to_owned()));
-                }
-                if matches!(found, Target::Ambiguous(_)) {
-                    self.keep_number();
-                }
-            }
-        }
-        request.sources.libvirtd = match found {
-            Target::Own | Target::Node => config::Libvirtd::Own,
-            Target::Container(_) => config::Libvirtd::Container,
-            Target::OtherDevice(libvirtd) => config::Libvirtd::Missing(Some(libvirtd.pid)),
-            Target::None => config::Libvirtd::Missing(None),
-            Target::Ambiguous(text) => config::Libvirtd::Unclear(text.clone()),
-        };
-        request.sources.host_root_optional = self.memory.last_good_gid.is_some();
-        request
-    }
-
-    /// Where nobody's group file may be edited, the device keeps the GID that it has, unless one was named: what
-    /// those files have is not known.
-    fn keep_number(&mut self) {
-        self.memory.group_file_readonly = true;
-        let now = || {
-            let facts = Device::find(&self.asked.sources.device).ok()??.facts();
-            let is_usable = facts.is_kvm() && is_id(facts.gid.as_raw());
-            is_usable.then_some(facts.gid)
-        };
-        if self.asked.policy.gid.is_none() {
-            self.memory.kept_gid = self.memory.last_good_gid.or_else(now);
-        }
     }
 
     /// Repairs the device, from what was seen last of all that decides about it.
