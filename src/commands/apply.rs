@@ -10,7 +10,9 @@ use crate::report::Report;
 /// Does what was asked and reports it.
 pub fn apply(request: &Request) -> Report {
     match hold(request) {
-        Ok(request) if request.dry_run => pipeline::look(&request, &Daemons::new(daemons)).report,
+        Ok(request) if request.dry_run => {
+            pipeline::look(&request, None, &Daemons::new(daemons)).report
+        }
         Ok(request) => pipeline::apply(&request, None).report,
         Err(error) => Report::from(Judgement::of_error(&error, false)),
     }

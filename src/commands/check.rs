@@ -42,5 +42,5 @@ pub fn check(request: &Request) -> Report {
         Target::Ambiguous(text) => sources.libvirtd = Libvirtd::Unclear(text),
         Target::Own | Target::Node | Target::None => {}
     }
-    look(&request, &daemons).report
+    look(&request, None, &daemons).report
 }

@@ -97,9 +97,9 @@ pub fn apply(request: &Request, memory: Option<&Memory>) -> Finished {
     Run::new(request, memory, None).go()
 }
 
-/// Looks, proves what is, and lists what would be done.
-pub fn look(request: &Request, daemons: &Daemons) -> Finished {
-    Run::new(request, None, Some(daemons)).go()
+/// Looks, proves what is, and lists what would be done. `memory` as for [`apply`].
+pub fn look(request: &Request, memory: Option<&Memory>, daemons: &Daemons) -> Finished {
+    Run::new(request, memory, Some(daemons)).go()
 }
 
 /// Proves what was seen and planned, where no step is left.

@@ -214,11 +214,14 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn prove(&self, seen: &Observation, plan: &Plan, beside: impl FnOnce()) -> Result<Round> {
-        let proof = match plan.outcome {
-            Outcome::Act(_) => prove(seen, plan, self.request.proof, beside)?,
-            Outcome::Refuse(_) | Outcome::NoKvm(_) => ProofResult::not_done(None, None).into(),
-        };
+    fn prove(&mut self, seen: &Observation, plan: &Plan, beside: impl FnOnce()) -> Result<Round> {
+        if !matches!(plan.outcome, Outcome::Act(_)) {
+            return Ok(Round::Done(ProofResult::not_done(None, None).into()));
+        }
+        let proof = prove(seen, plan, self.request.proof, beside).inspect_err(|_| {
+            let identity = plan.identity_now.as_ref().ok();
+            self.view = Some(View::new(seen, plan, &self.request.policy, identity));
+        })?;
         Ok(Round::Done(proof))
     }
 

@@ -388,7 +388,7 @@ impl Reconciler {
         let target = report.target.as_ref().map(|target| target.gid);
         let good = self.memory.last_good_gid.or_else(|| {
             // At the start only QEMU can tell.
-            let now = pipeline::look(&self.request, &Daemons::new(Vec::new));
+            let now = pipeline::look(&self.request, Some(&self.memory), &Daemons::new(Vec::new));
             let gid = now.report.device.filter(|_| now.opens)?.gid?;
             is_id(gid).then(|| Gid::from_raw(gid))
         });
