@@ -1,5 +1,5 @@
 //! What must hold for any bytes that come from outside: one function for each fuzz target. The
-//! targets call them, and so does tests/fuzz_replay.rs with all that is in corpus/.
+//! targets call them, and so does tests/pure/fuzz_replay.rs with all that is in corpus/.
 //!
 //! Where a property takes more than a file, the first bytes of the input choose it, so that seeds
 //! can be written by hand: `1kvm:x:424:` is a group file after its choice.

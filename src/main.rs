@@ -18,9 +18,11 @@ use libvirt_kvm_init::sys::end_on_request;
 #[cfg(feature = "watch")]
 use libvirt_kvm_init::sys::end_well_on_request;
 use libvirt_kvm_init::sys::privileges::{Job, Reduced, reduce};
+use libvirt_kvm_init::sys::progress::Wait;
 use libvirt_kvm_init::sys::supervise::{Ended, end_by, end_with_code, supervise};
 use libvirt_kvm_init::text::escape_control;
 use libvirt_kvm_init::verdict::Verdict;
+use nix::sys::signal::Signal;
 
 /// musl's own allocator asks the kernel for memory at almost every turn, which is a third of the time
 /// of a run that only reads some files.
@@ -37,11 +39,22 @@ fn main() -> ExitCode {
     let reduced = reduce(job);
     let code = match supervise(|| command(&reduced)) {
         Ok(Ended::Exited(code)) => end_with_code(code),
-        Ok(Ended::Killed(signal)) => end_by(signal),
-        Ok(Ended::Hung(text)) => report_hang(text),
-        Ok(Ended::Lost(error)) => report_hang(error.to_string()),
+        Ok(Ended::Killed(signal)) => {
+            if signal == Signal::SIGKILL {
+                report_failure(
+                    "the process that does the work was ended by SIGKILL; see `dmesg` on the node for an \
+                     out-of-memory kill"
+                        .to_owned(),
+                );
+            }
+            end_by(signal)
+        }
+        Ok(Ended::Hung(text)) => report_failure(text),
+        Ok(Ended::Lost(error)) => report_failure(error.to_string()),
         // No process is left (pids.max): the work counts more than its supervision.
-        Err(_) => command(&reduced),
+        Err(error) => command(&reduced.with_warning(format!(
+            "{error}: a file system that does not answer will keep this process from ending"
+        ))),
     };
     code.into()
 }
@@ -101,6 +114,8 @@ fn command(reduced: &Reduced) -> u8 {
 
 /// Answers a command line that cannot be parsed, or asks for help.
 fn refuse(error: &clap::Error) -> u8 {
+    // Its reader may take a long time.
+    let _waits = Wait::begin();
     // Help and version are answers.
     if !error.use_stderr() {
         let _ = error.print();
@@ -116,8 +131,8 @@ fn refuse(error: &clap::Error) -> u8 {
     )
 }
 
-/// The report in the place of a worker that hangs.
-fn report_hang(text: String) -> u8 {
+/// The report in the place of a worker that cannot give one.
+fn report_failure(text: String) -> u8 {
     let flags = match Cli::try_parse().map(|cli| cli.command) {
         Ok(Command::Install(options)) => {
             let report = Installed::failed(Verdict::Failed, &options.directory, text);

@@ -10,6 +10,7 @@ use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
+use nix::sys::signal::Signal;
 
 use super::apply::apply;
 use super::output::render;
@@ -18,7 +19,7 @@ use crate::error::Error;
 use crate::pipeline::Request;
 use crate::report::Report;
 use crate::sys::become_program;
-use crate::sys::supervise::{Ended, supervise};
+use crate::sys::supervise::{Ended, end_by, supervise};
 use crate::text::escape_control;
 use crate::verdict::Verdict;
 
@@ -98,6 +99,10 @@ fn apply_and_become(command: &[OsString], apply: impl FnOnce() -> u8) -> Ending 
         Ok(Ended::Exited(0)) => start(command),
         Ok(Ended::Exited(code)) => Ending { code, text: None },
         Ok(Ended::Hung(text)) => Ending::failed(text),
+        // Who sent one of these asked for just that.
+        Ok(Ended::Killed(
+            signal @ (Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP | Signal::SIGQUIT),
+        )) => end_by(signal),
         Ok(Ended::Killed(signal)) => Ending::failed(format!(
             "the child that does the work was ended by {signal}, so the command was not started; for \
              SIGKILL see `dmesg` on the node for an out-of-memory kill"

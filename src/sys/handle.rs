@@ -163,6 +163,20 @@ fn size_to_read(stat: &FileStat) -> nix::Result<u64> {
     }
 }
 
+/// How much is read or written before that counts as a step, in bytes.
+pub(super) const PIECE: usize = 256 << 10;
+
+/// Shows each read of a file.
+struct Steps<'a>(&'a File);
+
+impl Read for Steps<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let got = self.0.read(buffer);
+        progress::step();
+        got
+    }
+}
+
 /// Reads an open regular file.
 pub(super) fn read_open(file: &File, stat: &FileStat) -> nix::Result<Vec<u8>> {
     let size = size_to_read(stat)?;
@@ -172,12 +186,21 @@ pub(super) fn read_open(file: &File, stat: &FileStat) -> nix::Result<Vec<u8>> {
     let asked = Vec::<u8>::new().try_reserve_exact(size + 1);
     asked.map_err(|_| Errno::ENOMEM)?;
     let mut content = vec![0; size + 1];
-    let got = retry(|| nix::unistd::read(file, &mut content))?;
-    progress::step();
-    content.truncate(got);
-    if got != size {
-        let rest = file.take(MAX_FILE + 1 - got as u64);
-        { rest }.read_to_end(&mut content).map_err(errno_of)?;
+    let mut filled = 0;
+    let got_less = loop {
+        let end = content.len().min(filled + PIECE);
+        let asked = end - filled;
+        let got = retry(|| nix::unistd::read(file, &mut content[filled..end]))?;
+        progress::step();
+        filled += got;
+        if got < asked || filled == content.len() {
+            break filled != size;
+        }
+    };
+    content.truncate(filled);
+    if got_less {
+        let mut rest = Steps(file).take(MAX_FILE + 1 - filled as u64);
+        rest.read_to_end(&mut content).map_err(errno_of)?;
     }
     match content.len() as u64 > MAX_FILE {
         true => Err(Errno::EFBIG),

@@ -89,6 +89,11 @@ pub const NEEDS: &[Need] = &[
         why: "keeps the set-group-ID bit of a file that is replaced",
     },
     Need {
+        capability: Capability::CAP_KILL,
+        jobs: &[Job::Logs],
+        why: "ends the process that reads logs as nobody, when asked to or where that hangs",
+    },
+    Need {
         capability: Capability::CAP_SETGID,
         jobs: OTHERS,
         why: "takes on the QEMU user's groups for the proof, nobody's to read logs",
@@ -132,6 +137,12 @@ fn row(job: Job) -> u64 {
 pub struct Reduced(Vec<(log::Level, String)>);
 
 impl Reduced {
+    /// With one more warning.
+    pub fn with_warning(mut self, text: String) -> Self {
+        self.0.push((log::Level::Warn, text));
+        self
+    }
+
     /// Logs it.
     pub fn log(&self) {
         for (level, text) in &self.0 {
@@ -218,7 +229,9 @@ mod tests {
         assert_eq!(check.count_ones(), 5);
         assert_eq!(check & Capability::CAP_CHOWN.bitmask(), 0);
         let apply = kept(Job::Apply, u64::MAX);
-        assert_eq!(apply.count_ones() as usize, NEEDS.len());
+        // All but CAP_KILL, which is for `logs`.
+        assert_eq!(apply.count_ones() as usize, NEEDS.len() - 1);
+        assert_eq!(apply & Capability::CAP_KILL.bitmask(), 0);
         assert_eq!(kept(Job::Ready, u64::MAX), 0);
         for job in EVERY {
             assert_eq!(kept(job, 0), 0);

@@ -2,17 +2,17 @@
 //! the step is about, whether it waits for something on purpose, and which locks it holds.
 //!
 //! All of it is in one page of memory that both processes share, so that a step costs no system call. Without a
-//! supervisor every function here does nothing.
+//! supervisor, and in the supervisor itself, every function here that shows something does nothing.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, getpid, getppid};
+use nix::unistd::{Pid, getppid};
 
 use super::syscalls;
 
@@ -26,8 +26,9 @@ const SLEEPS: usize = 2;
 const LOCKS: usize = 3;
 /// What the program keeps here for its supervisor ([`set_note`]).
 const NOTE: usize = 4;
-/// Not 0 once the worker is another user's process (`logs`): neither can send the other a signal any more.
-const OTHER_USER: usize = 5;
+/// Not 0 where the worker cannot send its supervisor a signal: it is another user's process (`logs`), or alone in
+/// a PID namespace.
+const CANNOT_TELL: usize = 5;
 /// The path's length in bytes, and its bytes from there on.
 const LENGTH: usize = 6;
 const TEXT: usize = 7;
@@ -36,39 +37,56 @@ pub(super) const WORDS: usize = 512;
 /// No path that is longer is shown as a whole.
 const LONGEST: usize = (WORDS - TEXT) * 8;
 
-/// The page, and the process that made it.
-static PAGE: OnceLock<(Page, Pid)> = OnceLock::new();
+/// The page.
+static PAGE: OnceLock<&'static [AtomicU64; WORDS]> = OnceLock::new();
+/// In the worker, the process that supervises it, 0 where that is in another PID namespace.
+static SUPERVISOR: AtomicI32 = AtomicI32::new(NONE);
+const NONE: i32 = -1;
 
-type Page = &'static [AtomicU64; WORDS];
-
-/// Makes the page, if there is none. False where there is no memory for it.
-pub(super) fn begin() -> bool {
-    if PAGE.get().is_none()
-        && let Ok(page) = syscalls::shared_page()
-    {
-        let _ = PAGE.set((page, getpid()));
+/// Makes the page, if there is none.
+///
+/// # Errors
+/// `ENOMEM`.
+pub(super) fn begin() -> nix::Result<()> {
+    if PAGE.get().is_none() {
+        let _ = PAGE.set(syscalls::shared_page()?);
     }
-    PAGE.get().is_some()
+    Ok(())
+}
+
+/// This process is the worker from now on; `parent` as it sees it.
+pub(super) fn begin_work(parent: Pid) {
+    SUPERVISOR.store(parent.as_raw(), Ordering::SeqCst);
+    if parent.as_raw() == 0
+        && let Some(word) = word(CANNOT_TELL)
+    {
+        word.store(1, Ordering::SeqCst);
+    }
 }
 
 fn word(at: usize) -> Option<&'static AtomicU64> {
-    PAGE.get().and_then(|(page, _)| page.get(at))
+    PAGE.get().and_then(|page| page.get(at))
+}
+
+/// The same in the worker alone.
+fn worker_word(at: usize) -> Option<&'static AtomicU64> {
+    word(at).filter(|_| supervisor() != NONE)
 }
 
 fn get(at: usize) -> u64 {
     word(at).map_or(0, |word| word.load(Ordering::SeqCst))
 }
 
-/// The process that supervises this one, if one does.
-pub(super) fn supervisor() -> Option<Pid> {
-    PAGE.get().map(|(_, pid)| *pid)
+fn supervisor() -> i32 {
+    SUPERVISOR.load(Ordering::SeqCst)
 }
 
 /// A step that is about no path.
 pub fn step() {
-    if let Some(word) = word(STEPS) {
+    if let Some(word) = worker_word(STEPS) {
         word.fetch_add(1, Ordering::SeqCst);
-        if get(OTHER_USER) != 0 && supervisor().is_some_and(|parent| parent != getppid()) {
+        // A supervisor that this process does not see cannot be asked for; its end kills the worker.
+        if get(CANNOT_TELL) != 0 && ![0, getppid().as_raw()].contains(&supervisor()) {
             syscalls::exit_now(u8::MAX.into());
         }
     }
@@ -76,7 +94,7 @@ pub fn step() {
 
 /// A call that may not return follows, on the path that these parts make.
 pub fn at(parts: &[&OsStr]) {
-    let Some((page, _)) = PAGE.get() else {
+    let Some(page) = PAGE.get() else {
         return;
     };
     let mut length = 0;
@@ -107,7 +125,7 @@ pub fn at(parts: &[&OsStr]) {
 
 /// The path of the last step.
 pub(super) fn path() -> PathBuf {
-    let Some((page, _)) = PAGE.get() else {
+    let Some(page) = PAGE.get() else {
         return PathBuf::new();
     };
     let words = page[TEXT..].iter();
@@ -134,7 +152,7 @@ pub(super) fn sleep() -> bool {
         word.store(1, Ordering::SeqCst);
     }
     // The worker ends its wait first, and then looks whether it has to tell.
-    let sleeps = is_waiting() && get(OTHER_USER) == 0;
+    let sleeps = is_waiting() && get(CANNOT_TELL) == 0;
     if !sleeps {
         awake();
     }
@@ -148,12 +166,14 @@ pub(super) fn awake() {
     }
 }
 
-/// This process is another user's from now on. The kernel checks the rights to send a signal also for the one
-/// that ends a worker together with its supervisor, so the worker asks at each step whether that has ended.
+/// This process is another user's from now on, which takes the signal back that ends it together with its
+/// supervisor (`PR_SET_PDEATHSIG`). The kernel sends that one only where the supervisor may send it (`CAP_KILL`),
+/// so the worker also asks at each step whether that has ended.
 #[cfg(feature = "logs")]
 pub(super) fn change_user() {
-    if let Some(word) = word(OTHER_USER).filter(|_| supervisor() != Some(getpid())) {
+    if let Some(word) = worker_word(CANNOT_TELL) {
         word.store(1, Ordering::SeqCst);
+        let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
     }
 }
 
@@ -164,7 +184,7 @@ pub struct Wait(());
 impl Wait {
     /// Begins it.
     pub fn begin() -> Self {
-        if let Some(word) = word(WAITS) {
+        if let Some(word) = worker_word(WAITS) {
             word.fetch_add(1, Ordering::SeqCst);
         }
         Self(())
@@ -173,14 +193,15 @@ impl Wait {
 
 impl Drop for Wait {
     fn drop(&mut self) {
-        let Some(word) = word(WAITS) else {
+        let Some(word) = worker_word(WAITS) else {
             return;
         };
         word.fetch_sub(1, Ordering::SeqCst);
         step();
         // A signal that the supervisor takes anyway, and that does nothing else.
-        if get(SLEEPS) != 0 && PAGE.get().is_some_and(|(_, parent)| *parent == getppid()) {
-            let _ = kill(getppid(), Signal::SIGCHLD);
+        let parent = getppid();
+        if get(SLEEPS) != 0 && get(CANNOT_TELL) == 0 && supervisor() == parent.as_raw() {
+            let _ = kill(parent, Signal::SIGCHLD);
         }
     }
 }
@@ -220,7 +241,8 @@ mod tests {
 
     #[test]
     fn a_path_is_shown_as_its_parts_make_it() {
-        assert!(begin());
+        begin().unwrap();
+        SUPERVISOR.store(0, Ordering::SeqCst);
         let long = vec![b'x'; LONGEST + 9];
         for (parts, want) in [
             (&[&b"/host"[..], b"etc/group"][..], &b"/host/etc/group"[..]),

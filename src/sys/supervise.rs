@@ -55,7 +55,7 @@ pub enum Ended {
 /// # Errors
 /// When no child could be made: `work` was not begun.
 pub fn supervise(work: impl FnOnce() -> u8) -> Result<Ended> {
-    progress::begin();
+    progress::begin().context(|| "mmap(a page)".to_owned())?;
     let parent = getpid();
     // Where SIGCHLD is ignored the kernel would take the child away with its exit code.
     let sigchld = default_sigchld();
@@ -63,9 +63,11 @@ pub fn supervise(work: impl FnOnce() -> u8) -> Result<Ended> {
     let ended = match syscalls::fork().context(|| "fork()".to_owned()) {
         Ok(ForkResult::Child) => {
             signals::restore_all_but_requests(mask);
-            // Not where the parent ended before that.
-            let code = if end_with(parent) { work() } else { u8::MAX };
-            syscalls::exit_now(code.into())
+            if !end_with(parent) {
+                syscalls::exit_now(u8::MAX.into());
+            }
+            progress::begin_work(getppid());
+            syscalls::exit_now(work().into())
         }
         Ok(ForkResult::Parent { child }) => Ok(watch_over(child).unwrap_or_else(Ended::Lost)),
         Err(error) => Err(error),
@@ -75,39 +77,58 @@ pub fn supervise(work: impl FnOnce() -> u8) -> Result<Ended> {
     ended
 }
 
-/// Has this process killed when `parent` ends; false where that has happened.
+/// Has this process killed when `parent` ends; false where that has happened. A parent in another PID namespace
+/// (`unshare --pid` without `--fork`) is 0.
 fn end_with(parent: Pid) -> bool {
     let _ = set_pdeathsig(Signal::SIGKILL);
-    getppid() == parent
+    let now = getppid();
+    now == parent || now.as_raw() == 0
 }
 
 /// Waits for the worker, as long as it makes steps.
 fn watch_over(worker: Pid) -> Result<Ended> {
     let mut steps = progress::steps();
-    let mut quiet = Duration::ZERO;
+    let (mut quiet, mut tick) = (Duration::ZERO, SHORTEST_TICK);
+    let mut asked = None;
     // The first tick does not count: most work is over by then.
     let mut start: Option<Instant> = None;
     loop {
-        let tick = quiet.clamp(SHORTEST_TICK, TICK);
         let timeout = (!progress::sleep()).then_some(tick);
         let signal = signals::wait_for_signal(timeout);
         progress::awake();
         match signal {
             None | Some(libc::SIGCHLD) => {}
-            Some(number) => hand_on(worker, number),
+            Some(number) => {
+                let ends = hand_on(worker, number);
+                if asked.is_none() && ends.is_some() {
+                    asked = ends;
+                    (quiet, tick, start) = (Duration::ZERO, SHORTEST_TICK, Some(Instant::now()));
+                }
+            }
         }
         if let Some(ended) = ended(worker, WaitPidFlag::WNOHANG)? {
             return Ok(ended);
         }
         let now = progress::steps();
-        if now != steps || progress::is_waiting() {
-            (steps, quiet) = (now, Duration::ZERO);
-        } else {
-            quiet += start.map_or(Duration::ZERO, |start| start.elapsed().min(tick));
-        }
+        let passed = start.map_or(Duration::ZERO, |start| start.elapsed().min(tick));
         start = Some(Instant::now());
-        if quiet >= LIMIT {
-            return give_up(worker);
+        let longest = if asked.is_some() { GRACE } else { TICK };
+        tick = match now == steps {
+            true => (tick * 2).min(longest),
+            false => SHORTEST_TICK,
+        };
+        quiet = match now == steps && !progress::is_waiting() {
+            true => quiet + passed,
+            false => Duration::ZERO,
+        };
+        steps = now;
+        match asked {
+            Some(signal) if quiet >= GRACE => {
+                give_up(worker)?;
+                return Ok(Ended::Killed(signal));
+            }
+            None if quiet >= LIMIT => return give_up(worker),
+            _ => {}
         }
     }
 }
@@ -124,28 +145,34 @@ fn ended(child: Pid, flags: WaitPidFlag) -> Result<Option<Ended>> {
     })
 }
 
-/// Sends a signal to the worker. One that runs as nobody (`logs`) is out of reach without `CAP_KILL`: it learns
-/// by its next step that this process has ended.
-fn hand_on(worker: Pid, number: libc::c_int) {
-    let Ok(signal) = Signal::try_from(number) else {
-        return;
-    };
+/// Sends a signal to the worker. Gives it where it ends a worker that is in no system call that hangs: it was not
+/// inherited as ignored (nohup), and it is not the SIGHUP that `watch` reads its configuration at.
+///
+/// A worker that runs as nobody (`logs`) is out of reach without `CAP_KILL`: it learns by its next step that this
+/// process has ended.
+fn hand_on(worker: Pid, number: libc::c_int) -> Option<Signal> {
+    let signal = Signal::try_from(number).ok()?;
     // Who asks a program to end does so once.
     let sent = kill(worker, signal).or_else(|_| kill(worker, signal));
-    if sent == Err(Errno::EPERM) {
+    let ends = !signals::is_ignored(signal);
+    if ends && sent == Err(Errno::EPERM) {
         end_by(signal);
     }
+    (ends && signal != Signal::SIGHUP).then_some(signal)
 }
 
 /// Kills a worker that makes no step, and leaves it behind where that does not end it.
 fn give_up(worker: Pid) -> Result<Ended> {
     let path = progress::path();
-    let _ = kill(worker, Signal::SIGKILL);
+    let killed = kill(worker, Signal::SIGKILL);
     let mut left_behind = String::new();
     if !ends_soon(worker)? {
         release_locks(worker)?;
-        left_behind =
-            format!("; process {worker} is left behind in that call, which not even SIGKILL ends");
+        let why = match killed {
+            Ok(()) => "which not even SIGKILL ends".to_owned(),
+            Err(errno) => format!("as kill({worker}, SIGKILL) gave {errno:?}"),
+        };
+        left_behind = format!("; process {worker} is left behind in that call, {why}");
     }
     let path = match path.as_os_str().is_empty() {
         true => "a system call".to_owned(),

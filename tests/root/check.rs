@@ -315,7 +315,9 @@ fn monitors_get_what_they_can_read() {
             fs::write(&text, &ran.1).unwrap();
             let path = std::env::var_os("PATH").unwrap_or_default();
             if !std::env::split_paths(&path).any(|dir| dir.join("promtool").is_file()) {
-                println!("promtool is not installed: only the checker of tests/formats.rs ran");
+                println!(
+                    "promtool is not installed: only the checker of tests/pure/formats.rs ran"
+                );
                 continue;
             }
             let mut promtool = Command::new("promtool");

@@ -43,6 +43,7 @@ const CHECK: &[Capability] = &[
 const LOGS: &[Capability] = &[
     CAP_DAC_OVERRIDE,
     CAP_DAC_READ_SEARCH,
+    CAP_KILL,
     CAP_SETGID,
     CAP_SETUID,
 ];

@@ -268,3 +268,53 @@ fn neither_outlives_the_other() {
         assert!(lines.iter().all(Result::is_ok));
     });
 }
+
+/// Who asks a command that hangs to end does not wait for the 30 s to be over.
+#[test]
+fn a_signal_ends_what_hangs() {
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let dead = scratch().join("dead");
+        fs::create_dir(&dead).unwrap();
+        let guard = Unanswered::mount(&dead);
+        for verb in ["apply", "check", "watch", "exec", "logs"] {
+            let mut cmd = command(&program(), &[verb]);
+            match verb {
+                "logs" => cmd.arg(dead.join("nova.log")),
+                _ => cmd
+                    .arg("--root")
+                    .arg(scene.pod.path())
+                    .arg("--host-root")
+                    .arg(&dead),
+            };
+            if verb == "exec" {
+                cmd.args(["--", "true"]);
+            }
+            let mut running = Running::start(&mut cmd);
+            let pid = running.child.id();
+            // Nothing tells from outside that it waits for this file system.
+            std::thread::sleep(Duration::from_secs(1));
+            assert!(
+                running.child.try_wait().unwrap().is_none(),
+                "{}",
+                running.err()
+            );
+            nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(pid.cast_signed()),
+                nix::sys::signal::Signal::SIGTERM,
+            )
+            .unwrap();
+            let end = Instant::now() + Duration::from_secs(10);
+            let status = loop {
+                if let Some(status) = running.child.try_wait().unwrap() {
+                    break status;
+                }
+                assert!(Instant::now() < end, "{verb} does not end");
+                std::thread::sleep(Duration::from_millis(20));
+            };
+            let signal = std::os::unix::process::ExitStatusExt::signal(&status);
+            assert_eq!(signal, Some(15), "{verb} {status}");
+        }
+        drop(guard);
+    });
+}

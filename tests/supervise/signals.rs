@@ -144,3 +144,93 @@ fn watch_ends_well_and_reads_its_configuration_again() {
         }
     });
 }
+
+/// `logs` reads as nobody, whom its supervisor still ends, and a signal that was ignored stays so.
+#[test]
+fn logs_that_waits_for_input_sleeps_and_ends_when_asked() {
+    require_commands(&["env", "sh"]);
+    in_namespace(|| {
+        let ignoring = "trap '' HUP; exec \"$@\"";
+        let start = || {
+            let mut cmd = command(std::path::Path::new("sh"), &["-c", ignoring, "sh"]);
+            cmd.arg(program()).args(["logs", "-"]);
+            cmd.stdin(Stdio::piped()).stdout(Stdio::null());
+            let child = cmd.spawn().unwrap();
+            let worker = only_child(child.id());
+            let end = Instant::now() + SOON;
+            while !field(worker, "Uid").starts_with("65534") {
+                assert!(Instant::now() < end, "{worker} is not nobody");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            (Pid::from_raw(child.id().cast_signed()), child)
+        };
+        for signal in [SIGTERM, SIGINT, SIGQUIT] {
+            let (pid, child) = start();
+            kill(pid, SIGHUP).unwrap();
+            kill(pid, signal).unwrap();
+            assert_eq!(code(child), 128 + signal as i32, "{signal}");
+        }
+        let (pid, mut child) = start();
+        let switches = || {
+            let count = field(pid.as_raw().unsigned_abs(), "voluntary_ctxt_switches");
+            count.parse::<u64>().unwrap()
+        };
+        let before = switches();
+        std::thread::sleep(Duration::from_secs(3));
+        let woken = switches() - before;
+        assert!(woken < 12, "{woken} times in 3 s");
+        drop(child.stdin.take());
+        assert_eq!(code(child), 0);
+    });
+}
+
+/// What /proc/PID/status says.
+fn field(pid: u32, name: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let mut lines = status.lines().filter_map(|line| line.split_once(":\t"));
+    lines.find(|line| line.0 == name).unwrap().1.to_owned()
+}
+
+/// `unshare --pid` alone leaves the process where it is: its first child is the first of the new namespace.
+#[test]
+fn a_worker_may_be_alone_in_a_pid_namespace() {
+    require_commands(&["unshare"]);
+    in_namespace(|| {
+        let scene = Scene::settled();
+        let check = scene.verb("check");
+        let mut cmd = command(std::path::Path::new("unshare"), &["--pid"]);
+        cmd.arg(check.get_program()).args(check.get_args());
+        support::go(&mut cmd).code(0);
+    });
+}
+
+/// `exec` ends by the signal that it was sent, and does not report a failure.
+#[test]
+fn exec_ends_by_its_signal_while_it_waits() {
+    require_commands(&["env"]);
+    in_namespace(|| {
+        let scene = Scene::without_device();
+        for signal in ALL {
+            let mark = support::scratch().join(format!("mark-{signal}"));
+            let mut cmd = scene.verb("exec");
+            cmd.args(["-v", "--settle", "60s", "--", "touch"])
+                .arg(&mark);
+            let mut cmd = as_first_process(&cmd, false);
+            let mut child = cmd.stdout(Stdio::null()).spawn().unwrap();
+            let pid = started(&child, false);
+            let err = child.stderr.take().unwrap();
+            // It unblocks these once it has read its command line.
+            let end = Instant::now() + SOON;
+            let worker = only_child(child.id());
+            while field(worker, "SigBlk") != "0000000000000000" {
+                assert!(Instant::now() < end, "signals stay blocked");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            kill(pid, signal).unwrap();
+            assert_eq!(code(child), 128 + signal as i32, "{signal}");
+            let text = std::io::read_to_string(err).unwrap();
+            assert!(!text.contains("failed"), "{text}");
+            assert!(!mark.exists(), "the command was started");
+        }
+    });
+}

@@ -8,7 +8,7 @@ use flate2::read::MultiGzDecoder;
 use nix::errno::Errno;
 
 use super::scan::{LARGE, Match, Scanner};
-use crate::sys::progress;
+use crate::sys::progress::{self, Wait};
 
 /// A gzip stream is known by its first bytes, not by its name.
 const GZIP: &[u8] = b"\x1f\x8b\x08";
@@ -118,12 +118,14 @@ impl Progress {
             0 => String::new(),
             total => format!("of {total} "),
         };
+        let _waits = Wait::begin();
         let _ = write!(io::stderr(), "\rread {} {of}MiB ", self.bytes >> 20);
     }
 
     /// Removes it from the terminal.
     pub fn clear(&self) {
         if self.is_shown {
+            let _waits = Wait::begin();
             let _ = write!(io::stderr(), "\r{:40}\r", "");
         }
     }

@@ -175,6 +175,7 @@ impl Scanner {
             read(len.into_inner());
             places.sort_unstable();
             for place in places {
+                read(0);
                 self.block.seek(place, BEHIND);
                 self.block.fill(|bytes, at| file.read_at(bytes, at));
                 reported = self.report(reported, &mut found);
