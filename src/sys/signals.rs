@@ -105,16 +105,6 @@ pub(crate) fn wait_for_signal(timeout: Option<Duration>) -> Option<libc::c_int> 
     syscalls::wait_for_signal(HELD, timeout)
 }
 
-/// Whether this process ignores a signal.
-pub(crate) fn is_ignored(which: Signal) -> bool {
-    // What a signal does can only be read with sigaction(2), which also sets it.
-    let ignored = on_signal(which, OnSignal::Ignore);
-    if !ignored {
-        on_signal(which, OnSignal::Default);
-    }
-    ignored
-}
-
 /// Lets a signal do to this process what it does by default. Returns where that is nothing.
 pub(crate) fn raise_default(which: Signal) {
     // The process whose end this repeats has left its core already.

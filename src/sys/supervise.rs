@@ -154,7 +154,7 @@ fn hand_on(worker: Pid, number: libc::c_int) -> Option<Signal> {
     let signal = Signal::try_from(number).ok()?;
     // Who asks a program to end does so once.
     let sent = kill(worker, signal).or_else(|_| kill(worker, signal));
-    let ends = !signals::is_ignored(signal);
+    let ends = !syscalls::is_ignored(number);
     if ends && sent == Err(Errno::EPERM) {
         end_by(signal);
     }

@@ -295,6 +295,17 @@ pub fn on_signal(which: Signal, what: OnSignal) -> bool {
     matches!(was, Ok(SigHandler::SigIgn))
 }
 
+/// Whether this process ignores a signal.
+pub fn is_ignored(number: libc::c_int) -> bool {
+    let mut now = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: changes nothing, and zeroes are a valid value of what it fills.
+    let now = unsafe {
+        libc::sigaction(number, std::ptr::null(), now.as_mut_ptr());
+        now.assume_init()
+    };
+    now.sa_sigaction == libc::SIG_IGN
+}
+
 /// The signals that wait, sigpending(2).
 pub fn pending_signals() -> Result<SigSet> {
     let mut set = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
@@ -420,13 +431,7 @@ extern "C" fn note_inherited() {
             found |= 1 << fd;
         }
     }
-    let mut now = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: changes nothing, and zeroes are a valid value of what it fills.
-    let now = unsafe {
-        libc::sigaction(libc::SIGPIPE, std::ptr::null(), now.as_mut_ptr());
-        now.assume_init()
-    };
-    if now.sa_sigaction == libc::SIG_IGN {
+    if is_ignored(libc::SIGPIPE) {
         found |= SIGPIPE_IGNORED;
     }
     INHERITED.store(found, Ordering::Relaxed);
