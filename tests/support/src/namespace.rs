@@ -97,11 +97,11 @@ pub fn in_namespace<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// A job that a shell starts in the background ignores these signals, and so would what a test starts.
+/// A job that a shell or nohup(1) starts in the background ignores these signals, and so would what a test starts.
 #[allow(unsafe_code)]
 fn default_signals() {
     use nix::sys::signal::{SigHandler, Signal, signal};
-    for number in [Signal::SIGINT, Signal::SIGQUIT] {
+    for number in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {
         // SAFETY: installs no handler.
         unsafe { signal(number, SigHandler::SigDfl) }.unwrap();
     }
