@@ -69,7 +69,12 @@ pub fn supervise(work: impl FnOnce() -> u8) -> Result<Ended> {
             progress::begin_work(getppid());
             syscalls::exit_now(work().into())
         }
-        Ok(ForkResult::Parent { child }) => Ok(watch_over(child).unwrap_or_else(Ended::Lost)),
+        Ok(ForkResult::Parent { child }) => Ok(watch_over(child).unwrap_or_else(|error| {
+            // What it still did would not be in the report.
+            let _ = kill(child, Signal::SIGKILL);
+            let _ = ends_soon(child);
+            Ended::Lost(error)
+        })),
         Err(error) => Err(error),
     };
     signals::restore_signals(mask);
