@@ -145,7 +145,7 @@ fn watch_ends_well_and_reads_its_configuration_again() {
     });
 }
 
-/// `logs` reads as nobody, whom its supervisor still ends, and a signal that was ignored stays so.
+/// The worker of `logs` runs as nobody: its supervisor can still end it, and an ignored signal stays ignored.
 #[test]
 fn logs_that_waits_for_input_sleeps_and_ends_when_asked() {
     require_commands(&["env", "sh"]);
