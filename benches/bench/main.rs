@@ -3,7 +3,6 @@
 //! Nothing is asserted: what is measured is printed, and what is not measured is named. Everything happens in
 //! private mount namespaces with a /dev of their own.
 #![allow(
-    missing_docs,
     clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,

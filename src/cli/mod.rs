@@ -55,7 +55,6 @@ pub enum Command {
 
 /// The options of `exec`.
 #[derive(Debug, Args)]
-#[allow(missing_docs, reason = "the help texts below are the documentation")]
 pub struct ExecOptions {
     #[command(flatten)]
     pub apply: Options,
@@ -66,7 +65,6 @@ pub struct ExecOptions {
 
 /// The options of `install`.
 #[derive(Debug, Args)]
-#[allow(missing_docs, reason = "the help texts below are the documentation")]
 pub struct InstallOptions {
     /// The directory, in the volume
     #[arg(value_name = "DIR")]
@@ -79,7 +77,6 @@ pub struct InstallOptions {
 /// The options of `logs`.
 #[cfg(feature = "logs")]
 #[derive(Debug, Args)]
-#[allow(missing_docs, reason = "the help texts below are the documentation")]
 pub struct LogOptions {
     /// Files and directories, or - for standard input
     #[arg(value_name = "PATH")]
@@ -98,7 +95,6 @@ pub struct LogOptions {
 /// The argument of `ready`.
 #[cfg(feature = "watch")]
 #[derive(Debug, Args)]
-#[allow(missing_docs, reason = "the help text below is the documentation")]
 pub struct ReadyOptions {
     /// What watch was given as --status-file
     #[arg(value_name = "STATUS-FILE")]

@@ -2,7 +2,7 @@
 //!
 //! There is a module for each tool, so that the runner can leave out, and name, those whose tool the machine lacks.
 //! In each of them `on_a_node` is what also needs root and KVM.
-#![allow(clippy::disallowed_methods, missing_docs)]
+#![allow(clippy::disallowed_methods)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 mod ansible;

@@ -21,7 +21,7 @@
 //!
 //! **In place.** A file that a mount pins is written in place. It is one page at most here: a longer one
 //! can be torn by SIGKILL, which README.md says.
-#![allow(missing_docs, clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

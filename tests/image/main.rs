@@ -3,7 +3,7 @@
 //! is there).
 //!
 //! `cargo test --test image` as root.
-#![allow(missing_docs, clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,6 +1,6 @@
 //! tests/goldens is what `kubectl kustomize` builds of the fixtures and the patches of helm-patch:
 //! `cargo test --test kustomize`. `KVM_INIT_UPDATE_GOLDENS=1` writes what is built instead (needs diff).
-#![allow(missing_docs, clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;

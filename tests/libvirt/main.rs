@@ -1,6 +1,6 @@
 //! The distribution's libvirtd and QEMU, and libvirt's own parser of qemu.conf: `cargo test --test libvirt` as
 //! root.
-#![allow(missing_docs, clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

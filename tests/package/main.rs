@@ -2,7 +2,7 @@
 //! package. Needs root, make, `make build`, cargo-deb, dpkg, lintian, mandoc, groff, bash, zsh and fish.
 //!
 //! `cargo test --test package` as root.
-#![allow(missing_docs, clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

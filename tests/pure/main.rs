@@ -1,6 +1,6 @@
 //! What needs nothing but the sources: parsers, decisions, reports, the program's options and pages. `cargo test`
 //! runs it.
-#![allow(missing_docs, clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

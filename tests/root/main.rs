@@ -2,7 +2,7 @@
 //!
 //! `cargo test --test root` as root. Most of it needs a KVM driver as well, since
 //! without one there is nothing to be done on a node; what cannot run says so and fails.
-#![allow(missing_docs, clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,6 +1,6 @@
 //! The process that supervises the work: what it does about a file system that never answers, and about signals.
 //! `cargo test --test supervise` as root, with a KVM driver and a kernel that has FUSE.
-#![allow(missing_docs, clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

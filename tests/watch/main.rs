@@ -2,7 +2,7 @@
 //! driver and the udev that tests/run unpacks.
 //!
 //! What is timed is printed; the bounds that fail a test are ten times what a quiet machine reaches.
-#![allow(missing_docs, clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
