@@ -1,6 +1,6 @@
-//! The tables of README.md, SECURITY.md and docs/ are made from the code: verbs and options from what clap is told,
-//! everything else from what the documentation of the types says. With `KVM_INIT_WRITE_DOCS=1` this test
-//! writes them, otherwise it compares.
+//! The tables of README.md, SECURITY.md and docs/ are generated: commands and options from clap's definitions,
+//! everything else from the doc comments of the types. With `KVM_INIT_WRITE_DOCS=1` the test writes them, otherwise it
+//! compares.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,12 +12,17 @@ use libvirt_kvm_init::report::Report;
 use libvirt_kvm_init::sys::privileges::{Job, NEEDS};
 use libvirt_kvm_init::verdict::Verdict;
 
-const FILES: [&str; 3] = ["README.md", "SECURITY.md", "docs/report.md"];
+const FILES: [&str; 4] = [
+    "README.md",
+    "SECURITY.md",
+    "docs/operate.md",
+    "docs/report.md",
+];
 const BEGIN: &str = "<!-- made from the code: ";
 const END: &str = "<!-- end -->\n";
 
 #[test]
-fn tables_say_what_the_code_says() {
+fn generated_tables_match_the_code() {
     let write = env::var_os("KVM_INIT_WRITE_DOCS").is_some();
     let mut used = Vec::new();
     for name in FILES {
@@ -27,7 +32,7 @@ fn tables_say_what_the_code_says() {
         let mut rest = old.as_str();
         while let Some((before, after)) = rest.split_once(BEGIN) {
             let (table, after) = after.split_once(" -->\n").unwrap();
-            let (_, after) = after.split_once(END).expect("a table without its end");
+            let (_, after) = after.split_once(END).expect("a table has no end mark");
             new.push_str(&format!("{before}{BEGIN}{table} -->\n\n"));
             new.push_str(&made(table));
             new.push_str(&format!("\n{END}"));
@@ -40,7 +45,7 @@ fn tables_say_what_the_code_says() {
         }
         assert!(
             write || old == new,
-            "{name} is not what the code says; `KVM_INIT_WRITE_DOCS=1 cargo test --test pure readme::` \
+            "a table of {name} differs from the code; `KVM_INIT_WRITE_DOCS=1 cargo test --test pure readme::` \
              writes it, as:\n{new}"
         );
     }
@@ -49,11 +54,11 @@ fn tables_say_what_the_code_says() {
         "actions",
         "capabilities",
         "causes",
+        "commands",
         "exit codes",
         "fields",
         "options",
         "sources",
-        "verbs",
         "warnings",
     ];
     assert_eq!(used, all);
@@ -67,7 +72,7 @@ fn made(table: &str) -> String {
     let words = include_str!("../../src/codes.rs");
     match table {
         "capabilities" => capabilities(),
-        "verbs" => verbs(),
+        "commands" => commands(),
         "options" => options(),
         "exit codes" => exit_codes(),
         "fields" => fields(),
@@ -89,13 +94,13 @@ fn rows(head: &str, rows: Vec<(String, String)>) -> String {
     )
 }
 
-/// A sentence as a table has it.
+/// A sentence as a table cell: lower case, without the full stop.
 fn cell(text: &str) -> String {
     let text = text.strip_suffix('.').unwrap_or(text);
     let escaped = text.replace('|', "\\|");
     let mut letters = escaped.chars();
     let first = letters.next().unwrap();
-    // A name keeps its capitals.
+    // A word in capitals, such as YAML, stays as it is.
     let lower = letters
         .clone()
         .next()
@@ -112,28 +117,28 @@ fn command() -> Command {
     command
 }
 
-fn verbs() -> String {
-    let mut text = "| verb | does |\n| --- | --- |\n".to_owned();
-    for verb in command().get_subcommands() {
-        let words: Vec<String> = verb.get_positionals().map(|arg| arg.to_string()).collect();
-        let name = [verb.get_name().to_owned()].into_iter().chain(words);
+fn commands() -> String {
+    let mut text = "| command | does |\n| --- | --- |\n".to_owned();
+    for one in command().get_subcommands() {
+        let words: Vec<String> = one.get_positionals().map(|arg| arg.to_string()).collect();
+        let name = [one.get_name().to_owned()].into_iter().chain(words);
         let name = name.collect::<Vec<_>>().join(" ").replace('|', "\\|");
         text.push_str(&format!(
             "| `{name}` | {} |\n",
-            cell(&verb.get_about().unwrap().to_string())
+            cell(&one.get_about().unwrap().to_string())
         ));
     }
     text
 }
 
-/// `apply`'s options, then those that only `watch` has.
+/// The options of `apply`, then those that only `watch` takes.
 fn options() -> String {
     let command = command();
-    let of = |verb: &str| -> Vec<Arg> {
-        let verb = command.find_subcommand(verb).unwrap();
-        verb.get_opts()
+    let of = |name: &str| -> Vec<Arg> {
+        let one = command.find_subcommand(name).unwrap();
+        one.get_opts()
             .chain(
-                verb.get_arguments()
+                one.get_arguments()
                     .filter(|arg| !arg.get_action().takes_values()),
             )
             .filter(|arg| arg.get_id() != "help")
@@ -163,7 +168,7 @@ fn options() -> String {
         let value = arg
             .get_value_names()
             .filter(|_| arg.get_action().takes_values());
-        // A switch takes a value in the configuration only.
+        // A switch shows no value: it needs one only as a key or variable.
         let value = value.filter(|_| {
             arg.get_num_args()
                 .is_none_or(|count| count.min_values() > 0)
@@ -181,9 +186,9 @@ fn options() -> String {
 }
 
 fn capabilities() -> String {
-    let mut text = "| verb | capability | why |\n| --- | --- | --- |\n".to_owned();
+    let mut text = "| command | capability | why |\n| --- | --- | --- |\n".to_owned();
     for need in NEEDS {
-        let verbs = need.jobs.iter().map(|job| match job {
+        let names = need.jobs.iter().map(|job| match job {
             Job::Apply => "`apply`, `exec`",
             Job::Check => "`check`",
             Job::Install => "`install`",
@@ -191,9 +196,9 @@ fn capabilities() -> String {
             Job::Ready => "`ready`",
             Job::Watch => "`watch`",
         });
-        let verbs = verbs.collect::<Vec<_>>().join(", ");
+        let names = names.collect::<Vec<_>>().join(", ");
         text.push_str(&format!(
-            "| {verbs} | `{}` | {} |\n",
+            "| {names} | `{}` | {} |\n",
             need.capability, need.why
         ));
     }
@@ -215,7 +220,7 @@ fn exit_codes() -> String {
     text
 }
 
-/// The words of an enum, as JSON has them, and what its documentation says of each.
+/// Each variant of an enum as it appears in JSON, with its doc comment.
 fn variants(source: &str, name: &str) -> Vec<(String, String)> {
     let found = members(source, &format!("pub enum {name} {{"));
     found
@@ -241,7 +246,7 @@ fn kebab(name: &str) -> String {
     word
 }
 
-/// What is declared between this line and the brace that closes it, and its documentation.
+/// The fields or variants that are declared after the line `head`, each with its doc comment.
 fn members(source: &str, head: &str) -> Vec<(String, String)> {
     let (_, body) = source
         .split_once(head)
@@ -258,7 +263,7 @@ fn members(source: &str, head: &str) -> Vec<(String, String)> {
             Some(text) => means.push(text),
             None if line.starts_with("#[") => {}
             None => {
-                assert!(!means.is_empty(), "{line} says nothing");
+                assert!(!means.is_empty(), "{line} has no doc comment");
                 found.push((line.to_owned(), means.join(" ")));
                 means.clear();
             }
@@ -273,7 +278,7 @@ fn fields() -> String {
         include_str!("../../src/codes.rs"),
     ]
     .concat();
-    let mut text = "| field | is | meaning |\n| --- | --- | --- |\n".to_owned();
+    let mut text = "| field | type | meaning |\n| --- | --- | --- |\n".to_owned();
     let mut names = Vec::new();
     append(&source, "Report", "", &mut text, &mut names);
     let example: Report = serde_json::from_str(include_str!("../data/report.json")).unwrap();
@@ -290,7 +295,7 @@ fn fields() -> String {
 
 fn append(source: &str, kind: &str, path: &str, text: &mut String, names: &mut Vec<String>) {
     let fields = members(source, &format!("pub struct {kind} {{"));
-    // What is not public is not in the JSON form.
+    // Private fields are not in the JSON.
     for (line, means) in fields
         .into_iter()
         .filter(|(line, _)| line.starts_with("pub "))
