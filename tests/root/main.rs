@@ -34,6 +34,7 @@ mod persist;
 mod place;
 mod privileges;
 mod races;
+mod readme;
 mod ready;
 mod rights;
 mod settle;
