@@ -1,4 +1,4 @@
-//! The steps that change something: the pod's group file, the node's udev rule, and the device.
+//! Executes the steps of a plan: writes the pod's group file and the node's udev rule, and changes the device.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use crate::sys::output_dir::{OutputDirError, Purpose, open_below, open_output};
 use crate::sys::root::{MAX_FILE, Root};
 use crate::sys::{Inode, SyscallError};
 
-/// A directory in which a file is replaced, and the file's name.
+/// A locked directory, and the name of the file to write in it.
 type Place = (LockedDir, String);
 
-/// A system call that failed on this.
+/// Adds the object of a failed system call, which selects the advice.
 fn on(object: Object) -> impl Fn(SyscallError) -> Error {
     move |error| Error::Syscall { error, on: object }
 }
@@ -31,12 +31,11 @@ pub struct Locks {
 }
 
 impl Locks {
-    /// Opens and locks the directories of these steps that are not held yet, as far as they can be locked,
-    /// within `patience`. Whether there was one: then what was seen before may be out of date.
+    /// Opens and locks the directories of these steps that are not locked yet, waiting up to `patience` for each. A
+    /// read-only directory stays unlocked. Returns true if there was one to lock: then the observation may be out of date.
     ///
     /// # Errors
-    /// [`Error::Refused`] for a directory that another user can write into; otherwise the call that failed, and what
-    /// to do next.
+    /// [`Error::Refused`] for a directory in which another user can write.
     pub fn take(&mut self, steps: &[Step], patience: Duration) -> Result<bool> {
         let mut took = false;
         for step in steps {
@@ -47,7 +46,7 @@ impl Locks {
                 }
                 Step::UdevRule(step) if self.rule.is_none() => {
                     let (mut directory, name) = rule_place(step)?;
-                    // No tool of a distribution locks the directory of rules; this keeps two runs apart.
+                    // Distributions have no lock for this directory; this one serialises runs of this program.
                     let locked = directory.lock(LockFile::Own, patience);
                     locked.map_err(on(Object::UdevRule))?;
                     self.rule = Some((directory, name));
@@ -59,14 +58,13 @@ impl Locks {
         Ok(took)
     }
 
-    /// Lets the group file's lock go.
     pub fn release_group(&mut self) {
         self.group = None;
     }
 }
 
-/// The steps of this round. The rule comes alone, once all else is done: where it cannot be written, guests
-/// start until the node's next event.
+/// The steps of this round. The rule is written alone, in a later round than the rest: if that fails, guests can start
+/// until the node's next event.
 pub fn due(steps: &[Step]) -> &[Step] {
     match steps.split_last() {
         Some((Step::UdevRule(_), before)) if !before.is_empty() => before,
@@ -74,58 +72,52 @@ pub fn due(steps: &[Step]) -> &[Step] {
     }
 }
 
-/// Says no before anything is changed where another user can write into the directory of the rule.
+/// Checks before anything is changed that no other user can write in the directory of the rule.
 ///
 /// # Errors
-/// [`Error::Refused`] for such a directory. Whatever else is wrong with it shows when the rule is written.
+/// [`Error::Refused`] for such a directory. Its other errors are reported when the rule is written.
 pub fn refuse_rule(steps: &[Step]) -> Result<()> {
     let Some(Step::UdevRule(step)) = steps.last() else {
         return Ok(());
     };
     match open_below(&Root::open(&step.root)?, own_rule::DIRECTORY) {
-        Err(unfit @ OutputDirError::Untrusted { .. }) => {
-            Err(refused_or("--persist", unfit, Object::UdevRule))
+        Err(error @ OutputDirError::Untrusted { .. }) => {
+            Err(refused_or("--persist", error, Object::UdevRule))
         }
         _ => Ok(()),
     }
 }
 
-/// Writes the file of a step, into a directory that is held: false where what was seen of it is out of date,
-/// and all is to be looked at again.
-///
-/// # Errors
-/// The call that failed, and what to do next. Every file is then still whole.
-pub fn write(step: &Step, held: &Locks) -> Result<bool> {
-    match (step, &held.group, &held.rule) {
+/// Writes the file of a step. False if its directory is not locked or the file has changed since it was observed: then
+/// observe and plan again. A failed write never leaves a partly written file.
+pub fn write(step: &Step, locks: &Locks) -> Result<bool> {
+    match (step, &locks.group, &locks.rule) {
         (Step::GroupFile(step), Some(place), _) => write_group_file(step, place),
         (Step::UdevRule(step), _, Some(place)) => write_rule(step, place),
         _ => Ok(false),
     }
 }
 
-/// Does one step of the device's.
-///
-/// # Errors
-/// The call that failed, and what to do next.
+/// Executes a step on the device; ignores a step on a file.
 pub fn perform(step: &Step, device: &Device) -> Result<()> {
-    let done = match step {
+    let result = match step {
         Step::GroupFile(_) | Step::UdevRule(_) => Ok(()),
         Step::Owner { to: (uid, gid), .. } => device.set_owner(*uid, *gid),
         Step::Mode { to, .. } => device.set_mode(*to),
         Step::Acl { to, .. } => device.set_acl(to),
     };
-    done.map_err(on(Object::Device))
+    result.map_err(on(Object::Device))
 }
 
-/// The directory and the name of a group file, locked.
+/// Opens and locks the directory of a group file.
 fn group_place(file: &GroupFile, patience: Duration) -> Result<Place> {
     match file {
         GroupFile::InPlace { root, .. } => {
             let root = root.open()?;
             let (fd, name) = root.directory_of(GROUP_FILE)?;
             let mut directory = LockedDir::new(fd, root.join("etc"));
-            let found = directory.find(&name).map_err(on(Object::GroupFile))?;
-            if found.is_some_and(|found| found.kind() == SFlag::S_IFLNK) {
+            let file = directory.find(&name).map_err(on(Object::GroupFile))?;
+            if file.is_some_and(|file| file.kind() == SFlag::S_IFLNK) {
                 return Err(is_a_link(&directory, &name));
             }
             let locked = directory.lock(LockFile::Passwords, patience);
@@ -135,7 +127,7 @@ fn group_place(file: &GroupFile, patience: Duration) -> Result<Place> {
         GroupFile::Out { path, .. } => {
             let opened = open_output(path, Purpose::Write);
             let (mut directory, name) = opened
-                .map_err(|unfit| refused_or("--group-file-out", unfit, Object::GroupFileOut))?;
+                .map_err(|error| refused_or("--group-file-out", error, Object::GroupFileOut))?;
             directory
                 .lock(LockFile::Own, patience)
                 .map_err(on(Object::GroupFileOut))?;
@@ -146,21 +138,21 @@ fn group_place(file: &GroupFile, patience: Duration) -> Result<Place> {
 
 fn rule_place(step: &RuleStep) -> Result<Place> {
     let root = Root::open(&step.root)?;
-    let found = match open_below(&root, own_rule::DIRECTORY) {
-        Err(unfit) if unfit.errno() == Some(Errno::ENOENT) => {
+    let opened = match open_below(&root, own_rule::DIRECTORY) {
+        Err(error) if error.errno() == Some(Errno::ENOENT) => {
             root.make_directory(own_rule::DIRECTORY)
                 .map_err(on(Object::UdevRule))?;
             open_below(&root, own_rule::DIRECTORY)
         }
-        found => found,
+        opened => opened,
     };
-    let directory = found.map_err(|unfit| refused_or("--persist", unfit, Object::UdevRule))?;
+    let directory = opened.map_err(|error| refused_or("--persist", error, Object::UdevRule))?;
     let name = own_rule::PATH.rsplit('/').next().unwrap_or_default();
     Ok((directory, name.to_owned()))
 }
 
-fn refused_or(option: &str, unfit: OutputDirError, object: Object) -> Error {
-    match unfit {
+fn refused_or(option: &str, error: OutputDirError, object: Object) -> Error {
+    match error {
         OutputDirError::Call(error) => on(object)(error),
         untrusted @ OutputDirError::Untrusted { .. } => {
             Error::Refused(format!("{option}: {untrusted}"))
@@ -168,7 +160,7 @@ fn refused_or(option: &str, unfit: OutputDirError, object: Object) -> Error {
     }
 }
 
-/// Brings the group file in line, from what it held when it was looked at.
+/// Writes the group file, if it is still as it was observed.
 fn write_group_file(step: &GroupStep, place: &Place) -> Result<bool> {
     check_size(step, place)?;
     match &step.file {
@@ -187,11 +179,11 @@ fn write_out(
     content: &[u8],
     (directory, name): &Place,
 ) -> Result<bool> {
-    let found = directory.find(name).map_err(on(Object::GroupFileOut))?;
-    let (found, rights) = (found.as_ref(), OwnerAndMode::Root(0o644));
+    let file = directory.find(name).map_err(on(Object::GroupFileOut))?;
+    let (file, rights) = (file.as_ref(), OwnerAndMode::Root(0o644));
     let written = match keep_inode {
-        true => directory.overwrite(name, found, base, content, rights),
-        false => directory.replace(name, found, base, content, rights),
+        true => directory.overwrite(name, file, base, content, rights),
+        false => directory.replace(name, file, base, content, rights),
     };
     unless_changed(written, Object::GroupFileOut)
 }
@@ -202,45 +194,47 @@ fn write_in_place(
     content: &[u8],
     (directory, name): &Place,
 ) -> Result<bool> {
-    let Some(found) = directory.find(name).map_err(on(Object::GroupFile))? else {
+    let Some(file) = directory.find(name).map_err(on(Object::GroupFile))? else {
         let path = directory.path().join(name);
-        return Err(Error::Contended(format!("{} went away", path.display())));
+        return Err(Error::Contended(format!(
+            "{} disappeared during the run; check whether another process is changing it",
+            path.display()
+        )));
     };
-    let now = match directory.read(name, &found) {
+    let now = match directory.read(name, &file) {
         Err(error) if error.errno == Errno::ELOOP => return Err(is_a_link(directory, name)),
         read => read?,
     };
-    if inode != Some(found.inode()) || now != base {
+    if inode != Some(file.inode()) || now != base {
         return Ok(false);
     }
     if content == base {
         return Ok(true);
     }
-    let written = directory.replace(name, Some(&found), Some(base), content, OwnerAndMode::Kept);
+    let written = directory.replace(name, Some(&file), Some(base), content, OwnerAndMode::Kept);
     unless_changed(written, Object::GroupFile)
 }
 
 fn is_a_link(directory: &LockedDir, name: &str) -> Error {
     let text = format!(
-        "{} is a symbolic link, and none is written through; give --group-file-out and mount that file \
-         over it",
+        "{} is a symbolic link, which is not followed; use --group-file-out and mount that file over it",
         directory.path().join(name).display()
     );
     Error::Refused(text)
 }
 
-/// False for a file that another process wrote into at the same time.
+/// False for a file that another process changed during the run.
 fn unless_changed(written: crate::sys::Result<()>, object: Object) -> Result<bool> {
     match written {
         Err(error) if error.errno == CHANGED => {
-            log::debug!("{error}; looks again");
+            log::debug!("{error}; trying again");
             Ok(false)
         }
         done => done.map(|()| true).map_err(on(object)),
     }
 }
 
-/// Nothing is written that the next run would not read.
+/// Refuses content above the limit up to which the next run would read it.
 fn check_size(step: &GroupStep, (directory, name): &Place) -> Result<()> {
     if step.content.len() as u64 <= MAX_FILE {
         return Ok(());
@@ -253,26 +247,27 @@ fn check_size(step: &GroupStep, (directory, name): &Place) -> Result<()> {
     Err(SyscallError::new(call, errno).into())
 }
 
-/// Writes the node's rule.
+/// Writes the node's rule, unless another process put its own file there during the run.
 fn write_rule(step: &RuleStep, (directory, name): &Place) -> Result<bool> {
-    let found = directory.find(name).map_err(on(Object::UdevRule))?;
-    let stands = match &found {
-        Some(found) => Some(directory.read(name, found).map_err(on(Object::UdevRule))?),
+    let file = directory.find(name).map_err(on(Object::UdevRule))?;
+    let now = match &file {
+        Some(file) => Some(directory.read(name, file).map_err(on(Object::UdevRule))?),
         None => None,
     };
-    if let Some(other) = stands.as_ref().filter(|content| !own_rule::is_own(content)) {
+    if let Some(other) = now.as_ref().filter(|content| !own_rule::is_own(content)) {
         let path = directory.path().join(name);
         let text = format!(
-            "somebody else put a file of {} bytes at {} meanwhile, which is left alone",
-            other.len(),
-            path.display()
+            "--persist: another process created {} ({} bytes) during the run, and it is not overwritten: \
+             remove it and run the command again",
+            path.display(),
+            other.len()
         );
         return Err(Error::Refused(text));
     }
-    if stands.as_ref() == Some(&step.content) {
+    if now.as_ref() == Some(&step.content) {
         return Ok(true);
     }
-    let (found, base, rights) = (found.as_ref(), stands.as_deref(), OwnerAndMode::Root(0o644));
-    let written = directory.replace(name, found, base, &step.content, rights);
+    let (file, base, rights) = (file.as_ref(), now.as_deref(), OwnerAndMode::Root(0o644));
+    let written = directory.replace(name, file, base, &step.content, rights);
     unless_changed(written, Object::UdevRule)
 }

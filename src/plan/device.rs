@@ -1,4 +1,4 @@
-//! The steps of the device: owner, group and mode, or the ACL.
+//! Plans the steps for the device: owner and group, then mode or ACL.
 
 use nix::unistd::{Gid, Uid};
 
@@ -7,20 +7,19 @@ use super::context::Context;
 use crate::codes::{Warning, WarningCode};
 use crate::observe::DeviceState;
 
-/// The steps of the device.
 pub(super) fn steps(
-    node: &DeviceState,
+    device: &DeviceState,
     context: &Context<'_>,
     target: Gid,
     warnings: &mut Vec<Warning>,
 ) -> Vec<Step> {
     let mut steps = Vec::new();
-    let facts = &node.facts;
+    let facts = &device.facts;
     let owner = (Uid::from_raw(0), target);
-    if node.unmapped {
+    if device.unmapped {
         let text = format!(
-            "{} belongs to {}:{}, which may be IDs that this user namespace does not map: owner \
-             and group are left alone",
+            "{} belongs to {}:{}, which may stand for IDs that this user namespace does not map, so owner \
+             and group are not changed; run the pod without hostUsers: false",
             context.seen.device_path.display(),
             facts.uid,
             facts.gid
@@ -32,8 +31,8 @@ pub(super) fn steps(
             to: owner,
         });
     }
-    // The owner first: what a wider mode gives then goes to the group that is to have it.
-    if let Some(acl) = &node.acl {
+    // Owner and group come first, so that a wider mode never applies to the old group.
+    if let Some(acl) = &device.acl {
         let repaired = acl.repaired(context.policy.mode);
         if repaired != *acl {
             steps.push(Step::Acl {
@@ -53,7 +52,7 @@ pub(super) fn steps(
     steps
 }
 
-/// The exact mode if one was asked for, else what is there and `rw` for owner and group.
+/// The exact mode if one is set; otherwise the present mode with `rw` added for owner and group.
 pub fn wanted_mode(now: u16, exact: Option<u16>) -> u16 {
     exact.unwrap_or(now | 0o660)
 }

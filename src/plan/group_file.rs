@@ -1,4 +1,4 @@
-//! The steps of the group file, and the QEMU identity before and after them.
+//! Plans the steps for the group file, and computes the QEMU identity before and after them.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -19,12 +19,12 @@ use crate::formats::udev::Predictions;
 use crate::observe::GROUP_FILE;
 use crate::text::join_first;
 
-/// Every step to the target, the group file first and the device last. The QEMU identities go into the plan.
-/// `udev` is what will happen to the device.
+/// The steps to the target, the group file first and the device last. Stores the QEMU identities in the plan. `udev`
+/// predicts what the node's events set on the device.
 ///
 /// # Errors
-/// [`Stop::Usage`] for a QEMU user or group that is not there, and a pod root without group file;
-/// [`Stop::Refusal`] for a name that is not written into a group file.
+/// [`Stop::Usage`] for a missing QEMU user or group, and a pod root without a group file; [`Stop::Refusal`] for a name
+/// that cannot be written to a group file.
 pub fn steps(
     context: &Context<'_>,
     udev: Option<&Predictions>,
@@ -38,36 +38,36 @@ pub fn steps(
     let group_file = if context.writes_group_file() {
         let member = match &user {
             Ok(user) => member(user),
-            Err(unknown) if pod.is_host && unknown.is_absence() => None,
-            Err(unknown) => return Err(Error::Usage(unknown.to_string()).into()),
+            Err(error) if pod.is_host && error.is_absence() => None,
+            Err(error) => return Err(Error::Usage(error.to_string()).into()),
         };
-        let (wants, told) = wants(context, udev, target, member);
-        plan.warnings.extend(told);
+        let (wants, warnings) = wants(context, udev, target, member);
+        plan.warnings.extend(warnings);
         let (aligned, step) = group_step(context, &wants)?;
-        note_leftovers(context, step.as_ref(), plan);
+        note_old_group(context, step.as_ref(), plan);
         steps.extend(step.map(Step::GroupFile));
         aligned
     } else {
         Cow::Borrowed(pod.effective_group().unwrap_or_default())
     };
     let has_step = !steps.is_empty();
-    find_identities(context, user, &group_file, has_step, target, plan)?;
-    // Where the pod's file cannot follow, no number goes onto the device that it does not have. The node's own
-    // file is none to follow.
+    store_identities(context, user, &group_file, has_step, target, plan)?;
+    // If the pod's group file cannot be written, the device gets no GID that it does not contain. The node's own group
+    // file is not restricted in this way.
     let is_known = || group::groups(&group_file).any(|group| group.gid == target);
-    if let Some(node) = &seen.device
+    if let Some(state) = &seen.device
         && (!context.group_file_readonly() || pod.is_host || is_known())
     {
-        steps.extend(device::steps(node, context, target, &mut plan.warnings));
+        steps.extend(device::steps(state, context, target, &mut plan.warnings));
     }
     Ok(steps)
 }
 
-/// The QEMU identity now, and with this group file.
+/// Stores in the plan the QEMU identity now, and the one with this group file.
 ///
 /// # Errors
-/// [`Error::Usage`] for a QEMU user or group that is not there, but on a node without libvirt.
-fn find_identities(
+/// [`Error::Usage`] for a missing QEMU user or group, except on a node without libvirt.
+fn store_identities(
     context: &Context<'_>,
     user: Result<User, IdentityError>,
     group_file: &[u8],
@@ -93,30 +93,30 @@ fn find_identities(
     };
     plan.identity_now = now.map_err(Some);
     plan.identity = Some(match identity {
-        Err(unknown) if pod.is_host && unknown.is_absence() => {
+        Err(error) if pod.is_host && error.is_absence() => {
             let text = format!(
-                "this node has no QEMU user, so the proof is for uid and gid 65534 with the group \
-                 {target} alone; it says nothing of a pod's QEMU"
+                "this node has no QEMU user, so the proof uses UID and GID 65534 with GID {target} as only \
+                 supplementary group; run the command in the libvirt pod to prove access for its QEMU user"
             );
             let warning = Warning::new(WarningCode::LimitedProof, text);
             plan.warnings.push(warning);
             plan.identity_now = Ok(Identity::nobody(target));
             Identity::nobody(target)
         }
-        other => other.map_err(|unknown| Error::Usage(unknown.to_string()))?,
+        other => other.map_err(|error| Error::Usage(error.to_string()))?,
     });
     Ok(())
 }
 
-/// A group that is wanted.
+/// A group that the group file must contain, with this member.
 struct GroupWant {
     name: String,
     gid: Gid,
     member: Option<Vec<u8>>,
 }
 
-/// The group with its number, and one more for each other number that an event of the node gives the
-/// device: as long as the node's events disagree, no single number lasts. Also what is odd about those.
+/// The group with the target GID, and one more group for each other GID that an event of the node sets on the device:
+/// while the node's events disagree, no single GID lasts. Also returns warnings about these GIDs.
 fn wants(
     context: &Context<'_>,
     udev: Option<&Predictions>,
@@ -130,16 +130,16 @@ fn wants(
         gid: target,
         member: member.clone(),
     }];
-    // Without a member another GID locks nobody out.
+    // Root needs no membership, and a UID without a name can have none.
     if member.is_some() && !context.seen.pod.is_host {
-        let (mut numbers, told) = further_gids(context, udev, target);
-        warnings = told;
-        match gid_to_leave(context, target) {
-            Ok(kept) => numbers.extend(kept),
+        let (mut gids, further) = further_gids(context, udev, target);
+        warnings = further;
+        match old_gid(context, target) {
+            Ok(old) => gids.extend(old),
             Err(warning) => warnings.push(warning),
         }
-        numbers.dedup();
-        wants.extend(numbers.into_iter().map(|gid| GroupWant {
+        gids.dedup();
+        wants.extend(gids.into_iter().map(|gid| GroupWant {
             name: format!("{name}-{gid}"),
             gid,
             member: member.clone(),
@@ -148,30 +148,27 @@ fn wants(
     (wants, warnings)
 }
 
-/// The number that the device is about to leave: until it has, and wherever the new one cannot be
-/// given to it, guests start with that one. One that means more than KVM is a warning instead.
-fn gid_to_leave(context: &Context<'_>, target: Gid) -> Result<Option<Gid>, Warning> {
+/// The device's old GID, which guests need until the device has the new one, or if that cannot be set. The GID of a
+/// guarded group returns a warning instead.
+fn old_gid(context: &Context<'_>, target: Gid) -> Result<Option<Gid>, Warning> {
     let file = context.seen.pod.image_group().unwrap_or_default();
-    let Some(kept) = context.last_good_gid().filter(|kept| *kept != target) else {
+    let Some(old) = context.last_good_gid().filter(|old| *old != target) else {
         return Ok(None);
     };
-    if let Some(group) = guarded(context.seen, kept) {
+    if let Some(group) = guarded(context.seen, old) {
         let text = format!(
-            "the device leaves the GID {kept}, which is {group}: QEMU is not made a member for the time \
-             until then, and a guest that starts meanwhile may not get KVM"
+            "the device's old GID {old} is {group}: the QEMU user is not added to that group, so a guest \
+             that starts while the GID changes may fail to open KVM; start such a guest again"
         );
         return Err(Warning::new(WarningCode::GuardedGroup, text));
     }
-    let is_free = collisions(file, &context.policy.group, kept)
+    let is_free = collisions(file, &context.policy.group, old)
         .next()
         .is_none();
-    Ok(is_free.then_some(kept))
+    Ok(is_free.then_some(old))
 }
 
-/// Brings a group file in line with one group after the other.
-///
-/// # Errors
-/// A name that cannot be written.
+/// Aligns a group file with each of these groups in turn.
 fn align_all<'a>(
     file: &'a [u8],
     wants: &[GroupWant],
@@ -195,23 +192,23 @@ fn align_all<'a>(
     Ok((content, changes))
 }
 
-/// Why nothing is written, and what to do: the member's name is the image's, the group's is an option's.
+/// Why the group file is not written, and what to do: the member's name comes from the image, the group's from an option.
 fn unwritable(error: &EditError, root: &PodRoot) -> String {
     let file = root.join(GROUP_FILE);
-    let way_out = match error {
+    let next_step = match error {
         EditError::Name {
             field: "member", ..
         } => format!(
-            "rename that user in {}, or name another one in qemu.conf",
+            "rename that user in {}, or set another one in qemu.conf",
             root.join("etc/passwd").display()
         ),
-        EditError::Name { .. } => "give --group another name".to_owned(),
-        EditError::Gid(_) => "give --gid".to_owned(),
+        EditError::Name { .. } => "set --group to another name".to_owned(),
+        EditError::Gid(_) => "set --gid".to_owned(),
     };
-    format!("{}: {error}; {way_out}", file.display())
+    format!("{}: {error}; {next_step}", file.display())
 }
 
-/// The group file as it is to be, and the step to it if it is not so yet.
+/// The wanted content of the group file, and the step that writes it if it differs.
 fn group_step<'a>(
     context: &Context<'a>,
     wants: &[GroupWant],
@@ -219,7 +216,7 @@ fn group_step<'a>(
     let pod = &context.seen.pod;
     let Some(file) = pod.image_group() else {
         let text = format!(
-            "{} does not exist: run this in the libvirt image, or give --root",
+            "{} does not exist: run the command in the libvirt image, or set --root",
             pod.root.join(GROUP_FILE).display()
         );
         return Err(Error::Usage(text).into());
@@ -230,24 +227,27 @@ fn group_step<'a>(
             cause: None,
         })
     })?;
-    let stands = match &pod.out_path {
+    let current = match &pod.out_path {
         Some(_) => pod.own_group_out(),
         None => Some(file),
     };
-    if stands == Some(&aligned[..]) {
+    if current == Some(&aligned[..]) {
         return Ok((aligned, None));
     }
-    // What changes for libvirtd is told from the file that it would read now.
+    // The report lists changes relative to the file that libvirtd reads now.
     let changes = match pod.effective_group().map(|file| align_all(file, wants)) {
         Some(Ok((_, changes))) => changes,
         _ => changes,
     };
-    let step = write(context, &aligned, changes);
+    let step = write_step(context, &aligned, changes);
     Ok((aligned, step))
 }
 
-/// The step that writes this content.
-fn write(context: &Context<'_>, content: &[u8], changes: Vec<edit::Change>) -> Option<GroupStep> {
+fn write_step(
+    context: &Context<'_>,
+    content: &[u8],
+    changes: Vec<edit::Change>,
+) -> Option<GroupStep> {
     let pod = &context.seen.pod;
     let file = match &pod.out_path {
         Some(path) => GroupFile::Out {
@@ -268,16 +268,17 @@ fn write(context: &Context<'_>, content: &[u8], changes: Vec<edit::Change>) -> O
     })
 }
 
-/// What the renumbering leaves behind.
-fn note_leftovers(context: &Context<'_>, step: Option<&GroupStep>, plan: &mut Plan) {
-    /// How many lines are named.
+/// Warns about further lines of the group, and stores in the plan the GID that the group had before.
+fn note_old_group(context: &Context<'_>, step: Option<&GroupStep>, plan: &mut Plan) {
+    /// Maximum number of lines in the warning.
     const NAMED: usize = 20;
     let file = context.seen.pod.image_group().unwrap_or_default();
     let group = &context.policy.group;
     let lines = || group::all_by_name(file, group.as_bytes());
     if lines().nth(1).is_some() {
         let text = format!(
-            "the pod has the group {group} on lines {}: the first counts and is the one that is changed",
+            "the pod's group file has the group {group} on lines {}: only the first one is effective and \
+             changed; remove the others",
             join_first(lines().map(|group| group.line.to_string()), NAMED, ", ")
         );
         let warning = Warning::new(WarningCode::DuplicateGroup, text);
@@ -290,19 +291,19 @@ fn note_leftovers(context: &Context<'_>, step: Option<&GroupStep>, plan: &mut Pl
     });
 }
 
-/// The users whose primary group has this number.
+/// The names of the users with this primary group.
 pub fn primary_users(passwd: &[u8], gid: Gid) -> impl Iterator<Item = String> {
     passwd::users(passwd)
         .filter(move |user| user.gid == gid)
         .map(|user| String::from_utf8_lossy(user.name).into_owned())
 }
 
-/// Where a missing KVM is accepted the pod still mounts the file that it was promised: aligned as
-/// far as that can be told, or the image's own. Without a device nothing makes up for a GID that is another
-/// group's, so that not even an explicit one permits it.
+/// The step for `--group-file-out` with `--missing skip`: the pod mounts that file also on a node without KVM. It is
+/// aligned as far as the target is known, otherwise a copy of the image's. Without a device there is no benefit in a
+/// GID of another group, so not even an explicit one permits it.
 ///
 /// # Errors
-/// [`Error::Usage`] without anything to make it from.
+/// [`Error::Usage`] for a pod root without a group file.
 pub fn file_for_the_pod(
     context: &Context<'_>,
     resolution: &Resolution,
@@ -314,7 +315,7 @@ pub fn file_for_the_pod(
     };
     let Some(file) = seen.pod.image_group() else {
         return Err(Error::Usage(format!(
-            "{} does not exist: run this in the libvirt image",
+            "{} does not exist: run the command in the libvirt image",
             seen.pod.root.join(GROUP_FILE).display()
         )));
     };
@@ -322,35 +323,32 @@ pub fn file_for_the_pod(
         let group = guarded_target(context, target.gid);
         if let Some(group) = &group {
             let text = format!(
-                "{} gives the GID {}, which is {group}: without a device that GID goes into no group \
-                 file, so {} holds what the image's own does",
-                target.at,
-                target.gid,
+                "{}, which is {group}: on a node without KVM that GID is written to no group file, so {} \
+                 is a copy of the image's",
+                target.sets_gid(),
                 out.display()
             );
             warnings.push(Warning::new(WarningCode::GuardedGroup, text));
         }
         group.is_none()
     });
-    let target = target.map(|target| target.gid);
-    let target = target.filter(|gid| {
-        collisions(file, &context.policy.group, *gid)
-            .next()
-            .is_none()
-    });
-    let target = target.filter(|gid| other_owner(context, *gid).is_none());
+    let is_free = |gid: &Gid| {
+        let mut others = collisions(file, &context.policy.group, *gid);
+        others.next().is_none() && other_owner(context, *gid).is_none()
+    };
+    let gid = target.map(|target| target.gid).filter(is_free);
     let member = user(context).ok().and_then(|user| member(&user));
     let udev = seen.host.as_ref().map(|host| &host.udev);
-    let (wants, told) = target
+    let (wants, further) = gid
         .map(|gid| wants(context, udev, gid, member))
         .unwrap_or_default();
-    warnings.extend(told);
-    // A name that is not written leaves the image's own file, too.
+    warnings.extend(further);
+    // If a name cannot be written, the file is a copy of the image's, too.
     let (content, changes) = align_all(file, &wants).unwrap_or((Cow::Borrowed(file), Vec::new()));
     if seen.pod.own_group_out() == Some(&content[..]) {
         return Ok(Vec::new());
     }
-    let step = write(context, &content, changes);
+    let step = write_step(context, &content, changes);
     Ok(step.map(Step::GroupFile).into_iter().collect())
 }
 
@@ -364,7 +362,7 @@ fn user(context: &Context<'_>) -> Result<User, IdentityError> {
     qemu_identity::user(&configured, &pod.passwd, pod.os_release.as_deref())
 }
 
-/// The name to list in the group: libvirt looks memberships up by name, and root needs none.
+/// The name to add to the group. libvirt looks up memberships by name, and root needs none.
 fn member(user: &User) -> Option<Vec<u8>> {
     user.name.clone().filter(|_| !user.uid.is_root())
 }

@@ -1,5 +1,5 @@
-//! From what was seen to what is to be done: steps, a refusal, or nothing because there is no KVM.
-//! Pure: the same observation always gives the same plan.
+//! Derives the plan from an observation: steps, a refusal, or no KVM on this node. Pure: the same observation always
+//! results in the same plan.
 #![forbid(unsafe_code)]
 
 mod context;
@@ -31,9 +31,9 @@ pub use step::{GroupFile, GroupStep, NoKvm, Outcome, Plan, Refusal, RuleStep, St
 /// Why there are no steps.
 #[derive(Debug)]
 enum Stop {
-    /// An option or a configuration file is wrong.
+    /// An invalid option or configuration file.
     Usage(Error),
-    /// A safety rule says no.
+    /// A failed safety check.
     Refusal(Refusal),
 }
 
@@ -49,11 +49,11 @@ impl From<Refusal> for Stop {
     }
 }
 
-/// Makes the plan. `memory` is what `watch` remembers; nothing for another command.
+/// Makes the plan. `memory` is the state that `watch` keeps between runs; `None` for the other commands.
 ///
 /// # Errors
-/// [`Error::Usage`] for a qemu.conf that libvirt could not read either, an unknown QEMU user, and a pod
-/// root without group file.
+/// [`Error::Usage`] for a qemu.conf that libvirt cannot parse, a missing QEMU user or group, and a pod root without a
+/// group file.
 pub fn plan(seen: &Observation, policy: &Policy, memory: Option<&Memory>) -> Result<Plan, Error> {
     let conf = parse_qemu_conf(seen)?;
     let context = &Context {
@@ -93,14 +93,14 @@ fn parse_qemu_conf(seen: &Observation) -> Result<Option<QemuConf>, Error> {
     let conf = qemu_conf::parse(content).map_err(|error| {
         let key = error.key.map(|key| format!("{key}: ")).unwrap_or_default();
         Error::Usage(format!(
-            "{}:{}: {key}expected {}; libvirtd would not start with it",
+            "{}:{}: {key}expected {}; libvirtd would not start with this file",
             seen.pod.qemu_conf_name, error.line, error.expected
         ))
     })?;
     Ok(Some(conf))
 }
 
-/// A plan of which only the outcome is left to say.
+/// A plan with all but the outcome and the QEMU identities.
 fn unfinished(context: &Context<'_>, resolution: Resolution, rule: Option<&Planned>) -> Plan {
     let Context { seen, memory, .. } = context;
     let target = resolution.target().map(|target| target.gid);
@@ -108,8 +108,8 @@ fn unfinished(context: &Context<'_>, resolution: Resolution, rule: Option<&Plann
     warnings.extend(resolution.warnings.clone());
     if let Some(socket) = &seen.pod.nscd {
         let text = format!(
-            "{} exists: if the node's nscd answers there, libvirtd asks it and not the pod's group \
-             file, and the proof says nothing of that",
+            "{} exists: if it is the socket of the node's nscd, libvirtd uses the node's groups instead of \
+             the pod's group file, which the proof does not cover; stop nscd on the node to rule this out",
             socket.display()
         );
         warnings.push(Warning::new(WarningCode::NscdSocket, text));
@@ -129,7 +129,7 @@ fn unfinished(context: &Context<'_>, resolution: Resolution, rule: Option<&Plann
     }
 }
 
-/// What the node's udev will do to the device once all is done.
+/// What the node's events set on the device once the steps, and the planned rule, are done.
 fn events_then<'a>(context: &Context<'a>, rule: Option<&'a Planned>) -> Option<&'a Predictions> {
     match rule {
         Some(planned) => Some(&planned.after),
@@ -137,7 +137,7 @@ fn events_then<'a>(context: &Context<'a>, rule: Option<&'a Planned>) -> Option<&
     }
 }
 
-/// The steps, once every safety rule has agreed to the target.
+/// The steps, if every safety check passes.
 fn steps(
     context: &Context<'_>,
     rule: Result<Option<Planned>, Refusal>,
@@ -147,7 +147,7 @@ fn steps(
     let target = safety::target(context, udev, plan)?;
     let rule = match rule {
         Ok(rule) => rule,
-        // A rule that cannot be written is no reason to leave guests without KVM.
+        // `watch` repairs the device even if the rule cannot be written: guests need KVM.
         Err(refusal) if context.memory.is_some() => {
             let warning = Warning::new(WarningCode::UdevRuleRefused, refusal.text);
             plan.warnings.push(warning);
@@ -156,7 +156,7 @@ fn steps(
         Err(refusal) => return Err(refusal.into()),
     };
     let mut steps = group_file::steps(context, events_then(context, rule.as_ref()), target, plan)?;
-    // Last: where the rule cannot be written after all, guests start until the node's next event.
+    // The rule comes last: if writing it fails, guests can start until the node's next event.
     steps.extend(rule.map(|planned| Step::UdevRule(planned.step)));
     Ok(steps)
 }

@@ -1,10 +1,10 @@
-//! The QEMU identity: uid, gid and supplementary groups.
+//! Computes the QEMU identity: UID, GID and supplementary groups.
 //!
 //! libvirt resolves qemu.conf's `user` and `group` when its daemon starts (`virGetUserID`,
 //! `virGetGroupID`) and the supplementary groups at each guest start: the groups of the *first*
-//! passwd name with that uid, its primary group, and the configured group (`virGetGroupList`). All
-//! of it is worked out here from the files of the pod root. NSS is never asked: the question is
-//! about another root, and a name service cache on a shared /run would answer for the host.
+//! passwd name with that UID, its primary group, and the configured group (`virGetGroupList`). All
+//! of it is computed here from the files of the pod root. NSS is not used: it would look up this
+//! container's root, or the node's where /run is shared and nscd runs.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -16,25 +16,25 @@ use crate::formats::accounts::{group, passwd};
 use crate::formats::posix_acl::Subject;
 use crate::formats::qemu_conf::{IdSpec, QemuConf, id_spec};
 
-/// What QEMU will run as.
+/// The user and groups with which libvirt starts QEMU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// The first passwd name with the uid, if it has one.
+    /// The first passwd name with the UID.
     pub user: Option<Vec<u8>>,
-    /// Real, effective and saved uid.
+    /// Real, effective and saved UID.
     pub uid: Uid,
-    /// Real, effective and saved gid.
+    /// Real, effective and saved GID.
     pub gid: Gid,
-    /// The supplementary groups, each once.
+    /// Supplementary groups, without duplicates.
     pub groups: Vec<Gid>,
-    /// Whether this stands in for a QEMU user that the node does not have.
+    /// Whether this is [`Identity::nobody`].
     pub placeholder: bool,
 }
 
 impl Identity {
-    /// The stand-in on a node without libvirt: nobody, with the target as its only group.
+    /// Replaces the QEMU identity on a node without libvirt: nobody, with the target as only supplementary group.
     pub fn nobody(target: Gid) -> Self {
-        /// `nobody` and `nogroup`, and the kernel's overflow IDs.
+        /// UID of `nobody`, GID of `nogroup`, and the kernel's overflow IDs.
         const NOBODY: u32 = 65534;
         Self {
             user: None,
@@ -45,7 +45,7 @@ impl Identity {
         }
     }
 
-    /// As the kernel's permission check sees it.
+    /// The credentials that the kernel's permission check compares.
     pub fn who(&self) -> Subject<'_> {
         Subject {
             uid: self.uid,
@@ -54,7 +54,7 @@ impl Identity {
         }
     }
 
-    /// Name and numbers: `nova (42424:108)`.
+    /// Name, UID and GID: `nova (42424:108)`.
     pub fn label(&self) -> String {
         let name = self.user.as_deref().map(String::from_utf8_lossy);
         match name {
@@ -64,40 +64,38 @@ impl Identity {
     }
 }
 
-/// The user part: what does not depend on the group file.
+/// The part of the QEMU identity that does not depend on the group file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
-    /// The first passwd name with the uid.
+    /// The first passwd name with the UID.
     pub name: Option<Vec<u8>>,
-    /// The uid.
     pub uid: Uid,
-    /// The primary group of that passwd line.
+    /// The primary group in the passwd line of `name`.
     pub primary: Option<Gid>,
 }
 
-/// Why there is no QEMU identity.
+/// Why the QEMU identity cannot be determined.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IdentityError {
-    /// No user is configured and none of the distributions' defaults exists.
+    /// No user is configured, and no distribution's default user exists.
     NoUser,
-    /// Both distributions' users exist, or the group that goes with them cannot be told.
+    /// More than one default user or group is possible; the text is the reason.
     Ambiguous(&'static str),
-    /// A name that the pod root does not know, or a number that is no ID.
+    /// A name that is not in the pod root's files, or a number that is not a valid ID.
     NotFound {
         /// `user` or `group`.
         what: &'static str,
-        /// As it was given.
         value: String,
-        /// Where it was given.
+        /// The option, or file and line, that sets it.
         at: String,
-        /// Whether a flag, variable or configuration file of ours gave it.
+        /// Whether a flag, variable or configuration file of this program sets it.
         explicit: bool,
     },
 }
 
 impl IdentityError {
-    /// Whether the node simply has no libvirt, as opposed to an option that names what is not
-    /// there.
+    /// True if the reason can be a node without libvirt; false for an ambiguity and for an option that names a missing
+    /// user or group.
     pub fn is_absence(&self) -> bool {
         match self {
             Self::NoUser => true,
@@ -112,54 +110,56 @@ impl fmt::Display for IdentityError {
         match self {
             Self::NoUser => write!(
                 f,
-                "whom QEMU runs as is unknown: qemu.conf names no user, and neither libvirt-qemu \
-                 (Debian, Ubuntu) nor qemu (Red Hat) is in etc/passwd; give --qemu-user and \
-                 --qemu-group, or run this in the libvirt image"
+                "cannot determine the QEMU user: qemu.conf sets no user, and neither libvirt-qemu \
+                 (Debian, Ubuntu) nor qemu (Red Hat) is in etc/passwd; set --qemu-user and \
+                 --qemu-group, or run the command in the libvirt image"
             ),
             Self::Ambiguous(what) => write!(
                 f,
-                "whom QEMU runs as is ambiguous: {what}; give --qemu-user and --qemu-group"
+                "the QEMU user or group is ambiguous: {what}; set --qemu-user and --qemu-group"
             ),
             Self::NotFound {
                 what, value, at, ..
             } => {
-                let file = if *what == "user" { "passwd" } else { "group" };
+                let (file, id) = match *what {
+                    "user" => ("passwd", "UID"),
+                    _ => ("group", "GID"),
+                };
                 write!(
                     f,
-                    "{at}: no such {what} `{value}`: expected a name in etc/{file}, a number, or \
-                     +number; libvirtd would not start with it"
+                    "{at}: no such {what} `{value}`: expected a name in etc/{file}, a {id} or +{id}; \
+                     libvirtd would not start with this value"
                 )
             }
         }
     }
 }
 
-/// What the configuration says of one of the two.
+/// The sources that can set the QEMU user, or the QEMU group.
 #[derive(Debug, Clone, Copy)]
 pub struct Configured<'a> {
-    /// From our own flags, environment or file.
+    /// This program's flag, variable or configuration file, which takes precedence.
     pub given: Option<&'a Given>,
-    /// From qemu.conf.
     pub conf: Option<&'a QemuConf>,
-    /// How qemu.conf is called in messages.
+    /// The path of qemu.conf for messages.
     pub conf_name: &'a str,
 }
 
-/// A name, number or +number to its number: with a plus it is never a name, and without one a name
-/// comes first (`virGetUserID`, `virGetGroupID`).
-fn number(
+/// Resolves a name, an ID or `+ID`. With a plus the value is never a name; without one a name takes precedence
+/// (`virGetUserID`, `virGetGroupID`).
+fn resolve_id(
     what: &'static str,
     value: &[u8],
     at: String,
     explicit: bool,
     named: impl Fn(&[u8]) -> Option<u32>,
 ) -> Result<u32, IdentityError> {
-    let found = match id_spec(value) {
+    let id = match id_spec(value) {
         Some(IdSpec::Number(number)) => Some(number),
         Some(IdSpec::NameOrNumber { name, number }) => named(name).or(number),
         None => None,
     };
-    found.ok_or_else(|| IdentityError::NotFound {
+    id.ok_or_else(|| IdentityError::NotFound {
         what,
         value: String::from_utf8_lossy(value).into_owned(),
         at,
@@ -167,10 +167,7 @@ fn number(
     })
 }
 
-/// Resolves the user.
-///
-/// # Errors
-/// [`IdentityError`], without looking at any group.
+/// Resolves the QEMU user, without reading the group file.
 pub fn user(
     configured: &Configured<'_>,
     passwd: &[u8],
@@ -179,7 +176,7 @@ pub fn user(
     let conf = configured.conf.and_then(|conf| conf.user.as_ref());
     let by_value = |value: &[u8], at: String, explicit: bool| {
         let named = |name: &[u8]| passwd::by_name(passwd, name).map(|user| user.uid.as_raw());
-        number("user", value, at, explicit, named).map(Uid::from_raw)
+        resolve_id("user", value, at, explicit, named).map(Uid::from_raw)
     };
     let uid = if let Some(given) = configured.given {
         by_value(given.text.as_bytes(), given.origin.to_string(), true)?
@@ -197,10 +194,7 @@ pub fn user(
     })
 }
 
-/// Resolves the rest against a group file, which may be one that is yet to be written.
-///
-/// # Errors
-/// [`IdentityError`] for the group.
+/// Adds the groups to the QEMU user. `group_file` may be content that is not written yet.
 pub fn identity(
     user: &User,
     configured: &Configured<'_>,
@@ -210,8 +204,8 @@ pub fn identity(
 ) -> Result<Identity, IdentityError> {
     let conf = configured.conf.and_then(|conf| conf.group.as_ref());
     let by_value = |value: &[u8], at: String, explicit: bool| {
-        let named = |name: &[u8]| group::by_name(group_file, name).map(|found| found.gid.as_raw());
-        number("group", value, at, explicit, named).map(Gid::from_raw)
+        let named = |name: &[u8]| group::by_name(group_file, name).map(|group| group.gid.as_raw());
+        resolve_id("group", value, at, explicit, named).map(Gid::from_raw)
     };
     let gid = if let Some(given) = configured.given {
         by_value(given.text.as_bytes(), given.origin.to_string(), true)?
@@ -224,7 +218,7 @@ pub fn identity(
     };
     let mut groups = match (&user.name, user.primary) {
         (Some(name), Some(primary)) => group::gids_of(group_file, name, primary),
-        // libvirt asks for no groups of a uid without a name.
+        // `virGetGroupList` looks up no groups for a UID without a name.
         _ => Vec::new(),
     };
     if !groups.contains(&gid) {
@@ -239,8 +233,8 @@ pub fn identity(
     })
 }
 
-/// The builds whose compiled-in defaults are known (libvirt's meson.build, `qemu_user` and
-/// `qemu_group`, and the packages that set them).
+/// libvirt builds with known compiled-in defaults (`qemu_user` and `qemu_group` in libvirt's meson.build, and the
+/// packages that set them).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Build {
     /// libvirt-qemu:libvirt-qemu
@@ -260,7 +254,7 @@ fn default_user(passwd: &[u8], os_release: Option<&[u8]>) -> Result<Uid, Identit
         (Some(uid), Some(_), Some(Build::Debian | Build::Ubuntu)) => Ok(uid),
         (Some(_), Some(uid), Some(Build::RedHat)) => Ok(uid),
         (Some(_), Some(_), None) => Err(IdentityError::Ambiguous(
-            "qemu.conf names no user, and both libvirt-qemu and qemu are in etc/passwd",
+            "qemu.conf sets no user, and both libvirt-qemu and qemu are in etc/passwd",
         )),
     }
 }
@@ -273,13 +267,13 @@ fn default_group(passwd: &[u8], os_release: Option<&[u8]>) -> Result<&'static st
         (Some(Build::Debian), _, _) => Ok("libvirt-qemu"),
         (Some(Build::RedHat), _, _) | (None, false, true) => Ok("qemu"),
         (None, _, _) => Err(IdentityError::Ambiguous(
-            "qemu.conf names no group, and etc/os-release does not say whether this is Debian's, \
+            "qemu.conf sets no group, and etc/os-release does not show whether this is Debian's, \
              Ubuntu's or Red Hat's libvirt",
         )),
     }
 }
 
-/// Reads `ID` and, for derivatives, `ID_LIKE` of os-release(5).
+/// Determines the build from `ID` and, for derivatives, `ID_LIKE` of os-release(5).
 fn build(os_release: Option<&[u8]>) -> Option<Build> {
     let text = String::from_utf8_lossy(os_release?).into_owned();
     let value = |key: &str| {

@@ -1,4 +1,4 @@
-//! What a plan holds: steps, or why there are none.
+//! The plan: its steps, or the reason why there are none.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,133 +13,104 @@ use crate::formats::accounts::edit;
 use crate::formats::posix_acl::Acl;
 use crate::sys::Inode;
 
-/// What is to be done.
 #[derive(Debug)]
 pub struct Plan {
-    /// Every number that was considered; the first is the target.
+    /// Every candidate for the GID; the first is the target.
     pub resolution: Resolution,
-    /// How it goes on.
     pub outcome: Outcome,
-    /// The QEMU identity once the steps are done; unknown where nothing is to be done.
+    /// The QEMU identity after the steps; `None` for a refusal and a node without KVM.
     pub identity: Option<Identity>,
-    /// The QEMU identity now; why there is none, where that is known.
+    /// The QEMU identity before the steps; without one, the reason if it was looked up.
     pub identity_now: Result<Identity, Option<IdentityError>>,
-    /// What is odd.
     pub warnings: Vec<Warning>,
-    /// The number that the pod's group has now and is to lose.
+    /// The present GID of the pod's group, if a step changes it.
     pub renumbered: Option<Gid>,
-    /// Where qemu.conf keeps /dev/kvm from every guest, whatever its owner and mode: file and line.
+    /// File and line where qemu.conf denies /dev/kvm to every guest (`cgroup_device_acl`).
     pub excluded_by_device_acl: Option<String>,
-    /// The group that is to own the device.
+    /// The name of the group (`--group`).
     pub group: String,
-    /// Why the device keeps a GID that is not the node's (`watch`).
+    /// Why `watch` keeps a GID on the device that is not the node's.
     pub kept_because: Option<String>,
 }
 
-/// How it goes on.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// These steps, in this order; none where all is right already.
+    /// The steps in their order; empty if nothing needs to change.
     Act(Vec<Step>),
-    /// A safety rule says no.
+    /// A failed safety check.
     Refuse(Refusal),
-    /// No KVM on this node.
     NoKvm(NoKvm),
 }
 
 /// No KVM on this node.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NoKvm {
-    /// Why.
     pub cause: Cause,
-    /// What was seen.
     pub text: String,
-    /// What to do.
     pub advice: String,
-    /// What must be left for the pod nevertheless, where a missing KVM is accepted.
+    /// With `--missing skip`, the step that writes `--group-file-out`: the pod mounts it anyway.
     pub steps: Vec<Step>,
 }
 
-/// A safety rule that said no.
+/// A failed safety check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// Why, with what to do next.
+    /// The reason, and what to do next.
     pub text: String,
-    /// The proof's cause, where the device is it.
+    /// The cause in the report's proof, if the device is the reason.
     pub cause: Option<Cause>,
 }
 
-/// One thing to change.
+/// A change to one file, or to one property of the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// The pod's group file.
+    /// Write the pod's group file.
     GroupFile(GroupStep),
-    /// The rule of the node's udev.
+    /// Write the rule for the node's udev.
     UdevRule(RuleStep),
-    /// The device's owner and group.
-    Owner {
-        /// What it is.
-        from: (Uid, Gid),
-        /// What it is to be.
-        to: (Uid, Gid),
-    },
-    /// The device's mode.
-    Mode {
-        /// What it is.
-        from: u16,
-        /// What it is to be.
-        to: u16,
-    },
-    /// The device's ACL.
-    Acl {
-        /// What it is.
-        from: Acl,
-        /// What it is to be.
-        to: Acl,
-    },
+    /// Set the device's owner and group.
+    Owner { from: (Uid, Gid), to: (Uid, Gid) },
+    /// Set the device's mode.
+    Mode { from: u16, to: u16 },
+    /// Set the device's ACL.
+    Acl { from: Acl, to: Acl },
 }
 
-/// The rules file that the node gets, or gets again.
+/// Creates or updates this program's rules file on the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleStep {
-    /// Where the node's root is seen.
+    /// The host root.
     pub root: PathBuf,
-    /// What the file gives now: owner, group and mode; nothing where there is none.
+    /// Owner, group and mode that an existing file sets (`0:108 0660`), for the report.
     pub from: Option<String>,
-    /// What it is to hold.
     pub content: Vec<u8>,
 }
 
-/// How the pod's group file is brought in line.
+/// Writes a group file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupStep {
-    /// Where it is written.
     pub file: GroupFile,
-    /// What it is to hold.
     pub content: Vec<u8>,
-    /// What differs.
+    /// The changed lines, for the report.
     pub changes: Vec<edit::Change>,
 }
 
-/// A group file, and what was seen of it: what differs by the time it is written is not written over.
+/// A group file as it was when the plan was made. A file that differs when it is written is not overwritten.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GroupFile {
-    /// The pod root's own.
+    /// etc/group of the pod root.
     InPlace {
-        /// The pod root.
         root: PodRoot,
-        /// Which file it was.
         inode: Option<Inode>,
-        /// What it held.
+        /// The content.
         base: Arc<Vec<u8>>,
     },
-    /// That of `--group-file-out`.
+    /// The file of `--group-file-out`.
     Out {
-        /// Its path.
         path: PathBuf,
-        /// What stood there; nothing where that was no regular file of root's.
+        /// The content, if it was a regular file of root's.
         base: Option<Vec<u8>>,
-        /// Whether another container may hold its inode, which then stays.
+        /// Whether to write in place, because another container may have mounted this inode.
         keep_inode: bool,
     },
 }

@@ -1,7 +1,7 @@
-//! Which GID, and why.
+//! Chooses the target GID from the candidates.
 //!
-//! The pod follows the host: the number that the node's udev gives the device anyway is the only
-//! one that nobody fights over. What the pod's image says comes last.
+//! The pod follows the host: unless `--gid` is set, the GID that the node's udev sets on the device comes first, since
+//! its next event would undo any other. The GID in the pod's image comes last.
 #![forbid(unsafe_code)]
 
 use nix::unistd::Gid;
@@ -13,57 +13,64 @@ use crate::formats::accounts::group;
 use crate::formats::udev::Predictions;
 use crate::observe::GROUP_FILE;
 
-/// A number that could be the target.
+/// A GID that could become the target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// The number; 0 and 4294967295 are skipped.
+    /// [`resolve`] skips 0 and 4294967295.
     pub gid: Gid,
-    /// Where it comes from.
     pub source: Source,
-    /// File and line, flag or path.
+    /// Place for messages: file and line, option or path.
     pub at: String,
 }
 
-/// What came of the candidates.
+impl Candidate {
+    /// The beginning of a message: `the node's /etc/group:12 sets GID 108`.
+    pub(super) fn sets_gid(&self) -> String {
+        match self.source {
+            Source::Device | Source::Kept => format!("{} has GID {}", self.at, self.gid),
+            _ => format!("{} sets GID {}", self.at, self.gid),
+        }
+    }
+}
+
+/// The valid candidates, with warnings about invalid ones and disagreements.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolution {
-    /// Those that can be meant, strongest first: the first is the target.
+    /// Strongest first: the first is the target.
     pub candidates: Vec<Candidate>,
-    /// Skipped candidates and disagreements.
     pub warnings: Vec<Warning>,
 }
 
 impl Resolution {
-    /// The strongest candidate.
     pub fn target(&self) -> Option<&Candidate> {
         self.candidates.first()
     }
 
-    /// Whether two of those that speak for the node disagree.
+    /// The warning that `--gid`, the node's udev and its group database disagree.
     pub fn disagreement(&self) -> Option<&Warning> {
-        let mut found = self.warnings.iter();
-        found.find(|warning| warning.code == WarningCode::Disagreement)
+        let mut warnings = self.warnings.iter();
+        warnings.find(|warning| warning.code == WarningCode::Disagreement)
     }
 }
 
-/// The rules that speak for the node. Where the own one may be written again it does not count:
-/// otherwise it would be the reason for its own number for ever. Where it is not, it is a rule of the
-/// node as any other, which decides what udev gives.
+/// The predictions of the node's rules from which the target is chosen. With `--persist` they exclude the rule that this
+/// program wrote, which would otherwise confirm its own GID forever. Without `--persist` that rule counts like any other
+/// rule of the node, because it decides which GID udev sets.
 pub(super) fn rules_of_the_node<'a>(context: &Context<'a>) -> Option<&'a Predictions> {
     let host = context.seen.host.as_ref()?;
     let others = host.others.as_ref().filter(|_| context.policy.persist);
     Some(others.unwrap_or(&host.udev))
 }
 
-/// A rule of an earlier run that gives another number than the node would have without it.
-pub(super) fn outdated_rule(context: &Context<'_>, found: &Resolution) -> Option<Warning> {
+/// Warns about a rule written by an earlier run if the target would be a different GID without it.
+pub(super) fn outdated_rule(context: &Context<'_>, resolution: &Resolution) -> Option<Warning> {
     let others = context.seen.host.as_ref()?.others.as_ref()?;
-    let now = found.target().filter(|_| !context.policy.persist)?;
+    let now = resolution.target().filter(|_| !context.policy.persist)?;
     let without = resolve(candidates(context, Some(others)));
     let without = without.target().filter(|other| other.gid != now.gid)?;
     let text = format!(
-        "{}, which an earlier run wrote (--persist), gives the number {}, and without it the number \
-         would be {} ({}): `apply --persist` writes it again",
+        "{}, which an earlier run wrote (--persist), sets GID {}, but without that rule the GID would be \
+         {} ({}): run `libvirt-kvm-init apply --persist` to update the rule",
         now.at, now.gid, without.gid, without.at
     );
     Some(Warning::new(WarningCode::UdevRuleOutdated, text))
@@ -71,11 +78,11 @@ pub(super) fn outdated_rule(context: &Context<'_>, found: &Resolution) -> Option
 
 pub(super) fn candidates(context: &Context<'_>, udev: Option<&Predictions>) -> Vec<Candidate> {
     let Context { seen, policy, .. } = *context;
-    let mut found = Vec::new();
+    let mut list = Vec::new();
     if let Some((gid, origin)) = context.explicit_gid() {
         let at = origin.to_string();
         let source = Source::Flag;
-        found.push(Candidate { gid, source, at });
+        list.push(Candidate { gid, source, at });
     }
     let host = seen.host.as_ref();
     if let Some(outcome) = udev.and_then(|udev| udev.add.outcome())
@@ -83,37 +90,36 @@ pub(super) fn candidates(context: &Context<'_>, udev: Option<&Predictions>) -> V
     {
         let at = format!("the node's {}", outcome.rule);
         let source = Source::Udev;
-        found.push(Candidate { gid, source, at });
+        list.push(Candidate { gid, source, at });
     }
     if let Some(group) = host.and_then(|host| host.db.by_name(&policy.group)) {
         let (gid, at) = (group.gid, format!("the node's {}", group.at));
         let source = Source::HostGroup;
-        found.push(Candidate { gid, source, at });
+        list.push(Candidate { gid, source, at });
     }
     if let Some(gid) = context.last_good_gid() {
-        let (source, at) = (Source::Kept, "what worked last".to_owned());
-        found.push(Candidate { gid, source, at });
+        let (source, at) = (Source::Kept, "the last working state".to_owned());
+        list.push(Candidate { gid, source, at });
     }
-    if let Some(node) = seen.device.as_ref().filter(|node| node.facts.is_kvm())
-        && !node.unmapped
+    if let Some(device) = seen.device.as_ref().filter(|device| device.facts.is_kvm())
+        && !device.unmapped
     {
-        let (gid, at) = (node.facts.gid, seen.device_path.display().to_string());
+        let (gid, at) = (device.facts.gid, seen.device_path.display().to_string());
         let source = Source::Device;
-        found.push(Candidate { gid, source, at });
+        list.push(Candidate { gid, source, at });
     }
     let in_pod = seen.pod.image_group().filter(|_| !seen.pod.is_host);
     if let Some(group) = in_pod.and_then(|file| group::by_name(file, policy.group.as_bytes())) {
         let file = seen.pod.root.join(GROUP_FILE);
         let (gid, at) = (group.gid, format!("{}:{}", file.display(), group.line));
         let source = Source::PodGroup;
-        found.push(Candidate { gid, source, at });
+        list.push(Candidate { gid, source, at });
     }
-    found
+    list
 }
 
-/// Orders the candidates by strength, drops what is no ID, and compares those that speak for the
-/// node: `--gid`, its udev and its group database. That device or pod differ is what there is to
-/// change, never a disagreement.
+/// Sorts the candidates by strength, skips invalid GIDs, and warns if `--gid`, the node's udev and its group database
+/// differ. A device or pod that differs is not a disagreement: the steps change it.
 pub fn resolve(candidates: impl IntoIterator<Item = Candidate>) -> Resolution {
     let mut warnings = Vec::new();
     let mut usable = Vec::new();
@@ -121,25 +127,28 @@ pub fn resolve(candidates: impl IntoIterator<Item = Candidate>) -> Resolution {
         if is_id(candidate.gid.as_raw()) {
             usable.push(candidate);
         } else if candidate.source != Source::Device {
-            // A device of group 0 is how the kernel makes it, and nothing to wonder about.
-            let (gid, at) = (candidate.gid, candidate.at);
-            let text =
-                format!("{at} gives the number {gid}, which is never a group for KVM: skipped");
+            // Group 0 is expected: devtmpfs creates the device with it.
+            let text = format!(
+                "{}, which is not valid for KVM: skipped",
+                candidate.sets_gid()
+            );
             warnings.push(Warning::new(WarningCode::CandidateSkipped, text));
         }
     }
     usable.sort_by_key(|candidate: &Candidate| candidate.source);
-    let mut speakers = usable
+    let mut compared = usable
         .iter()
         .filter(|candidate| candidate.source <= Source::HostGroup);
-    let first = speakers.next();
-    for second in speakers {
+    let first = compared.next();
+    for second in compared {
         let Some(first) = first.filter(|first| first.gid != second.gid) else {
             continue;
         };
         let text = format!(
-            "{} says {}, {} says {}: {} is used",
-            first.at, first.gid, second.at, second.gid, first.gid
+            "{}, but {}: {} takes precedence",
+            first.sets_gid(),
+            second.sets_gid(),
+            first.gid
         );
         warnings.push(Warning::new(WarningCode::Disagreement, text));
     }
@@ -162,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn the_strongest_usable_candidate_wins() {
+    fn the_strongest_valid_candidate_becomes_the_target() {
         use Source::{Device, Flag, HostGroup, PodGroup, Udev};
         type Row<'a> = (&'a [(u32, Source)], Option<u32>, &'a [WarningCode]);
         let table: [Row<'_>; 11] = [
@@ -206,12 +215,16 @@ mod tests {
             (&[(777, Device), (424, PodGroup)], Some(777), &[]),
             (&[], None, &[]),
         ];
-        for (given, target, codes) in table {
-            let resolution = resolve(given.iter().map(|(gid, source)| candidate(*gid, *source)));
+        for (candidates, target, codes) in table {
+            let resolution = resolve(
+                candidates
+                    .iter()
+                    .map(|(gid, source)| candidate(*gid, *source)),
+            );
             let got = resolution.target().map(|target| target.gid.as_raw());
-            assert_eq!(got, target, "{given:?}");
+            assert_eq!(got, target, "{candidates:?}");
             let got: Vec<_> = resolution.warnings.iter().map(|w| w.code).collect();
-            assert_eq!(got, codes, "{given:?}");
+            assert_eq!(got, codes, "{candidates:?}");
         }
     }
 }

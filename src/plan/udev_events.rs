@@ -1,4 +1,4 @@
-//! What the node's udev events mean for the plan: other numbers, and what is odd about its rules.
+//! The GIDs that the node's udev events set on the device, and warnings about the node's rules.
 
 use nix::unistd::Gid;
 
@@ -12,67 +12,70 @@ pub const EVENTS: [(Event, &str); 3] = [
     (Event::Change, "at a change event"),
 ];
 
-/// The numbers other than the target that some event of the node gives the device.
+/// The GIDs other than the target that events of the node set on the device.
 pub fn other_gids(udev: Option<&Predictions>, target: Gid) -> Vec<Gid> {
-    let mut found = Vec::new();
+    let mut gids = Vec::new();
     for (event, _) in EVENTS {
         let outcome = udev.and_then(|udev| udev.of(event).outcome());
         let gid = outcome.and_then(|outcome| outcome.gid);
         if let Some(gid) = gid.filter(|gid| is_id(gid.as_raw()) && *gid != target)
-            && !found.contains(&gid)
+            && !gids.contains(&gid)
         {
-            found.push(gid);
+            gids.push(gid);
         }
     }
-    found
+    gids
 }
 
-/// Whether some event of the node gives the device to root's own group, which is never a GID for KVM.
-pub fn gives_to_root(udev: Option<&Predictions>) -> bool {
-    let gives = |event: Event| udev.and_then(|udev| udev.of(event).outcome()?.gid);
+/// Whether an event of the node sets the device's GID to 0, which is never valid for KVM.
+pub fn sets_root_group(udev: Option<&Predictions>) -> bool {
+    let gid_after = |event: Event| udev.and_then(|udev| udev.of(event).outcome()?.gid);
     let root = Some(Gid::from_raw(0));
-    EVENTS.iter().any(|(event, _)| gives(*event) == root)
+    EVENTS.iter().any(|(event, _)| gid_after(*event) == root)
 }
 
-/// What is odd about the node's rules, and where its events disagree.
+/// Warnings about rules that udevd ignores, rules whose effect is unknown, and events that set different GIDs.
 pub fn warnings(udev: Option<&Predictions>, target: Option<Gid>) -> Vec<Warning> {
     let Some(udev) = udev else {
         return Vec::new();
     };
-    let diagnostic = |code, verb: &str, list: &[crate::formats::udev::Diagnostic]| {
+    let diagnostics = |code, problem: &str, list: &[crate::formats::udev::Diagnostic]| {
         let warning = |diagnostic: &crate::formats::udev::Diagnostic| {
             Warning::new(
                 code,
-                format!("the node's {} {verb}: {}", diagnostic.rule, diagnostic.why),
+                format!(
+                    "the node's {} {problem}: {}",
+                    diagnostic.rule, diagnostic.why
+                ),
             )
         };
         list.iter().map(warning).collect::<Vec<_>>()
     };
-    let mut found = diagnostic(
+    let mut warnings = diagnostics(
         WarningCode::UdevIgnored,
-        "is ignored by its udevd",
+        "is ignored by udevd",
         &udev.ignored,
     );
-    found.extend(diagnostic(
+    warnings.extend(diagnostics(
         WarningCode::UdevUnclear,
-        "cannot be followed",
+        "has an unknown effect on the device",
         &udev.unclear,
     ));
     if let Some(target) = target
         && !other_gids(Some(udev), target).is_empty()
     {
-        let says = EVENTS.iter().filter_map(|(event, when)| {
+        let gids = EVENTS.iter().filter_map(|(event, when)| {
             let outcome = udev.of(*event).outcome()?;
             Some(format!("{} {when} ({})", outcome.gid?, outcome.rule))
         });
-        let says: Vec<_> = says.collect();
+        let gids: Vec<_> = gids.collect();
         let text = format!(
-            "the node's udev gives the device different groups: {}; the QEMU user is made a member \
-             for each that it may have; `apply --persist` writes a rule that makes the node agree \
-             with itself",
-            says.join(", ")
+            "the node's udev sets different GIDs on the device: {}; the QEMU user is added to a group for \
+             each of them, except a guarded one; run `libvirt-kvm-init apply --persist` to write a rule \
+             that sets the same GID at every event",
+            gids.join(", ")
         );
-        found.push(Warning::new(WarningCode::UdevEventsDiffer, text));
+        warnings.push(Warning::new(WarningCode::UdevEventsDiffer, text));
     }
-    found
+    warnings
 }

@@ -1,8 +1,7 @@
-//! `--persist`: the rule that makes the node's own udev give the device what it is to have.
+//! `--persist`: plans the rule with which the node's udev sets the target GID and mode at every event.
 //!
-//! It is written only where udev would do something else, and only where it then has the last word:
-//! a rule that another one outvotes, or that the node's udevd drops, would be one more voice in the
-//! quarrel that it shall end.
+//! It is written only if udev would otherwise set something else. A rule that another one overrides, or that the node's
+//! udevd ignores, would not help and is refused.
 
 use nix::unistd::Gid;
 
@@ -15,40 +14,38 @@ use crate::formats::udev::{Event, Outcome, Prediction, Predictions};
 use crate::observe::Host;
 use crate::observe::udev_files::{Existing, RuleDirectory};
 
-/// A rule that is to be written.
 #[derive(Debug)]
 pub struct Planned {
-    /// The step.
     pub step: RuleStep,
-    /// What udev will do then.
+    /// What the node's events set on the device once the rule is written.
     pub after: Predictions,
 }
 
-/// What every event is to leave behind: owner 0 and these.
+/// The group and mode that the device must have after every event; its owner must be 0.
 #[derive(Debug, Clone, Copy)]
 struct Want {
     gid: Gid,
-    /// The exact mode; at least 0660 without one.
+    /// The exact mode; without one, at least 0660.
     exact: Option<u16>,
 }
 
-/// The rule, where `--persist` asks for one and udev would undo the state without it.
+/// The rule to write, if `--persist` is set and udev would undo the state without it.
 ///
 /// # Errors
-/// The refusal: no node is seen, its directory is read-only, or the rule would not decide.
+/// A refusal if the node's file system cannot be read, the rule cannot be written, or it would have no effect.
 pub fn planned(context: &Context<'_>, target: Gid) -> Result<Option<Planned>, Refusal> {
     let Context { seen, policy, .. } = context;
     let no = |text: String| Refusal {
         text: format!("--persist: {text}"),
         cause: None,
     };
-    // udev looks after the node's device, not after one that a container has for itself.
+    // udev sets the node's device, not that of a container's private /dev.
     if !policy.persist || is_private(seen) {
         return Ok(None);
     }
     let Some(host) = &seen.host else {
-        let text = "the rule belongs on the node, and this container does not see the node's file \
-                    system: mount it at /mnt/host-rootfs, or give --host-root";
+        let text = "cannot write the node's udev rule, because this container cannot read the node's \
+                    file system: mount it at /mnt/host-rootfs, or set --host-root";
         return Err(no(text.to_owned()));
     };
     let want = Want {
@@ -77,34 +74,34 @@ pub fn planned(context: &Context<'_>, target: Gid) -> Result<Option<Planned>, Re
 }
 
 impl Want {
-    /// The first event that leaves the device otherwise, or may.
+    /// The first event after which the device differs from this, or may differ.
     fn undone_by(&self, udev: &Predictions) -> Option<(Event, &'static str)> {
         EVENTS
             .into_iter()
             .find(|(event, _)| !self.holds(*event, udev.of(*event)))
     }
 
-    fn holds(&self, event: Event, forecast: &Prediction) -> bool {
-        match forecast {
+    fn holds(&self, event: Event, prediction: &Prediction) -> bool {
+        match prediction {
             Prediction::Unclear => false,
-            // The kernel makes a node 0:0 0600, and announces it.
+            // devtmpfs creates the device as 0:0 0600 before the add event.
             Prediction::Untouched => event != Event::Add,
             Prediction::Becomes(outcome) => {
                 let (uid, gid, mode) = self.left_by(event, outcome);
-                uid == 0 && gid == self.gid.as_raw() && self.takes(mode)
+                uid == 0 && gid == self.gid.as_raw() && self.accepts(mode)
             }
         }
     }
 
-    fn takes(&self, mode: u16) -> bool {
+    fn accepts(&self, mode: u16) -> bool {
         match self.exact {
             Some(exact) => mode == exact,
             None => mode & 0o660 == 0o660,
         }
     }
 
-    /// Owner, group and mode after an event: of a fresh node at an add event, else of one that is as
-    /// it shall be.
+    /// Owner, group and mode after an event. Before an add event the device is new (0:0 0600), before any other event
+    /// it already has the wanted group and mode.
     fn left_by(&self, event: Event, outcome: &Outcome) -> (u32, u32, u16) {
         let (gid, mode) = match event {
             Event::Add => (0, 0o600),
@@ -118,15 +115,15 @@ impl Want {
     }
 }
 
-/// What the node's own rules give to others stays theirs. The device's present mode says nothing: the
-/// chart's libvirt.sh sets 0660 whatever the node does.
+/// The mode of the rule without `--mode`: 0660, and the bits that the node's rules set for others. The device's current
+/// mode is not used, because the chart's libvirt.sh sets 0660 regardless of the node.
 fn usual_mode(host: &Host) -> u16 {
     let rules = host.others.as_ref().unwrap_or(&host.udev);
     let mode = rules.add.outcome().and_then(|outcome| outcome.mode);
     (mode.unwrap_or_default() & 0o666) | 0o660
 }
 
-/// Why the rule would not do.
+/// Why the rule would have no effect, and what to do.
 fn why_not(
     host: &Host,
     own_rule: OwnRule,
@@ -137,8 +134,8 @@ fn why_not(
 ) -> String {
     let is_own = |rule: &str| rule.starts_with(own_rule::PATH);
     let max = host.udevd.system_gid_max;
-    let range = format!("a number from 1 to {max} works");
-    let name_it = "give the node's group such a number, or name one with --gid";
+    let next_step =
+        format!("change the GID of the node's group to one from 1 to {max}, or set one with --gid");
     if after
         .ignored
         .iter()
@@ -146,8 +143,8 @@ fn why_not(
     {
         let version = host.udevd.version.map(|version| format!(" {version}"));
         return format!(
-            "the node's systemd{} drops every rule with the number {}, which is outside of the \
-             system's range: {range}; {name_it}",
+            "the node's systemd{} ignores every rule with GID {}, because it is outside the range of \
+             system GIDs: {next_step}",
             version.unwrap_or_default(),
             own_rule.gid
         );
@@ -159,17 +156,17 @@ fn why_not(
         && own_rule.gid.as_raw() > max
     {
         return format!(
-            "which systemd the node has is not seen, and 258 and 259 drop every rule with the \
-             number {}: mount the node's usr/lib as well, or {name_it}: {range} with all of them",
+            "cannot determine the node's systemd version, and versions 258 and 259 ignore every rule \
+             with GID {}: mount the node's usr/lib as well, or {next_step}",
             own_rule.gid
         );
     }
     match after.of(event) {
         Prediction::Becomes(outcome) => {
-            let by = outvoted(own_rule, event, outcome, want);
+            let by = overridden_by(own_rule, event, outcome, want);
             format!(
-                "a rule of this program would not have the last word: {when} the node's {by}; change \
-                 that rule, or have it in a file whose name sorts before {} and without :=",
+                "the rule would be overridden, because {when} the node's {by}; change that rule, or move it to a \
+                 file whose name sorts before {} and replace its := with =",
                 own_rule::NAME
             )
         }
@@ -177,16 +174,16 @@ fn why_not(
             let first = after.unclear.first();
             let first = first.map(|diagnostic| format!("{}: {}", diagnostic.rule, diagnostic.why));
             format!(
-                "what the device becomes {when} cannot be told from the node's rules, so a rule of \
-                 this program may not decide it ({}); change that rule on the node",
-                first.as_deref().unwrap_or("unknown")
+                "the rule may be overridden, because the effect of the node's rules {when} is unknown \
+                 ({}); change that rule on the node",
+                first.as_deref().unwrap_or("unknown rule")
             )
         }
     }
 }
 
-/// The rule that has the last word instead, and what it makes the device.
-fn outvoted(own_rule: OwnRule, event: Event, outcome: &Outcome, want: &Want) -> String {
+/// The node's rule that overrides the written one, and the owner, group and mode that it sets.
+fn overridden_by(own_rule: OwnRule, event: Event, outcome: &Outcome, want: &Want) -> String {
     let (uid, gid, mode) = want.left_by(event, outcome);
     let by = if gid != own_rule.gid.as_raw() {
         Some(&outcome.rule)
@@ -196,10 +193,10 @@ fn outvoted(own_rule: OwnRule, event: Event, outcome: &Outcome, want: &Want) -> 
         outcome.mode_rule.as_ref()
     };
     let by = by.map_or("rules", String::as_str);
-    format!("{by} would still make the device {uid}:{gid} {mode:04o}")
+    format!("{by} would still set the device to {uid}:{gid} {mode:04o}")
 }
 
-/// What the own file gives now, where it can be written.
+/// Checks that the rule file can be written, and returns what an existing one sets.
 fn free_slot(host: &Host) -> Result<Option<String>, String> {
     let Some(slot) = &host.slot else {
         return Ok(None);
@@ -208,24 +205,24 @@ fn free_slot(host: &Host) -> Result<Option<String>, String> {
     let directory = directory.display();
     match (slot.directory, &slot.existing) {
         (RuleDirectory::ReadOnly, _) => Err(format!(
-            "{} is to be written, and {directory} is read-only here: mount the node's /{} there \
-             writable, and nothing else of it; or run this on the node",
+            "cannot write {}, because {directory} is read-only here: mount the node's /{}, and nothing \
+             else, writable there, or run the command on the node",
             own_rule::PATH,
             own_rule::DIRECTORY
         )),
         (RuleDirectory::Missing, _) => Err(format!(
-            "{directory} does not exist, nor the directory above it, so nothing would read a rule there: \
-             if the node has udev, make the directory on the node (`mkdir -p /{}`)",
+            "neither {directory} nor its parent directory exists, so no udevd would read a rule there: if \
+             the node has udev, create the directory on the node (`mkdir -p /{}`)",
             own_rule::DIRECTORY
         )),
         (RuleDirectory::Writable, Existing::Other(what)) => Err(format!(
-            "{directory}/{} is {what}, and is left alone: remove it, and run this again",
+            "{directory}/{} is {what}, and is not overwritten: remove it and run the command again",
             own_rule::NAME
         )),
         (RuleDirectory::Writable, Existing::Nothing) => Ok(None),
         (RuleDirectory::Writable, Existing::Own(content)) => Ok(Some(match OwnRule::of(content) {
             Some(OwnRule { gid, mode }) => format!("0:{gid} {mode:04o}"),
-            None => "another text".to_owned(),
+            None => "other content".to_owned(),
         })),
     }
 }

@@ -168,7 +168,7 @@ fn missing() {
     on_stage(|pod| {
         fs::remove_file(DEVICE).unwrap();
         let cause = Some(Cause::Missing);
-        let advice = "the KVM driver is loaded, so the node was lost";
+        let advice = "the KVM driver is loaded, but its device is missing";
         assert_told(&apply(pod), Verdict::Absent, "none", cause, advice);
         assert_qemu(&nova(), "No such file or directory");
     });
@@ -186,13 +186,13 @@ fn not_kvm() {
         ] {
             fs::remove_file(device).unwrap();
             mknod_char(device, (major, minor), 0, 108, 0o660);
-            let advice = format!("/dev/kvm is a character device {major}:{minor}, and KVM is");
+            let advice = format!("/dev/kvm is a character device {major}:{minor}, not KVM");
             assert_told(&apply(pod), Verdict::Refused, "none", cause, &advice);
             assert_qemu(&nova(), says);
         }
         fs::remove_file(device).unwrap();
         fs::create_dir(device).unwrap();
-        let advice = "/dev/kvm is a directory, which container runtimes make";
+        let advice = "/dev/kvm is a directory, which container runtimes create";
         assert_told(&apply(pod), Verdict::Refused, "none", cause, advice);
         assert_qemu(&nova(), "Is a directory");
     });

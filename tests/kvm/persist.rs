@@ -182,7 +182,7 @@ const CASES: [Case; 27] = [
             ),
         ],
         &[],
-        Refused(&["cannot be told", "/etc/udev/rules.d/zz.rules:1", "PROGRAM"]),
+        Refused(&["is unknown", "/etc/udev/rules.d/zz.rules:1", "PROGRAM"]),
     ),
     (
         "a final group",
@@ -210,7 +210,11 @@ const CASES: [Case; 27] = [
             ("etc/udev/rules.d/99-libvirt-kvm-init.rules", "# mine\n"),
         ],
         &[],
-        Refused(&["99-libvirt-kvm-init.rules", "not written", "left alone"]),
+        Refused(&[
+            "99-libvirt-kvm-init.rules",
+            "not written",
+            "not overwritten",
+        ]),
     ),
     (
         "an empty file",
@@ -220,7 +224,7 @@ const CASES: [Case; 27] = [
             ("etc/udev/rules.d/99-libvirt-kvm-init.rules", ""),
         ],
         &[],
-        Refused(&["99-libvirt-kvm-init.rules", "empty", "left alone"]),
+        Refused(&["99-libvirt-kvm-init.rules", "empty", "not overwritten"]),
     ),
 ];
 

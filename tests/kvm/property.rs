@@ -514,7 +514,7 @@ fn assert_refusal_has_a_reason(state: &State, report: &Report) {
         !matches!(state.kind, Kind::Kvm | Kind::Missing)
     } else if why.contains("/dev is not the node's") || why.contains("mount the node's /dev") {
         state.on_host == OnHost::Other
-    } else if why.contains("on the node that is the group") {
+    } else if why.contains("which belongs to the group") {
         !state.has("--gid")
             && state
                 .host_group
@@ -526,7 +526,7 @@ fn assert_refusal_has_a_reason(state: &State, report: &Report) {
     } else if why.contains("the member name '42424' is not written") {
         // A name of digits, which would have to be written.
         state.passwd.contains("42424:x:")
-    } else if why.contains("no number for the group") {
+    } else if why.contains("cannot determine a GID for the group") {
         let kvm = |text: &str| text.contains("kvm:x:108") || text.contains("kvm:x:424");
         state.owner.1 == 0
             && !state

@@ -194,7 +194,7 @@ fn the_nodes_root_is_missing() {
         pod.image.dir(HOST.trim_start_matches('/'));
         refuses(&pod, 2, "nothing is mounted there");
         pod.replace(STEP, GIVEN, &["--strict"]);
-        refuses(&pod, 3, "does not see the node's file system");
+        refuses(&pod, 3, "cannot read the node's file system");
         pod.replace(STEP, "--strict", &[]);
         // What the node says is not known: the device has a number, and the pod takes it.
         let ended = goes_on(&pod, NODE);

@@ -217,7 +217,7 @@ fn what_cannot_be_written_or_would_not_win_is_refused() {
     let table: [(Spoil, &str); 9] = [
         (
             |seen| seen.host = None,
-            "does not see the node's file system",
+            "cannot read the node's file system",
         ),
         (
             |seen| slot(seen).directory = RuleDirectory::ReadOnly,
@@ -231,9 +231,15 @@ fn what_cannot_be_written_or_would_not_win_is_refused() {
             |seen| slot(seen).existing = Existing::Other("a fifo"),
             "a fifo",
         ),
-        (|seen| udevd(seen).version = Some(258), "systemd 258 drops"),
+        (
+            |seen| udevd(seen).version = Some(258),
+            "systemd 258 ignores",
+        ),
         (|seen| udevd(seen).version = Some(259), "1 to 999"),
-        (|seen| udevd(seen).version = None, "which systemd"),
+        (
+            |seen| udevd(seen).version = None,
+            "cannot determine the node's systemd version",
+        ),
         (|seen| add(seen, LATER.0, LATER.1), "99-local.rules:1"),
         (
             |seen| {

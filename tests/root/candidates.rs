@@ -26,8 +26,8 @@ fn a_collision_is_said_in_both_directions_and_refused_where_it_gives_too_much() 
         for part in [
             "108",
             "games",
-            "its members gain KVM",
-            "QEMU gains what games",
+            "its members get access to KVM",
+            "QEMU gets the privileges of games",
         ] {
             assert!(text.contains(part), "{text}");
         }
@@ -75,7 +75,7 @@ fn a_disagreement_with_the_node_is_said_and_refused_when_strict() {
         let scene = Scene::new();
         let before = scene.state();
         let run = go(scene.apply().args(["--strict", "--gid=500"])).code(3);
-        run.says(&["--gid says 500", "/etc/group:2 says 108"]);
+        run.says(&["--gid sets GID 500", "/etc/group:2 sets GID 108"]);
         assert_eq!(scene.state(), before);
         let (code, report) = report(scene.apply().args(["--gid", "500"]));
         assert_eq!(

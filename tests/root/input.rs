@@ -67,7 +67,10 @@ fn flags_and_files_that_cannot_be_meant_are_usage_errors() {
             ),
             (&["--qemu-user=eve"], &["--qemu-user", "`eve`"]),
             (&["--qemu-group=eve"], &["--qemu-group", "`eve`"]),
-            (&[&empty], &["whom QEMU runs as is unknown", "--qemu-user"]),
+            (
+                &[&empty],
+                &["cannot determine the QEMU user", "--qemu-user"],
+            ),
             (&["--root=/nowhere"], &["--root", "/nowhere", "ENOENT"]),
             (&["--host-root=/nowhere"], &["--host-root", "ENOENT"]),
         ];

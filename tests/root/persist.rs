@@ -218,10 +218,7 @@ fn without_the_nodes_file_system_there_is_nowhere_to_write_it() {
         let mut cmd = pod.on_the_node("/kvm-init", &["apply", "--persist"]);
         cmd.env("KUBERNETES_SERVICE_HOST", "10.0.0.1");
         let run = go(&mut cmd).code(3);
-        let run = run.says(&[
-            "refused: --persist: ",
-            "does not see the node's file system",
-        ]);
+        let run = run.says(&["refused: --persist: ", "cannot read the node's file system"]);
         let after = state(&[&pod.tree.at("etc"), &pod.tree.at("dev")]);
         assert_eq!(after, before, "{run}");
     });
@@ -321,7 +318,7 @@ fn what_stands_in_its_place_and_is_not_its_own_is_left_alone() {
             refused(
                 &scene,
                 &mut persist(&scene),
-                &[what, "left alone", "remove it"],
+                &[what, "not overwritten", "remove it"],
             );
             fs::remove_file(&own).unwrap_or_else(|_| fs::remove_dir(&own).unwrap());
         }
@@ -333,7 +330,7 @@ fn what_stands_in_its_place_and_is_not_its_own_is_left_alone() {
         let changes = report["changes"].as_array().unwrap();
         let rules = |change: &&serde_json::Value| change["action"] == "write-udev-rule";
         let change = changes.iter().find(rules).unwrap();
-        assert_eq!(change["from"], "another text", "{report}");
+        assert_eq!(change["from"], "other content", "{report}");
         assert_eq!(rule(&scene.host), RULE);
     });
 }
@@ -355,12 +352,16 @@ fn no_rule_is_written_that_the_nodes_systemd_drops() {
         refused(
             &scene,
             &mut with_gid(929_292),
-            &["which systemd", "usr/lib", "1 to 999"],
+            &[
+                "cannot determine the node's systemd version",
+                "usr/lib",
+                "1 to 999",
+            ],
         );
         for version in [258, 259] {
             library(version);
             let parts = [
-                &format!("systemd {version} drops"),
+                &format!("systemd {version} ignores"),
                 "929292",
                 "1 to 999",
                 "--gid",

@@ -214,7 +214,7 @@ fn persist(sets: &[RuleSet]) -> ([usize; 3], Vec<String>) {
                 _ => None,
             }),
             Outcome::Refuse(refusal) => {
-                if refusal.text.contains("the last word") {
+                if refusal.text.contains("would be overridden") {
                     counts[2] += 1;
                     let (gid, mode) = (target.unwrap(), 0o660);
                     let own_rule = OwnRule {

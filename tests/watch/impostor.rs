@@ -197,7 +197,7 @@ fn only_a_group_file_in_a_directory_of_roots_is_edited_in_another_container() {
             let (mut cmd, status) = daemon_set(&scene);
             let watch = Watch::start(&mut cmd);
             let _libvirtd = Libvirtd::start(&watch, &scene.pod);
-            watch.says("others than root may change");
+            watch.says("users other than root can change");
             assert!(state(&[&scene.pod.at("etc")]) == before);
             assert_ne!(ready(&status), 0);
         });

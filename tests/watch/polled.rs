@@ -88,7 +88,7 @@ fn without_inotify_all_is_kept_by_polling() {
             running.signal(SIGHUP);
             running.says("the configuration was read again");
             mount_tmpfs(Path::new("/dev"), "mode=755");
-            running.says("/dev/kvm does not exist here, and on the node it does");
+            running.says("/dev/kvm exists on the node, but not in this container");
             detach(Path::new("/dev"));
             running.says("info: QEMU as nova");
             once(&running.log(), part);
