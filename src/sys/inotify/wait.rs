@@ -1,4 +1,4 @@
-//! Waiting for what a [`Watcher`] follows, and reading its events.
+//! Waits for the events of a [`Watcher`] and reads them.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -12,10 +12,7 @@ use crate::sys::progress::Wait;
 use crate::sys::{Context, Result, retry};
 
 impl Watcher {
-    /// Waits until something happens, `until` at most, or for ever.
-    ///
-    /// # Errors
-    /// What poll(2) and read(2) answer.
+    /// Waits for events, until the time `until` if there is one.
     pub fn wait(&mut self, until: Option<Instant>) -> Result<Events> {
         let due = self.is_polling().then(|| Instant::now() + self.every);
         let until = [until, due].into_iter().flatten().min();
@@ -36,21 +33,18 @@ impl Watcher {
         }
     }
 
-    /// What was told last was needed: the next wake-ups are answered at once again.
+    /// Resets the rate limit, because the last events led to a change.
     pub fn was_needed(&mut self) {
         self.pace.renew();
     }
 
-    /// Lets events gather, but for SIGHUP.
+    /// Lets events accumulate until this time, or until SIGHUP is received.
     fn hold(&self, until: Instant) -> Result<()> {
         while Instant::now() < until && !self.poll(Some(until), false)?.signals {}
         Ok(())
     }
 
-    /// Waits for SIGHUP alone, `until` at most: what else happens is not even looked at before.
-    ///
-    /// # Errors
-    /// As [`Watcher::wait`].
+    /// Waits only for SIGHUP, until `until` at the latest, and then returns all events of that time.
     pub fn rest(&mut self, until: Instant) -> Result<Events> {
         loop {
             self.poll(Some(until), false)?;
@@ -63,7 +57,7 @@ impl Watcher {
         }
     }
 
-    /// Waits for one of them. The kernel tells of changed mounts only once.
+    /// Waits for SIGHUP or, with `all`, for any event. The kernel reports a change of the mounts only once.
     fn poll(&self, until: Option<Instant>, all: bool) -> Result<Woken> {
         let timeout = match until {
             None => PollTimeout::NONE,
@@ -88,18 +82,18 @@ impl Watcher {
             Err(Errno::EINTR) => return Ok(Woken::default()),
             Err(errno) => return Err(errno).context(|| "poll(inotify, signalfd)".into()),
         }
-        let mut answers = fds.iter().map(|fd| fd.any() == Some(true));
-        let mut of = |asked: bool| asked && answers.next() == Some(true);
+        let mut results = fds.iter().map(|fd| fd.any() == Some(true));
+        let mut is_ready = |polled: bool| polled && results.next() == Some(true);
         Ok(Woken {
-            signals: of(signals.is_some()),
-            events: of(events.is_some()),
-            mounts: of(mounts.is_some()),
+            signals: is_ready(signals.is_some()),
+            events: is_ready(events.is_some()),
+            mounts: is_ready(mounts.is_some()),
         })
     }
 
     fn read(&mut self) -> Result<Events> {
         let mut happened = Events::default();
-        let (mut another, mut count) = (false, 0);
+        let (mut maybe_recreated, mut count) = (false, 0);
         for _ in 0..READS {
             let Some(inotify) = &self.inotify else {
                 break;
@@ -112,26 +106,27 @@ impl Watcher {
             for event in events {
                 count += 1;
                 let overflow = event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW);
-                let gone = event.mask.contains(AddWatchFlags::IN_IGNORED);
+                let removed = event.mask.contains(AddWatchFlags::IN_IGNORED);
                 for watched in &self.watched {
                     let is_directory = watched.names.is_some();
-                    let meant =
-                        watched.is(event.wd) && watched.means(event.name.as_ref(), event.mask);
-                    if overflow || meant {
+                    let matches =
+                        watched.is(event.wd) && watched.matches(event.name.as_ref(), event.mask);
+                    if overflow || matches {
                         happened.add(watched.kind);
-                        happened.directories |= is_directory && event.name.is_none() || watched.way;
-                        another |= watched.kind == EventKind::Device && is_directory;
+                        happened.directories |=
+                            is_directory && event.name.is_none() || watched.is_parent;
+                        maybe_recreated |= watched.kind == EventKind::Device && is_directory;
                     }
                 }
-                if gone {
+                if removed {
                     self.watched.retain(|watched| !watched.is(event.wd));
                 }
             }
         }
         self.pace.charge(count);
-        // Before anybody looks at the device, so that no change of the new one is missed.
-        if another {
-            self.follow_node_again();
+        // Watch the new inode before the caller inspects the device, so that no later change is missed.
+        if maybe_recreated {
+            self.follow_inode_again();
         }
         happened.hangup = self.hangup()?;
         if self.process_ended() {
@@ -161,7 +156,7 @@ impl Watcher {
     }
 }
 
-/// What poll(2) returned for.
+/// The descriptors that poll(2) reported as ready.
 #[derive(Debug, Clone, Copy, Default)]
 struct Woken {
     signals: bool,
@@ -169,15 +164,15 @@ struct Woken {
     mounts: bool,
 }
 
-/// Reads of 4 KiB at once: a full queue (fs.inotify.max_queued_events, 16384) and as much again. What is
-/// added while it is read is for the next time.
+/// Most reads of 4 KiB in one call: enough for a full queue (fs.inotify.max_queued_events, 16384) and as many events
+/// again. Events that are added during the reads stay for the next call.
 const READS: usize = 256;
 
 fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
     PollFd::new(fd, PollFlags::POLLIN)
 }
 
-/// poll(2) counts whole milliseconds: rounded up, so as not to spin in the last one.
+/// A timeout for poll(2) in whole milliseconds, rounded up so that the caller does not spin in the last one.
 fn millis(time: Duration) -> PollTimeout {
     let millis = time.as_micros().div_ceil(1000);
     PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
