@@ -1,8 +1,10 @@
-//! Who keeps a status file up to date: a lock that the kernel gives back when that process ends, however it ends.
+//! A lock on the status file that shows whether a process keeps the file up to date. The kernel releases it whenever
+//! and however that process ends.
 //!
-//! An OFD write lock (fcntl(2), `F_OFD_SETLK`) belongs to the open file, so that it is seen from every container,
-//! whatever PID namespace it has, and takes a descriptor that is open for writing. Byte 0 says that the process
-//! lives, byte 1 that its proof is ok. The lock needs no space in the file system, which may be full.
+//! An OFD write lock (fcntl(2), `F_OFD_SETLK`) belongs to the open file description, so it is visible in every
+//! container regardless of PID namespaces, and requires a descriptor that is open for writing. A lock on byte 0 means
+//! that the process lives, one on byte 1 that its proof is ok. The lock needs no space in the file system, which may be
+//! full.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -13,18 +15,18 @@ use nix::libc;
 use super::file::record;
 use super::{progress, retry};
 
-/// What the lock on a status file says.
+/// The state of the lock on a status file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim {
-    /// Nobody keeps it up to date.
+    /// No process keeps the file up to date.
     Nobodys,
-    /// A process does, and its proof is not ok.
+    /// A process keeps the file up to date; its proof is not ok.
     Kept,
-    /// A process does, and its proof is ok.
+    /// A process keeps the file up to date; its proof is ok.
     Proven,
 }
 
-/// A file that this process claims, for as long as the value lives.
+/// A claimed file. Dropping the value releases the claim.
 #[derive(Debug)]
 pub struct Claimed(pub File);
 
@@ -37,10 +39,10 @@ impl Drop for Claimed {
 const ALIVE: i64 = 0;
 const PROVEN: i64 = 1;
 
-/// Claims a file that is open for writing, for as long as it is open.
+/// Claims a file that is open for writing, until it is closed.
 ///
 /// # Errors
-/// What fcntl(2) answers: `EAGAIN` where another process claims it, `EBADF` where it is open for reading alone.
+/// `EAGAIN` if another process claims the file, `EBADF` if it is open for reading only.
 pub fn claim(file: &File, is_proven: bool) -> nix::Result<()> {
     let proven = if is_proven {
         libc::F_WRLCK
@@ -55,11 +57,8 @@ pub fn claim(file: &File, is_proven: bool) -> nix::Result<()> {
     Ok(())
 }
 
-/// What is claimed of a file that is open for reading. A read lock, which everybody may take who can read the file,
-/// is no claim.
-///
-/// # Errors
-/// What fcntl(2) answers.
+/// The claim on a file that is open for reading. Read locks do not count, because any user who can read the file can
+/// take one.
 pub fn claimed(file: impl AsFd) -> nix::Result<Claim> {
     let is_locked = |at| {
         let mut lock = record(libc::F_RDLCK, at, 1)?;
@@ -81,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_claim_lasts_as_long_as_its_file_is_open_for_writing() {
+    fn a_claim_lasts_until_its_file_is_closed() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let reader = File::open(file.path()).unwrap();
         assert_eq!(claimed(&reader), Ok(Claim::Nobodys));
@@ -95,12 +94,12 @@ mod tests {
             claim(&keeper, is_proven).unwrap();
             assert_eq!(claimed(&reader), Ok(want));
         }
-        // Neither another process nor a reader can claim it.
+        // Neither another descriptor nor a reader can claim the file.
         assert_eq!(claim(&open(), true), Err(Errno::EAGAIN));
         assert_eq!(claim(&reader, true), Err(Errno::EBADF));
         drop(keeper);
         assert_eq!(claimed(&reader), Ok(Claim::Nobodys));
-        // A read lock says nothing.
+        // A read lock is no claim.
         let read = record(libc::F_RDLCK, PROVEN, 1).unwrap();
         fcntl(reader.as_fd(), FcntlArg::F_OFD_SETLK(&read)).unwrap();
         let other = File::open(file.path()).unwrap();

@@ -1,9 +1,8 @@
-//! The device node: opened once without being opened, checked, and changed only through that.
+//! The device file: located once, checked, and changed only through the descriptor that was checked.
 //!
-//! An `O_PATH|O_NOFOLLOW` descriptor opens nothing behind the node and cannot be swapped for
-//! another file afterwards. fchown(2), fchmod(2) and fgetxattr(2) refuse such a descriptor with
-//! `EBADF`, so owners go through fchownat(2) with `AT_EMPTY_PATH`, modes through fchmodat2(2) or,
-//! before Linux 6.6, like the ACL, through `/proc/self/fd`.
+//! An `O_PATH|O_NOFOLLOW` descriptor does not open the driver and cannot be swapped for another file afterwards.
+//! fchown(2), fchmod(2) and fgetxattr(2) refuse such a descriptor with `EBADF`, so owners go through fchownat(2) with
+//! `AT_EMPTY_PATH`, modes through fchmodat2(2) or, before Linux 6.6, like the ACL, through `/proc/self/fd`.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -18,24 +17,21 @@ use super::handle::{FileHandle, inode, kind};
 use super::{Context, Inode, Result, open, retry, syscalls};
 use crate::formats::posix_acl::{self, Acl};
 
-/// What stands at the device's path.
+/// The attributes of the file at the device's path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceStat {
-    /// The kind of file.
     pub kind: SFlag,
-    /// Major number, 0 for what is no device.
+    /// 0 if the file is not a device.
     pub major: u64,
-    /// Minor number, 0 for what is no device.
+    /// 0 if the file is not a device.
     pub minor: u64,
-    /// Owner.
     pub uid: Uid,
-    /// Group.
     pub gid: Gid,
     /// Permission bits.
     pub mode: u16,
-    /// Device and inode number of the node itself.
+    /// The inode of the device file (not `st_rdev`).
     pub inode: Inode,
-    /// Moves with every change, even one that changes nothing: seconds and nanoseconds.
+    /// Seconds and nanoseconds. A chown(2) or chmod(2) updates it even if it changes nothing.
     pub ctime: (i64, i64),
 }
 
@@ -58,14 +54,14 @@ impl From<nix::sys::stat::FileStat> for DeviceStat {
 }
 
 impl DeviceStat {
-    /// Whether this is the character device 10:232.
+    /// Whether the file is the character device 10:232.
     pub fn is_kvm(&self) -> bool {
         self.kind == SFlag::S_IFCHR
             && (self.major, self.minor) == (super::kvm::MAJOR, super::kvm::MINOR)
     }
 }
 
-/// A device node, found but not opened.
+/// An `O_PATH` descriptor of a device file.
 #[derive(Debug)]
 pub struct Device {
     found: FileHandle,
@@ -73,10 +69,7 @@ pub struct Device {
 }
 
 impl Device {
-    /// Finds what stands at `path`, a link at its end not followed; `None` for nothing.
-    ///
-    /// # Errors
-    /// What the calls answer.
+    /// Locates the file at `path`, a link at its end not followed; `None` if it does not exist.
     pub fn find(path: &Path) -> Result<Option<Self>> {
         let fd = match open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW) {
             Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
@@ -87,20 +80,19 @@ impl Device {
         Ok(Some(Self { found, path }))
     }
 
-    /// What it was when it was found.
+    /// The attributes of the file when it was located.
     pub fn facts(&self) -> DeviceStat {
         self.found.stat.into()
     }
 
-    /// The descriptor, which opens nothing behind the node.
     pub(super) fn fd(&self) -> &OwnedFd {
         &self.found.fd
     }
 
-    /// Its ACL, if it has one and its file system knows of ACLs.
+    /// The access ACL; `None` if the device has none or the file system does not support ACLs.
     ///
     /// # Errors
-    /// What getxattr(2) answers; `EINVAL` for an ACL of unknown form.
+    /// `EINVAL` for an ACL of unknown format.
     pub fn acl(&self) -> Result<Option<Acl>> {
         let call = || format!("getxattr({}, system.posix_acl_access)", self.path.display());
         let Some(bytes) =
@@ -113,35 +105,29 @@ impl Device {
         acl.map(Some).context(call)
     }
 
-    /// Whether its mount ignores devices (`nodev`), so that every open answers `EACCES`.
-    ///
-    /// # Errors
-    /// What fstatvfs(3) answers.
+    /// Whether the device is on a `nodev` mount, where every open fails with `EACCES`.
     pub fn on_nodev_mount(&self) -> Result<bool> {
         let call = || format!("fstatfs({})", self.path.display());
         let mount = retry(|| fstatvfs(&self.found.fd)).context(call)?;
         Ok(mount.flags().contains(FsFlags::ST_NODEV))
     }
 
-    /// Sets owner and group of this very node.
+    /// Sets the owner and group of this inode.
     ///
     /// # Errors
-    /// What fchownat(2) answers: `EROFS` on a read-only mount, `EPERM` without `CAP_CHOWN`,
-    /// `EINVAL` for an ID that this user namespace does not map.
+    /// `EROFS` on a read-only mount, `EPERM` without `CAP_CHOWN`, `EINVAL` for an ID that this user namespace does not
+    /// map.
     pub fn set_owner(&self, uid: Uid, gid: Gid) -> Result<()> {
         let (fd, flags) = (self.fd(), AtFlags::AT_EMPTY_PATH);
         retry(|| fchownat(fd, "", Some(uid), Some(gid), flags))
             .context(|| format!("fchownat({}, {uid}, {gid})", self.path.display()))
     }
 
-    /// Sets the permission bits of this very node.
-    ///
-    /// # Errors
-    /// What chmod(2) answers: `EROFS`, `EPERM`.
+    /// Sets the permission bits of this inode.
     pub fn set_mode(&self, mode: u16) -> Result<()> {
         let bits = Mode::from_bits_truncate(mode.into());
         let done = match syscalls::fchmodat2(self.found.fd.as_fd(), bits.bits()) {
-            // Older than Linux 6.6, or a filter that does not know the call.
+            // Linux before 6.6, or a seccomp filter that does not allow the call.
             Err(Errno::ENOSYS | Errno::EPERM) => self.chmod_by_proc(bits),
             done => done,
         };
@@ -154,21 +140,17 @@ impl Device {
         retry(|| nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, path.as_c_str(), mode, follow))
     }
 
-    /// Sets the ACL, and with it the mode, of this very node in one step.
-    ///
-    /// # Errors
-    /// What setxattr(2) answers: `EROFS`, `EPERM`.
+    /// Sets the ACL of this inode, and with it the mode, in one step.
     pub fn set_acl(&self, acl: &Acl) -> Result<()> {
         let path = syscalls::proc_path(&self.found.fd);
         syscalls::setxattr(&path, posix_acl::XATTR, &acl.to_bytes())
             .context(|| format!("setxattr({}, posix_acl_access, {acl})", self.path.display()))
     }
 
-    /// Opens this very node for reading and writing with the rights of this process, to learn
-    /// whether a driver stands behind it.
+    /// Opens this inode for reading and writing with the credentials of this process, to test whether it has a driver.
     ///
     /// # Errors
-    /// What open(2) answers: `ENODEV` or `ENXIO` without a driver.
+    /// `ENODEV` or `ENXIO` without a driver.
     pub fn try_open(&self) -> Result<()> {
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
         let opened = self.found.open(flags).map(drop);

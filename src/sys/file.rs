@@ -1,11 +1,11 @@
-//! Replacing one small file, such that at every moment it is whole: the old one or the new one.
+//! Replaces one small file so that readers always see a complete file, the old one or the new one.
 //!
-//! By rename where that is possible: the new file has no name until it is whole (`O_TMPFILE`). Over a mount
-//! point it is not possible (`EBUSY`), and over one of another mount namespace it would take that mount away:
-//! there the content is written in place, space first.
+//! The new file has no name until it is complete (`O_TMPFILE`), and is then renamed over the old one. rename(2) fails
+//! over a mount point (`EBUSY`), and silently detaches a mount of another mount namespace. In both cases the content
+//! is written in place, after its space has been allocated.
 //!
-//! One descriptor (`O_PATH|O_NOFOLLOW`) serves what is asked about a file, and what is read and written of
-//! it. The rename alone looks the name up again.
+//! One descriptor (`O_PATH|O_NOFOLLOW`) is used to inspect, read and write a file. Only the rename looks the name up
+//! again.
 
 mod in_place;
 mod lock;
@@ -30,12 +30,11 @@ pub(in crate::sys) use lock::record;
 
 /// How long another run may hold the lock before this one gives up.
 pub const LOCK_WAIT: Duration = Duration::from_secs(10);
-/// How often a name that nobody else has is looked for.
+/// Attempts to create a file under a random name, or to open a lock file that other processes replace.
 const TRIES: usize = 16;
 
-/// An open directory in which files are replaced, and the lock on it, if one is held: a write lock of this
-/// open file (`F_OFD_SETLK`). The kernel takes it back when the descriptor is closed, however its holder
-/// ends.
+/// An open directory in which files are replaced, and its lock if one is held: a write lock of the open file
+/// description (`F_OFD_SETLK`), which the kernel releases when the descriptor is closed or the process ends.
 #[derive(Debug)]
 pub struct LockedDir {
     fd: OwnedFd,
@@ -48,44 +47,39 @@ impl Drop for LockedDir {
         if let Some((fd, _)) = &self.lock {
             progress::locked(fd, false);
         }
-        // Whoever waits for it sees that it is gone once it has the lock, and begins anew.
+        // A process that waits for this lock gets it on the removed file, notices that, and starts again.
         if let Some((_, file @ LockFile::Own)) = self.lock {
             let _ = unlinkat(&self.fd, file.name(), UnlinkatFlags::NoRemoveDir);
         }
     }
 }
 
-/// Whose owner, mode and extended attributes a new file gets.
+/// Owner, mode and extended attributes of a new file.
 #[derive(Debug, Clone, Copy)]
 pub enum OwnerAndMode {
-    /// Those of the file that it replaces.
+    /// Copied from the file that it replaces.
     Kept,
-    /// Owner 0:0 and this mode.
+    /// Owner 0:0, this mode, no extended attributes.
     Root(u16),
 }
 
 impl LockedDir {
-    /// `path` is for messages.
+    /// `path` is only used in messages.
     pub fn new(fd: OwnedFd, path: PathBuf) -> Self {
         let lock = None;
         Self { fd, path, lock }
     }
 
-    /// Whether another user than root may replace files in it.
-    ///
-    /// # Errors
-    /// What fstat(2) answers.
+    /// Whether the group or others can write to the directory, and so replace files in it.
     pub(super) fn is_shared(&self) -> Result<bool> {
         let stat = fstat(&self.fd).context(|| format!("fstat({})", self.path.display()))?;
         Ok(stat.st_mode & 0o022 != 0)
     }
 
-    /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A call on `name`, for messages.
     fn call(&self, what: &str, name: &str) -> String {
         format!("{what}({})", self.path.join(name).display())
     }
@@ -98,10 +92,10 @@ impl LockedDir {
         .context(|| self.call("fstatat", name))
     }
 
-    /// The content of the regular file that was found at `name`.
+    /// The content of `found`, the regular file at `name`.
     ///
     /// # Errors
-    /// `ELOOP` for a link, `EINVAL` for anything else that is no regular file.
+    /// `ELOOP` for a link, `EINVAL` for any other file that is not regular.
     pub fn read(&self, name: &str, found: &FileHandle) -> Result<Vec<u8>> {
         let read = match found.kind() {
             SFlag::S_IFLNK => Err(Errno::ELOOP),
@@ -110,12 +104,12 @@ impl LockedDir {
         read.context(|| self.call("read", name))
     }
 
-    /// Makes `content` the content of `name`, where `found` stands: by rename, or in place where that is a
-    /// mount point. `base` is what the new content was made from.
+    /// Replaces the file `found` at `name` by one with `content`: by rename, or in place if `name` is a mount point.
+    /// `base` is the old content from which the new one was made.
     ///
     /// # Errors
-    /// What the calls answer: `EROFS`, `ENOSPC`, `EISDIR` for a directory of root's in its place, `EXDEV` when
-    /// another process put another file there in the same moment, [`CHANGED`] when one wrote into it.
+    /// `EISDIR` if `name` is a directory owned by root, `EXDEV` if another process replaced the file during the run,
+    /// [`CHANGED`] if it wrote to the file.
     pub fn replace(
         &self,
         name: &str,
@@ -128,15 +122,15 @@ impl LockedDir {
             Some(found) if self.is_mounted(name, found)? => {
                 self.write_in_place(name, found, base, content, rights)
             }
-            _ => self.write_anew(name, found, rights, |file| file.write_all(content)),
+            _ => self.write_new(name, found, rights, |file| file.write_all(content)),
         }
     }
 
-    /// As [`LockedDir::replace`], with what `fill` writes, and never in place. When the file has its name it is
-    /// no longer open for writing: nobody could start a program that is (`ETXTBSY`).
+    /// As [`LockedDir::replace`], with the content that `fill` writes, and never in place. The file is closed for
+    /// writing before it gets its name, because a program that is open for writing cannot be started (`ETXTBSY`).
     ///
     /// # Errors
-    /// As there, and `EBUSY` where `name` is a mount point.
+    /// As [`LockedDir::replace`], and `EBUSY` if `name` is a mount point.
     pub(super) fn replace_by_rename(
         &self,
         name: &str,
@@ -150,21 +144,21 @@ impl LockedDir {
             return Err(Errno::EBUSY)
                 .context(|| format!("rename(…, {})", self.path.join(name).display()));
         }
-        self.write_anew(name, found, rights, fill)
+        self.write_new(name, found, rights, fill)
     }
 
-    /// Whether a rename would meet a mount.
+    /// Whether `name` is a mount point, over which no file can be renamed.
     fn is_mounted(&self, name: &str, found: &FileHandle) -> Result<bool> {
         let known = found.is_mounted(&self.fd, name);
         known.context(|| self.call("statx", name))
     }
 
-    /// As [`LockedDir::replace`], but a regular file that stands there stays the same inode: another container may
-    /// have it mounted, and would never see a new one. One that another user than root may hold open for
-    /// writing, or has another name for, is replaced all the same.
+    /// As [`LockedDir::replace`], but an existing regular file keeps its inode: another container may have it mounted,
+    /// and would never see a new inode. A file with further hard links, or that a user other than root may have open
+    /// for writing, is replaced nevertheless.
     ///
     /// # Errors
-    /// As [`LockedDir::replace`], and `EMLINK` for a mount point with other names.
+    /// As [`LockedDir::replace`], and `EMLINK` for a mount point with more than one hard link.
     pub fn overwrite(
         &self,
         name: &str,
@@ -174,7 +168,7 @@ impl LockedDir {
         rights: OwnerAndMode,
     ) -> Result<()> {
         match found {
-            // Only root can have opened it for writing.
+            // Only root can have this file open for writing.
             Some(found)
                 if found.is_roots_file()
                     && found.stat.st_uid == 0
@@ -186,10 +180,7 @@ impl LockedDir {
         }
     }
 
-    /// What `name` is, unopened and not through a link.
-    ///
-    /// # Errors
-    /// What the calls answer.
+    /// A handle of the file `name`, which is not opened; a link is not followed. `None` if it does not exist.
     pub fn find(&self, name: &str) -> Result<Option<FileHandle>> {
         progress::at(&[self.path.as_ref(), name.as_ref()]);
         match FileHandle::at(&self.fd, name) {
@@ -199,7 +190,7 @@ impl LockedDir {
         .context(|| format!("open({}, O_PATH)", self.path.join(name).display()))
     }
 
-    /// Takes `name` away, if it is there.
+    /// Removes the file `name`, if it exists.
     #[cfg(feature = "watch")]
     pub(super) fn remove(&self, name: &str) -> Result<()> {
         match retry(|| unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir)) {
@@ -209,5 +200,5 @@ impl LockedDir {
     }
 }
 
-/// What a file answers that another process wrote into at the same time: to be looked at again.
+/// The errno for a file that another process wrote to during the run: read it again and plan again.
 pub const CHANGED: Errno = Errno::ESTALE;

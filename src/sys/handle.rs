@@ -1,7 +1,7 @@
-//! A file that was found and not opened yet (`O_PATH`), and reading it up to a limit.
+//! A handle of a file that is not opened yet (`O_PATH`), and reading up to a size limit.
 //!
-//! Such a descriptor opens nothing behind a fifo or device, and stays the same file whatever happens to its
-//! path. To be read or written it is opened once more through `/proc/self/fd`.
+//! Such a descriptor triggers no open of a fifo or device, and refers to the same file even if its path changes. To
+//! read or write the file, it is reopened through `/proc/self/fd`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -18,17 +18,17 @@ use nix::unistd::geteuid;
 
 use super::{Context, Inode, Result, errno_of, open, open_in, progress, retry, syscalls};
 
-/// No file that is read here has reason to be larger: a group file of 200,000 lines is not. A sparse one
-/// could be endless, and each costs as much memory as it is large, and where it is edited twice that.
+/// Size limit for files that are read; a group file of 200,000 lines is smaller. A sparse file could have any size, and
+/// reading a file needs memory of its size, editing it twice as much.
 pub(crate) const MAX_FILE: u64 = 8 << 20;
-/// No directory that is listed here has reason to hold more names.
+/// Limit on the names in a listed directory.
 pub(super) const MAX_NAMES: usize = 10_000;
-/// How a file is opened to be read: whatever it may turn out to be, nothing waits for it.
+/// Flags to open a file for reading that do not block, whatever its type is.
 pub(super) const READ: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_NOCTTY)
     .union(OFlag::O_NONBLOCK);
 
-/// A file that was found: its descriptor, and its owner, mode and kind at that moment.
+/// An `O_PATH` descriptor of a file, and the attributes of the file when it was opened.
 #[derive(Debug)]
 pub struct FileHandle {
     pub(super) fd: OwnedFd,
@@ -41,48 +41,46 @@ impl FileHandle {
         Ok(Self { fd, stat })
     }
 
-    /// Finds `name` in `directory`; a link at its end is not followed.
+    /// A handle of `name` in `directory`; a link at its end is not followed.
     pub(super) fn at<P: ?Sized + NixPath>(directory: impl AsFd, name: &P) -> nix::Result<Self> {
         Self::new(open_in(directory, name, OFlag::O_PATH | OFlag::O_NOFOLLOW)?)
     }
 
-    /// The kind of file.
     pub fn kind(&self) -> SFlag {
         kind(&self.stat)
     }
 
-    /// Device and inode number.
     pub fn inode(&self) -> Inode {
         inode(&self.stat)
     }
 
-    /// Whether it belongs to another user than root or the one that runs this.
+    /// Whether the owner is neither root nor the user of this process.
     pub fn is_foreign(&self) -> bool {
         self.stat.st_uid != 0 && self.stat.st_uid != geteuid().as_raw()
     }
 
-    /// Whether others than its owner may write into it.
+    /// Whether the group or others have write permission.
     pub(super) fn is_writable_by_others(&self) -> bool {
         self.stat.st_mode & 0o022 != 0
     }
 
-    /// Whether it is a regular file that nobody but root has a hold on by its owner or another name.
+    /// Whether this is a regular file of root, or of the user of this process, without further hard links.
     pub fn is_roots_file(&self) -> bool {
         self.kind() == SFlag::S_IFREG && self.stat.st_nlink == 1 && !self.is_foreign()
     }
 
-    /// Owner, group and permission bits.
+    /// UID, GID and permission bits.
     pub fn rights(&self) -> (u32, u32, u32) {
         let stat = &self.stat;
         (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777)
     }
 
-    /// Opens this very file.
+    /// Opens the file itself, not its path again.
     pub(super) fn open(&self, flags: OFlag) -> nix::Result<File> {
         Ok(open(syscalls::proc_path(&self.fd).as_c_str(), flags)?.into())
     }
 
-    /// The file, open for reading, and its content: a fifo or device is refused unopened (`EINVAL`).
+    /// Opens the file for reading and reads its content. A fifo or device is refused without opening it (`EINVAL`).
     fn open_and_read(&self) -> nix::Result<(File, Vec<u8>)> {
         size_to_read(&self.stat)?;
         let file = self.open(READ)?;
@@ -90,12 +88,11 @@ impl FileHandle {
         Ok((file, content))
     }
 
-    /// Reads a regular file.
     pub(super) fn read(&self) -> nix::Result<Vec<u8>> {
         Ok(self.open_and_read()?.1)
     }
 
-    /// How a failed read of it at `path` is named.
+    /// Describes a failed read of the file, for messages.
     pub(super) fn describe(&self, path: &Path) -> String {
         match self.kind() {
             SFlag::S_IFREG => format!("read({})", path.display()),
@@ -103,21 +100,20 @@ impl FileHandle {
         }
     }
 
-    /// Whether something is mounted here, as seen through the descriptor of the `directory` in which it is
-    /// called `name`: which mounts that shows depends on the namespace in which it was opened, not on the
-    /// one of this process.
+    /// Whether the file, which is `name` in `directory`, is a mount point. Which mounts are visible depends on the
+    /// mount namespace in which the descriptor of the directory was opened, not on that of this process.
     pub(super) fn is_mounted<P: ?Sized + NixPath>(
         &self,
         directory: impl AsFd,
         name: &P,
     ) -> nix::Result<bool> {
-        let known = retry(|| syscalls::is_mount_root(self.fd.as_fd()))?;
-        Ok(known.unwrap_or_else(|| is_mounted(directory.as_fd(), name)))
+        let is_root = retry(|| syscalls::is_mount_root(self.fd.as_fd()))?;
+        Ok(is_root.unwrap_or_else(|| is_mounted(directory.as_fd(), name)))
     }
 }
 
-/// Whether something is mounted on `name` in `directory`: the last step to it leaves the directory's mount
-/// (`RESOLVE_NO_XDEV`), which also sees a bind mount of the same file system.
+/// Whether `name` in `directory` is a mount point: resolving it leaves the mount of the directory (`RESOLVE_NO_XDEV`).
+/// This also detects a bind mount of the same file system.
 pub(super) fn is_mounted<P: ?Sized + NixPath>(directory: BorrowedFd<'_>, name: &P) -> bool {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
@@ -134,26 +130,22 @@ pub fn is_mount_point(path: &Path) -> bool {
     parent.is_ok_and(|parent| is_mounted(parent.as_fd(), name))
 }
 
-/// The content of the regular file at `path` in this process' own file system.
+/// The content of the regular file at `path`, as this process sees it.
 ///
 /// # Errors
-/// What the calls answer: `ENOENT`, `EINVAL` for anything but a regular file, which is never opened, `EFBIG`
-/// for more than 8 MiB.
+/// `EINVAL` for a file of another type, which is never opened, `EFBIG` for more than 8 MiB.
 pub fn read_here(path: &Path) -> Result<Vec<u8>> {
     Ok(open_here(path)?.1)
 }
 
-/// The same, with the file, open for reading.
-///
-/// # Errors
-/// As [`read_here`].
+/// As [`read_here`], but also returns the file, open for reading.
 pub fn open_here(path: &Path) -> Result<(File, Vec<u8>)> {
     let found = open(path, OFlag::O_PATH).and_then(FileHandle::new);
     let found = found.context(|| format!("read({})", path.display()))?;
     found.open_and_read().context(|| found.describe(path))
 }
 
-/// The size of a regular file that may be read.
+/// The size of a file, if it is regular and within the limit.
 fn size_to_read(stat: &FileStat) -> nix::Result<u64> {
     let size = u64::try_from(stat.st_size).unwrap_or(0);
     match kind(stat) {
@@ -163,10 +155,10 @@ fn size_to_read(stat: &FileStat) -> nix::Result<u64> {
     }
 }
 
-/// How much is read or written before that counts as a step, in bytes.
+/// Number of bytes that are read or written between two recorded steps.
 pub(super) const PIECE: usize = 256 << 10;
 
-/// Shows each read of a file.
+/// Records a step after each read.
 struct Steps<'a>(&'a File);
 
 impl Read for Steps<'_> {
@@ -181,24 +173,24 @@ impl Read for Steps<'_> {
 pub(super) fn read_open(file: &File, stat: &FileStat) -> nix::Result<Vec<u8>> {
     let size = size_to_read(stat)?;
     let size = usize::try_from(size).unwrap_or(0);
-    // One byte more than the file had: if the first call gives as many as that, this was all. Asked for
-    // first, as a container may have less memory than a file is large.
-    let asked = Vec::<u8>::new().try_reserve_exact(size + 1);
-    asked.map_err(|_| Errno::ENOMEM)?;
+    // One byte more than the size: a read that returns exactly the size has reached the end of the file. Try to reserve
+    // the memory first, because a container may have less memory than the file needs.
+    let reserved = Vec::<u8>::new().try_reserve_exact(size + 1);
+    reserved.map_err(|_| Errno::ENOMEM)?;
     let mut content = vec![0; size + 1];
     let mut filled = 0;
-    let got_less = loop {
+    let size_changed = loop {
         let end = content.len().min(filled + PIECE);
-        let asked = end - filled;
+        let wanted = end - filled;
         let got = retry(|| nix::unistd::read(file, &mut content[filled..end]))?;
         progress::step();
         filled += got;
-        if got < asked || filled == content.len() {
+        if got < wanted || filled == content.len() {
             break filled != size;
         }
     };
     content.truncate(filled);
-    if got_less {
+    if size_changed {
         let mut rest = Steps(file).take(MAX_FILE + 1 - filled as u64);
         rest.read_to_end(&mut content).map_err(errno_of)?;
     }
@@ -208,14 +200,11 @@ pub(super) fn read_open(file: &File, stat: &FileStat) -> nix::Result<Vec<u8>> {
     }
 }
 
-/// Calls `each` with every name in an open directory but `.` and `..`, and with whether that is a regular
-/// file's for certain, which not every file system tells.
+/// Calls `each` with every name in an open directory except `.` and `..`, and with whether the name is known to be a
+/// regular file; not every file system reports the type.
 ///
-/// getdents64(2) and not readdir(3): fdopendir(3) takes an interrupted call for the answer that it wanted, and
-/// wants memory of the C library's, which nothing else here does.
-///
-/// # Errors
-/// What getdents64(2) answers, and what `each` does.
+/// It uses getdents64(2) and not readdir(3), because fdopendir(3) treats an interrupted call as a success, and
+/// allocates with the C library, which nothing else here does.
 pub(super) fn entries(
     directory: impl AsFd,
     mut each: impl FnMut(&OsStr, bool) -> nix::Result<()>,
@@ -224,12 +213,12 @@ pub(super) fn entries(
     loop {
         progress::step();
         let filled = match retry(|| syscalls::getdents64(directory.as_fd(), &mut room)) {
-            // A directory that was removed has no names any more.
+            // ENOENT: the directory was removed, and is empty.
             Ok(0) | Err(Errno::ENOENT) => return Ok(()),
             filled => filled?,
         };
         let mut rest = room.get(..filled).unwrap_or_default();
-        // linux_dirent64: two numbers, the record's length, the kind of its file, its name.
+        // struct linux_dirent64: inode and offset (16 bytes), record length (2), file type (1), name.
         while let Some(([.., low, high, kind], name)) = rest.split_first_chunk::<19>() {
             let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
             if name != b"." && name != b".." {
@@ -241,10 +230,10 @@ pub(super) fn entries(
     }
 }
 
-/// The sorted names in an open directory, as [`entries`] has them.
+/// The entries of an open directory as in [`entries`], sorted.
 ///
 /// # Errors
-/// What getdents64(2) answers; `E2BIG` for more than `most` names.
+/// `E2BIG` for more than `most` names.
 pub(super) fn list(directory: impl AsFd, most: usize) -> nix::Result<Vec<(OsString, bool)>> {
     let mut found = Vec::new();
     entries(directory, |name, is_file| {
@@ -255,7 +244,7 @@ pub(super) fn list(directory: impl AsFd, most: usize) -> nix::Result<Vec<(OsStri
     Ok(found)
 }
 
-/// Opens `name` in `directory`, which may be a descriptor that can only name it (`O_PATH`), to be listed.
+/// Opens the directory `name` in `directory` for listing; `directory` may be an `O_PATH` descriptor.
 pub(super) fn open_directory<P: ?Sized + NixPath>(
     directory: impl AsFd,
     name: &P,
@@ -263,13 +252,13 @@ pub(super) fn open_directory<P: ?Sized + NixPath>(
     open_in(directory, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY)
 }
 
-/// As [`list`], the names alone of a directory that may be a descriptor that can only name it (`O_PATH`).
+/// The sorted names in `directory`, which may be an `O_PATH` descriptor.
 pub(crate) fn names_below(directory: impl AsFd, most: usize) -> nix::Result<Vec<OsString>> {
     let entries = list(open_directory(directory, c".")?, most)?;
     Ok(entries.into_iter().map(|(name, _)| name).collect())
 }
 
-/// A kind of file in words.
+/// The type of a file, for messages.
 pub fn kind_name(kind: SFlag) -> &'static str {
     match kind {
         SFlag::S_IFREG => "a regular file",
@@ -279,16 +268,14 @@ pub fn kind_name(kind: SFlag) -> &'static str {
         SFlag::S_IFSOCK => "a socket",
         SFlag::S_IFBLK => "a block device",
         SFlag::S_IFCHR => "a character device",
-        _ => "a file of unknown kind",
+        _ => "a file of unknown type",
     }
 }
 
-/// The type bits of a mode.
 pub fn kind(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
 }
 
-/// Device and inode number.
 pub(super) fn inode(stat: &FileStat) -> Inode {
     (stat.st_dev, stat.st_ino)
 }
@@ -302,7 +289,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_comes_once_however_many_there_are() {
+    fn each_name_is_listed_once_in_a_directory_of_any_size() {
         let directory = tempfile::tempdir().unwrap();
         let mut want = Vec::new();
         for number in 0..1000 {
@@ -310,17 +297,17 @@ mod tests {
             fs::write(directory.path().join(&name), "").unwrap();
             want.push((name, true));
         }
-        let odd = OsStr::from_bytes(b"...\xff\n");
-        fs::create_dir(directory.path().join(odd)).unwrap();
+        let not_utf8 = OsStr::from_bytes(b"...\xff\n");
+        fs::create_dir(directory.path().join(not_utf8)).unwrap();
         let open = File::open(directory.path()).unwrap();
         let mut found = Vec::new();
-        let mut odds = 0;
+        let mut others = 0;
         entries(open.as_fd(), |name, is_file| {
             match name.to_str() {
                 Some(name) => found.push((name.to_owned(), is_file)),
                 None => {
-                    assert_eq!((name, is_file), (odd, false));
-                    odds += 1;
+                    assert_eq!((name, is_file), (not_utf8, false));
+                    others += 1;
                 }
             }
             Ok(())
@@ -329,11 +316,11 @@ mod tests {
         found.sort_unstable();
         want.sort_unstable();
         assert_eq!(found, want);
-        assert_eq!(odds, 1);
+        assert_eq!(others, 1);
     }
 
     #[test]
-    fn a_removed_folder_is_empty_and_a_file_is_no_folder() {
+    fn a_removed_directory_is_empty_and_a_file_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let inner = directory.path().join("inner");
         fs::create_dir(&inner).unwrap();

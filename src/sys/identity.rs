@@ -1,4 +1,4 @@
-//! Taking on the credentials of the QEMU user or of nobody, and making sure of it.
+//! Switches to the credentials of the QEMU user or of `nobody`, and verifies the result.
 
 use caps::Capability;
 use nix::errno::Errno;
@@ -11,58 +11,57 @@ use super::syscalls;
 /// The credentials of a process that libvirt starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credentials {
-    /// The one uid: real, effective and saved.
+    /// Real, effective and saved UID.
     pub uid: Uid,
-    /// The one gid: real, effective and saved.
+    /// Real, effective and saved GID.
     pub gid: Gid,
-    /// The supplementary groups, sorted, each once.
+    /// The supplementary groups, sorted and without duplicates.
     pub groups: Vec<Gid>,
 }
 
-/// Which step of taking on other credentials failed, for the parent's report.
+/// The step of a change of credentials that failed, for the parent's report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum DropStep {
-    /// setfsgid(2) for the proof, setresgid(2) for nobody.
+    /// setfsgid(2) for the proof, setresgid(2) for `nobody`.
     Gid = 1,
     /// setgroups(2)
     Groups,
-    /// setfsuid(2) for the proof, setresuid(2) for nobody.
+    /// setfsuid(2) for the proof, setresuid(2) for `nobody`.
     Uid,
     /// capset(2)
     Capabilities,
-    /// The calls succeeded and the kernel reports other credentials than were asked for.
+    /// All calls succeeded, but the kernel reports other credentials than were requested.
     Verify,
 }
 
-/// An ID that is none: calls that set IDs take it for "unchanged".
+/// The invalid ID -1, which calls that set IDs interpret as "unchanged".
 const UNCHANGED: u32 = u32::MAX;
 
-/// Takes on `who` for every access to files: the supplementary groups, the file-system GID, the
-/// file-system UID, and then no capability unless `who` is root, which keeps them as a QEMU that libvirt
-/// starts as root does. By these the kernel decides open(2) and stat(2) (credentials(7)).
+/// Switches to the credentials `who` for all file access: supplementary groups, file-system GID, file-system UID, and
+/// then no capabilities, unless `who` is root: a QEMU that libvirt starts as root keeps them too. The kernel uses these
+/// credentials for open(2) and stat(2) (credentials(7)).
 ///
-/// The real, effective and saved IDs stay as they are, root's. By those the kernel decides who may
-/// signal, trace, limit or renice a process (kill(2), ptrace(2), prlimit(2), setpriority(2),
-/// sched_setaffinity(2)): no process of the user `who` may.
+/// The real, effective and saved IDs remain those of root. The kernel uses them to decide who can signal, trace, limit
+/// or renice a process (kill(2), ptrace(2), prlimit(2), setpriority(2), sched_setaffinity(2)), so no process of the
+/// user `who` can.
 ///
-/// Meant for a forked child: it cannot be undone.
+/// Only for a forked child, because it cannot be undone.
 ///
 /// # Errors
-/// The step that failed and its errno: `EPERM` without `CAP_SETGID` and `CAP_SETUID`, `EINVAL` for an ID
-/// that this user namespace does not map, `EBADE` where a call succeeded and the kernel reports other
-/// credentials than these.
+/// The step that failed and its errno: `EPERM` without `CAP_SETGID` and `CAP_SETUID`, `EINVAL` for an ID that this user
+/// namespace does not map, `EBADE` if all calls succeeded and the kernel reports other credentials.
 pub fn open_as(who: &Credentials) -> Result<(), (DropStep, Errno)> {
     let at = |step| move |errno| (step, errno);
     let not_taken = (DropStep::Verify, Errno::EBADE);
     let before = (unistd::getresuid(), unistd::getresgid());
-    // setfsgid(2) and setfsuid(2) report no error. Where one did not do it, the call for the saved ID alone
-    // has the same conditions, and reports which one is not met.
+    // setfsgid(2) and setfsuid(2) report no error. If one had no effect, setting only the saved ID, which has the same
+    // conditions, returns the errno.
     let (keep_gid, keep_uid) = (Gid::from_raw(UNCHANGED), Uid::from_raw(UNCHANGED));
     let gid_refused = || unistd::setresgid(keep_gid, keep_gid, who.gid);
     if let Err(errno) = unistd::setgroups(&who.groups) {
-        // A user namespace can deny the call altogether (user_namespaces(7)): that the namespace does not
-        // map the ID is the better reason.
+        // A user namespace can deny setgroups(2) altogether (user_namespaces(7)). An ID that the namespace does not map
+        // is the more useful reason.
         return Err(match gid_refused() {
             Err(Errno::EINVAL) => (DropStep::Gid, Errno::EINVAL),
             _ => (DropStep::Groups, errno),
@@ -78,7 +77,7 @@ pub fn open_as(who: &Credentials) -> Result<(), (DropStep, Errno)> {
         unistd::setresuid(keep_uid, keep_uid, who.uid).map_err(at(DropStep::Uid))?;
         return Err(not_taken);
     }
-    // Only now: to set the IDs takes capabilities. Root keeps them, as libvirt lets it (user = "root").
+    // Last, because setting the IDs needs capabilities. Root keeps them, as with libvirt (user = "root").
     if !who.uid.is_root() {
         drop_capabilities().map_err(at(DropStep::Capabilities))?;
     }
@@ -92,33 +91,32 @@ pub fn open_as(who: &Credentials) -> Result<(), (DropStep, Errno)> {
     same.then_some(()).ok_or(not_taken)
 }
 
-/// The file-system UID of this process: setfsuid(2) returns it, and with an ID that is none it changes
-/// nothing.
+/// The file-system UID of this process, which setfsuid(2) returns without changing it when called with an invalid ID.
 fn file_uid() -> Uid {
     unistd::setfsuid(Uid::from_raw(UNCHANGED))
 }
 
-/// The same for setfsgid(2).
+/// The file-system GID of this process, likewise by setfsgid(2).
 fn file_gid() -> Gid {
     unistd::setfsgid(Gid::from_raw(UNCHANGED))
 }
 
-/// Whether this process may do what owner, mode and ACL of a file do not let it (`CAP_DAC_OVERRIDE`).
+/// Whether this process has `CAP_DAC_OVERRIDE`, which bypasses owner, mode and ACL of a file.
 pub fn has_dac_override() -> bool {
     let wanted = Capability::CAP_DAC_OVERRIDE.bitmask();
     syscalls::capabilities().is_ok_and(|held| held.effective & wanted != 0)
 }
 
-/// The identity of nobody: it owns nothing and is in no group that matters.
+/// UID and GID of `nobody`, which owns no files.
 #[cfg(feature = "logs")]
 const NOBODY: u32 = 65_534;
 
-/// Gives up everything that this process may do but what its open descriptors allow: uid and gid
-/// 65534, no other group, no capability, and no way to get any by executing a program. Without
-/// root there is no identity to give up, and only the rest is done. It cannot be undone.
+/// Drops all privileges, so that this process can only use its open descriptors: UID and GID 65534, no other group, no
+/// capability, and no way to gain any by executing a program. A process that does not run as root keeps its IDs. It
+/// cannot be undone.
 ///
 /// # Errors
-/// The step that failed and its errno, as [`open_as`].
+/// As [`open_as`].
 #[cfg(feature = "logs")]
 pub fn become_nobody() -> Result<(), (DropStep, Errno)> {
     let at = |step| move |errno| (step, errno);
@@ -133,7 +131,7 @@ pub fn become_nobody() -> Result<(), (DropStep, Errno)> {
     }
     drop_capabilities().map_err(at(DropStep::Capabilities))?;
     if is_root {
-        // Other processes of nobody must not be able to trace this one.
+        // Other processes that run as `nobody` must not be able to trace this one.
         let _ = nix::sys::prctl::set_dumpable(false);
         let is_nobody = is(uid, gid) && has_groups(&[]);
         return is_nobody
@@ -143,7 +141,7 @@ pub fn become_nobody() -> Result<(), (DropStep, Errno)> {
     Ok(())
 }
 
-/// Whether the real, effective and saved IDs are these.
+/// Whether all real, effective and saved IDs are these.
 #[cfg(feature = "logs")]
 fn is(uid: Uid, gid: Gid) -> bool {
     let uids = unistd::getresuid();
@@ -152,8 +150,8 @@ fn is(uid: Uid, gid: Gid) -> bool {
         && gids.is_ok_and(|gids| [gids.real, gids.effective, gids.saved] == [gid; 3])
 }
 
-/// Empties the effective, permitted, inheritable and ambient sets, and makes sure of it (`EBADE`). The
-/// bounding set stays, as it does for a QEMU that libvirt starts; it does not matter to open(2).
+/// Empties the effective, permitted, inheritable and ambient sets, and verifies that (`EBADE`). The bounding set
+/// remains, as for a QEMU that libvirt starts; it has no effect on open(2).
 fn drop_capabilities() -> Result<(), Errno> {
     let none = syscalls::Capabilities::default();
     if syscalls::capabilities()? != none {
@@ -165,13 +163,13 @@ fn drop_capabilities() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Whether these are the supplementary groups.
+/// Whether the supplementary groups of this process are exactly these.
 fn has_groups(groups: &[Gid]) -> bool {
     let now = unistd::getgroups().map(normalised);
     now == Ok(normalised(groups.to_vec()))
 }
 
-/// Sorted and each once: the kernel sorts the list and keeps repeats.
+/// Sorts a list of groups and removes duplicates: the kernel sorts it and keeps duplicates.
 pub fn normalised(mut groups: Vec<Gid>) -> Vec<Gid> {
     groups.sort_unstable_by_key(|gid| gid.as_raw());
     groups.dedup();

@@ -1,22 +1,22 @@
-//! Waiting for something to happen to the device, to the files that decide about it, or for a signal,
-//! without polling.
+//! Waits for changes of the device and of the files that determine its owner and mode, and for SIGHUP, without
+//! polling.
 //!
-//! One inotify watch on a directory sees every name in it appear and go, also when the name is made
-//! again; one on a file would end with its inode. Changes of owner, mode and ACL come as `IN_ATTRIB`,
-//! also those that another mount namespace made of the same file system, and those that changed
-//! nothing (drivers/base/devtmpfs.c makes and removes nodes as any process would). They are asked for
-//! by a second watch, on the device's own inode: a watch on /dev would report them for every device
-//! there, and any user may touch /dev/null in a loop. A wake-up that leads to nothing costs one of a
-//! limited number (`Pace`).
+//! An inotify watch on a directory reports every name that appears or disappears in it, including a name that is
+//! recreated; a watch on a file ends with the inode. Changes of owner, mode and ACL are reported as `IN_ATTRIB`, even
+//! if they came from another mount namespace or changed nothing (drivers/base/devtmpfs.c creates and removes devices
+//! as any process would). A second watch, on the inode of the device, receives them: a watch on /dev would report them
+//! for every device there, and any user can touch /dev/null in a loop. The rate of wake-ups without effect is limited
+//! (`Pace`).
 //!
-//! inotify instances and watches are limited for each user, and a container without any capability can
-//! use up those of root. What has no watch is polled: [`Watcher::wait`] returns now and then, and
-//! [`Watcher::follow_again`] compares what it sees in a directory with what it saw there before.
+//! inotify instances and watches are limited per user, and a container without any capability can use up those of
+//! root. A directory without a watch is polled: [`Watcher::wait`] returns at an interval, and
+//! [`Watcher::follow_again`] compares the state of the directory with the previous one.
 //!
-//! A directory that is not there is waited for in the nearest one that is. What is mounted over a directory
-//! is no event for inotify, but the kernel tells of every change of this mount namespace by
-//! `/proc/self/mountinfo` (proc_pid_mountinfo(5), `POLLPRI`).
+//! For a directory that does not exist, the nearest existing parent is watched. inotify does not report a mount over a
+//! directory, but the kernel reports every change of this mount namespace through `/proc/self/mountinfo`
+//! (proc_pid_mountinfo(5), `POLLPRI`).
 
+mod wait;
 mod watched;
 
 use std::ffi::{OsStr, OsString};
@@ -30,38 +30,34 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::device::Device;
 use super::pace::Pace;
-use super::progress::Wait;
 use super::root::Root;
 use super::{Context, Result, SyscallError, open, retry, syscalls};
-use watched::{Means, Watched, is_lack, lack, seen_in};
+use watched::{Means, Watched, exhausted, is_exhausted, state_of};
 
-/// What an event is about.
+/// The subject of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventKind {
-    /// The device.
     Device,
-    /// A file that decides what the device is to be.
+    /// A file that determines the owner or mode of the device.
     Files,
 }
 
-/// Which names in a directory are of interest.
+/// The names in a directory for which events are reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Names {
-    /// This one.
     One(OsString),
-    /// Those that end so.
+    /// All names with this suffix.
     EndIn(&'static str),
 }
 
 impl Names {
-    /// The last part of a path.
+    /// The last component of a path.
     pub fn last_of(path: &Path) -> Self {
         Self::One(path.file_name().unwrap_or_default().to_owned())
     }
@@ -74,18 +70,17 @@ impl Names {
     }
 }
 
-/// What happened.
+/// The kinds of events that [`Watcher::wait`] has received.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Events {
-    /// Something happened to the device.
     pub device: bool,
-    /// Something happened to a file that decides about it.
+    /// A file that determines the owner or mode of the device has changed, or the followed process has ended.
     pub files: bool,
-    /// A directory came, went or moved, or mounts changed: what is followed is to be followed again.
+    /// A directory or mount changed: all watches must be re-established ([`Watcher::follow_again`]).
     pub directories: bool,
-    /// SIGHUP came.
+    /// SIGHUP was received.
     pub hangup: bool,
-    /// It is time to look at what has no watch: [`Watcher::follow_again`] does.
+    /// The polling interval is over: call [`Watcher::follow_again`], which checks the directories without a watch.
     pub polled: bool,
 }
 
@@ -97,36 +92,35 @@ impl Events {
         }
     }
 
-    /// Whether anything happened at all.
     pub fn any(self) -> bool {
         self != Self::default()
     }
 }
 
-/// Directories that are watched, and perhaps SIGHUP, mounts and a process.
+/// The watched directories and, if requested, SIGHUP, mounts and a process.
 #[derive(Debug)]
 pub struct Watcher {
-    /// Nothing where the user has no instance left.
+    /// `None` if this user's inotify instances are used up.
     inotify: Option<Inotify>,
     signals: Option<SignalFd>,
     mounts: Option<File>,
     process: Option<(u32, OwnedFd)>,
     watched: Vec<Watched>,
     device: PathBuf,
-    /// How often what has no watch is looked at.
+    /// Polling interval for directories without a watch.
     every: Duration,
     pace: Pace,
-    /// Why something has no watch.
-    lack: Option<SyscallError>,
-    /// Whether this one has logged that it polls, and not yet that it has stopped.
+    /// The error because of which a directory has no watch.
+    exhausted: Option<SyscallError>,
+    /// Whether this watcher has logged the start of polling, and not yet the end.
     polls: bool,
 }
 
-/// Whether it was logged that something is polled: once in a run is enough.
+/// Whether a watcher has logged the start of polling. It is logged once per run.
 static LOGGED: AtomicBool = AtomicBool::new(false);
 
 impl Watcher {
-    /// Watches nothing yet. What can have no watch will be looked at each time that `every` is over.
+    /// A watcher that watches nothing yet. Directories that get no watch will be polled at the interval `every`.
     pub fn new(every: Duration) -> Self {
         let mut watcher = Self {
             inotify: None,
@@ -137,26 +131,26 @@ impl Watcher {
             device: PathBuf::new(),
             every,
             pace: Pace::new(Instant::now()),
-            lack: None,
+            exhausted: None,
             polls: false,
         };
         watcher.use_events();
         watcher
     }
 
-    /// Asks for an inotify instance where there was none left before. What is polled until now gets a
-    /// watch by the next [`Watcher::follow_again`].
+    /// Requests an inotify instance if there is none. The next [`Watcher::follow_again`] then replaces polling by
+    /// watches.
     pub fn use_events(&mut self) {
         if self.inotify.is_none() {
             let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
             match Inotify::init(flags) {
                 Ok(inotify) => self.inotify = Some(inotify),
-                Err(errno) => self.lack = Some(lack("inotify_init1()".to_owned(), errno)),
+                Err(errno) => self.exhausted = Some(exhausted("inotify_init1()".to_owned(), errno)),
             }
         }
     }
 
-    /// Whether something is polled, as it has no watch.
+    /// Whether any directory is polled because it has no watch.
     fn is_polling(&self) -> bool {
         let polled = |watched: &Watched| matches!(watched.means, Means::Polling(_));
         self.inotify.is_none() || self.watched.iter().any(polled)
@@ -166,24 +160,21 @@ impl Watcher {
         let polls = self.is_polling();
         if polls && !LOGGED.swap(true, Ordering::Relaxed) {
             self.polls = true;
-            let lack = self.lack.as_ref();
-            let why = lack.map(ToString::to_string).unwrap_or_default();
-            let advice = lack.and_then(SyscallError::advice);
+            let error = self.exhausted.as_ref();
+            let why = error.map(ToString::to_string).unwrap_or_default();
+            let advice = error.and_then(SyscallError::advice);
             let advice = advice.map(|advice| format!("; {advice}"));
             log::warn!(
-                "polling every {:?}, because inotify has nothing left for this user: {why}{}",
+                "polling every {:?}, because inotify has no resources left for this user: {why}{}",
                 self.every,
                 advice.unwrap_or_default()
             );
         } else if !polls && std::mem::take(&mut self.polls) {
-            log::info!("inotify has room again: nothing is polled any more");
+            log::info!("inotify has resources for this user again: polling has stopped");
         }
     }
 
-    /// From here on SIGHUP does not end the process, but is kept for [`Watcher::wait`].
-    ///
-    /// # Errors
-    /// What sigprocmask(2) and signalfd(2) answer.
+    /// Blocks SIGHUP, which from now on is reported by [`Watcher::wait`] and no longer ends the process.
     pub fn follow_hangup(&mut self) -> Result<()> {
         let mut hangup = SigSet::empty();
         hangup.add(Signal::SIGHUP);
@@ -194,101 +185,94 @@ impl Watcher {
         Ok(())
     }
 
-    /// Tells of changes of the mounts, where /proc is there to tell.
+    /// Reports changes of this mount namespace from now on, if /proc is mounted.
     pub fn follow_mounts(&mut self) {
         self.mounts = File::open("/proc/self/mountinfo").ok();
     }
 
-    /// Tells, as of a file, when this process ends, instead of the one that was followed before.
+    /// Reports the end of this process, as an event of a file. It replaces the process that was followed before.
     pub fn follow_process(&mut self, process: Option<(u32, &OwnedFd)>) {
         if self.process.as_ref().map(|(pid, _)| *pid) != process.map(|(pid, _)| pid) {
-            let same = |(pid, fd): (u32, &OwnedFd)| Some((pid, fd.try_clone().ok()?));
-            self.process = process.and_then(same);
+            let copy = |(pid, fd): (u32, &OwnedFd)| Some((pid, fd.try_clone().ok()?));
+            self.process = process.and_then(copy);
         }
     }
 
-    /// Watches just what `follow` follows, and nothing of before. The happened is what is watched in
-    /// another directory than before.
+    /// Replaces all watches by those that `follow` sets up. Returns an event for each one that differs: its directory
+    /// is another one than before, or its polled state has changed.
     pub fn follow_again(&mut self, follow: impl FnOnce(&mut Self)) -> Events {
         let before = std::mem::take(&mut self.watched);
         follow(self);
         let mut happened = Events::default();
-        let moved = |these: &[Watched], those: &[Watched], happened: &mut Events| {
+        let compare = |these: &[Watched], those: &[Watched], happened: &mut Events| {
             for watched in these.iter().filter(|watched| !those.contains(watched)) {
                 happened.add(watched.kind);
             }
         };
-        moved(&self.watched, &before, &mut happened);
-        moved(&before, &self.watched, &mut happened);
+        compare(&self.watched, &before, &mut happened);
+        compare(&before, &self.watched, &mut happened);
         self.unwatch(&before);
         self.log_polling();
         happened
     }
 
-    /// Ends those of these watches that are not needed any more.
+    /// Removes those of these watches that are no longer needed.
     fn unwatch(&self, these: &[Watched]) {
         for Watched { means, .. } in these {
             let needed = self.watched.iter().any(|watched| watched.means == *means);
             if let (Means::Watch(wd), Some(inotify), false) = (means, &self.inotify, needed) {
-                // It may be gone already.
+                // The kernel has already removed the watch if its directory was removed.
                 let _ = inotify.rm_watch(*wd);
             }
         }
     }
 
-    /// Watches `name` in `directory`, once more if it is watched already; false where there is no such
-    /// directory yet.
-    ///
-    /// # Errors
-    /// What open(2) and inotify_add_watch(2) answer.
+    /// Watches the device `name` in `directory`. Returns false if the directory does not exist yet.
     pub fn follow_device(&mut self, directory: &Path, name: &OsStr) -> Result<bool> {
-        // No `IN_CLOSE_WRITE`: other processes close /dev/null all the time.
+        // No `IN_CLOSE_WRITE`: in /dev it is reported each time that a process closes /dev/null.
         let names = Names::One(name.to_owned());
         self.device = directory.join(name);
         let is_there =
             self.follow_here(directory, EventKind::Device, names, AddWatchFlags::empty())?;
-        self.follow_node();
+        self.follow_inode();
         self.log_polling();
         Ok(is_there)
     }
 
-    /// Watches the inode that is the device now. The directory's watch comes first and tells of
-    /// another one.
-    fn follow_node(&mut self) {
+    /// Watches the current inode of the device. The watch on the directory is added first, so that a new inode is
+    /// reported.
+    fn follow_inode(&mut self) {
         let found = Device::find(&self.device).ok().flatten();
-        let Some(node) = found.filter(|node| node.facts().is_kvm()) else {
+        let Some(device) = found.filter(|device| device.facts().is_kvm()) else {
             return;
         };
-        match self.add(node.fd(), AddWatchFlags::IN_ATTRIB) {
+        match self.add(device.fd(), AddWatchFlags::IN_ATTRIB) {
             Ok(means) => self.keep(means, EventKind::Device, None, false),
-            // A device that this process may not read, or no watch left: the directory's tells of
-            // it too, and of all others there.
+            // No read permission for the device, or no watch left: the watch on the directory can report it too,
+            // along with all other devices there.
             Err(_) => {
                 let directory = open(
                     directory_of(&self.device),
                     OFlag::O_PATH | OFlag::O_DIRECTORY,
                 );
-                let events = AddWatchFlags::IN_ATTRIB | MADE_OR_GONE;
+                let events = AddWatchFlags::IN_ATTRIB | CREATED_OR_REMOVED;
                 let _ = directory.and_then(|directory| self.add(&directory, events));
             }
         }
     }
 
-    /// The same, where the device's name may lead to another inode than before.
-    fn follow_node_again(&mut self) {
+    /// Replaces the watch on the device's inode, because the device may have been recreated.
+    fn follow_inode_again(&mut self) {
         let (kept, before) = std::mem::take(&mut self.watched)
             .into_iter()
             .partition(|watched| watched.names.is_some());
         self.watched = kept;
-        self.follow_node();
+        self.follow_inode();
         let before: Vec<_> = before;
         self.unwatch(&before);
     }
 
-    /// Watches the file `path` of this process' own file system.
-    ///
-    /// # Errors
-    /// As [`Watcher::follow_device`].
+    /// Watches the file `path`, as this process sees it. Returns false if its directory does not exist yet.
     pub fn follow_file(&mut self, path: &Path) -> Result<bool> {
         let events = AddWatchFlags::IN_CLOSE_WRITE;
         self.follow_here(
@@ -306,31 +290,28 @@ impl Watcher {
         names: Names,
         mut events: AddWatchFlags,
     ) -> Result<bool> {
-        let (mut at, mut names, mut way) = (directory, names, false);
+        let (mut at, mut names, mut is_parent) = (directory, names, false);
         loop {
             let call = || format!("inotify_add_watch({})", at.display());
             match open(at, OFlag::O_PATH | OFlag::O_DIRECTORY) {
                 Err(Errno::ENOENT | Errno::ENOTDIR) if at != directory_of(at) => {
-                    (names, way) = (Names::last_of(at), true);
+                    (names, is_parent) = (Names::last_of(at), true);
                     events = AddWatchFlags::empty();
                     at = directory_of(at);
                 }
                 fd => {
-                    let means = self.means(&fd.context(call)?, events, &names, way, call)?;
-                    self.keep(means, kind, Some(names), way);
-                    return Ok(!way);
+                    let means = self.means(&fd.context(call)?, events, &names, is_parent, call)?;
+                    self.keep(means, kind, Some(names), is_parent);
+                    return Ok(!is_parent);
                 }
             }
         }
     }
 
-    /// Watches the files of some names in the directory `name` below `root`, or the way to it as long
-    /// as there is no such directory.
-    ///
-    /// # Errors
-    /// What openat2(2) and inotify_add_watch(2) answer.
+    /// Watches the files with these names in the directory `name` below `root`, or its nearest existing parent until
+    /// the directory exists.
     pub fn follow_files(&mut self, root: &Root, name: &str, names: Names) -> Result<()> {
-        let (mut at, mut names, mut way) = (name, names, false);
+        let (mut at, mut names, mut is_parent) = (name, names, false);
         let mut events = AddWatchFlags::IN_CLOSE_WRITE;
         let fd = loop {
             match root.find_directory(at)? {
@@ -338,32 +319,32 @@ impl Watcher {
                 None if at == "." => return Ok(()),
                 None => {
                     let (directory, last) = at.rsplit_once('/').unwrap_or((".", at));
-                    (at, names, way) = (directory, Names::One(last.into()), true);
+                    (at, names, is_parent) = (directory, Names::One(last.into()), true);
                     events = AddWatchFlags::empty();
                 }
             }
         };
         let call = || format!("inotify_add_watch({})", root.join(at).display());
-        let means = self.means(&fd, events, &names, way, call)?;
-        self.keep(means, EventKind::Files, Some(names), way);
+        let means = self.means(&fd, events, &names, is_parent, call)?;
+        self.keep(means, EventKind::Files, Some(names), is_parent);
         Ok(())
     }
 
-    /// Watches a directory, or looks at it where there is no watch left.
+    /// Adds a watch on a directory, or records its state for polling if no watch is left.
     fn means(
         &mut self,
         directory: &OwnedFd,
         events: AddWatchFlags,
         names: &Names,
-        way: bool,
+        is_parent: bool,
         call: impl Fn() -> String,
     ) -> Result<Means> {
-        match self.add(directory, events | MADE_OR_GONE) {
-            Err(errno) if is_lack(errno) => {
+        match self.add(directory, events | CREATED_OR_REMOVED) {
+            Err(errno) if is_exhausted(errno) => {
                 if self.inotify.is_some() {
-                    self.lack = Some(lack(call(), errno));
+                    self.exhausted = Some(exhausted(call(), errno));
                 }
-                Ok(Means::Polling(seen_in(directory, names, way)))
+                Ok(Means::Polling(state_of(directory, names, is_parent)))
             }
             done => done.context(call),
         }
@@ -371,191 +352,27 @@ impl Watcher {
 
     fn add(&self, fd: impl AsFd, events: AddWatchFlags) -> nix::Result<Means> {
         let inotify = self.inotify.as_ref().ok_or(Errno::EMFILE)?;
-        // The file that was opened, whatever its path leads to by now.
+        // Watch the file that was opened, even if its path now leads to another one.
         let path = syscalls::proc_path(fd);
-        // It has one watch, whatever is of interest in it.
+        // An inode has only one watch per instance: extend its events instead of replacing them.
         let events = events | AddWatchFlags::from_bits_retain(libc::IN_MASK_ADD);
         retry(|| inotify.add_watch(path.as_c_str(), events)).map(Means::Watch)
     }
 
-    fn keep(&mut self, means: Means, kind: EventKind, names: Option<Names>, way: bool) {
+    fn keep(&mut self, means: Means, kind: EventKind, names: Option<Names>, is_parent: bool) {
         let entry = Watched {
             means,
             kind,
             names,
-            way,
+            is_parent,
         };
         if !self.watched.contains(&entry) {
             self.watched.push(entry);
         }
     }
-
-    /// Waits until something happens, `until` at most, or for ever.
-    ///
-    /// # Errors
-    /// What poll(2) and read(2) answer.
-    pub fn wait(&mut self, until: Option<Instant>) -> Result<Events> {
-        let due = self.is_polling().then(|| Instant::now() + self.every);
-        let until = [until, due].into_iter().flatten().min();
-        loop {
-            let woken = self.poll(until, true)?;
-            if (woken.events || woken.mounts)
-                && let Some(next) = self.pace.take(Instant::now())
-            {
-                self.hold(until.map_or(next, |until| until.min(next)))?;
-            }
-            let mut happened = self.read()?;
-            happened.directories |= woken.mounts;
-            let now = Instant::now();
-            happened.polled = due.is_some_and(|due| now >= due);
-            if happened.any() || until.is_some_and(|until| now >= until) {
-                return Ok(happened);
-            }
-        }
-    }
-
-    /// What was told last was needed: the next wake-ups are answered at once again.
-    pub fn was_needed(&mut self) {
-        self.pace.renew();
-    }
-
-    /// Lets events gather, but for SIGHUP.
-    fn hold(&self, until: Instant) -> Result<()> {
-        while Instant::now() < until && !self.poll(Some(until), false)?.signals {}
-        Ok(())
-    }
-
-    /// Waits for SIGHUP alone, `until` at most: what else happens is not even looked at before.
-    ///
-    /// # Errors
-    /// As [`Watcher::wait`].
-    pub fn rest(&mut self, until: Instant) -> Result<Events> {
-        loop {
-            self.poll(Some(until), false)?;
-            let hangup = self.hangup()?;
-            if hangup || Instant::now() >= until {
-                let mut happened = self.read()?;
-                happened.hangup |= hangup;
-                return Ok(happened);
-            }
-        }
-    }
-
-    /// Waits for one of them. The kernel tells of changed mounts only once.
-    fn poll(&self, until: Option<Instant>, all: bool) -> Result<Woken> {
-        let timeout = match until {
-            None => PollTimeout::NONE,
-            Some(until) => millis(until.saturating_duration_since(Instant::now())),
-        };
-        let signals = self.signals.as_ref().map(AsFd::as_fd);
-        let events = self.inotify.as_ref().filter(|_| all).map(AsFd::as_fd);
-        let mounts = self.mounts.as_ref().filter(|_| all).map(AsFd::as_fd);
-        let process = self.process.as_ref().filter(|_| all);
-        let mut fds: Vec<_> = [signals, events]
-            .into_iter()
-            .flatten()
-            .map(readable)
-            .collect();
-        fds.extend(mounts.map(|fd| PollFd::new(fd, PollFlags::POLLPRI)));
-        fds.extend(process.map(|(_, fd)| readable(fd.as_fd())));
-        let waits = Wait::begin();
-        let polled = poll(&mut fds, timeout);
-        drop(waits);
-        match polled {
-            Ok(_) => {}
-            Err(Errno::EINTR) => return Ok(Woken::default()),
-            Err(errno) => return Err(errno).context(|| "poll(inotify, signalfd)".into()),
-        }
-        let mut answers = fds.iter().map(|fd| fd.any() == Some(true));
-        let mut of = |asked: bool| asked && answers.next() == Some(true);
-        Ok(Woken {
-            signals: of(signals.is_some()),
-            events: of(events.is_some()),
-            mounts: of(mounts.is_some()),
-        })
-    }
-
-    fn read(&mut self) -> Result<Events> {
-        let mut happened = Events::default();
-        let (mut another, mut count) = (false, 0);
-        for _ in 0..READS {
-            let Some(inotify) = &self.inotify else {
-                break;
-            };
-            let events = match inotify.read_events() {
-                Err(Errno::EAGAIN) => break,
-                Err(Errno::EINTR) => continue,
-                events => events.context(|| "read(inotify)".into())?,
-            };
-            for event in events {
-                count += 1;
-                let overflow = event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW);
-                let gone = event.mask.contains(AddWatchFlags::IN_IGNORED);
-                for watched in &self.watched {
-                    let is_directory = watched.names.is_some();
-                    let meant =
-                        watched.is(event.wd) && watched.means(event.name.as_ref(), event.mask);
-                    if overflow || meant {
-                        happened.add(watched.kind);
-                        happened.directories |= is_directory && event.name.is_none() || watched.way;
-                        another |= watched.kind == EventKind::Device && is_directory;
-                    }
-                }
-                if gone {
-                    self.watched.retain(|watched| !watched.is(event.wd));
-                }
-            }
-        }
-        self.pace.charge(count);
-        // Before anybody looks at the device, so that no change of the new one is missed.
-        if another {
-            self.follow_node_again();
-        }
-        happened.hangup = self.hangup()?;
-        if self.process_ended() {
-            self.process = None;
-            happened.files = true;
-        }
-        Ok(happened)
-    }
-
-    fn hangup(&self) -> Result<bool> {
-        let mut hangup = false;
-        if let Some(signals) = &self.signals {
-            let read = || retry(|| signals.read_signal());
-            while read().context(|| "read(signalfd)".into())?.is_some() {
-                hangup = true;
-            }
-        }
-        Ok(hangup)
-    }
-
-    fn process_ended(&self) -> bool {
-        let Some((_, process)) = &self.process else {
-            return false;
-        };
-        let mut fds = [readable(process.as_fd())];
-        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
-    }
 }
 
-/// What poll(2) returned for.
-#[derive(Debug, Clone, Copy, Default)]
-struct Woken {
-    signals: bool,
-    events: bool,
-    mounts: bool,
-}
-
-/// Reads of 4 KiB at once: a full queue (fs.inotify.max_queued_events, 16384) and as much again. What is
-/// added while it is read is for the next time.
-const READS: usize = 256;
-
-fn readable(fd: std::os::fd::BorrowedFd<'_>) -> PollFd<'_> {
-    PollFd::new(fd, PollFlags::POLLIN)
-}
-
-/// The directory that holds what `path` names; of a root, itself.
+/// The parent directory of `path`; for `/`, `/` itself.
 fn directory_of(path: &Path) -> &Path {
     match path.parent() {
         Some(directory) if directory.as_os_str().is_empty() => Path::new("."),
@@ -564,16 +381,10 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
-const MADE_OR_GONE: AddWatchFlags = AddWatchFlags::IN_CREATE
+const CREATED_OR_REMOVED: AddWatchFlags = AddWatchFlags::IN_CREATE
     .union(AddWatchFlags::IN_DELETE)
     .union(AddWatchFlags::IN_MOVED_FROM)
     .union(AddWatchFlags::IN_MOVED_TO)
     .union(AddWatchFlags::IN_DELETE_SELF)
     .union(AddWatchFlags::IN_MOVE_SELF)
     .union(AddWatchFlags::IN_ONLYDIR);
-
-/// poll(2) counts whole milliseconds: rounded up, so as not to spin in the last one.
-fn millis(time: Duration) -> PollTimeout {
-    let millis = time.as_micros().div_ceil(1000);
-    PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
-}

@@ -1,4 +1,4 @@
-//! The device's numbers and the first things that QEMU asks of it.
+//! The major and minor number of KVM, and the first requests that QEMU sends to it.
 
 use std::os::fd::BorrowedFd;
 
@@ -16,19 +16,18 @@ const KVM_GET_API_VERSION: u32 = 0xae00;
 /// `_IO(KVMIO, 0x01)`
 const KVM_CREATE_VM: u32 = 0xae01;
 
-/// Asks an open KVM device for its API version.
+/// The API version of an open KVM device.
 ///
 /// # Errors
-/// `ENOTTY` where something else than KVM was opened.
+/// `ENOTTY` if the descriptor is not KVM.
 pub fn api_version(fd: BorrowedFd<'_>) -> nix::Result<i32> {
     super::retry(|| syscalls::ioctl_zero(fd, KVM_GET_API_VERSION))
 }
 
-/// Creates a virtual machine and lets go of it at once.
+/// Creates a virtual machine and closes it at once. `EINTR` is retried, as QEMU does.
 ///
 /// # Errors
-/// `EBUSY` where another hypervisor holds the processor's extensions; `EINTR` is retried, as QEMU
-/// does.
+/// `EBUSY` if another hypervisor uses the virtualization extensions of the processor.
 pub fn create_vm(fd: BorrowedFd<'_>) -> nix::Result<()> {
     let vm = super::retry(|| syscalls::ioctl_zero(fd, KVM_CREATE_VM))?;
     let _ = nix::unistd::close(vm);

@@ -1,11 +1,11 @@
-//! The only callers of system calls that look at or change the machine.
+//! All system calls that inspect or change the machine.
 //!
-//! Everything here works on descriptors that were opened without following a link and checked
-//! before use. `syscalls` is the one file of the crate that may contain `unsafe`.
+//! They work on descriptors that were opened without following a link and checked before use. `syscalls` is the
+//! only file of the crate that may contain `unsafe`.
 //!
-//! The modules here use each other only downwards, in this order: `supervise`; `events`, `settle`; `self_exe`,
-//! `output_file`, `output_dir`; `file`; `root`, `device`; `handle`, `kvm`; `progress`; `syscalls`. None uses
-//! what observes, decides or reports.
+//! The modules import each other only downwards, in this order: `supervise`; `inotify`, `settle`; `self_exe`,
+//! `output_file`, `output_dir`; `file`; `root`, `device`; `handle`, `kvm`; `progress`; `syscalls`. None imports
+//! the stages that observe, plan or report.
 
 #[cfg(feature = "watch")]
 pub mod claim;
@@ -45,41 +45,41 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::Mode;
 
-/// A system call that failed: what was called, on what, and what came back.
+/// A failed system call, with its arguments and its errno.
 #[derive(Debug)]
 pub struct SyscallError {
     /// The call with its arguments, as strace would show it.
     pub call: String,
-    /// What the kernel answered.
     pub errno: Errno,
-    /// What to do next, where the caller knows more about that than the errno tells.
+    /// Advice that replaces the general one for the errno.
     hint: Option<&'static str>,
 }
 
 impl SyscallError {
-    /// `call` failed with `errno`.
     pub fn new(call: String, errno: Errno) -> Self {
         let hint = None;
         Self { call, errno, hint }
     }
 
-    /// The same, with what to do next.
+    /// Replaces the advice that [`SyscallError::advice`] returns.
     pub(crate) fn hint(self, hint: Option<&'static str>) -> Self {
         Self { hint, ..self }
     }
 
-    /// What to do next, where the call or the errno tells.
+    /// What the operator should do next, if the call or the errno determines it.
     pub fn advice(&self) -> Option<&'static str> {
         self.hint.or_else(|| match self.errno {
-            Errno::EACCES | Errno::EPERM => Some("run it as root (privileged: true)"),
+            Errno::EACCES | Errno::EPERM => Some("run as root (privileged: true)"),
             Errno::ENOENT if !std::path::Path::new("/proc/self").exists() => Some("mount /proc"),
-            Errno::EMFILE => Some("raise the limit of open files (ulimit -n)"),
+            Errno::EMFILE => Some("raise the limit on open files (ulimit -n)"),
             Errno::ENFILE => Some("raise fs.file-max on the node (sysctl)"),
-            Errno::ENOMEM => Some("give this container more memory"),
-            Errno::ENOSYS => Some("it needs Linux 5.6 or newer"),
-            Errno::EINVAL | Errno::EISDIR => Some("expected a regular file there"),
-            Errno::EFBIG => Some("expected at most 8 MiB there"),
-            Errno::ELOOP => Some("a link there leads in a circle or out of its root"),
+            Errno::ENOMEM => Some("raise the memory limit of this container"),
+            Errno::ENOSYS => Some("Linux 5.6 or newer is required"),
+            Errno::EINVAL | Errno::EISDIR => Some("the path must be a regular file"),
+            Errno::EFBIG => Some("the file must not be larger than 8 MiB"),
+            Errno::ELOOP => {
+                Some("a symbolic link in that path loops or leaves its root: correct it")
+            }
             _ => None,
         })
     }
@@ -93,37 +93,35 @@ impl fmt::Display for SyscallError {
 
 impl std::error::Error for SyscallError {}
 
-/// How much of many files is read altogether: a hundred times what a node has of rules, or of records.
+/// Limit on the total size of several files, 8 MiB: a hundred times the udev rules, or the user records, of a node.
 pub(crate) struct ReadBudget(usize);
 
 impl ReadBudget {
-    /// 8 MiB.
     pub(crate) fn new() -> Self {
         Self(8 << 20)
     }
 
-    /// Takes what a file has. `name` is only asked for when there is something to report.
+    /// Subtracts the size of a file. `name` is only called for the error.
     ///
     /// # Errors
-    /// `EFBIG` where that is too much, with the file's name.
+    /// `EFBIG`, with the file's name, when the budget is exceeded.
     pub(crate) fn take(&mut self, content: &[u8], name: impl FnOnce() -> PathBuf) -> Result<()> {
         let left = self.0.checked_sub(content.len()).ok_or(Errno::EFBIG);
-        let left = left.context(|| format!("read({}, and those before it)", name().display()));
-        let hint = Some("expected at most 8 MiB of such files on the node");
+        let left = left.context(|| format!("read({}) and the files before it", name().display()));
+        let hint = Some("these files must not be larger than 8 MiB in total");
         self.0 = left.map_err(|error| error.hint(hint))?;
         Ok(())
     }
 }
 
-/// Device and inode number: which file it is, by whatever path (inode(7)).
+/// Device and inode number, which identify a file whatever its path is (inode(7)).
 pub type Inode = (u64, u64);
 
-/// What every function of this directory returns.
 pub type Result<T> = std::result::Result<T, SyscallError>;
 
-/// Names the call that an error came from.
+/// Adds the failed call to an errno.
 pub(crate) trait Context<T> {
-    /// `call` is only built when there is something to report.
+    /// `call` is only called for an error.
     fn context(self, call: impl FnOnce() -> String) -> Result<T>;
 }
 
@@ -139,19 +137,19 @@ impl<T> Context<T> for io::Result<T> {
     }
 }
 
-/// The errno of an error of the standard library's.
+/// The errno of an error of the standard library.
 pub(crate) fn errno_of(error: io::Error) -> Errno {
     match (error.raw_os_error(), error.kind()) {
         (Some(raw), _) => Errno::from_raw(raw),
         (None, io::ErrorKind::OutOfMemory) => Errno::ENOMEM,
-        // write(2) that wrote nothing.
+        // `write_all` after a write(2) that wrote 0 bytes.
         (None, _) => Errno::ENOSPC,
     }
 }
 
-/// open(2) with `O_CLOEXEC`, by openat(2): musl's open() asks for that flag by a second call.
+/// open(2) with `O_CLOEXEC`, by openat(2): musl's open() sets that flag with a second call.
 pub(crate) fn open<P: ?Sized + NixPath>(path: &P, flags: OFlag) -> nix::Result<OwnedFd> {
-    // A file that is opened once more by its descriptor was shown by its own path.
+    // A file that is reopened through its descriptor has already been recorded by its own path.
     let _ = path.with_nix_path(|path| match path.to_bytes() {
         path if path.starts_with(b"/proc/self/fd/") => {}
         path => progress::at(&[OsStr::from_bytes(path)]),
@@ -159,7 +157,8 @@ pub(crate) fn open<P: ?Sized + NixPath>(path: &P, flags: OFlag) -> nix::Result<O
     open_in(AT_FDCWD, path, flags)
 }
 
-/// The same for a path that begins in `directory`. The caller shows which one that is ([`progress::at`]).
+/// openat(2) with `O_CLOEXEC`, for a path relative to `directory`. The caller records the whole path
+/// ([`progress::at`]).
 pub(crate) fn open_in<P: ?Sized + NixPath>(
     directory: impl AsFd,
     path: &P,

@@ -1,8 +1,7 @@
-//! Directories that the program writes into: nobody but root may steer what ends up there.
+//! Opens the directories that the program writes to, and checks that only root can redirect or replace its output.
 //!
-//! The path is walked one component at a time, each found by a descriptor of the directory before it. What
-//! was found is what is used: a directory that is renamed, or swapped for a link, while the path is walked
-//! makes no difference.
+//! The path is walked one component at a time, each opened relative to the descriptor of its parent. The checked
+//! descriptor is the one that is used, so renaming a directory or replacing it by a link during the walk has no effect.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -22,40 +21,39 @@ use super::handle::FileHandle;
 use super::root::Root;
 use super::{Context, Result, SyscallError, open, open_in, progress, retry};
 
-/// How many links a path may lead through, as for the kernel (path_resolution(7)).
+/// Most symbolic links in one path, the kernel's limit (path_resolution(7)).
 const MOST_LINKS: usize = 40;
-/// What an emptyDir has, as the kubelet makes it.
-const OPEN_TO_ALL: u32 = 0o777;
-/// What it has once root has taken it over.
-const ROOTS_ALONE: u32 = 0o755;
-/// What is wrong with a directory that others may write.
+/// The mode with which the kubelet creates an emptyDir.
+const EMPTY_DIR_MODE: u32 = 0o777;
+/// The mode that this program sets on an emptyDir before it writes there.
+const PRIVATE_MODE: u32 = 0o755;
+/// The reason to refuse a directory that users other than root can write to.
 const REPLACEABLE: &str = "in which another user can replace files";
 
-/// What a directory is opened for.
+/// Why a directory is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// Nothing is changed.
+    /// To read; nothing is changed.
     Look,
-    /// A mount point of root's that all may write becomes root's alone.
+    /// To write. A mount point of root with mode 0777 is set to 0755 first.
     Write,
 }
 
-/// Why a directory is not written into.
+/// Why a directory cannot be used for output.
 #[derive(Debug)]
 pub enum OutputDirError {
-    /// A call failed.
     Call(SyscallError),
-    /// Another user than root could replace what is written, or lead it elsewhere.
+    /// A user other than root could replace or redirect the output.
     Untrusted {
         /// The directory or link.
         path: PathBuf,
-        /// Its owner and mode, and what is wrong with that.
+        /// Its owner and mode, and the reason to refuse it.
         why: String,
     },
 }
 
 impl OutputDirError {
-    /// The errno of a call that failed.
+    /// The errno of the failed call, if a call failed.
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Self::Call(error) => Some(error.errno),
@@ -70,12 +68,12 @@ impl From<SyscallError> for OutputDirError {
     }
 }
 
-/// For callers that only log: what is refused is a call that was not made.
+/// For callers that only log: a refused directory is shown as a failed call (`EACCES`).
 impl From<OutputDirError> for SyscallError {
-    fn from(unfit: OutputDirError) -> Self {
-        match unfit {
+    fn from(refused: OutputDirError) -> Self {
+        match refused {
             OutputDirError::Call(error) => error,
-            OutputDirError::Untrusted { .. } => Self::new(unfit.to_string(), Errno::EACCES),
+            OutputDirError::Untrusted { .. } => Self::new(refused.to_string(), Errno::EACCES),
         }
     }
 }
@@ -86,8 +84,8 @@ impl fmt::Display for OutputDirError {
             Self::Call(error) => error.fmt(f),
             Self::Untrusted { path, why } => write!(
                 f,
-                "{} is {why}: use a directory below which root alone may write (owner root, mode \
-                 0755), or mount a volume of its own there (in a pod without fsGroup)",
+                "{} is {why}: use a directory that only root can write to (owner root, mode 0755), or \
+                 mount a separate volume there (in a pod without fsGroup)",
                 path.display()
             ),
         }
@@ -96,27 +94,26 @@ impl fmt::Display for OutputDirError {
 
 impl std::error::Error for OutputDirError {}
 
-/// What walking a path, or opening where it leads, answers.
 type Walked<T> = std::result::Result<T, OutputDirError>;
 
-/// Whether root alone decides which file the name of `entry` in `directory` is. In a sticky directory others
-/// may add names, and not take away or rename what is root's.
-fn keeps(directory: &FileHandle, entry: &FileHandle) -> bool {
+/// Whether only root can replace `entry` in `directory`. In a sticky directory other users can add entries, but not
+/// remove or rename those of root.
+fn only_root_can_replace(directory: &FileHandle, entry: &FileHandle) -> bool {
     let is_sticky = directory.stat.st_mode & Mode::S_ISVTX.bits() != 0;
-    is_roots_alone(directory) || !directory.is_foreign() && is_sticky && !entry.is_foreign()
+    only_root_can_write(directory) || !directory.is_foreign() && is_sticky && !entry.is_foreign()
 }
 
-/// Whether root alone may change what is in a directory.
-fn is_roots_alone(directory: &FileHandle) -> bool {
+/// Whether only root can create, remove and rename entries in a directory.
+fn only_root_can_write(directory: &FileHandle) -> bool {
     !directory.is_foreign() && !directory.is_writable_by_others()
 }
 
-/// The directories from a root to where a path leads.
+/// The directories from a root to the current position in a path.
 struct Walk {
     root: FileHandle,
-    /// Where the root is, for messages.
+    /// The path of the root, for messages.
     above: PathBuf,
-    /// Those below it, each with its name in the one before.
+    /// The directories below the root, each with its name in its parent.
     below: Vec<(OsString, FileHandle)>,
 }
 
@@ -128,22 +125,22 @@ impl Walk {
         Ok(Self { root, above, below })
     }
 
-    /// The directory that it has come to.
+    /// The current directory of the walk.
     fn last(&self) -> &FileHandle {
         self.below.last().map_or(&self.root, |(_, found)| found)
     }
 
-    /// Where it has come to, as seen from here.
+    /// The path of the current directory, as this process sees it.
     fn path(&self) -> PathBuf {
         let names = self.below.iter().map(|(name, _)| name);
         self.above.join(names.collect::<PathBuf>())
     }
 
-    /// No, for the directory that it has come to.
+    /// The error that refuses the current directory.
     fn untrusted(&self, why: &str) -> OutputDirError {
         let (uid, _, mode) = self.last().rights();
         let path = self.path();
-        let why = format!("a directory of UID {uid} with mode {mode:04o}, {why}");
+        let why = format!("a directory owned by UID {uid} with mode {mode:04o}, {why}");
         OutputDirError::Untrusted { path, why }
     }
 
@@ -153,7 +150,7 @@ impl Walk {
         while let Some(part) = todo.pop() {
             match part.as_bytes() {
                 b"/" => self.below.clear(),
-                // What is above the root is the root (path_resolution(7)).
+                // The parent of the root is the root itself (path_resolution(7)).
                 b".." => drop(self.below.pop()),
                 _ => {
                     let Some(target) = self.step(part)? else {
@@ -171,15 +168,15 @@ impl Walk {
         Ok(())
     }
 
-    /// Enters the directory `name`, or gives where the link of that name leads.
+    /// Enters the directory `name`, or returns the target if `name` is a link.
     fn step(&mut self, name: OsString) -> Walked<Option<PathBuf>> {
         let path = self.path().join(&name);
         let call = || format!("open({}, O_PATH|O_NOFOLLOW)", path.display());
         progress::at(&[path.as_ref()]);
         let found = FileHandle::at(&self.last().fd, name.as_os_str()).context(call)?;
         match found.kind() {
-            SFlag::S_IFDIR if !keeps(self.last(), &found) => {
-                Err(self.untrusted("in which another user can replace what is below"))
+            SFlag::S_IFDIR if !only_root_can_replace(self.last(), &found) => {
+                Err(self.untrusted("in which another user can replace subdirectories"))
             }
             SFlag::S_IFDIR => {
                 self.below.push((name, found));
@@ -190,28 +187,32 @@ impl Walk {
         }
     }
 
-    /// Where a link in the directory that the walk has come to leads.
+    /// The target of a link in the current directory.
     fn target(&self, link: &FileHandle, path: PathBuf) -> Walked<PathBuf> {
         let untrusted = |path, why: &str| {
-            let why = format!("a link of UID {}, {why}", link.stat.st_uid);
+            let why = format!("a symbolic link owned by UID {}, {why}", link.stat.st_uid);
             Err(OutputDirError::Untrusted { path, why })
         };
         if link.is_foreign() {
-            return untrusted(path, "and those of root alone are followed");
+            return untrusted(path, "and only links of root are followed");
         }
-        if !is_roots_alone(self.last()) {
+        if !only_root_can_write(self.last()) {
             return Err(self.untrusted("in which another user can replace links"));
         }
-        let on = fstatfs(&self.last().fd).context(|| format!("fstatfs({})", path.display()))?;
-        if on.filesystem_type() == PROC_SUPER_MAGIC {
-            return untrusted(path, "in /proc, where links lead elsewhere than their text");
+        let file_system =
+            fstatfs(&self.last().fd).context(|| format!("fstatfs({})", path.display()))?;
+        if file_system.filesystem_type() == PROC_SUPER_MAGIC {
+            return untrusted(
+                path,
+                "in /proc, where the kernel does not follow the text of a link",
+            );
         }
         let target = retry(|| readlinkat(&link.fd, c""));
         let target = target.context(|| format!("readlinkat({})", path.display()))?;
         Ok(target.into())
     }
 
-    /// Opens the directory that the walk has come to, if it is root's alone.
+    /// Opens the current directory, if only root can write to it.
     fn arrive(self, purpose: Purpose) -> Walked<LockedDir> {
         let path = self.path();
         let call = |what: &str| format!("{what}({})", path.display());
@@ -219,42 +220,42 @@ impl Walk {
         progress::at(&[path.as_ref()]);
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
         let open = || open_in(&last.fd, c".", flags).context(|| call("open"));
-        if is_roots_alone(last) {
+        if only_root_can_write(last) {
             return Ok(LockedDir::new(open()?, path));
         }
         if last.is_foreign() {
-            return Err(self.untrusted("not root's"));
+            return Err(self.untrusted("not owned by root"));
         }
         let (uid, _, mode) = last.rights();
-        if uid != 0 || mode != OPEN_TO_ALL || !self.is_mount_point()? {
+        if uid != 0 || mode != EMPTY_DIR_MODE || !self.is_mount_point()? {
             return Err(self.untrusted(REPLACEABLE));
         }
         if purpose == Purpose::Look {
             return Ok(LockedDir::new(open()?, path));
         }
         let opened = File::from(open()?);
-        let set = opened.set_permissions(PermissionsExt::from_mode(ROOTS_ALONE));
-        set.context(|| format!("fchmod({}, {ROOTS_ALONE:04o})", path.display()))?;
+        let set = opened.set_permissions(PermissionsExt::from_mode(PRIVATE_MODE));
+        set.context(|| format!("fchmod({}, {PRIVATE_MODE:04o})", path.display()))?;
         let now = FileHandle::new(opened.into()).context(|| call("fstat"))?;
-        if !is_roots_alone(&now) {
+        if !only_root_can_write(&now) {
             return Err(self.untrusted(REPLACEABLE));
         }
         log::info!(
-            "{} had the mode 0777, as the kubelet makes an emptyDir: now root alone may write there",
+            "changed the mode of {} from 0777, the kubelet's default for an emptyDir, to 0755",
             path.display()
         );
         Ok(LockedDir::new(now.fd, path))
     }
 
-    /// Whether the directory that the walk has come to is the root of a mount.
+    /// Whether the current directory is a mount point.
     fn is_mount_point(&self) -> Result<bool> {
-        let (before, (name, last)) = match &self.below[..] {
+        let (parent, (name, last)) = match &self.below[..] {
             [] => return Ok(true),
             [last] => (&self.root, last),
-            [.., (_, before), last] => (before, last),
+            [.., (_, parent), last] => (parent, last),
         };
-        let known = last.is_mounted(&before.fd, name.as_os_str());
-        known.context(|| format!("statx({})", self.path().display()))
+        let is_mounted = last.is_mounted(&parent.fd, name.as_os_str());
+        is_mounted.context(|| format!("statx({})", self.path().display()))
     }
 }
 
@@ -262,18 +263,18 @@ fn failed(call: String, errno: Errno) -> OutputDirError {
     OutputDirError::Call(SyscallError::new(call, errno))
 }
 
-/// The parts of a path, the first one last.
+/// The components of a path in reverse order.
 fn reversed(path: &Path) -> Vec<OsString> {
     let parts = path.components().rev();
     let parts = parts.filter(|part| *part != Component::CurDir);
     parts.map(|part| part.as_os_str().to_owned()).collect()
 }
 
-/// The directory that holds the output `path`, opened, and the output's name in it.
+/// Opens the directory of the output file `path`. Returns it with the name of the file.
 ///
 /// # Errors
-/// [`OutputDirError::Untrusted`] where another user than root could replace the output or lead it elsewhere; `EINVAL`
-/// for a path without a name at its end; what the calls answer for the directories.
+/// [`OutputDirError::Untrusted`] if a user other than root could replace or redirect the output; `EINVAL` for a path
+/// that does not end in a name.
 pub fn open_output(path: &Path, purpose: Purpose) -> Walked<(LockedDir, String)> {
     let name = path.file_name().and_then(|name| name.to_str());
     let Some(name) = name else {
@@ -288,7 +289,7 @@ pub fn open_output(path: &Path, purpose: Purpose) -> Walked<(LockedDir, String)>
     Ok((walk.arrive(purpose)?, name.to_owned()))
 }
 
-/// The directory `name` below `root`, opened: links lead no further up than that root.
+/// Opens the directory `name` below `root`. Links cannot lead out of that root.
 ///
 /// # Errors
 /// As [`open_output`].

@@ -1,4 +1,4 @@
-//! Files that others read: what stands where one belongs, and one that is made anew all the time.
+//! Output files that other programs read: inspects an existing file, and publishes a frequently updated one.
 
 #[cfg(feature = "watch")]
 use std::fs::File;
@@ -16,35 +16,32 @@ use super::{Context, Inode};
 #[cfg(feature = "watch")]
 use super::{Result, SyscallError};
 
-/// What stands where a file was asked for.
+/// A regular file at the path of an output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutputFile {
-    /// Its content.
     pub content: Vec<u8>,
-    /// Whether all but the content is what this program leaves: one link, owned by root, 0644, in a
-    /// directory that root alone may write.
+    /// Whether all but the content is as this program writes it: a single link, owner 0:0, mode 0644, in a directory
+    /// that only root can write to.
     pub as_left: bool,
 }
 
-/// What was found at a path.
+/// A file of any kind at the path of an output.
 #[derive(Debug)]
 pub struct ExistingOutput {
-    /// Its kind.
     pub kind: SFlag,
-    /// Device and inode number.
     pub inode: Inode,
-    /// What was read of it. Only a regular file of root's with one name is opened: the owner of another one
-    /// could make that wait or fail (a lease), and it is to be replaced anyway.
+    /// `None` for a file that was not read, because it is replaced anyway. Only a regular file of root with a single
+    /// link is opened: the owner of another file could delay the open or make it fail (a lease, fcntl(2)).
     pub file: Option<OutputFile>,
 }
 
-/// Looks at what stands at `path`; `None` for nothing.
+/// Inspects the file at `path`; `None` if there is none.
 ///
 /// # Errors
-/// [`OutputDirError`] where an output must not be put there; what the calls answer.
+/// [`OutputDirError`] if the directory cannot be used for output.
 pub fn read_public(path: &Path) -> std::result::Result<Option<ExistingOutput>, OutputDirError> {
     let (directory, name) = match open_output(path, Purpose::Look) {
-        Err(unfit) if matches!(unfit.errno(), Some(Errno::ENOENT | Errno::ENOTDIR)) => {
+        Err(error) if matches!(error.errno(), Some(Errno::ENOENT | Errno::ENOTDIR)) => {
             return Ok(None);
         }
         opened => opened?,
@@ -58,7 +55,7 @@ pub fn read_public(path: &Path) -> std::result::Result<Option<ExistingOutput>, O
         let as_left = found.rights() == (0, 0, 0o644) && !directory.is_shared()?;
         file = match found.read() {
             Ok(content) => Some(OutputFile { content, as_left }),
-            // Nobody's group file; it is to be replaced as well.
+            // Too large for a group file: it is replaced as well.
             Err(Errno::EFBIG) => None,
             Err(errno) => Err(errno).context(|| format!("read({})", path.display()))?,
         };
@@ -66,15 +63,14 @@ pub fn read_public(path: &Path) -> std::result::Result<Option<ExistingOutput>, O
     Ok(Some(ExistingOutput { kind, inode, file }))
 }
 
-/// Makes `content` the content of the file `path` for whoever reads it next: whole at every moment,
-/// readable by all, and not worth waiting for the disk. A device or link of root's that was named by mistake
-/// is not replaced; what another user has put there is.
+/// Replaces the file `path` atomically by one with `content`, mode 0644, without fsync(2). A device or link that
+/// belongs to root may have been named by mistake and is not replaced; one of another user is.
 ///
-/// `prepare` is called on the new file before it has its name. The file stays open.
+/// `prepare` is called on the new file before it has its name. The returned file is open.
 ///
 /// # Errors
-/// What the calls answer; `EINVAL` where something else of root's stands, `EACCES` for a directory in which
-/// another user could replace the file.
+/// `EINVAL` if `path` is not a regular file and belongs to root, `EACCES` for a directory in which another user could
+/// replace the file.
 #[cfg(feature = "watch")]
 pub fn publish(
     path: &Path,
@@ -86,14 +82,15 @@ pub fn publish(
     directory.publish(&name, found.as_ref(), content, prepare)
 }
 
-/// Takes the file `path` away, if there is one, and what a killed run has left beside it.
+/// Removes the file `path`, and temporary files that a killed run has left for it. A missing file or directory is no
+/// error.
 ///
 /// # Errors
-/// What the calls answer, but for a file or a directory that is not there; as [`publish`].
+/// As [`publish`].
 #[cfg(feature = "watch")]
 pub fn withdraw(path: &Path) -> Result<()> {
     let (directory, name) = match open_output(path, Purpose::Write) {
-        Err(unfit) if unfit.errno() == Some(Errno::ENOENT) => return Ok(()),
+        Err(error) if error.errno() == Some(Errno::ENOENT) => return Ok(()),
         opened => opened.map_err(SyscallError::from)?,
     };
     directory.clear(&name, None);
@@ -103,7 +100,7 @@ pub fn withdraw(path: &Path) -> Result<()> {
     }
 }
 
-/// Takes away what a killed run has left beside `path`.
+/// Removes temporary files that a killed run has left for `path`.
 #[cfg(feature = "watch")]
 pub fn clear(path: &Path) {
     if let Ok((directory, name)) = open_output(path, Purpose::Write) {
@@ -111,7 +108,7 @@ pub fn clear(path: &Path) {
     }
 }
 
-/// What stands at `name`, if it may be replaced: a directory of another user's is put aside.
+/// The file at `name` that will be replaced. A directory of another user is moved aside first.
 #[cfg(feature = "watch")]
 fn replaceable(directory: &LockedDir, name: &str, path: &Path) -> Result<Option<FileHandle>> {
     let found = directory.find(name)?;
@@ -121,7 +118,7 @@ fn replaceable(directory: &LockedDir, name: &str, path: &Path) -> Result<Option<
             Ok(None)
         }
         Some(found) if found.kind() != SFlag::S_IFREG && !found.is_foreign() => Err(Errno::EINVAL)
-            .context(|| format!("open({}), where a regular file belongs", path.display())),
+            .context(|| format!("open({}), which is not a regular file", path.display())),
         found => Ok(found),
     }
 }

@@ -1,20 +1,20 @@
-//! How often something may be answered that anybody can cause without end. Pure.
+//! Rate limiter (token bucket) for wake-ups that any user can cause indefinitely. Pure.
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
 
-/// So many wake-ups are answered at once …
-const AT_ONCE: u32 = 20;
-/// … and one more after each of these. A flood costs no more than twenty wake-ups a second, and a change
-/// of the device that comes with it waits no longer than this.
+/// Burst size: number of wake-ups that are handled without delay.
+const BURST: u32 = 20;
+/// Interval after which one more wake-up is allowed. A flood of events causes at most twenty wake-ups a second, and a
+/// change of the device during the flood is delayed by at most this.
 const EVERY: Duration = Duration::from_millis(50);
-/// So many events that come at once cost as much as one wake-up more: to read a full queue
+/// Number of events in one wake-up that cost as much as one more wake-up: reading a full queue
 /// (fs.inotify.max_queued_events, 16384) takes some milliseconds.
 const EVENTS: u32 = 4096;
-/// Nothing waits longer, whatever it had cost.
+/// Longest delay of a wake-up, whatever the cost of the previous ones.
 const LONGEST: Duration = Duration::from_millis(300);
 
-/// How many wake-ups may be answered at once.
+/// The remaining wake-ups, and the time since which they are counted.
 #[derive(Debug)]
 pub struct Pace {
     left: u32,
@@ -22,19 +22,18 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// None was answered yet.
     pub fn new(now: Instant) -> Self {
-        let left = AT_ONCE;
+        let left = BURST;
         Self { left, since: now }
     }
 
-    /// Takes one, and returns when it may be answered: `None` for at once.
+    /// Takes one wake-up. Returns the time until which it must be delayed, or `None` if it can be handled at once.
     pub fn take(&mut self, now: Instant) -> Option<Instant> {
-        while self.left < AT_ONCE && now.saturating_duration_since(self.since) >= EVERY {
+        while self.left < BURST && now.saturating_duration_since(self.since) >= EVERY {
             self.left += 1;
             self.since += EVERY;
         }
-        if self.left == AT_ONCE {
+        if self.left == BURST {
             self.since = now;
         }
         match self.left.checked_sub(1) {
@@ -49,16 +48,16 @@ impl Pace {
         }
     }
 
-    /// So many events were read at once.
+    /// Charges the cost of a wake-up that read this many events.
     pub fn charge(&mut self, events: u32) {
         let cost = events / EVENTS;
         self.since += EVERY * cost.saturating_sub(self.left);
         self.left = self.left.saturating_sub(cost);
     }
 
-    /// As if none was answered yet.
+    /// Restores the full burst.
     pub fn renew(&mut self) {
-        self.left = AT_ONCE;
+        self.left = BURST;
     }
 }
 
@@ -66,32 +65,32 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// How many wake-ups of so many events each are answered in ten seconds.
-    fn answered(events: u32) -> u32 {
+    /// Number of wake-ups, with this many events each, that are handled in ten seconds.
+    fn handled_with(events: u32) -> u32 {
         let start = Instant::now();
         let mut pace = Pace::new(start);
         let mut now = start;
-        let mut answered = 0;
+        let mut handled = 0;
         while now < start + Duration::from_secs(10) {
             if let Some(next) = pace.take(now) {
                 assert!(next > now && next <= now + LONGEST);
                 now = next;
             }
             pace.charge(events);
-            answered += 1;
+            handled += 1;
         }
-        answered
+        handled
     }
 
     #[test]
-    fn a_flood_is_answered_twenty_times_a_second_or_less() {
-        assert_eq!(answered(1), 20 + 200);
-        assert_eq!(answered(16_384), 5 + 40);
-        assert_eq!(answered(u32::MAX), 1 + 34);
+    fn a_flood_causes_at_most_twenty_wake_ups_a_second() {
+        assert_eq!(handled_with(1), 20 + 200);
+        assert_eq!(handled_with(16_384), 5 + 40);
+        assert_eq!(handled_with(u32::MAX), 1 + 34);
     }
 
     #[test]
-    fn what_comes_now_and_then_is_answered_at_once() {
+    fn occasional_wake_ups_are_not_delayed() {
         let start = Instant::now();
         let mut pace = Pace::new(start);
         let mut now = start;
@@ -99,10 +98,10 @@ mod tests {
             assert_eq!(pace.take(now), None);
             now += EVERY;
         }
-        // What was needed makes room for more.
+        // A wake-up that led to a change restores the burst.
         for _ in 0..100 {
             pace.renew();
-            for _ in 0..AT_ONCE {
+            for _ in 0..BURST {
                 assert_eq!(pace.take(now), None);
             }
         }
@@ -110,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_that_is_cut_short_makes_no_later_one_endless() {
+    fn no_delay_is_longer_than_the_limit_even_if_none_is_waited_for() {
         let now = Instant::now();
         let mut pace = Pace::new(now);
         for _ in 0..1000 {

@@ -1,8 +1,8 @@
-//! Giving up what a command does not need, before anything is opened.
+//! Drops the capabilities that a command does not need, before it opens anything.
 //!
-//! What was never there is not missed, and where the kernel, a filter or a sandbox does not let go of
-//! something there is a warning and the work is done: this guards against mistakes of this program, not
-//! against whoever runs it.
+//! A capability that the container lacks is no error here. If the kernel, a seccomp filter or a sandbox refuses to drop
+//! one, the run logs a warning and continues: dropping limits the damage of errors in this program, and does not
+//! protect against the user who runs it.
 
 use caps::Capability;
 use nix::errno::Errno;
@@ -11,25 +11,22 @@ use nix::sys::stat::{Mode, umask};
 
 use super::syscalls::{self, Capabilities};
 
-/// What is done, as far as rights are concerned.
+/// The command, as far as capabilities are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Job {
-    /// `apply`, and the child of `exec` that does the same.
+    /// `apply`, and the child of `exec` that does the same work.
     Apply,
-    /// `check`
     Check,
-    /// `install`
     Install,
-    /// `logs`, until all is opened; nothing is kept after that.
+    /// `logs`, until all files are open; then it drops everything.
     Logs,
-    /// `ready`, which reads a file that everybody may read: nothing is kept.
+    /// `ready`, which needs no capability: it reads a file that is readable by all.
     Ready,
-    /// `watch`
     Watch,
 }
 
 impl Job {
-    /// The job of a command that does it in this process or a child alike, by the command's name.
+    /// The job of the command with this name; `None` for `exec`, which drops nothing in this process.
     pub fn of_command(name: &str) -> Option<Self> {
         Some(match name {
             "apply" => Self::Apply,
@@ -46,42 +43,41 @@ impl Job {
 /// A capability that some jobs keep.
 #[derive(Debug, Clone, Copy)]
 pub struct Need {
-    /// Which one.
     pub capability: Capability,
-    /// Who keeps it.
     pub jobs: &'static [Job],
-    /// What it is for.
+    /// What the command does with it: a cell of the table in SECURITY.md.
     pub why: &'static str,
 }
 
 const ALL: &[Job] = &[Job::Apply, Job::Watch, Job::Check, Job::Install, Job::Logs];
 const WRITERS: &[Job] = &[Job::Apply, Job::Watch, Job::Install];
 const PROVERS: &[Job] = &[Job::Apply, Job::Watch, Job::Check];
-const OTHERS: &[Job] = &[Job::Apply, Job::Watch, Job::Check, Job::Logs];
+const CHANGE_USER: &[Job] = &[Job::Apply, Job::Watch, Job::Check, Job::Logs];
 
-/// Every capability that is kept by anybody. All others are given up, and of the bounding set
-/// everything: no command starts a program but `exec`, which gives up nothing in the process that does.
+/// All capabilities that a job keeps. The others are dropped, and the bounding set is emptied: only `exec` starts a
+/// program, and it drops nothing in the process that does so.
 pub const NEEDS: &[Need] = &[
     Need {
         capability: Capability::CAP_CHOWN,
         jobs: WRITERS,
-        why: "gives the device its group, and a file the owner of the one that it replaces",
+        why: "sets the group of the device, and the owner of a file that replaces another one",
     },
     Need {
         capability: Capability::CAP_DAC_OVERRIDE,
         jobs: ALL,
-        why: "reads, and where the command writes writes, in directories that root does not own; QEMU that runs \
-              as root has it, so its proof needs it",
+        why: "reads (and, in commands that write, writes) in directories that root does not own; the proof for a \
+              QEMU that runs as root needs it, because that QEMU has it",
     },
     Need {
         capability: Capability::CAP_DAC_READ_SEARCH,
         jobs: ALL,
-        why: "reads what root does not own, in a container that has this one alone",
+        why: "reads files that root does not own, in a container without `CAP_DAC_OVERRIDE`",
     },
     Need {
         capability: Capability::CAP_FOWNER,
         jobs: WRITERS,
-        why: "sets mode, ACL and attributes of what root does not own, replaces it in a sticky directory",
+        why: "sets mode, ACL and attributes of files that root does not own, and replaces such files in a sticky \
+              directory",
     },
     Need {
         capability: Capability::CAP_FSETID,
@@ -91,59 +87,56 @@ pub const NEEDS: &[Need] = &[
     Need {
         capability: Capability::CAP_KILL,
         jobs: &[Job::Logs],
-        why: "ends the process that reads logs as nobody, when asked to or where that hangs",
+        why: "ends the process that reads logs as `nobody`, on a signal or when it hangs",
     },
     Need {
         capability: Capability::CAP_SETGID,
-        jobs: OTHERS,
-        why: "takes on the QEMU user's groups for the proof, nobody's to read logs",
+        jobs: CHANGE_USER,
+        why: "sets the QEMU user's groups for the proof, or those of `nobody` to read logs",
     },
     Need {
         capability: Capability::CAP_SETUID,
-        jobs: OTHERS,
-        why: "takes on the QEMU user's file-system UID for the proof, becomes nobody to read logs",
+        jobs: CHANGE_USER,
+        why: "sets the QEMU user's file-system UID for the proof, or the UID of `nobody` to read logs",
     },
     Need {
         capability: Capability::CAP_SYS_PTRACE,
         jobs: PROVERS,
-        why: "looks at the root of other processes: the node's (/proc/1/root), libvirtd's",
+        why: "inspects the root directory of other processes: of the node's PID 1 (/proc/1/root) and of libvirtd",
     },
 ];
 
-/// What of `held` a job keeps, a bit for each capability.
+/// The capabilities of `held` that a job keeps, one bit each.
 ///
-/// Without `CAP_SYS_PTRACE` the kernel lets a process look at the root, the executable and the namespaces
-/// only of those that hold no capability beyond its own permitted ones (ptrace(2), "Ptrace access mode
-/// checking"): a container's `check` sees the libvirtd of that container as long as it holds what that one
-/// holds. So there `check` and `watch`, which look for a libvirtd, keep all. `apply` looks at the root of the
-/// node's PID 1 alone: where that one holds `CAP_SYS_PTRACE`, as it does on a node, nothing else that this
-/// process could keep would show it.
+/// Without `CAP_SYS_PTRACE` a process can inspect the root, executable and namespaces only of processes that hold no
+/// capability beyond its own permitted ones (ptrace(2), "Ptrace access mode checking"): `check` in a container can
+/// inspect the libvirtd of that container only while it holds the same capabilities. In that case `check` and `watch`,
+/// which look for a libvirtd, keep all of them. `apply` inspects only the root of the node's PID 1, which normally
+/// holds `CAP_SYS_PTRACE`: keeping other capabilities would not help.
 pub fn kept(job: Job, held: u64) -> u64 {
-    let looks = matches!(job, Job::Check | Job::Watch);
-    if looks && held & Capability::CAP_SYS_PTRACE.bitmask() == 0 {
+    let inspects_libvirtd = matches!(job, Job::Check | Job::Watch);
+    if inspects_libvirtd && held & Capability::CAP_SYS_PTRACE.bitmask() == 0 {
         return held;
     }
     held & row(job)
 }
 
-/// What the table says.
+/// The capabilities of a job in [`NEEDS`], one bit each.
 fn row(job: Job) -> u64 {
     let needs = NEEDS.iter().filter(|need| need.jobs.contains(&job));
     needs.fold(0, |all, need| all | need.capability.bitmask())
 }
 
-/// What is to be said about privileges that were given up: to be logged once there is a log.
+/// Messages of [`reduce`], which runs before the log is set up.
 #[derive(Debug, Default)]
 pub struct Reduced(Vec<(log::Level, String)>);
 
 impl Reduced {
-    /// With one more warning.
     pub fn with_warning(mut self, text: String) -> Self {
         self.0.push((log::Level::Warn, text));
         self
     }
 
-    /// Logs it.
     pub fn log(&self) {
         for (level, text) in &self.0 {
             log::log!(*level, "{text}");
@@ -156,24 +149,24 @@ impl Reduced {
     }
 }
 
-/// Gives up every capability that `job` does not need, for good: effective, permitted, inheritable,
-/// ambient, bounding. No program that is started gains any (`no_new_privs`), and what is made is
-/// nobody else's until it is said whose (umask 077). Children inherit all of that.
+/// Drops every capability that `job` does not need, irrevocably, from all sets: effective, permitted, inheritable,
+/// ambient, bounding. A program that is started gains none (`no_new_privs`), and new files are private until their
+/// owner and mode are set (umask 077). Children inherit all of that.
 ///
-/// What the kernel refuses is a warning in the log, and is no reason to stop.
+/// A refusal of the kernel becomes a warning in the log, and does not end the run.
 pub fn reduce(job: Job) -> Reduced {
     let mut reduced = Reduced::default();
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
     if let Err(errno) = set_no_new_privs() {
-        let so = "programs could gain rights if this process started any";
+        let so = "a program that this process starts could gain privileges";
         reduced.refused("prctl(PR_SET_NO_NEW_PRIVS)", errno, so);
     }
     let held = syscalls::capabilities();
     match syscalls::empty_bounding_set(held.map_or(0, |held| held.permitted)) {
-        // Without CAP_SETPCAP it stays, and nothing is ever started that could use it.
+        // Without CAP_SETPCAP it remains, which is harmless: no program is started that could use it.
         Ok(()) | Err(Errno::EPERM) => {}
         Err(errno) => {
-            let so = "the bounding set stays as it was given";
+            let so = "the bounding set is unchanged";
             reduced.refused("prctl(PR_CAPBSET_DROP)", errno, so);
         }
     }
@@ -181,22 +174,22 @@ pub fn reduce(job: Job) -> Reduced {
         Ok(left) if left & !row(job) != 0 => {
             let command = if job == Job::Watch { "watch" } else { "check" };
             let text = format!(
-                "{command} keeps all capabilities that it was given (`capsh --decode={left:x}` names them): \
-                 without CAP_SYS_PTRACE the kernel shows it the root of no process that holds more; with \
-                 CAP_SYS_PTRACE it drops what it does not need"
+                "{command} keeps all its capabilities (`capsh --decode={left:x}` lists them): without \
+                 CAP_SYS_PTRACE the kernel does not let it inspect a process that holds more capabilities; with \
+                 CAP_SYS_PTRACE it drops those that it does not need"
             );
             reduced.0.push((log::Level::Info, text));
         }
         Ok(_) => {}
         Err(errno) => {
-            let so = "this run goes on with all capabilities that it was given";
+            let so = "this run continues with all its capabilities";
             reduced.refused("capset", errno, so);
         }
     }
     reduced
 }
 
-/// Gives the permitted capabilities that are left.
+/// Sets the reduced capabilities, and returns the permitted ones that are left.
 fn reduce_sets(job: Job, held: Capabilities) -> nix::Result<u64> {
     let permitted = kept(job, held.permitted);
     let less = Capabilities {
@@ -224,7 +217,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_job_keeps_what_the_table_says_and_never_gains() {
+    fn a_job_keeps_the_capabilities_of_its_row_and_gains_none() {
         let check = kept(Job::Check, u64::MAX);
         assert_eq!(check.count_ones(), 5);
         assert_eq!(check & Capability::CAP_CHOWN.bitmask(), 0);
@@ -243,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_looks_at_other_processes_by_its_capabilities_keeps_them() {
+    fn without_cap_sys_ptrace_only_check_and_watch_keep_all() {
         let held = !Capability::CAP_SYS_PTRACE.bitmask();
         for job in EVERY {
             let all = matches!(job, Job::Check | Job::Watch);
@@ -255,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn each_capability_is_named_once() {
+    fn each_capability_has_one_row() {
         let mut names: Vec<_> = NEEDS.iter().map(|need| need.capability.index()).collect();
         names.sort_unstable();
         names.dedup();

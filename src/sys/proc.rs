@@ -1,4 +1,4 @@
-//! Files of `/proc`, which the kernel makes up when they are read.
+//! Reads files of `/proc`, which the kernel generates at each read.
 
 use std::fs::File;
 use std::io::Read;
@@ -7,13 +7,12 @@ use nix::fcntl::OFlag;
 
 use super::open;
 
-/// Most of these files fit: one call gets them, and one more finds their end.
+/// Initial buffer size. Most of these files fit, so that one read(2) returns the content and a second one the end.
 const PAGE: usize = 4096;
-/// No file that is read here has reason to be larger (`/proc/stat` grows with the processors and
-/// interrupts of the machine).
+/// Size limit. The largest of these files, `/proc/stat`, grows with the processors and interrupts of the machine.
 const MAX: u64 = 8 << 20;
 
-/// The text of the file at `path`; nothing where it cannot be read.
+/// The text of the file at `path`, or `None` if it cannot be read.
 pub fn text(path: &str) -> Option<String> {
     let file = File::from(open(path, OFlag::O_RDONLY).ok()?);
     let mut content = Vec::with_capacity(PAGE);

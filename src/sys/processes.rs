@@ -1,8 +1,8 @@
-//! Other processes, as far as `/proc` shows them. They are only looked at.
+//! Inspects other processes through `/proc`; they are never changed.
 //!
-//! A process chooses its own name, and in a user and mount namespace of its own also what its root shows
-//! (prctl(2), user_namespaces(7)). What it cannot choose is what the kernel says of it: its UIDs, its user
-//! namespace, the file that it executes and the owner of that file, its capabilities.
+//! A process can choose its name (prctl(2)) and, in user and mount namespaces of its own, the content of its root
+//! (user_namespaces(7)). Only facts that it cannot choose are trusted: its UIDs, its user namespace, its executable and
+//! the owner of that file, and its capabilities.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
@@ -19,38 +19,35 @@ use super::handle::{entries, inode, open_directory};
 use super::root::Root;
 use super::{Context, Inode, SyscallError, open, open_in, proc, progress, retry, syscalls};
 
-/// Parts of a second that /proc counts in, the same on every architecture that runs KVM.
+/// Clock ticks per second in /proc (`USER_HZ`), the same on every architecture that runs KVM.
 const TICKS: i64 = 100;
 
-/// A process of root's.
+/// A process that runs as root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
-    /// Its ID.
     pub pid: u32,
-    /// Its name, at most 15 bytes.
+    /// At most 15 bytes (`comm`).
     pub name: String,
-    /// When it had started for certain, in seconds since 1970: /proc tells both the boot and the
-    /// time since then rounded down.
+    /// Latest possible start, in seconds since 1970: /proc rounds down both the time of the boot and the time from
+    /// there to the start.
     pub started: i64,
-    /// Device and inode number of its root, where that can be read.
+    /// The inode of its root, if that can be read.
     pub root: Option<Inode>,
-    /// Whether it has `CAP_SYS_ADMIN`, which an ordinary container has not.
+    /// Whether it has `CAP_SYS_ADMIN`, which an ordinary container lacks.
     pub is_admin: bool,
 }
 
 impl Process {
-    /// Where its root is seen.
     pub fn root_path(&self) -> PathBuf {
         root_path(self.pid)
     }
 }
 
-/// Where the root of a process is seen.
 fn root_path(pid: u32) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/root"))
 }
 
-/// The process whose root a path begins with, as it is written (`/proc/PID/root`), and the rest of the path.
+/// Splits a path that begins with `/proc/PID/root` into the PID and the rest of the path.
 pub fn pid_of_root(path: &Path) -> Option<(u32, PathBuf)> {
     let mut parts = path.components();
     let mut next = || parts.next()?.as_os_str().to_str();
@@ -61,11 +58,11 @@ pub fn pid_of_root(path: &Path) -> Option<(u32, PathBuf)> {
     (next()? == "root").then(|| (pid, parts.as_path().to_owned()))
 }
 
-/// The processes of root's with one of these names, oldest ID first. A process of another user may have any
-/// name, so it is none of them; nor is one that has ended and waits for its parent.
+/// The processes with one of these names that run as root, sorted by PID. Processes of other users are excluded,
+/// because they can choose their names freely, and so are zombies.
 pub fn named(names: &[&str]) -> Vec<Process> {
-    // Few processes are meant, and the kernel makes these files when they are read: `comm` is cheap,
-    // `stat` is not, and the node's own `stat` least of all.
+    // Few processes match, and the kernel generates these files at each read: reading `comm` is cheap, reading `stat`
+    // is not, and reading /proc/stat is the most expensive.
     let process = |pid| {
         let status = proc::text(&format!("/proc/{pid}/status"))?;
         if !is_roots(&status) {
@@ -88,42 +85,41 @@ pub fn named(names: &[&str]) -> Vec<Process> {
         return Vec::new();
     };
     let pids = pids.into_iter().filter(|pid| !is_kernels(*pid));
-    let meant = pids.filter(|pid| has_name(&directory, *pid, names));
-    meant.filter_map(process).collect()
+    let matching = pids.filter(|pid| has_name(&directory, *pid, names));
+    matching.filter_map(process).collect()
 }
 
-/// What the kernel says of a process that runs as root.
+/// Facts about a process that runs as root.
 #[derive(Debug)]
 pub struct Inspected {
-    /// Its ID.
     pub pid: u32,
-    /// Readable once it has ended (pidfd_open(2)).
+    /// Becomes readable when the process ends (pidfd_open(2)).
     pub pidfd: OwnedFd,
-    /// Its root, held open: this directory whatever the process does from now on.
+    /// Its root, held open: it stays this directory even if the process changes its root.
     pub root: Root,
-    /// Whether its user namespace is this process' own.
+    /// Whether it is in the same user namespace as this process.
     pub shares_user_namespace: bool,
-    /// The base name of the file that it executes.
+    /// The base name of its executable.
     pub executable: OsString,
-    /// Whether root owns that file.
+    /// Whether root owns the executable.
     pub executable_is_roots: bool,
     /// Whether it has `CAP_SYS_ADMIN`.
     pub is_admin: bool,
 }
 
-/// What came of looking at a process.
+/// Result of [`inspect`].
 #[derive(Debug)]
 pub enum Look {
-    /// It runs as root.
+    /// The process runs as root.
     Seen(Box<Inspected>),
-    /// It runs as root, and the kernel does not let this process look at it.
+    /// The process runs as root, but the kernel does not let this process inspect it.
     Hidden(SyscallError),
-    /// It has ended, or one of its four UIDs is not 0.
+    /// The process has ended, or one of its four UIDs is not 0.
     NotRoots,
 }
 
-/// Looks at a process. Its root is opened first and everything else is asked afterwards, so that all of it was
-/// true when the root was already held.
+/// Inspects a process. Its root is opened first and all else is read afterwards, so that every fact holds while the
+/// root is already open.
 pub fn inspect(pid: u32) -> Look {
     let status = || proc::text(&format!("/proc/{pid}/status")).filter(|status| is_roots(status));
     if status().is_none() {
@@ -132,7 +128,7 @@ pub fn inspect(pid: u32) -> Look {
     match facts(pid, status) {
         Ok(Some(seen)) => Look::Seen(Box::new(seen)),
         Ok(None) => Look::NotRoots,
-        // Of one that ends in this moment the kernel answers EACCES, too.
+        // For a process that has just ended the kernel also returns EACCES.
         Err(_) if status().is_none() => Look::NotRoots,
         Err(error) => Look::Hidden(error),
     }
@@ -141,7 +137,7 @@ pub fn inspect(pid: u32) -> Look {
 fn facts(pid: u32, status: impl Fn() -> Option<String>) -> super::Result<Option<Inspected>> {
     let pidfd = syscalls::pidfd_open(pid).context(|| format!("pidfd_open({pid})"))?;
     let path = format!("/proc/{pid}");
-    // This directory is the process', and stays so when its number is another's.
+    // This directory stays that of the process, even if its PID is reused.
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
     let directory = open(path.as_str(), flags).context(|| format!("open({path}, O_PATH)"))?;
     let root = Root::open_at(&directory, "root", root_path(pid))?;
@@ -149,9 +145,9 @@ fn facts(pid: u32, status: impl Fn() -> Option<String>) -> super::Result<Option<
     let follow = AtFlags::empty();
     progress::at(&[path.as_ref(), "exe".as_ref()]);
     let executable = fstatat(&directory, "exe", follow).context(|| format!("stat({path}/exe)"))?;
-    let its = namespace(&directory, &path)?;
-    let own = open("/proc/self", flags).context(|| "open(/proc/self, O_PATH)".to_owned())?;
-    let own = namespace(&own, "/proc/self")?;
+    let its_namespace = namespace(&directory, &path)?;
+    let this = open("/proc/self", flags).context(|| "open(/proc/self, O_PATH)".to_owned())?;
+    let this_namespace = namespace(&this, "/proc/self")?;
     let Some(status) = status() else {
         return Ok(None);
     };
@@ -159,24 +155,24 @@ fn facts(pid: u32, status: impl Fn() -> Option<String>) -> super::Result<Option<
         pid,
         pidfd,
         root,
-        shares_user_namespace: its == own,
+        shares_user_namespace: its_namespace == this_namespace,
         executable: base_name(&link),
         executable_is_roots: executable.st_uid == 0,
         is_admin: is_admin(&status),
     }))
 }
 
-/// The user namespace of a process; `None` where the kernel has none.
+/// The user namespace of a process; `None` if the kernel does not support user namespaces.
 fn namespace(directory: &OwnedFd, path: &str) -> super::Result<Option<Inode>> {
     match fstatat(directory, "ns/user", AtFlags::empty()) {
         Ok(stat) => Ok(Some(inode(&stat))),
-        // The process is there: its other links were read.
+        // The process exists, because its other links were read.
         Err(Errno::ENOENT) => Ok(None),
         Err(errno) => Err(errno).context(|| format!("stat({path}/ns/user)")),
     }
 }
 
-/// The name of a file without its directories; of one that was removed or replaced since, its former name.
+/// The base name in the `exe` link of a process; of a file that was removed or replaced, its former name.
 fn base_name(link: &OsStr) -> OsString {
     let link = link.as_bytes();
     let link = link.strip_suffix(b" (deleted)").unwrap_or(link);
@@ -184,13 +180,13 @@ fn base_name(link: &OsStr) -> OsString {
     OsString::from_vec(name.unwrap_or_default().to_vec())
 }
 
-/// The rest of a line of /proc/PID/status.
+/// The value of `key` in /proc/PID/status.
 fn line<'a>(status: &'a str, key: &str) -> Option<&'a str> {
     let mut lines = status.lines();
     lines.find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
 }
 
-/// Whether a process runs, and its real, effective, saved and file-system UID are 0.
+/// Whether a process runs, and its real, effective, saved and file-system UIDs are all 0.
 fn is_roots(status: &str) -> bool {
     let ended =
         line(status, "State").is_none_or(|state| state.trim_start().starts_with(['Z', 'X']));
@@ -208,15 +204,15 @@ fn capabilities(status: &str) -> Option<u64> {
     u64::from_str_radix(line(status, "CapEff")?.trim(), 16).ok()
 }
 
-/// Threads of the kernel, most of what /proc shows on a quiet node, have no process group. To ask
-/// for it costs a tenth of opening a file.
+/// Whether this is a kernel thread. Most entries of /proc on a quiet node are kernel threads, and these have no process
+/// group: getpgid(2) costs a tenth of opening a file.
 fn is_kernels(pid: u32) -> bool {
     let pid = i32::try_from(pid).ok().map(Pid::from_raw);
     getpgid(pid).is_ok_and(|group| group.as_raw() == 0)
 }
 
 fn has_name(directory: &OwnedFd, pid: u32, names: &[&str]) -> bool {
-    /// Longer than any name and its newline.
+    /// Larger than any name with its newline.
     const ROOM: usize = 32;
     let path = format!("{pid}/comm");
     let Ok(file) = open_in(directory, path.as_str(), OFlag::O_RDONLY) else {
@@ -228,15 +224,15 @@ fn has_name(directory: &OwnedFd, pid: u32, names: &[&str]) -> bool {
     names.iter().any(|want| want.as_bytes() == name)
 }
 
-/// The process IDs of QEMU processes whose credentials include `gid`; empty where none can be
-/// seen. They are not disturbed by a change, they keep what they hold.
+/// The PIDs of the visible QEMU processes with this GID in their credentials. A change of the device does not affect
+/// them: they keep their open descriptors.
 pub fn qemus_with_group(gid: Gid) -> Vec<u32> {
     let pids = pids().map(|(_, pids)| pids).unwrap_or_default();
-    let carries = |pid: &u32| carries(*pid, gid).unwrap_or(false);
-    pids.into_iter().filter(carries).collect()
+    let qemu_has = |pid: &u32| is_qemu_with_group(*pid, gid).unwrap_or(false);
+    pids.into_iter().filter(qemu_has).collect()
 }
 
-/// The directory `/proc`, and the process IDs in it: of what cannot be listed to its end, what was listed.
+/// The directory `/proc` and the PIDs in it. If the listing fails, the entries before the failure are used.
 fn pids() -> Option<(OwnedFd, Vec<u32>)> {
     let directory = open_directory(AT_FDCWD, "/proc").ok()?;
     let mut pids: Vec<u32> = Vec::new();
@@ -254,7 +250,7 @@ fn boot_time() -> Option<i64> {
     boot.trim().parse().ok()
 }
 
-/// The process' name, and its start in ticks since boot (proc_pid_stat(5): the 22nd field).
+/// The name of the process, and its start in ticks since boot (proc_pid_stat(5): the 22nd field).
 fn name_and_start(stat: &str) -> Option<(&str, i64)> {
     let (_, rest) = stat.split_once('(')?;
     let (name, rest) = rest.rsplit_once(')')?;
@@ -262,7 +258,7 @@ fn name_and_start(stat: &str) -> Option<(&str, i64)> {
     Some((name, ticks))
 }
 
-fn carries(pid: u32, gid: Gid) -> Option<bool> {
+fn is_qemu_with_group(pid: u32, gid: Gid) -> Option<bool> {
     let status = proc::text(&format!("/proc/{pid}/status"))?;
     let name = line(&status, "Name")?.trim();
     if !name.starts_with("qemu-") && name != "kvm" {
@@ -281,14 +277,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_may_hold_anything() {
+    fn a_process_name_may_contain_parentheses_and_spaces() {
         let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 9 9";
         assert_eq!(name_and_start(stat), Some(("a) b (c)", 4242)));
         assert_eq!(name_and_start("7 (a"), None);
     }
 
     #[test]
-    fn a_path_through_the_root_of_a_process_names_the_process() {
+    fn the_pid_is_taken_from_a_path_through_a_process_root() {
         let pid = |path: &str| pid_of_root(Path::new(path));
         let of = |pid: u32, rest: &str| Some((pid, PathBuf::from(rest)));
         assert_eq!(pid("/proc/12/root"), of(12, ""));
@@ -306,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn all_four_uids_count_and_what_has_ended_does_not() {
+    fn only_a_running_process_with_four_zero_uids_is_roots() {
         let status = |state: &str, uids: &str| {
             format!("Name:\tx\nState:\t{state}\nUid:\t{uids}\nCapEff:\t0000000000200001\n")
         };
@@ -325,14 +321,14 @@ mod tests {
         }
         assert!(!is_roots(""));
         assert_eq!(capabilities(&status("S", "")), Some(1 << 21 | 1));
-        // A name cannot bring lines of its own: the kernel escapes the newline in it.
+        // A name cannot add lines: the kernel escapes a newline in it.
         assert!(!is_roots(
             "Name:\tUid:\t0\t0\t0\t0\nState:\tS\nUid:\t1\t1\t1\t1\n"
         ));
     }
 
     #[test]
-    fn the_name_of_an_executable_survives_its_removal() {
+    fn a_removed_executable_keeps_its_base_name() {
         for (link, name) in [
             ("/usr/sbin/libvirtd", "libvirtd"),
             ("/usr/sbin/libvirtd (deleted)", "libvirtd"),

@@ -1,8 +1,8 @@
-//! What a worker shows to the process that supervises it: a counter that moves with each step, the path that
-//! the step is about, whether it waits for something on purpose, and which locks it holds.
+//! State of a worker that its supervisor can read: a counter that increases with each step, the path of the current
+//! step, whether the worker waits intentionally, and which locks it holds.
 //!
-//! All of it is in one page of memory that both processes share, so that a step costs no system call. Without a
-//! supervisor, and in the supervisor itself, every function here that shows something does nothing.
+//! The state is in one page of shared memory, so that recording a step costs no system call. Without a supervisor, and
+//! in the supervisor itself, the functions that record something have no effect.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, RawFd};
@@ -16,37 +16,33 @@ use nix::unistd::{Pid, getppid};
 
 use super::syscalls;
 
-/// Moves with each step.
+/// Number of steps so far.
 const STEPS: usize = 0;
-/// How many waits on purpose are going on.
+/// Number of intentional waits in progress.
 const WAITS: usize = 1;
-/// Not 0 while the supervisor sleeps until it is told that such a wait is over.
+/// Not 0 while the supervisor sleeps until the worker signals the end of such a wait.
 const SLEEPS: usize = 2;
-/// A bit for each descriptor, 0 to 63, that holds a lock which other processes ask for.
+/// One bit for each descriptor from 0 to 63 that holds a lock on which other processes wait.
 const LOCKS: usize = 3;
-/// What the program keeps here for its supervisor ([`set_note`]).
+/// A value that the worker leaves for its supervisor ([`set_note`]).
 const NOTE: usize = 4;
-/// Not 0 where the worker cannot send its supervisor a signal: it is another user's process (`logs`), or alone in
-/// a PID namespace.
-const CANNOT_TELL: usize = 5;
-/// The path's length in bytes, and its bytes from there on.
+/// Not 0 if the worker cannot signal its supervisor: it runs as another user (`logs`), or in a PID namespace of its
+/// own.
+const CANNOT_SIGNAL: usize = 5;
+/// The length of the path in bytes; the path itself starts at [`TEXT`].
 const LENGTH: usize = 6;
 const TEXT: usize = 7;
-/// Words of 8 bytes, one page.
+/// Words of 8 bytes in the page.
 pub(super) const WORDS: usize = 512;
-/// No path that is longer is shown as a whole.
+/// Longer paths are truncated.
 const LONGEST: usize = (WORDS - TEXT) * 8;
 
-/// The page.
 static PAGE: OnceLock<&'static [AtomicU64; WORDS]> = OnceLock::new();
-/// In the worker, the process that supervises it, 0 where that is in another PID namespace.
+/// In the worker: the PID of its supervisor, or 0 if that is in another PID namespace.
 static SUPERVISOR: AtomicI32 = AtomicI32::new(NONE);
 const NONE: i32 = -1;
 
-/// Makes the page, if there is none.
-///
-/// # Errors
-/// `ENOMEM`.
+/// Allocates the shared page, if there is none yet.
 pub(super) fn begin() -> nix::Result<()> {
     if PAGE.get().is_none() {
         let _ = PAGE.set(syscalls::shared_page()?);
@@ -54,11 +50,11 @@ pub(super) fn begin() -> nix::Result<()> {
     Ok(())
 }
 
-/// This process is the worker from now on; `parent` as it sees it.
+/// Makes this process the worker. `parent` is the result of getppid(2).
 pub(super) fn begin_work(parent: Pid) {
     SUPERVISOR.store(parent.as_raw(), Ordering::SeqCst);
     if parent.as_raw() == 0
-        && let Some(word) = word(CANNOT_TELL)
+        && let Some(word) = word(CANNOT_SIGNAL)
     {
         word.store(1, Ordering::SeqCst);
     }
@@ -68,7 +64,7 @@ fn word(at: usize) -> Option<&'static AtomicU64> {
     PAGE.get().and_then(|page| page.get(at))
 }
 
-/// The same in the worker alone.
+/// As [`word`], but `None` outside of the worker.
 fn worker_word(at: usize) -> Option<&'static AtomicU64> {
     word(at).filter(|_| supervisor() != NONE)
 }
@@ -81,18 +77,18 @@ fn supervisor() -> i32 {
     SUPERVISOR.load(Ordering::SeqCst)
 }
 
-/// A step that is about no path.
+/// Records a step that concerns no path.
 pub fn step() {
     if let Some(word) = worker_word(STEPS) {
         word.fetch_add(1, Ordering::SeqCst);
-        // A supervisor that this process does not see cannot be asked for; its end kills the worker.
-        if get(CANNOT_TELL) != 0 && ![0, getppid().as_raw()].contains(&supervisor()) {
+        // End if the supervisor has ended. One in another PID namespace (0) is not visible; its end kills the worker.
+        if get(CANNOT_SIGNAL) != 0 && ![0, getppid().as_raw()].contains(&supervisor()) {
             syscalls::exit_now(u8::MAX.into());
         }
     }
 }
 
-/// A call that may not return follows, on the path that these parts make.
+/// Records a step before a call that may not return, with its path: these parts, joined by `/`.
 pub fn at(parts: &[&OsStr]) {
     let Some(page) = PAGE.get() else {
         return;
@@ -123,7 +119,6 @@ pub fn at(parts: &[&OsStr]) {
     step();
 }
 
-/// The path of the last step.
 pub(super) fn path() -> PathBuf {
     let Some(page) = PAGE.get() else {
         return PathBuf::new();
@@ -136,53 +131,52 @@ pub(super) fn path() -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
-/// How many steps were made.
 pub(super) fn steps() -> u64 {
     get(STEPS)
 }
 
-/// Whether the worker waits on purpose.
+/// Whether the worker waits intentionally.
 pub(super) fn is_waiting() -> bool {
     get(WAITS) != 0
 }
 
-/// The supervisor is about to sleep until a wait is over; false where it already is.
+/// Records that the supervisor will sleep until the worker's wait is over. Returns false if the worker does not wait,
+/// or cannot signal the end of the wait.
 pub(super) fn sleep() -> bool {
     if let Some(word) = word(SLEEPS) {
         word.store(1, Ordering::SeqCst);
     }
-    // The worker ends its wait first, and then looks whether it has to tell.
-    let sleeps = is_waiting() && get(CANNOT_TELL) == 0;
+    // The worker first ends its wait, and then checks whether to signal the supervisor.
+    let sleeps = is_waiting() && get(CANNOT_SIGNAL) == 0;
     if !sleeps {
         awake();
     }
     sleeps
 }
 
-/// The supervisor no longer sleeps.
+/// Records that the supervisor no longer sleeps.
 pub(super) fn awake() {
     if let Some(word) = word(SLEEPS) {
         word.store(0, Ordering::SeqCst);
     }
 }
 
-/// This process is another user's from now on, which takes the signal back that ends it together with its
-/// supervisor (`PR_SET_PDEATHSIG`). The kernel sends that one only where the supervisor may send it (`CAP_KILL`),
-/// so the worker also asks at each step whether that has ended.
+/// Records that this process now runs as another user. The change has cleared the signal that ends the worker with its
+/// supervisor (`PR_SET_PDEATHSIG`), so it is set again. The kernel sends it only if the supervisor has the permission
+/// to (`CAP_KILL`), so the worker also checks at each step whether the supervisor has ended.
 #[cfg(feature = "logs")]
 pub(super) fn change_user() {
-    if let Some(word) = worker_word(CANNOT_TELL) {
+    if let Some(word) = worker_word(CANNOT_SIGNAL) {
         word.store(1, Ordering::SeqCst);
         let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
     }
 }
 
-/// A wait on purpose, as long as the value lives: for an event, for input, for a reader of the output.
+/// An intentional wait, for an event, for input or for a reader of the output, that lasts until the value is dropped.
 #[derive(Debug)]
 pub struct Wait(());
 
 impl Wait {
-    /// Begins it.
     pub fn begin() -> Self {
         if let Some(word) = worker_word(WAITS) {
             word.fetch_add(1, Ordering::SeqCst);
@@ -198,15 +192,15 @@ impl Drop for Wait {
         };
         word.fetch_sub(1, Ordering::SeqCst);
         step();
-        // A signal that the supervisor takes anyway, and that does nothing else.
+        // SIGCHLD wakes the supervisor and has no other effect.
         let parent = getppid();
-        if get(SLEEPS) != 0 && get(CANNOT_TELL) == 0 && supervisor() == parent.as_raw() {
+        if get(SLEEPS) != 0 && get(CANNOT_SIGNAL) == 0 && supervisor() == parent.as_raw() {
             let _ = kill(parent, Signal::SIGCHLD);
         }
     }
 }
 
-/// This descriptor holds a lock from now on that other processes ask for, or no longer does.
+/// Records whether this descriptor holds a lock on which other processes wait.
 pub(super) fn locked(fd: &impl AsRawFd, is_locked: bool) {
     if let (Some(word), Ok(bit)) = (word(LOCKS), u32::try_from(fd.as_raw_fd())) {
         let bit = 1_u64.checked_shl(bit).unwrap_or(0);
@@ -223,14 +217,14 @@ pub(super) fn locks() -> Vec<RawFd> {
     (0..64).filter(|fd| held & 1 << fd != 0).collect()
 }
 
-/// Keeps a number for the supervisor, 0 until then.
+/// Leaves a value for the supervisor; it is 0 until then.
 pub fn set_note(note: u64) {
     if let Some(word) = word(NOTE) {
         word.store(note, Ordering::SeqCst);
     }
 }
 
-/// The number that was kept last.
+/// The value of the last [`set_note`].
 pub fn note() -> u64 {
     get(NOTE)
 }
@@ -240,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_shown_as_its_parts_make_it() {
+    fn a_path_is_joined_from_its_parts_and_truncated_at_the_limit() {
         begin().unwrap();
         SUPERVISOR.store(0, Ordering::SeqCst);
         let long = vec![b'x'; LONGEST + 9];

@@ -1,8 +1,8 @@
-//! A directory seen as the root of a file system, such as the node's mounted into a pod.
+//! A directory that is treated as a root directory, such as the node's root mounted into a pod.
 //!
-//! Reads below it cannot leave it: an absolute link (`etc/group -> /usr/lib/group`) resolves
-//! inside, `..` stops at the top, and links of `/proc` are not followed (openat2(2),
-//! `RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS`, Linux 5.6).
+//! Lookups below it cannot leave it: an absolute link (`etc/group -> /usr/lib/group`) is resolved inside, `..` stops at
+//! the top, and magic links of `/proc` are not followed (openat2(2), `RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS`,
+//! Linux 5.6).
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -22,19 +22,18 @@ use super::{Context, Inode, Result, SyscallError, errno_of, open, open_in, progr
 pub(crate) use super::handle::MAX_FILE;
 pub use super::handle::{is_mount_point, kind, kind_name, open_here, read_here};
 
-/// An open directory that paths are resolved below.
+/// An open directory below which paths are resolved.
 #[derive(Debug)]
 pub struct Root {
     fd: OwnedFd,
     path: PathBuf,
 }
 
-/// Which file was seen, and when it was changed last.
+/// Identity and state of a file. Two equal stamps mean that the file has not changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
-    /// Device and inode number.
     pub inode: Inode,
-    /// Moves with every change: seconds and nanoseconds.
+    /// Seconds and nanoseconds; the kernel updates it at every change.
     ctime: (i64, i64),
     size: i64,
 }
@@ -50,10 +49,7 @@ impl Stamp {
 }
 
 impl Root {
-    /// Opens the directory at `path`, following links to it.
-    ///
-    /// # Errors
-    /// What open(2) answers: `ENOENT`, `ENOTDIR`, `EACCES`.
+    /// Opens the directory at `path`; links are followed.
     pub fn open(path: &Path) -> Result<Self> {
         let fd = open(path, OFlag::O_PATH | OFlag::O_DIRECTORY)
             .context(|| format!("open({}, O_PATH|O_DIRECTORY)", path.display()))?;
@@ -61,10 +57,7 @@ impl Root {
         Ok(Self { fd, path })
     }
 
-    /// Opens `name` in an open directory, links followed, also those of `/proc`. `path` is what it is called.
-    ///
-    /// # Errors
-    /// As [`Root::open`].
+    /// Opens `name` in an open directory; links are followed, even magic links of `/proc`. `path` is used in messages.
     pub(super) fn open_at(directory: &OwnedFd, name: &str, path: PathBuf) -> Result<Self> {
         progress::at(&[path.as_ref()]);
         let fd = open_in(directory, name, OFlag::O_PATH | OFlag::O_DIRECTORY)
@@ -72,10 +65,7 @@ impl Root {
         Ok(Self { fd, path })
     }
 
-    /// The directory `name` below this one, as a root of its own; this one for an empty name.
-    ///
-    /// # Errors
-    /// What openat2(2) answers.
+    /// Makes the directory `name` below this one the root. An empty name changes nothing.
     pub fn below(self, name: &Path) -> Result<Self> {
         if name.as_os_str().is_empty() {
             return Ok(self);
@@ -87,64 +77,51 @@ impl Root {
         Ok(Self { fd, path })
     }
 
-    /// The same directory by one more descriptor.
-    ///
-    /// # Errors
-    /// What fcntl(2) answers: `EMFILE`.
+    /// A copy with a duplicated descriptor.
     pub fn again(&self) -> Result<Self> {
         let fd = self.descriptor()?;
         let path = self.path.clone();
         Ok(Self { fd, path })
     }
 
-    /// Where it is seen from here.
+    /// The path by which this process reaches the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// One more descriptor of it.
+    /// A duplicated descriptor of the directory.
     pub(super) fn descriptor(&self) -> Result<OwnedFd> {
         let fd = retry(|| self.fd.try_clone().map_err(errno_of));
         fd.context(|| format!("dup({})", self.path.display()))
     }
 
-    /// Device and inode number, which tell two roots apart.
-    ///
-    /// # Errors
-    /// What fstat(2) answers.
+    /// Device and inode number, which identify the root.
     pub fn id(&self) -> Result<Inode> {
         progress::at(&[self.path.as_ref()]);
         let stat = fstat(&self.fd).context(|| format!("fstat({})", self.path.display()))?;
         Ok(inode(&stat))
     }
 
-    /// `name` below this root, as a person would write it.
+    /// The path of `name` below this root, for messages.
     pub fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// The content of the regular file `name`, or `None` where there is none.
+    /// The content of the regular file `name`, or `None` if it does not exist.
     ///
     /// # Errors
-    /// What the calls answer; `EINVAL` for anything but a regular file, which is never opened, and
-    /// `EFBIG` for more than 8 MiB.
+    /// `EINVAL` for a file of another type, which is never opened, and `EFBIG` for more than 8 MiB.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
         Ok(self.read_which(name)?.map(|(content, _)| content))
     }
 
-    /// As [`Root::read`], with device and inode number of what was read.
-    ///
-    /// # Errors
-    /// As [`Root::read`].
+    /// As [`Root::read`], with the inode that was read.
     pub fn read_which(&self, name: &str) -> Result<Option<(Vec<u8>, Inode)>> {
         let found = self.read_stamped(name)?;
         Ok(found.map(|(content, stamp)| (content, stamp.inode)))
     }
 
-    /// As [`Root::read`], with what tells that it has changed.
-    ///
-    /// # Errors
-    /// As [`Root::read`].
+    /// As [`Root::read`], with a [`Stamp`] that detects later changes.
     pub fn read_stamped(&self, name: &str) -> Result<Option<(Vec<u8>, Stamp)>> {
         let Some(found) = self.find(name, OFlag::empty())? else {
             return Ok(None);
@@ -153,37 +130,25 @@ impl Root {
         Ok(Some((content, Stamp::of(&found.stat))))
     }
 
-    /// What tells that the file `name` leads to has changed; `None` where there is none.
-    ///
-    /// # Errors
-    /// What the calls answer.
+    /// The [`Stamp`] of the file `name`, links followed; `None` if it does not exist.
     pub fn stamp(&self, name: &str) -> Result<Option<Stamp>> {
         let found = self.find(name, OFlag::empty())?;
         Ok(found.map(|found| Stamp::of(&found.stat)))
     }
 
-    /// What `name` is, a link at its end not followed; `None` where there is nothing.
-    ///
-    /// # Errors
-    /// What the calls answer.
+    /// The attributes of `name`, a link at its end not followed; `None` if it does not exist.
     pub fn stat(&self, name: &str) -> Result<Option<FileStat>> {
         let found = self.find(name, OFlag::O_NOFOLLOW)?;
         Ok(found.map(|found| found.stat))
     }
 
-    /// Device and inode number of what `name` leads to, links followed; `None` for nothing.
-    ///
-    /// # Errors
-    /// What the calls answer.
+    /// The inode of the file `name`, links followed; `None` if it does not exist.
     pub fn inode(&self, name: &str) -> Result<Option<Inode>> {
         let found = self.find(name, OFlag::empty())?;
         Ok(found.map(|found| found.inode()))
     }
 
-    /// Where the link `name` leads, as it is written; `None` where there is no link.
-    ///
-    /// # Errors
-    /// What the calls answer.
+    /// The target of the symbolic link `name`, unresolved; `None` if `name` is not a link.
     pub fn link(&self, name: &str) -> Result<Option<OsString>> {
         let found = self.find(name, OFlag::O_NOFOLLOW)?;
         let link = found.filter(|found| found.kind() == SFlag::S_IFLNK);
@@ -192,11 +157,8 @@ impl Root {
         target.transpose().context(call)
     }
 
-    /// Whether the directory `name`, a path without links, is on another mount than this root itself;
-    /// empty for the root.
-    ///
-    /// # Errors
-    /// What openat2(2) answers.
+    /// Whether the directory `name`, a path without links, is on another mount than this root. An empty name means the
+    /// root itself.
     pub fn is_below_a_mount(&self, name: &str) -> Result<bool> {
         let how = OpenHow::new()
             .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
@@ -210,20 +172,14 @@ impl Root {
         }
     }
 
-    /// Whether the mount that `name` is on ignores devices (`nodev`); not where there is nothing.
-    ///
-    /// # Errors
-    /// What the calls answer.
+    /// Whether the mount of `name` has the option `nodev`; false if `name` does not exist.
     pub fn is_nodev(&self, name: &str) -> Result<bool> {
         let flags = self.mount_flags(name, OFlag::O_NOFOLLOW)?;
         Ok(flags.is_some_and(|flags| flags.contains(FsFlags::ST_NODEV)))
     }
 
-    /// Whether what `name` leads to, links followed, is on a mount or file system that is read-only
-    /// here; `None` for nothing.
-    ///
-    /// # Errors
-    /// What the calls answer.
+    /// Whether `name`, links followed, is on a mount or file system that is read-only here; `None` if it does not
+    /// exist.
     pub fn is_read_only(&self, name: &str) -> Result<Option<bool>> {
         let flags = self.mount_flags(name, OFlag::empty())?;
         Ok(flags.map(|flags| flags.contains(FsFlags::ST_RDONLY)))
@@ -236,17 +192,17 @@ impl Root {
         Ok(mount.transpose().context(call)?.map(|mount| mount.flags()))
     }
 
-    /// The names in the directory `name`; none where there is no such directory.
+    /// The names in the directory `name`; none if it does not exist.
     ///
     /// # Errors
-    /// What the calls answer; `E2BIG` for more than ten thousand names.
+    /// `E2BIG` for more than 10,000 names.
     pub fn list(&self, name: &str) -> Result<Vec<OsString>> {
         let entries = self.directory(name)?.map(|directory| directory.entries);
         let entries = entries.unwrap_or_default().into_iter();
         Ok(entries.map(|(name, _)| name).collect())
     }
 
-    /// The directory `name` and what is in it, sorted; `None` where there is no such directory.
+    /// The directory `name` with its sorted entries; `None` if it does not exist.
     ///
     /// # Errors
     /// As [`Root::list`].
@@ -258,57 +214,46 @@ impl Root {
         let path = self.join(name);
         let listed = list(&fd, MAX_NAMES);
         let entries = listed.map_err(|errno| {
-            let many = "expected at most 10,000 names in that directory";
+            let many = "that directory must not have more than 10,000 entries";
             let call = format!("getdents64({})", path.display());
             SyscallError::new(call, errno).hint((errno == Errno::E2BIG).then_some(many))
         })?;
         Ok(Some(ListedDir { fd, path, entries }))
     }
 
-    /// The directory `name`, found but not opened; `None` where there is none.
-    ///
-    /// # Errors
-    /// What openat2(2) answers.
+    /// An `O_PATH` descriptor of the directory `name`; `None` if it does not exist.
     pub fn find_directory(&self, name: &str) -> Result<Option<OwnedFd>> {
         self.lookup(name, OFlag::O_PATH | OFlag::O_DIRECTORY)
     }
 
-    /// Opens the directory that holds `name`, and gives it with the last part of `name`.
-    ///
-    /// # Errors
-    /// What openat2(2) answers.
+    /// Opens the parent directory of `name`. Returns it with the last component of `name`.
     pub fn directory_of(&self, name: &str) -> Result<(OwnedFd, String)> {
         let (directory, last) = name.rsplit_once('/').unwrap_or((".", name));
         let fd = self.open_below(directory, OFlag::O_RDONLY | OFlag::O_DIRECTORY);
         Ok((fd.context(|| self.call(directory))?, last.to_owned()))
     }
 
-    /// Makes the directory `name`, with the mode 0755, in a directory that is there. One that is there
-    /// already stays as it is.
-    ///
-    /// # Errors
-    /// What mkdirat(2) answers: `EROFS`, `ENOSPC`, `EACCES`; what openat2(2) answers for the directory
-    /// around it.
+    /// Creates the directory `name` with mode 0755 in an existing parent. An existing directory is not changed.
     pub fn make_directory(&self, name: &str) -> Result<()> {
         let call = || format!("mkdirat({})", self.join(name).display());
-        let (around, last) = self.directory_of(name)?;
-        // Whoever reads there may do so from the first moment on: a run that is killed mends no mode.
+        let (parent, last) = self.directory_of(name)?;
+        // Set the umask so that mkdirat(2) creates the directory with its final mode, even if the run is then killed.
         let usual = umask(Mode::S_IWGRP | Mode::S_IWOTH);
-        let made = retry(|| mkdirat(&around, last.as_str(), Mode::from_bits_truncate(0o755)));
+        let made = retry(|| mkdirat(&parent, last.as_str(), Mode::from_bits_truncate(0o755)));
         umask(usual);
         match made {
             Err(Errno::EEXIST) => return Ok(()),
             made => made.context(call)?,
         }
-        // Where the directory around has a default ACL, that one counts instead of the umask.
+        // If the parent has a default ACL, the kernel ignores the umask (umask(2)): add missing bits.
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
-        let made = open_in(&around, last.as_str(), flags).context(call)?;
-        let given = fstat(&made).context(call)?.st_mode & 0o7777;
-        if given & 0o755 != 0o755 {
-            let set = File::from(made).set_permissions(PermissionsExt::from_mode(given | 0o755));
+        let made = open_in(&parent, last.as_str(), flags).context(call)?;
+        let mode = fstat(&made).context(call)?.st_mode & 0o7777;
+        if mode & 0o755 != 0o755 {
+            let set = File::from(made).set_permissions(PermissionsExt::from_mode(mode | 0o755));
             set.context(|| format!("fchmod({})", self.join(name).display()))?;
         }
-        retry(|| fsync(&around)).context(call)
+        retry(|| fsync(&parent)).context(call)
     }
 
     fn find(&self, name: &str, more: OFlag) -> Result<Option<FileHandle>> {
@@ -317,7 +262,7 @@ impl Root {
         found.context(|| format!("fstat({})", self.join(name).display()))
     }
 
-    /// Opens what `name` leads to; `None` where that is nothing.
+    /// Opens `name`; `None` if it does not exist.
     fn lookup(&self, name: &str, flags: OFlag) -> Result<Option<OwnedFd>> {
         match self.open_below(name, flags) {
             Err(errno) if is_absent(errno) => Ok(None),
@@ -330,7 +275,7 @@ impl Root {
         let how = OpenHow::new()
             .flags(flags | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        // EAGAIN: a rename somewhere on the way while a `..` was resolved (openat2(2)).
+        // EAGAIN: a component was renamed while `..` was resolved (openat2(2)).
         let mut tries = 0;
         loop {
             match retry(|| openat2(&self.fd, name, how)) {
@@ -345,22 +290,22 @@ impl Root {
     }
 }
 
-/// A directory that was listed.
+/// An open directory and its entries.
 #[derive(Debug)]
 pub struct ListedDir {
     fd: OwnedFd,
     path: PathBuf,
-    /// Each name in it, and whether it is a regular file's for certain.
+    /// Each name, and whether it is known to be a regular file.
     pub entries: Vec<(OsString, bool)>,
 }
 
 impl ListedDir {
-    /// The content of an entry that was listed as a regular file; `None` where it is none any more.
+    /// The content of an entry that was listed as a regular file; `None` if it is no longer one.
     ///
-    /// It costs half of [`Root::read`], which has to find out what it opens.
+    /// It costs half as much as [`Root::read`], which has to check the type of the file first.
     ///
     /// # Errors
-    /// What the calls answer; `EFBIG` for more than 8 MiB.
+    /// `EFBIG` for more than 8 MiB.
     pub fn read(&self, name: &OsStr) -> Result<Option<Vec<u8>>> {
         progress::at(&[self.path.as_ref(), name]);
         let opened = open_in(&self.fd, name, READ | OFlag::O_NOFOLLOW);
@@ -377,7 +322,7 @@ impl ListedDir {
     }
 }
 
-/// Whether an errno says that a path leads nowhere.
+/// Whether this errno means that the path does not exist.
 fn is_absent(errno: Errno) -> bool {
     matches!(errno, Errno::ENOENT | Errno::ENOTDIR)
 }

@@ -1,4 +1,4 @@
-//! The file of the program that runs, and copies of it.
+//! The executable of the running program, and copies of it.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -10,12 +10,12 @@ use super::file::{LockedDir, OwnerAndMode};
 use super::handle::{FileHandle, READ};
 use super::{Context, Result, open};
 
-/// The program that runs: the kernel keeps the inode that was started, whatever stands at its path now.
+/// Leads to the inode that was started, even if its path now has another file (proc_pid_exe(5)).
 const SELF: &str = "/proc/self/exe";
-/// Who may do what with a copy.
+/// The mode of a copy.
 const MODE: u16 = 0o755;
 
-/// The file of this program, open for reading.
+/// The executable of this process, open for reading.
 #[derive(Debug)]
 pub struct SelfExe {
     file: File,
@@ -23,11 +23,11 @@ pub struct SelfExe {
 }
 
 impl SelfExe {
-    /// Opens the file that this process was started from.
+    /// Opens the executable of this process.
     ///
     /// # Errors
-    /// What the calls answer: `ENOENT` without /proc, `EACCES` for a file that may only be executed,
-    /// `EINVAL` for what is no regular file.
+    /// `ENOENT` without /proc, `EACCES` for an executable without read permission, `EINVAL` if it is not a regular
+    /// file.
     pub fn running() -> Result<Self> {
         let call = || format!("open({SELF})");
         let fd = open(SELF, READ).context(call)?;
@@ -39,11 +39,8 @@ impl SelfExe {
         Ok(Self { file, size })
     }
 
-    /// Whether `found` is a copy as [`SelfExe::copy`] makes it: a regular file with no other name, owned by
-    /// root, 0755, with these bytes.
-    ///
-    /// # Errors
-    /// What the calls answer for a file that could be one.
+    /// Whether `found` is a copy as [`SelfExe::copy`] creates it: a regular file with a single link, owner 0:0, mode
+    /// 0755 and the same content.
     pub fn is(&self, name: &str, found: Option<&FileHandle>) -> Result<bool> {
         let Some(found) = found.filter(|found| self.may_be(found)) else {
             return Ok(false);
@@ -59,11 +56,11 @@ impl SelfExe {
             && found.stat.st_size == self.size
     }
 
-    /// Puts a copy at `name`, where `found` stands, owned by root, 0755: by rename, so that at every moment
-    /// there is what was there or the whole copy, and whoever runs the old one goes on with it.
+    /// Replaces the file `found` at `name` by a copy with owner 0:0 and mode 0755. The rename is atomic, and processes
+    /// that run the old file continue with it.
     ///
     /// # Errors
-    /// As [`LockedDir::replace`]; `EBUSY` where `name` is a mount point.
+    /// As [`LockedDir::replace`], and `EBUSY` if `name` is a mount point.
     pub fn copy(
         &mut self,
         directory: &LockedDir,
@@ -73,13 +70,13 @@ impl SelfExe {
         let from = &mut self.file;
         directory.replace_by_rename(name, found, OwnerAndMode::Root(MODE), |to| {
             from.rewind()?;
-            // The kernel does the copying where both file systems let it.
+            // `io::copy` lets the kernel copy the data if both file systems support that (copy_file_range(2)).
             std::io::copy(from, to).map(drop)
         })
     }
 }
 
-/// All of a file, wherever it was read last.
+/// Reads a whole file from its start, regardless of its current offset.
 fn whole(mut file: &File) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     file.rewind()?;

@@ -1,8 +1,7 @@
-//! Waiting for the device to appear and to hold still.
+//! Waits until the device exists and has not changed for 500 ms.
 //!
-//! Unloading and loading the module removes the node and makes a new one, 0600 root:root, and
-//! udevd answers some time later. inotify watches on the directory and the device see all of it, without
-//! polling.
+//! When the module is reloaded, the kernel removes the device and creates a new one with 0600 root:root, which udevd
+//! changes some time later. inotify watches on the directory and the device report all of it, without polling.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -12,26 +11,24 @@ use super::Result;
 use super::device::Device;
 use super::inotify::Watcher;
 
-/// How often the device is looked at where there is no inotify watch left.
+/// Polling interval if no inotify watch is left.
 const POLL: Duration = Duration::from_millis(50);
-/// How long nothing may happen to the device before it counts as settled.
+/// How long the device must not change before it counts as settled.
 pub const QUIET: Duration = Duration::from_millis(500);
 
 /// How the wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
-    /// The device is there and held still.
+    /// The device exists and did not change.
     Still,
-    /// The device is there, and it was still being changed when the time was over.
+    /// The device exists, but was still changing at the end of the wait.
     Moving,
-    /// The device did not appear.
+    /// The device does not exist.
     Missing,
 }
 
-/// Waits up to `longest` for `device` to be a KVM node that held still for [`QUIET`].
-///
-/// # Errors
-/// What open(2) and poll(2) answer, but for a directory that does not exist: that is `Missing` at once.
+/// Waits up to `longest` until `device` is a KVM device that has not changed for [`QUIET`]. If its directory does not
+/// exist, `Missing` is returned at once.
 pub fn wait(device: &Path, longest: Duration) -> Result<Settled> {
     let end = Instant::now() + longest;
     let (Some(directory), Some(name)) = (device.parent(), device.file_name()) else {
@@ -49,22 +46,22 @@ pub fn wait(device: &Path, longest: Duration) -> Result<Settled> {
     }
     let mut moved = false;
     loop {
-        let there = Device::find(device)?.is_some_and(|found| found.facts().is_kvm());
+        let exists = Device::find(device)?.is_some_and(|found| found.facts().is_kvm());
         let left = end.saturating_duration_since(Instant::now());
-        let patience = if there { left.min(QUIET) } else { left };
-        let quiet_needed = if there { QUIET } else { Duration::MAX };
+        let patience = if exists { left.min(QUIET) } else { left };
+        let quiet_needed = if exists { QUIET } else { Duration::MAX };
         let quiet = Instant::now() + patience;
         if !changed(&mut watcher, quiet, directory, name)? {
-            return Ok(match (there, patience >= quiet_needed) {
+            return Ok(match (exists, patience >= quiet_needed) {
                 (true, false) if moved => Settled::Moving,
-                // Nothing happened, if only for a time that was asked to be shorter.
+                // No change during the whole wait, even if `longest` was shorter than `QUIET`.
                 (true, _) => Settled::Still,
                 (false, _) => Settled::Missing,
             });
         }
         moved = true;
         if Instant::now() >= end {
-            return Ok(if there {
+            return Ok(if exists {
                 Settled::Moving
             } else {
                 Settled::Missing
@@ -73,20 +70,20 @@ pub fn wait(device: &Path, longest: Duration) -> Result<Settled> {
     }
 }
 
-/// Waits until something happens to the device, `until` at most, and returns whether it did.
+/// Waits until the device changes, or until the time `until`. Returns whether it changed.
 fn changed(watcher: &mut Watcher, until: Instant, directory: &Path, name: &OsStr) -> Result<bool> {
     loop {
-        let mut news = watcher.wait(Some(until))?;
-        if news.directories || news.polled {
+        let mut events = watcher.wait(Some(until))?;
+        if events.directories || events.polled {
             let mut is_followed = Ok(true);
             let more = watcher.follow_again(|watcher| {
                 is_followed = watcher.follow_device(directory, name);
             });
             is_followed?;
-            news.device |= more.device;
+            events.device |= more.device;
         }
-        if news.device || Instant::now() >= until {
-            return Ok(news.device);
+        if events.device || Instant::now() >= until {
+            return Ok(events.device);
         }
     }
 }

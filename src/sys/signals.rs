@@ -1,4 +1,4 @@
-//! What this process does about signals, and what it puts back of them.
+//! Signal dispositions and masks of this process, and their restoration before it executes another program.
 
 use std::ffi::{CStr, CString};
 use std::time::Duration;
@@ -11,15 +11,15 @@ use nix::unistd::{close, execv, getpid};
 
 use super::syscalls::{self, OnSignal, REQUESTS, bit, mask, on_signal};
 
-/// What this process had about SIGCHLD.
+/// The state of SIGCHLD before [`default_sigchld`].
 #[derive(Debug)]
 pub(crate) struct Sigchld {
     ignored: bool,
-    /// One waits, blocked: a child that was inherited has ended.
+    /// A blocked SIGCHLD was pending: an inherited child has ended.
     pending: bool,
 }
 
-/// Lets children wait to be asked for, whatever was inherited. Gives what was.
+/// Sets SIGCHLD to its default action, so that waitpid(2) can return ended children. Returns the previous state.
 pub(crate) fn default_sigchld() -> Sigchld {
     let pending =
         syscalls::pending_signals().is_ok_and(|signals| signals.contains(Signal::SIGCHLD));
@@ -27,9 +27,9 @@ pub(crate) fn default_sigchld() -> Sigchld {
     Sigchld { ignored, pending }
 }
 
-/// Puts back what [`default_sigchld`] gave. Where SIGCHLD is blocked, this also takes back the one that
-/// the child's end left pending: setting a signal to be ignored discards it (sigaction(2)), and SIGCHLD
-/// is ignored by default. One that waited before was discarded as well, so it is sent again.
+/// Restores the state that [`default_sigchld`] returned. Setting a disposition that ignores a signal, as the default
+/// one of SIGCHLD does, discards a pending signal (sigaction(2)): the one of this program's child, and one that was
+/// pending before. The latter is sent again.
 pub(crate) fn restore_sigchld(was: &Sigchld) {
     let what = match was.ignored {
         true => OnSignal::Ignore,
@@ -41,86 +41,84 @@ pub(crate) fn restore_sigchld(was: &Sigchld) {
     }
 }
 
-/// Makes SIGTERM and SIGINT end this process also where it is the first of a PID namespace: the
-/// kernel keeps signals without a handler from that one. One that was inherited as ignored stays so
-/// (nohup, a shell's background job).
+/// Installs handlers with which SIGTERM and SIGINT end this process even if it is the first of a PID namespace, to
+/// which the kernel delivers no signal without a handler. A signal that was inherited as ignored stays ignored (nohup,
+/// a background job of a shell).
 pub fn end_on_request() {
     for which in ENDS {
         if on_signal(which, OnSignal::End) {
             on_signal(which, OnSignal::Ignore);
         }
     }
-    let_requests_through();
-    let_through(bit(libc::SIGHUP) | bit(libc::SIGQUIT));
+    unblock_requests();
+    unblock(bit(libc::SIGHUP) | bit(libc::SIGQUIT));
 }
 
-/// Lets signals through that were not inherited as blocked.
-fn let_through(signals: u64) {
+/// Unblocks those of these signals that were not inherited as blocked.
+fn unblock(signals: u64) {
     mask(
         libc::SIG_UNBLOCK,
         Some(signals & !syscalls::inherited().blocked),
     );
 }
 
-/// The same for what runs until it is told to end: the exit code is 0, and no signal is ignored. A SIGHUP
-/// is kept until it is asked for (signalfd(2)).
+/// As [`end_on_request`], for a command that runs until it is stopped: it exits with 0, and ignores no signal. SIGHUP
+/// stays blocked until it is read (signalfd(2)).
 #[cfg(feature = "watch")]
 pub fn end_well_on_request() {
     mask(libc::SIG_BLOCK, Some(bit(libc::SIGHUP)));
     for which in ENDS {
         on_signal(which, OnSignal::EndWell);
     }
-    let_requests_through();
-    let_through(bit(libc::SIGQUIT));
+    unblock_requests();
+    unblock(bit(libc::SIGQUIT));
 }
 
 const ENDS: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
 
-/// The process that started this one may have blocked them, and that is handed on. What came since they
-/// were held back comes now.
-fn let_requests_through() {
+/// Unblocks SIGTERM and SIGINT, also if they were inherited as blocked. Those that are pending are delivered now.
+fn unblock_requests() {
     let _ = ENDS.into_iter().collect::<SigSet>().thread_unblock();
 }
 
-/// Holds back what a supervisor waits for: [`REQUESTS`] and SIGCHLD. Gives what was blocked before.
+/// Blocks the signals that a supervisor waits for: [`REQUESTS`] and SIGCHLD. Returns the previous mask.
 pub(crate) fn hold_signals() -> u64 {
     mask(libc::SIG_BLOCK, Some(HELD))
 }
 
 const HELD: u64 = REQUESTS | bit(libc::SIGCHLD);
 
-/// Blocks just what [`hold_signals`] gave.
+/// Restores the mask that [`hold_signals`] returned.
 pub(crate) fn restore_signals(before: u64) {
     mask(libc::SIG_SETMASK, Some(before));
 }
 
-/// The same in the worker, where those that end a program wait for [`end_on_request`] or
+/// Restores that mask in the worker, where [`REQUESTS`] stay blocked until [`end_on_request`] or
 /// [`end_well_on_request`].
 pub(crate) fn restore_all_but_requests(before: u64) {
     restore_signals(before | REQUESTS);
 }
 
-/// Takes one of the signals that are held back, and waits for it at most so long.
+/// Waits for one of the signals that [`hold_signals`] blocks, up to `timeout`, and takes it.
 pub(crate) fn wait_for_signal(timeout: Option<Duration>) -> Option<libc::c_int> {
     syscalls::wait_for_signal(HELD, timeout)
 }
 
-/// Lets a signal do to this process what it does by default. Returns where that is nothing.
+/// Sends a signal to this process with its default action. Returns if that does not end the process.
 pub(crate) fn raise_default(which: Signal) {
-    // The process whose end this repeats has left its core already.
+    // The child whose end is repeated here has already dumped core.
     let _ = set_dumpable(false);
     on_signal(which, OnSignal::Default);
     mask(libc::SIG_UNBLOCK, Some(bit(which as libc::c_int)));
     let _ = kill(getpid(), which);
 }
 
-/// execv(2): this process becomes the program at `path`. Before that, what Rust's runtime changed is put
-/// back: SIGPIPE, blocked signals, and standard streams that were closed. Only returns where that failed,
-/// with what execve(2) answered.
+/// Executes the program at `path` (execv(2)), after it has restored what Rust's runtime changed: SIGPIPE, blocked
+/// signals, and closed standard streams. Returns the errno only if execve(2) fails.
 ///
-/// The environment is the one that was inherited, byte for byte; a signal that was ignored stays
-/// ignored, and the handlers of this process (SIGTERM, SIGINT, Rust's for SIGSEGV and SIGBUS, which
-/// leave ignored ones alone) go with it, as does its alternate signal stack (execve(2)).
+/// The environment is the inherited one, byte for byte. Ignored signals stay ignored. execve(2) resets the handlers of
+/// this process (for SIGTERM and SIGINT, and those of Rust for SIGSEGV and SIGBUS, which are not installed for ignored
+/// signals), and drops its alternate signal stack.
 pub fn become_program(path: &CStr, args: &[CString]) -> Errno {
     let inherited = syscalls::inherited();
     if !inherited.sigpipe_ignored() {

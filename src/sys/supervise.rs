@@ -1,13 +1,13 @@
-//! Work in a child, and a parent that touches nothing of others: it ends when the child does not get on any more.
+//! Runs the work in a child process, and ends the run when that child makes no progress.
 //!
-//! A call on a file system whose server never answers (FUSE, NFS) cannot be ended, not even by SIGKILL: the
-//! process is in the kernel (`D`). Only another process can still report and end. So all that opens, reads or
-//! writes what belongs to others is done by the child (the worker), which shows its steps in shared memory
-//! (`progress`). The parent waits for signals alone: it hands those that end a program on to the worker, and
-//! when the worker has made no step for [`LIMIT`] it kills it, gives back the locks that a worker in such a
-//! call still holds, and leaves it behind.
+//! A call on a file system whose server never answers (FUSE, NFS) cannot be interrupted, not even by SIGKILL: the
+//! process sleeps in the kernel (state `D`). Only another process can still report that and exit. So a child (the
+//! worker) does everything that opens, reads or writes foreign files, and records its steps in shared memory
+//! (`progress`). The parent only waits for signals. It forwards those that end a program to the worker. When the
+//! worker has made no step for [`LIMIT`], the parent kills it, releases the locks of a worker that cannot be killed,
+//! and leaves that worker behind.
 //!
-//! The worker is killed when the parent ends before it.
+//! The worker is killed when the parent ends first.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -24,40 +24,40 @@ use super::file::record;
 use super::signals::{self, default_sigchld, restore_sigchld};
 use super::{Context, Result, SyscallError, progress, retry, syscalls};
 
-/// How long a worker may make no step.
+/// How long a worker may make no step before it is killed.
 pub const LIMIT: Duration = Duration::from_secs(30);
-/// How often its steps are looked at: soon after one, so that this process sleeps as well when the worker does,
-/// and then less often. Time in which this process itself did not run (stopped, suspended) counts no more than
-/// that.
+/// Interval between two checks of the worker's steps. It starts at the shortest after each step, so that this
+/// process soon notices a worker that waits and sleeps too, and doubles up to [`TICK`]. Time in which this process
+/// itself did not run (stopped, suspended) counts as at most one interval.
 const SHORTEST_TICK: Duration = Duration::from_millis(50);
 const TICK: Duration = Duration::from_secs(5);
-/// How long a worker that is killed, and the child that gives back its locks, may take to end.
+/// How long a killed worker, and the child that releases its locks, may take to end.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// How a worker ended.
 #[derive(Debug)]
 pub enum Ended {
-    /// With this exit code.
+    /// The worker exited with this code.
     Exited(u8),
-    /// By this signal.
     Killed(Signal),
-    /// It made no step for [`LIMIT`]. The text names the path, and what to do.
+    /// The worker made no step for [`LIMIT`]. The text contains the path and the advice.
     Hung(String),
-    /// It could not be waited for.
+    /// waitpid(2) failed for the worker.
     Lost(SyscallError),
 }
 
-/// Does `work`, which gives the exit code, in a forked child, and waits for it. TERM, INT, HUP and QUIT are
-/// handed on to it, once `work` has called [`end_on_request`](super::end_on_request) or its like.
+/// Runs `work`, which returns the exit code, in a forked child, and waits for the child. TERM, INT, HUP and QUIT
+/// are forwarded to it; they take effect once `work` has called [`end_on_request`](super::end_on_request) or
+/// `end_well_on_request`.
 ///
-/// This process may have inherited children of its own: no other than this one is waited for.
+/// This process may have inherited other children, so only this one is waited for.
 ///
 /// # Errors
-/// When no child could be made: `work` was not begun.
+/// When the child could not be created; `work` has not started.
 pub fn supervise(work: impl FnOnce() -> u8) -> Result<Ended> {
     progress::begin().context(|| "mmap(a page)".to_owned())?;
     let parent = getpid();
-    // Where SIGCHLD is ignored the kernel would take the child away with its exit code.
+    // While SIGCHLD is ignored the kernel reaps children and discards their exit codes (wait(2)).
     let sigchld = default_sigchld();
     let mask = signals::hold_signals();
     let ended = match syscalls::fork().context(|| "fork()".to_owned()) {
@@ -70,7 +70,7 @@ pub fn supervise(work: impl FnOnce() -> u8) -> Result<Ended> {
             syscalls::exit_now(work().into())
         }
         Ok(ForkResult::Parent { child }) => Ok(watch_over(child).unwrap_or_else(|error| {
-            // What it still did would not be in the report.
+            // Changes that the worker makes from now on would not be in the report.
             let _ = kill(child, Signal::SIGKILL);
             let _ = ends_soon(child);
             Ended::Lost(error)
@@ -82,20 +82,20 @@ pub fn supervise(work: impl FnOnce() -> u8) -> Result<Ended> {
     ended
 }
 
-/// Has this process killed when `parent` ends; false where that has happened. A parent in another PID namespace
-/// (`unshare --pid` without `--fork`) is 0.
+/// Lets the kernel kill this process when `parent` ends. Returns false if `parent` has already ended. getppid(2)
+/// returns 0 for a parent in another PID namespace (`unshare --pid` without `--fork`).
 fn end_with(parent: Pid) -> bool {
     let _ = set_pdeathsig(Signal::SIGKILL);
     let now = getppid();
     now == parent || now.as_raw() == 0
 }
 
-/// Waits for the worker, as long as it makes steps.
+/// Waits until the worker ends, or has made no step for [`LIMIT`].
 fn watch_over(worker: Pid) -> Result<Ended> {
     let mut steps = progress::steps();
     let (mut quiet, mut tick) = (Duration::ZERO, SHORTEST_TICK);
-    let mut asked = None;
-    // The first tick does not count: most work is over by then.
+    let mut requested = None;
+    // The first interval does not count: most runs end within it.
     let mut start: Option<Instant> = None;
     loop {
         let timeout = (!progress::sleep()).then_some(tick);
@@ -104,9 +104,9 @@ fn watch_over(worker: Pid) -> Result<Ended> {
         match signal {
             None | Some(libc::SIGCHLD) => {}
             Some(number) => {
-                let ends = hand_on(worker, number);
-                if asked.is_none() && ends.is_some() {
-                    asked = ends;
+                let ends = forward(worker, number);
+                if requested.is_none() && ends.is_some() {
+                    requested = ends;
                     (quiet, tick, start) = (Duration::ZERO, SHORTEST_TICK, Some(Instant::now()));
                 }
             }
@@ -117,7 +117,7 @@ fn watch_over(worker: Pid) -> Result<Ended> {
         let now = progress::steps();
         let passed = start.map_or(Duration::ZERO, |start| start.elapsed().min(tick));
         start = Some(Instant::now());
-        let longest = if asked.is_some() { GRACE } else { TICK };
+        let longest = if requested.is_some() { GRACE } else { TICK };
         tick = match now == steps {
             true => (tick * 2).min(longest),
             false => SHORTEST_TICK,
@@ -127,7 +127,7 @@ fn watch_over(worker: Pid) -> Result<Ended> {
             false => Duration::ZERO,
         };
         steps = now;
-        match asked {
+        match requested {
             Some(signal) if quiet >= GRACE => {
                 give_up(worker)?;
                 return Ok(Ended::Killed(signal));
@@ -138,26 +138,26 @@ fn watch_over(worker: Pid) -> Result<Ended> {
     }
 }
 
-/// How a child ended; nothing where it has not.
+/// How a child ended; `None` while it runs.
 fn ended(child: Pid, flags: WaitPidFlag) -> Result<Option<Ended>> {
     let status = retry(|| waitpid(child, Some(flags))).context(|| format!("waitpid({child})"))?;
     Ok(match status {
         WaitStatus::StillAlive => None,
         WaitStatus::Signaled(_, signal, _) => Some(Ended::Killed(signal)),
-        // A code is a byte, and without WUNTRACED nothing else is told.
+        // An exit code is one byte. Without WUNTRACED waitpid(2) reports no other state.
         WaitStatus::Exited(_, code) => Some(Ended::Exited(u8::try_from(code).unwrap_or(u8::MAX))),
         _ => Some(Ended::Exited(u8::MAX)),
     })
 }
 
-/// Sends a signal to the worker. Gives it where it ends a worker that is in no system call that hangs: it was not
-/// inherited as ignored (nohup), and it is not the SIGHUP that `watch` reads its configuration at.
+/// Forwards a signal to the worker. Returns the signal if it should end a worker that does not hang: it was not
+/// inherited as ignored (nohup), and is not SIGHUP, at which `watch` reloads its configuration.
 ///
-/// A worker that runs as nobody (`logs`) is out of reach without `CAP_KILL`: it learns by its next step that this
-/// process has ended.
-fn hand_on(worker: Pid, number: libc::c_int) -> Option<Signal> {
+/// Without `CAP_KILL` a worker that runs as nobody (`logs`) cannot be signalled. This process then ends itself, which
+/// the worker notices at its next step.
+fn forward(worker: Pid, number: libc::c_int) -> Option<Signal> {
     let signal = Signal::try_from(number).ok()?;
-    // Who asks a program to end does so once.
+    // Try twice: a user who stops a program sends one signal only.
     let sent = kill(worker, signal).or_else(|_| kill(worker, signal));
     let ends = !syscalls::is_ignored(number);
     if ends && sent == Err(Errno::EPERM) {
@@ -166,7 +166,7 @@ fn hand_on(worker: Pid, number: libc::c_int) -> Option<Signal> {
     (ends && signal != Signal::SIGHUP).then_some(signal)
 }
 
-/// Kills a worker that makes no step, and leaves it behind where that does not end it.
+/// Kills a worker that makes no step. A worker that cannot be killed is left behind without its locks.
 fn give_up(worker: Pid) -> Result<Ended> {
     let path = progress::path();
     let killed = kill(worker, Signal::SIGKILL);
@@ -174,23 +174,23 @@ fn give_up(worker: Pid) -> Result<Ended> {
     if !ends_soon(worker)? {
         release_locks(worker)?;
         let why = match killed {
-            Ok(()) => "which not even SIGKILL ends".to_owned(),
-            Err(errno) => format!("as kill({worker}, SIGKILL) gave {errno:?}"),
+            Ok(()) => "SIGKILL did not end it".to_owned(),
+            Err(errno) => format!("kill({worker}, SIGKILL) failed: {errno:?}"),
         };
-        left_behind = format!("; process {worker} is left behind in that call, {why}");
+        left_behind = format!("; process {worker} is still blocked in that call ({why})");
     }
     let path = match path.as_os_str().is_empty() {
         true => "a system call".to_owned(),
         false => format!("a call on {}", path.display()),
     };
     Ok(Ended::Hung(format!(
-        "{path} did not answer for {} s{left_behind}; see in /proc/self/mountinfo what serves that mount (NFS, FUSE), \
-         and restore or unmount it (umount -l), then run this again",
+        "{path} did not return within {} s{left_behind}; find the server of that mount (NFS, FUSE) in \
+         /proc/self/mountinfo, restore it or unmount it (umount -l), then run the command again",
         LIMIT.as_secs()
     )))
 }
 
-/// Whether a child ends in [`GRACE`].
+/// Waits up to [`GRACE`] for a child to end. Returns whether it did.
 fn ends_soon(child: Pid) -> Result<bool> {
     let end = Instant::now() + GRACE;
     loop {
@@ -205,10 +205,10 @@ fn ends_soon(child: Pid) -> Result<bool> {
     }
 }
 
-/// Gives back the locks of a worker that cannot end: the lock on a status file says that `watch` lives, the one
-/// on a group file keeps others from editing it. A lock belongs to the open file, of which pidfd_getfd(2) gives
-/// this process one more descriptor. The file may be on the very file system that does not answer, so it is
-/// done by one more child.
+/// Releases the locks of a worker that cannot be killed: `ready` takes the lock on a status file as proof that
+/// `watch` runs, and the lock on a group file blocks other editors. A lock belongs to the open file description, so
+/// it is released through a copy of the worker's descriptor (pidfd_getfd(2)). Another child does that, because
+/// the locked file may be on the file system that does not answer.
 fn release_locks(worker: Pid) -> Result<()> {
     let locks = progress::locks();
     if locks.is_empty() {
@@ -225,7 +225,7 @@ fn release_locks(worker: Pid) -> Result<()> {
                 }
                 Ok::<_, Errno>(())
             };
-            // What fails here leaves a lock that its worker holds until the call returns.
+            // A lock that cannot be released stays until the worker's call returns.
             let _ = release();
             syscalls::exit_now(0)
         }
@@ -233,13 +233,13 @@ fn release_locks(worker: Pid) -> Result<()> {
     }
 }
 
-/// Ends this process with its worker's exit code, at once: it has nothing left to write.
+/// Exits with the worker's exit code. This process has no buffered output to flush.
 pub fn end_with_code(code: u8) -> ! {
     syscalls::exit_now(code.into())
 }
 
-/// Ends this process as its worker was ended: by the same signal, or where the kernel keeps that one from it
-/// (the first process of a PID namespace) with the exit code that a shell gives for it.
+/// Ends this process by the signal that ended its worker. The first process of a PID namespace does not receive that
+/// signal from the kernel, so it exits with the code that a shell sets for it (128 + N).
 pub fn end_by(signal: Signal) -> ! {
     signals::raise_default(signal);
     syscalls::exit_now(128 + signal as i32)

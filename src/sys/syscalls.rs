@@ -1,4 +1,5 @@
-//! The calls that neither std nor nix offers in a safe form. No other file may say `unsafe`.
+//! System calls for which neither std nor nix has a safe function. `unsafe` is confined to this file (enforced by
+//! lints).
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
@@ -13,15 +14,15 @@ use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::time::TimeSpec;
 use nix::unistd::ForkResult;
 
-/// The longest value of an extended attribute, and list of their names (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
+/// Largest size of an extended attribute, and of the list of their names (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
 const LONGEST_ATTRIBUTE: usize = 65_536;
 
-/// getxattr(2), following links: meant for `/proc/self/fd/N`. `None` where the attribute is not
-/// set or the file system has none.
+/// getxattr(2), which follows links, for `/proc/self/fd/N`. `None` if the attribute is not set or the file system does
+/// not support it.
 pub fn getxattr(path: &CStr, name: &CStr) -> Result<Option<Vec<u8>>> {
     let get = |value: &mut [u8]| {
         let (path, name, room) = (path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast());
-        // SAFETY: both strings end in NUL and the buffer is as long as the length that is passed.
+        // SAFETY: both strings are NUL-terminated, and the length passed is the length of the buffer.
         unsafe { libc::getxattr(path, name, room, value.len()) }
     };
     match filled(1024, get) {
@@ -31,7 +32,7 @@ pub fn getxattr(path: &CStr, name: &CStr) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// What a call writes into a buffer, whose length it answers.
+/// Calls `fill` with a buffer of this size. Returns the part that it filled, according to the length that it returns.
 fn filled(room: usize, fill: impl Fn(&mut [u8]) -> libc::ssize_t) -> Result<Vec<u8>> {
     let mut bytes = vec![0; room];
     let got = Errno::result(fill(&mut bytes))?;
@@ -39,9 +40,9 @@ fn filled(room: usize, fill: impl Fn(&mut [u8]) -> libc::ssize_t) -> Result<Vec<
     Ok(bytes)
 }
 
-/// setxattr(2), following links: meant for `/proc/self/fd/N`.
+/// setxattr(2), which follows links, for `/proc/self/fd/N`.
 pub fn setxattr(path: &CStr, name: &CStr, value: &[u8]) -> Result<()> {
-    // SAFETY: both strings end in NUL and the value is as long as the length that is passed.
+    // SAFETY: both strings are NUL-terminated, and the length passed is the length of the value.
     let done = unsafe {
         libc::setxattr(
             path.as_ptr(),
@@ -54,11 +55,11 @@ pub fn setxattr(path: &CStr, name: &CStr, value: &[u8]) -> Result<()> {
     Errno::result(done).map(drop)
 }
 
-/// The names of a file's extended attributes, listxattr(2), following links.
+/// The NUL-separated names of a file's extended attributes (listxattr(2), which follows links).
 pub fn listxattr(path: &CStr) -> Result<Vec<u8>> {
     let names = filled(LONGEST_ATTRIBUTE, |names| {
         let room = names.as_mut_ptr().cast();
-        // SAFETY: the path ends in NUL and the buffer is as long as the length that is passed.
+        // SAFETY: the path is NUL-terminated, and the length passed is the length of the buffer.
         unsafe { libc::listxattr(path.as_ptr(), room, names.len()) }
     });
     match names {
@@ -67,10 +68,9 @@ pub fn listxattr(path: &CStr) -> Result<Vec<u8>> {
     }
 }
 
-/// getdents64(2): fills `buffer` with records of an open directory's next entries, and gives how far; 0 at its
-/// end.
+/// getdents64(2): fills `buffer` with records of the next directory entries. Returns the number of bytes, 0 at the end.
 pub fn getdents64(directory: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
-    // SAFETY: the buffer is as long as the length that is passed, and any bytes will do in it.
+    // SAFETY: the length passed is the length of the buffer, and any byte is a valid `u8`.
     let got = unsafe {
         libc::syscall(
             libc::SYS_getdents64,
@@ -82,12 +82,12 @@ pub fn getdents64(directory: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize>
     Errno::result(got).map(|got| usize::try_from(got).unwrap_or(0))
 }
 
-/// fchmodat2(2) on the descriptor itself (`AT_EMPTY_PATH`), Linux 6.6 and later; works on an
-/// `O_PATH` descriptor, where fchmod(2) answers `EBADF`.
+/// fchmodat2(2) on the descriptor itself (`AT_EMPTY_PATH`), Linux 6.6. It accepts an `O_PATH` descriptor, for which
+/// fchmod(2) fails with `EBADF`.
 pub fn fchmodat2(fd: BorrowedFd<'_>, mode: libc::mode_t) -> Result<()> {
     /// The same number on every architecture (include/uapi/asm-generic/unistd.h).
     const SYS_FCHMODAT2: libc::c_long = 452;
-    // SAFETY: four integers and an empty string that ends in NUL.
+    // SAFETY: the arguments are integers and a NUL-terminated string.
     let done = unsafe {
         libc::syscall(
             SYS_FCHMODAT2,
@@ -100,13 +100,13 @@ pub fn fchmodat2(fd: BorrowedFd<'_>, mode: libc::mode_t) -> Result<()> {
     Errno::result(done).map(drop)
 }
 
-/// Whether a descriptor is the root of a mount: statx(2), `STATX_ATTR_MOUNT_ROOT`, Linux 5.8. `None` where
-/// the kernel or a filter of system calls does not answer that.
+/// Whether a descriptor is the root of a mount (statx(2), `STATX_ATTR_MOUNT_ROOT`, Linux 5.8). `None` if the kernel or
+/// a seccomp filter does not support the request.
 pub fn is_mount_root(fd: BorrowedFd<'_>) -> Result<Option<bool>> {
     /// `STATX_ATTR_MOUNT_ROOT`
     const MOUNT_ROOT: u64 = 0x2000;
     let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
-    // SAFETY: the path is empty and ends in NUL, and the kernel fills a struct of this layout.
+    // SAFETY: the path is NUL-terminated, and the kernel writes one `statx` to a buffer of that type.
     let done = unsafe {
         libc::syscall(
             libc::SYS_statx,
@@ -121,18 +121,18 @@ pub fn is_mount_root(fd: BorrowedFd<'_>) -> Result<Option<bool>> {
         Err(Errno::ENOSYS | Errno::EPERM) => return Ok(None),
         done => done?,
     };
-    // SAFETY: zeroes are a valid value of all its fields, which are numbers.
+    // SAFETY: the struct was zeroed, and zero is a valid value of its fields, which are all integers.
     let found = unsafe { found.assume_init() };
     let is_known = found.stx_attributes_mask & MOUNT_ROOT != 0;
     Ok(is_known.then_some(found.stx_attributes & MOUNT_ROOT != 0))
 }
 
-/// renameat2(2) within a directory, `EEXIST` where there is something called `to` (`RENAME_NOREPLACE`).
-pub fn rename_anew(directory: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<()> {
+/// renameat2(2) within a directory with `RENAME_NOREPLACE`: `EEXIST` if `to` exists.
+pub fn rename_noreplace(directory: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<()> {
     /// `RENAME_NOREPLACE`
     const NO_REPLACE: libc::c_uint = 1;
     let directory = directory.as_raw_fd();
-    // SAFETY: both strings end in NUL.
+    // SAFETY: both strings are NUL-terminated.
     let done = unsafe {
         libc::syscall(
             libc::SYS_renameat2,
@@ -146,19 +146,19 @@ pub fn rename_anew(directory: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<
     Errno::result(done).map(drop)
 }
 
-/// getrandom(2): a number that nobody can guess. It does not wait for the kernel to have gathered enough at
-/// boot (`GRND_INSECURE`, Linux 5.6).
+/// An unpredictable number (getrandom(2)). It does not block while the kernel's random number generator is not
+/// initialized at boot (`GRND_INSECURE`, Linux 5.6).
 pub fn random() -> Result<u64> {
     /// `GRND_INSECURE`
-    const AT_ONCE: libc::c_uint = 4;
+    const INSECURE: libc::c_uint = 4;
     let mut bytes = [0_u8; 8];
-    // SAFETY: the buffer is as long as the length that is passed.
+    // SAFETY: the length passed is the length of the buffer.
     let got = unsafe {
         libc::syscall(
             libc::SYS_getrandom,
             bytes.as_mut_ptr(),
             bytes.len(),
-            AT_ONCE,
+            INSECURE,
         )
     };
     match Errno::result(got)? {
@@ -167,34 +167,34 @@ pub fn random() -> Result<u64> {
     }
 }
 
-/// ioctl(2) for a request whose argument must be 0, as `KVM_GET_API_VERSION` and `KVM_CREATE_VM`
-/// want it: without an explicit argument the kernel would see what a register happened to hold.
+/// ioctl(2) for a request that requires the argument 0, such as `KVM_GET_API_VERSION` and `KVM_CREATE_VM`. Without an
+/// explicit argument the kernel would read an undefined register value.
 pub fn ioctl_zero(fd: BorrowedFd<'_>, request: u32) -> Result<i32> {
-    // SAFETY: KVM's argument-less requests read and write no memory of this process.
+    // SAFETY: KVM's requests without an argument access no memory of this process.
     #[allow(clippy::cast_possible_wrap, clippy::unnecessary_cast)]
-    let answer = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, 0 as libc::c_ulong) };
-    Errno::result(answer)
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, 0 as libc::c_ulong) };
+    Errno::result(result)
 }
 
-/// Takes every capability that the kernel knows from the bounding set, also those that are younger than
-/// this program. What is `permitted`, a bit for each, is in it as a rule, so that it is not asked for.
+/// Drops all capabilities of the kernel from the bounding set, including those that are newer than this program. Those
+/// in `permitted`, one bit each, are normally in the set, so they are dropped without reading it first.
 ///
 /// # Errors
 /// `EPERM` without `CAP_SETPCAP`.
 pub fn empty_bounding_set(permitted: u64) -> Result<()> {
-    /// A capability is a bit of 64.
+    /// Capabilities are bits of a 64-bit set.
     const END: libc::c_ulong = 64;
     let zero: libc::c_ulong = 0;
     for capability in 0..END {
-        // SAFETY: five numbers.
+        // SAFETY: all five arguments are integers.
         let call = |what| unsafe { libc::prctl(what, capability, zero, zero, zero) };
-        // To ask costs a tenth of taking one away.
+        // PR_CAPBSET_READ costs a tenth of PR_CAPBSET_DROP.
         let has = match permitted >> capability & 1 {
             1 => Ok(1),
             _ => Errno::result(call(libc::PR_CAPBSET_READ)),
         };
         match has {
-            // The first that this kernel does not know.
+            // The first capability that this kernel does not have.
             Err(Errno::EINVAL) if capability > 0 => break,
             Ok(0) => {}
             _ => Errno::result(call(libc::PR_CAPBSET_DROP)).map(drop)?,
@@ -203,29 +203,26 @@ pub fn empty_bounding_set(permitted: u64) -> Result<()> {
     Ok(())
 }
 
-/// What a process may do, a bit for each capability (capabilities(7)).
+/// The capability sets of a process, one bit for each capability (capabilities(7)).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Capabilities {
-    /// What counts now.
     pub effective: u64,
-    /// What it can make count.
     pub permitted: u64,
-    /// What a program that it starts may get.
     pub inheritable: u64,
 }
 
-/// What the two calls below are told first: `_LINUX_CAPABILITY_VERSION_3`, which takes the low words of the
-/// three sets and then the high ones, and that this process is meant.
+/// The header of capget(2) and capset(2): `_LINUX_CAPABILITY_VERSION_3`, with which the low words of the three sets are
+/// followed by the high words, and PID 0, the calling process.
 const CAPABILITIES: [u32; 2] = [0x2008_0522, 0];
 
-/// capget(2) for this process: all sets by one call.
+/// capget(2) for this process: all sets with one call.
 ///
-/// The crate `caps` asks for each set by a call of its own, gives it as a hash set, for which std wants
-/// random numbers and panics without them, and errors as text.
+/// The crate `caps` makes one call per set, returns errors as text, and returns each set as a hash set, for which std
+/// needs random numbers and panics without them.
 pub fn capabilities() -> Result<Capabilities> {
     let mut header = CAPABILITIES;
     let mut words = [[0_u32; 3]; 2];
-    // SAFETY: both are as long as the kernel takes them for in this version.
+    // SAFETY: version 3 reads a header of two words and writes two structs of three words, the sizes of these arrays.
     let done = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), words.as_mut_ptr()) };
     Errno::result(done)?;
     let [low, high] = words.map(|half| half.map(u64::from));
@@ -237,44 +234,40 @@ pub fn capabilities() -> Result<Capabilities> {
     })
 }
 
-/// capset(2) for this process: all sets at once, and of the ambient one only that stays which is in both the
-/// permitted and the inheritable one.
+/// capset(2) for this process: sets all three sets. The kernel removes from the ambient set all capabilities that are
+/// not both permitted and inheritable.
 ///
 /// # Errors
-/// `EPERM` for more than it has.
+/// `EPERM` for a capability that this process lacks.
 pub fn set_capabilities(new: Capabilities) -> Result<()> {
     let mut header = CAPABILITIES;
     let word = |part: u64| u32::try_from(part & u64::from(u32::MAX)).unwrap_or_default();
     let sets = [new.effective, new.permitted, new.inheritable];
     let words = [sets.map(word), sets.map(|set| word(set >> 32))];
-    // SAFETY: both are as long as the kernel takes them for in this version.
+    // SAFETY: version 3 reads a header of two words and two structs of three words, the sizes of these arrays.
     let done = unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), words.as_ptr()) };
     Errno::result(done).map(drop)
 }
 
-/// fork(2).
-///
-/// The program has one thread, so the child may do what the parent may.
+/// fork(2). This program has only one thread, so the child can call any function.
 pub fn fork() -> Result<ForkResult> {
-    // SAFETY: no other thread can hold a lock that the child would wait for.
+    // SAFETY: there is no other thread that could hold a lock on which the child would block.
     unsafe { nix::unistd::fork() }
 }
 
-/// What becomes of a signal.
+/// The disposition of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnSignal {
-    /// What the kernel does by itself.
     Default,
-    /// Nothing.
     Ignore,
-    /// The process ends with exit code 0.
+    /// Exit with code 0.
     #[cfg(feature = "watch")]
     EndWell,
-    /// The process ends with the exit code that a shell gives for the signal.
+    /// Exit with 128 + N, the code that a shell sets for signal N.
     End,
 }
 
-/// sigaction(2). Gives whether the signal was ignored before.
+/// Sets the disposition of a signal. Returns whether the signal was ignored before.
 pub fn on_signal(which: Signal, what: OnSignal) -> bool {
     extern "C" fn end(number: libc::c_int) {
         exit_now(128 + number);
@@ -290,7 +283,7 @@ pub fn on_signal(which: Signal, what: OnSignal) -> bool {
         OnSignal::EndWell => SigHandler::Handler(end_well),
         OnSignal::End => SigHandler::Handler(end),
     };
-    // SAFETY: the handlers make one call, _exit(2), which is async-signal-safe.
+    // SAFETY: the handlers only call _exit(2), which is async-signal-safe.
     let was = unsafe { signal(which, handler) };
     matches!(was, Ok(SigHandler::SigIgn))
 }
@@ -298,7 +291,8 @@ pub fn on_signal(which: Signal, what: OnSignal) -> bool {
 /// Whether this process ignores a signal.
 pub fn is_ignored(number: libc::c_int) -> bool {
     let mut now = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: changes nothing, and zeroes are a valid value of what it fills.
+    // SAFETY: a null action changes nothing. The kernel fills a struct that was zeroed, for which zero is a valid
+    // value.
     let now = unsafe {
         libc::sigaction(number, std::ptr::null(), now.as_mut_ptr());
         now.assume_init()
@@ -306,28 +300,28 @@ pub fn is_ignored(number: libc::c_int) -> bool {
     now.sa_sigaction == libc::SIG_IGN
 }
 
-/// The signals that wait, sigpending(2).
+/// The pending signals (sigpending(2)).
 pub fn pending_signals() -> Result<SigSet> {
     let mut set = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
-    // SAFETY: the call fills the set, of which zeroes are a valid value.
+    // SAFETY: the call writes to a set of this type, which was zeroed, and zero is a valid value.
     unsafe {
         Errno::result(libc::sigpending(set.as_mut_ptr()))?;
         Ok(SigSet::from_sigset_t_unchecked(set.assume_init()))
     }
 }
 
-/// The signals that end a program and that its user sends to the process that was started: the supervisor.
+/// The signals that end a program. Users send them to the process that they started, which is the supervisor.
 pub const REQUESTS: u64 =
     bit(libc::SIGTERM) | bit(libc::SIGINT) | bit(libc::SIGHUP) | bit(libc::SIGQUIT);
 
-/// Takes one of these blocked signals, rt_sigtimedwait(2), and waits for it at most so long. Nothing when the
-/// time is over, or another signal came.
+/// Waits for one of these blocked signals, up to `timeout`, and takes it (rt_sigtimedwait(2)). `None` after the
+/// timeout, or if another signal interrupted the wait.
 pub fn wait_for_signal(signals: u64, timeout: Option<Duration>) -> Option<libc::c_int> {
     let timeout = timeout.map(TimeSpec::from_duration);
     let timeout = timeout.as_ref().map(AsRef::as_ref);
     let timeout: *const libc::timespec = timeout.map_or(std::ptr::null(), std::ptr::from_ref);
     let nothing = std::ptr::null_mut::<libc::siginfo_t>();
-    // SAFETY: the kernel reads a set of as many bytes as it is told, and a time that is valid or none.
+    // SAFETY: the size passed is the size of the set, and both other pointers are null or point to a valid value.
     let taken = unsafe {
         libc::syscall(
             libc::SYS_rt_sigtimedwait,
@@ -341,9 +335,9 @@ pub fn wait_for_signal(signals: u64, timeout: Option<Duration>) -> Option<libc::
     libc::c_int::try_from(taken).ok()
 }
 
-/// A page of memory that this process shares with the children that it forks from now on. It is never given back.
+/// A page of memory that is shared with all children that are forked from now on. It is never unmapped.
 pub fn shared_page<const WORDS: usize>() -> Result<&'static [AtomicU64; WORDS]> {
-    // SAFETY: asks for new memory at no address of its own.
+    // SAFETY: an anonymous mapping without a fixed address affects no existing memory.
     let page = unsafe {
         libc::mmap(
             std::ptr::null_mut(),
@@ -357,24 +351,24 @@ pub fn shared_page<const WORDS: usize>() -> Result<&'static [AtomicU64; WORDS]> 
     if page == libc::MAP_FAILED {
         return Err(Errno::last());
     }
-    // SAFETY: the memory is as long as that, aligned to a page, zeroed, and stays mapped; zeroes are a valid value of
-    // these words, and other processes change them as other threads would.
+    // SAFETY: the mapping has the size of the array, is page-aligned and never unmapped. The kernel zeroes it, and zero
+    // is a valid value of these words. They are atomic, so other processes can change them as other threads would.
     Ok(unsafe { &*page.cast() })
 }
 
-/// A signal as the kernel has it in a set: signal 1 is bit 0.
+/// The bit of a signal in a signal set of the kernel: signal 1 is bit 0.
 pub const fn bit(number: libc::c_int) -> u64 {
     1 << (number - 1)
 }
 
-/// rt_sigprocmask(2), which gives what was blocked before. The C library's function would leave out
-/// signals that it keeps for itself.
+/// rt_sigprocmask(2). Returns the previous mask. The function of the C library would omit the signals that it reserves
+/// for itself.
 pub fn mask(how: libc::c_int, signals: Option<u64>) -> u64 {
     let mut before = 0_u64;
     let new = signals
         .as_ref()
         .map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: the kernel reads and writes as many bytes as it is told, and the numbers have them.
+    // SAFETY: the size passed is the size of both sets, and `new` is null or points to a set.
     unsafe {
         let size = size_of::<u64>();
         libc::syscall(libc::SYS_rt_sigprocmask, how, new, &raw mut before, size);
@@ -382,22 +376,21 @@ pub fn mask(how: libc::c_int, signals: Option<u64>) -> u64 {
     before
 }
 
-/// What Rust's runtime changes before `main`, as it was before that.
+/// The state that this process inherited, before Rust's runtime changed it.
 #[derive(Debug, Clone, Copy)]
 pub struct Inherited {
-    /// Bit 0 to 2 for a standard stream that was closed, [`SIGPIPE_IGNORED`].
+    /// Bits 0 to 2: the standard stream was closed. Bit 3: [`SIGPIPE_IGNORED`].
     bits: u8,
-    /// The signals that were blocked, each as [`bit`] has it.
+    /// The blocked signals, one [`bit`] each.
     pub blocked: u64,
 }
 
 impl Inherited {
-    /// Whether SIGPIPE was ignored.
     pub fn sigpipe_ignored(self) -> bool {
         self.bits & SIGPIPE_IGNORED != 0
     }
 
-    /// The standard streams that were closed.
+    /// The descriptors of the standard streams that were closed.
     pub fn closed(self) -> impl Iterator<Item = RawFd> {
         (0..3).filter(move |fd| self.bits & 1 << fd != 0)
     }
@@ -407,7 +400,7 @@ const SIGPIPE_IGNORED: u8 = 1 << 3;
 static INHERITED: AtomicU8 = AtomicU8::new(0);
 static BLOCKED: AtomicU64 = AtomicU64::new(0);
 
-/// What this process was given.
+/// The state that [`note_inherited`] stored.
 pub fn inherited() -> Inherited {
     Inherited {
         bits: INHERITED.load(Ordering::Relaxed),
@@ -415,60 +408,60 @@ pub fn inherited() -> Inherited {
     }
 }
 
-/// Runs before `main`, as a constructor: Rust's runtime ignores SIGPIPE, opens /dev/null for standard
-/// streams that are closed, and installs handlers, at which musl unblocks the signals 32 to 34 (34 is
-/// another C library's SIGRTMIN). A process that becomes another program has to know what it was given.
+/// Stores the inherited state. It runs before `main`, as a constructor, because Rust's runtime ignores SIGPIPE, opens
+/// /dev/null for closed standard streams, and installs handlers, whereupon musl unblocks the signals 32 to 34 (34 is
+/// SIGRTMIN in another C library). A process that executes another program has to restore that state.
 ///
-/// The kernel throws away signals for the first process of a PID namespace that has no handler for them,
-/// unless they are blocked. So there they are held back until `signals::end_on_request` or
-/// `signals::end_well_on_request` was called: a container that is stopped while it starts then ends by
-/// SIGTERM, and does not have to be killed. Its worker, which is not the first process, inherits that.
+/// It also blocks [`REQUESTS`] in the first process of a PID namespace, until `signals::end_on_request` or
+/// `signals::end_well_on_request` is called. The kernel discards signals for that process if they are neither blocked
+/// nor handled, so a container that is stopped during startup would ignore SIGTERM and have to be killed. The worker,
+/// which is not the first process, inherits the mask.
 extern "C" fn note_inherited() {
-    let mut found = 0;
+    let mut bits = 0;
     for fd in 0..3 {
-        // SAFETY: asks for a descriptor's flags, whether it is open or not.
+        // SAFETY: F_GETFD only reads the flags of a descriptor, and fails for one that is closed.
         if unsafe { libc::fcntl(fd, libc::F_GETFD) } == -1 {
-            found |= 1 << fd;
+            bits |= 1 << fd;
         }
     }
     if is_ignored(libc::SIGPIPE) {
-        found |= SIGPIPE_IGNORED;
+        bits |= SIGPIPE_IGNORED;
     }
-    INHERITED.store(found, Ordering::Relaxed);
+    INHERITED.store(bits, Ordering::Relaxed);
     BLOCKED.store(mask(libc::SIG_BLOCK, None), Ordering::Relaxed);
-    // SAFETY: takes and changes nothing.
+    // SAFETY: getpid(2) has no arguments and no effects.
     if unsafe { libc::getpid() } == 1 {
         mask(libc::SIG_BLOCK, Some(REQUESTS));
     }
 }
 
-// SAFETY: the section holds pointers to functions that the C library calls once, before `main`; this
-// one uses nothing of Rust's runtime.
+// SAFETY: the section contains pointers to functions that the C library calls once, before `main`. This function does
+// not use Rust's runtime.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static NOTE_INHERITED: extern "C" fn() = note_inherited;
 
-/// pidfd_open(2), Linux 5.3: readable once the process has ended.
+/// pidfd_open(2), Linux 5.3. The descriptor becomes readable when the process ends.
 pub fn pidfd_open(pid: u32) -> Result<OwnedFd> {
-    // SAFETY: two integers.
+    // SAFETY: both arguments are integers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = Errno::result(fd)?;
     let fd = RawFd::try_from(fd).map_err(|_| Errno::EBADF)?;
-    // SAFETY: the kernel has just made this descriptor, close-on-exec, for this caller alone.
+    // SAFETY: the kernel has just created this descriptor, close-on-exec, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// pidfd_getfd(2), Linux 5.6: one more descriptor of a file that another process has open.
-pub fn pidfd_getfd(process: BorrowedFd<'_>, number: RawFd) -> Result<OwnedFd> {
-    // SAFETY: three integers.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
+/// pidfd_getfd(2), Linux 5.6: duplicates descriptor `fd` of another process.
+pub fn pidfd_getfd(process: BorrowedFd<'_>, fd: RawFd) -> Result<OwnedFd> {
+    // SAFETY: all arguments are integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) };
     let fd = Errno::result(fd)?;
     let fd = RawFd::try_from(fd).map_err(|_| Errno::EBADF)?;
-    // SAFETY: the kernel has just made this descriptor, close-on-exec, for this caller alone.
+    // SAFETY: the kernel has just created this descriptor, close-on-exec, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Closes every descriptor but `keep` (close_range(2), Linux 5.9; one by one before that).
+/// Closes all descriptors except `keep` (close_range(2), Linux 5.9; individually on older kernels).
 pub fn close_all_but(keep: BorrowedFd<'_>) {
     let keep = keep.as_raw_fd();
     close_range(0, keep - 1);
@@ -482,13 +475,13 @@ fn close_range(first: RawFd, last: RawFd) {
     if low > high {
         return;
     }
-    // SAFETY: called in a child that ends without running destructors, so no owner of a closed
-    // descriptor will close its number again.
+    // SAFETY: called only in a child that ends without running destructors, so no owner of a descriptor closes it
+    // again.
     let done = unsafe { libc::syscall(libc::SYS_close_range, low, high, 0) };
     if Errno::result(done).is_err() {
         let limit = nix::unistd::sysconf(nix::unistd::SysconfVar::OPEN_MAX);
         let limit = limit.ok().flatten().unwrap_or(1024);
-        // Only Linux 5.6 to 5.8 comes here; nobody has opened more before this program started.
+        // Linux 5.6 to 5.8. Inherited descriptors above this limit are not expected.
         let limit = RawFd::try_from(limit).unwrap_or(1024).min(65_536).min(last);
         for fd in first..=limit {
             // SAFETY: as above.
@@ -497,16 +490,16 @@ fn close_range(first: RawFd, last: RawFd) {
     }
 }
 
-/// _exit(2): ends a forked child without running what belongs to the parent.
+/// _exit(2): ends the process without destructors and exit handlers, which in a forked child belong to the parent.
 pub fn exit_now(code: i32) -> ! {
-    // SAFETY: ends the process; nothing can follow.
+    // SAFETY: _exit(2) has no preconditions and does not return.
     unsafe { libc::_exit(code) }
 }
 
-/// The path under which a descriptor can be reached by calls that take only paths. It names the
-/// very inode that was opened, whatever happens to the path it was opened by.
+/// A path to an open file, for calls that take only paths. It leads to the inode that was opened, even if the original
+/// path is changed.
 pub fn proc_path(fd: impl AsFd) -> CString {
     let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
-    // Digits hold no NUL.
+    // Cannot fail: the path contains no NUL.
     CString::new(path).unwrap_or_default()
 }

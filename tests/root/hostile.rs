@@ -144,7 +144,7 @@ fn nothing_outside_is_read_or_written_and_nothing_waits_or_swells() {
                 );
                 assert!(state(&[&outside]) == before, "{shown}");
                 assert!(
-                    !run.err.contains("waits up to") && !run.err.contains("within 5 s"),
+                    !run.err.contains("waiting up to") && !run.err.contains("within 5 s"),
                     "{shown}"
                 );
                 let inside = |path: &String| {

@@ -48,7 +48,7 @@ fn install(folder: &Path) -> Command {
 #[track_caller]
 fn at_once(cmd: &mut Command) {
     let run = go(cmd).code(0);
-    assert!(!run.err.contains("waits up to"), "{run}");
+    assert!(!run.err.contains("waiting up to"), "{run}");
 }
 
 #[test]
@@ -179,10 +179,10 @@ impl Said {
     #[track_caller]
     fn refused(self) {
         match self {
-            Self::Ended(run) => drop(run.code(3).says(&["refused: ", "root alone may write"])),
+            Self::Ended(run) => drop(run.code(3).says(&["refused: ", "only root can write"])),
             Self::Logged(log) => {
                 assert!(
-                    log.contains("root alone may write") && log.contains("EACCES"),
+                    log.contains("only root can write") && log.contains("EACCES"),
                     "{log}"
                 );
             }
@@ -594,7 +594,7 @@ fn a_file_that_changed_since_it_was_read_is_not_written() {
         );
         let error = done.unwrap_err().to_string();
         assert!(
-            error.contains("where another file stands now: EXDEV"),
+            error.contains("which another process replaced during the run: EXDEV"),
             "{error}"
         );
         assert_eq!(fs::read_to_string(&other).unwrap(), "next:x:7:\n");

@@ -62,7 +62,7 @@ impl Running {
         let path = path.display();
         let want = format!("libvirt-kvm-init: failed: a call on {path}");
         assert!(
-            last.starts_with(&want) && last.contains("did not answer for 30 s"),
+            last.starts_with(&want) && last.contains("did not return within 30 s"),
             "{want}: {text}"
         );
         last

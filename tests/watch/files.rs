@@ -304,7 +304,7 @@ fn nothing_but_a_file_is_replaced_or_taken_away() {
         let mut cmd = watch(&scene);
         cmd.arg("--status-file").arg(&status);
         let watch = Watch::start(cmd.arg("--metrics-file").arg(&metrics));
-        watch.says("where a regular file belongs");
+        watch.says("which is not a regular file");
         set_owner(Path::new(KVM), 0, 424, 0o600);
         watch.says("healed");
         drop(watch);

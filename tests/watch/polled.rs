@@ -22,7 +22,7 @@ const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
 const MOMENT: Duration = Duration::from_millis(1700);
 /// What is logged when it begins, and when it ends.
 const POLLING: &str = "polling every ";
-const NOT_ANY_MORE: &str = "nothing is polled any more";
+const NOT_ANY_MORE: &str = "polling has stopped";
 
 /// Each way in which inotify has nothing left, as a kernel says it.
 const WAYS: [(&str, libc::c_long, i32, &str); 4] = [

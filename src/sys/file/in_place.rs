@@ -1,4 +1,4 @@
-//! Writing into a file that a mount, or another container, holds.
+//! Overwrites a file that must keep its inode, because it is a mount point or another container has it mounted.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -8,21 +8,20 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
 
-use super::new::give;
+use super::new::set_owner_and_mode;
 use super::{CHANGED, FileHandle, LockedDir, OwnerAndMode};
 use crate::sys::handle::MAX_FILE;
 use crate::sys::{Context, Result};
 
 impl LockedDir {
-    /// Writes over the file that a mount pins. A longer content first gets its space, as newlines
-    /// at the end, which parse as nothing; a shorter one is padded with newlines and then cut. In
-    /// between, every state parses as the old file or the new one. The one write that changes the
-    /// content begins where it differs, and is whole even if the process is killed in it as long as
-    /// it stays within a page: the kernel looks for a fatal signal only between pages
-    /// (mm/filemap.c, `generic_perform_write`).
+    /// Overwrites the file `found`. For a longer content, space is first allocated by appending newlines, which
+    /// parsers ignore; a shorter content is padded with newlines, and the file is then truncated. Every state in
+    /// between parses as the old or the new file. The content changes in a single write, which starts at the first
+    /// difference. A kill cannot interrupt that write within a page: the kernel checks for fatal signals only between
+    /// pages (mm/filemap.c, `generic_perform_write`).
     ///
-    /// Where the directory is read-only there is no lock: so what is there must be `base` before the
-    /// write, and `content` after it.
+    /// In a read-only directory no lock is held, so the content must be `base` before the write and `content` after
+    /// it ([`CHANGED`]).
     pub(super) fn write_in_place(
         &self,
         name: &str,
@@ -40,11 +39,11 @@ impl LockedDir {
         let file = found.open(flags).context(|| call("open"))?;
         let old = file.metadata().context(|| call("fstat"))?;
         if let OwnerAndMode::Root(mode) = rights {
-            // Its other names would see the change, and a rename cannot cut them off here.
+            // The change would be visible through the file's other hard links.
             if old.nlink() != 1 {
                 return Err(Errno::EMLINK).context(|| call("open"));
             }
-            give(&file, 0, 0, mode.into()).context(|| call("fchown, fchmod"))?;
+            set_owner_and_mode(&file, 0, 0, mode.into()).context(|| call("fchown, fchmod"))?;
         }
         let (old, new) = (old.len(), content.len() as u64);
         if old > MAX_FILE {
@@ -80,7 +79,7 @@ impl LockedDir {
     }
 }
 
-/// From the beginning on, wherever it was read last.
+/// Reads from the start of the file, regardless of its current offset.
 fn read_at_most(mut file: &File, length: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     file.rewind()?;

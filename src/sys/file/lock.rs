@@ -1,7 +1,7 @@
-//! The lock that keeps other processes from changing files in a directory while a run does.
+//! The lock that keeps other processes from changing files in a directory during the run.
 //!
-//! It is taken on a file that root alone may open. A lock on the directory itself, flock(2), anybody who can
-//! read it could hold for ever.
+//! The lock is taken on a file that only root can open. flock(2) on the directory itself would be open to every user
+//! who can read the directory, and such a user could hold it indefinitely.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,22 +19,21 @@ use super::{FileHandle, LOCK_WAIT, LockedDir, TRIES};
 use crate::sys::handle::inode;
 use crate::sys::{Context, Result, progress, retry, syscalls};
 
-/// How often a lock that is taken is asked for again.
+/// Interval at which a lock that another process holds is requested again.
 const LOCK_POLL: Duration = Duration::from_millis(5);
-/// A wait that is over before that is not told.
-const UNTOLD: Duration = Duration::from_millis(200);
+/// Shorter waits for the lock are not logged.
+const LOGGED_AFTER: Duration = Duration::from_millis(200);
 
-/// The file whose lock keeps other processes from changing files in the same directory.
+/// The file on which the lock of its directory is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LockFile {
-    /// The one of lckpwdf(3), which useradd, groupmod and their like take.
+    /// The lock file of lckpwdf(3), used by useradd, groupmod and similar tools.
     Passwords,
-    /// This program's own, which is there only while it is held.
+    /// This program's lock file, which exists only while the lock is held.
     Own,
 }
 
 impl LockFile {
-    /// Its name in the directory.
     pub fn name(self) -> &'static str {
         match self {
             Self::Passwords => ".pwd.lock",
@@ -44,17 +43,17 @@ impl LockFile {
 }
 
 impl LockedDir {
-    /// Takes the lock, waiting up to `longest` for another process. A file that anybody but root may open is
-    /// no lock, as each who reads it could hold it for ever: it is replaced. None is held where the
-    /// directory is read-only, which leaves files that are mounted there to be written.
+    /// Takes the lock, waiting up to `longest` for another process to release it. A lock file that users other than
+    /// root can open is replaced, because such a user could hold the lock indefinitely. In a read-only directory no
+    /// lock is taken: there only files that are mounted over its entries can be written.
     ///
     /// # Errors
-    /// `EWOULDBLOCK` when the wait was in vain; what the calls answer.
+    /// `EWOULDBLOCK` if another process still holds the lock after `longest`.
     pub fn lock(&mut self, file: LockFile, longest: Duration) -> Result<()> {
         let start = Instant::now();
         let path = self.path.join(file.name());
         let call = || format!("fcntl({}, F_OFD_SETLK)", path.display());
-        let mut is_told = false;
+        let mut is_logged = false;
         loop {
             let opened = match self.lock_file(file.name()) {
                 Err(error) if error.errno == Errno::EROFS => return Ok(()),
@@ -76,16 +75,19 @@ impl LockedDir {
                 let call = || format!("{} for {} s", call(), waited.as_secs());
                 return Err(Errno::EWOULDBLOCK).context(call);
             }
-            if !is_told && waited > UNTOLD && longest == LOCK_WAIT {
+            if !is_logged && waited > LOGGED_AFTER && longest == LOCK_WAIT {
                 let seconds = longest.as_secs();
-                log::info!("waits up to {seconds} s for the lock on {}", path.display());
-                is_told = true;
+                log::info!(
+                    "waiting up to {seconds} s for the lock on {}",
+                    path.display()
+                );
+                is_logged = true;
             }
             sleep(LOCK_POLL);
         }
     }
 
-    /// The file to be locked, opened; made where there is none. Nothing where it comes and goes too fast.
+    /// Opens the lock file, and creates it if it does not exist. `None` if other processes kept replacing it.
     fn lock_file(&self, name: &str) -> Result<Option<OwnedFd>> {
         let create = OFlag::O_RDWR
             | OFlag::O_CREAT
@@ -107,7 +109,7 @@ impl LockedDir {
                 let opened = found.open(flags).context(|| self.call("open", name))?;
                 return Ok(Some(opened.into()));
             }
-            // One without any name was let go in this moment.
+            // A file without links was released and removed by its holder just now.
             if found.stat.st_nlink != 0 {
                 self.put_aside(name, &found)?;
             }
@@ -115,17 +117,17 @@ impl LockedDir {
         Ok(None)
     }
 
-    /// Whether `name` is this open file.
+    /// Whether `name` still leads to this open file.
     fn is_at(&self, name: &str, fd: &OwnedFd) -> Result<bool> {
         let stat = fstat(fd).context(|| self.call("fstat", name))?;
         Ok(self.inode_at(name)? == Some(inode(&stat)))
     }
 
-    /// Takes away what must not stand at `name`. A directory that is not empty stays under a name that
-    /// nothing asks for.
+    /// Removes the file or directory `found` at `name`, where this program needs a regular file. A directory that is
+    /// not empty is renamed to an unused name.
     ///
     /// # Errors
-    /// `EISDIR` for a directory of root's, which is left where it is; what the calls answer.
+    /// `EISDIR` for a directory owned by root, which is left in place.
     pub(in crate::sys) fn put_aside(&self, name: &str, found: &FileHandle) -> Result<()> {
         let path = self.path.join(name);
         let is_directory = found.kind() == SFlag::S_IFDIR;
@@ -139,10 +141,10 @@ impl LockedDir {
             done => done.context(call)?,
         }
         if self.inode_at(&aside)? != Some(found.inode()) {
-            // Another process has put a file of its own there in this moment.
+            // Another process replaced `name` before the rename: put its file back.
             let (from, to) = (CString::new(aside.as_str()), CString::new(name));
             let (from, to) = (from.unwrap_or_default(), to.unwrap_or_default());
-            let back = || syscalls::rename_anew(self.fd.as_fd(), &from, &to);
+            let back = || syscalls::rename_noreplace(self.fd.as_fd(), &from, &to);
             return retry(back).context(call);
         }
         let flags = match is_directory {
@@ -151,7 +153,7 @@ impl LockedDir {
         };
         if let Err(errno) = retry(|| unlinkat(&self.fd, aside.as_str(), flags)) {
             log::warn!(
-                "{}, which UID {} has put there, is called {aside} now: it could not be removed ({errno})",
+                "{} (owned by UID {}) could not be removed ({errno}); it was renamed to {aside}",
                 path.display(),
                 found.stat.st_uid
             );
@@ -160,18 +162,15 @@ impl LockedDir {
     }
 }
 
-/// Locks the whole file for this open file alone, if no other process holds a lock on it (`F_OFD_SETLK`).
-/// fcntl(2)'s locks of other processes count, those of flock(2) do not.
+/// Takes a write lock on the whole file for this open file description (`F_OFD_SETLK`). It conflicts with the
+/// fcntl(2) locks of other processes, and not with those of flock(2).
 fn write_lock(fd: &OwnedFd) -> nix::Result<()> {
     let all = record(libc::F_WRLCK, 0, 0)?;
     retry(|| fcntl(fd, FcntlArg::F_OFD_SETLK(&all))).map(drop)
 }
 
-/// A lock of this kind (`F_WRLCK` …) on `length` bytes from `start` on; to the end of the file for a length
-/// of 0.
-///
-/// # Errors
-/// None for the kinds that there are.
+/// A lock of this kind (`F_RDLCK`, `F_WRLCK`, `F_UNLCK`) on `length` bytes from `start` on; a length of 0 extends to
+/// the end of the file.
 pub(in crate::sys) fn record(
     kind: libc::c_int,
     start: i64,

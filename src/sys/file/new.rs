@@ -1,4 +1,4 @@
-//! A new file, and how it gets its name once it is whole.
+//! Creates a new file and links it under its name once it is complete.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -16,11 +16,11 @@ use super::{FileHandle, LockFile, LockedDir, OwnerAndMode, TRIES};
 use crate::sys::handle::{entries, inode, open_directory};
 use crate::sys::{Context, Inode, Result, SyscallError, errno_of, open, retry, syscalls};
 
-/// How the name of a file ends that has no other name yet.
+/// Suffix of the temporary name of a new file.
 const UNFINISHED: &str = "libvirt-kvm-init";
 
-/// The name of a new file that is not in its place yet: taken away again unless it gets there. `None` where the
-/// file has no name, which the file system may let it do without.
+/// The temporary name of a new file, which is removed unless the file is renamed to its final name. `None` for a file
+/// that was created without a name (`O_TMPFILE`).
 struct NewName<'a> {
     name: Option<String>,
     directory: &'a LockedDir,
@@ -39,7 +39,8 @@ impl Drop for NewName<'_> {
 }
 
 impl LockedDir {
-    /// Takes away what killed runs have left beside `name`, if it can.
+    /// Removes temporary files of killed runs for `name`, as far as possible. `found` is the current file: leftovers
+    /// that belong to its owner are removed too.
     pub fn clear(&self, name: &str, found: Option<&FileHandle>) {
         let owner = found.map(|found| found.stat.st_uid);
         for left in self.left_beside(name) {
@@ -53,31 +54,31 @@ impl LockedDir {
         }
     }
 
-    /// Whether a killed run has left something here.
+    /// Whether a killed run has left a temporary file or a lock file in the directory.
     pub fn has_leftovers(&self, name: &str) -> bool {
         let lock = LockFile::Own.name();
         !self.left_beside(name).is_empty() || matches!(self.inode_at(lock), Ok(Some(_)))
     }
 
     fn left_beside(&self, name: &str) -> Vec<String> {
-        /// Nobody has reason to have so many files there.
+        /// Limit on the entries that are read.
         const MANY: usize = 10_000;
-        let (mut left, mut seen) = (Vec::new(), 0);
-        // Of what cannot be listed to its end, what was listed.
+        let (mut left, mut count) = (Vec::new(), 0);
+        // If the listing fails, the entries before the failure are used.
         let _ = open_directory(&self.fd, c".").and_then(|directory| {
             entries(directory, |entry, _| {
-                seen += 1;
+                count += 1;
                 let entry = entry.to_str().filter(|entry| is_temporary(entry, name));
                 left.extend(entry.map(str::to_owned));
-                (seen < MANY).then_some(()).ok_or(Errno::E2BIG)
+                (count < MANY).then_some(()).ok_or(Errno::E2BIG)
             })
         });
         left
     }
 
-    /// Puts a whole and synced new file at `name`, where `found` stands. A renamed file is durable once its
-    /// directory is; and it must be the one that was written.
-    pub(super) fn write_anew(
+    /// Replaces the file `found` at `name` by a new, complete and synced file. A rename is durable once the directory
+    /// is synced (fsync(2)). Afterwards `name` must lead to the file that was written.
+    pub(super) fn write_new(
         &self,
         name: &str,
         found: Option<&FileHandle>,
@@ -94,13 +95,13 @@ impl LockedDir {
             (None, OwnerAndMode::Root(mode)) => (0, 0, mode.into()),
             (None, OwnerAndMode::Kept) => (0, 0, 0o644),
         };
-        give(&file, uid, gid, mode).context(|| call("fchown, fchmod"))?;
+        set_owner_and_mode(&file, uid, gid, mode).context(|| call("fchown, fchmod"))?;
         if let Some(old) = like {
             copy_attributes(&old.fd, &file).context(|| call("setxattr"))?;
         }
         file.sync_all().context(|| call("fsync"))?;
 
-        let stands = match found {
+        let expected = match found {
             Some(old) if old.kind() == SFlag::S_IFDIR => {
                 self.put_aside(name, old)?;
                 None
@@ -111,9 +112,9 @@ impl LockedDir {
         let path = syscalls::proc_path(&file);
         let call = || format!("open(the new {}, O_PATH)", self.path.join(name).display());
         let written = open(path.as_c_str(), OFlag::O_PATH).context(call)?;
-        // From here on it is not open for writing.
+        // Close the file for writing before it gets its name (`ETXTBSY`).
         drop(file);
-        self.rename(name, stands, &mut new)?;
+        self.rename(name, expected, &mut new)?;
         retry(|| fsync(&self.fd)).context(|| format!("fsync({})", self.path.display()))?;
         let written = fstat(&written).context(|| self.call("fstat", name))?;
         match self.inode_at(name)? == Some(inode(&written)) {
@@ -122,7 +123,7 @@ impl LockedDir {
         }
     }
 
-    /// A call on the file that will be called `name`, for messages.
+    /// Describes a call on the new file that will replace `name`.
     fn call_on_new(&self, what: &str, name: &str) -> String {
         format!("{what}(the new {})", self.path.join(name).display())
     }
@@ -131,7 +132,7 @@ impl LockedDir {
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
         let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
         let made = match retry(|| openat(&self.fd, c".", flags | OFlag::O_TMPFILE, mode)) {
-            // What a file system without such files answers, and a kernel older than they are.
+            // The file system or the kernel has no O_TMPFILE (open(2)).
             Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => None,
             made => Some(made.context(|| format!("openat({}, O_TMPFILE)", self.path.display()))?),
         };
@@ -148,7 +149,7 @@ impl LockedDir {
         Ok((fd.into(), NewName { name, directory }))
     }
 
-    /// Tries names that nobody can guess until one is free.
+    /// Calls `make` with random, unpredictable names until one is free.
     fn with_new_name<T>(
         &self,
         name: &str,
@@ -165,7 +166,7 @@ impl LockedDir {
         }
     }
 
-    /// Names the new file.
+    /// Links a new file without a name under a temporary one.
     fn link(&self, name: &str, file: &File, new: &mut NewName<'_>) -> Result<()> {
         if new.name.is_none() {
             let path = syscalls::proc_path(file);
@@ -176,9 +177,9 @@ impl LockedDir {
         Ok(())
     }
 
-    /// Renames the new file to `name`, where this must still be.
-    fn rename(&self, name: &str, stands: Option<Inode>, new: &mut NewName<'_>) -> Result<()> {
-        if self.inode_at(name)? != stands {
+    /// Renames the new file to `name`, which must still be the inode `expected`.
+    fn rename(&self, name: &str, expected: Option<Inode>, new: &mut NewName<'_>) -> Result<()> {
+        if self.inode_at(name)? != expected {
             return Err(self.another_file(name));
         }
         let from = new.name.as_deref().unwrap_or_default();
@@ -188,8 +189,8 @@ impl LockedDir {
         Ok(())
     }
 
-    /// Makes `content` the content of `name` for whoever reads it next, readable by all, and not worth
-    /// waiting for the disk. `prepare` is called before the file has its name; it stays open.
+    /// Replaces the file at `name` by a new one with `content`, owned by root, mode 0644, without fsync(2). `prepare`
+    /// is called on the new file before it has its name. The returned file is open.
     #[cfg(feature = "watch")]
     pub(in crate::sys) fn publish(
         &self,
@@ -201,7 +202,7 @@ impl LockedDir {
         let call = |what: &str| self.call_on_new(what, name);
         let (mut file, mut new) = self.create(name)?;
         file.write_all(content).context(|| call("write"))?;
-        give(&file, 0, 0, 0o644).context(|| call("fchown, fchmod"))?;
+        set_owner_and_mode(&file, 0, 0, 0o644).context(|| call("fchown, fchmod"))?;
         prepare(&file).context(|| call("fcntl"))?;
         self.link(name, &file, &mut new)?;
         self.rename(name, found.map(FileHandle::inode), &mut new)?;
@@ -211,20 +212,20 @@ impl LockedDir {
     fn another_file(&self, name: &str) -> SyscallError {
         let path = self.path.join(name);
         let call = format!(
-            "rename(…, {}), where another file stands now",
+            "rename(…, {}), which another process replaced during the run",
             path.display()
         );
         SyscallError::new(call, Errno::EXDEV)
     }
 }
 
-/// What a file is called until it is whole.
+/// A random temporary name for the file that will replace `name`.
 pub(super) fn temporary(name: &str) -> nix::Result<String> {
     let random = retry(syscalls::random)?;
     Ok(format!(".{name}.{random:016x}.{UNFINISHED}"))
 }
 
-/// Whether `entry` is such a name, or what 0.1.0 called such a file.
+/// Whether `entry` is a temporary name for `name`, with the random part or, as version 0.1.0 wrote it, without.
 fn is_temporary(entry: &str, name: &str) -> bool {
     let rest = entry
         .strip_prefix('.')
@@ -237,7 +238,7 @@ fn is_temporary(entry: &str, name: &str) -> bool {
 }
 
 /// Sets owner and mode where they differ.
-pub(super) fn give(file: &File, uid: u32, gid: u32, mode: u32) -> nix::Result<()> {
+pub(super) fn set_owner_and_mode(file: &File, uid: u32, gid: u32, mode: u32) -> nix::Result<()> {
     let now = fstat(file)?;
     if (now.st_uid, now.st_gid) != (uid, gid) {
         let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
@@ -250,11 +251,10 @@ pub(super) fn give(file: &File, uid: u32, gid: u32, mode: u32) -> nix::Result<()
     Ok(())
 }
 
-/// Security labels and ACLs move to the new file, as rename would otherwise lose them.
+/// Copies security labels and ACLs to the new file, because a rename would lose them.
 ///
-/// Labels of a security module that is not active, and the checksums of IMA and EVM, which would be
-/// those of the old content, take `CAP_SYS_ADMIN`, which is given up: they bind nobody, or the kernel
-/// makes them anew.
+/// Two kinds need `CAP_SYS_ADMIN`, which this program drops, and are skipped: labels of a security module that is not
+/// active have no effect, and the kernel recomputes the checksums of IMA and EVM for the new content.
 fn copy_attributes(old: &OwnedFd, new: &File) -> nix::Result<()> {
     let (old, new) = (syscalls::proc_path(old), syscalls::proc_path(new));
     let names = syscalls::listxattr(&old)?;
@@ -281,7 +281,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_was_made_is_known_again_and_no_other_one_is() {
+    fn only_temporary_names_of_the_same_file_are_recognised() {
         let made = temporary("group").unwrap_or_default();
         assert!(is_temporary(&made, "group"), "{made}");
         assert_ne!(made, temporary("group").unwrap_or_default());

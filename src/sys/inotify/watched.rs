@@ -1,4 +1,4 @@
-//! One thing that is followed: by a watch, or by looking again and again.
+//! One entry of a [`Watcher`](super::Watcher): a directory or device that has an inotify watch, or is polled.
 
 use std::ffi::{OsStr, OsString};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -16,21 +16,20 @@ use crate::sys::handle::{MAX_NAMES, names_below};
 /// How a directory is followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Means {
-    /// By a watch.
     Watch(WatchDescriptor),
-    /// By looking again and again: what was seen last.
+    /// By polling. The value is a hash of the last state ([`state_of`]).
     Polling(u64),
 }
 
-/// A directory that is watched for some names.
+/// A directory that is followed for some of its names, or the inode of the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Watched {
     pub(super) means: Means,
     pub(super) kind: EventKind,
     /// `None` for a watch on the device's own inode.
     pub(super) names: Option<Names>,
-    /// Whether the name is that of a directory on the way to the one that is meant.
-    pub(super) way: bool,
+    /// Whether this is a parent of a directory that does not exist yet.
+    pub(super) is_parent: bool,
 }
 
 impl Watched {
@@ -38,58 +37,58 @@ impl Watched {
         self.means == Means::Watch(wd)
     }
 
-    /// Whether an event of this watch is about what is followed.
-    pub(super) fn means(&self, name: Option<&OsString>, mask: AddWatchFlags) -> bool {
+    /// Whether an event of this watch concerns one of the followed names.
+    pub(super) fn matches(&self, name: Option<&OsString>, mask: AddWatchFlags) -> bool {
         match (name, &self.names) {
             (Some(name), Some(names)) => names.has(name),
             (None, None) => true,
-            // What has no name is about the directory itself.
-            (None, Some(_)) => mask.intersects(OF_THE_FOLDER),
+            // An event without a name concerns the directory itself.
+            (None, Some(_)) => mask.intersects(OF_DIRECTORY),
             (Some(_), None) => false,
         }
     }
 }
 
-const OF_THE_FOLDER: AddWatchFlags = AddWatchFlags::IN_IGNORED
+const OF_DIRECTORY: AddWatchFlags = AddWatchFlags::IN_IGNORED
     .union(AddWatchFlags::IN_MOVE_SELF)
     .union(AddWatchFlags::IN_UNMOUNT);
 
-/// Whether an errno of inotify's says that something scarce is used up.
-pub(super) fn is_lack(errno: Errno) -> bool {
+/// Whether this errno of inotify means that a limited resource is used up.
+pub(super) fn is_exhausted(errno: Errno) -> bool {
     matches!(
         errno,
         Errno::EMFILE | Errno::ENFILE | Errno::ENOSPC | Errno::ENOMEM
     )
 }
 
-/// What fstat(2) and fstatat(2) answer for the names in a directory that are followed, as one number.
-pub(super) fn seen_in(directory: &OwnedFd, names: &Names, way: bool) -> u64 {
-    let mut seen = DefaultHasher::new();
+/// A hash of the inodes, times, owners and modes of the followed names in a directory (fstat(2), fstatat(2)).
+pub(super) fn state_of(directory: &OwnedFd, names: &Names, is_parent: bool) -> u64 {
+    let mut state = DefaultHasher::new();
     let id = |stat: FileStat| (stat.st_dev, stat.st_ino);
-    fstat(directory).ok().map(id).hash(&mut seen);
-    let mut look = |name: &OsStr| {
+    fstat(directory).ok().map(id).hash(&mut state);
+    let mut add = |name: &OsStr| {
         let stat = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok();
-        name.hash(&mut seen);
-        stat.map(id).hash(&mut seen);
-        // Of a directory on the way, what is made in it does not count.
-        if let Some(stat) = stat.filter(|_| !way) {
-            (stat.st_ctime, stat.st_ctime_nsec).hash(&mut seen);
-            (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_size).hash(&mut seen);
+        name.hash(&mut state);
+        stat.map(id).hash(&mut state);
+        // Of a directory on the path to a missing one only the inode counts: new entries in it change the rest.
+        if let Some(stat) = stat.filter(|_| !is_parent) {
+            (stat.st_ctime, stat.st_ctime_nsec).hash(&mut state);
+            (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_size).hash(&mut state);
         }
     };
     match names {
-        Names::One(name) => look(name),
+        Names::One(name) => add(name),
         Names::EndIn(_) => {
-            let found = names_below(directory, MAX_NAMES).unwrap_or_default();
-            let found = found.iter().filter(|name| names.has(name));
-            found.for_each(|name| look(name));
+            let all = names_below(directory, MAX_NAMES).unwrap_or_default();
+            let followed = all.iter().filter(|name| names.has(name));
+            followed.for_each(|name| add(name));
         }
     }
-    seen.finish()
+    state.finish()
 }
 
-/// Why something has no watch, with what to do about it.
-pub(super) fn lack(call: String, errno: Errno) -> SyscallError {
+/// The error because of which a directory has no watch, with the advice for it.
+pub(super) fn exhausted(call: String, errno: Errno) -> SyscallError {
     SyscallError::new(call, errno).hint(match errno {
         Errno::EMFILE | Errno::ENFILE => {
             Some("raise fs.inotify.max_user_instances on the node (sysctl)")
