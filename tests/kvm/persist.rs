@@ -210,7 +210,7 @@ const CASES: [Case; 27] = [
             ("etc/udev/rules.d/99-libvirt-kvm-init.rules", "# mine\n"),
         ],
         &[],
-        Refused(&["99-libvirt-kvm-init.rules", "not written", "left alone"]),
+        Refused(&["99-libvirt-kvm-init.rules", "did not write", "left alone"]),
     ),
     (
         "an empty file",
