@@ -129,12 +129,12 @@ const SETTINGS: [&[u8]; 5] = [
 ];
 
 /// The list elements that are kept. All others are dropped, because lists can be very long.
-const ASKED: [&[u8]; 3] = [b"/dev/kvm", b"mount", b"devices"];
+const ELEMENTS: [&[u8]; 3] = [b"/dev/kvm", b"mount", b"devices"];
 
 /// The parsed value of a setting.
 enum Value {
     String(Vec<u8>),
-    /// The elements of [`ASKED`] that the list contains; those in nested lists do not count.
+    /// The elements of [`ELEMENTS`] that the list contains; those in nested lists do not count.
     List(Vec<Vec<u8>>),
     Number,
 }
@@ -250,7 +250,9 @@ fn value(cursor: &mut Cursor<'_>) -> Result<Value, Expected> {
         match cursor.byte() {
             b'"' | b'\'' => match (string(cursor)?, depth) {
                 (text, 0) => return Ok(Value::String(text)),
-                (text, 1) if ASKED.contains(&&text[..]) && !list.contains(&text) => list.push(text),
+                (text, 1) if ELEMENTS.contains(&&text[..]) && !list.contains(&text) => {
+                    list.push(text)
+                }
                 _ => {}
             },
             b'0'..=b'9' | b'-' | b'+' => {

@@ -24,12 +24,12 @@ pub enum HostRoot {
     Nowhere,
 }
 
-/// Finds the host root; `given` is the value of `--host-root`.
+/// Finds the host root; `path` is the value of `--host-root`.
 ///
 /// # Errors
-/// [`Error::Usage`] if `given` does not exist, is empty, or is this container's own root.
-pub fn find(given: Option<&Path>) -> Result<HostRoot, Error> {
-    match given {
+/// [`Error::Usage`] if `path` does not exist, is empty, or is this container's own root.
+pub fn find(path: Option<&Path>) -> Result<HostRoot, Error> {
+    match path {
         Some(path) => take(path).map(HostRoot::At),
         None if on_the_node() => {
             let root = Root::open(Path::new("/"));

@@ -68,9 +68,9 @@ pub enum Target {
 }
 
 /// Finds the libvirtd among the processes of that name.
-pub fn find(asked: &Sources, daemons: &[Process]) -> Target {
+pub fn find(sources: &Sources, daemons: &[Process]) -> Target {
     let here = Path::new("/");
-    if asked.pod_root.path() != here || asked.group_file_out.is_some() {
+    if sources.pod_root.path() != here || sources.group_file_out.is_some() {
         return Target::Own;
     }
     // Skip processes without CAP_SYS_ADMIN: any container can start any number of them under this name, and each
@@ -82,7 +82,7 @@ pub fn find(asked: &Sources, daemons: &[Process]) -> Target {
     if named.peek().is_none() {
         return Target::None;
     }
-    let host = match host_root::find(asked.host_root.as_deref()) {
+    let host = match host_root::find(sources.host_root.as_deref()) {
         Ok(HostRoot::At(host)) => Some(host),
         _ => None,
     };
@@ -93,22 +93,22 @@ pub fn find(asked: &Sources, daemons: &[Process]) -> Target {
             host.as_ref().and_then(|host| host.id().ok()),
             host_root::nodes_own_root(),
         ],
-        device: nodes_device(host.as_ref(), &asked.device),
+        device: nodes_device(host.as_ref(), &sources.device),
     };
-    let mut found: Vec<Candidate<Inspected>> = Vec::new();
+    let mut candidates: Vec<Candidate<Inspected>> = Vec::new();
     let mut hidden = None;
     for Process { name, pid, .. } in named {
         match inspect(*pid) {
             Look::Seen(seen) => {
-                let one = Candidate::new(name.clone(), *seen, &asked.device);
+                let one = Candidate::new(name.clone(), *seen, &sources.device);
                 // Processes with the same root and devices count once.
                 let is_new = |one: &Candidate<_>| {
                     let same = |known: &Candidate<_>| {
                         (known.root, known.devices) == (one.root, one.devices)
                     };
-                    !found.iter().any(same)
+                    !candidates.iter().any(same)
                 };
-                found.extend(one.filter(is_new));
+                candidates.extend(one.filter(is_new));
             }
             Look::Hidden(error) => {
                 let way_out = way_out(&error);
@@ -119,7 +119,7 @@ pub fn find(asked: &Sources, daemons: &[Process]) -> Target {
             Look::NotRoots => {}
         }
     }
-    choose(&surroundings, found, hidden)
+    choose(&surroundings, candidates, hidden)
 }
 
 /// The advice if a process cannot be inspected.
@@ -205,7 +205,7 @@ enum Choice<R> {
 
 fn choose(
     surroundings: &Surroundings,
-    found: Vec<Candidate<Inspected>>,
+    candidates: Vec<Candidate<Inspected>>,
     hidden: Option<String>,
 ) -> Target {
     let libvirtd = |pid, seen: Inspected| Libvirtd {
@@ -213,7 +213,7 @@ fn choose(
         pidfd: seen.pidfd,
         root: seen.root,
     };
-    match chosen(surroundings, found, hidden) {
+    match chosen(surroundings, candidates, hidden) {
         Choice::Own => Target::Own,
         Choice::Node => Target::Node,
         Choice::Container(pid, seen) => Target::Container(libvirtd(pid, seen)),
@@ -226,14 +226,14 @@ fn choose(
 /// Decides between the candidates. `hidden` is the reason why a process of root could not be inspected.
 fn chosen<R>(
     surroundings: &Surroundings,
-    found: Vec<Candidate<R>>,
+    candidates: Vec<Candidate<R>>,
     hidden: Option<String>,
 ) -> Choice<R> {
     const WAY_OUT: &str = "no group file is edited; set --root or --group-file-out";
     let is_nodes = |root: Inode| surroundings.nodes.contains(&Some(root));
     let is_own = |root: Inode| surroundings.own == Some(root);
     // A libvirtd in this container. On the node, this is the node's own libvirtd.
-    if found
+    if candidates
         .iter()
         .any(|one| is_own(one.root) && !is_nodes(one.root))
     {
@@ -242,8 +242,8 @@ fn chosen<R>(
     if let Some(hidden) = hidden {
         return Choice::Ambiguous(format!("{hidden}; {WAY_OUT}"));
     }
-    let runs_on_node = found.iter().any(|one| is_nodes(one.root));
-    let elsewhere = found.into_iter().filter(|one| !is_nodes(one.root));
+    let runs_on_node = candidates.iter().any(|one| is_nodes(one.root));
+    let elsewhere = candidates.into_iter().filter(|one| !is_nodes(one.root));
     let shows_device = |one: &Candidate<R>| {
         surroundings.device.is_none() || one.devices.contains(&surroundings.device)
     };
@@ -358,8 +358,8 @@ mod tests {
         }
     }
 
-    fn pick(found: Vec<Candidate<()>>) -> Choice<()> {
-        chosen(&surroundings(), found, None)
+    fn pick(candidates: Vec<Candidate<()>>) -> Choice<()> {
+        chosen(&surroundings(), candidates, None)
     }
 
     fn is_ambiguous(choice: &Choice<()>) -> bool {

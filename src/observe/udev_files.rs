@@ -140,7 +140,7 @@ pub enum RuleDirectory {
     Missing,
 }
 
-/// The existing file at the path of the own rule.
+/// The existing file at the path of that rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Existing {
     Nothing,

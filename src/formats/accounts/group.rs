@@ -192,7 +192,7 @@ pub fn is_group_file(file: &[u8]) -> bool {
         }
         has_root |= name == b"root" && gid == 0;
     }
-    // The lines above end at a NUL, so text after one was not checked.
+    // `lines` ends the text of a line at a NUL, so the bytes after one were not checked.
     has_root && !file.contains(&0)
 }
 

@@ -46,7 +46,7 @@ pub(super) struct AcceptedRule<'a> {
     pub(super) target: Option<usize>,
     /// Why udevd drops the rule although its syntax is valid.
     pub(super) dropped: Option<String>,
-    /// Why it is not known whether udevd accepts the rule.
+    /// Why it is unknown whether udevd accepts the rule.
     pub(super) doubt: Option<String>,
 }
 
@@ -157,7 +157,7 @@ impl<'a> AcceptedRule<'a> {
             return with(Change::Open, true, None);
         }
         let name = String::from_utf8_lossy(value);
-        // udevd treats such a value as a pattern, and looks it up only at the event.
+        // udevd treats a value that begins with `[` as a substitution, and looks it up only at the event.
         let late = value.first() == Some(&b'[');
         let known = id(value).or_else(|| match &*name {
             "root" => Some(0),

@@ -140,7 +140,7 @@ impl Device {
     }
 
     /// Applies the side effects of a comparison that udevd may have evaluated, whatever its result.
-    pub(super) fn asked(&mut self, pair: &Pair<'_>, at: Location<'_>) {
+    pub(super) fn apply_side_effects(&mut self, pair: &Pair<'_>, at: Location<'_>) {
         match (pair.key, &*pair.attr) {
             (Key::Program, _) => {
                 self.result = Err(format!("RESULT depends on the PROGRAM in {at}").into())

@@ -80,7 +80,7 @@ fn read<'a>(
                     "it is longer than 16384 bytes, and udevd does not read the rest of the file";
                 notes.ignore(at, why);
                 if !udevd.keeps_what_was_read() {
-                    let why = "is too long, and whether udevd keeps the rules before it depends on its version";
+                    let why = "is too long; whether udevd keeps the rules before it depends on the systemd version";
                     let why = format!("line {} {why}", at.line);
                     for rule in &mut rules {
                         rule.doubt(&why);
@@ -212,7 +212,7 @@ impl<'a> Run<'a> {
         for pair in &rule.comparisons {
             let answer = self.device.compare(pair);
             if rule.dropped.is_none() {
-                self.device.asked(pair, rule.at);
+                self.device.apply_side_effects(pair, rule.at);
                 self.may_end(pair, rule.at);
             }
             match answer {

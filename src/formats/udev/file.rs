@@ -28,8 +28,8 @@ impl RuleFile {
         self.path.rsplit('/').next().unwrap_or_default()
     }
 
-    /// The file's rules, parsed by `read`, which returns `None` for a rule that cannot affect kvm, or the reason
-    /// why udevd drops it.
+    /// The file's rules, parsed by `read`, which returns `None` for a rule that cannot affect kvm, and an error
+    /// with the reason if udevd drops the line.
     pub(super) fn entries<'a, T>(
         &'a self,
         read: impl Fn(Location<'a>, &Cow<'a, [u8]>) -> Result<Option<T>, String>,

@@ -64,7 +64,7 @@ pub fn is_own(content: &[u8]) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     pub files: Vec<RuleFile>,
-    /// The file of the same name in another directory that is used once the own file is removed.
+    /// The file of the same name that udevd reads once the file of `--persist` is removed.
     pub hidden: Option<RuleFile>,
 }
 
@@ -73,7 +73,7 @@ impl Rules {
         self.files.iter().collect()
     }
 
-    /// The files without the own one; `None` if there is no own file.
+    /// The files without the one of `--persist`; `None` if it does not exist.
     pub fn without_own(&self) -> Option<Vec<&RuleFile>> {
         let own = self.files.iter().position(|file| file.path == PATH)?;
         let (before, after) = (self.files.get(..own)?, self.files.get(own + 1..)?);
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn own_file_is_sorted_by_name_and_masks_files_of_its_name() {
+    fn rule_file_is_sorted_by_name_and_masks_files_of_its_name() {
         let file = |path: &str| RuleFile {
             path: path.to_owned(),
             content: Vec::new(),

@@ -1,4 +1,4 @@
-//! Differences between versions of systemd, and what is known about the node's version.
+//! Differences between versions of systemd, and the node's version as far as it is known.
 //!
 //! Only 252 was tested. The behaviour of other versions is taken from their release notes and from
 //! users' reports, and is unverified: 258 and 259 drop the whole line if its OWNER or GROUP is unknown
@@ -74,8 +74,8 @@ impl Udevd {
             Some(STRICT..) => Accepted::No("it names an unknown user or group"),
             Some(_) => Accepted::Yes,
             None => Accepted::Unknown(
-                "it names an unknown user or group; whether udevd drops the whole line depends on its version, \
-                 which is unknown",
+                "it names an unknown user or group; whether udevd drops the whole line depends on the \
+                 systemd version, which is unknown",
             ),
         }
     }
