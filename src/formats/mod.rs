@@ -1,4 +1,5 @@
-//! Other people's files as their owners read them: pure parsers, without I/O.
+//! Pure parsers, without I/O, for files of other programs. Each one reads a file as its own program does
+//! (glibc, libvirt, udevd, the kernel).
 #![forbid(unsafe_code)]
 
 pub mod accounts;

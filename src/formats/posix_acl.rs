@@ -1,21 +1,21 @@
-//! POSIX access control lists as the kernel stores and judges them.
+//! POSIX access control lists as the kernel stores and evaluates them.
 //!
-//! With an ACL the mode's group bits are only its mask: `ls` shows `rw-` where the group's own
-//! entry may say `---`. Layout: include/uapi/linux/posix_acl_xattr.h; judgement:
-//! fs/posix_acl.c, `posix_acl_permission`; meaning: acl(5).
+//! With an ACL, the group bits of the mode show only the mask: `ls` shows `rw-` even if the entry of
+//! the owning group is `---`. Layout: include/uapi/linux/posix_acl_xattr.h; evaluation:
+//! fs/posix_acl.c, `posix_acl_permission`; semantics: acl(5).
 #![forbid(unsafe_code)]
 
 use std::fmt;
 
 use nix::unistd::{Gid, Uid};
 
-/// The extended attribute that holds the ACL.
+/// The extended attribute that contains the ACL.
 pub const XATTR: &std::ffi::CStr = c"system.posix_acl_access";
 
 /// `POSIX_ACL_XATTR_VERSION`
 const VERSION: u32 = 2;
 
-/// What is asked for: reading and writing, as QEMU opens the device.
+/// The permissions that QEMU needs, since it opens the device with `O_RDWR`.
 pub const READ_WRITE: u16 = 0o6;
 
 /// What an entry applies to.
@@ -29,18 +29,17 @@ pub enum Tag {
     OwningGroup,
     /// `group:ID:`
     Group(Gid),
-    /// `mask::`, the most that any entry but the owner's and the others' can give.
+    /// `mask::`, the upper limit for every entry except `user::` and `other::`.
     Mask,
     /// `other::`
     Other,
 }
 
-/// One entry, with permission bits (`r` 4, `w` 2, `x` 1).
+/// One entry of an ACL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
-    /// What it applies to.
     pub tag: Tag,
-    /// The permission bits.
+    /// Permission bits: `r` 4, `w` 2, `x` 1.
     pub perm: u16,
 }
 
@@ -49,7 +48,7 @@ pub struct Entry {
 pub struct Acl(Vec<Entry>);
 
 impl Tag {
-    /// Its code, and the ID, which is `ACL_UNDEFINED_ID` where the code says it all.
+    /// The kernel's code for the tag, and its ID: `ACL_UNDEFINED_ID` for tags without one.
     fn code(self) -> (u16, u32) {
         match self {
             Self::Owner => (0x01, u32::MAX),
@@ -75,8 +74,8 @@ impl Tag {
 }
 
 impl Acl {
-    /// Reads the attribute's bytes; `None` if they are not an ACL of the known version, or one that
-    /// the kernel would not take (`posix_acl_valid`: an entry gives what is no permission).
+    /// Parses the attribute's value. `None` if it is not an ACL of version 2, or if the kernel would
+    /// reject it (`posix_acl_valid`: an entry has other permission bits than `rwx`).
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let (head, rest) = bytes.split_first_chunk::<4>()?;
         if u32::from_le_bytes(*head) != VERSION || rest.len() % 8 != 0 {
@@ -94,7 +93,7 @@ impl Acl {
         is_whole.then_some(acl)
     }
 
-    /// The bytes that setxattr(2) takes.
+    /// The attribute's value for setxattr(2).
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = VERSION.to_le_bytes().to_vec();
         for entry in &self.0 {
@@ -106,7 +105,7 @@ impl Acl {
         bytes
     }
 
-    /// The same entries with the permissions that `perm` gives them.
+    /// A copy of the ACL in which `perm` computes the permissions of each entry.
     fn map(&self, perm: impl Fn(&Entry) -> u16) -> Self {
         let entry = |entry: &Entry| Entry {
             tag: entry.tag,
@@ -115,15 +114,15 @@ impl Acl {
         Self(self.0.iter().map(entry).collect())
     }
 
-    /// What the first entry with this tag may do.
+    /// The permissions of the first entry with this tag.
     pub fn get(&self, tag: Tag) -> Option<u16> {
-        let mut found = self.0.iter().filter(|entry| entry.tag == tag);
-        found.next().map(|entry| entry.perm)
+        let mut entries = self.0.iter().filter(|entry| entry.tag == tag);
+        entries.next().map(|entry| entry.perm)
     }
 
-    /// The ACL with which owner and group may read and write, or exactly what `exact` says, and
-    /// no other user may do more than before: where the mask is raised, the entries that it held
-    /// back are first reduced to what they could effectively do.
+    /// The ACL that grants read and write to owner and group, or exactly the mode `exact`, without
+    /// granting any other user more than before: if the mask is raised, the entries that the old mask
+    /// limited are first reduced to their effective permissions.
     #[must_use]
     pub fn repaired(&self, exact: Option<u16>) -> Self {
         let class = |shift: u16, now: u16| match exact {
@@ -133,7 +132,7 @@ impl Acl {
         };
         let old_mask = self.get(Tag::Mask).unwrap_or(0o7);
         let new_mask = class(3, old_mask);
-        let held_back = if new_mask & !old_mask == 0 {
+        let limit = if new_mask & !old_mask == 0 {
             0o7
         } else {
             old_mask
@@ -143,11 +142,11 @@ impl Acl {
             Tag::OwningGroup => class(3, entry.perm),
             Tag::Mask => new_mask,
             Tag::Other => class(0, entry.perm),
-            Tag::User(_) | Tag::Group(_) => entry.perm & held_back,
+            Tag::User(_) | Tag::Group(_) => entry.perm & limit,
         })
     }
 
-    /// The ACL after a chmod(2) to `mode`: the group's bits go to the mask, where there is one.
+    /// The ACL after chmod(2) to `mode`, which stores the group bits in the mask if there is one.
     #[must_use]
     pub fn with_mode(&self, mode: u16) -> Self {
         let masked = self.get(Tag::Mask).is_some();
@@ -160,7 +159,7 @@ impl Acl {
         })
     }
 
-    /// The ACL after `setfacl -x u:UID`, which works the mask out again.
+    /// The ACL after `setfacl -x u:UID`, which recalculates the mask.
     #[must_use]
     pub fn without_user(&self, uid: Uid) -> Self {
         let kept = self.0.iter().filter(|entry| entry.tag != Tag::User(uid));
@@ -174,21 +173,21 @@ impl Acl {
         })
     }
 
-    fn permits(&self, who: &Subject<'_>, owner: Uid, group: Gid, want: u16) -> bool {
+    fn permits(&self, subject: &Subject<'_>, owner: Uid, group: Gid, want: u16) -> bool {
         let mask = self.get(Tag::Mask).unwrap_or(0o7);
         let allows = |perm: Option<u16>| perm.is_some_and(|perm| perm & want == want);
-        if who.uid == owner {
+        if subject.uid == owner {
             return allows(self.get(Tag::Owner));
         }
-        if let Some(perm) = self.get(Tag::User(who.uid)) {
+        if let Some(perm) = self.get(Tag::User(subject.uid)) {
             return allows(Some(perm & mask));
         }
-        let is_theirs = |entry: &&Entry| match entry.tag {
-            Tag::OwningGroup => who.is_in(group),
-            Tag::Group(gid) => who.is_in(gid),
+        let applies = |entry: &&Entry| match entry.tag {
+            Tag::OwningGroup => subject.is_in(group),
+            Tag::Group(gid) => subject.is_in(gid),
             _ => false,
         };
-        let mut groups = self.0.iter().filter(is_theirs).peekable();
+        let mut groups = self.0.iter().filter(applies).peekable();
         match groups.peek() {
             Some(_) => groups.any(|entry| allows(Some(entry.perm & mask))),
             None => allows(self.get(Tag::Other)),
@@ -218,14 +217,13 @@ impl fmt::Display for Acl {
     }
 }
 
-/// A process without capabilities, as the kernel sees it when it asks for permission.
+/// Credentials of a process without capabilities, as the kernel's permission check uses them.
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'a> {
-    /// The file system uid.
+    /// The file-system UID (credentials(7)).
     pub uid: Uid,
-    /// The file system gid.
+    /// The file-system GID.
     pub gid: Gid,
-    /// The supplementary groups.
     pub groups: &'a [Gid],
 }
 
@@ -238,25 +236,22 @@ impl Subject<'_> {
 /// Owner, group, mode and ACL of a file.
 #[derive(Debug, Clone, Copy)]
 pub struct FilePermissions<'a> {
-    /// The owner.
     pub uid: Uid,
-    /// The owning group.
     pub gid: Gid,
-    /// The mode; its type bits do not matter.
+    /// The file type bits are ignored.
     pub mode: u16,
-    /// The ACL, if it has one.
     pub acl: Option<&'a Acl>,
 }
 
-/// Whether discretionary access control lets `who` do `want` (fs/namei.c,
-/// `acl_permission_check`): the first class that fits decides, even when a later one gives more.
-pub fn permits(permissions: &FilePermissions<'_>, who: &Subject<'_>, want: u16) -> bool {
+/// Whether discretionary access control grants `subject` the permissions `want` (fs/namei.c,
+/// `acl_permission_check`). The first matching class decides, even if a later one grants more.
+pub fn permits(permissions: &FilePermissions<'_>, subject: &Subject<'_>, want: u16) -> bool {
     if let Some(acl) = permissions.acl {
-        return acl.permits(who, permissions.uid, permissions.gid, want);
+        return acl.permits(subject, permissions.uid, permissions.gid, want);
     }
-    let shift = if who.uid == permissions.uid {
+    let shift = if subject.uid == permissions.uid {
         6
-    } else if who.is_in(permissions.gid) {
+    } else if subject.is_in(permissions.gid) {
         3
     } else {
         0
@@ -268,7 +263,7 @@ pub fn permits(permissions: &FilePermissions<'_>, who: &Subject<'_>, want: u16) 
 mod tests {
     use super::*;
 
-    /// Of the short text form, with one digit for each permission: `u::6,u:1234:6,g::0,m::6,o::0`.
+    /// Parses the short text form with one octal digit for the permissions: `u::6,u:1234:6,g::0,m::6,o::0`.
     fn acl(text: &str) -> Acl {
         let entry = |entry: &str| {
             let parts: Vec<_> = entry.split(':').collect();
@@ -288,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_survive_the_round_trip() {
+    fn parses_what_to_bytes_writes() {
         let list = acl("u::6,u:1234:6,g::0,m::6,o::0");
         assert_eq!(Acl::parse(&list.to_bytes()), Some(list.clone()));
         assert_eq!(
@@ -298,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_an_acl_is_not_read_as_one() {
+    fn rejects_truncated_and_invalid_attributes() {
         let good = acl("u::6,g::6,o::0").to_bytes();
         for length in 0..good.len() {
             assert_eq!(Acl::parse(&good[..length]), None, "{length}");
@@ -312,21 +307,21 @@ mod tests {
     }
 
     #[test]
-    fn a_raised_mask_gives_no_other_entry_more() {
+    fn repairing_the_mask_grants_no_other_entry_more() {
         let list = acl("u::6,u:1:7,u:2:4,g::0,g:3:6,m::4,o::0");
         let want = acl("u::6,u:1:4,u:2:4,g::6,g:3:4,m::6,o::0");
         assert_eq!(list.repaired(None), want);
-        assert_eq!(want.repaired(None), want, "nothing left to repair");
+        assert_eq!(want.repaired(None), want, "a repaired ACL stays as it is");
     }
 
     #[test]
-    fn an_exact_mode_reaches_every_class() {
+    fn an_exact_mode_sets_owner_group_and_other() {
         let list = acl("u::7,u:1:6,g::0,m::6,o::4");
         assert_eq!(list.repaired(Some(0o666)), acl("u::6,u:1:6,g::6,m::6,o::6"));
     }
 
     #[test]
-    fn the_first_class_that_fits_decides() {
+    fn the_first_matching_class_decides() {
         let groups = [Gid::from_raw(108)];
         let qemu = Subject {
             uid: Uid::from_raw(999),

@@ -1,13 +1,13 @@
-//! qemu.conf as libvirt reads it: which user and group QEMU will run as.
+//! Parses qemu.conf as libvirt does, to find the user and group that QEMU will run as.
 //!
-//! libvirtd resolves both settings once, when it starts, and it refuses to start on a file that it
-//! cannot parse. So a guess that is more lenient than libvirt's own parser would prove the wrong
-//! identity, or miss why there is no libvirtd. Source of the behaviour: libvirt `virConfReadFile`
-//! (src/util/virconf.c) and `virGetUserID`/`virGetGroupID` (src/util/virutil.c), seen with 9.0.0.
+//! libvirtd resolves both settings once, when it starts, and refuses to start if it cannot parse the
+//! file. A parser more lenient than libvirt's would therefore test the wrong identity, or miss why
+//! libvirtd does not run. Source of the behaviour: libvirt `virConfReadFile` (src/util/virconf.c)
+//! and `virGetUserID`/`virGetGroupID` (src/util/virutil.c), observed with 9.0.0.
 //!
-//! `cgroup_device_acl` may keep /dev/kvm from every guest; it is read with the two settings that may
-//! make it powerless. Other settings are parsed, because an error in them stops libvirtd too, but not
-//! judged.
+//! `cgroup_device_acl` can exclude /dev/kvm for every guest; it is evaluated together with the two
+//! settings that can disable it. Other settings are only checked for syntax, because an error in
+//! them stops libvirtd too.
 
 #![forbid(unsafe_code)]
 
@@ -18,21 +18,20 @@ use crate::formats::accounts::strtoul::strtoul;
 /// The largest file that libvirt reads, in bytes.
 pub const MAX_SIZE: usize = 10 * 1024 * 1024;
 
-/// The settings that decide which user QEMU runs as; `None` is the distribution's default.
+/// The settings that determine which user QEMU runs as. Of several settings of one name, libvirt uses
+/// the first. `None` means the distribution's default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct QemuConf {
-    /// The first `user`.
     pub user: Option<Setting>,
-    /// The first `group`.
     pub group: Option<Setting>,
-    /// The line of the first `cgroup_device_acl`, if guests do not get /dev/kvm because of it.
+    /// The line of the first `cgroup_device_acl`, if it excludes /dev/kvm.
     pub keeps_kvm_out: Option<usize>,
 }
 
-/// A setting's text, and where it is.
+/// A string setting and its line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting {
-    /// The text between the quotes, up to a NUL.
+    /// The text between the quotes, up to the first NUL.
     pub value: Vec<u8>,
     /// The 1-based line of the setting's name.
     pub line: usize,
@@ -41,11 +40,11 @@ pub struct Setting {
 /// Why libvirtd refuses to start with this file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SyntaxError {
-    /// The 1-based line that libvirt names, too; for a setting of the wrong type, the setting's line.
+    /// 1-based, as in libvirt's own message; for a setting of the wrong type, the setting's line.
     pub line: usize,
-    /// The setting in which the error is, if it is in one.
+    /// The setting that contains the error, if any.
     pub key: Option<String>,
-    /// What should have been there.
+    /// What libvirt's parser expected at this position.
     pub expected: &'static str,
 }
 
@@ -61,14 +60,14 @@ impl fmt::Display for SyntaxError {
 
 impl std::error::Error for SyntaxError {}
 
-/// Reads the file.
+/// Parses the content of qemu.conf.
 ///
 /// # Errors
 ///
-/// [`SyntaxError`] where libvirtd refuses to start: anything that is no statement, no comment and no
-/// space (a file of nothing but spaces is refused, too, an empty one is not), `user` or `group` with
-/// a number or a list, or a file of more than [`MAX_SIZE`] bytes. Where several are wrong, the first
-/// that libvirt names.
+/// [`SyntaxError`] if libvirtd would refuse to start: for text that is not a statement, a comment or
+/// space (a file that contains only spaces is refused, an empty file is not), for `user` or `group`
+/// with a number or a list, and for a file of more than [`MAX_SIZE`] bytes. With several errors, the
+/// one that libvirt reports.
 pub fn parse(file: &[u8]) -> Result<QemuConf, SyntaxError> {
     let error = |line, key, expected| SyntaxError {
         line,
@@ -107,12 +106,12 @@ pub fn parse(file: &[u8]) -> Result<QemuConf, SyntaxError> {
             Err(error(line, Some(name.to_owned()), "a string"))
         }
     };
-    // libvirt makes each guest a /dev of the listed devices alone, unless it is told to make no
-    // namespaces; and a cgroup filter that allows them alone, unless it is told not to
-    // (`qemuDomainPopulateDevices`, `qemuSetupDevicesCgroup`).
+    // libvirt creates a /dev with only the listed devices for each guest unless `namespaces` lacks
+    // "mount" (`qemuDomainPopulateDevices`), and a device cgroup that allows only these devices unless
+    // `cgroup_controllers` lacks "devices" (`qemuSetupDevicesCgroup`).
     let lacks = |list: &Option<(usize, Value)>, name: &[u8]| matches!(list, Some((_, Value::List(list))) if !list.iter().any(|found| found == name));
-    let is_powerless = lacks(&namespaces, b"mount") && lacks(&controllers, b"devices");
-    let keeps_out = lacks(&device_acl, b"/dev/kvm") && !is_powerless;
+    let is_disabled = lacks(&namespaces, b"mount") && lacks(&controllers, b"devices");
+    let keeps_out = lacks(&device_acl, b"/dev/kvm") && !is_disabled;
     Ok(QemuConf {
         user: string("user", user)?,
         group: string("group", group)?,
@@ -120,7 +119,7 @@ pub fn parse(file: &[u8]) -> Result<QemuConf, SyntaxError> {
     })
 }
 
-/// The settings that are kept, the first of each name.
+/// The settings that are evaluated.
 const SETTINGS: [&[u8]; 5] = [
     b"user",
     b"group",
@@ -129,13 +128,13 @@ const SETTINGS: [&[u8]; 5] = [
     b"namespaces",
 ];
 
-/// The elements of lists that are looked for; nothing else of lists is kept, for they may be very long.
-const ASKED: [&[u8]; 3] = [b"/dev/kvm", b"mount", b"devices"];
+/// The list elements that are kept. All others are dropped, because lists can be very long.
+const ELEMENTS: [&[u8]; 3] = [b"/dev/kvm", b"mount", b"devices"];
 
-/// A value, as far as it matters.
+/// The parsed value of a setting.
 enum Value {
     String(Vec<u8>),
-    /// Which of [`ASKED`] are in it, without those of lists in it.
+    /// The elements of [`ELEMENTS`] that the list contains; those in nested lists do not count.
     List(Vec<Vec<u8>>),
     Number,
 }
@@ -157,7 +156,7 @@ impl<'a> Cursor<'a> {
         self.at >= self.file.len()
     }
 
-    /// The byte here; at the end a NUL, as in C.
+    /// The byte at the cursor; NUL at the end of the file, as in C.
     fn byte(&self) -> u8 {
         self.file.get(self.at).copied().unwrap_or(0)
     }
@@ -166,7 +165,7 @@ impl<'a> Cursor<'a> {
         self.file.get(self.at..).unwrap_or_default()
     }
 
-    /// Goes on while `accept` says so, and returns what was passed.
+    /// Advances while `accept` returns true, and returns the bytes passed over.
     fn take(&mut self, accept: impl Fn(u8) -> bool) -> &'a [u8] {
         let rest = self.rest();
         let len = rest.iter().position(|b| !accept(*b)).unwrap_or(rest.len());
@@ -174,17 +173,17 @@ impl<'a> Cursor<'a> {
         rest.get(..len).unwrap_or_default()
     }
 
-    fn skip_blanks(&mut self) {
-        self.take(is_blank);
+    fn skip_spaces(&mut self) {
+        self.take(is_space);
     }
 
     fn skip_lines(&mut self) {
-        let passed = self.take(|b| is_blank(b) || is_end_of_line(b));
+        let passed = self.take(|b| is_space(b) || is_end_of_line(b));
         self.line += newlines(passed);
     }
 }
 
-fn is_blank(byte: u8) -> bool {
+fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t')
 }
 
@@ -196,7 +195,8 @@ fn newlines(text: &[u8]) -> usize {
     text.iter().filter(|b| **b == b'\n').count()
 }
 
-/// Reads a setting, or a comment, which is nothing. `key` becomes the name of the setting that was begun.
+/// Parses a setting; returns `None` for a comment. Sets `key` to the name of the setting as soon as it is
+/// known, for the error message.
 fn statement<'a>(
     cursor: &mut Cursor<'a>,
     key: &mut Option<String>,
@@ -213,13 +213,13 @@ fn statement<'a>(
     let line = cursor.line;
     let name = cursor.take(|b| b.is_ascii_alphanumeric() || b == b'_');
     *key = Some(String::from_utf8_lossy(name).into_owned());
-    cursor.skip_blanks();
+    cursor.skip_spaces();
     if cursor.byte() != b'=' {
         return Err("an assignment");
     }
     cursor.at += 1;
     let value = value(cursor)?;
-    cursor.skip_blanks();
+    cursor.skip_spaces();
     if cursor.byte() == b'#' {
         cursor.take(|b| !is_end_of_line(b));
     }
@@ -227,7 +227,7 @@ fn statement<'a>(
 }
 
 fn separator(cursor: &mut Cursor<'_>) -> Result<(), Expected> {
-    cursor.skip_blanks();
+    cursor.skip_spaces();
     if cursor.at_end() {
         return Ok(());
     }
@@ -240,17 +240,19 @@ fn separator(cursor: &mut Cursor<'_>) -> Result<(), Expected> {
     Ok(())
 }
 
-/// Reads a value. Lists may hold lists, to any depth: a counter instead of recursion, so that no
-/// file exhausts the stack.
+/// Parses a value. Lists can be nested to any depth, so a counter is used instead of recursion: no
+/// file can exhaust the stack.
 fn value(cursor: &mut Cursor<'_>) -> Result<Value, Expected> {
     let mut depth = 0usize;
     let mut list = Vec::new();
     loop {
-        cursor.skip_blanks();
+        cursor.skip_spaces();
         match cursor.byte() {
             b'"' | b'\'' => match (string(cursor)?, depth) {
                 (text, 0) => return Ok(Value::String(text)),
-                (text, 1) if ASKED.contains(&&text[..]) && !list.contains(&text) => list.push(text),
+                (text, 1) if ELEMENTS.contains(&&text[..]) && !list.contains(&text) => {
+                    list.push(text)
+                }
                 _ => {}
             },
             b'0'..=b'9' | b'-' | b'+' => {
@@ -269,7 +271,7 @@ fn value(cursor: &mut Cursor<'_>) -> Result<Value, Expected> {
             }
             _ => return Err("a value"),
         }
-        // A value, or `[` and nothing, is behind us: close lists, or go on to the next value.
+        // A value, or the `[` of an empty list, was read: close lists, or continue with the next value.
         while depth > 0 {
             cursor.skip_lines();
             if cursor.at_end() {
@@ -308,14 +310,14 @@ fn string(cursor: &mut Cursor<'_>) -> Result<Vec<u8>, Expected> {
     const TRIPLE: &[u8] = b"\"\"\"";
     let rest = cursor.rest();
     let text = match rest.strip_prefix(TRIPLE) {
-        // An empty one is only seen if something follows it.
+        // libvirt recognizes an empty triple-quoted string only if more text follows it.
         Some(inner) if rest.len() > 2 * TRIPLE.len() => {
             let found = inner.windows(TRIPLE.len()).position(|w| w == TRIPLE);
             let len = found.unwrap_or(inner.len());
             let text = inner.get(..len).unwrap_or_default();
             cursor.line += newlines(match found {
                 Some(_) => text,
-                // libvirt gives up before the last two bytes.
+                // Without the closing quotes, libvirt stops before the last two bytes.
                 None => inner.get(..len - 2).unwrap_or_default(),
             });
             cursor.at += len + 2 * TRIPLE.len();
@@ -334,22 +336,21 @@ fn string(cursor: &mut Cursor<'_>) -> Result<Vec<u8>, Expected> {
     Ok(text.split(|b| *b == 0).next().unwrap_or_default().to_vec())
 }
 
-/// What a value of `user` or `group` names.
+/// How libvirt interprets a value of `user` or `group`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IdSpec<'a> {
-    /// `+N`: always a number.
+    /// `+N`: always a UID or GID.
     Number(u32),
-    /// Anything else: the name if there is one like that, and otherwise the number.
+    /// Any other value: a name if a user or group of that name exists, otherwise a UID or GID.
     NameOrNumber {
-        /// The whole value.
         name: &'a [u8],
-        /// The value as a number, if it is one and an ID.
+        /// The value as UID or GID, if it is a valid one.
         number: Option<u32>,
     },
 }
 
-/// How libvirt reads a value of `user` or `group`. `None` names no ID: it is empty, or `+` is not
-/// followed by an ID. 4294967295, which libvirt reads from -1, too, is no ID.
+/// Interprets a value of `user` or `group` as libvirt does. `None` if it is empty, or if `+` is not
+/// followed by a valid ID. 4294967295, which libvirt also reads from -1, is not a valid ID.
 pub fn id_spec(value: &[u8]) -> Option<IdSpec<'_>> {
     match value {
         [] => None,
@@ -361,7 +362,7 @@ pub fn id_spec(value: &[u8]) -> Option<IdSpec<'_>> {
     }
 }
 
-/// An unsigned 32-bit number as libvirt's `virStrToLong_ui` reads it: negative ones wrap around.
+/// An unsigned 32-bit number as libvirt's `virStrToLong_ui` reads it: negative numbers wrap around.
 fn id(text: &[u8]) -> Option<u32> {
     let number = strtoul(text).filter(|number| number.in_range)?;
     let id = if number.negative {

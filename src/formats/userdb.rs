@@ -4,19 +4,17 @@
 use nix::unistd::Gid;
 use serde::Deserialize;
 
-/// One group of a userdb record.
+/// The group that a userdb record defines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// The group's name.
     pub name: String,
-    /// Its GID.
     pub gid: Gid,
-    /// The file's name below the host root.
+    /// Path of the record's file below the host root.
     pub at: String,
 }
 
-/// Reads the userdb record in the file `at` (`<name>.group`, or a link `<gid>.group` to one).
-/// `None` if it is no group record, or one that userdbd would not find under this file name.
+/// Parses the userdb record in the file `at` (`<name>.group`, or a link `<gid>.group` to it).
+/// `None` if it is not a group record, or if userdbd would not find it under this file name.
 pub fn record(at: &str, json: &[u8]) -> Option<Record> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -24,7 +22,7 @@ pub fn record(at: &str, json: &[u8]) -> Option<Record> {
         group_name: String,
         gid: u32,
     }
-    // serde also accepts an array of the elements in this order; a record is an object.
+    // serde would also accept an array of the fields in this order, but a record is an object.
     if !json.trim_ascii_start().starts_with(b"{") {
         return None;
     }
@@ -45,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_group_records_under_their_own_name_count() {
+    fn accepts_only_group_records_with_a_matching_file_name() {
         const KVM: &str = r#"{"groupName":"kvm","gid":78,"disposition":"system"}"#;
         for (file, json, gid) in [
             ("kvm.group", KVM, Some(78)),
@@ -56,8 +54,8 @@ mod tests {
             ("kvm.group", "kvm:x:78:", None),
             ("kvm.group", r#"["kvm",78]"#, None),
         ] {
-            let found = record(&format!("usr/lib/userdb/{file}"), json.as_bytes());
-            assert_eq!(found.map(|found| found.gid.as_raw()), gid, "{file} {json}");
+            let group = record(&format!("usr/lib/userdb/{file}"), json.as_bytes());
+            assert_eq!(group.map(|group| group.gid.as_raw()), gid, "{file} {json}");
         }
     }
 }

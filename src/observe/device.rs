@@ -1,4 +1,4 @@
-//! What is seen of the device: what stands at its path, what guards it, and whether a driver answers.
+//! Inspects the device: the file at its path, its permissions, and whether a driver is registered.
 
 use std::path::{Path, PathBuf};
 
@@ -10,35 +10,34 @@ use crate::formats::posix_acl::Acl;
 use crate::sys::device::{Device, DeviceStat};
 use crate::sys::{proc, progress};
 
-/// A device node and what guards it.
+/// A file, usually the device, with its permissions.
 #[derive(Debug, Clone)]
 pub struct DeviceState {
-    /// Kind, numbers, owner, mode.
+    /// File type, device numbers, owner and mode.
     pub facts: DeviceStat,
-    /// Its ACL.
     pub acl: Option<Acl>,
-    /// Whether it is on a `nodev` mount.
+    /// Whether the file is on a `nodev` mount.
     pub nodev: bool,
-    /// Whether its owner or group may be one that this user namespace does not map, and shows as
-    /// 65534.
+    /// Whether the owner or group may be an ID without a mapping in this user namespace, which the
+    /// kernel shows as 65534.
     pub unmapped: bool,
 }
 
-/// Whether anything answers behind 10:232.
+/// Whether a KVM driver is registered for 10:232.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Driver {
-    /// `/proc/misc` lists it.
+    /// `/proc/misc` lists it, or the device could be opened.
     Present,
-    /// `/proc/misc` does not list it, and nothing contradicts.
+    /// `/proc/misc` does not list it, and no open succeeded.
     Absent,
-    /// Nothing could be learned.
+    /// `/proc/misc` cannot be read, and opening the device did not decide it.
     Unknown,
 }
 
-pub(super) fn node(device: &Device) -> Result<DeviceState> {
+pub(super) fn inspect(device: &Device) -> Result<DeviceState> {
     let facts = device.facts();
     if !facts.is_kvm() {
-        // Of what is not the device, only its kind is of interest.
+        // Of a file that is not the KVM device, only the type is reported.
         return Ok(DeviceState {
             facts,
             acl: None,
@@ -46,7 +45,7 @@ pub(super) fn node(device: &Device) -> Result<DeviceState> {
             unmapped: false,
         });
     }
-    /// What the kernel shows for an ID without a mapping (/proc/sys/kernel/overflowuid).
+    /// The ID that the kernel shows in place of one without a mapping (/proc/sys/kernel/overflowuid).
     const OVERFLOW: u32 = 65534;
     let shows_overflow = facts.uid.as_raw() == OVERFLOW || facts.gid.as_raw() == OVERFLOW;
     Ok(DeviceState {
@@ -57,15 +56,15 @@ pub(super) fn node(device: &Device) -> Result<DeviceState> {
     })
 }
 
-/// Whether some IDs are not mapped here (user_namespaces(7)).
+/// Whether some IDs have no mapping in this user namespace (user_namespaces(7)).
 fn in_user_namespace() -> bool {
     let map = proc::text("/proc/self/uid_map").unwrap_or_default();
     let mut words = map.split_whitespace();
     words.next() != Some("0") || words.next() != Some("0") || words.next() != Some("4294967295")
 }
 
-/// `/proc/misc` lists 232 if and only if a KVM driver is registered (drivers/char/misc.c). Where it
-/// does not, an open decides: on some architectures that is what loads the module.
+/// `/proc/misc` lists 232 if and only if a KVM driver is registered (drivers/char/misc.c). If it does
+/// not, this opens the device, because on some architectures open(2) loads the module.
 pub(super) fn driver(device: Option<&Device>) -> Driver {
     let listed = proc::text("/proc/misc").map(|list| {
         list.lines()
@@ -84,13 +83,13 @@ pub(super) fn driver(device: Option<&Device>) -> Driver {
     }
 }
 
-/// What open(2) answers when nothing is registered for a device's numbers.
+/// Whether open(2) failed because no driver is registered for the device's numbers.
 pub fn is_no_driver(errno: Errno) -> bool {
     matches!(errno, Errno::ENODEV | Errno::ENXIO)
 }
 
-/// The directories above `device`, outermost first, for a reason why it cannot be reached: those that
-/// its path names, and those that the links in it lead through.
+/// The directories above `device`, outermost first, to find one that denies access: those in its path, and
+/// those on the way through its symbolic links.
 pub fn directories_above(device: &Path) -> Vec<(PathBuf, DeviceState)> {
     let named = std::path::absolute(device).unwrap_or_default();
     let Some(named) = named.parent() else {
@@ -103,19 +102,19 @@ pub fn directories_above(device: &Path) -> Vec<(PathBuf, DeviceState)> {
     let mut more: Vec<&Path> = real.ancestors().collect();
     more.reverse();
     more.retain(|path| !paths.contains(path));
-    let node = |path: &Path| {
+    let state = |path: &Path| {
         let device = Device::find(path).ok()??;
-        // A link has no rights of its own.
+        // The permissions of a symbolic link are not checked.
         if device.facts().kind != SFlag::S_IFDIR {
             return None;
         }
-        let node = DeviceState {
+        let state = DeviceState {
             facts: device.facts(),
             acl: device.acl().ok()?,
             nodev: false,
             unmapped: false,
         };
-        Some((path.to_owned(), node))
+        Some((path.to_owned(), state))
     };
-    paths.into_iter().chain(more).filter_map(node).collect()
+    paths.into_iter().chain(more).filter_map(state).collect()
 }

@@ -1,27 +1,27 @@
-//! Whether what is seen of the device is about the libvirtd that runs.
+//! Checks whether the observed device is the one that the running libvirtd uses.
 
 use crate::config::{Libvirtd, Sources};
 use crate::sys::device::{Device, DeviceStat};
 
-/// Why a proof may say nothing of the libvirtd that runs.
+/// Why a proof may not apply to the running libvirtd.
 #[derive(Debug)]
 pub enum Doubt {
-    /// Its container shows another device, or a mount that ignores devices.
+    /// Its container has another device, or the device is on a `nodev` mount there.
     OtherDevice(OtherDevice),
-    /// None runs with the node's device; perhaps one (its process ID) with a /dev of its own.
+    /// No libvirtd runs with the node's device. The process ID is that of one with a private /dev, if any.
     NoLibvirtd(Option<u32>),
-    /// It cannot be told from others, or may not be looked at: why.
+    /// The reason why the libvirtd is ambiguous or cannot be inspected.
     Unclear(String),
 }
 
-/// A device that is not the one that was looked at.
+/// The inspected device, and the different one in libvirtd's container.
 #[derive(Debug)]
 pub struct OtherDevice {
-    /// The one that was looked at.
+    /// The inspected device.
     pub here: DeviceStat,
-    /// What stands at its path below the pod root, if that is a KVM device.
+    /// The file at the same path below the pod root, if it is a KVM device.
     pub there: Option<DeviceStat>,
-    /// Whether that is on a `nodev` mount, and the one that was looked at is not.
+    /// Whether only the file below the pod root is on a `nodev` mount.
     pub is_nodev: bool,
 }
 
@@ -34,8 +34,8 @@ pub(super) fn doubt(sources: &Sources, device: Option<&Device>) -> Option<Doubt>
     }
 }
 
-/// What the pod root shows instead of the device that was looked at. What cannot be looked at is not reported
-/// as odd.
+/// The device in the pod root, if it differs from the inspected one. `None` also if the pod root cannot be
+/// read.
 fn other_device(device: &Device, sources: &Sources) -> Option<OtherDevice> {
     let here = device.facts();
     let root = sources.pod_root.open().ok()?;

@@ -1,5 +1,5 @@
-//! The node's group database: group(5) files and userdb records, in the order in which a name
-//! service would ask them.
+//! Reads the node's group database: group(5) files and userdb records, in the order in which NSS
+//! consults them.
 #![forbid(unsafe_code)]
 
 use std::os::unix::ffi::OsStrExt;
@@ -14,11 +14,11 @@ use crate::formats::userdb::{Record, record};
 use crate::sys::root::Root;
 use crate::sys::{Inode, ReadBudget};
 
-/// Where distributions keep groups: the usual file, nss-altfiles (ostree, bootc), and Flatcar's
+/// Group files of distributions: the usual one, nss-altfiles (ostree, bootc), and Flatcar's
 /// usrfiles.
 pub const FILES: [&str; 3] = ["etc/group", "usr/lib/group", "usr/share/baselayout/group"];
 
-/// Where systemd-userdbd finds records (src/shared/userdb-dropin.h), in its order.
+/// Directories in which systemd-userdbd searches records (src/shared/userdb-dropin.h), in its order.
 pub const RECORD_DIRECTORIES: [&str; 5] = [
     "etc/userdb",
     "run/userdb",
@@ -27,50 +27,47 @@ pub const RECORD_DIRECTORIES: [&str; 5] = [
     "usr/lib/userdb",
 ];
 
-/// Everything that was read.
+/// The files and records that were read.
 #[derive(Debug, Clone, Default)]
 pub struct GroupDb {
-    /// Name below the host root, and content.
+    /// Path below the host root, and content.
     pub files: Vec<(&'static str, Vec<u8>)>,
-    /// The userdb records.
     pub records: Vec<Record>,
-    /// Which sources are not seen.
     pub unseen: Unseen,
 }
 
-/// Which sources of a group database are not seen, though the node may have them.
+/// Which sources of the group database are not visible, although the node may have them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Unseen {
-    /// None: a group that is not found does not exist on the node.
+    /// All sources are visible: a group that is not found does not exist on the node.
     #[default]
     None,
-    /// Some that few nodes have: what is found counts.
+    /// Only sources that few nodes have are missing: groups that are found count.
     Rare,
-    /// One that the node has or had. What would be asked after it could be overruled by it.
+    /// A source that the node probably has is not visible. It could override all sources after it.
     Before {
-        /// How many of [`GroupDb::files`] are asked before it.
+        /// How many of [`GroupDb::files`] take precedence over it.
         files: usize,
-        /// Its name below the host root.
+        /// Path below the host root.
         name: &'static str,
-        /// Why it is not seen.
+        /// Why it is not visible.
         why: String,
     },
 }
 
-/// A group and where it is.
+/// A group that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// Its name.
     pub name: String,
-    /// Its GID; 0 is possible.
+    /// 0 is possible.
     pub gid: Gid,
-    /// File and line below the host root.
+    /// File and line, or file of the record, below the host root.
     pub at: String,
 }
 
 impl GroupDb {
-    /// The group `name`: the first file that knows it decides. Nothing also where a file that is not seen
-    /// may decide otherwise.
+    /// The group `name`, from the first file that contains it. `None` also if a file that is not visible could
+    /// override it.
     pub fn by_name(&self, name: &str) -> Option<Found> {
         let (files, records) = match self.unseen {
             Unseen::Before { files, .. } => (files, &[][..]),
@@ -88,7 +85,7 @@ impl GroupDb {
         self.by_gid(gid).map(|found| found.name)
     }
 
-    /// A group that has this GID and one of these names, and where it is: a GID may have several names.
+    /// Name and location of a group with this GID and one of these names: a GID can have several names.
     pub fn named(&self, names: &[&str], gid: Gid) -> Option<(String, String)> {
         let is_one = |record: &&Record| record.gid == gid && names.contains(&&*record.name);
         let found = first(
@@ -99,7 +96,7 @@ impl GroupDb {
         Some((found.name, found.at))
     }
 
-    /// The group other than `name` that has this GID, and where it is. Nothing when `name` has it too.
+    /// Name and location of another group than `name` with this GID. `None` if `name` has the GID too.
     pub fn other_owner(&self, gid: Gid, name: &str) -> Option<(String, String)> {
         if self.by_name(name).is_some_and(|found| found.gid == gid) {
             return None;
@@ -116,7 +113,7 @@ impl GroupDb {
     }
 }
 
-/// The first group that one of the files has, or else the one of the userdb record.
+/// The first group found in the files, or else the one of the userdb record.
 fn first<'a>(
     files: impl Iterator<Item = &'a (&'static str, Vec<u8>)>,
     look_up: impl Fn(&'a [u8]) -> Option<Group<'a>>,
@@ -138,8 +135,8 @@ fn first<'a>(
     })
 }
 
-/// The groups, and the inodes of their files. `not_shown` gets the sources that are not seen and that few
-/// nodes have.
+/// Reads the groups; returns them with the inodes of their files. Adds sources that are not visible and that
+/// few nodes have to `not_shown`.
 pub(super) fn groups(
     root: &Root,
     view: View,
@@ -177,7 +174,7 @@ pub(super) fn groups(
             }
             let at = format!("{directory}/{}", name.display());
             let json = match root.read(&at) {
-                // userdbd finds no record in what is no file, either.
+                // userdbd also ignores names that are not regular files.
                 Err(error) if matches!(error.errno, Errno::EINVAL | Errno::ELOOP) => None,
                 read => read?,
             };
@@ -197,7 +194,7 @@ pub(super) fn groups(
     Ok((db, inodes))
 }
 
-/// Notes that a source of groups is not seen, the first one only: whatever comes after it is in doubt.
+/// Records the first source that is not visible: all sources after it are in doubt.
 fn overruled(db: &mut GroupDb, name: &'static str, why: String) {
     if !matches!(db.unseen, Unseen::Before { .. }) {
         let files = db.files.len();
@@ -228,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_file_that_knows_the_name_decides() {
+    fn by_name_uses_the_first_file_with_the_group() {
         let found = db().by_name("kvm").unwrap();
         assert_eq!(
             (found.gid.as_raw(), found.at.as_str()),
@@ -238,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn records_answer_when_no_file_does() {
+    fn uses_records_if_no_file_has_the_group() {
         let mut db = db();
         db.files.clear();
         let found = db.by_name("kvm").unwrap();
@@ -251,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_unseen_file_could_overrule_is_not_known() {
+    fn groups_after_a_file_that_is_not_visible_are_unknown() {
         let mut db = db();
         let before = |files| Unseen::Before {
             files,
@@ -267,7 +264,7 @@ mod tests {
             db.unseen = unseen;
             let found = |name| db.by_name(name).map(|found| found.gid.as_raw());
             assert_eq!((found("kvm"), found("netdev")), (kvm, netdev), "{db:?}");
-            // Which group has a GID may matter anyway.
+            // The owner of a GID is still reported, to be on the safe side.
             let owner = db.other_owner(Gid::from_raw(107), "kvm");
             assert_eq!(owner.unwrap().0, "qemu");
         }
@@ -276,14 +273,14 @@ mod tests {
     }
 
     #[test]
-    fn a_gid_that_is_also_the_groups_own_belongs_to_no_other() {
+    fn other_owner_ignores_a_gid_that_the_group_itself_has() {
         assert_eq!(db().other_owner(Gid::from_raw(36), "kvm"), None);
         let (name, at) = db().other_owner(Gid::from_raw(107), "kvm").unwrap();
         assert_eq!((name.as_str(), at.as_str()), ("qemu", "/usr/lib/group:3"));
     }
 
     #[test]
-    fn every_name_of_a_gid_is_found() {
+    fn named_finds_every_name_of_a_gid() {
         let mut db = db();
         db.files[0].1.extend(b"other:x:36:\n");
         db.records[0].gid = Gid::from_raw(36);

@@ -1,4 +1,4 @@
-//! What is seen of the node, and what its udev would do.
+//! Observes the node and predicts what its udev will do.
 
 use std::path::PathBuf;
 
@@ -13,43 +13,36 @@ use crate::sys::Inode;
 use crate::sys::device::DeviceStat;
 use crate::sys::root::Root;
 
-/// What is seen of the node.
+/// The observed state of the node.
 #[derive(Debug)]
 pub struct Host {
-    /// Where its root is seen.
+    /// The host root.
     pub root: PathBuf,
-    /// Its groups.
     pub db: GroupDb,
-    /// Device and inode number of each of its group files.
     pub group_files: Vec<Inode>,
-    /// What stands at dev/kvm below it.
+    /// The file at dev/kvm below the host root.
     pub device: Option<DeviceStat>,
-    /// What its udev will do to the device.
+    /// What the node's udev will do to the device.
     pub udev: Predictions,
-    /// What its udev would do without the rule that an earlier run wrote; nothing where there is no
-    /// such rule.
+    /// What the node's udev would do without the rule of an earlier `--persist`; `None` if there is no such
+    /// rule.
     pub others: Option<Predictions>,
-    /// Where such a rule goes; looked at only where one may be written.
+    /// The place of that rule; inspected only if the run may write one.
     pub slot: Option<RuleFileSlot>,
-    /// What is known of its systemd.
     pub udevd: Udevd,
-    /// Its udev's rules.
     pub rules: Rules,
-    /// Its etc/passwd, empty if there is none.
+    /// Content of etc/passwd; empty if the file does not exist.
     pub passwd: Vec<u8>,
-    /// How much of the node is seen.
     pub view: View,
-    /// Rules that it has, or may well have, and that are not seen: no forecast holds.
+    /// Rules that the node probably has and that are not visible: they make every prediction unclear.
     pub unseen: Vec<Diagnostic>,
-    /// Places that few nodes use and that are not seen: they are taken for empty, and `check` names them.
+    /// Directories and files that few nodes have and that are not visible: treated as empty, and reported by
+    /// `check`.
     pub not_shown: Vec<&'static str>,
 }
 
 impl Host {
-    /// Looks at the node. `spot` asks for [`Host::slot`].
-    ///
-    /// # Errors
-    /// The call that failed.
+    /// Observes the node; [`Host::slot`] only if `slot` is true.
     pub fn observe(root: &Root, slot: bool) -> Result<Self> {
         let view = View::of(root)?;
         let mut rules = udev_files::rules(root, view)?;
@@ -73,14 +66,14 @@ impl Host {
         Ok(host)
     }
 
-    /// Works out [`Host::udev`] and [`Host::others`] from what was read.
+    /// Updates [`Host::udev`] and [`Host::others`] from the other fields.
     pub fn foresee(&mut self) {
         self.udev = self.predict(&self.rules.all());
         let others = self.rules.without_own();
         self.others = others.map(|files| self.predict(&files));
     }
 
-    /// What its udev would do with `own` as the rule of this program.
+    /// What the node's udev would do with `own` as the rule of `--persist`.
     pub fn with_own(&self, own: &RuleFile) -> Predictions {
         self.predict(&self.rules.with(own))
     }

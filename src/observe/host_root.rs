@@ -1,4 +1,4 @@
-//! Where this process runs: on the node itself, or in a container that may or may not see it.
+//! Finds the host root: `/` on the node itself, or a mount of the node's file system in a container.
 
 use std::env;
 use std::path::Path;
@@ -7,29 +7,29 @@ use crate::error::Error;
 use crate::sys::Inode;
 use crate::sys::root::{Root, is_mount_point};
 
-/// Where the node's file system is usually mounted in a container.
+/// Usual mount points of the node's file system in a container.
 const USUAL: [&str; 2] = ["/mnt/host-rootfs", "/host"];
-/// The root of PID 1, which is the node's in the initial PID namespace.
+/// The root of PID 1; in the initial PID namespace this is the node's root.
 const PID_1: &str = "/proc/1/root";
-/// What readlink(2) says of the initial PID namespace (include/linux/proc_ns.h,
+/// The target of /proc/self/ns/pid in the initial PID namespace (include/linux/proc_ns.h,
 /// `PROC_PID_INIT_INO`).
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 
-/// The node's root as this process sees it.
+/// The result of the search for the host root.
 #[derive(Debug)]
 pub enum HostRoot {
-    /// A directory that shows it; `/` on the node itself.
+    /// The host root; `/` on the node itself.
     At(Root),
-    /// This is a container in which nothing shows it.
+    /// This is a container without access to the node's file system.
     Nowhere,
 }
 
-/// Finds the node's root, or takes the one that was given.
+/// Finds the host root; `path` is the value of `--host-root`.
 ///
 /// # Errors
-/// [`Error::Usage`] for a given root that is not there, that is empty, or that is this container's own.
-pub fn find(given: Option<&Path>) -> Result<HostRoot, Error> {
-    match given {
+/// [`Error::Usage`] if `path` does not exist, is empty, or is this container's own root.
+pub fn find(path: Option<&Path>) -> Result<HostRoot, Error> {
+    match path {
         Some(path) => take(path).map(HostRoot::At),
         None if on_the_node() => {
             let root = Root::open(Path::new("/"));
@@ -44,8 +44,8 @@ fn take(path: &Path) -> Result<Root, Error> {
     let shown = path.display();
     let root = Root::open(path).map_err(|error| {
         Error::Usage(format!(
-            "--host-root {shown}: {error}; mount the node's root file system there, or leave the \
-             option out"
+            "--host-root {shown}: {error}; mount the node's root file system there, or omit the \
+             option"
         ))
     })?;
     let own = Root::open(Path::new("/")).and_then(|own| own.id());
@@ -56,14 +56,14 @@ fn take(path: &Path) -> Result<Root, Error> {
              node's root file system, for example at /mnt/host-rootfs"
         )));
     }
-    // A mount point without its mount: what the node says would be unknown, without a word.
+    // An empty mount point: without this error, the node's files would be missing without notice.
     if ["etc", "usr"]
         .iter()
         .all(|name| matches!(root.stat(name), Ok(None)))
     {
         return Err(Error::Usage(format!(
-            "--host-root {shown}: neither etc nor usr is in it, so nothing is mounted there; mount \
-             the node's root file system there, or leave the option out"
+            "--host-root {shown}: it contains neither etc nor usr, so nothing is mounted there; mount \
+             the node's root file system there, or omit the option"
         )));
     }
     Ok(root)
@@ -79,24 +79,24 @@ fn search() -> HostRoot {
             continue;
         };
         let elsewhere = root.id().ok() != own;
-        let holds = |name| root.stat(name).is_ok_and(|found| found.is_some());
-        if elsewhere && holds("etc") && holds("usr") {
+        let contains = |name| root.stat(name).is_ok_and(|stat| stat.is_some());
+        if elsewhere && contains("etc") && contains("usr") {
             return HostRoot::At(root);
         }
     }
     HostRoot::Nowhere
 }
 
-/// On the node: the initial PID namespace, and PID 1's root is ours. Where that cannot be read,
-/// there must be no sign of a container. Where it can, it outranks every sign: a shell that was
-/// opened in a pod and changed its root to the node's still has Kubernetes' variables.
+/// Whether this process runs on the node itself: in the initial PID namespace and with the root of PID 1.
+/// If the root of PID 1 cannot be read, there must be no container marker. If it can, markers do not
+/// count: a shell from a pod that changed its root to the node's still has Kubernetes' variables.
 pub fn on_the_node() -> bool {
     let unreadable = || Root::open(Path::new(PID_1)).is_err();
     in_initial_pid_namespace()
         && (pid_1_has_our_root() || container_marker().is_none() && unreadable())
 }
 
-/// Device and inode number of the root of the node's first process, where that can be seen.
+/// Device and inode number of the root of the node's PID 1, if it can be read.
 pub fn nodes_own_root() -> Option<Inode> {
     let root = in_initial_pid_namespace().then(|| Root::open(Path::new(PID_1)));
     root?.and_then(|root| root.id()).ok()
@@ -112,8 +112,8 @@ fn pid_1_has_our_root() -> bool {
     in_initial_pid_namespace() && matches!((id(PID_1), id("/")), (Ok(a), Ok(b)) if a == b)
 }
 
-/// The sign that a container runtime left, if any: Kubernetes' variable, the variable of
-/// systemd's container interface, podman's and docker's files.
+/// The container marker, if any: the variable of Kubernetes, the variable of systemd's container
+/// interface, or the file of podman or docker.
 fn container_marker() -> Option<&'static str> {
     let variables = ["KUBERNETES_SERVICE_HOST", "container"];
     let files = ["/run/.containerenv", "/.dockerenv"];

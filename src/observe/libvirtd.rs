@@ -1,9 +1,9 @@
-//! Which libvirtd's files are meant, where no root was named: perhaps that of one in another container.
+//! Finds the libvirtd whose root is used if `--root` is not set; it can run in another container.
 //!
-//! Its group file will be edited by root, so a process is taken for libvirtd for what the kernel says of it:
-//! all four UIDs are 0, it is in this process' user namespace, root owns its executable, it has
-//! `CAP_SYS_ADMIN`, and its root shows the node's own device. A name, and what a root shows else, is the choice
-//! of whoever started it.
+//! Root will edit the group file of that libvirtd, so only facts from the kernel count: all four UIDs are 0,
+//! the process is in this process' user namespace, root owns its executable, it has `CAP_SYS_ADMIN`, and its
+//! root contains the node's own device. Its name and the other files in its root prove nothing, because any
+//! user can choose them.
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
@@ -19,8 +19,8 @@ use crate::sys::processes::{Inspected, Look, Process, inspect, pid_of_root};
 use crate::sys::root::Root;
 use crate::sys::{Inode, SyscallError};
 
-/// The names of the daemons that start QEMU, as processes have them (at most 15 bytes): the monolithic one, the
-/// modular one for QEMU, and what NixOS wraps.
+/// The process names of the daemons that start QEMU (at most 15 bytes, proc_pid_comm(5)): the monolithic one,
+/// the modular one for QEMU, and the wrapped programs of NixOS.
 pub const NAMES: [&str; 4] = [
     "libvirtd",
     "virtqemud",
@@ -43,38 +43,38 @@ pub fn is_named(process: &Process) -> bool {
 /// A libvirtd, with its root held open.
 #[derive(Debug)]
 pub struct Libvirtd {
-    /// Its process ID.
     pub pid: u32,
-    /// Readable once it has ended.
+    /// Readable once the process has ended (pidfd_open(2)).
     pub pidfd: OwnedFd,
-    /// Its root.
     pub root: Root,
 }
 
-/// What was found.
+/// The result of the search.
 #[derive(Debug)]
 pub enum Target {
-    /// A root or a group file was named, or libvirtd runs in this very container.
+    /// `--root` or `--group-file-out` is set, or libvirtd runs in this container.
     Own,
     /// Only the node's own libvirtd runs.
     Node,
-    /// The one of just one container.
+    /// libvirtd runs in exactly one other container.
     Container(Libvirtd),
-    /// The one of just one container that has a /dev of its own: it is looked at, and nothing of it is edited.
+    /// libvirtd runs in exactly one other container, with a private /dev: it is inspected, but its files are not
+    /// edited.
     OtherDevice(Libvirtd),
-    /// None runs, as far as can be seen.
+    /// No libvirtd was found.
     None,
-    /// Several run, or one that this process may not look at: nothing of theirs is edited.
+    /// Several were found, or one cannot be inspected: no files are edited. Contains the reason.
     Ambiguous(String),
 }
 
-/// Finds it among the processes that have its name.
-pub fn find(asked: &Sources, daemons: &[Process]) -> Target {
+/// Finds the libvirtd among the processes of that name.
+pub fn find(sources: &Sources, daemons: &[Process]) -> Target {
     let here = Path::new("/");
-    if asked.pod_root.path() != here || asked.group_file_out.is_some() {
+    if sources.pod_root.path() != here || sources.group_file_out.is_some() {
         return Target::Own;
     }
-    // An ordinary container may have any number of processes of any name: they cost no descriptor.
+    // Skip processes without CAP_SYS_ADMIN: any container can start any number of them under this name, and each
+    // inspection takes file descriptors.
     let named = daemons
         .iter()
         .filter(|process| is_named(process) && process.is_admin);
@@ -82,47 +82,47 @@ pub fn find(asked: &Sources, daemons: &[Process]) -> Target {
     if named.peek().is_none() {
         return Target::None;
     }
-    let host = match host_root::find(asked.host_root.as_deref()) {
+    let host = match host_root::find(sources.host_root.as_deref()) {
         Ok(HostRoot::At(host)) => Some(host),
         _ => None,
     };
     let surroundings = Surroundings {
         own: Root::open(here).and_then(|root| root.id()).ok(),
-        // A root that holds only parts of the node's is another directory than its own.
+        // If only parts of the node are mounted at the host root, it is another directory than the root of PID 1.
         nodes: [
             host.as_ref().and_then(|host| host.id().ok()),
             host_root::nodes_own_root(),
         ],
-        device: nodes_device(host.as_ref(), &asked.device),
+        device: nodes_device(host.as_ref(), &sources.device),
     };
-    let mut found: Vec<Candidate<Inspected>> = Vec::new();
+    let mut candidates: Vec<Candidate<Inspected>> = Vec::new();
     let mut hidden = None;
     for Process { name, pid, .. } in named {
         match inspect(*pid) {
             Look::Seen(seen) => {
-                let one = Candidate::new(name.clone(), *seen, &asked.device);
-                // Several processes that show the same count once.
+                let one = Candidate::new(name.clone(), *seen, &sources.device);
+                // Processes with the same root and devices count once.
                 let is_new = |one: &Candidate<_>| {
                     let same = |known: &Candidate<_>| {
                         (known.root, known.devices) == (one.root, one.devices)
                     };
-                    !found.iter().any(same)
+                    !candidates.iter().any(same)
                 };
-                found.extend(one.filter(is_new));
+                candidates.extend(one.filter(is_new));
             }
             Look::Hidden(error) => {
                 let way_out = way_out(&error);
                 hidden.get_or_insert(format!(
-                    "{name} (pid {pid}) runs as root, and this process may not look at it: {error}{way_out}"
+                    "cannot inspect {name} (pid {pid}), which runs as root: {error}{way_out}"
                 ));
             }
             Look::NotRoots => {}
         }
     }
-    choose(&surroundings, found, hidden)
+    choose(&surroundings, candidates, hidden)
 }
 
-/// What helps where a process may not be looked at.
+/// The advice if a process cannot be inspected.
 fn way_out(error: &SyscallError) -> &'static str {
     match error.errno {
         Errno::EACCES | Errno::EPERM => "; run this with CAP_SYS_PTRACE",
@@ -130,7 +130,7 @@ fn way_out(error: &SyscallError) -> &'static str {
     }
 }
 
-/// The node's own device: what the host root shows, else what this process sees.
+/// The node's own device: the one in the host root, else the one of this process.
 fn nodes_device(host: Option<&Root>, device: &Path) -> Option<Inode> {
     let on_host = host.and_then(|host| kvm_at(host, "dev/kvm"));
     on_host.or_else(|| {
@@ -140,27 +140,26 @@ fn nodes_device(host: Option<&Root>, device: &Path) -> Option<Inode> {
 }
 
 fn kvm_at(root: &Root, name: &str) -> Option<Inode> {
-    let found = root.stat(name).ok()?.map(DeviceStat::from)?;
-    found.is_kvm().then_some(found.inode)
+    let file = root.stat(name).ok()?.map(DeviceStat::from)?;
+    file.is_kvm().then_some(file.inode)
 }
 
-/// What the processes are compared with.
+/// Inodes with which the processes are compared.
 struct Surroundings {
-    /// This process' own root.
+    /// The root of this process.
     own: Option<Inode>,
-    /// The host root, and the root of the node's first process.
+    /// The host root, and the root of the node's PID 1.
     nodes: [Option<Inode>; 2],
-    /// The node's own device, if it has one.
     device: Option<Inode>,
 }
 
-/// A libvirtd, whatever its root is.
+/// A libvirtd whose root was not compared yet.
 #[derive(Debug)]
 struct Candidate<R> {
     name: String,
     pid: u32,
     root: Inode,
-    /// The devices that its root shows at the usual place, and at the one that was named.
+    /// The KVM devices in its root at dev/kvm and at the path of `--device`.
     devices: [Option<Inode>; 2],
     held: R,
 }
@@ -187,13 +186,13 @@ impl Candidate<Inspected> {
     }
 }
 
-/// Whether the kernel says that a process of root's is a libvirtd.
+/// Whether a process of root is a libvirtd, by the facts from the kernel.
 fn is_libvirtd(executable: &OsStr, is_roots: bool, shares_namespace: bool, is_admin: bool) -> bool {
     let name = EXECUTABLES.iter().any(|name| executable == *name);
     name && is_roots && shares_namespace && is_admin
 }
 
-/// What one of them is.
+/// [`Target`], with `R` in place of the held root so that tests need no processes.
 #[derive(Debug, PartialEq, Eq)]
 enum Choice<R> {
     Own,
@@ -206,7 +205,7 @@ enum Choice<R> {
 
 fn choose(
     surroundings: &Surroundings,
-    found: Vec<Candidate<Inspected>>,
+    candidates: Vec<Candidate<Inspected>>,
     hidden: Option<String>,
 ) -> Target {
     let libvirtd = |pid, seen: Inspected| Libvirtd {
@@ -214,7 +213,7 @@ fn choose(
         pidfd: seen.pidfd,
         root: seen.root,
     };
-    match chosen(surroundings, found, hidden) {
+    match chosen(surroundings, candidates, hidden) {
         Choice::Own => Target::Own,
         Choice::Node => Target::Node,
         Choice::Container(pid, seen) => Target::Container(libvirtd(pid, seen)),
@@ -224,17 +223,17 @@ fn choose(
     }
 }
 
-/// Decides. `hidden` says why a process of root's could not be looked at.
+/// Decides between the candidates. `hidden` is the reason why a process of root could not be inspected.
 fn chosen<R>(
     surroundings: &Surroundings,
-    found: Vec<Candidate<R>>,
+    candidates: Vec<Candidate<R>>,
     hidden: Option<String>,
 ) -> Choice<R> {
-    const WAY_OUT: &str = "nothing of it is edited; give --root, or --group-file-out";
+    const WAY_OUT: &str = "no group file is edited; set --root or --group-file-out";
     let is_nodes = |root: Inode| surroundings.nodes.contains(&Some(root));
     let is_own = |root: Inode| surroundings.own == Some(root);
-    // This very container's. On the node that is the node's own.
-    if found
+    // A libvirtd in this container. On the node, this is the node's own libvirtd.
+    if candidates
         .iter()
         .any(|one| is_own(one.root) && !is_nodes(one.root))
     {
@@ -243,8 +242,8 @@ fn chosen<R>(
     if let Some(hidden) = hidden {
         return Choice::Ambiguous(format!("{hidden}; {WAY_OUT}"));
     }
-    let runs_on_node = found.iter().any(|one| is_nodes(one.root));
-    let elsewhere = found.into_iter().filter(|one| !is_nodes(one.root));
+    let runs_on_node = candidates.iter().any(|one| is_nodes(one.root));
+    let elsewhere = candidates.into_iter().filter(|one| !is_nodes(one.root));
     let shows_device = |one: &Candidate<R>| {
         surroundings.device.is_none() || one.devices.contains(&surroundings.device)
     };
@@ -255,7 +254,7 @@ fn chosen<R>(
         } else {
             &mut without
         };
-        // Several processes of one root count once.
+        // Processes with the same root count once.
         if list
             .iter()
             .all(|known: &Candidate<R>| known.root != one.root)
@@ -263,11 +262,11 @@ fn chosen<R>(
             list.push(one);
         }
     }
-    // Where the node's root is not seen it cannot be told whether one of them has it.
+    // Without the node's root it is unknown whether one of them runs on the node itself.
     if let Some(first) = with.first().filter(|_| surroundings.nodes[0].is_none()) {
         return Choice::Ambiguous(format!(
-            "{} (pid {}) runs, and the node's root, which may be its own, is not seen; {WAY_OUT}; or mount \
-             the node's root file system at /host",
+            "cannot determine whether {} (pid {}) runs on the node itself, because the node's root is not \
+             visible; {WAY_OUT}, or mount the node's root file system at /host",
             first.name, first.pid
         ));
     }
@@ -290,20 +289,20 @@ fn chosen<R>(
     }
 }
 
-/// Where the pod root is the root of a process, or below it, holds it: the process has to be root's, in this process' user
-/// namespace. What another user's process shows as its root is for that user to choose.
+/// If the pod root is the root of a process (/proc/PID/root) or below it, opens and holds that root. The process
+/// must run as root in this process' user namespace: another user could choose the root of its own process.
 ///
 /// # Errors
-/// [`Error::Refused`] for a process that is not, or that may not be looked at.
+/// [`Error::Refused`] if it does not, or if the process cannot be inspected.
 pub fn hold(root: &PodRoot) -> Result<PodRoot> {
-    let found = pid_of_root(root.path()).filter(|_| !root.is_of_process());
-    let Some((pid, rest)) = found else {
+    let process = pid_of_root(root.path()).filter(|_| !root.is_of_process());
+    let Some((pid, rest)) = process else {
         return Ok(root.clone());
     };
     let root = root.path().display();
     let no = |why: &str| {
         Error::Refused(format!(
-            "--root {root}: {why}; `libvirt-kvm-init check` on the node names the root of the libvirtd that runs there"
+            "--root {root}: {why}; run `libvirt-kvm-init check` on the node to find the root of its libvirtd"
         ))
     };
     match inspect(pid) {
@@ -315,16 +314,16 @@ pub fn hold(root: &PodRoot) -> Result<PodRoot> {
             Ok(PodRoot::of_process(root))
         }
         Look::Seen(_) => Err(no(&format!(
-            "process {pid} is in another user namespace, so its root is not root's to trust"
+            "process {pid} is in another user namespace, so its root cannot be trusted"
         ))),
         Look::Hidden(error) => {
             let way_out = way_out(&error);
             Err(no(&format!(
-                "process {pid} may not be looked at: {error}{way_out}"
+                "cannot inspect process {pid}: {error}{way_out}"
             )))
         }
         Look::NotRoots => Err(no(&format!(
-            "process {pid} has ended or does not run as root, so its root is not root's to trust"
+            "process {pid} has ended or does not run as root, so its root cannot be trusted"
         ))),
     }
 }
@@ -359,8 +358,8 @@ mod tests {
         }
     }
 
-    fn pick(found: Vec<Candidate<()>>) -> Choice<()> {
-        chosen(&surroundings(), found, None)
+    fn pick(candidates: Vec<Candidate<()>>) -> Choice<()> {
+        chosen(&surroundings(), candidates, None)
     }
 
     fn is_ambiguous(choice: &Choice<()>) -> bool {
@@ -368,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_kernel_says_makes_a_libvirtd() {
+    fn a_libvirtd_needs_the_executable_its_owner_the_namespace_and_the_capability() {
         for name in EXECUTABLES {
             assert!(is_libvirtd(OsStr::new(name), true, true, true), "{name}");
         }
@@ -380,11 +379,11 @@ mod tests {
     }
 
     #[test]
-    fn only_a_container_that_is_certain_is_chosen() {
+    fn chooses_a_container_only_if_it_is_unambiguous() {
         let (a, b) = ((1, 3), (1, 4));
         assert_eq!(pick(vec![]), Choice::None);
         assert_eq!(pick(vec![one(7, a)]), Choice::Container(7, ()));
-        // The node's own is none of a container.
+        // The node's own libvirtd does not run in a container.
         assert_eq!(pick(vec![one(7, NODE)]), Choice::Node);
         assert_eq!(
             pick(vec![one(7, NODE), one(8, a)]),
@@ -399,17 +398,17 @@ mod tests {
             chosen(&on_node, vec![one(7, NODE), one(8, a)], None),
             Choice::Container(8, ())
         );
-        // This very container's, whoever else runs.
+        // A libvirtd in this container takes precedence over all others.
         assert_eq!(pick(vec![one(7, a), one(8, OWN)]), Choice::Own);
         let hidden = || Some("hidden".to_owned());
         assert_eq!(
             chosen(&surroundings(), vec![one(8, OWN)], hidden()),
             Choice::Own
         );
-        // Two daemons of one root, and two roots.
+        // Two daemons with the same root, and with different roots.
         assert_eq!(pick(vec![one(7, a), one(8, a)]), Choice::Container(7, ()));
         assert!(is_ambiguous(&pick(vec![one(7, a), one(8, b)])));
-        // What cannot be looked at may be the one.
+        // A process that cannot be inspected may be the right one.
         assert!(is_ambiguous(&chosen(
             &surroundings(),
             vec![one(7, a)],
@@ -429,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ordinary_containers_libvirtd_blocks_nothing() {
+    fn a_libvirtd_without_the_nodes_device_makes_no_choice_ambiguous() {
         let (a, b, c) = ((1, 3), (1, 4), (1, 6));
         let other = |pid, root| with_device(pid, root, Some((7, 7)));
         assert_eq!(pick(vec![other(7, a)]), Choice::OtherDevice(7, ()));
@@ -444,7 +443,7 @@ mod tests {
         );
         assert_eq!(pick(vec![other(7, a), other(8, b)]), Choice::None);
         assert_eq!(pick(vec![other(7, a), one(8, NODE)]), Choice::Node);
-        // A node without a device has nothing to show.
+        // Without a device on the node, the device is not compared.
         let without = Surroundings {
             device: None,
             ..surroundings()

@@ -1,4 +1,4 @@
-//! One snapshot of every fact that a decision rests on. Nothing here decides or changes anything.
+//! Takes a snapshot of every fact that a decision depends on. Nothing here decides or changes anything.
 
 pub mod daemons;
 mod device;
@@ -20,7 +20,7 @@ use crate::sys::device::Device;
 use crate::sys::device::DeviceStat;
 #[cfg(feature = "watch")]
 use crate::sys::root::Root;
-use device::{driver, node};
+use device::{driver, inspect};
 use doubt::doubt;
 use host_root::HostRoot;
 use pod::{pod, pod_root_error};
@@ -32,38 +32,35 @@ pub use host::Host;
 pub use pod::group_file_stands;
 pub use pod::{GROUP_FILE, Pod};
 
-/// Everything that was seen.
+/// The state of node, pod and device at one moment.
 #[derive(Debug)]
 pub struct Observation {
-    /// The device's path.
     pub device_path: PathBuf,
-    /// Whether that was named, not assumed.
+    /// Whether the path was set explicitly (`--device`).
     pub device_explicit: bool,
-    /// The node, if it can be seen from here.
+    /// The node; `None` if no host root was found.
     pub host: Option<Host>,
-    /// The pod root.
     pub pod: Pod,
-    /// What stands at the device's path.
+    /// The file at the device's path; `None` if there is none.
     pub device: Option<DeviceState>,
-    /// Whether a KVM driver is registered.
     pub driver: Driver,
-    /// Why a proof may say nothing of the libvirtd that runs.
+    /// Why a proof may not apply to the running libvirtd.
     pub doubt: Option<Doubt>,
 }
 
-/// Looks at everything. The second value is the device, found and still unopened, for the steps
-/// that change it.
+/// Takes the snapshot. The second value is the device, held but not opened (`O_PATH`), for the steps that
+/// change it.
 ///
 /// # Errors
-/// [`Error::Usage`](crate::error::Error::Usage) for what was given and is not there; otherwise the call that failed.
+/// [`Error::Usage`](crate::error::Error::Usage) if a configured path does not exist; otherwise the failed call.
 pub fn observe(sources: &Sources) -> Result<(Observation, Option<Device>)> {
     let host_root = match host_root::find(sources.host_root.as_deref()) {
         Err(_) if sources.host_root_optional => HostRoot::Nowhere,
-        found => found?,
+        result => result?,
     };
     match &host_root {
         HostRoot::At(root) => log::debug!("host root: {}", root.path().display()),
-        HostRoot::Nowhere => log::debug!("host root: none is seen from here"),
+        HostRoot::Nowhere => log::debug!("host root: none found"),
     }
     let pod_root = sources.pod_root.open();
     let pod_root = pod_root.map_err(|error| pod_root_error(&sources.pod_root, error))?;
@@ -76,7 +73,7 @@ pub fn observe(sources: &Sources) -> Result<(Observation, Option<Device>)> {
         HostRoot::Nowhere => false,
     };
     let device = Device::find(&sources.device)?;
-    let node = device.as_ref().map(node).transpose()?;
+    let state = device.as_ref().map(inspect).transpose()?;
     let driver = driver(device.as_ref());
     let pod = pod(&pod_root, is_host, host.as_ref(), sources)?;
     let seen = Observation {
@@ -84,21 +81,18 @@ pub fn observe(sources: &Sources) -> Result<(Observation, Option<Device>)> {
         device_explicit: sources.device_explicit,
         host,
         pod,
-        device: node,
+        device: state,
         driver,
         doubt: doubt(sources, device.as_ref()),
     };
     Ok((seen, device))
 }
 
-/// Looks at the device again, which changes more often than what decides about it.
-///
-/// # Errors
-/// The call that failed.
+/// Updates only the device in an observation: it changes more often than the files that decide about it.
 #[cfg(feature = "watch")]
 pub fn look_again(seen: &mut Observation, sources: &Sources) -> Result<Option<Device>> {
     let device = Device::find(&sources.device)?;
-    seen.device = device.as_ref().map(node).transpose()?;
+    seen.device = device.as_ref().map(inspect).transpose()?;
     seen.driver = driver(device.as_ref());
     if let Some(host) = &mut seen.host {
         host.device = Root::open(&host.root)?

@@ -1,4 +1,4 @@
-//! What is seen of the pod root.
+//! Reads the files of the pod root.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,147 +17,140 @@ use crate::sys::output_dir::OutputDirError;
 use crate::sys::root::{Root, Stamp, read_here};
 use crate::sys::{Inode, SyscallError, output_file};
 
-/// Where the group file of the pod root is.
+/// The group file, below the pod root.
 pub const GROUP_FILE: &str = "etc/group";
 
-/// What is seen of the pod root.
+/// The observed state of the pod root.
 #[derive(Debug)]
 pub struct Pod {
-    /// Where it is.
     pub root: PodRoot,
-    /// Whether it is the host root, or its group file is the node's: then this is the node itself
-    /// as far as the group file goes.
+    /// Whether the pod root is the host root, or its group file is the node's. Then the group file is
+    /// not edited.
     pub is_host: bool,
-    /// Owner and mode of etc, if there is one and the root is another process'.
+    /// Owner and mode of etc, if it exists and the pod root is the root of another process.
     pub etc: Option<(u32, u32)>,
-    /// etc/group, if there is one.
+    /// Content of etc/group; `None` if the file does not exist.
     pub group: Option<Arc<Vec<u8>>>,
-    /// Which file that is, links followed, and when it was changed last.
+    /// Inode of that file, after following links, and its last change.
     pub group_stamp: Option<Stamp>,
     /// `--group-file-out`.
     pub out_path: Option<PathBuf>,
-    /// The regular file of root's that stands there, from an earlier run or another program.
+    /// The existing regular file of root at that path, from an earlier run or another program.
     pub group_out: Option<output_file::OutputFile>,
-    /// etc/passwd, empty if there is none.
+    /// Content of etc/passwd; empty if the file does not exist.
     pub passwd: Vec<u8>,
-    /// qemu.conf and what it is called.
     pub qemu_conf: Option<Vec<u8>>,
-    /// The name of qemu.conf for messages.
+    /// The path of qemu.conf for messages.
     pub qemu_conf_name: String,
-    /// etc/os-release.
     pub os_release: Option<Vec<u8>>,
-    /// A name service cache's socket, which libvirtd would ask before it reads any file.
+    /// The nscd socket, if it exists: libvirtd's glibc queries nscd before it reads any file.
     pub nscd: Option<PathBuf>,
 }
 
 impl Pod {
-    /// The group file that libvirtd would read now: what an earlier run left for it, or the
-    /// image's own.
+    /// The group file that libvirtd would read now: the output of an earlier run, or the image's own
+    /// file.
     pub fn effective_group(&self) -> Option<&[u8]> {
-        // libvirtd is root and reads it whatever its mode.
+        // libvirtd runs as root, so the mode of the file does not matter.
         let out = self.group_out.as_ref().map(|out| &out.content[..]);
         out.or(self.image_group())
     }
 
-    /// The image's own group file.
     pub fn image_group(&self) -> Option<&[u8]> {
         self.group.as_ref().map(|file| &file[..])
     }
 
-    /// The number that libvirtd finds for the group.
+    /// The GID that libvirtd finds for the group.
     pub fn gid(&self, group: &str) -> Option<Gid> {
-        let found = group::by_name(self.effective_group()?, group.as_bytes());
-        found.map(|found| found.gid)
+        let entry = group::by_name(self.effective_group()?, group.as_bytes());
+        entry.map(|entry| entry.gid)
     }
 
-    /// The number that the image has for the group.
+    /// The GID of the group in the image's own file.
     #[cfg(feature = "watch")]
     pub fn image_gid(&self, group: &str) -> Option<Gid> {
-        let found = group::by_name(self.image_group()?, group.as_bytes());
-        found.map(|found| found.gid)
+        let entry = group::by_name(self.image_group()?, group.as_bytes());
+        entry.map(|entry| entry.gid)
     }
 
-    /// What stands at `--group-file-out`, if it is as this program leaves it but for its content.
+    /// Content of `--group-file-out`, if the file has the owner and mode that this program sets.
     pub fn own_group_out(&self) -> Option<&[u8]> {
         let out = self.group_out.as_ref().filter(|out| out.as_left);
         out.map(|out| &out.content[..])
     }
 }
 
-/// A root that is not there was named by mistake; whatever else the kernel answers is a failure.
+/// A pod root that cannot be reached is a usage error; every other error is a failure.
 pub(super) fn pod_root_error(root: &PodRoot, error: SyscallError) -> Error {
-    let by_mistake = [
+    let usage_errors = [
         Errno::ENOENT,
         Errno::ENOTDIR,
         Errno::EACCES,
         Errno::ELOOP,
         Errno::ENAMETOOLONG,
     ];
-    if !by_mistake.contains(&error.errno) {
+    if !usage_errors.contains(&error.errno) {
         return error.into();
     }
     let shown = root.path().display();
     Error::Usage(format!(
-        "--root {shown}: {error}; give the root directory of libvirtd's container, or leave the option out"
+        "--root {shown}: {error}; set it to the root directory of libvirtd's container, or omit the option"
     ))
 }
 
-/// Whether the pod's group file is still the one that was seen, as far as its inode and its times tell.
-///
-/// # Errors
-/// The call that failed.
+/// Whether the pod's group file is unchanged since the observation, judging by its inode and timestamps.
 #[cfg(feature = "watch")]
 pub fn group_file_stands(seen: &Observation) -> Result<bool> {
     match &seen.pod.out_path {
         Some(path) => {
-            let stands = output_file::read_public(path).map_err(SyscallError::from)?;
-            Ok(stands.and_then(|stands| stands.file) == seen.pod.group_out)
+            let existing = output_file::read_public(path).map_err(SyscallError::from)?;
+            Ok(existing.and_then(|existing| existing.file) == seen.pod.group_out)
         }
         None => Ok(seen.pod.root.open()?.stamp(GROUP_FILE)? == seen.pod.group_stamp),
     }
 }
 
-/// Whether an inode is one of the node's group files, by whatever path it was found.
-fn is_the_nodes(inode: Inode, host: Option<&Host>) -> bool {
+/// Whether an inode is one of the node's group files.
+fn is_group_file_of_node(inode: Inode, host: Option<&Host>) -> bool {
     host.is_some_and(|host| host.group_files.contains(&inode))
 }
 
-/// What stands at `--group-file-out`, once it is certain that it may be replaced.
+/// Reads the existing file at `--group-file-out`; fails if it must not be replaced.
 fn out_file(
     path: &Path,
     made_from: Option<Inode>,
     host: Option<&Host>,
 ) -> Result<Option<output_file::OutputFile>> {
     let shown = path.display();
-    let no = |why: &str| {
+    let no = |what: &str| {
         Error::Usage(format!(
-            "--group-file-out {shown}: {why}; name a file in a volume"
+            "--group-file-out {shown} is {what}; use a file in a volume"
         ))
     };
-    let stands = output_file::read_public(path).map_err(|unfit| match unfit {
+    let existing = output_file::read_public(path).map_err(|error| match error {
         OutputDirError::Call(error) => Error::from(error),
         untrusted @ OutputDirError::Untrusted { .. } => {
             Error::Refused(format!("--group-file-out: {untrusted}"))
         }
     })?;
-    let Some(stands) = stands else {
+    let Some(existing) = existing else {
         return Ok(None);
     };
-    if matches!(stands.kind, SFlag::S_IFCHR | SFlag::S_IFBLK) {
-        return Err(no("that is a device"));
+    if matches!(existing.kind, SFlag::S_IFCHR | SFlag::S_IFBLK) {
+        return Err(no("a device"));
     }
-    if made_from == Some(stands.inode) {
-        return Err(no("that is the group file that it is made from"));
+    if made_from == Some(existing.inode) {
+        return Err(no("the group file from which the output is made"));
     }
-    if is_the_nodes(stands.inode, host) {
-        return Err(no("that is the node's own group file"));
+    if is_group_file_of_node(existing.inode, host) {
+        return Err(no("the node's own group file"));
     }
-    let found = stands.file;
-    let content = found.as_ref().map_or(&[][..], |found| &found.content);
+    let file = existing.file;
+    let content = file.as_ref().map_or(&[][..], |file| &file.content);
     if !content.trim_ascii().is_empty() && group::groups(content).next().is_none() {
-        return Err(no("that is a file of something else than groups"));
+        return Err(no("not a group file"));
     }
-    Ok(found)
+    Ok(file)
 }
 
 pub(super) fn pod(
@@ -170,7 +163,7 @@ pub(super) fn pod(
         Some(path) => {
             let content = read_here(path).map_err(|error| {
                 Error::Usage(format!(
-                    "--qemu-conf: {error}; mount libvirt's qemu.conf there, or leave the option out"
+                    "--qemu-conf: {error}; mount libvirt's qemu.conf there, or omit the option"
                 ))
             })?;
             (Some(content), path.display().to_string())
@@ -182,7 +175,7 @@ pub(super) fn pod(
     };
     let os_release = match root.read("etc/os-release")? {
         None => root.read("usr/lib/os-release")?,
-        found => found,
+        content => content,
     };
     let (group, group_stamp) = root.read_stamped(GROUP_FILE)?.unzip();
     let inode = group_stamp.map(|stamp| stamp.inode);
@@ -192,7 +185,7 @@ pub(super) fn pod(
     };
     Ok(Pod {
         root: sources.pod_root.clone(),
-        is_host: is_host || inode.is_some_and(|inode| is_the_nodes(inode, host)),
+        is_host: is_host || inode.is_some_and(|inode| is_group_file_of_node(inode, host)),
         etc: match sources.pod_root.is_of_process() {
             true => root
                 .stat("etc")?
@@ -211,13 +204,14 @@ pub(super) fn pod(
     })
 }
 
-/// With the node's /run in the pod, the node's name service cache would answer for the node.
+/// The nscd socket. With the node's /run mounted in the pod, it belongs to the node's nscd, which returns the
+/// node's groups.
 fn nscd(root: &Root) -> Result<Option<PathBuf>> {
     for name in ["run/nscd/socket", "var/run/nscd/socket"] {
         match root.stat(name) {
             Ok(None) => {}
             Ok(Some(_)) => return Ok(Some(root.join(name))),
-            // Nobody connects to a socket behind links that lead in a circle.
+            // connect(2) fails as well on a path with a link cycle.
             Err(error) if error.errno == Errno::ELOOP => {}
             Err(error) => return Err(error.into()),
         }

@@ -1,7 +1,8 @@
-//! What the forecast in [`crate::formats::udev`] is made from: rules, the version of systemd, and whether the
-//! running udevd still has older names in mind.
+//! Reads the input of the prediction in [`crate::formats::udev`]: rules files and the version of systemd. Also
+//! detects a running udevd that cached older names.
 //!
-//! Everything is read below the node's root, which it cannot leave; only `/proc` is this process' own.
+//! All files are read below the host root, without following links out of it; only `/proc` is this process'
+//! own.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -20,29 +21,28 @@ use crate::sys::processes::Process;
 use crate::sys::root::{ListedDir, Root, kind, kind_name};
 use crate::sys::{ReadBudget, Result};
 
-/// The rules files that udevd reads, and those that it reads and that are not seen here.
+/// The rules files that udevd reads, and those of them that are not visible here.
 #[derive(Debug)]
 pub struct Seen {
-    /// In udevd's order.
     pub rules: Rules,
-    /// Rules that the node has, or may well have, and that are not seen.
+    /// Rules that the node probably has and that are not visible.
     pub unseen: Vec<Diagnostic>,
-    /// Directories that few nodes have rules in, and that are not seen.
+    /// Directories with rules on few nodes that are not visible.
     pub not_shown: Vec<&'static str>,
 }
 
-/// The rules files that udevd reads, in its order.
+/// Reads the rules files that udevd reads, in its order.
 ///
 /// # Errors
-/// The call that failed, with the file's name: a rule that cannot be read could be the one that
-/// decides. `EFBIG` for more than 8 MiB altogether, a hundred times what distributions have.
+/// Any read error, because the rule that cannot be read could be the one that decides. `EFBIG` for more than
+/// 8 MiB in total, which is a hundred times the size in distributions.
 pub fn rules(root: &Root, view: View) -> Result<Seen> {
     let mut room = ReadBudget::new();
     let mut found: Vec<Candidate> = Vec::new();
     let mut unseen = Vec::new();
     for (directory, listed) in directories(root)? {
         for (name, is_file) in named_rules(&listed) {
-            // Names need not be text, and only of text is made a path to follow.
+            // A name can be any bytes. The path for messages and links is made only if it is needed.
             let path = || format!("{}/{}", RULE_DIRECTORIES[directory], name.display());
             let content = match is_file {
                 true => listed.read(name)?,
@@ -56,7 +56,7 @@ pub fn rules(root: &Root, view: View) -> Result<Seen> {
                 continue;
             };
             room.take(&content, || root.path().join(path()))?;
-            // A link to /dev/null, which no partial view shows, only hides other files of its name.
+            // A link to /dev/null, which is missing in a partial view, only masks files of its name.
             if content.is_empty()
                 && let Some(hidden) = view.hides(root, &path())?
                 && hidden.path != "dev/null"
@@ -79,8 +79,8 @@ pub fn rules(root: &Root, view: View) -> Result<Seen> {
         let stock = found.iter().any(stock);
         missing_directories(root, stock, &mut unseen, &mut not_shown)?;
     }
-    let hidden = |file: &&Candidate| file.directory > 0 && file.name == own_rule::NAME;
-    let hidden = select(found.iter().filter(hidden).cloned().collect()).pop();
+    let is_masked = |file: &&Candidate| file.directory > 0 && file.name == own_rule::NAME;
+    let hidden = select(found.iter().filter(is_masked).cloned().collect()).pop();
     let files = select(found);
     let rules = Rules { files, hidden };
     Ok(Seen {
@@ -90,13 +90,13 @@ pub fn rules(root: &Root, view: View) -> Result<Seen> {
     })
 }
 
-/// The place of usr/lib in [`RULE_DIRECTORIES`].
+/// The index of usr/lib in [`RULE_DIRECTORIES`].
 const USR: usize = 3;
-/// systemd's own rules, which are in one of lib and usr/lib on every node that has its udevd.
+/// systemd's own rules, which are in lib or usr/lib on every node with its udevd.
 const STOCK: &str = "50-udev-default.rules";
 
-/// Of the directories of rules, those that a partial view does not show. `stock` is whether systemd's own
-/// rules were found in usr/lib: then lib is the same directory, or nothing that counts.
+/// Adds the directories of rules that a partial view does not show. `stock` is whether systemd's own rules
+/// were found in usr/lib: then lib is the same directory, or has no rules.
 fn missing_directories(
     root: &Root,
     stock: bool,
@@ -122,41 +122,35 @@ fn missing_directories(
     Ok(())
 }
 
-/// Where a rule of this program's own goes, as it is now.
+/// The current state of the place for the rule of `--persist`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleFileSlot {
-    /// Its directory.
     pub directory: RuleDirectory,
-    /// What there is under the file's name.
     pub existing: Existing,
 }
 
-/// Whether a file can be made in etc/udev/rules.d.
+/// Whether a file can be created in etc/udev/rules.d.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RuleDirectory {
-    /// As far as its mount goes. The directory itself may be missing where etc/udev is there.
+    /// The mount is writable. The directory itself may be missing if etc/udev exists.
     Writable,
-    /// It is on a mount that is read-only here.
+    /// The directory is on a mount that is read-only here.
     ReadOnly,
-    /// There is no etc/udev either: nothing shows that this node has a udev.
+    /// etc/udev is missing as well, so the node probably has no udev.
     Missing,
 }
 
-/// What there is where the own file belongs.
+/// The existing file at the path of that rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Existing {
-    /// Nothing.
     Nothing,
-    /// A file that this program wrote, with its content.
+    /// Content of a file that this program wrote.
     Own(Vec<u8>),
-    /// Something else, in words.
+    /// A description of any other file, for messages.
     Other(&'static str),
 }
 
-/// Looks at where the own rule goes.
-///
-/// # Errors
-/// The call that failed.
+/// Inspects the place for the rule of `--persist`.
 pub fn slot(root: &Root) -> Result<RuleFileSlot> {
     let mut directory = RuleDirectory::Missing;
     for name in [own_rule::DIRECTORY, "etc/udev"] {
@@ -174,9 +168,9 @@ pub fn slot(root: &Root) -> Result<RuleFileSlot> {
         Some(stat) if kind(&stat) == SFlag::S_IFREG => match root.read(name)? {
             Some(content) if own_rule::is_own(&content) => Existing::Own(content),
             Some(content) if content.is_empty() => {
-                Existing::Other("an empty file, which keeps rules of that name from being read")
+                Existing::Other("an empty file, which masks rules files of that name")
             }
-            Some(_) => Existing::Other("a file that this program has not written"),
+            Some(_) => Existing::Other("a file that this program did not write"),
             None => Existing::Nothing,
         },
         Some(stat) => Existing::Other(kind_name(kind(&stat))),
@@ -187,7 +181,7 @@ pub fn slot(root: &Root) -> Result<RuleFileSlot> {
     })
 }
 
-/// Every directory that could have rules, with its place in [`RULE_DIRECTORIES`].
+/// Every existing directory of rules, with its index in [`RULE_DIRECTORIES`].
 fn directories(root: &Root) -> Result<Vec<(usize, ListedDir)>> {
     let count = match libs_are_merged(root)? {
         true => RULE_DIRECTORIES.len() - 1,
@@ -200,7 +194,7 @@ fn directories(root: &Root) -> Result<Vec<(usize, ListedDir)>> {
     Ok(found)
 }
 
-/// The names in a directory that could be rules files', and whether they are regular files for certain.
+/// The names in a directory that end in `.rules`, and whether each is known to be a regular file.
 fn named_rules(directory: &ListedDir) -> impl Iterator<Item = (&OsStr, bool)> {
     let entries = directory.entries.iter();
     let entries = entries.map(|(name, is_file)| (name.as_os_str(), *is_file));
@@ -212,14 +206,14 @@ fn libs_are_merged(root: &Root) -> Result<bool> {
     Ok(root.inode("lib")? == root.inode("usr/lib")?)
 }
 
-/// What is there and is no regular file for certain, a link perhaps; nothing if it went away.
+/// Content of a file that is not known to be regular, such as a link; `None` if it no longer exists.
 fn other_content(root: &Root, name: &str) -> Result<Option<Vec<u8>>> {
     match root.read(name) {
         Ok(Some(content)) => Ok(Some(content)),
-        // A link to nowhere takes the name as well.
+        // A dangling link masks files of its name as well.
         Ok(None) => Ok(root.stat(name)?.map(|_| Vec::new())),
-        // A directory, a device, and a link to one (/dev/null) or in a circle: nothing to read, but
-        // the name is taken.
+        // A directory, a device, a link to one (/dev/null) or a link cycle has no content, but masks
+        // files of its name.
         Err(error) if matches!(error.errno, Errno::EINVAL | Errno::ELOOP) => {
             match root.stat(name)? {
                 Some(stat) if kind(&stat) == SFlag::S_IFREG => Err(error),
@@ -230,11 +224,8 @@ fn other_content(root: &Root, name: &str) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// What can be learned about the node's systemd from its files. The range of system users and groups
-/// is only looked up where such a version may ask for it.
-///
-/// # Errors
-/// The call that failed.
+/// Determines the version of the node's systemd from its files, and the range of system users and groups if
+/// that version may use it.
 pub fn udevd(root: &Root, view: View) -> Result<Udevd> {
     let libs: &[&str] = match libs_are_merged(root)? {
         true => &["usr/lib"],
@@ -247,7 +238,7 @@ pub fn udevd(root: &Root, view: View) -> Result<Udevd> {
     if udevd.asks_for_the_range() {
         let defs = root.read("etc/login.defs")?;
         if defs.is_none() && view.hides(root, "etc/login.defs")?.is_some() {
-            // Then it is not known which numbers such a version takes.
+            // Then it is unknown which IDs udevd accepts.
             return Ok(Udevd {
                 version: None,
                 system_uid_max: 0,
@@ -262,7 +253,7 @@ pub fn udevd(root: &Root, view: View) -> Result<Udevd> {
     Ok(udevd)
 }
 
-/// The largest version of systemd that has its library in one of these directories.
+/// The highest version of systemd with its library in one of these directories.
 fn version(root: &Root, libs: &[&str]) -> Result<Option<u32>> {
     let here = format!("{}-linux-gnu", std::env::consts::ARCH);
     let mut version = version_in(root, "usr/lib64")?;
@@ -274,7 +265,7 @@ fn version(root: &Root, libs: &[&str]) -> Result<Option<u32>> {
     if version.is_some() {
         return Ok(version);
     }
-    // A node of another architecture than this program's, or with another name for it.
+    // The node has another architecture than this program, or uses another name for it.
     for lib in libs {
         let names = match root.list(lib) {
             Err(error) if error.errno == Errno::E2BIG => continue,
@@ -294,11 +285,8 @@ fn version_in(root: &Root, lib: &str) -> Result<Option<u32>> {
     Ok(versions.max())
 }
 
-/// The process ID of a running udevd that looked up names before they changed, where that can be
-/// seen: until it is restarted, or a rules file changes, it goes on with the old numbers.
-///
-/// # Errors
-/// The call on the node's files that failed.
+/// The process ID of the node's udevd, if it looked up names before they changed: until it is restarted or a
+/// rules file changes, it uses the old IDs. `None` also if that cannot be determined.
 pub fn stale(root: &Path, processes: &[Process]) -> Result<Option<u32>> {
     let mut udevds = processes
         .iter()
@@ -309,7 +297,7 @@ pub fn stale(root: &Path, processes: &[Process]) -> Result<Option<u32>> {
     }
     let root = &Root::open(root)?;
     let id = root.id()?;
-    // The one whose root is this one, as far as that can be read.
+    // The udevd with this root; one whose root cannot be read counts as well.
     let is_this = |process: &&Process| process.root.is_none_or(|other| other == id);
     let Some(Process { pid, started, .. }) = udevds.find(is_this) else {
         return Ok(None);
@@ -334,13 +322,13 @@ pub fn stale(root: &Path, processes: &[Process]) -> Result<Option<u32>> {
     Ok(is_stale(*started, rules, names).then_some(*pid))
 }
 
-/// Whether names changed after udevd last looked them up: when it started, or at the first event
-/// after its rules changed. All in seconds since 1970.
+/// Whether names changed after udevd last looked them up, which it does when it starts and at the first event
+/// after its rules changed. All times are Unix timestamps.
 pub fn is_stale(started: i64, rules: Option<i64>, names: Option<i64>) -> bool {
     names.is_some_and(|names| names > started && rules.is_none_or(|rules| rules < names))
 }
 
-/// The name of udevd's process.
+/// The process name of udevd.
 pub const UDEVD: &str = "systemd-udevd";
 
 #[cfg(test)]

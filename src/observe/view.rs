@@ -1,59 +1,54 @@
-//! How much of the node a host root shows, and whether something that is not found there may still be
-//! on the node.
+//! Determines whether the host root is the node's whole file system, and whether a path that is missing there
+//! can exist on the node.
 //!
-//! A pod can mount the node's whole file system, or only the directories that are needed (its etc, usr/lib,
-//! run/udev and so on). In the second case the container runtime makes the directories around them, so
-//! that `usr` or `opt` below such a root says nothing about the node.
+//! A pod can mount the node's whole file system, or only the directories that are needed (etc, usr/lib,
+//! run/udev and so on). In the second case the container runtime creates the directories above them, so
+//! the content of `usr` or `opt` below such a root differs from the node's.
 
 use crate::sys::Result;
 use crate::sys::root::{Root, kind};
 use nix::sys::stat::SFlag;
 
-/// Directories that the root file system of every running Linux system has. No pod mounts them when it
-/// mounts only a part of the node.
+/// Directories that exist on every running Linux system. A pod that mounts only parts of the node does not
+/// mount them.
 const OF_EVERY_ROOT: [&str; 2] = ["usr/bin", "proc"];
 
-/// How many links are followed, as by the kernel (path_resolution(7)).
+/// The most links that are followed, as in the kernel (path_resolution(7)).
 const MOST_LINKS: usize = 40;
 
-/// How much of the node a host root shows.
+/// The extent of the node's file system below a host root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum View {
-    /// The node's own root: what is not there is not on the node.
+    /// The node's own root: a path that is missing there does not exist on the node.
     #[default]
     Whole,
-    /// Some directories of the node, mounted below a root that is not the node's.
+    /// Some directories of the node, mounted below another root.
     Partial,
 }
 
-/// Why a path that is not found below the host root may still be on the node.
+/// Why a path that is missing below the host root may still exist on the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hidden {
-    /// The path on the node that is not shown, without `/` at its start.
+    /// The path on the node that is not mounted, without a leading `/`.
     pub path: String,
-    /// Whether a link that is shown leads there, so that it probably exists.
+    /// Whether a visible link leads there, so that the path probably exists.
     pub linked: bool,
 }
 
 impl Hidden {
-    /// The same in words, for what is below `root`.
+    /// The explanation for messages; `root` is the host root.
     pub fn why(&self, root: &Root) -> String {
-        let leads = match self.linked {
-            true => format!("leads to /{}, which is", self.path),
-            false => "is".to_owned(),
+        let missing = match self.linked {
+            true => format!("it leads to /{}, which is not mounted", self.path),
+            false => "it is not mounted".to_owned(),
         };
-        format!(
-            "it {leads} not in the parts of the node that {} shows: mount that part there as well",
-            root.path().display()
-        )
+        let root = root.path().display();
+        format!("{missing} below {root}; mount that part of the node there as well")
     }
 }
 
 impl View {
-    /// What this root shows.
-    ///
-    /// # Errors
-    /// The call that failed.
+    /// Determines the extent of this host root.
     pub fn of(root: &Root) -> Result<Self> {
         for name in OF_EVERY_ROOT {
             if root.stat(name)?.is_none() {
@@ -63,16 +58,13 @@ impl View {
         Ok(Self::Whole)
     }
 
-    /// Of a path that leads to nothing below this root: what could still be on the node, or nothing if the
-    /// node does not have it either.
-    ///
-    /// # Errors
-    /// The call that failed.
+    /// For a path that is missing below this root: the part of it that may exist on the node. `None` if it does
+    /// not exist there either.
     pub fn hides(self, root: &Root, name: &str) -> Result<Option<Hidden>> {
         if self == Self::Whole {
             return Ok(None);
         }
-        // The path so far, and what is left of it, its next part last.
+        // The resolved part of the path, and the remaining components in reverse order.
         let mut at: Vec<String> = Vec::new();
         let mut rest: Vec<String> = parts(name).rev().collect();
         let mut links = 0;
@@ -85,12 +77,12 @@ impl View {
             let path = at.join("/");
             match root.stat(&path)?.map(|stat| kind(&stat)) {
                 None => {
-                    // What is missing in a directory of the node is missing on the node.
+                    // A path that is missing in a mounted directory of the node is missing on the node.
                     let above = at.split_last().map(|(_, above)| above.join("/"));
                     if root.is_below_a_mount(&above.unwrap_or_default())? {
                         return Ok(None);
                     }
-                    // The rest as far as it can be told without its links.
+                    // Appends the rest of the path without resolving its links, which are not visible.
                     for part in rest.into_iter().rev() {
                         if part == ".." {
                             at.pop();
@@ -120,7 +112,7 @@ impl View {
                 Some(_) => {}
             }
         }
-        // It has come into being during the run.
+        // The path was created during the run.
         Ok(None)
     }
 }
@@ -153,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_root_is_whole_if_it_has_what_every_root_has() {
+    fn a_root_is_whole_if_it_has_usr_bin_and_proc() {
         for (directories, view) in [
             (&["etc", "usr/bin", "usr/lib", "proc"][..], View::Whole),
             (&["etc", "usr/lib", "run/udev"], View::Partial),
@@ -166,9 +158,9 @@ mod tests {
         }
     }
 
-    /// Nothing is mounted in these trees, so that nothing in them is known to be the node's.
+    /// Nothing is mounted in these trees, so no directory in them counts as the node's own.
     #[test]
-    fn what_a_partial_view_does_not_show_may_be_there() {
+    fn a_partial_view_may_hide_missing_paths() {
         let links = [
             ("etc/a", "/opt/vendor/a"),
             ("etc/b", "../../dev/null"),
@@ -196,6 +188,6 @@ mod tests {
             assert_eq!(hides(name), Some((path.to_owned(), linked)), "{name}");
         }
         assert_eq!(hides("etc/circle"), None);
-        assert_eq!(hides("etc"), None, "it is there");
+        assert_eq!(hides("etc"), None, "etc exists");
     }
 }

@@ -212,7 +212,7 @@ const CASES: [Case; 27] = [
         &[],
         Refused(&[
             "99-libvirt-kvm-init.rules",
-            "not written",
+            "did not write",
             "not overwritten",
         ]),
     ),

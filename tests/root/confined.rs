@@ -49,7 +49,7 @@ fn the_output_replaces_no_device_and_no_file_of_something_else() {
         for (out, why) in [
             (Path::new(KVM), "device"),
             (&null, "device"),
-            (&secrets, "something else than groups"),
+            (&secrets, "not a group file"),
             (&node, "the node's own group file"),
         ] {
             let run = go(scene.apply().arg("--group-file-out").arg(out));

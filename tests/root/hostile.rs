@@ -349,7 +349,7 @@ fn what_is_planted_in_a_shared_volume_is_replaced_and_never_written_through() {
                 assert_eq!(facts(), before, "{name}, {kind}: {run}");
                 // A device under the output's own name is taken for a slip of whoever gave the name.
                 if (n, kind) == (0, 3) {
-                    run.code(2).says(&["that is a device"]);
+                    run.code(2).says(&["is a device; use a file"]);
                     continue;
                 }
                 let run = run.code(0);

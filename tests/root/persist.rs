@@ -306,7 +306,7 @@ fn what_stands_in_its_place_and_is_not_its_own_is_left_alone() {
             }),
             ("a directory", &|| fs::create_dir(&own).unwrap()),
             ("an empty file", &|| fs::write(&own, "").unwrap()),
-            ("a file that this program has not written", &|| {
+            ("a file that this program did not write", &|| {
                 fs::write(&own, "KERNEL==\"kvm\", MODE=\"0600\"\n").unwrap();
             }),
             ("a fifo", &|| {

@@ -226,7 +226,7 @@ fn a_libvirtd_that_may_not_be_looked_at_makes_it_unclear() {
         let watch = Watch::start(&mut cmd);
         let before = state(&[&scene.pod.at("etc")]);
         let _libvirtd = Libvirtd::start(&watch, &scene.pod);
-        watch.says("may not look at it");
+        watch.says("cannot inspect libvirtd");
         looks(&status);
         assert!(state(&[&scene.pod.at("etc")]) == before);
         assert_eq!(ready(&status), 5);

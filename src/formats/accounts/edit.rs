@@ -1,8 +1,8 @@
-//! The one edit of a group file: set the GID of a group, and make a user its member.
+//! Edits a group file: sets the GID of a group and adds a user to its members.
 //!
-//! Tools that rewrite the file from what they parsed (groupmod, usermod) drop or reorder what they do
-//! not understand. libvirtd refuses to start when a line that it needs is gone, so here only the
-//! bytes that have to change do, and the result is such that glibc reads it as wanted.
+//! Tools that rewrite the file from parsed entries (groupmod, usermod) drop or reorder lines that they
+//! cannot parse. libvirtd refuses to start if a line that it needs is missing, so this module changes
+//! only the bytes that have to change, and produces lines that glibc reads as intended.
 
 #![forbid(unsafe_code)]
 
@@ -19,50 +19,46 @@ use super::strtoul::is_space;
 /// What the group file has to contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Want<'a> {
-    /// The group's name.
     pub group: &'a [u8],
-    /// Its GID.
     pub gid: Gid,
-    /// The user to be listed in the group's own entry, whatever other entries say.
+    /// The user that the group's own entry has to list, even if another entry lists it already.
     pub member: Option<&'a [u8]>,
 }
 
-/// One difference between the file as it is and as it should be.
+/// One difference between the current and the desired file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// The group's GID is replaced.
     SetGid {
-        /// The GID that `getgrnam` finds now. The wanted one where the line is right but glibc
-        /// reads it wrongly: an indented last line of three fields and no newline.
+        /// The GID that `getgrnam` finds now. Equal to `to` if the line has the right GID but glibc
+        /// misreads it: an indented last line of three fields without a newline.
         from: Gid,
-        /// The wanted GID.
+        /// The desired GID.
         to: Gid,
     },
-    /// The group does not exist, and is added with this GID.
+    /// The group does not exist and is added.
     AddGroup {
-        /// The wanted GID.
+        /// The desired GID.
         gid: Gid,
     },
     /// The user is added to the group's members.
     AddMember {
-        /// The user's name.
+        /// The name of the user.
         user: Vec<u8>,
     },
 }
 
-/// Why a group file cannot contain what is wanted.
+/// Why the desired entry cannot be written into a group file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EditError {
-    /// The name of a group or user that is not written into a group file.
+    /// The name of a group or user is not safe to write into a group file.
     Name {
         /// `group` or `member`.
         field: &'static str,
-        /// The name.
         name: Vec<u8>,
-        /// What is wrong with it.
         reason: &'static str,
     },
-    /// 4294967295, which is no GID, or 0, which is root's.
+    /// 4294967295, which is not a valid GID, or 0, which belongs to root.
     Gid(Gid),
 }
 
@@ -75,29 +71,29 @@ impl fmt::Display for EditError {
                 reason,
             } => write!(
                 f,
-                "the {field} name '{}' is not written into a group file: {reason}",
+                "the {field} name '{}' cannot be written into a group file: {reason}",
                 name.escape_ascii()
             ),
-            Self::Gid(gid) => write!(f, "{gid} cannot be the number of the group"),
+            Self::Gid(gid) => write!(f, "{gid} is not a valid GID for the group"),
         }
     }
 }
 
 impl std::error::Error for EditError {}
 
-/// The file as it should be, and how that differs from the file as it is. When nothing differs the
-/// file is borrowed and there are no changes.
+/// The desired file, and its differences from `file`. If there are none, the file is borrowed and the
+/// list of changes is empty.
 ///
-/// The entry that `getgrnam` finds is edited: its number field is replaced, and the user is appended
-/// to its members, or put in front of them on a CRLF line, whose last member is lost to glibc. To
-/// glibc 4294967295 is a number, so a line that has it is the one to edit; lines with none
-/// (`kvm:x::`, `kvm:x:-1:`) it skips, and they are left alone. Where there is no entry, one is added at the end, or before the first
-/// entry of the NIS `compat` service, after which that service would not look.
+/// The entry that `getgrnam` finds is edited: its GID field is replaced, and the user is appended to
+/// its members, or put before them on a CRLF line, whose last member glibc misreads. glibc accepts
+/// 4294967295, so a line with it is the one to edit; lines without a valid GID (`kvm:x::`,
+/// `kvm:x:-1:`) are skipped by glibc and left unchanged. A missing entry is added at the end of the
+/// file, or before the first entry of the NIS `compat` service, which does not read the lines after it.
 ///
 /// # Errors
 ///
-/// [`EditError`] for a GID that no group can have, and for a name that would have to be written and is not:
-/// see [`EditError::Name`].
+/// [`EditError`] for a GID that no group can have, and for a name that has to be written but is not safe
+/// to write ([`EditError::Name`]).
 pub fn align<'a>(
     file: &'a [u8],
     want: &Want<'_>,
@@ -115,7 +111,7 @@ pub fn align<'a>(
                 changes.push(Change::SetGid { from, to: want.gid });
             }
             if entry.misread && want.member.is_none() {
-                // The colon ends the number for every glibc.
+                // With the colon, every version of glibc ends the GID there.
                 splices.push((entry.end..entry.end, b":".to_vec()));
             }
             if let Some(user) = want.member.filter(|user| !entry.group.has_member(user)) {
@@ -150,7 +146,7 @@ pub fn align<'a>(
     Ok((splice(file, splices), changes))
 }
 
-/// The file with other bytes in some of its ranges, which are in its order.
+/// The file with some ranges replaced; the ranges are in ascending order.
 fn splice(file: &[u8], splices: Vec<(Range<usize>, Vec<u8>)>) -> Cow<'_, [u8]> {
     if splices.is_empty() {
         return Cow::Borrowed(file);
@@ -166,7 +162,7 @@ fn splice(file: &[u8], splices: Vec<(Range<usize>, Vec<u8>)>) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
-/// Where to insert what, so that glibc sees `user` and still all other members.
+/// Position and text to insert so that glibc reads `user` and all other members.
 fn new_member(file: &[u8], entry: &Entry<'_>, user: &[u8]) -> (usize, Vec<u8>) {
     let Some(list) = entry.list.clone() else {
         return (entry.end, [b":", user].concat());
@@ -181,28 +177,28 @@ fn new_member(file: &[u8], entry: &Entry<'_>, user: &[u8]) -> (usize, Vec<u8>) {
     }
 }
 
-/// Where the entries of the `compat` service begin; the file's length if there are none.
+/// The offset of the first entry of the `compat` service; the file's length if there is none.
 fn compat_start(file: &[u8]) -> usize {
     lines(file)
         .find(|line| line.entry().is_some_and(Line::is_compat))
         .map_or(file.len(), |line| line.start)
 }
 
-/// Only names that mean nothing else anywhere are written: to a shell that reads the file as a script, to a
-/// tool that takes a name for a number or a path, to the NIS compat service. useradd(8) of Debian accepts
-/// `x;id;#`, `a/b` and `123` in passwd. A name that is in the file already is left as it is.
+/// Accepts only names that no program can misread: neither a shell that reads the file as a script, nor a tool
+/// that accepts an ID or a path in place of a name, nor the NIS compat service. useradd(8) of Debian accepts
+/// `x;id;#`, `a/b` and `123`. Only names that are written are checked, not those that are in the file already.
 fn check_name(field: &'static str, name: &[u8]) -> Result<(), EditError> {
-    /// As shadow's tools have it.
+    /// The limit of the shadow tools, in bytes.
     const MAX: usize = 32;
     let is_letter = |byte: &u8| byte.is_ascii_alphabetic() || *byte == b'_';
-    let goes_on = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.-".contains(byte);
-    // Samba's machine accounts end so.
+    let is_valid = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.-".contains(byte);
+    // The names of Samba's machine accounts end in `$`.
     let stem = name.strip_suffix(b"$").unwrap_or(name);
     let reason = match stem.split_first() {
         None => "it is empty",
         Some((first, _)) if !is_letter(first) => "it does not start with a letter or _",
-        Some((_, rest)) if !rest.iter().all(goes_on) => {
-            "it holds something else than letters, digits, _ . and -"
+        Some((_, rest)) if !rest.iter().all(is_valid) => {
+            "it contains characters other than letters, digits, _ . and -"
         }
         Some(_) if name.len() > MAX => "it is longer than 32 bytes",
         Some(_) => return Ok(()),
@@ -231,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn edits() {
+    fn edits_only_the_entry_that_getgrnam_finds() {
         for (file, member, after) in [
             (&b"kvm:x:424:\n"[..], "", &b"kvm:x:108:\n"[..]),
             (b"kvm:x:424:\n", "nova", b"kvm:x:108:nova\n"),
@@ -299,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_do() {
+    fn leaves_a_correct_file_unchanged() {
         for (file, member) in [
             (&b"kvm:x:108:"[..], ""),
             (b"kvm:x:0108:a, nova", "nova"),
@@ -313,28 +309,28 @@ mod tests {
         }
     }
 
-    /// An odd name that is there already is left there: only what is written is refused.
+    /// Only names that would be written are refused, not those that the file already contains.
     #[test]
-    fn odd_names_that_are_there_stay() {
-        let odd = Want {
+    fn keeps_unsafe_names_that_the_file_already_contains() {
+        let unsafe_names = Want {
             group: b"a/b",
             member: Some(b"x;id;#"),
             ..want("")
         };
-        let (got, changes) = align(b"a/b:x:108:x;id;#\n", &odd).unwrap();
+        let (got, changes) = align(b"a/b:x:108:x;id;#\n", &unsafe_names).unwrap();
         assert!(matches!(got, Cow::Borrowed(_)) && changes.is_empty());
-        let (got, changes) = align(b"a/b:x:424:x;id;#\n", &odd).unwrap();
+        let (got, changes) = align(b"a/b:x:424:x;id;#\n", &unsafe_names).unwrap();
         assert_eq!(
             (text(&got), changes.len()),
             ("a/b:x:108:x;id;#\\n".to_owned(), 1)
         );
         for file in [&b"a/b:x:108:\n"[..], b"c:x:1:x;id;#\n"] {
-            assert!(align(file, &odd).is_err());
+            assert!(align(file, &unsafe_names).is_err());
         }
     }
 
     #[test]
-    fn changes_are_named() {
+    fn reports_each_change() {
         let (from, to) = (Gid::from_raw(424), Gid::from_raw(108));
         let user = b"nova".to_vec();
         let member = Change::AddMember { user };
@@ -347,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written() {
+    fn refuses_unsafe_names_and_invalid_gids() {
         let names = " |\ta|\x0ba|+a|-a|#a|a:b|a,b|a\nb|a\r|a\0b|x;id;#|a/b|a$(id)|123|1a|.a|a b|a$b|a$$|$|\u{e4}|\
              a\u{1b}|a23456789012345678901234567890123|a2345678901234567890123456789012$";
         for name in names.split('|').chain([""]) {
@@ -387,14 +383,14 @@ mod tests {
             };
             assert_eq!(align(b"", &want), Err(EditError::Gid(want.gid)));
         }
-        let odd = Want {
+        let unsafe_names = Want {
             group: b"k\nvm",
             ..want("")
         };
         assert_eq!(
-            align(b"", &odd).unwrap_err().to_string(),
-            "the group name 'k\\nvm' is not written into a group file: \
-             it holds something else than letters, digits, _ . and -"
+            align(b"", &unsafe_names).unwrap_err().to_string(),
+            "the group name 'k\\nvm' cannot be written into a group file: \
+             it contains characters other than letters, digits, _ . and -"
         );
     }
 }

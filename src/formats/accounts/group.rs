@@ -1,6 +1,6 @@
-//! group(5): which GID a group has, and which groups a user is in.
+//! group(5): finds groups by name or GID, and the groups of a user.
 //!
-//! Source of the behaviour: glibc `nss_files` (seen with 2.36), what libvirtd asks when it starts
+//! Source of the behaviour: glibc `nss_files` (observed with 2.36), which libvirtd calls when it starts
 //! (`getgrnam`) and each time it starts a guest (`getgrouplist`).
 
 #![forbid(unsafe_code)]
@@ -16,19 +16,19 @@ use super::strtoul::trim_start;
 /// One entry of a group file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Group<'a> {
-    /// The group's name, without leading spaces.
+    /// Without leading spaces.
     pub name: &'a [u8],
-    /// The group's GID; never 4294967295, which is no ID. 0 is possible.
+    /// Never 4294967295, which is not a valid ID. 0 is possible.
     pub gid: Gid,
-    /// Where the entry is: the 1-based number of its line.
+    /// The 1-based line of the entry.
     pub line: usize,
     members: &'a [u8],
 }
 
 impl<'a> Group<'a> {
-    /// The users that the entry lists, in its order, duplicates included. Spaces before a member do
-    /// not count, those after it do; so does the carriage return of a CRLF line, which is why the
-    /// last member of such a line is no user.
+    /// The users that the entry lists, in its order, including duplicates. Spaces before a member are
+    /// ignored, those after it belong to the name. So does the carriage return of a CRLF line, which
+    /// is why the last member of such a line matches no user.
     pub fn members(&self) -> impl Iterator<Item = &'a [u8]> {
         self.members
             .split(|b| *b == b',')
@@ -36,22 +36,22 @@ impl<'a> Group<'a> {
             .filter(|member| !member.is_empty())
     }
 
-    /// Whether glibc takes `user` for a member through this entry.
+    /// Whether glibc treats `user` as a member because of this entry.
     pub fn has_member(&self, user: &[u8]) -> bool {
         self.members().any(|member| member == user)
     }
 }
 
-/// An entry, and where an edit of it would have to write.
+/// An entry, and the positions in the file at which it can be edited.
 pub(super) struct Entry<'a> {
     pub(super) group: Group<'a>,
-    /// The GID's field in the file, in bytes, spaces and sign included.
+    /// Byte range of the GID field in the file, including spaces and sign.
     pub(super) gid_field: Range<usize>,
-    /// The member list in the file as far as C sees it; `None` where the line has three fields.
+    /// Byte range of the member list up to a NUL; `None` if the line has only three fields.
     pub(super) list: Option<Range<usize>>,
-    /// Where the line ends for C: at its newline, a NUL, or the end of the file.
+    /// The end of the line for C code: its newline, a NUL, or the end of the file.
     pub(super) end: usize,
-    /// Whether glibc may take bytes for part of the number that are not.
+    /// Whether glibc may read digits into the GID that are not in the file ([`Line::is_misread`]).
     pub(super) misread: bool,
 }
 
@@ -94,45 +94,45 @@ fn parse(line: Line<'_>) -> Option<Entry<'_>> {
     ))
 }
 
-/// The entry that `getgrnam` finds, with its places; also one whose number is no ID.
+/// The entry that `getgrnam` finds, including one with 4294967295.
 pub(super) fn first_entry<'a>(file: &'a [u8], name: &[u8]) -> Option<Entry<'a>> {
     entries(file)
         .filter(|line| line.is_named(name))
         .find_map(parse)
 }
 
-/// The entries of the lines that `is_meant`, but for those with 4294967295: that is a number to glibc, but no
-/// ID to the kernel.
+/// The entries of the lines for which `matches` returns true, except those with 4294967295: glibc accepts that
+/// GID, but to the kernel it is not a valid ID.
 fn usable<'a>(
     file: &'a [u8],
-    is_meant: impl Fn(&Line<'_>) -> bool,
+    matches: impl Fn(&Line<'_>) -> bool,
 ) -> impl Iterator<Item = Group<'a>> {
     entries(file)
-        .filter(is_meant)
+        .filter(matches)
         .filter_map(parse)
         .map(|entry| entry.group)
         .filter(|group| group.gid.as_raw() != u32::MAX)
 }
 
-/// Every entry that a look-up by name or GID can find. Not among them, as in glibc: blank lines,
-/// comments, entries of the NIS `compat` service (`+` and `-`), and lines whose number is missing, is
-/// followed by something else, or does not fit 32 bits (-1 is such a one). Lines of three fields are
+/// Every entry that a lookup by name or GID can find. As in glibc, these lines are skipped: blank lines,
+/// comments, entries of the NIS `compat` service (`+` and `-`), and lines with a GID that is missing,
+/// is followed by other text, or does not fit in 32 bits (such as -1). Lines of three fields are
 /// entries without members.
 ///
-/// 4294967295 is a number to glibc, but no ID to the kernel: such lines are ignored here.
+/// Lines with 4294967295 are ignored here: glibc accepts it, but to the kernel it is not a valid ID.
 pub fn groups(file: &[u8]) -> impl Iterator<Item = Group<'_>> {
     usable(file, |_| true)
 }
 
-/// The group of that name, as `getgrnam` finds it: the first entry (with an ID, see [`groups`]).
+/// The group of that name, as `getgrnam` finds it: the first entry with a valid ID (see [`groups`]).
 ///
-/// An indented last line without a newline is read as it is meant; glibc 2.36 takes some of its last
-/// bytes twice, ` kvm:x:108` for 1088. [`align`](super::edit::align) makes such a line safe.
+/// An indented last line without a newline is parsed as intended; glibc 2.36 reads some of its last
+/// bytes twice, ` kvm:x:108` as 1088. [`align`](super::edit::align) rewrites such a line.
 pub fn by_name<'a>(file: &'a [u8], name: &[u8]) -> Option<Group<'a>> {
     all_by_name(file, name).next()
 }
 
-/// Every entry of that name. Look-ups only see the first, but the members of all of them count.
+/// Every entry of that name. Lookups return only the first, but the members of all of them count.
 pub fn all_by_name<'a>(file: &'a [u8], name: &[u8]) -> impl Iterator<Item = Group<'a>> {
     usable(file, |line| line.is_named(name))
 }
@@ -144,7 +144,7 @@ pub fn all_by_names<'a>(file: &'a [u8], names: &[&str]) -> impl Iterator<Item = 
     })
 }
 
-/// Every entry with that GID: each of these groups' members may do what the GID may do.
+/// Every entry with that GID: the members of all these groups have the GID's permissions.
 pub fn all_by_gid(file: &[u8], gid: Gid) -> impl Iterator<Item = Group<'_>> {
     groups(file).filter(move |group| group.gid == gid)
 }
@@ -152,10 +152,10 @@ pub fn all_by_gid(file: &[u8], gid: Gid) -> impl Iterator<Item = Group<'_>> {
 /// The groups that a process of `user` gets, as `getgrouplist` finds them: `primary` first, then
 /// each other GID once, in the file's order.
 ///
-/// More lines count than look-ups find (glibc `nss_files` initgroups): every entry of a name that
-/// occurs twice, entries of the `compat` service (an empty number there is 0), and comments: a
-/// `#kvm:x:108:nova` gives nova the GID 108. A line with 4294967295 counts as well, and no process
-/// of that user can be started: setgroups(2) answers `EINVAL`.
+/// More lines count than in lookups (glibc `nss_files` initgroups): every entry of a name that occurs
+/// twice, entries of the `compat` service (an empty GID there is 0), and comments: with
+/// `#kvm:x:108:nova`, nova gets GID 108. A line with 4294967295 counts as well; then no process of
+/// that user can be started, because setgroups(2) returns `EINVAL`.
 pub fn gids_of(file: &[u8], user: &[u8], primary: Gid) -> Vec<Gid> {
     let mut seen = BTreeSet::from([primary.as_raw()]);
     let mut gids = vec![primary];
@@ -167,10 +167,10 @@ pub fn gids_of(file: &[u8], user: &[u8], primary: Gid) -> Vec<Gid> {
     gids
 }
 
-/// Whether a file is a group file beyond doubt: every line but empty ones, comments and entries of the NIS
-/// `compat` service has four fields with a name without spaces and a GID in digits, and one of them is root with 0. Not a
-/// passwd file, a script, or whatever else was put in its place. Stricter than glibc, which skips what it cannot
-/// read.
+/// Whether the content is certainly a group file, and not a passwd file, a script or another file in its place:
+/// every line except empty lines, comments and entries of the NIS `compat` service has four fields, with a name
+/// without spaces and a GID in digits, and one of them is root with GID 0. Stricter than glibc, which skips
+/// lines that it cannot parse.
 pub fn is_group_file(file: &[u8]) -> bool {
     let mut has_root = false;
     for line in lines(file) {
@@ -186,13 +186,13 @@ pub fn is_group_file(file: &[u8]) -> bool {
         let Some(gid) = gid.and_then(|gid| gid.parse::<u32>().ok()) else {
             return false;
         };
-        let is_odd = |byte: &u8| byte.is_ascii_whitespace() || byte.is_ascii_control();
-        if name.is_empty() || name.iter().any(is_odd) {
+        let is_invalid = |byte: &u8| byte.is_ascii_whitespace() || byte.is_ascii_control();
+        if name.is_empty() || name.iter().any(is_invalid) {
             return false;
         }
         has_root |= name == b"root" && gid == 0;
     }
-    // What follows a NUL is no part of a line.
+    // `lines` ends the text of a line at a NUL, so the bytes after one were not checked.
     has_root && !file.contains(&0)
 }
 
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn by_name_is_getgrnam() {
+    fn by_name_finds_the_same_entry_as_getgrnam() {
         for (file, want) in [
             (&b"kvm:x:108:"[..], "108 1 "),
             (b"root:x:0:\nkvm:x:108:nova,a\n", "108 2 nova,a"),
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_group_file_is_one() {
+    fn recognizes_group_files_and_rejects_other_files() {
         for file in [
             &b"root:x:0:\n"[..],
             b"root:x:0:",
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn all_entries() {
+    fn all_by_name_and_all_by_gid_find_every_entry() {
         let file = b"kvm:x:108:a\nx:x:108:\nkvm:x:7:b\n+kvm:x:108:\n#kvm:x:108:\n";
         let lines = |groups: Vec<Group<'_>>| groups.iter().map(|g| g.line).collect::<Vec<_>>();
         assert_eq!(lines(all_by_name(file, b"kvm").collect()), [1, 3]);
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn gids_of_is_getgrouplist() {
+    fn gids_of_finds_the_same_groups_as_getgrouplist() {
         for (file, want) in [
             (&b""[..], &[5][..]),
             (b"a:x:1:nova\nb:x:2:x\nc:x:3:x,nova", &[5, 1, 3]),

@@ -1,13 +1,13 @@
-//! Lines and fields: what glibc's readers of all account files have in common.
+//! Splits account files into lines and fields as glibc's readers do.
 //!
-//! There are two readers, and they disagree. Look-ups (glibc `__nss_readline`) skip leading spaces,
-//! blank lines and `#` comments. The search for a user's groups (glibc `nss_files` initgroups) takes
-//! each line as it is: there a commented-out group that lists the user still counts.
+//! glibc has two readers that differ. Lookups (glibc `__nss_readline`) skip leading spaces,
+//! blank lines and `#` comments. The search for a user's groups (glibc `nss_files` initgroups) parses
+//! every line as it is, so that a commented-out group that lists the user still counts.
 //!
-//! One glibc bug is left out: `__nss_readline` moves an indented line to the front of its buffer
+//! One glibc bug is not reproduced: `__nss_readline` moves an indented line to the front of its buffer
 //! without the terminating NUL, so on an indented last line without a newline it sees some of the
-//! last bytes twice (` kvm:x:108` is read as `kvm:x:1088`). Later versions may not, so such a line is
-//! read here as it was intended, and [`Line::is_misread`] reports it to what edits it.
+//! last bytes twice (` kvm:x:108` is read as `kvm:x:1088`). Later versions may be fixed, so such a line
+//! is parsed as intended, and [`Line::is_misread`] reports it to the code that edits the file.
 
 #![forbid(unsafe_code)]
 
@@ -17,7 +17,7 @@ use memchr::arch::all::memchr::{One, Two};
 /// One line of an account file.
 #[derive(Clone, Copy)]
 pub(crate) struct Line<'a> {
-    /// What C sees of the line: without its newline, and only up to a NUL.
+    /// The line as C code sees it: without the newline, and only up to the first NUL.
     pub(crate) text: &'a [u8],
     /// Where `text` starts in the file, in bytes.
     pub(crate) start: usize,
@@ -30,7 +30,7 @@ pub(crate) struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// The line as a look-up reads it: leading spaces gone; `None` for blank lines and comments.
+    /// The line as a lookup reads it, without leading spaces; `None` for blank lines and comments.
     pub(crate) fn entry(self) -> Option<Self> {
         let text = trim_start(self.text);
         let start = self.start + (self.text.len() - text.len());
@@ -45,17 +45,17 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// Whether glibc may see more of this line than there is.
+    /// Whether glibc may read some bytes at the end of this line twice (see the module's documentation).
     pub(crate) fn is_misread(self) -> bool {
         self.indented && !self.ended
     }
 
-    /// Whether this is an entry for the NIS `compat` service; the `files` service never finds it.
+    /// Whether this is an entry for the NIS `compat` service, which the `files` service never returns.
     pub(crate) fn is_compat(self) -> bool {
         matches!(self.text.first(), Some(b'+' | b'-'))
     }
 
-    /// Whether the first of several fields is `name`. A cheap look before the line is parsed.
+    /// Whether the first of several fields is `name`: a cheap check before the line is parsed.
     pub(crate) fn is_named(self, name: &[u8]) -> bool {
         self.text
             .strip_prefix(name)
@@ -63,7 +63,6 @@ impl<'a> Line<'a> {
             && !name.contains(&b':')
     }
 
-    /// The line's fields.
     pub(crate) fn fields(self) -> Fields<'a> {
         Fields {
             rest: self.text,
@@ -72,7 +71,7 @@ impl<'a> Line<'a> {
     }
 }
 
-/// Every line of `file`, also blank ones and comments.
+/// Every line of `file`, including blank lines and comments.
 pub(crate) fn lines(file: &[u8]) -> impl Iterator<Item = Line<'_>> {
     let mut start = 0;
     let mut number = 0;
@@ -80,10 +79,10 @@ pub(crate) fn lines(file: &[u8]) -> impl Iterator<Item = Line<'_>> {
         let rest = file.get(start..).filter(|rest| !rest.is_empty())?;
         let length = Two::new(b'\n', 0).find(rest).unwrap_or(rest.len());
         let (text, behind) = rest.split_at(length);
-        // What follows a NUL is part of the line, and not seen by C.
+        // Bytes after a NUL belong to the line, but C code does not see them.
         let unseen = One::new(b'\n').find(behind).unwrap_or(behind.len());
         number += 1;
-        let found = Line {
+        let line = Line {
             text,
             start,
             number,
@@ -91,27 +90,27 @@ pub(crate) fn lines(file: &[u8]) -> impl Iterator<Item = Line<'_>> {
             indented: false,
         };
         start += text.len() + unseen + 1;
-        Some(found)
+        Some(line)
     })
 }
 
-/// Every line that a look-up in the `files` service may find.
+/// Every line that a lookup in the `files` service may return.
 pub(crate) fn entries(file: &[u8]) -> impl Iterator<Item = Line<'_>> {
     lines(file)
         .filter_map(Line::entry)
         .filter(|line| !line.is_compat())
 }
 
-/// Reads one field after the other.
+/// Reads the fields of a line one after the other.
 pub(crate) struct Fields<'a> {
-    /// What is left of the line.
+    /// The part of the line that was not read yet.
     pub(crate) rest: &'a [u8],
     /// Where `rest` starts in the file, in bytes.
     pub(crate) at: usize,
 }
 
 impl<'a> Fields<'a> {
-    /// The text up to the next colon or the end. The flag says whether there was a colon.
+    /// The text up to the next colon or the end of the line, and whether there was a colon.
     pub(crate) fn string(&mut self) -> (&'a [u8], bool) {
         match One::new(b':').find(self.rest) {
             Some(colon) => {
@@ -128,16 +127,16 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The UID or GID in the next field. `None` rejects the line: there is no number, one
-    /// that does not fit 32 bits (-1 is such a one), or something after it. 4294967295 does fit,
-    /// although it is no ID.
+    /// The UID or GID in the next field. `None`, for which glibc rejects the line, if there are no
+    /// digits, if the value does not fit in 32 bits (such as -1), or if other text follows.
+    /// 4294967295 is returned, although it is not a valid ID.
     pub(crate) fn number(&mut self) -> Option<u32> {
         let (field, _) = self.string();
         u32::try_from(strtoul(field)?.value).ok()
     }
 
-    /// As [`Self::number`] for entries of the NIS `compat` service: an empty field is 0, but there has
-    /// to be one.
+    /// Like [`Self::number`], for entries of the NIS `compat` service: an empty field is 0, a missing
+    /// one rejects the line.
     pub(crate) fn number_or_empty(&mut self) -> Option<u32> {
         match self.rest.first()? {
             b':' => {
@@ -154,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_know_where_they_are() {
+    fn lines_and_entries_have_their_offset_in_the_file() {
         let file = b"a:1\n\n \t b\0c\n#d\r\n  #e\n+f\nlast";
         let shown = |line: Line<'_>| {
             let Line { number, start, .. } = line;

@@ -1,11 +1,11 @@
 //! The account files group(5) and passwd(5) as glibc's `files` service reads them.
 //!
-//! The files are parsed here and never asked of the name service: the lookups are about another
-//! root directory, and a name service daemon whose socket is shared with the host would answer for
-//! the host. What libvirtd later sees in that root is glibc's reading, so glibc's reading is what
-//! these parsers follow, down to lines that are never written on purpose.
+//! The files are parsed here instead of looked up through NSS, because they are in another root
+//! directory: an nscd that shares its socket with the container would return the host's entries.
+//! libvirtd in that root reads the files through glibc, so these parsers follow glibc even for
+//! malformed lines.
 //!
-//! Everything works on bytes: neither file has an encoding.
+//! The parsers work on bytes because neither file has a defined encoding.
 
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,8 @@
-//! passwd(5): which user has a name or a UID, and what its primary group is.
+//! passwd(5): finds users by name or UID, with their primary group.
 //!
-//! libvirt goes from the configured user to a UID, and at each start of a guest back from the
-//! UID to a name; the guest gets the groups of that name. So where two names share a
-//! UID, the first one decides. Source of the behaviour: glibc `nss_files` (seen with 2.36).
+//! libvirt resolves the configured user to a UID, and at each guest start that UID back to a name;
+//! the guest gets the groups of that name. If two names share a UID, the first one therefore
+//! decides. Source of the behaviour: glibc `nss_files` (observed with 2.36).
 
 #![forbid(unsafe_code)]
 
@@ -10,16 +10,16 @@ use nix::unistd::{Gid, Uid};
 
 use super::line::{Line, entries};
 
-/// One entry of a passwd file, as far as it matters here.
+/// The fields of a passwd entry that this program uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct User<'a> {
-    /// The user's name, without leading spaces.
+    /// Without leading spaces.
     pub name: &'a [u8],
-    /// The user's UID; never 4294967295, which is no ID.
+    /// Never 4294967295, which is not a valid ID.
     pub uid: Uid,
-    /// The GID of the user's primary group; never 4294967295.
+    /// The primary group; never 4294967295.
     pub gid: Gid,
-    /// Where the entry is: the 1-based number of its line.
+    /// The 1-based line of the entry.
     pub line: usize,
 }
 
@@ -39,19 +39,19 @@ fn is_usable(user: &User<'_>) -> bool {
     user.uid.as_raw() != u32::MAX && user.gid.as_raw() != u32::MAX
 }
 
-/// Every entry that a look-up can find and whose numbers are IDs. Not among them, as in glibc: blank
-/// lines, comments, entries of the NIS `compat` service (`+` and `-`), and lines with a UID or
-/// GID that is missing, is followed by something else, or does not fit 32 bits (-1 is such a one).
-/// What follows the GID may be missing.
+/// Every entry that a lookup can find and that has valid IDs. As in glibc, these lines are skipped: blank
+/// lines, comments, entries of the NIS `compat` service (`+` and `-`), and lines with a UID or GID
+/// that is missing, is followed by other text, or does not fit in 32 bits (such as -1). The fields
+/// after the GID can be missing.
 pub fn users(file: &[u8]) -> impl Iterator<Item = User<'_>> {
     entries(file).filter_map(parse).filter(is_usable)
 }
 
 /// The user of that name, as `getpwnam` finds it: the first entry.
 ///
-/// glibc takes 4294967295 for a number and finds the entry. It stands for "no ID" to the kernel, so
-/// where the first entry has it, there is no such user: a later entry of that name is not what
-/// libvirtd would find, and nothing here repairs a passwd file.
+/// glibc also finds an entry with 4294967295, which means "no ID" to the kernel. If the first entry
+/// has it, the result is `None`: libvirtd would not find a later entry of that name, and this program
+/// never repairs a passwd file.
 pub fn by_name<'a>(file: &'a [u8], name: &[u8]) -> Option<User<'a>> {
     entries(file)
         .filter(|line| line.is_named(name))
@@ -59,7 +59,7 @@ pub fn by_name<'a>(file: &'a [u8], name: &[u8]) -> Option<User<'a>> {
         .filter(is_usable)
 }
 
-/// The user with that UID, as `getpwuid` finds it: the first entry; none if its group is no ID.
+/// The user with that UID, as `getpwuid` finds it: the first entry. `None` if its GID is 4294967295.
 pub fn by_uid(file: &[u8], uid: Uid) -> Option<User<'_>> {
     entries(file)
         .filter_map(parse)
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_the_first() {
+    fn lookups_find_the_first_entry_that_glibc_accepts() {
         let file: &[u8] = b"root:x:0:0:root:/root:/bin/bash\n\
             #nova:x:1:1::/:\n\
             +nova:x:1:1::/:\n\

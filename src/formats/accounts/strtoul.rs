@@ -1,18 +1,18 @@
 //! Numbers as C's `strtoul` reads them in base 10.
 //!
-//! Both glibc's account files and libvirt's `user`/`group` settings go through that function, and
-//! it accepts more than a plain number: leading spaces, a sign, and negative values that wrap.
+//! glibc uses that function for the IDs in account files, libvirt for its `user` and `group` settings.
+//! It accepts more than digits: leading spaces, a sign, and negative values, which wrap around.
 
 #![forbid(unsafe_code)]
 
-/// A text that is a number to `strtoul`.
+/// A number that `strtoul` accepts.
 pub(crate) struct Number {
-    /// The value as a 64-bit `unsigned long`: negated modulo 2^64 after a `-`, and `u64::MAX` where
-    /// the digits do not fit.
+    /// The value as a 64-bit `unsigned long`: negated modulo 2^64 after a `-`, and `u64::MAX` if
+    /// the digits overflow.
     pub(crate) value: u64,
     /// Whether there was a `-`.
     pub(crate) negative: bool,
-    /// Whether the digits fit (C: no ERANGE).
+    /// Whether the digits did not overflow (C: no ERANGE).
     pub(crate) in_range: bool,
 }
 
@@ -21,14 +21,14 @@ pub(crate) fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t'..=b'\r')
 }
 
-/// Drops leading spaces as C's `isspace` knows them.
+/// Removes leading bytes for which C's `isspace` is true.
 pub(crate) fn trim_start(text: &[u8]) -> &[u8] {
     let spaces = text.iter().take_while(|b| is_space(**b)).count();
     text.get(spaces..).unwrap_or_default()
 }
 
-/// Reads a number; `None` where there is no digit to read, or something else after the last one (C: the end
-/// pointer is the start, or not the end).
+/// Parses a number. `None` if there are no digits, or if other text follows them (C: the end pointer is the
+/// start of the text, or not its end).
 pub(crate) fn strtoul(text: &[u8]) -> Option<Number> {
     let text = trim_start(text);
     let (negative, digits) = match text {
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_strtoul_reads() {
+    fn accepts_the_same_numbers_as_strtoul() {
         for (text, want) in [
             (&b"108"[..], Some(108)),
             (b" \t\n\x0b\x0c\r108", Some(108)),

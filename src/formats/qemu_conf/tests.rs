@@ -1,6 +1,6 @@
 use super::*;
 
-/// User and group, each with its line; `-` for one that is not set.
+/// User and group, each with its line; `-` if it is not set.
 fn both(file: &[u8]) -> Result<String, SyntaxError> {
     let show = |setting: Option<Setting>| match setting {
         Some(Setting { value, line }) => format!("{line} {}", value.escape_ascii()),
@@ -10,7 +10,7 @@ fn both(file: &[u8]) -> Result<String, SyntaxError> {
 }
 
 #[test]
-fn settings() {
+fn finds_the_first_user_and_group() {
     for (file, want) in [
         (&b""[..], "- -"),
         (b"# user = \"a\"\n", "- -"),
@@ -37,7 +37,7 @@ fn settings() {
 }
 
 #[test]
-fn errors() {
+fn reports_line_and_setting_where_libvirt_refuses_the_file() {
     for (file, line, key, expected) in [
         (&b"\n"[..], 2, "", "a name"),
         (b" ", 1, "", "a name"),
@@ -85,7 +85,7 @@ fn errors() {
 }
 
 #[test]
-fn large_and_deep_files() {
+fn accepts_10_mib_and_any_depth_of_lists() {
     let mut file = vec![b'#'; MAX_SIZE];
     assert_eq!(parse(&file), Ok(QemuConf::default()));
     file.push(b'#');
@@ -95,7 +95,7 @@ fn large_and_deep_files() {
 }
 
 #[test]
-fn ids() {
+fn reads_ids_as_libvirt_does() {
     use IdSpec::{NameOrNumber, Number};
     let name = |name, number| Some(NameOrNumber { name, number });
     for (value, want) in [
@@ -129,7 +129,7 @@ fn ids() {
 }
 
 #[test]
-fn a_list_of_devices_may_keep_kvm_out() {
+fn detects_a_device_list_that_excludes_kvm() {
     let acl = "user='a'\ncgroup_device_acl = [ '/dev/null',\n \"/dev/full\" ]\n";
     let open = "namespaces=[]\ncgroup_controllers=['cpu']\n";
     for (file, want) in [
@@ -141,9 +141,9 @@ fn a_list_of_devices_may_keep_kvm_out() {
         ),
         ("cgroup_device_acl=[['/dev/kvm']]".to_owned(), Some(1)),
         ("#cgroup_device_acl=[]\n".to_owned(), None),
-        // The first one counts.
+        // The first setting counts.
         (format!("cgroup_device_acl=['/dev/kvm']\n{acl}"), None),
-        // Without namespaces there is the cgroup's filter still, and the other way round.
+        // The device cgroup alone or the mount namespace alone still enforces the list.
         (format!("namespaces=[]\n{acl}"), Some(3)),
         (format!("cgroup_controllers=['cpu']\n{acl}"), Some(3)),
         (

@@ -1,5 +1,5 @@
-//! What the node's udevd makes of a rule when it reads it: names are looked up, and what its version does
-//! not accept is dropped.
+//! Processes a parsed rule as the node's udevd does when it reads the files: looks up names, and drops what
+//! its version does not accept.
 
 use std::borrow::Cow;
 
@@ -13,18 +13,16 @@ use super::rule::Rule;
 use super::value::{id, is_id, is_kvm, is_open, octal};
 use super::version::{Accepted, Udevd};
 
-/// The users and groups that the node knows by name.
+/// The names of the node's users and groups.
 #[derive(Clone, Copy)]
 pub struct Database<'a> {
-    /// The GID of a group.
     pub group: &'a dyn Fn(&str) -> Option<Gid>,
-    /// The UID of a user.
     pub user: &'a dyn Fn(&str) -> Option<Uid>,
-    /// Whether all of the node's names are seen: then one that is not found is unknown to its udevd, too.
+    /// Whether all name sources of the node are readable, so that a name that is not found does not exist.
     pub complete: bool,
 }
 
-/// What a rule sets that matters to kvm.
+/// An assignment that can affect kvm.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Assignment<'a> {
     Permission(Field, Op, Value),
@@ -34,29 +32,29 @@ pub(super) enum Assignment<'a> {
     Run(Op, Cow<'a, [u8]>),
 }
 
-/// A rule as udevd keeps it.
+/// A rule after udevd has processed it.
 pub(super) struct AcceptedRule<'a> {
     pub(super) at: Location<'a>,
-    /// Sorted.
+    /// In udevd's order ([`Pair::order`]).
     pub(super) comparisons: Vec<Pair<'a>>,
     pub(super) assignments: Vec<Assignment<'a>>,
-    /// Whether it is for kvm as a static node.
+    /// Whether the rule has `static_node=kvm`.
     pub(super) is_static: bool,
     pub(super) label: Option<Cow<'a, [u8]>>,
     pub(super) goto: Option<Cow<'a, [u8]>>,
-    /// The place in its file of the rule to which its `GOTO` leads, if that leads anywhere.
+    /// The index, in its file, of the rule to which the `GOTO` jumps, if its label exists.
     pub(super) target: Option<usize>,
-    /// Why udevd drops the rule although it understands it.
+    /// Why udevd drops the rule although its syntax is valid.
     pub(super) dropped: Option<String>,
-    /// Why it is not known whether udevd accepts the rule.
+    /// Why it is unknown whether udevd accepts the rule.
     pub(super) doubt: Option<String>,
 }
 
 impl<'a> AcceptedRule<'a> {
-    /// What `udevd` makes of the rule.
+    /// Processes the rule as `udevd` does.
     ///
     /// # Errors
-    /// Why it drops the rule, as if it were not there.
+    /// The reason, if `udevd` drops the rule because of its syntax.
     pub(super) fn new(rule: Rule<'a>, udevd: &Udevd, db: &Database<'_>) -> Result<Self, String> {
         let mut new = Self {
             at: rule.at,
@@ -81,29 +79,29 @@ impl<'a> AcceptedRule<'a> {
         for pair in rule.assignments {
             new.assign(pair, udevd, db);
         }
-        // What still has to be worked out at the event goes before what is known.
+        // udevd handles the values that it determines only at the event before the known ones.
         new.assignments.sort_by_key(
             |assignment| !matches!(assignment, Assignment::Permission(.., value) if value.late),
         );
         Ok(new)
     }
 
-    /// The memory that it takes, in bytes.
+    /// The memory that the rule takes, in bytes.
     pub(super) fn size(&self) -> usize {
         size_of::<Self>()
             + self.comparisons.capacity() * size_of::<Pair<'_>>()
             + self.assignments.capacity() * size_of::<Assignment<'_>>()
     }
 
-    /// Whether it does anything. udevd does not even ask what other rules compare.
+    /// Whether the rule does anything. udevd skips even the comparisons of a rule that does not.
     pub(super) fn has_effect(&self) -> bool {
-        let leaves_a_trace = |pair: &Pair<'_>| matches!(pair.key, Key::Program | Key::Import);
+        let has_side_effect = |pair: &Pair<'_>| matches!(pair.key, Key::Program | Key::Import);
         self.goto.is_some()
             || !self.assignments.is_empty()
-            || self.comparisons.iter().any(leaves_a_trace)
+            || self.comparisons.iter().any(has_side_effect)
     }
 
-    /// Notes why it is not known whether udevd accepts the rule, the first reason only.
+    /// Records why it is unknown whether udevd accepts the rule; keeps the first reason.
     pub(super) fn doubt(&mut self, why: &str) {
         self.doubt.get_or_insert_with(|| why.to_owned());
     }
@@ -139,13 +137,13 @@ impl<'a> AcceptedRule<'a> {
                 self.is_static |= name.is_some_and(is_kvm);
                 return;
             }
-            // NAME, ATTR, SYSCTL, SECLABEL: accepted, and without effect on owner, group and mode.
+            // NAME, ATTR, SYSCTL, SECLABEL: accepted, but they do not affect owner, group and mode.
             _ => return,
         };
         self.assignments.push(assignment);
     }
 
-    /// The UID or GID that a value stands for; `kind` is what it names, and the largest of the system's range.
+    /// The UID or GID of a value; `kind` is "user" or "group", with the largest ID of the system range.
     fn id(
         &mut self,
         value: &[u8],
@@ -159,7 +157,7 @@ impl<'a> AcceptedRule<'a> {
             return with(Change::Open, true, None);
         }
         let name = String::from_utf8_lossy(value);
-        // Such a value is taken for a substitution, and looked up only at the event.
+        // udevd treats a value that begins with `[` as a substitution, and looks it up only at the event.
         let late = value.first() == Some(&b'[');
         let known = id(value).or_else(|| match &*name {
             "root" => Some(0),
@@ -175,20 +173,22 @@ impl<'a> AcceptedRule<'a> {
         match (accepted, known) {
             (Accepted::Yes, _) => {}
             (Accepted::No(why), Some(_)) => self.drop(|| format!("{what} {name}: {why}")),
-            (Accepted::No(_), None) => self.drop(|| format!("the node knows no {what} '{name}'")),
+            (Accepted::No(_), None) => {
+                self.drop(|| format!("{what} '{name}' does not exist on the node"));
+            }
             (Accepted::Unknown(why), _) => self.doubt(why),
         }
         match known {
             Some(id) => with(Change::Set(id), late, None),
             None if !complete => {
                 self.doubt(
-                    "it names a user or group that is not in the files of the node that are seen here, \
-                     and may be in others",
+                    "it names a user or group that is not in the node's files that are visible here, but \
+                     may be in others",
                 );
                 with(Change::Unset, false, None)
             }
             None => {
-                let note = format!("the node does not know the name '{name}'");
+                let note = format!("{what} '{name}' does not exist on the node");
                 let change = match late {
                     true => Change::Keep,
                     false => Change::Unset,
@@ -209,7 +209,10 @@ fn mode(value: &[u8]) -> Value {
         None if is_open(value) => (Change::Open, None),
         None => {
             let value = String::from_utf8_lossy(value);
-            (Change::Keep, Some(format!("MODE=\"{value}\" is no mode")))
+            (
+                Change::Keep,
+                Some(format!("MODE=\"{value}\" is not a valid mode")),
+            )
         }
     };
     let late = !matches!(change, Change::Set(_));

@@ -1,4 +1,4 @@
-//! What rules assign to a device, and what udevd makes of it.
+//! Owner, group and mode that rules assign to a device, and how udevd applies them.
 
 use nix::unistd::{Gid, Uid};
 
@@ -6,7 +6,7 @@ use super::key::Op;
 use super::location::Location;
 use super::prediction::{MOST, Notes, Outcome, Prediction};
 
-/// What is assigned: the places of owner, group and mode in arrays of three.
+/// The assigned field; its value is the index in arrays of owner, group and mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Field {
     Owner,
@@ -18,37 +18,37 @@ pub(super) enum Field {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Value {
     pub(super) change: Change,
-    /// Whether udevd works it out at the event only; such a value does not count when udevd starts.
+    /// Whether udevd determines the value only at the event; such a value does not count when udevd starts.
     pub(super) late: bool,
-    /// What is reported where it is assigned.
+    /// The diagnostic to report if the value is assigned.
     pub(super) note: Option<String>,
 }
 
-/// What one assignment does to a value.
+/// The effect of one assignment on a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
-    /// It becomes this UID, GID or mode.
+    /// The field gets this UID, GID or mode.
     Set(u32),
-    /// It is as if no rule had assigned one.
+    /// The field becomes unset, as if no rule had assigned it.
     Unset,
-    /// It stays; only a `:=` counts.
+    /// The field keeps its value; a `:=` still makes it final.
     Keep,
-    /// That is not known: the value has a substitution.
+    /// Unknown, because the value contains a substitution.
     Open,
 }
 
-/// A value that rules assign one after the other.
+/// A field that several rules can assign, one after another.
 #[derive(Debug, Default)]
 struct Assigned<'a> {
     /// The value and the rule that assigned it.
     value: Option<(u32, Location<'a>)>,
-    /// Whether an assignment was final; none where that is not known.
+    /// Whether an assignment was final; `None` if that is unknown.
     fixed: Option<bool>,
-    /// Rules that may have assigned another one since.
+    /// Later rules that may have assigned another value.
     doubts: Vec<(Location<'a>, String)>,
 }
 
-/// All that rules assign, by [`Field`].
+/// All values that rules assign, indexed by [`Field`].
 #[derive(Debug)]
 pub(super) struct Permissions<'a>([Assigned<'a>; 3]);
 
@@ -62,7 +62,7 @@ impl Default for Permissions<'_> {
 }
 
 impl<'a> Permissions<'a> {
-    /// One assignment in the rule `at`; `doubt` is why it may not happen.
+    /// Applies one assignment of the rule `at`; `doubt` is why udevd may not execute it.
     pub(super) fn assign(
         &mut self,
         (field, op): (Field, Op),
@@ -82,12 +82,12 @@ impl<'a> Permissions<'a> {
         let fixed = old
             .fixed
             .is_none()
-            .then_some("an earlier rule may be final");
-        let open = (value.change == Change::Open).then_some("its value has a substitution");
+            .then_some("an earlier assignment may be final (:=)");
+        let open = (value.change == Change::Open).then_some("its value contains a substitution");
         match (value.change, doubt.or(fixed).or(open)) {
             (Change::Keep, _) => {}
             (_, Some(why)) => {
-                // One would do; the others are only named.
+                // One doubt makes the prediction unclear; the others are only reported.
                 if old.doubts.len() < MOST {
                     old.doubts.push((at, why.to_owned()));
                 }
@@ -106,12 +106,12 @@ impl<'a> Permissions<'a> {
     }
 }
 
-/// The device to which permissions are applied, once at an event and rule by rule when udevd starts.
+/// The device to which udevd applies permissions: once per event, and once per rule when udevd starts.
 #[derive(Debug)]
 pub(super) struct DeviceState<'a> {
     /// Owner, group and mode.
     values: [u32; 3],
-    /// Where they were assigned.
+    /// The rules that assigned them.
     by: [Option<Location<'a>>; 3],
     doubts: Vec<(Location<'a>, String)>,
 }
@@ -127,13 +127,13 @@ impl Default for DeviceState<'_> {
 }
 
 impl<'a> DeviceState<'a> {
-    /// Applies all of it at once.
+    /// Applies the permissions as udevd does at the end of an event.
     pub(super) fn apply(&mut self, Permissions(mut new): Permissions<'a>) {
         for field in &mut new {
             self.doubts.append(&mut field.doubts);
         }
         let [uid, gid, mode] = new.map(|field| field.value);
-        // A group without a mode is one that has to get access.
+        // udevd sets mode 0660 if a rule assigns a group but no rule assigns a mode.
         let default = gid.filter(|(gid, _)| *gid > 0);
         let mode = mode.or(default.map(|(_, at)| (0o660, at)));
         let before = self.values;
@@ -142,14 +142,14 @@ impl<'a> DeviceState<'a> {
                 (self.values[place], self.by[place]) = (value, Some(at));
             }
         }
-        // Only the last nine bits decide whether the mode differs.
+        // udevd compares only the last nine bits of the mode, and changes nothing if all values are equal.
         let [uid, gid, mode] = self.values;
         if [uid, gid, mode & 0o777] == [before[0], before[1], before[2] & 0o777] {
             self.values[2] = before[2];
         }
     }
 
-    /// What became of it. `ends` are rules after which all of it may come to nothing.
+    /// The resulting prediction. `ends` are rules that may make udevd abort the event.
     pub(super) fn prediction(
         mut self,
         ends: Vec<(Location<'a>, String)>,
@@ -186,8 +186,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn permissions_are_applied_as_udevd_applies_them() {
-        // Owner, group and mode of one rule after the other; none where it assigns none.
+    fn applies_owner_group_and_mode_as_udevd_does() {
+        // Owner, group and mode that each rule assigns.
         const NO: Option<u32> = None;
         let group = Some(5);
         for (rules, want) in [
@@ -197,11 +197,11 @@ mod tests {
             (&[[Some(7), NO, NO]], [7, 0, 0o600]),
             (&[[NO, NO, Some(0o666)]], [0, 0, 0o666]),
             (&[[NO, group, Some(0o640)]], [0, 5, 0o640]),
-            // The set-id bits alone are no difference, but come along with one.
+            // A difference only in the set-id bits is ignored; with another difference they are set.
             (&[[NO, NO, Some(0o4600)]], [0, 0, 0o600]),
             (&[[NO, group, Some(0o4600)]], [0, 5, 0o4600]),
             (&[[NO, NO, Some(0o2660)]], [0, 0, 0o2660]),
-            // The second rule finds what the first left.
+            // The second rule applies to the result of the first.
             (&[[NO, group, NO], [NO, NO, Some(0o666)]], [0, 5, 0o666]),
             (&[[NO, NO, Some(0o666)], [NO, group, NO]], [0, 5, 0o660]),
         ] {

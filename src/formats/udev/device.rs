@@ -1,4 +1,4 @@
-//! What is known of the device while an event's rules are followed.
+//! The state of the device that comparisons read, while the rules of an event are evaluated.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,11 +8,11 @@ use super::location::Location;
 use super::pair::Pair;
 use super::value::is_open;
 
-/// Why something is not known.
+/// Why something is unknown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Doubt {
     pub(super) why: String,
-    /// Whether a `GOTO` that may not be followed is the reason.
+    /// Whether the reason is an uncertain `GOTO`.
     pub(super) of_goto: bool,
 }
 
@@ -25,12 +25,11 @@ impl<T: Into<String>> From<T> for Doubt {
     }
 }
 
-/// Whether a comparison holds.
+/// The result of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Tristate {
     Yes,
     No,
-    /// And why that is not known.
     Unknown(Doubt),
 }
 
@@ -40,20 +39,19 @@ impl From<bool> for Tristate {
     }
 }
 
-/// A value, or why it is not known.
+/// A value, or why it is unknown.
 type Value = Result<Vec<u8>, Doubt>;
 
-/// The device with all that rules compare. It has no parent device and no driver.
+/// The properties that rules compare. The kvm device has no parent device and no driver.
 pub(super) struct Device {
     action: &'static [u8],
     properties: BTreeMap<Vec<u8>, Value>,
-    /// Why any property may have been set.
+    /// Why every other property may have been set as well.
     tainted: Option<Doubt>,
-    /// Its tags, as far as they are known.
     tags: Result<BTreeSet<Vec<u8>>, Doubt>,
-    /// Whether a rule may have set a link.
+    /// Whether a rule may have set a SYMLINK.
     linked: bool,
-    /// The output of the last program.
+    /// The output of the last PROGRAM.
     result: Value,
 }
 
@@ -62,7 +60,7 @@ const KERNEL: &[u8] = b"kvm";
 const SUBSYSTEM: &[u8] = b"misc";
 const ACTIONS: [&[u8]; 2] = [b"add", b"change"];
 
-/// Whether a comparison holds at no event, and is asked before anything that leaves a trace.
+/// Whether a comparison is false at every event, and is evaluated before pairs with side effects.
 pub(super) fn never(pair: &Pair<'_>) -> bool {
     pair.op.is_match()
         && match pair.key {
@@ -71,7 +69,7 @@ pub(super) fn never(pair: &Pair<'_>) -> bool {
         }
 }
 
-/// Whether a comparison holds that has the same answer at every event.
+/// The result of a comparison that is the same at every event; `None` for other comparisons.
 fn of_any_event(pair: &Pair<'_>) -> Option<Tristate> {
     Some(match pair.key {
         Key::Devpath => pair.holds(DEVPATH).into(),
@@ -84,7 +82,7 @@ fn of_any_event(pair: &Pair<'_>) -> Option<Tristate> {
 }
 
 impl Device {
-    /// As the kernel announces it.
+    /// The device as in the kernel's uevent.
     pub(super) fn new(action: &'static [u8]) -> Self {
         let known: [(&str, &[u8]); 6] = [
             ("ACTION", action),
@@ -103,7 +101,7 @@ impl Device {
             "USEC_INITIALIZED",
         ];
         let known = known.map(|(key, value)| (key.into(), Ok(value.to_vec())));
-        let not_known = |key| -> Value { Err(format!("ENV{{{key}}} is not known").into()) };
+        let not_known = |key| -> Value { Err(format!("ENV{{{key}}} is unknown").into()) };
         let unknown = unknown.map(|key| (key.into(), not_known(key)));
         Self {
             action,
@@ -115,15 +113,15 @@ impl Device {
         }
     }
 
-    /// Whether a comparison holds.
+    /// Evaluates a comparison.
     pub(super) fn compare(&self, pair: &Pair<'_>) -> Tristate {
-        if let Some(answer) = of_any_event(pair) {
-            return answer;
+        if let Some(result) = of_any_event(pair) {
+            return result;
         }
         match pair.key {
             Key::Action => pair.holds(self.action).into(),
             Key::Symlink if self.linked => {
-                Tristate::Unknown("SYMLINK is compared, and a rule has set it".into())
+                Tristate::Unknown("it compares SYMLINK, which an earlier rule may have set".into())
             }
             Key::Symlink => pair.holds_for_list(std::iter::empty()).into(),
             Key::Env => holds(&self.property(&pair.attr), pair),
@@ -135,25 +133,25 @@ impl Device {
             Key::Program => Tristate::Unknown("it runs a PROGRAM".into()),
             // A property of the parent device; kvm has none.
             Key::Import if *pair.attr == *b"parent" => (pair.op == Op::NoMatch).into(),
-            Key::Import => Tristate::Unknown(format!("it asks for {}", import(pair)).into()),
-            // CONST, SYSCTL, TEST: only the node knows.
-            key => Tristate::Unknown(format!("it asks for {}", key.name()).into()),
+            Key::Import => Tristate::Unknown(format!("it depends on {}", import(pair)).into()),
+            // CONST, SYSCTL, TEST: only udevd on the node can evaluate them.
+            key => Tristate::Unknown(format!("it depends on {}", key.name()).into()),
         }
     }
 
-    /// What a comparison leaves behind, whatever its answer, once it may have been asked.
-    pub(super) fn asked(&mut self, pair: &Pair<'_>, at: Location<'_>) {
+    /// Applies the side effects of a comparison that udevd may have evaluated, whatever its result.
+    pub(super) fn apply_side_effects(&mut self, pair: &Pair<'_>, at: Location<'_>) {
         match (pair.key, &*pair.attr) {
             (Key::Program, _) => {
-                self.result = Err(format!("RESULT is from the PROGRAM in {at}").into())
+                self.result = Err(format!("RESULT depends on the PROGRAM in {at}").into())
             }
             (Key::Import, b"db" | b"cmdline") => {
-                let why = format!("a property is from {} in {at}", import(pair));
+                let why = format!("a property depends on {} in {at}", import(pair));
                 self.properties.insert(pair.value.to_vec(), Err(why.into()));
             }
             (Key::Import, b"file" | b"program" | b"builtin") => {
-                let why = format!("properties may be from {} in {at}", import(pair));
-                // A property that is not kept is read as tainted.
+                let why = format!("properties may depend on {} in {at}", import(pair));
+                // `property` returns `tainted` for every property that is removed here.
                 self.properties.retain(|key, _| is_fixed_property(key));
                 self.tainted = Some(why.into());
             }
@@ -161,7 +159,7 @@ impl Device {
         }
     }
 
-    /// `ENV{key}=…`; `doubt` is why it may not happen.
+    /// `ENV{key}=…`; `doubt` is why udevd may not execute it.
     pub(super) fn set_property(&mut self, op: Op, key: &[u8], value: &[u8], doubt: Option<&Doubt>) {
         if op == Op::Add && value.is_empty() {
             return;
@@ -171,7 +169,7 @@ impl Device {
             (Some(doubt), ..) => Err(doubt.clone()),
             (None, true, _) => {
                 let key = String::from_utf8_lossy(key);
-                Err(format!("ENV{{{key}}} was set with a substitution").into())
+                Err(format!("ENV{{{key}}} was set to a value with a substitution").into())
             }
             (None, false, before) if op == Op::Add => {
                 before.and_then(|before| lengthened(key, before, value))
@@ -183,7 +181,7 @@ impl Device {
 
     /// `TAG+=…`
     pub(super) fn set_tag(&mut self, op: Op, tag: &[u8], doubt: Option<&Doubt>) {
-        let open = || is_open(tag).then(|| "TAG was set with a substitution".into());
+        let open = || is_open(tag).then(|| "TAG was set to a value with a substitution".into());
         if let Some(doubt) = doubt.cloned().or_else(open) {
             self.tags = Err(doubt);
             return;
@@ -191,12 +189,12 @@ impl Device {
         if matches!(op, Op::Assign | Op::Final) {
             self.tags = Ok(BTreeSet::new());
         }
-        // What is taken away still counts at a device's first event, as long as the udev database
-        // does not know it (seen with 252).
+        // At a device's first event, a removed tag still counts until it is in the udev database
+        // (observed with 252).
         let tag = tag.to_vec();
         let had = self.tags.as_ref().is_ok_and(|tags| tags.contains(&tag));
         if op == Op::Remove && had {
-            let why = "TAG-= leaves what the udev database says";
+            let why = "after TAG-=, the tags depend on the udev database";
             self.tags = Err(why.into());
         }
         let valid = !tag.iter().any(|byte| matches!(byte, b':' | b' '));
@@ -219,9 +217,9 @@ impl Device {
     }
 }
 
-/// One tag more. A comparison looks at all of them, so that no more than any device has are followed.
+/// Adds a tag. Comparisons check every tag, so their total size is limited to more than any device needs.
 fn with(mut tags: BTreeSet<Vec<u8>>, tag: Vec<u8>) -> Result<BTreeSet<Vec<u8>>, Doubt> {
-    /// All tags together, each with what sets it off from the next, in bytes.
+    /// The total size of all tags, each with a separator, in bytes.
     const MOST: usize = 1024;
     tags.insert(tag);
     if tags.iter().map(|tag| tag.len() + 1).sum::<usize>() > MOST {
@@ -230,7 +228,7 @@ fn with(mut tags: BTreeSet<Vec<u8>>, tag: Vec<u8>) -> Result<BTreeSet<Vec<u8>>, 
     Ok(tags)
 }
 
-/// What `+=` makes of a property. One that is longer than any line is not followed.
+/// The value of a property after `+=`. One that exceeds the length of a line becomes unknown.
 fn lengthened(key: &[u8], mut before: Vec<u8>, value: &[u8]) -> Value {
     if before.len() + value.len() >= LINE_MAX {
         let key = String::from_utf8_lossy(key);
@@ -254,14 +252,14 @@ fn import(pair: &Pair<'_>) -> String {
     format!("IMPORT{{{}}}", pair.attr.escape_ascii())
 }
 
-/// `ATTR{name}`: a comparison with a file that is not there never holds, not even `!=`.
+/// `ATTR{name}`: a comparison with a missing file is always false, even with `!=`.
 fn attribute(pair: &Pair<'_>) -> Tristate {
     let elsewhere = |byte: &u8| matches!(byte, b'/' | b'[' | b'$' | b'%');
     match &*pair.attr {
         b"dev" => pair.holds(b"10:232").into(),
         b"subsystem" => pair.holds(SUBSYSTEM).into(),
-        b"uevent" | b"power" => Tristate::Unknown("it asks for ATTR".into()),
-        name if name.iter().any(elsewhere) => Tristate::Unknown("it asks for ATTR".into()),
+        b"uevent" | b"power" => Tristate::Unknown("it depends on ATTR".into()),
+        name if name.iter().any(elsewhere) => Tristate::Unknown("it depends on ATTR".into()),
         _ => Tristate::No,
     }
 }

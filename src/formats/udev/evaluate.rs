@@ -1,4 +1,4 @@
-//! Following the rules of all files through one event.
+//! Evaluates the rules of all files for each event.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,16 +14,16 @@ use super::rule::Rule;
 use super::value::is_open;
 use super::version::Udevd;
 
-/// How much memory the rules of all files may take that matter to kvm: those of a node are thousands at most,
-/// and this is room for some ten thousand. A rule takes up to twenty times the memory of its text.
+/// Memory limit, in bytes, for all rules that could affect kvm. It is enough for some ten thousand rules; a node
+/// has some thousand at most. A rule takes up to twenty times the memory of its text.
 const MOST_HELD: usize = 12 << 20;
 
-/// The rules of a file, as udevd keeps them, but for those that cannot matter to kvm.
+/// The rules of a file that udevd accepts, without those that cannot affect kvm.
 type Rules<'a> = Vec<AcceptedRule<'a>>;
 
-/// Works out what the events will do, from the files that udevd reads, in its order
-/// ([`select()`](super::select)). Where there are more rules than this program has room for, nothing is
-/// clear.
+/// Predicts the effect of each event from the files that udevd reads, in udevd's order
+/// ([`select()`](super::select)). Everything is unclear if there are more rules than the memory limit
+/// allows.
 pub fn predict(files: &[&RuleFile], udevd: &Udevd, db: &Database<'_>) -> Predictions {
     let mut notes = Notes::default();
     let mut held = 0;
@@ -31,7 +31,7 @@ pub fn predict(files: &[&RuleFile], udevd: &Udevd, db: &Database<'_>) -> Predict
     for file in files {
         let rules = read(file, &mut held, udevd, db, &mut notes);
         if held > MOST_HELD {
-            let why = "the node has more rules that could matter to kvm than are followed (12 MiB of memory)";
+            let why = "the rules that could affect kvm exceed the limit of this program (12 MiB of memory)";
             let (rule, why) = (file.path.clone(), why.to_owned());
             let mut prediction = Predictions {
                 ignored: notes.ignored,
@@ -51,7 +51,7 @@ pub fn predict(files: &[&RuleFile], udevd: &Udevd, db: &Database<'_>) -> Predict
     }
 }
 
-/// Reads a file's rules as far as there is room for them, and notes those about kvm that udevd drops.
+/// Parses a file's rules up to the memory limit, and records those about kvm that udevd drops.
 fn read<'a>(
     file: &'a RuleFile,
     held: &mut usize,
@@ -74,12 +74,13 @@ fn read<'a>(
             }
             Entry::Dropped(at, why) => notes.ignore(at, &why),
             Entry::TooLong(at) => {
-                // `GOTO`s are linked after the last line was read.
+                // udevd resolves `GOTO`s only after it has read the last line.
                 linked = false;
-                let why = "longer than 16384 bytes, which ends the reading of this file";
+                let why =
+                    "it is longer than 16384 bytes, and udevd does not read the rest of the file";
                 notes.ignore(at, why);
                 if !udevd.keeps_what_was_read() {
-                    let why = "is too long, and what is kept differs by version";
+                    let why = "is too long; whether udevd keeps the rules before it depends on the systemd version";
                     let why = format!("line {} {why}", at.line);
                     for rule in &mut rules {
                         rule.doubt(&why);
@@ -97,7 +98,7 @@ fn read<'a>(
     rules
 }
 
-/// Finds where each `GOTO` leads: to the next label of its name.
+/// Resolves each `GOTO` to the next label of its name.
 fn link(rules: &mut Rules<'_>) {
     let mut labels = BTreeMap::new();
     for (place, rule) in rules.iter_mut().enumerate().rev() {
@@ -111,8 +112,8 @@ fn link(rules: &mut Rules<'_>) {
     }
 }
 
-/// When udevd starts: each rule with a `static_node` is applied to that device at once, whatever it
-/// compares and wherever a `GOTO` leads.
+/// The start of udevd: it applies each rule with a `static_node` to that device directly, and ignores
+/// comparisons and `GOTO`s.
 fn start(files: &[Rules<'_>], notes: &mut Notes) -> Prediction {
     let mut device = DeviceState::default();
     for rule in files.iter().flatten().filter(|rule| rule.is_static) {
@@ -121,7 +122,7 @@ fn start(files: &[Rules<'_>], notes: &mut Notes) -> Prediction {
         }
         let doubt = rule.doubt.as_deref();
         let mut new = Permissions::default();
-        // Only plain values count here, and of several the last, `:=` or not.
+        // Only values that are known when udevd parses the rules count here. The last one wins, even after `:=`.
         for assignment in &rule.assignments {
             if let Assignment::Permission(field, _, value) = assignment
                 && !value.late
@@ -134,7 +135,7 @@ fn start(files: &[Rules<'_>], notes: &mut Notes) -> Prediction {
     device.prediction(Vec::new(), notes)
 }
 
-/// An event: all rules, in order.
+/// An add or change event: evaluates all rules, in order.
 fn event(files: &[Rules<'_>], action: &'static [u8], notes: &mut Notes) -> Prediction {
     let mut run = Run {
         device: Device::new(action),
@@ -155,23 +156,24 @@ fn event(files: &[Rules<'_>], action: &'static [u8], notes: &mut Notes) -> Predi
     device.prediction(run.ends, notes)
 }
 
-/// An event on its way through the rules.
+/// The state of an event while its rules are evaluated.
 struct Run<'a> {
     device: Device,
     new: Permissions<'a>,
-    /// Whether there may be a tag without a name.
+    /// Whether a rule may have set a tag with an empty name.
     nameless: bool,
-    /// Rules that may end the event before anything is applied, and why.
+    /// Rules that may abort the event before anything is applied, with the reason.
     ends: Vec<(Location<'a>, String)>,
-    /// Rules that run a program after the event, and what is reported of them.
+    /// Rules that run a program after the event, with the text to report.
     programs: Vec<(Location<'a>, String)>,
     programs_fixed: bool,
 }
 
 impl<'a> Run<'a> {
-    /// Follows the rules of a file on every way that a `GOTO` may lead.
+    /// Evaluates the rules of a file on every path that its `GOTO`s may take.
     fn file(&mut self, rules: &[AcceptedRule<'a>], notes: &mut Notes) {
-        // Where the event may be, and why it may not be at the first of these places: it is at one of them.
+        // The rules that may be evaluated next (udevd evaluates one of them), and why it is uncertain that
+        // the first of them is.
         let mut ways = BTreeSet::from([0]);
         let mut reason: Option<Doubt> = None;
         while let Some(at) = ways.pop_first() {
@@ -187,7 +189,7 @@ impl<'a> Run<'a> {
                 (Some(to), Some(None)) => _ = ways.insert(to),
                 (Some(to), Some(Some(doubt))) => {
                     ways.extend([at + 1, to]);
-                    // The first reason is enough where one jump leads over another.
+                    // If several jumps overlap, the first reason is enough.
                     reason.get_or_insert_with(|| jumped(rule.at, doubt));
                 }
                 (None, _) | (_, None) => _ = ways.insert(at + 1),
@@ -195,8 +197,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Nothing where the rule does not apply, otherwise why that is not certain. `reached` is why the event may
-    /// not come to the rule at all, `own` why it is not known what the rule says.
+    /// Applies a rule. Returns `None` if it does not match, `Some(None)` if it certainly does, and otherwise the
+    /// reason for doubt. `reached` is why the event may skip the rule, `own` why the rule itself is unclear.
     fn rule(
         &mut self,
         rule: &AcceptedRule<'a>,
@@ -210,7 +212,7 @@ impl<'a> Run<'a> {
         for pair in &rule.comparisons {
             let answer = self.device.compare(pair);
             if rule.dropped.is_none() {
-                self.device.asked(pair, rule.at);
+                self.device.apply_side_effects(pair, rule.at);
                 self.may_end(pair, rule.at);
             }
             match answer {
@@ -229,15 +231,16 @@ impl<'a> Run<'a> {
         Some(own)
     }
 
-    /// Two things are errors to udevd, seen with 252, and then all that the event assigned is lost: a kernel
-    /// parameter without a name, and properties that are asked for once a tag without a name was set.
+    /// Records rules that make udevd (observed with 252) abort the event, which discards everything that it
+    /// assigned: the import of a kernel parameter without a name, and reading properties after a tag with an
+    /// empty name was set.
     fn may_end(&mut self, pair: &Pair<'_>, at: Location<'a>) {
         let why = match (pair.key, &*pair.attr) {
             (Key::Import, b"cmdline") if pair.value.is_empty() => {
-                "an IMPORT{cmdline} without a name ends the event"
+                "an IMPORT{cmdline} without a name makes udevd abort the event"
             }
             (Key::Env | Key::Program, _) | (Key::Import, b"program") if self.nameless => {
-                "it asks for properties, and an empty TAG makes that end the event"
+                "it reads properties after an empty TAG was set, which makes udevd abort the event"
             }
             _ => return,
         };
@@ -260,8 +263,8 @@ impl<'a> Run<'a> {
             }
             Assignment::Env(op, key, value) => self.device.set_property(*op, key, value, doubt),
             Assignment::Tag(op, tag) => {
-                // One with a substitution is usually only set where there is something to fill in, as
-                // systemd's own TAG+="$env{ID_SEAT}" is.
+                // A tag with a substitution is usually set only after a test that it is not empty, as with
+                // systemd's own TAG+="$env{ID_SEAT}".
                 let open =
                     doubt.is_none() && is_open(tag) && matches!(tag.first(), Some(b'$' | b'%'));
                 self.nameless |= *op != Op::Remove && (tag.is_empty() || open);
@@ -274,9 +277,10 @@ impl<'a> Run<'a> {
                     self.programs.clear();
                 }
                 let command = String::from_utf8_lossy(command);
-                // Stock rules run things for other devices behind conditions that cannot be told.
+                // Stock rules run programs for other devices, after comparisons that cannot be evaluated here.
                 if doubt.is_none() || command.contains("kvm") {
-                    let why = format!("it runs '{command}' afterwards, which may change the node");
+                    let why =
+                        format!("it runs '{command}' after the event, which may change the device");
                     self.programs.push((at, why));
                 }
             }
@@ -285,19 +289,19 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Why a rule may be jumped over by the `GOTO` in the rule `at`, which may not be followed because of `doubt`.
+/// Why the `GOTO` in the rule `at` may skip a rule, given that `doubt` makes the jump uncertain.
 fn jumped(at: Location<'_>, doubt: Doubt) -> Doubt {
-    // What another GOTO leaves open may be what this one asks for, and so on through all of the file.
+    // A doubt can already come from another GOTO. Nesting would lengthen the text with every GOTO of the file.
     if doubt.of_goto {
         return doubt;
     }
     Doubt {
-        why: format!("the GOTO in {at} may jump over it: {}", doubt.why),
+        why: format!("the GOTO in {at} may skip it: {}", doubt.why),
         of_goto: true,
     }
 }
 
-/// Whether udevd drops the rule, which then is noted.
+/// Whether udevd drops the rule; if so, records that.
 fn is_dropped(rule: &AcceptedRule<'_>, notes: &mut Notes) -> bool {
     if let Some(why) = &rule.dropped {
         notes.ignore(rule.at, why);

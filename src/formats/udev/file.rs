@@ -1,4 +1,4 @@
-//! A rules file as rules.
+//! Splits a rules file into rules and dropped lines.
 
 use std::borrow::Cow;
 
@@ -8,28 +8,28 @@ use super::location::Location;
 /// A rules file that udevd reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleFile {
-    /// Its path on the node.
+    /// The path on the node.
     pub path: String,
-    /// Its bytes.
     pub content: Vec<u8>,
 }
 
-/// What a line of a rules file is.
+/// A line of a rules file.
 pub(super) enum Entry<'a, T> {
     Rule(T),
-    /// A line with the device's name in it that udevd drops, and why.
+    /// A line that contains `kvm` and that udevd drops, with the reason.
     Dropped(Location<'a>, String),
-    /// A line that is too long: udevd reads no further.
+    /// A line that is too long: udevd does not read the rest of the file.
     TooLong(Location<'a>),
 }
 
 impl RuleFile {
-    /// Its name without the directory.
+    /// The file's name without its directory.
     pub(super) fn name(&self) -> &str {
         self.path.rsplit('/').next().unwrap_or_default()
     }
 
-    /// Its rules, as `read` reads them: nothing for one that does not matter, an error is why udevd drops it.
+    /// The file's rules, parsed by `read`, which returns `None` for a rule that cannot affect kvm, and an error
+    /// with the reason if udevd drops the line.
     pub(super) fn entries<'a, T>(
         &'a self,
         read: impl Fn(Location<'a>, &Cow<'a, [u8]>) -> Result<Option<T>, String>,
@@ -53,7 +53,7 @@ impl RuleFile {
     }
 }
 
-/// Whether a line has the device's name in it: only of such lines is reported that udevd drops them.
+/// Whether a line contains `kvm`. Other lines that udevd drops are not reported.
 fn about_kvm(line: &[u8]) -> bool {
     line.windows(3).any(|word| word == b"kvm")
 }

@@ -1,13 +1,13 @@
-//! Shell patterns as fnmatch(3) without flags reads them, byte by byte.
+//! Matches shell patterns byte by byte, as fnmatch(3) does without flags.
 
-/// Whether a value holds a pattern at all.
+/// Whether a value is a pattern.
 pub(super) fn is_glob(text: &[u8]) -> bool {
     text.iter().any(|byte| matches!(byte, b'*' | b'?' | b'['))
 }
 
-/// Whether `text` is what `pattern` describes. `*` and `?` take slashes and leading dots, too.
+/// Whether `text` matches `pattern`. `*` and `?` also match slashes and leading dots.
 pub(super) fn matches(pattern: &[u8], text: &[u8]) -> bool {
-    // Where to go on after the last `*`: with what pattern, and from where in the text.
+    // Positions in pattern and text at which to continue after the last `*`.
     let mut retry: Option<(usize, usize)> = None;
     let (mut p, mut t) = (0, 0);
     loop {
@@ -40,8 +40,8 @@ pub(super) fn matches(pattern: &[u8], text: &[u8]) -> bool {
     }
 }
 
-/// Whether the bracket expression at the start of `pattern` takes `byte`, and how long it is;
-/// nothing for a `[` that is never closed, which is an ordinary character.
+/// Whether the bracket expression at the start of `pattern` matches `byte`, and its length. `None` for
+/// a `[` that is never closed, which is an ordinary character.
 fn bracket(pattern: &[u8], byte: u8) -> Option<(bool, usize)> {
     let mut at = 1;
     let negated = matches!(pattern.get(at), Some(b'!' | b'^'));
@@ -113,7 +113,7 @@ mod tests {
     use super::matches;
 
     #[test]
-    fn patterns_match_as_fnmatch_says() {
+    fn patterns_match_as_in_fnmatch() {
         let table = [
             ("", "", true),
             ("", "a", false),

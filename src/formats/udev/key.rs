@@ -1,6 +1,7 @@
-//! The keys of rules (udev(7), and those that only its source knows), and what each may be written with.
+//! The keys of rules (udev(7), and undocumented ones from udevd's source), with the attributes and operators
+//! that each key accepts.
 
-/// A key that udevd knows. Declared in the order in which udevd handles the parts of a rule.
+/// A key of a rule. Declared in the order in which udevd evaluates the parts of a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Key {
     Action,
@@ -35,13 +36,13 @@ pub(super) enum Key {
 }
 
 impl Key {
-    /// As it is written.
+    /// The key as written in rules.
     pub(super) fn name(self) -> String {
         format!("{self:?}").to_uppercase()
     }
 }
 
-/// What stands between a key and its value.
+/// The operator between a key and its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Op {
     /// `==`
@@ -59,32 +60,31 @@ pub(super) enum Op {
 }
 
 impl Op {
-    /// Whether it compares instead of setting.
     pub(super) fn is_match(self) -> bool {
         matches!(self, Self::Match | Self::NoMatch)
     }
 }
 
-/// The attributes, in braces, that a key takes.
+/// The attributes, in braces, that a key accepts.
 pub(super) enum Attr {
     None,
-    /// Any, and one is needed.
+    /// Any attribute; required.
     Any,
-    /// One of these is needed.
+    /// One of these; required.
     OneOf(&'static [&'static [u8]]),
-    /// None, or one of these.
+    /// One of these; optional.
     NoneOr(&'static [&'static [u8]]),
-    /// None, or an octal number.
+    /// An octal number; optional.
     Mode,
 }
 
-/// The operators that a key takes.
+/// The operators that a key accepts.
 pub(super) enum Ops {
     /// `==` and `!=`
     Match,
-    /// All but `==`, `!=` and `-=`
+    /// All except `==`, `!=` and `-=`
     Set,
-    /// All but `-=`
+    /// All except `-=`
     AllButRemove,
     All,
     /// `=`
@@ -105,12 +105,12 @@ impl Ops {
 
 type Row = (&'static [u8], Key, Attr, Ops);
 
-/// The sources of `IMPORT`, in the order in which udevd asks them.
+/// The sources of `IMPORT`, in the order in which udevd evaluates them.
 pub(super) const IMPORTS: [&[u8]; 6] = [
     b"file", b"program", b"builtin", b"db", b"cmdline", b"parent",
 ];
 
-/// Every key, those that stock rules have most of first.
+/// Every key, with those first that are most frequent in stock rules.
 const KEYS: [Row; 29] = [
     (b"SUBSYSTEM", Key::Subsystem, Attr::None, Ops::Match),
     (b"KERNEL", Key::Kernel, Attr::None, Ops::Match),
@@ -158,12 +158,12 @@ const KEYS: [Row; 29] = [
     (b"SECLABEL", Key::Seclabel, Attr::Any, Ops::Set),
 ];
 
-/// The key of this name, and what it takes.
+/// The key of this name, with its attributes and operators.
 pub(super) fn key(name: &[u8]) -> Option<&'static Row> {
     KEYS.iter().find(|(known, ..)| *known == name)
 }
 
-/// Properties that the kernel and udevd set themselves; a rule that tries is dropped.
+/// Whether only the kernel and udevd set this property; udevd drops a rule that sets it.
 pub(super) fn is_fixed_property(name: &[u8]) -> bool {
     const FIXED: &str =
         "ACTION DEVLINKS DEVNAME DEVPATH DEVTYPE DRIVER IFINDEX MAJOR MINOR SUBSYSTEM TAGS";

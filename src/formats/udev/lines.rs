@@ -1,38 +1,38 @@
-//! A rules file as lines: line ends, comments, continuations, and what is too long.
+//! Splits a rules file into lines: handles line ends, comments, continuations and lines that are too long.
 
 use std::borrow::Cow;
 
 use memchr::arch::all::memchr::Three;
 
-/// The length that udevd allows a line, with its continuations.
+/// The length, in bytes, from which udevd rejects a line; it includes continuations.
 pub(super) const LINE_MAX: usize = 16384;
 
-/// A line, its continuations joined.
+/// A line with its continuations.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Line<'a> {
     /// A rule's text.
     Rule(Cow<'a, [u8]>),
-    /// A line that udevd drops, and why.
+    /// A line that udevd drops, with the reason.
     Dropped(Vec<u8>, &'static str),
-    /// A line that is longer than [`LINE_MAX`] by itself: udevd reads no further.
+    /// A single line of [`LINE_MAX`] bytes or more: udevd does not read the rest of the file.
     TooLong,
 }
 
-/// The lines of a file that are neither empty nor comments, each with its number; of a continued line that
-/// of its last part.
+/// The lines of a file except empty lines and comments, each with its line number; for a continued line that of
+/// its last part.
 pub(super) struct Lines<'a> {
     rest: &'a [u8],
     number: usize,
 }
 
 /// Whether udevd skips this byte between words.
-pub(super) fn is_blank(byte: u8) -> bool {
+pub(super) fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
 
-/// Drops spaces and line ends at the start.
+/// Removes leading spaces and line ends.
 pub(super) fn trim(text: &[u8]) -> &[u8] {
-    let spaces = text.iter().take_while(|byte| is_blank(**byte)).count();
+    let spaces = text.iter().take_while(|byte| is_space(**byte)).count();
     text.get(spaces..).unwrap_or_default()
 }
 
@@ -59,7 +59,7 @@ impl<'a> Iterator for Lines<'a> {
                 return Some((self.number, Line::TooLong));
             }
             let part = trim(raw);
-            // A comment is dropped even between the parts of a continued line.
+            // udevd skips a comment even between the parts of a continued line.
             if part.first() == Some(&b'#') {
                 continue;
             }
@@ -95,8 +95,8 @@ impl<'a> Iterator for Lines<'a> {
     }
 }
 
-/// The first line and what follows it. NUL, CR and LF all end a line, and different ones in a row
-/// count as one end; nothing follows a NUL in such a row.
+/// The first line, and the text after it. NUL, CR and LF each end a line. Different ones in a row count
+/// as one line end, but a NUL is always the last of such a row.
 fn next_line(text: &[u8]) -> Option<(&[u8], &[u8])> {
     if text.is_empty() {
         return None;
@@ -106,8 +106,8 @@ fn next_line(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let (line, rest) = text.split_at(length);
     let mut ends = 0;
     for byte in rest {
-        let seen = rest.get(..ends).unwrap_or_default();
-        if !is_end(byte) || seen.contains(byte) || seen.contains(&0) {
+        let row = rest.get(..ends).unwrap_or_default();
+        if !is_end(byte) || row.contains(byte) || row.contains(&0) {
             break;
         }
         ends += 1;
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_end_and_go_on_as_udevd_reads_them() {
+    fn lines_end_and_continue_as_in_udevd() {
         let half = "x".repeat(9000);
         for (file, want) in [
             ("", ""),

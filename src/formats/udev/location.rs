@@ -1,8 +1,8 @@
-//! Where a rule is.
+//! File and line of a rule, for messages.
 
 use std::fmt;
 
-/// File and line of a rule; of a continued rule its last line, as in udevd's own messages.
+/// File and line of a rule; for a continued rule the last line, as in udevd's own messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Location<'a> {
     pub(super) file: &'a str,

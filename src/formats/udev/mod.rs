@@ -1,24 +1,25 @@
-//! What the node's systemd-udevd will do to /dev/kvm, worked out from its rules.
+//! Predicts from the node's udev rules what its systemd-udevd will do to /dev/kvm.
 //!
-//! A rule is read and followed as udevd does it, down to what it drops; where that depends on
-//! something that is not in the rules (a program's output, a file, the udev database), the answer
-//! is [`Prediction::Unclear`] and says which rule. All of it was compared with the systemd-udevd of
-//! Debian 12 (252.39); [`version_of`]'s module says what is different elsewhere.
+//! Rules are parsed and evaluated as udevd does it, including which lines it drops. If the result
+//! depends on something outside the rules (a program's output, a file, the udev database), it is
+//! [`Prediction::Unclear`], with the rule and the reason. All of this was compared with the
+//! systemd-udevd of Debian 12 (252.39); the module of [`version_of`] lists what differs in other
+//! versions.
 //!
-//! Three things happen to a device. When udevd *starts*, only rules with `OPTIONS+="static_node=…"`
-//! count, and nothing that they compare. An *add* event (the module is loaded, boot, `udevadm
-//! trigger --action=add`) and a *change* event (a bare `udevadm trigger`) go through all rules. An
-//! event never resets what an earlier one set, so each forecast is for a fresh 0:0 0600 device.
+//! There are three events. When udevd *starts*, only rules with `OPTIONS+="static_node=…"` count,
+//! whatever they compare. An *add* event (loading the module, boot, `udevadm trigger --action=add`)
+//! and a *change* event (`udevadm trigger` without options) evaluate all rules. An event never resets
+//! what an earlier one set, so each prediction is for a new 0:0 0600 device.
 //!
-//! Not looked at: `resolve_names` in udev.conf, properties set by `udevadm control --property`,
+//! Not evaluated: `resolve_names` in udev.conf, properties set by `udevadm control --property`,
 //! and the ACL that logind's `uaccess` sets for a user who logs in at the console.
 //!
 //! ```text
-//! precedence -> file -> lines -> rule -> pair (key, value)     which files, and what is in them
+//! precedence -> file -> lines -> rule -> pair (key, value)     parse the files that count
 //!                                  |
-//!                               accept <- version, names       what this node's udevd makes of a rule
+//!                               accept <- version, names       drop what the node's udevd drops
 //!                                  |
-//!              evaluate <- device (pattern, glob), assign      what an event does
+//!              evaluate <- device (pattern, glob), assign      follow the rules at each event
 //!                                  |
 //!                              prediction
 //! ```

@@ -1,39 +1,37 @@
-//! The one rules file that this program writes, and what the node's rules are with and without it.
+//! The rules file that `--persist` writes, and the node's rules with and without it.
 //!
-//! The rule has no `ACTION` guard: a change event, which comes with each guest, must not leave the
-//! device to a rule that has none either. It assigns with `=`, not `:=`: a file that sorts after it
-//! was named so to override it, and a final assignment does not bind when udevd starts. It
-//! assigns a number, so that the node needs no group of any name.
+//! The rule has no `ACTION` guard: KVM sends a change event for each guest, and another rule without
+//! a guard would decide there. It assigns with `=` instead of `:=`: an administrator who names a file
+//! to sort later wants it to take precedence, and `:=` has no effect when udevd starts. It assigns a
+//! GID, so that the node needs no group of any name.
 
 use nix::unistd::Gid;
 
 use super::file::RuleFile;
 
-/// The file's name. It sorts after what distributions and deployment tools write.
+/// The name sorts after the files of distributions and deployment tools.
 pub const NAME: &str = "99-libvirt-kvm-init.rules";
-/// The directory that it goes to, below the node's root: the strongest one.
+/// The directory with the highest priority, below the node's root.
 pub const DIRECTORY: &str = "etc/udev/rules.d";
 /// The file's path on the node.
 pub const PATH: &str = "/etc/udev/rules.d/99-libvirt-kvm-init.rules";
 
-/// How each of these files begins, whatever the version that wrote it.
+/// The beginning of the file, the same in every version of this program.
 const MARK: &[u8] = b"# Written by libvirt-kvm-init";
 
-/// What the rule sets; the owner is always 0.
+/// The values that the rule sets; the owner is always 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OwnRule {
-    /// The group.
     pub gid: Gid,
-    /// The mode.
     pub mode: u16,
 }
 
 impl OwnRule {
-    /// The file that sets it.
+    /// The rules file with these values.
     pub fn file(&self) -> RuleFile {
         let Self { gid, mode } = self;
         let content = format!(
-            "# Written by libvirt-kvm-init (--persist), which may write it anew. To take it out:\n\
+            "# Written by libvirt-kvm-init (--persist), which may overwrite it. To remove it:\n\
              #   rm {PATH}\n\
              #   udevadm trigger --action=add --name-match=kvm\n\
              SUBSYSTEM==\"misc\", KERNEL==\"kvm\", OWNER=\"0\", GROUP=\"{gid}\", MODE=\"{mode:04o}\", \
@@ -45,7 +43,7 @@ impl OwnRule {
         }
     }
 
-    /// What such a file sets; nothing if it was edited.
+    /// The values that such a file sets; `None` if the file was edited.
     pub fn of(content: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(content).ok()?;
         let value = |key: &str| Some(text.split_once(key)?.1.split_once('"')?.0);
@@ -57,7 +55,7 @@ impl OwnRule {
     }
 }
 
-/// Whether this program wrote it.
+/// Whether this program wrote the file.
 pub fn is_own(content: &[u8]) -> bool {
     content.starts_with(MARK)
 }
@@ -65,26 +63,24 @@ pub fn is_own(content: &[u8]) -> bool {
 /// The files that udevd reads, in its order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
-    /// As they are.
     pub files: Vec<RuleFile>,
-    /// The file of the same name in a weaker directory, which counts once the own one is gone.
+    /// The file of the same name that udevd reads once the file of `--persist` is removed.
     pub hidden: Option<RuleFile>,
 }
 
 impl Rules {
-    /// All of them.
     pub fn all(&self) -> Vec<&RuleFile> {
         self.files.iter().collect()
     }
 
-    /// What is left without the own file; nothing where there is none.
+    /// The files without the one of `--persist`; `None` if it does not exist.
     pub fn without_own(&self) -> Option<Vec<&RuleFile>> {
         let own = self.files.iter().position(|file| file.path == PATH)?;
         let (before, after) = (self.files.get(..own)?, self.files.get(own + 1..)?);
         Some(before.iter().chain(&self.hidden).chain(after).collect())
     }
 
-    /// What there would be with this file, which goes where [`PATH`] says.
+    /// The files with `own` at [`PATH`].
     pub fn with<'a>(&'a self, own: &'a RuleFile) -> Vec<&'a RuleFile> {
         let others = self.files.iter().filter(|file| file.name() != NAME);
         let mut files: Vec<_> = others.collect();
@@ -104,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_says_what_it_was_made_from() {
+    fn reads_back_the_values_of_an_unedited_file() {
         for (gid, mode) in [(1, 0o660), (108, 0o666), (u32::MAX - 1, 0o664)] {
             let content = own_rule(gid, mode).file().content;
             assert!(is_own(&content));
@@ -121,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_takes_its_place_by_name_and_hides_weaker_ones() {
+    fn rule_file_is_sorted_by_name_and_masks_files_of_its_name() {
         let file = |path: &str| RuleFile {
             path: path.to_owned(),
             content: Vec::new(),
@@ -130,7 +126,7 @@ mod tests {
             files.iter().map(|file| file.path.clone()).collect()
         };
         let stock = file("/usr/lib/udev/rules.d/50-udev-default.rules");
-        let weaker = file("/usr/lib/udev/rules.d/99-libvirt-kvm-init.rules");
+        let masked = file("/usr/lib/udev/rules.d/99-libvirt-kvm-init.rules");
         let (kolla, local) = (
             file("/etc/udev/rules.d/99-kolla-kvm.rules"),
             file("/etc/udev/rules.d/99-local.rules"),
@@ -145,14 +141,14 @@ mod tests {
         assert_eq!(paths(rules.with(&own)), want);
         assert_eq!(rules.without_own(), None);
 
-        rules.files.insert(2, weaker.clone());
+        rules.files.insert(2, masked.clone());
         assert_eq!(paths(rules.with(&own)), want);
         assert_eq!(rules.without_own(), None);
 
         rules.files[2] = own_rule(5, 0o660).file();
-        rules.hidden = Some(weaker.clone());
+        rules.hidden = Some(masked.clone());
         assert_eq!(paths(rules.with(&own)), want);
-        let want = [&stock, &kolla, &weaker, &local].map(|file| file.path.clone());
+        let want = [&stock, &kolla, &masked, &local].map(|file| file.path.clone());
         assert_eq!(paths(rules.without_own().unwrap()), want);
     }
 }

@@ -1,18 +1,18 @@
-//! One part of a rule: a key, an operator and a quoted value.
+//! Parses one part of a rule: a key, an operator and a quoted value.
 
 use std::borrow::Cow;
 
 use memchr::arch::all::memchr::Two;
 
 use super::key::{Attr, IMPORTS, Key, Op, is_fixed_property, key};
-use super::lines::{is_blank, trim};
+use super::lines::{is_space, trim};
 use super::value::{integer, octal};
 
 /// `KEY{attr}op"value"`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Pair<'a> {
     pub(super) key: Key,
-    /// What is in the braces; empty without them.
+    /// The text in braces; empty without braces.
     pub(super) attr: Cow<'a, [u8]>,
     pub(super) op: Op,
     pub(super) value: Cow<'a, [u8]>,
@@ -21,22 +21,22 @@ pub(super) struct Pair<'a> {
 }
 
 impl<'a> Pair<'a> {
-    /// Reads the first pair of a rule's text, and gives what follows it; nothing at the text's end.
+    /// Parses the first pair of a rule's text. Returns it with the text after it, or `None` at the end.
     ///
     /// # Errors
-    /// Why udevd drops all of the line.
+    /// The reason why udevd drops the whole line.
     pub(super) fn read(text: &'a [u8]) -> Result<Option<(Self, &'a [u8])>, String> {
-        let skip = |byte: &&u8| is_blank(**byte) || **byte == b',';
+        let skip = |byte: &&u8| is_space(**byte) || **byte == b',';
         let skipped = text.iter().take_while(skip).count();
         let text = text.get(skipped..).unwrap_or_default();
         if text.is_empty() {
             return Ok(None);
         }
         let (name, attr, rest) = name(text)?;
-        let (op, rest) = operator(trim(rest)).ok_or("no operator that udev knows")?;
+        let (op, rest) = operator(trim(rest)).ok_or("unknown operator")?;
         let (value, any_case, rest) = value(trim(rest))?;
         let wrong = |why: &str| format!("{}: {why}", String::from_utf8_lossy(name));
-        let (_, key, attrs, ops) = key(name).ok_or_else(|| wrong("no key that udev knows"))?;
+        let (_, key, attrs, ops) = key(name).ok_or_else(|| wrong("unknown key"))?;
         let pair = Self {
             key: *key,
             attr: Cow::Borrowed(attr.unwrap_or_default()),
@@ -46,10 +46,10 @@ impl<'a> Pair<'a> {
         };
         pair.check().map_err(wrong)?;
         if !takes(attrs, attr) {
-            return Err(wrong("not with this in braces"));
+            return Err(wrong("the attribute in braces is missing or not allowed"));
         }
         if !ops.take(op) {
-            return Err(wrong("not with this operator"));
+            return Err(wrong("the key does not accept this operator"));
         }
         Ok(Some((pair, rest)))
     }
@@ -62,12 +62,13 @@ impl<'a> Pair<'a> {
         }
     }
 
-    /// Whether it compares; also what runs or imports something, which is asked whether that worked.
+    /// Whether udevd evaluates the pair as a comparison. For `PROGRAM` and `IMPORT` this is always so, since their
+    /// success decides whether the rule matches.
     pub(super) fn is_comparison(&self) -> bool {
         self.op.is_match() || matches!(self.key, Key::Program | Key::Import | Key::Result)
     }
 
-    /// The order in which udevd handles the comparisons of a rule.
+    /// Sort key for the order in which udevd evaluates the comparisons of a rule.
     pub(super) fn order(&self) -> (Key, usize) {
         let source = |import: &&[u8]| **import == *self.attr;
         let source = match self.key {
@@ -77,15 +78,15 @@ impl<'a> Pair<'a> {
         (self.key, source.unwrap_or_default())
     }
 
-    /// Whether udevd accepts the value of a key that does not accept any.
+    /// Checks the prefix and, for keys that accept only certain values, the value.
     fn check(&self) -> Result<(), &'static str> {
         let sets = !self.op.is_match();
         if self.any_case && (sets || matches!(self.key, Key::Test | Key::Program | Key::Import)) {
-            return Err("not with the prefix 'i'");
+            return Err("the prefix 'i' is not allowed here");
         }
         match self.key {
             Key::Name if sets && (self.value.is_empty() || *self.value == *b"%k") => {
-                Err("such a name is refused")
+                Err("this name is not allowed")
             }
             Key::Env if sets && is_fixed_property(&self.attr) => Err("this property cannot be set"),
             Key::Options => check_option(&String::from_utf8_lossy(&self.value)),
@@ -94,7 +95,7 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// The key, what is in the braces behind it, and the rest.
+/// The key, the text in braces after it, and the rest.
 type Name<'a> = (&'a [u8], Option<&'a [u8]>, &'a [u8]);
 
 fn name(text: &[u8]) -> Result<Name<'_>, &'static str> {
@@ -102,9 +103,9 @@ fn name(text: &[u8]) -> Result<Name<'_>, &'static str> {
     loop {
         match rest {
             [b'=' | b'{', ..] | [b'+' | b'-' | b'!' | b':', b'=', ..] => break,
-            [byte, ..] if is_blank(*byte) => break,
+            [byte, ..] if is_space(*byte) => break,
             [_, after @ ..] => rest = after,
-            [] => return Err("a key without an operator"),
+            [] => return Err("the key has no operator"),
         }
     }
     let name = &text[..text.len() - rest.len()];
@@ -112,7 +113,7 @@ fn name(text: &[u8]) -> Result<Name<'_>, &'static str> {
         return Ok((name, None, rest));
     };
     let end = inside.iter().position(|byte| *byte == b'}');
-    let (attr, rest) = inside.split_at(end.ok_or("a '{' without its '}'")?);
+    let (attr, rest) = inside.split_at(end.ok_or("the closing '}' is missing")?);
     Ok((name, Some(attr), rest.get(1..).unwrap_or_default()))
 }
 
@@ -132,12 +133,12 @@ fn check_option(option: &str) -> Result<(), &'static str> {
         "reset", "emerg", "alert", "crit", "err", "warning", "notice", "info", "debug", "null",
     ];
     if let Some(priority) = option.strip_prefix("link_priority=") {
-        integer(priority).ok_or("no number for link_priority")?;
+        integer(priority).ok_or("link_priority is not a number")?;
     }
     if let Some(level) = option.strip_prefix("log_level=") {
         let is_number = integer(level).is_some_and(|level| (0..8).contains(&level));
         if !is_number && !LEVELS.contains(&level) {
-            return Err("no level for log_level");
+            return Err("log_level is not a valid level");
         }
     }
     Ok(())
@@ -157,14 +158,14 @@ fn operator(text: &[u8]) -> Option<(Op, &[u8])> {
 
 type Value<'a> = (Cow<'a, [u8]>, bool, &'a [u8]);
 
-/// The value, whether case does not matter, and what follows the closing quote.
+/// The value, whether its case is ignored, and the text after the closing quote.
 fn value(text: &[u8]) -> Result<Value<'_>, &'static str> {
     let (escaped, any_case, text) = match text {
         [b'"', rest @ ..] => (false, false, rest),
         [b'e', b'"', rest @ ..] => (true, false, rest),
         [b'i', b'"', rest @ ..] => (false, true, rest),
         [b'e', b'i', b'"', rest @ ..] | [b'i', b'e', b'"', rest @ ..] => (true, true, rest),
-        _ => return Err("a value that is not in double quotes"),
+        _ => return Err("the value is not in double quotes"),
     };
     let mut at = Two::new(b'"', b'\\').find(text).unwrap_or(text.len());
     let (start, _) = text.split_at(at);
@@ -174,7 +175,7 @@ fn value(text: &[u8]) -> Result<Value<'_>, &'static str> {
     let mut plain = start.to_vec();
     loop {
         match (text.get(at), text.get(at + 1)) {
-            (None, _) => return Err("a value without its closing quote"),
+            (None, _) => return Err("the value has no closing quote"),
             (Some(b'"'), _) => break,
             (Some(b'\\'), Some(next)) if escaped => {
                 plain.extend([b'\\', *next]);
@@ -191,13 +192,13 @@ fn value(text: &[u8]) -> Result<Value<'_>, &'static str> {
         }
     }
     if escaped {
-        plain = unescape(&plain).ok_or("an escape sequence that udev does not know")?;
+        plain = unescape(&plain).ok_or("unknown escape sequence")?;
     }
     let rest = text.get(at + 1..).unwrap_or_default();
     Ok((Cow::Owned(plain), any_case, rest))
 }
 
-/// The escapes of C, and `\s` for a space.
+/// Decodes the escape sequences of C, and `\s` for a space.
 fn unescape(text: &[u8]) -> Option<Vec<u8>> {
     let mut plain = Vec::new();
     let mut rest = text;
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_split_as_udevd_splits_them() {
+    fn splits_lines_into_pairs_as_udevd_does() {
         for (line, want) in [
             ("", ""),
             (" , ,, ", ""),
@@ -314,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_lines_are_broken() {
+    fn rejects_invalid_lines() {
         for line in [
             "KERNEL",
             "KERNEL==kvm",

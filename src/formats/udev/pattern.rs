@@ -1,27 +1,27 @@
-//! Whether a value is what a comparison asks for.
+//! Evaluates comparisons: whether a value matches the pattern of a pair.
 
 use super::glob;
 use super::key::{Key, Op};
 use super::pair::Pair;
 
 impl Pair<'_> {
-    /// Whether the comparison holds for one value.
+    /// Whether the comparison is true for one value.
     pub(super) fn holds(&self, value: &[u8]) -> bool {
-        self.meets(value) == self.wanted()
+        self.matches(value) == self.wanted()
     }
 
-    /// Whether the comparison holds for a list, as of tags: `==` if it does for any, `!=` if `==` does for
-    /// none. A list of nothing is `!= ""` and with it `== "?*"`.
+    /// Whether the comparison is true for a list, such as tags: `==` if any element matches, `!=` if none does.
+    /// For an empty list, `!= ""` is true, and so is `== "?*"`.
     pub(super) fn holds_for_list<'v>(&self, mut list: impl Iterator<Item = &'v [u8]>) -> bool {
-        list.any(|value| self.meets(value)) == self.wanted()
+        list.any(|value| self.matches(value)) == self.wanted()
     }
 
-    /// Whether the value has to meet the pattern. udevd keeps "anything" as "not nothing".
+    /// The result of [`Self::matches`] for which the comparison is true. udevd stores `== "?*"` as `!= ""`.
     fn wanted(&self) -> bool {
         (self.op == Op::Match) != (*self.value == *b"?*")
     }
 
-    fn meets(&self, value: &[u8]) -> bool {
+    fn matches(&self, value: &[u8]) -> bool {
         let (mut pattern, mut value) = (&*self.value, value);
         let lower = self
             .any_case
@@ -44,7 +44,7 @@ impl Pair<'_> {
     }
 }
 
-/// `SUBSYSTEM=="subsystem"` and its old names.
+/// Whether the value is `subsystem` or one of its old names, which `SUBSYSTEM` treats as equal.
 fn is_subsystem(value: &[u8]) -> bool {
     [&b"subsystem"[..], b"bus", b"class"].contains(&value)
 }
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn comparisons_hold() {
+    fn compares_a_value_as_udevd_does() {
         let table = [
             ("KERNEL==\"kvm\"", "kvm", true),
             ("KERNEL!=\"kvm\"", "kvm", false),
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_compared_one_by_one() {
+    fn compares_a_list_as_udevd_does() {
         let table: [(&str, &[&str], bool); 8] = [
             ("TAG==\"a\"", &["b", "a"], true),
             ("TAG==\"a\"", &["b"], false),

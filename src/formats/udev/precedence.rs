@@ -1,4 +1,4 @@
-//! Which files udevd reads, and in what order.
+//! Selects the files that udevd reads, in its order.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -6,8 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::file::RuleFile;
 
-/// Where rules are, strongest first, below the node's root. The last one counts only where `lib` is
-/// a directory of its own.
+/// Directories of rules files below the node's root, highest priority first. The last one counts only if
+/// `lib` is not the same directory as `usr/lib`.
 pub const RULE_DIRECTORIES: [&str; 5] = [
     "etc/udev/rules.d",
     "run/udev/rules.d",
@@ -19,16 +19,16 @@ pub const RULE_DIRECTORIES: [&str; 5] = [
 /// A file that udevd may read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// Its directory, as a place in [`RULE_DIRECTORIES`].
+    /// Index of the directory in [`RULE_DIRECTORIES`].
     pub directory: usize,
-    /// Its name.
     pub name: OsString,
-    /// Its content. An empty file and a link to /dev/null hide the files of their name in later directories.
+    /// Empty for an empty file and for a link to /dev/null, which mask files of the same name in later
+    /// directories.
     pub content: Vec<u8>,
 }
 
-/// The files that count, in the order in which they are read: of each name the one in the strongest
-/// directory, sorted by name.
+/// The files that udevd reads, in its order: sorted by name, and for each name the one in the directory
+/// with the highest priority.
 pub fn select(candidates: Vec<Candidate>) -> Vec<RuleFile> {
     let mut by_name: BTreeMap<OsString, (usize, Vec<u8>)> = BTreeMap::new();
     for Candidate {
@@ -37,11 +37,11 @@ pub fn select(candidates: Vec<Candidate>) -> Vec<RuleFile> {
         content,
     } in candidates
     {
-        let hidden = by_name
+        let is_masked = by_name
             .get(&name)
             .is_some_and(|(other, _)| *other <= directory);
         let bytes = name.as_bytes();
-        if bytes.ends_with(b".rules") && !bytes.starts_with(b".") && !hidden {
+        if bytes.ends_with(b".rules") && !bytes.starts_with(b".") && !is_masked {
             by_name.insert(name, (directory, content));
         }
     }
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_strongest_directory_decides_and_names_are_sorted() {
+    fn files_are_sorted_by_name_and_mask_those_in_later_directories() {
         let candidates = [
             (3, "99-b.rules", "usr"),
             (0, "99-b.rules", "etc"),

@@ -1,32 +1,30 @@
-//! What events will do to the device, and what is reported besides.
+//! The predicted effect of udev events on the device, and the diagnostics about rules.
 
 use nix::unistd::{Gid, Uid};
 
 use super::location::Location;
 use super::own_rule;
 
-/// What can happen to the device.
+/// An event for which udevd applies rules to the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// udevd starts.
     Start,
-    /// The device appears, or an event is sent as if it did.
+    /// The device appears, or an `add` event is triggered.
     Add,
-    /// An event is sent as if the device had changed.
+    /// A `change` event is triggered.
     Change,
 }
 
-/// What a fresh 0:0 0600 device becomes. What no rule sets is none, and stays as it is.
+/// What a new 0:0 0600 device becomes. Fields that no rule sets are `None` and stay unchanged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// The owner.
     pub uid: Option<Uid>,
-    /// The group.
     pub gid: Option<Gid>,
-    /// The mode; 0660 where a rule sets a group other than 0 and none sets a mode.
+    /// 0660 if a rule sets a group other than 0 and none sets a mode.
     pub mode: Option<u16>,
-    /// File and line that set the group; without one, the mode; without that, the owner. The line is the
-    /// last one of a continued rule, as in udevd's own messages.
+    /// File and line of the rule that set the group, or else the mode, or else the owner. For a continued
+    /// rule it is the last line, as in udevd's own messages.
     pub rule: String,
     /// File and line that set the owner.
     pub owner_rule: Option<String>,
@@ -34,20 +32,20 @@ pub struct Outcome {
     pub mode_rule: Option<String>,
 }
 
-/// What an event does.
+/// The effect of an event on the device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Prediction {
-    /// No rule sets anything.
+    /// No rule sets owner, group or mode.
     #[default]
     Untouched,
-    /// The device becomes this.
+    /// The device gets these values.
     Becomes(Outcome),
-    /// The rules alone do not decide it; [`Predictions::unclear`] says which.
+    /// The result depends on more than the rules; [`Predictions::unclear`] lists the rules in question.
     Unclear,
 }
 
 impl Prediction {
-    /// What the device becomes, where a rule sets that and it is clear.
+    /// The predicted values, if a rule sets any and they are certain.
     pub fn outcome(&self) -> Option<&Outcome> {
         match self {
             Self::Becomes(outcome) => Some(outcome),
@@ -56,33 +54,29 @@ impl Prediction {
     }
 }
 
-/// A rule and what is odd about it.
+/// A rule that udevd ignores or whose effect is unclear, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// File and line.
+    /// File and line, or a path.
     pub rule: String,
-    /// Why.
     pub why: String,
 }
 
-/// What will happen; by default nothing, as without any rule.
+/// The effect of all three events. The default is that of a node without rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Predictions {
-    /// When udevd starts.
     pub start: Prediction,
-    /// At an add event.
     pub add: Prediction,
-    /// At a change event.
     pub change: Prediction,
-    /// Rules about the device, or parts of them, that this udevd leaves out.
+    /// Rules about the device, or parts of them, that this udevd ignores.
     pub ignored: Vec<Diagnostic>,
-    /// Rules that bear on the device and cannot be followed. A rule that runs a program afterwards is
-    /// among them, though what the rules themselves set is clear.
+    /// Rules whose effect on the device cannot be predicted. This includes rules that run a program after the
+    /// event, even if the values that the rules set are certain.
     pub unclear: Vec<Diagnostic>,
 }
 
 impl Predictions {
-    /// The forecast for one event.
+    /// The prediction for one event.
     pub fn of(&self, event: Event) -> &Prediction {
         match event {
             Event::Start => &self.start,
@@ -91,7 +85,7 @@ impl Predictions {
         }
     }
 
-    /// Takes back all forecasts, because of rules that are not seen.
+    /// Makes all predictions unclear, because of rules that cannot be read.
     pub fn doubt(&mut self, unseen: &[Diagnostic]) {
         if unseen.is_empty() {
             return;
@@ -103,10 +97,10 @@ impl Predictions {
     }
 }
 
-/// How many rules are named for each reason to name one. No node has more, and one line each is reported.
+/// The most rules that each list of diagnostics contains; each of them is one line of the report.
 pub(super) const MOST: usize = 100;
 
-/// What is reported besides the forecasts, each once.
+/// Collects the diagnostics, each once.
 #[derive(Default)]
 pub(super) struct Notes {
     pub(super) ignored: Vec<Diagnostic>,
@@ -124,7 +118,7 @@ impl Notes {
 }
 
 fn push(list: &mut Vec<Diagnostic>, rule: Location<'_>, why: &str) {
-    // `--persist` decides by what is reported of the own rule, so that others leave room for it.
+    // `--persist` depends on the diagnostics about its own rule, so other rules leave room for them.
     let most = match rule.file == own_rule::PATH {
         true => 2 * MOST,
         false => MOST,

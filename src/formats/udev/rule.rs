@@ -1,4 +1,4 @@
-//! What a line of rules means, or why udevd drops it.
+//! Parses one line of a rules file.
 
 use std::borrow::Cow;
 
@@ -7,11 +7,11 @@ use super::location::Location;
 use super::pair::Pair;
 use memchr::arch::all::memchr::Three;
 
-/// A line of rules.
+/// A parsed line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Rule<'a> {
     pub(super) at: Location<'a>,
-    /// In the order in which udevd asks them.
+    /// In the order in which udevd evaluates them.
     pub(super) comparisons: Vec<Pair<'a>>,
     pub(super) assignments: Vec<Pair<'a>>,
     pub(super) label: Option<Cow<'a, [u8]>>,
@@ -19,12 +19,11 @@ pub(super) struct Rule<'a> {
 }
 
 impl<'a> Rule<'a> {
-    /// Reads the rule `at`; nothing where it cannot matter to kvm: it [`is_idle`], and one of its comparisons
-    /// never holds. Most rules are for other devices, and leaving them at the first such comparison saves a
-    /// tenth of a run.
+    /// Parses the rule `at`. `None` if it cannot affect kvm: it [`is_idle`], and one of its comparisons is never
+    /// true. Most rules are for other devices, and stopping at the first such comparison saves a tenth of a run.
     ///
     /// # Errors
-    /// Why udevd drops it.
+    /// The reason why udevd drops the line.
     pub(super) fn read(
         at: Location<'a>,
         line: &Cow<'a, [u8]>,
@@ -57,7 +56,8 @@ impl<'a> Rule<'a> {
     }
 }
 
-/// Hands each pair of a line to `push`, up to one by which the line cannot matter; whether there was none.
+/// Passes each pair of a line to `push`. Stops and returns false at a pair that shows that the line cannot affect
+/// kvm.
 fn pairs<'a>(
     line: &'a [u8],
     never: impl Fn(&Pair<'_>) -> bool,
@@ -74,16 +74,16 @@ fn pairs<'a>(
     Ok(true)
 }
 
-/// Whether a rule does nothing for kvm where one of its comparisons does not hold: no `GOTO` leads to it, and
-/// it sets nothing for a static node. Nor does it name kvm, so that nothing has to be reported of it.
+/// Whether a rule has no effect on kvm if one of its comparisons is false: no `GOTO` can jump to it, and it sets
+/// nothing for a static node. It also must not contain `kvm`, because such rules can need a diagnostic.
 pub(super) fn is_idle(line: &[u8]) -> bool {
-    // The three words by a letter of theirs that few others have.
+    // Searches for the three words by one letter of each that is rare in rules.
     let mut after = 0;
-    while let Some(found) = line
+    while let Some(offset) = line
         .get(after..)
         .and_then(|rest| Three::new(b'k', b'B', b'P').find(rest))
     {
-        let at = after + found;
+        let at = after + offset;
         let from = |back: usize| at.checked_sub(back).and_then(|start| line.get(start..));
         let starts = |back, word| from(back).is_some_and(|text: &[u8]| text.starts_with(word));
         if starts(0, &b"kvm"[..]) || starts(2, b"LABEL") || starts(1, b"OPTIONS") {

@@ -10,7 +10,7 @@ const DEFAULT: &str = "ACTION!=\"add\", GOTO=\"default_end\"\n\
 const PINNED: &str = "KERNEL==\"kvm\", GROUP=\"929292\", MODE=\"0660\"\n";
 const NAMED: &str = "KERNEL==\"kvm\", GROUP=\"nosuch\", MODE=\"0666\"\n";
 
-fn forecast(rules: &[&str], version: Option<u32>) -> Predictions {
+fn predictions(rules: &[&str], version: Option<u32>) -> Predictions {
     let files: Vec<_> = rules
         .iter()
         .enumerate()
@@ -31,8 +31,8 @@ fn forecast(rules: &[&str], version: Option<u32>) -> Predictions {
     predict(&files.iter().collect::<Vec<_>>(), &node, &db)
 }
 
-fn short(forecast: &Prediction) -> String {
-    match forecast {
+fn short(prediction: &Prediction) -> String {
+    match prediction {
         Prediction::Untouched => "-".to_owned(),
         Prediction::Unclear => "?".to_owned(),
         Prediction::Becomes(outcome) => {
@@ -47,7 +47,7 @@ fn short(forecast: &Prediction) -> String {
 }
 
 #[test]
-fn every_event_has_its_own_forecast() {
+fn predicts_each_event_for_each_version() {
     const STOCK: &str = "108 660 0.rules:2";
     const PIN: &str = "929292 660 1.rules:1";
     const MODE: &str = "- 666 0.rules:1";
@@ -63,20 +63,20 @@ fn every_event_has_its_own_forecast() {
         (&[NAMED], Some(258), ["-", "-", "-"]),
         (&[NAMED], None, ["-", "?", "?"]),
     ] {
-        let got = forecast(rules, version);
+        let got = predictions(rules, version);
         let got = [Event::Start, Event::Add, Event::Change].map(|event| short(got.of(event)));
         assert_eq!(got, want, "{rules:?} {version:?}");
     }
 }
 
-/// Version; rules, a semicolon between two of them; a word of what is reported as ignored; a word of what is
-/// reported as unclear.
+/// Version; rules, separated by semicolons; a word of the diagnostic about an ignored rule; a word of the one
+/// about an unclear rule.
 const REPORTED: &str = r#"
 252 | KERNEL=="kvm", GROUP="kvm", OPTIONS+="static_node=kvm" | |
 258 | KERNEL=="kvm", GROUP="929292", MODE="0660" | range |
 252 | KERNEL=="kvm", GROUP="5 | closing quote |
 252 | KERNEL=="tun", GROUP="5 | |
-252 | KERNEL=="kvm", MODE="rw" | no mode |
+252 | KERNEL=="kvm", MODE="rw" | not a valid mode |
 252 | KERNEL=="kvm", GROUP="nosuch", MODE="0666" | 'nosuch' |
 258 | KERNEL=="kvm", GROUP="nosuch", MODE="0666" | 'nosuch' |
 259 | SUBSYSTEM=="misc", GROUP="1000" | range |
@@ -101,14 +101,14 @@ const REPORTED: &str = r#"
 "#;
 
 #[test]
-fn rules_that_are_ignored_or_unclear_are_reported() {
+fn reports_ignored_and_unclear_rules() {
     for row in REPORTED.trim().lines() {
         let columns: Vec<_> = row.split('|').map(str::trim).collect();
         let [version, rules, ignored, unclear] = columns[..] else {
             panic!("{row}");
         };
         let rules = rules.replace("; ", "\n");
-        let got = forecast(&[&rules], Some(version.parse().unwrap()));
+        let got = predictions(&[&rules], Some(version.parse().unwrap()));
         for (got, want) in [(&got.ignored, ignored), (&got.unclear, unclear)] {
             match want {
                 "" => assert_eq!(got, &[], "{row}"),
@@ -119,17 +119,17 @@ fn rules_that_are_ignored_or_unclear_are_reported() {
 }
 
 #[test]
-fn a_line_that_ends_the_reading_leaves_what_came_before_in_doubt() {
+fn a_too_long_line_makes_earlier_rules_unclear_unless_the_version_keeps_them() {
     let rules = format!("KERNEL==\"kvm\", GROUP=\"5\"\n#{}\n", "x".repeat(20_000));
     assert_eq!(
-        short(&forecast(&[&rules], Some(252)).add),
+        short(&predictions(&[&rules], Some(252)).add),
         "5 660 0.rules:1"
     );
-    assert_eq!(short(&forecast(&[&rules], Some(257)).add), "?");
+    assert_eq!(short(&predictions(&[&rules], Some(257)).add), "?");
 }
 
 #[test]
-fn a_line_is_not_idle_where_it_names_kvm_a_label_or_an_option() {
+fn lines_with_kvm_a_label_or_an_option_are_not_idle() {
     let idle = [
         "",
         "k",
@@ -157,10 +157,10 @@ fn a_line_is_not_idle_where_it_names_kvm_a_label_or_an_option() {
     }
 }
 
-/// A hostile file may take time by its length, not by the square of it, as these did: half a minute for one
-/// of 1 MiB, and half an hour for one of 8 MiB.
+/// Parsing a hostile file must take time linear in its length. These shapes once took quadratic time: half a
+/// minute for 1 MiB, and half an hour for 8 MiB.
 #[test]
-fn rules_made_to_keep_it_busy_do_not() {
+fn hostile_rules_take_linear_time() {
     const SIZE: usize = 1 << 20;
     const MOST: Duration = Duration::from_secs(3);
     type Rules = fn(usize) -> String;
@@ -184,15 +184,15 @@ fn rules_made_to_keep_it_busy_do_not() {
             }
         }
         let began = Instant::now();
-        forecast(&[&file], Some(252));
+        predictions(&[&file], Some(252));
         let took = began.elapsed();
         assert!(took < MOST, "{took:?}: {}", rules(0));
     }
 }
 
-/// Seen with 252: what ends in a slash has to be a directory.
+/// Observed with 252: a name that ends in a slash has to be a directory.
 #[test]
-fn a_static_nodes_name_is_a_path() {
+fn resolves_the_name_of_a_static_node_as_a_path() {
     for (name, is_kvm) in [
         ("/kvm", true),
         ("./kvm", true),
@@ -200,7 +200,7 @@ fn a_static_nodes_name_is_a_path() {
         ("kvm/.", false),
     ] {
         let rule = format!("GROUP=\"kvm\", OPTIONS+=\"static_node={name}\"\n");
-        let start = forecast(&[&rule], Some(252)).start;
+        let start = predictions(&[&rule], Some(252)).start;
         assert_eq!(start.outcome().is_some(), is_kvm, "{name}");
     }
 }

@@ -1,6 +1,6 @@
-//! Values as udevd understands them: numbers, modes, paths of static nodes.
+//! Parses values as udevd does: IDs, modes, integers and the paths of static nodes.
 
-/// Whether a value has a substitution in it.
+/// Whether a value contains a substitution, which udevd fills in at the event.
 pub(super) fn is_open(value: &[u8]) -> bool {
     value.iter().any(|byte| matches!(byte, b'$' | b'%'))
 }
@@ -9,7 +9,7 @@ pub(super) fn is_id(id: &u32) -> bool {
     !matches!(*id, 0xffff | u32::MAX)
 }
 
-/// A user or group number: digits only, no leading zero, and none that means "no ID".
+/// A UID or GID: digits only, no leading zero, and none that means "no ID" (65535 and 4294967295).
 pub(super) fn id(text: &[u8]) -> Option<u32> {
     let digits = text.iter().all(u8::is_ascii_digit);
     let zero = text.len() > 1 && text.first() == Some(&b'0');
@@ -17,7 +17,7 @@ pub(super) fn id(text: &[u8]) -> Option<u32> {
     text.parse().ok().filter(is_id)
 }
 
-/// A mode: octal digits after spaces, up to 7777.
+/// A mode: octal digits up to 7777, after optional spaces.
 pub(super) fn octal(text: &[u8]) -> Option<u16> {
     let digits = text.trim_ascii_start();
     let plain = !digits.is_empty() && digits.iter().all(|digit| (b'0'..=b'7').contains(digit));
@@ -26,7 +26,8 @@ pub(super) fn octal(text: &[u8]) -> Option<u16> {
     bits.filter(|bits| *bits <= 0o7777)
 }
 
-/// A number with C's prefixes and a sign, which is left out: only whether it is one counts.
+/// The absolute value of an integer with C's prefixes and an optional sign. Callers only check whether it is
+/// an integer and whether it is small.
 pub(super) fn integer(text: &str) -> Option<i64> {
     let text = text.trim_start();
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
@@ -41,8 +42,8 @@ pub(super) fn integer(text: &str) -> Option<i64> {
         .or_else(|| digits.parse().ok())
 }
 
-/// Whether a static node's name below /dev leads to kvm, through no directory but /dev itself. Behind a slash
-/// at its end there would have to be a directory.
+/// Whether a static node's name below /dev resolves to kvm, without another directory than /dev on the way. A
+/// name that ends in a slash would have to be a directory.
 pub(super) fn is_kvm(name: &[u8]) -> bool {
     let mut parts = name.split(|byte| *byte == b'/');
     let last = parts.next_back();
@@ -61,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_what_udevd_takes_for_numbers() {
+    fn parses_ids_and_modes_as_udevd_does() {
         for (text, want) in [
             ("108", Some(108)),
             ("0", Some(0)),

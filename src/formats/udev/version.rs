@@ -1,30 +1,30 @@
-//! What differs between versions of systemd, and what is known of the node's.
+//! Differences between versions of systemd, and the node's version as far as it is known.
 //!
-//! Everything here was run against 252 only. What it says of other versions comes from their
-//! release notes and from reports of their users, and is unverified: 258 and 259 drop a whole
-//! line whose OWNER or GROUP is unknown or outside of the system's range, and 260 takes the latter
-//! again, with a warning. Between 252 and 258 things changed at versions that are not known here;
-//! rules that hang on one are said to be unclear.
+//! Only 252 was tested. The behaviour of other versions is taken from their release notes and from
+//! users' reports, and is unverified: 258 and 259 drop the whole line if its OWNER or GROUP is unknown
+//! or outside the range of system IDs, and 260 accepts the latter again, with a warning. For changes
+//! between 252 and 258, the exact version is not known here; rules that depend on one are reported
+//! as unclear.
 
 use super::key::{Key, Op};
-use super::lines::{is_blank, trim};
+use super::lines::{is_space, trim};
 use super::pair::Pair;
 
-/// The last version whose behaviour was seen.
-const SEEN: u32 = 252;
-/// The first version that is strict about names and numbers.
+/// The last version that was tested.
+const TESTED: u32 = 252;
+/// The first version that drops lines with unknown names or with IDs outside the system range.
 const STRICT: u32 = 258;
-/// The first version that is strict about names only.
+/// The first version that drops lines only for unknown names.
 const LENIENT: u32 = 260;
 
-/// What is known of the node's systemd.
+/// The node's systemd, as far as it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Udevd {
-    /// Its version, if that could be found.
+    /// The major version; `None` if it cannot be determined.
     pub version: Option<u32>,
-    /// The largest UID of the system's range.
+    /// The largest UID of a system user (`SYS_UID_MAX`).
     pub system_uid_max: u32,
-    /// The largest GID of the system's range.
+    /// The largest GID of a system group (`SYS_GID_MAX`).
     pub system_gid_max: u32,
 }
 
@@ -38,7 +38,7 @@ impl Default for Udevd {
     }
 }
 
-/// Whether udevd accepts something, or why it does not, or why that is not known.
+/// Whether udevd accepts a value; otherwise the reason why it does not, or why that is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Accepted {
     Yes,
@@ -47,50 +47,51 @@ pub(super) enum Accepted {
 }
 
 impl Udevd {
-    /// Whether it makes a difference to this version what the system's range is.
+    /// Whether this version may drop lines with IDs outside the system range.
     pub fn asks_for_the_range(&self) -> bool {
         self.version
             .is_none_or(|version| (STRICT..LENIENT).contains(&version))
     }
 
-    /// Whether it accepts this UID or GID; `max` is the largest of the system's range.
+    /// Whether udevd accepts this UID or GID; `max` is the largest one in the system range.
     pub(super) fn accepts_id(&self, id: u32, max: u32) -> Accepted {
         match self.version {
             _ if id <= max => Accepted::Yes,
-            Some(STRICT..LENIENT) => {
-                Accepted::No("outside of the system's range, dropped by systemd 258 and 259")
-            }
+            Some(STRICT..LENIENT) => Accepted::No(
+                "outside the range of system IDs; systemd 258 and 259 drop such a rule",
+            ),
             Some(_) => Accepted::Yes,
             None => Accepted::Unknown(
-                "a number outside of the system's range, which systemd 258 and 259 drop, and the \
-                 node's version is not known",
+                "it sets an ID outside the range of system IDs; systemd 258 and 259 drop such a rule, \
+                 and the node's systemd version is unknown",
             ),
         }
     }
 
-    /// Whether it accepts a line with a name that the node does not know, and only leaves the name out.
+    /// Whether udevd accepts a line with an unknown user or group, and ignores only that value.
     pub(super) fn accepts_unknown(&self) -> Accepted {
         match self.version {
-            Some(STRICT..) => Accepted::No("the node does not know a name in it"),
+            Some(STRICT..) => Accepted::No("it names an unknown user or group"),
             Some(_) => Accepted::Yes,
             None => Accepted::Unknown(
-                "the node does not know a name in it, and what follows differs by version",
+                "it names an unknown user or group; whether udevd drops the whole line depends on the \
+                 systemd version, which is unknown",
             ),
         }
     }
 
-    /// Whether it knows what only some versions know: `i"…"`, `SYMLINK-=`, `CONST{cvm}` and some built-in
-    /// commands.
+    /// Whether udevd accepts syntax that only some versions support: `i"…"`, `SYMLINK-=`, `CONST{cvm}` and some
+    /// built-in commands.
     pub(super) fn accepts(&self, pair: &Pair<'_>) -> Accepted {
         if pair.any_case {
-            return self.since_some_version("the prefix 'i' is not known to every systemd");
+            return self.since_some_version("not every systemd version supports the prefix 'i'");
         }
         match (pair.key, &*pair.attr) {
             (Key::Symlink, _) if pair.op == Op::Remove => {
-                self.since_some_version("SYMLINK-= is not known to every systemd")
+                self.since_some_version("not every systemd version supports SYMLINK-=")
             }
             (Key::Const, b"cvm") => {
-                const WHY: &str = "CONST{cvm} is not known to every systemd";
+                const WHY: &str = "not every systemd version supports CONST{cvm}";
                 match self.version {
                     Some(254..) => Accepted::Yes,
                     Some(_) => Accepted::No(WHY),
@@ -102,33 +103,33 @@ impl Udevd {
         }
     }
 
-    /// Whether there is such a built-in command. udevd takes the first whose name begins with the command's
-    /// first word, so that `k` is enough for `kmod`, and the empty word is accepted, too.
+    /// Whether udevd has such a built-in command. It selects the first one whose name begins with the command's
+    /// first word, so it accepts `k` for `kmod`, and also an empty word.
     fn has_builtin(&self, command: &[u8]) -> Accepted {
-        const SEEN: &str =
+        const TESTED: &str =
             "blkid btrfs hwdb input_id keyboard kmod net_id net_setup_link path_id uaccess usb_id";
         const LATER: &str = "net_driver dissect_image factory_reset tpm2_id";
-        let mut words = trim(command).split(|byte| is_blank(*byte));
+        let mut words = trim(command).split(|byte| is_space(*byte));
         let name = words.next().unwrap_or_default();
-        let is_meant = |known: &str| known.as_bytes().starts_with(name);
-        if SEEN.split(' ').any(is_meant) {
+        let matches = |known: &str| known.as_bytes().starts_with(name);
+        if TESTED.split(' ').any(matches) {
             Accepted::Yes
-        } else if LATER.split(' ').any(is_meant) {
-            self.since_some_version("its built-in command is not known to every systemd")
+        } else if LATER.split(' ').any(matches) {
+            self.since_some_version("not every systemd version has this built-in command")
         } else {
-            Accepted::No("no built-in command that udev knows")
+            Accepted::No("unknown built-in command")
         }
     }
 
-    /// Whether a line of more than 16384 bytes ends only the reading of its file. Later versions may
-    /// give up all of the file.
+    /// Whether udevd keeps the rules before a line of more than 16384 bytes. Later versions may discard the
+    /// whole file.
     pub(super) fn keeps_what_was_read(&self) -> bool {
-        self.version.is_some_and(|version| version <= SEEN)
+        self.version.is_some_and(|version| version <= TESTED)
     }
 
     fn since_some_version(&self, what: &'static str) -> Accepted {
         match self.version {
-            Some(..=SEEN) => Accepted::No(what),
+            Some(..=TESTED) => Accepted::No(what),
             Some(STRICT..) => Accepted::Yes,
             _ => Accepted::Unknown(what),
         }
@@ -143,16 +144,16 @@ pub fn version_of(file: &str) -> Option<u32> {
     rest.get(..digits)?.parse().ok()
 }
 
-/// A number of login.defs(5), such as `SYS_GID_MAX`: the last one counts. systemd asks that file
-/// where it was built to (`compat-mutable-uid-boundaries`, as Debian and Fedora do).
+/// A number from login.defs(5), such as `SYS_GID_MAX`; the last line of that name counts. systemd reads
+/// this file if it was built with `compat-mutable-uid-boundaries` (as in Debian and Fedora).
 pub fn login_defs(file: &[u8], key: &str) -> Option<u32> {
     let text = String::from_utf8_lossy(file);
-    let mut found = text.lines().filter_map(|line| {
+    let mut values = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         (words.next()? == key).then_some(())?;
         words.next()?.parse().ok()
     });
-    found.next_back()
+    values.next_back()
 }
 
 #[cfg(test)]
@@ -160,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_outside_of_the_range_are_taken_by_most() {
+    fn only_258_and_259_reject_ids_outside_the_system_range() {
         for (version, id, want) in [
             (Some(249), 929_292, "Yes"),
             (Some(257), 929_292, "Yes"),
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn the_version_is_in_the_librarys_name() {
+    fn finds_the_version_in_the_name_of_the_library() {
         for (name, want) in [
             ("libsystemd-shared-252.so", Some(252)),
             ("libsystemd-shared-257.9-1.fc42.so", Some(257)),
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn login_defs_may_move_the_boundary() {
+    fn reads_the_last_value_from_login_defs() {
         let file = b"# SYS_GID_MAX 5\n#SYS_GID_MAX\t999\nGID_MIN 1000\nSYS_GID_MAX\t 499\n";
         assert_eq!(login_defs(file, "SYS_GID_MAX"), Some(499));
         assert_eq!(login_defs(b"#SYS_GID_MAX 999\n", "SYS_GID_MAX"), None);

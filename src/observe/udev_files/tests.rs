@@ -31,7 +31,7 @@ fn rules_of(files: &[(&str, &str)]) -> Vec<String> {
 }
 
 #[test]
-fn names_of_rules_files_may_be_any_bytes_and_are_not_mixed_up() {
+fn distinguishes_rules_files_whose_names_are_not_utf_8() {
     let (own, root) = node(&[("etc/udev/rules.d/x", "")]);
     let directory = own.path().join("etc/udev/rules.d");
     for (name, text) in [(b"99-\xfe.rules", "a"), (b"99-\xff.rules", "b")] {
@@ -44,7 +44,7 @@ fn names_of_rules_files_may_be_any_bytes_and_are_not_mixed_up() {
 }
 
 #[test]
-fn more_rules_than_any_node_has_are_not_taken_in() {
+fn refuses_more_than_8_mib_of_rules() {
     let text = format!("{}\n", "# ".repeat(2 << 20));
     let (_own, root) = node(&[
         ("etc/udev/rules.d/50-a.rules", &text),
@@ -56,7 +56,7 @@ fn more_rules_than_any_node_has_are_not_taken_in() {
 }
 
 #[test]
-fn rules_are_found_below_the_root() {
+fn reads_the_rules_files_that_udevd_would_read() {
     let files = [
         ("usr/lib/udev/rules.d/50-a.rules", "a"),
         ("usr/lib/udev/rules.d/60-b.rules", "b"),
@@ -84,7 +84,7 @@ fn rules_are_found_below_the_root() {
 }
 
 #[test]
-fn the_version_is_found_wherever_distributions_put_it() {
+fn finds_the_version_in_the_directories_of_all_distributions() {
     let table = [
         ("usr/lib/systemd/libsystemd-shared-249.so", Some(249)),
         (
@@ -101,20 +101,21 @@ fn the_version_is_found_wherever_distributions_put_it() {
     ];
     for (file, version) in table {
         let (_own, root) = node(&[(file, ""), ("etc/login.defs", "SYS_GID_MAX 499\n")]);
-        let found = udevd(&root, View::Whole).unwrap();
-        assert_eq!(found.version, version, "{file}");
-        // Only where it makes a difference.
+        let systemd = udevd(&root, View::Whole).unwrap();
+        assert_eq!(systemd.version, version, "{file}");
+        // login.defs is read only for versions that may use it.
         let gid_max = if matches!(version, None | Some(258)) {
             499
         } else {
             999
         };
-        assert_eq!((found.system_uid_max, found.system_gid_max), (999, gid_max));
+        let max = (systemd.system_uid_max, systemd.system_gid_max);
+        assert_eq!(max, (999, gid_max));
     }
 }
 
 #[test]
-fn a_directory_of_very_many_libraries_does_not_hide_the_version() {
+fn finds_the_version_despite_more_than_10_000_libraries() {
     let triple = format!("{}-linux-gnu", std::env::consts::ARCH);
     for at in ["usr/lib/systemd", &format!("usr/lib/{triple}/systemd")] {
         let library = format!("{at}/libsystemd-shared-258.so");
@@ -131,7 +132,7 @@ fn a_directory_of_very_many_libraries_does_not_hide_the_version() {
 }
 
 #[test]
-fn a_directory_of_very_many_rules_is_not_read() {
+fn refuses_a_directory_with_more_than_10_000_names() {
     let (own, root) = node(&[]);
     let directory = own.path().join("etc/udev/rules.d");
     fs::create_dir_all(&directory).unwrap();
@@ -144,12 +145,12 @@ fn a_directory_of_very_many_rules_is_not_read() {
 }
 
 #[test]
-fn names_are_stale_when_they_changed_after_they_were_looked_up() {
+fn names_are_stale_if_they_changed_after_udevd_looked_them_up() {
     let table = [
         (100, Some(50), Some(90), false),
         (100, Some(50), Some(100), false),
         (100, Some(50), Some(110), true),
-        // A changed rules file makes udevd look again, at the next event.
+        // After a change of a rules file, udevd looks names up again at the next event.
         (100, Some(120), Some(110), false),
         (100, Some(105), Some(110), true),
         (100, None, Some(110), true),
