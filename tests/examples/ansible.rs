@@ -34,7 +34,7 @@ fn playbook(folder: &Path, vars: &serde_json::Value) -> Command {
 }
 
 #[test]
-fn the_tasks_are_read() {
+fn tasks_pass_the_syntax_check() {
     let dir = tempfile::tempdir().unwrap();
     let (code, out, err) = run(playbook(dir.path(), &serde_json::json!({})).arg("--syntax-check"));
     assert_eq!(code, 0, "{out}{err}");
@@ -47,7 +47,7 @@ mod on_a_node {
     const UNIT: &str = "examples/systemd/libvirt-kvm-init.service";
 
     #[test]
-    fn the_tasks_install_align_and_are_idempotent() {
+    fn tasks_install_align_and_are_idempotent() {
         in_namespace(|| {
             require_kvm();
             let binary = scratch().join("binary");

@@ -23,7 +23,7 @@ pub fn queries() -> Vec<String> {
 }
 
 #[test]
-fn three_panels_have_a_place_and_a_data_source_of_the_users_choice() {
+fn dashboard_has_three_panels_with_selectable_data_source() {
     let dashboard = dashboard();
     assert!(dashboard["id"].is_null(), "Grafana gives it one");
     assert_eq!(dashboard["templating"]["list"][0]["name"], "datasource");
@@ -48,7 +48,7 @@ fn three_panels_have_a_place_and_a_data_source_of_the_users_choice() {
 
 /// A panel over raw series would cost more with every node.
 #[test]
-fn the_panels_show_what_the_recording_rules_make() {
+fn panels_query_only_recording_rules() {
     let records = promtool::records();
     for query in queries() {
         let name = query.split([' ', '{']).next().unwrap().to_owned();

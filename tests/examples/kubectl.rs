@@ -66,7 +66,7 @@ fn metrics_folder(pod: &PodSpec) -> Option<String> {
 const TEXTFILE: &str = "/var/lib/node_exporter/textfile_collector";
 
 #[test]
-fn the_sidecar_comes_behind_the_step_in_every_libvirt_pod() {
+fn sidecar_follows_the_step_in_every_libvirt_pod() {
     for (fixture, count) in FIXTURES {
         let resource = format!("../fixtures/{fixture}");
         let step = "../helm-patch/kustomize";
@@ -108,7 +108,7 @@ fn the_sidecar_comes_behind_the_step_in_every_libvirt_pod() {
 }
 
 #[test]
-fn the_daemonset_is_built_with_and_without_privileges() {
+fn daemonset_builds_privileged_and_unprivileged() {
     let built = ok(Command::new("kubectl")
         .arg("kustomize")
         .arg(project("examples/kubernetes/daemonset")));
@@ -148,7 +148,7 @@ fn the_daemonset_is_built_with_and_without_privileges() {
 }
 
 #[test]
-fn the_daemonset_sees_flatcars_groups_with_its_component() {
+fn flatcar_component_mounts_baselayout() {
     let sets = build("../kubernetes/daemonset", &["../kubernetes/flatcar"]);
     let [(name, pod)] = &sets[..] else {
         panic!("{sets:?}")
@@ -238,7 +238,7 @@ fn shell(line: &str, kubeconfig: &Path) -> String {
 
 /// The command line of the README prints what the README shows.
 #[test]
-fn the_readmes_command_prints_every_nodes_verdict() {
+fn readme_command_prints_every_nodes_verdict() {
     let readme = read("examples/README.md");
     let block = readme
         .split("```console\n$ kubectl get nodes ")

@@ -124,7 +124,7 @@ pub fn request(container: &Container) -> (Request, Output) {
 }
 
 #[test]
-fn of_the_nodes_file_system_they_see_what_they_need() {
+fn watchers_mount_only_needed_node_directories() {
     for Watcher {
         name,
         container,
@@ -170,7 +170,7 @@ fn of_the_nodes_file_system_they_see_what_they_need() {
 
 /// Whoever may write a config map sets the options that are named, and no other variable of root's.
 #[test]
-fn no_config_map_is_taken_over_as_a_whole() {
+fn watchers_use_no_env_from() {
     for Watcher {
         name, container, ..
     } in watchers()
@@ -193,7 +193,7 @@ fn no_config_map_is_taken_over_as_a_whole() {
 }
 
 #[test]
-fn they_have_no_more_rights_than_they_need() {
+fn watchers_have_the_expected_security_context() {
     for Watcher {
         name, container, ..
     } in watchers()
@@ -215,7 +215,7 @@ fn they_have_no_more_rights_than_they_need() {
 
 /// Drift alone must not make a pod unready, so that it is not `check` that is asked.
 #[test]
-fn ready_is_what_the_status_file_says_of_the_proof() {
+fn readiness_probe_reads_the_status_file() {
     for Watcher {
         name,
         container,
@@ -252,7 +252,7 @@ fn ready_is_what_the_status_file_says_of_the_proof() {
 /// A file of a volume that another container has at a path of its own is that container's only as
 /// long as it is not replaced; what is mounted by itself is written in place.
 #[test]
-fn the_sidecar_writes_the_file_that_libvirtd_reads() {
+fn sidecar_writes_the_group_file_that_libvirtd_reads() {
     let container = sidecar().container;
     assert_eq!(container.restart_policy.as_deref(), Some("Always"));
     let golden = support::golden::golden("genestack-base-kustomize");
@@ -276,7 +276,7 @@ fn the_sidecar_writes_the_file_that_libvirtd_reads() {
 }
 
 #[test]
-fn the_daemonset_asks_nothing_of_the_cluster() {
+fn daemonset_needs_no_cluster_access() {
     let set = set().spec.unwrap();
     let labels = set.template.metadata.as_ref().unwrap().labels.clone();
     assert_eq!(set.selector.match_labels, labels);
@@ -305,7 +305,7 @@ mod on_a_node {
     /// What the manifests mount of the node is enough of it: rules of all three places count, and so
     /// do groups that a link in /etc leads to.
     #[test]
-    fn the_parts_of_the_node_are_enough() {
+    fn mounted_node_directories_suffice() {
         for watcher in watchers() {
             in_namespace(|| {
                 require_kvm();

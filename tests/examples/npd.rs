@@ -73,7 +73,7 @@ fn seconds(duration: &str) -> u32 {
 }
 
 #[test]
-fn the_monitor_accepts_the_configuration() {
+fn configuration_is_valid_for_the_monitor() {
     for name in CONFIGS {
         let config = config(name);
         assert_eq!(config.plugin, "custom");
@@ -124,7 +124,7 @@ mod on_a_node {
     use super::*;
 
     #[test]
-    fn the_plugin_says_fine_problem_and_unknown() {
+    fn plugin_reports_fine_problem_and_unknown() {
         in_namespace(|| {
             require_kvm();
             fresh_dev();

@@ -55,7 +55,7 @@ fn names(expression: &str) -> impl Iterator<Item = &str> {
 }
 
 #[test]
-fn the_rules_are_about_metrics_that_there_are() {
+fn rules_use_existing_metrics() {
     let (metrics, records) = (metrics(), records());
     let tests = read("examples/prometheus/rules-test.yaml");
     for rule in rules() {
@@ -97,7 +97,7 @@ fn promtool(args: &[&str], input: Option<&str>) {
 }
 
 #[test]
-fn the_rules_pass_their_tests() {
+fn rules_pass_their_tests() {
     let path = project(RULES);
     promtool(&["check", "rules", path.to_str().unwrap()], None);
     let path = project("examples/prometheus/rules-test.yaml");
@@ -106,7 +106,7 @@ fn the_rules_pass_their_tests() {
 
 /// The dashboard's queries are expressions that Prometheus can read.
 #[test]
-fn the_dashboards_queries_are_read() {
+fn dashboard_queries_are_valid_promql() {
     let rules = grafana::queries().into_iter().enumerate();
     let rules: Vec<_> = rules
         .map(|(number, query)| serde_json::json!({ "record": format!("a:b{number}"), "expr": query }))
@@ -124,7 +124,7 @@ mod on_a_node {
 
     /// What `check` and `watch` really write, in a good and in a bad state, passes Prometheus' linter.
     #[test]
-    fn prometheus_accepts_what_the_program_writes() {
+    fn promtool_accepts_the_written_metrics() {
         in_namespace(|| {
             require_kvm();
             fresh_dev();

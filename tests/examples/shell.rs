@@ -8,7 +8,7 @@ const SCRIPT: &str = "examples/incident.sh";
 const RECORDER: &str = "docs/record";
 
 #[test]
-fn shellcheck_has_nothing_to_say() {
+fn scripts_pass_shellcheck() {
     for script in [
         SCRIPT,
         RECORDER,
@@ -29,7 +29,7 @@ mod on_a_node {
 
     /// It makes a namespace of its own.
     #[test]
-    fn the_incident_is_told_to_its_end() {
+    fn incident_script_runs_to_its_end() {
         require_root();
         let story = ok(Command::new(project(SCRIPT))
             .arg(program())

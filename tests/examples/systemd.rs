@@ -29,7 +29,7 @@ fn values(key: &str) -> Vec<String> {
 }
 
 #[test]
-fn it_comes_after_udev_and_before_the_kubelet() {
+fn unit_starts_after_udev_and_before_the_kubelet() {
     let after = values("After");
     for unit in ["systemd-udevd.service", "systemd-udev-trigger.service"] {
         assert!(after.contains(&unit.to_owned()), "{after:?}");
@@ -48,7 +48,7 @@ fn it_comes_after_udev_and_before_the_kubelet() {
 }
 
 #[test]
-fn systemd_verifies_it_and_finds_it_hardened() {
+fn unit_passes_systemd_verify_and_security() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("libvirt-kvm-init.service");
     // It asks whether the program is there.
@@ -77,7 +77,7 @@ mod on_a_node {
 
     /// A node whose device is nobody's in particular is made right with the unit's capabilities alone.
     #[test]
-    fn its_capabilities_do() {
+    fn capabilities_of_the_unit_suffice() {
         in_namespace(|| {
             require_kvm();
             fresh_dev();

@@ -82,7 +82,7 @@ fn build(arches: &[&str]) -> Layout {
 }
 
 #[test]
-fn the_image_is_the_binary_alone_for_each_architecture_that_was_built() {
+fn image_contains_only_the_binary_for_each_architecture() {
     in_namespace(|| {
         let built = ARCHES.iter().filter(|(arch, _)| binary(arch).is_file());
         let built: Vec<_> = built.collect();

@@ -116,7 +116,7 @@ fn update(fixture: &str, way: Way, built: &str) {
 }
 
 #[test]
-fn the_goldens_are_what_kustomize_builds() {
+fn goldens_match_the_kustomize_output() {
     let workspace = workspace();
     let writes = std::env::var_os("KVM_INIT_UPDATE_GOLDENS").is_some_and(|value| value == "1");
     for (fixture, way) in cases() {
@@ -151,7 +151,7 @@ fn block(part: &str) -> String {
 
 /// The overlay that helm-patch/README.md tells people to write.
 #[test]
-fn the_overlay_of_the_readme_gives_the_golden() {
+fn readme_overlay_builds_the_golden() {
     let overlay = block("\ncomponents:\n");
     for (way, fixture, resource) in [
         (Way::Kustomize, "genestack/base", "../base"),
@@ -170,7 +170,7 @@ fn the_overlay_of_the_readme_gives_the_golden() {
 
 /// To try one node, all DaemonSets of the chart wait for their pods to be deleted.
 #[test]
-fn the_readmes_patch_for_one_node_first_meets_every_daemonset() {
+fn readme_on_delete_patch_applies_to_every_daemonset() {
     let workspace = workspace();
     let overlay = kustomization("label-overrides", Way::Kustomize) + &block("OnDelete");
     let built = try_build(workspace.path(), &overlay).unwrap();
@@ -185,7 +185,7 @@ fn the_readmes_patch_for_one_node_first_meets_every_daemonset() {
 
 /// What the patches rest on is asked for, so that another pod is not patched wrongly in silence.
 #[test]
-fn a_pod_that_is_not_as_expected_fails_the_build() {
+fn unexpected_pod_fails_the_build() {
     for (way, change, why) in [
         (
             Way::Kustomize,
@@ -238,7 +238,7 @@ fn libvirt_after(change: &str, components: &[&str]) -> Result<serde_json::Value,
 
 /// The chart gives the libvirt container variables where Ceph is used, and an operator may.
 #[test]
-fn variables_that_the_container_has_already_stay() {
+fn existing_container_variables_are_kept() {
     let ours = [
         "LIBVIRT_KVM_INIT_PROOF",
         "LIBVIRT_KVM_INIT_MISSING",
@@ -278,7 +278,7 @@ fn variables_that_the_container_has_already_stay() {
 
 /// The one directory more is seen by the container that sees the others, and no other way has it.
 #[test]
-fn flatcars_directory_goes_with_exec_alone() {
+fn flatcar_component_works_only_with_exec() {
     let nothing = "- {op: test, path: /spec/template/spec/containers/0/name, value: libvirt}";
     let pod = libvirt_after(nothing, &["exec", "flatcar"]).unwrap();
     let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();

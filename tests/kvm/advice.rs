@@ -84,7 +84,7 @@ fn on_stage(test: impl FnOnce() + Send) {
 }
 
 #[test]
-fn a_lost_or_spoilt_node_comes_back_as_udev_makes_it() {
+fn advice_restores_a_lost_or_replaced_device_through_udev() {
     let _turn = turn();
     in_namespace(|| {
         oracle::require_tools();
@@ -118,7 +118,7 @@ fn a_lost_or_spoilt_node_comes_back_as_udev_makes_it() {
 }
 
 #[test]
-fn a_closed_folder_is_opened_for_the_class_that_qemu_is_in() {
+fn advice_opens_a_closed_directory_for_qemus_class() {
     on_stage(|| {
         let scene = Scene::new(108);
         scene.verb("apply", &[]);
@@ -140,7 +140,7 @@ fn a_closed_folder_is_opened_for_the_class_that_qemu_is_in() {
 }
 
 #[test]
-fn a_closed_folder_before_a_link_is_found_too() {
+fn closed_directory_before_a_symlink_is_found() {
     on_stage(|| {
         let scene = Scene::new(108);
         let way = PathBuf::from("/dev/way");
@@ -159,7 +159,7 @@ fn a_closed_folder_before_a_link_is_found_too() {
 }
 
 #[test]
-fn an_acl_that_denies_goes_away() {
+fn advice_removes_a_denying_acl() {
     on_stage(|| {
         let scene = Scene::new(108);
         scene.verb("apply", &[]);
@@ -185,7 +185,7 @@ fn an_acl_that_denies_goes_away() {
 
 /// A wrong number hides an ACL that would deny QEMU with the right one, too.
 #[test]
-fn what_is_mended_in_part_is_not_said_to_be_mended() {
+fn partial_repair_is_reported_as_partial() {
     on_stage(|| {
         let scene = Scene::new(424);
         set_owner(Path::new(NODE), 0, 108, 0o660);
@@ -208,7 +208,7 @@ fn what_is_mended_in_part_is_not_said_to_be_mended() {
 
 /// The kernel asks about the mount first, and `apply` would change nothing about it.
 #[test]
-fn nodev_comes_before_the_rights() {
+fn nodev_is_reported_before_owner_and_mode() {
     on_stage(|| {
         let scene = Scene::new(424);
         remount_dev(MsFlags::MS_NODEV);
@@ -223,7 +223,7 @@ fn nodev_comes_before_the_rights() {
 }
 
 #[test]
-fn apply_is_not_said_to_mend_what_a_security_module_denies() {
+fn apply_is_not_advised_for_a_security_module_denial() {
     on_stage(|| {
         // The group file is off, and that is not why.
         let scene = Scene::new(424);
@@ -244,7 +244,7 @@ fn apply_is_not_said_to_mend_what_a_security_module_denies() {
 
 /// libvirtd would not start: why, and with what to do.
 #[test]
-fn a_pod_without_the_group_is_told_why() {
+fn missing_pod_group_is_explained() {
     on_stage(|| {
         let scene = Scene::new(108);
         scene.pod.file("etc/group", "root:x:0:\nnova:x:42424:\n");
@@ -260,7 +260,7 @@ fn a_pod_without_the_group_is_told_why() {
 
 /// What was named by mistake is no rubbish.
 #[test]
-fn nobody_is_told_to_remove_what_was_named() {
+fn advice_does_not_remove_a_mistyped_device() {
     on_stage(|| {
         let scene = Scene::new(108);
         for device in ["/dev/null", "/dev", "/dev/shm/", "/etc/passwd"] {
@@ -279,7 +279,7 @@ fn nobody_is_told_to_remove_what_was_named() {
 
 /// The chart's libvirt.sh knows one group, whatever another one this was asked to look after.
 #[test]
-fn libvirt_sh_gives_the_device_to_kvm_whatever_the_group() {
+fn libvirt_sh_sets_group_kvm_regardless_of_group_option() {
     on_stage(|| {
         let scene = Scene::new(424);
         let groups = "root:x:0:\nkvm:x:424:\nvirt:x:500:nova\nnova:x:42424:\n";

@@ -86,7 +86,7 @@ fn on_stage(test: impl FnOnce(&Tree) + Send) {
 }
 
 #[test]
-fn a_virtual_machine_is_created() {
+fn create_vm_proof_succeeds() {
     on_stage(|pod| {
         set_owner(Path::new(DEVICE), 0, 424, 0o600);
         let report = apply_under(&[], pod, &["--proof=create-vm"]);
@@ -97,7 +97,7 @@ fn a_virtual_machine_is_created() {
 }
 
 #[test]
-fn ownership() {
+fn ownership_denial_is_reported() {
     on_stage(|pod| {
         // A uid that passwd has no name for gets no groups but the configured one.
         pod.file(
@@ -118,7 +118,7 @@ fn ownership() {
 }
 
 #[test]
-fn a_closed_folder_is_named() {
+fn closed_directory_is_reported() {
     on_stage(|pod| {
         set_owner(Path::new("/dev"), 0, 0, 0o700);
         let advice =
@@ -130,7 +130,7 @@ fn a_closed_folder_is_named() {
 }
 
 #[test]
-fn acl() {
+fn denying_acl_is_reported() {
     on_stage(|pod| {
         ok(Command::new("setfacl").args(["-m", "u:42424:---", DEVICE]));
         let advice =
@@ -147,7 +147,7 @@ fn acl() {
 }
 
 #[test]
-fn nodev() {
+fn nodev_mount_is_reported() {
     on_stage(|pod| {
         remount_dev(MsFlags::MS_NODEV);
         let advice = "on a mount with the option nodev";
@@ -164,7 +164,7 @@ fn nodev() {
 }
 
 #[test]
-fn missing() {
+fn missing_device_is_absent() {
     on_stage(|pod| {
         fs::remove_file(DEVICE).unwrap();
         let cause = Some(Cause::Missing);
@@ -175,7 +175,7 @@ fn missing() {
 }
 
 #[test]
-fn not_kvm() {
+fn device_other_than_kvm_is_refused() {
     on_stage(|pod| {
         let device = Path::new(DEVICE);
         let cause = Some(Cause::NotKvm);
@@ -200,7 +200,7 @@ fn not_kvm() {
 
 /// /proc/misc may be hidden or a container's own: what opens is not absent.
 #[test]
-fn a_driver_that_answers_is_not_absent() {
+fn hidden_proc_misc_is_not_absent() {
     on_stage(|pod| {
         set_owner(Path::new(DEVICE), 0, 424, 0o600);
         let list = scratch().join("misc");
@@ -214,7 +214,7 @@ fn a_driver_that_answers_is_not_absent() {
 /// With each kind of device filter that this machine has: version 1's controller, version 2's
 /// program. The proof meets it, and so does QEMU.
 #[test]
-fn device_cgroup() {
+fn device_cgroup_denial_is_reported() {
     on_stage(|pod| {
         let mut tried = Vec::new();
         let mut done = 0;

@@ -135,12 +135,12 @@ fn is_not_met(signal: &str, uid: u32) {
 }
 
 #[test]
-fn the_qemu_user_cannot_kill_the_proof() {
+fn qemu_user_cannot_kill_the_proof() {
     is_not_met("KILL", KILLED);
 }
 
 #[test]
-fn the_qemu_user_cannot_stop_the_proof() {
+fn qemu_user_cannot_stop_the_proof() {
     is_not_met("STOP", STOPPED);
 }
 
@@ -168,7 +168,7 @@ fn shown(pid: u32) -> String {
 /// Each way in which a process reaches another one of its own user, tried by the QEMU user on the proof's
 /// child in the moment in which that opens the device.
 #[test]
-fn the_qemu_user_cannot_touch_the_proofs_child() {
+fn qemu_user_cannot_signal_trace_or_renice_the_child() {
     let tools = ["renice", "taskset", "prlimit", "chrt", "ionice", "strace"];
     require_commands(&tools);
     in_namespace(|| {
@@ -256,7 +256,7 @@ fn the_qemu_user_cannot_touch_the_proofs_child() {
 /// What root does to the proof's child is no answer about the device either: it is asked once more, and
 /// then it is a failure.
 #[test]
-fn a_proof_that_cannot_be_done_is_tried_once_more_and_then_a_failure() {
+fn interrupted_proof_is_retried_once_then_fails() {
     in_namespace(|| {
         oracle::require();
         fresh_dev();
@@ -319,7 +319,7 @@ fn a_proof_that_cannot_be_done_is_tried_once_more_and_then_a_failure() {
 
 /// setresuid(2) and its like take 4294967295 for "unchanged": a child that was told so stays root.
 #[test]
-fn the_id_that_means_unchanged_is_refused() {
+fn id_4294967295_is_refused() {
     in_namespace(|| {
         oracle::require();
         fresh_dev();
@@ -351,7 +351,7 @@ fn the_id_that_means_unchanged_is_refused() {
 /// The contract: by what the kernel decides open(2) the child is QEMU, in everything else it is root, so
 /// that no process of the QEMU user may touch it. As the kernel shows it when the device is opened.
 #[test]
-fn the_child_has_qemus_rights_to_files_and_is_root_in_everything_else() {
+fn child_has_qemus_file_permissions_and_roots_uids() {
     require_commands(&["strace"]);
     in_namespace(|| {
         oracle::require();
@@ -434,7 +434,7 @@ fn the_child_has_qemus_rights_to_files_and_is_root_in_everything_else() {
 /// A call that does nothing and reports success, or a process that is not let go of its capabilities, is
 /// found before the device is touched.
 #[test]
-fn credentials_that_were_not_taken_on_prove_nothing() {
+fn proof_fails_if_credentials_were_not_set() {
     require_commands(&["strace"]);
     in_namespace(|| {
         oracle::require();
@@ -478,7 +478,7 @@ fn credentials_that_were_not_taken_on_prove_nothing() {
 
 /// libvirt leaves its capabilities to a QEMU that runs as root.
 #[test]
-fn a_qemu_that_runs_as_root_is_proven_with_its_capabilities() {
+fn proof_for_root_qemu_keeps_its_capabilities() {
     in_namespace(|| {
         oracle::require();
         fresh_dev();
@@ -534,7 +534,7 @@ fn a_qemu_that_runs_as_root_is_proven_with_its_capabilities() {
 
 /// The child's effective group is root's, and open(2) does not go by that.
 #[test]
-fn the_groups_of_root_open_nothing_for_qemu() {
+fn proof_does_not_use_the_groups_of_root() {
     in_namespace(|| {
         oracle::require();
         fresh_dev();

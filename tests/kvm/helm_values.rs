@@ -110,7 +110,7 @@ fn chart() {
 }
 
 #[test]
-fn shellcheck_has_nothing_to_say() {
+fn scripts_pass_shellcheck() {
     support::require_commands(&["shellcheck"]);
     let dir = tempfile::tempdir().unwrap();
     for (file, path) in [
@@ -154,7 +154,7 @@ mod hooks {
     }
 
     #[test]
-    fn the_pod_follows_the_node_before_libvirtd_goes_on() {
+    fn hook_aligns_the_pod_before_libvirtd_continues() {
         in_namespace(|| {
             let host = with_hook();
             mount_parts(&host);
@@ -174,7 +174,7 @@ mod hooks {
     }
 
     #[test]
-    fn libvirtd_does_not_go_on_after_a_failure() {
+    fn failed_hook_stops_libvirtd() {
         in_namespace(|| {
             // The number is another group's in the image, and one that must not be given away.
             let host = with_hook();
@@ -254,7 +254,7 @@ mod init_modules {
     }
 
     #[test]
-    fn the_pod_follows_the_node_by_a_file_in_the_nodes_run() {
+    fn script_writes_the_group_file_to_the_nodes_run() {
         in_namespace(|| {
             let host = with_script("vmx", "");
             set_owner(&host.at("dev/kvm"), 0, 0, 0o600);
@@ -290,7 +290,7 @@ mod init_modules {
     }
 
     #[test]
-    fn nested_virtualisation_is_turned_on_once() {
+    fn nested_virtualization_is_enabled_once() {
         for (flags, module) in [("vmx", "kvm_intel"), ("svm", "kvm_amd")] {
             in_namespace(|| {
                 let _host = with_script(flags, "");
@@ -310,7 +310,7 @@ mod init_modules {
     }
 
     #[test]
-    fn a_module_is_not_loaded_anew_without_need_or_under_guests() {
+    fn module_is_not_reloaded_without_need_or_while_in_use() {
         in_namespace(|| {
             // Guests run: the module cannot be taken out.
             let _host = with_script("vmx", "case $* in *-r*) exit 1 ;; esac");
@@ -338,7 +338,7 @@ mod init_modules {
     }
 
     #[test]
-    fn a_module_that_does_not_load_is_left_to_the_verdict() {
+    fn verdict_decides_after_a_failed_module_load() {
         in_namespace(|| {
             let _host = with_script("svm", "case $* in *nested*) exit 1 ;; esac");
             let (code, stderr, _) = go();

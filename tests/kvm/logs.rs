@@ -76,7 +76,7 @@ fn says(make: impl FnOnce(&Path) + Send, cause: Cause, result: &str) {
 }
 
 #[test]
-fn denied() {
+fn permission_denied_is_ownership() {
     says(
         |node| mknod_kvm(node, 0, 0, 0o600),
         Cause::Ownership,
@@ -85,12 +85,12 @@ fn denied() {
 }
 
 #[test]
-fn missing() {
+fn missing_device_is_missing() {
     says(|_| (), Cause::Missing, "ENOENT");
 }
 
 #[test]
-fn no_driver() {
+fn device_without_driver_is_no_driver() {
     says(
         |node| mknod_char(node, (10, 231), 0, 0, 0o666),
         Cause::NoDriver,
@@ -104,7 +104,7 @@ fn no_driver() {
 }
 
 #[test]
-fn something_else() {
+fn directory_or_file_is_not_kvm() {
     says(
         |node| fs::create_dir(node).unwrap(),
         Cause::NotKvm,
@@ -118,7 +118,7 @@ fn something_else() {
 }
 
 #[test]
-fn a_loop() {
+fn symlink_loop_is_missing() {
     says(
         |node| std::os::unix::fs::symlink("kvm", node).unwrap(),
         Cause::Missing,

@@ -267,7 +267,7 @@ fn lasts(oracle: &Oracle, pod: &Tree, want: State, told: &str) {
 }
 
 #[test]
-fn a_rule_is_written_where_udev_would_undo_the_state_and_only_where_it_wins() {
+fn rule_is_written_only_if_needed_and_effective() {
     with_udevd(|oracle| {
         for (name, rules, more, comes) in CASES {
             install(oracle, name, rules);
@@ -327,7 +327,7 @@ fn a_rule_is_written_where_udev_would_undo_the_state_and_only_where_it_wins() {
 
 /// The oracle of the refusals: with the rule forced in, udevd does what they say.
 #[test]
-fn where_it_is_refused_udevd_would_not_have_followed_it() {
+fn udevd_overrides_every_rule_that_persist_refuses() {
     with_udevd(|oracle| {
         install(oracle, "Debian", DEBIAN);
         let pod = pod(P424);
@@ -365,7 +365,7 @@ fn where_it_is_refused_udevd_would_not_have_followed_it() {
 /// The own rule is no reason for its own number: where it may be written anew, the node speaks without
 /// it; where it may not, it is what udev does, and the pod follows.
 #[test]
-fn the_own_rule_does_not_keep_an_old_number_for_ever() {
+fn own_rule_is_updated_when_the_gid_changes() {
     with_udevd(|oracle| {
         for rules in [DEBIAN, NONE] {
             fs::write("/etc/group", "root:x:0:\nkvm:x:108:\n").unwrap();
@@ -426,7 +426,7 @@ fn the_own_rule_does_not_keep_an_old_number_for_ever() {
 
 /// udevd looks at its folders' times when an event comes, though not twice within 3 s.
 #[test]
-fn a_running_udevd_takes_the_rule_up_by_itself() {
+fn running_udevd_loads_the_rule_without_restart() {
     with_udevd(|oracle| {
         install(oracle, "Debian", DEBIAN);
         let pod = pod(P108);
@@ -459,7 +459,7 @@ fn a_running_udevd_takes_the_rule_up_by_itself() {
 
 /// What README says to do takes it out.
 #[test]
-fn it_is_taken_out_as_it_says_itself() {
+fn commands_in_the_rule_file_remove_it() {
     with_udevd(|oracle| {
         install(oracle, "Debian", DEBIAN);
         let pod = pod(P108);
@@ -486,7 +486,7 @@ fn it_is_taken_out_as_it_says_itself() {
 
 /// A link in its place is somebody's way of masking it.
 #[test]
-fn a_masked_rule_stays_masked() {
+fn masked_rule_stays_masked() {
     with_udevd(|oracle| {
         install(oracle, "Genestack", GENESTACKS);
         symlink("/dev/null", OWN).unwrap();

@@ -25,7 +25,7 @@ const SEED: u64 = 0x006b_766d_0232;
 const STATES: usize = 400;
 
 #[test]
-fn verdicts_are_what_qemu_meets() {
+fn verdicts_match_qemu() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());
     let seed = number("KVM_TEST_SEED").map_or(SEED, |seed: usize| seed as u64);
     let states = number("KVM_TEST_STATES").unwrap_or(STATES);

@@ -375,7 +375,7 @@ pub(super) fn install(oracle: &Oracle, name: &str, rules: Rules) {
 }
 
 #[test]
-fn what_check_foresees_is_what_udevd_does() {
+fn check_predicts_what_udevd_does() {
     with_udevd(|oracle| {
         for case in &CASES {
             install(oracle, case.name, case.rules);
@@ -424,7 +424,7 @@ fn what_check_foresees_is_what_udevd_does() {
 
 /// The pinned rule has no static_node: a start of udevd gives 108, an event 929292.
 #[test]
-fn one_apply_outlasts_every_event_of_a_node_that_disagrees_with_itself() {
+fn one_apply_survives_all_events_of_a_node_with_two_gids() {
     with_udevd(|oracle| {
         install(oracle, "Genestack", GENESTACKS);
         assert_eq!(
@@ -471,7 +471,7 @@ fn one_apply_outlasts_every_event_of_a_node_that_disagrees_with_itself() {
 
 /// For the sake of an event QEMU gets nothing that is more than KVM.
 #[test]
-fn a_guarded_group_is_not_given_away_for_an_event() {
+fn guarded_group_is_not_granted_because_of_an_event() {
     with_udevd(|oracle| {
         install(oracle, "Genestack", GENESTACKS);
         for (other, gets) in [("libvirt", false), ("disk", false), ("render", true)] {
@@ -507,7 +507,7 @@ fn ctime(pod: &Tree) -> [(i64, i64); 2] {
 /// The kernel sends one for each virtual machine that begins or ends, so the node's rules are applied
 /// at each start of a guest.
 #[test]
-fn a_guest_is_a_change_event() {
+fn starting_a_guest_triggers_a_change_event() {
     with_udevd(|oracle| {
         install(oracle, "Genestack", GENESTACKS);
         place((0, 0, 0o600));
@@ -525,7 +525,7 @@ fn a_guest_is_a_change_event() {
 /// udevd looks groups up when it reads its rules: a group that is renumbered later is news to it only
 /// after a restart, and `check` says so.
 #[test]
-fn a_udevd_that_knows_the_old_number_is_told_of() {
+fn check_warns_of_udevd_with_outdated_gid() {
     with_udevd(|oracle| {
         install(oracle, "Debian", DEBIAN);
         let pod = pod(P108);

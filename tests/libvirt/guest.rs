@@ -209,7 +209,7 @@ impl Drop for Pod {
 
 /// A node is rebooted, the pod comes up, a guest is started; then the pod is restarted with `apply` in it.
 #[test]
-fn pod_restart() {
+fn guest_starts_after_apply_and_pod_restart() {
     in_namespace(|| {
         let mut pod = Pod::new();
         pod.start_libvirtd();
@@ -244,7 +244,7 @@ fn pod_restart() {
 /// What the chart's lines do without `apply`: they win until the node's next event. Then `apply` mends it
 /// under a libvirtd that goes on running: of a group it knows the old number, but members are read anew.
 #[test]
-fn live_libvirtd() {
+fn apply_repairs_under_a_running_libvirtd() {
     in_namespace(|| {
         let mut pod = Pod::new();
         pod.chart();
@@ -279,7 +279,7 @@ fn live_libvirtd() {
 /// The node's number changes again and again under a libvirtd that goes on running, and its events put
 /// the device to its old number and back: with `watch` every guest starts, and libvirtd is not restarted.
 #[test]
-fn the_nodes_number_changes_under_a_live_libvirtd() {
+fn watch_follows_changing_node_gid_under_a_running_libvirtd() {
     in_namespace(|| {
         let mut pod = Pod::new();
         let mut watch = Command::new(program());
@@ -335,7 +335,7 @@ fn the_nodes_number_changes_under_a_live_libvirtd() {
 /// A list of devices without the device: its rights are as they should be, and no guest gets it. Where
 /// libvirt makes neither a /dev nor a filter of the list, it does nothing.
 #[test]
-fn device_list() {
+fn cgroup_device_acl_without_kvm_is_reported() {
     const MISSING: &str = "Could not access KVM kernel module: No such file or directory";
     in_namespace(|| {
         let mut pod = Pod::new();

@@ -304,7 +304,7 @@ fn statements(random: &mut Random) -> Vec<u8> {
 }
 
 #[test]
-fn files_as_libvirt_reads_them() {
+fn qemu_conf_is_parsed_as_by_libvirt() {
     let libvirt = Libvirt::load();
     let mut files: Vec<Vec<u8>> = vec![vec![]];
     for token in TOKENS {
@@ -357,7 +357,7 @@ fn files_as_libvirt_reads_them() {
 }
 
 #[test]
-fn ids_as_libvirt_reads_them() {
+fn ids_are_parsed_as_by_libvirt() {
     const PARTS: &[&[u8]] = &[
         b"0",
         b"1",

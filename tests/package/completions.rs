@@ -40,7 +40,7 @@ fn owned(words: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn bash_completes_verbs_options_and_values() {
+fn bash_completes_commands_options_and_values() {
     let mut want = verbs();
     want.extend(owned(&["--help", "--version", "-V", "-h"]));
     want.sort();
@@ -66,7 +66,7 @@ fn bash_completes_verbs_options_and_values() {
 }
 
 #[test]
-fn fish_completes_verbs_options_and_values() {
+fn fish_completes_commands_options_and_values() {
     require_commands(&["fish"]);
     let fish = |line: &str| {
         let script = "source $argv[1]; complete -C $argv[2]";
@@ -88,7 +88,7 @@ fn fish_completes_verbs_options_and_values() {
 
 /// On a terminal of its own, since zsh completes nowhere else.
 #[test]
-fn zsh_completes_verbs_and_values() {
+fn zsh_completes_commands_and_values() {
     require_commands(&["zsh", "timeout"]);
     let script = r#"
         zmodload zsh/zpty

@@ -162,7 +162,7 @@ impl Root {
 }
 
 #[test]
-fn the_package_holds_what_it_should_and_lintian_finds_nothing() {
+fn package_has_the_expected_files_and_passes_lintian() {
     require_commands(&["lintian", "dpkg-deb"]);
     in_namespace(|| {
         let package = scratch().join("package.deb");
@@ -202,14 +202,14 @@ fn the_package_holds_what_it_should_and_lintian_finds_nothing() {
 }
 
 #[test]
-fn the_same_sources_give_the_same_package() {
+fn package_build_is_reproducible() {
     in_namespace(|| {
         assert!(build() == build());
     });
 }
 
 #[test]
-fn it_is_installed_used_removed_and_purged_and_nothing_remains() {
+fn package_installs_runs_and_purges_without_residue() {
     require_commands(&["dpkg", "chroot", "systemctl"]);
     in_namespace(|| {
         let root = Root::new();

@@ -34,7 +34,7 @@ fn want(prefix: &str) -> Vec<String> {
 }
 
 #[test]
-fn everything_goes_where_it_is_looked_for_and_goes_again() {
+fn make_install_and_uninstall_handle_every_file() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("with a blank");
     put("install", &root, &[]);
@@ -50,7 +50,7 @@ fn everything_goes_where_it_is_looked_for_and_goes_again() {
 }
 
 #[test]
-fn the_unit_starts_the_program_that_was_installed() {
+fn unit_starts_the_installed_program() {
     let root = tempfile::tempdir().unwrap();
     put("install", root.path(), &["PREFIX=/opt/kvm"]);
     assert_eq!(files(root.path()), want("opt/kvm"));
@@ -70,7 +70,7 @@ fn the_unit_starts_the_program_that_was_installed() {
 }
 
 #[test]
-fn a_unit_that_could_not_start_is_not_installed() {
+fn unusable_prefix_is_rejected() {
     let root = tempfile::tempdir().unwrap();
     for prefix in ["usr", "/opt/with a blank", "/opt/a&b", "/opt/%i"] {
         let mut make = make();
@@ -86,7 +86,7 @@ fn a_unit_that_could_not_start_is_not_installed() {
 }
 
 #[test]
-fn the_repository_may_lie_below_a_blank() {
+fn repository_path_may_contain_a_space() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("with a blank");
     fs::create_dir(&root).unwrap();

@@ -27,7 +27,7 @@ fn rendered(page: &str) -> String {
 }
 
 #[test]
-fn mandoc_and_groff_find_nothing_wrong() {
+fn man_pages_pass_mandoc_and_groff() {
     require_commands(&["mandoc", "groff"]);
     for page in pages() {
         let path = generated().join("man/man8").join(&page);
@@ -42,7 +42,7 @@ fn mandoc_and_groff_find_nothing_wrong() {
 
 /// One for the program and one for each verb, no more.
 #[test]
-fn each_verb_has_a_page_with_all_that_it_takes() {
+fn each_command_has_a_page_with_all_its_options() {
     require_commands(&["groff"]);
     let mut want: Vec<_> = pages().iter().map(|page| format!("0644 {page}")).collect();
     want.sort();
@@ -76,7 +76,7 @@ fn each_verb_has_a_page_with_all_that_it_takes() {
 }
 
 #[test]
-fn the_overview_leads_everywhere() {
+fn overview_page_lists_commands_and_verdicts() {
     require_commands(&["groff"]);
     let page = rendered("libvirt-kvm-init.8");
     for verb in verbs() {

@@ -141,7 +141,7 @@ pub fn goes_on(pod: &Pod, gid: u32) -> Ended {
 }
 
 #[test]
-fn a_node_without_the_device() {
+fn missing_device_is_absent_or_skipped() {
     on_a_node(|node| {
         let mut pod = with_step(node);
         fs::remove_file(DEVICE).unwrap();
@@ -160,7 +160,7 @@ fn a_node_without_the_device() {
 }
 
 #[test]
-fn a_private_dev() {
+fn step_refuses_a_private_dev() {
     on_a_node(|node| {
         let mut pod = with_step(node);
         pod.unmount(STEP, "/dev");
@@ -184,7 +184,7 @@ fn a_private_dev() {
 }
 
 #[test]
-fn the_nodes_root_is_missing() {
+fn missing_host_root_is_a_usage_error() {
     on_a_node(|node| {
         let mut pod = with_step(node);
         pod.unmount(STEP, HOST);
@@ -211,7 +211,7 @@ fn the_nodes_root_is_missing() {
 }
 
 #[test]
-fn a_read_only_root() {
+fn read_only_root_fails_only_if_a_change_is_needed() {
     on_a_node(|node| {
         let mut pod = with_step(node);
         pod.replace(STEP, OUT, &[]);
@@ -232,7 +232,7 @@ fn a_read_only_root() {
 
 /// Both ways at once.
 #[test]
-fn the_wrapper_below_a_mounted_file() {
+fn wrapper_fails_with_read_only_mounted_group_file() {
     on_a_node(|node| {
         let mut pod = wrapped(node);
         fs::copy(pod.image.at("etc/group"), output(&pod)).unwrap();
@@ -249,7 +249,7 @@ fn the_wrapper_below_a_mounted_file() {
 }
 
 #[test]
-fn a_group_file_that_cannot_be_written() {
+fn unwritable_group_file_output_fails() {
     on_a_node(|node| {
         let mut pod = with_step(node);
         goes_on(&pod, NODE);
@@ -285,7 +285,7 @@ fn a_group_file_that_cannot_be_written() {
 /// What a kubelet makes where the file that it mounts is missing: the libvirt container does not start, and
 /// the step says why from then on.
 #[test]
-fn a_pod_that_was_started_without_the_file() {
+fn directory_made_by_the_kubelet_is_reported() {
     on_a_node(|node| {
         let pod = with_step(node);
         let ended = pod.libvirt();
@@ -298,7 +298,7 @@ fn a_pod_that_was_started_without_the_file() {
 
 /// An emptyDir is older than a container: it outlives restarts of the pod's sandbox, and of the node.
 #[test]
-fn an_old_volume() {
+fn old_volume_content_is_kept_or_replaced() {
     on_a_node(|node| {
         let pod = with_step(node);
         goes_on(&pod, NODE);
@@ -326,7 +326,7 @@ fn an_old_volume() {
 
 /// A pod whose step fails stays there.
 #[test]
-fn the_pod_stays_in_its_init_step() {
+fn refused_step_blocks_the_pod() {
     on_a_node(|node| {
         let pod = with_step(node);
         // The number is another group's in the image, and one that must not be given away.
@@ -342,7 +342,7 @@ fn the_pod_stays_in_its_init_step() {
 }
 
 #[test]
-fn a_hook_that_fails_ends_libvirtd() {
+fn failed_hook_ends_libvirtd() {
     on_a_node(|node| {
         let mut pod = Pod::new(node, "genestack-base-values-hooks");
         pod.with_hook();
@@ -359,7 +359,7 @@ fn a_hook_that_fails_ends_libvirtd() {
 
 /// Whoever may write the config map of options runs nothing as root by it, and names no other group or file.
 #[test]
-fn a_config_map_runs_no_command_in_the_libvirt_container() {
+fn config_map_cannot_run_commands_in_the_libvirt_container() {
     on_a_node(|node| {
         let mut pod = Pod::new(node, "genestack-base-exec");
         pod.replace("libvirt", "--settle=30s", &["--settle=200ms"]);

@@ -93,7 +93,7 @@ fn init(pod: &Pod) {
 }
 
 #[test]
-fn the_mounted_file() {
+fn guests_start_with_mounted_group_file() {
     let _turn = udevd::turn();
     in_namespace(|| {
         let node = Node::with_udevd();
@@ -105,7 +105,7 @@ fn the_mounted_file() {
 }
 
 #[test]
-fn the_entrypoint_wrapper() {
+fn guests_start_with_entrypoint_wrapper() {
     on_a_node(|node| {
         let mut pod = Pod::new(node, "chart-2026.1-exec");
         init(&pod);
@@ -114,7 +114,7 @@ fn the_entrypoint_wrapper() {
 }
 
 #[test]
-fn the_daemon_hook() {
+fn guests_start_with_daemon_hook() {
     on_a_node(|node| {
         let mut pod = Pod::new(node, "genestack-talos-values-hooks");
         pod.with_hook();
@@ -125,7 +125,7 @@ fn the_daemon_hook() {
 
 /// The step is that which loads the module. It finds the module as it shall be: nothing is loaded here.
 #[test]
-fn the_module_script() {
+fn guests_start_with_module_script() {
     on_a_node(|node| {
         mount_tmpfs(&node.at("run"), "mode=755");
         let pod = &mut Pod::new(node, "genestack-base-values-init-modules");
@@ -147,7 +147,7 @@ fn the_module_script() {
 
 /// What the patches are for: the chart alone takes the device, and the node's next event takes it back.
 #[test]
-fn without_a_patch_a_guest_starts_once() {
+fn without_patch_the_next_event_breaks_guests() {
     on_a_node(|node| {
         let mut pod = Pod::new(node, "genestack-base-plain");
         init(&pod);
@@ -165,7 +165,7 @@ fn without_a_patch_a_guest_starts_once() {
 
 /// The module is loaded anew, and its device comes into being, under the step.
 #[test]
-fn the_step_waits_for_the_device() {
+fn step_waits_for_the_device() {
     on_a_node(|node| {
         let pod = Pod::new(node, "genestack-base-kustomize");
         let install = pod.step("libvirt-kvm-init-install");

@@ -43,7 +43,7 @@ fn unproven(pod: &Pod, reason: &str) -> Ended {
 
 /// Owner and mode may be changed; what may not be opened is not the node's fault.
 #[test]
-fn the_containers_device_filter() {
+fn step_under_device_filter_is_unproven() {
     on_a_node(|node| {
         let mut pod = without(node, &[]);
         fresh();
@@ -71,7 +71,7 @@ fn the_containers_device_filter() {
 
 /// Without the right to become QEMU's user nothing is asked.
 #[test]
-fn no_right_to_become_another_user() {
+fn step_without_setuid_and_setgid_is_unproven() {
     on_a_node(|node| {
         let pod = without(node, &["SETUID", "SETGID"]);
         fresh();
@@ -86,7 +86,7 @@ fn no_right_to_become_another_user() {
 
 /// What it may not change it names, and leaves.
 #[test]
-fn no_right_to_give_the_device_away() {
+fn step_without_chown_fails() {
     on_a_node(|node| {
         let denied = "fchownat(/dev/kvm, 0, 108): EPERM";
         for (capabilities, once_right) in [
@@ -111,7 +111,7 @@ fn no_right_to_give_the_device_away() {
 
 /// Not even root: what is right already is seen, and no more.
 #[test]
-fn another_user_than_root() {
+fn step_as_non_root_fails_or_is_unproven() {
     on_a_node(|node| {
         let mut pod = without(node, &["ALL"]);
         let context = pod.container(STEP).security_context.as_mut().unwrap();
