@@ -1,5 +1,5 @@
-//! Advice is there to be followed: the commands that `check` names are run as they stand, and then QEMU
-//! opens KVM. And `apply` is only said to mend what it mends.
+//! Runs the commands in the advice of `check` unchanged and verifies that QEMU can then open KVM. `check` may advise
+//! `apply` only for problems that `apply` repairs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::state::remount_dev;
 use support::udevd::{NODE, Oracle, turn};
 use support::{Tree, fresh_dev, in_namespace, mknod_char, mknod_kvm, ok, program, set_owner};
 
-/// A pod that follows its node, and the node.
+/// A node and a pod.
 struct Scene {
     host: Tree,
     pod: Tree,
@@ -28,9 +28,9 @@ impl Scene {
         Self { host, pod }
     }
 
-    fn verb(&self, verb: &str, more: &[&str]) -> Report {
+    fn run(&self, command: &str, more: &[&str]) -> Report {
         let mut cmd = Command::new(program());
-        cmd.args([verb, "--format=json", "--root"])
+        cmd.args([command, "--format=json", "--root"])
             .arg(self.pod.path())
             .arg("--host-root")
             .arg(self.host.path())
@@ -43,7 +43,7 @@ impl Scene {
     }
 
     fn check(&self) -> Report {
-        self.verb("check", &[])
+        self.run("check", &[])
     }
 }
 
@@ -56,7 +56,7 @@ fn nova(gid: u32) -> Identity {
     }
 }
 
-/// The first command of a text, between backticks or at its end.
+/// The first command in an advice: between backticks, or at the end.
 fn command_in(text: &str) -> String {
     let quoted = text.split('`').nth(1);
     let last = || text.rsplit(": ").next().unwrap();
@@ -107,7 +107,7 @@ fn advice_restores_a_lost_or_replaced_device_through_udev() {
             let report = scene.check();
             assert_eq!(report.verdict, verdict, "{report:#?}");
             let advice = report.proof.advice.clone().unwrap_or(report.summary);
-            // The rest is asynchronous.
+            // udev handles the event asynchronously.
             follow(&advice, udev.folder());
             ok(udev.udevadm("settle").arg("--timeout=20"));
             assert_eq!(scene.check().verdict, Verdict::Ok, "{advice}");
@@ -121,7 +121,7 @@ fn advice_restores_a_lost_or_replaced_device_through_udev() {
 fn advice_opens_a_closed_directory_for_qemus_class() {
     on_stage(|| {
         let scene = Scene::new(108);
-        scene.verb("apply", &[]);
+        scene.run("apply", &[]);
         for (uid, gid, mode) in [(0, 0, 0o750), (0, 42424, 0o705), (42424, 0, 0o077)] {
             set_owner(Path::new("/dev"), uid, gid, mode);
             assert!(!qemu(&nova(108)).works, "{uid}:{gid} {mode:o}");
@@ -146,14 +146,14 @@ fn closed_directory_before_a_symlink_is_found() {
         let way = PathBuf::from("/dev/way");
         fs::create_dir(&way).unwrap();
         std::os::unix::fs::symlink("/dev", way.join("dev")).unwrap();
-        scene.verb("apply", &[]);
+        scene.run("apply", &[]);
         set_owner(&way, 0, 0, 0o700);
-        let report = scene.verb("check", &["--device", "/dev/way/dev/kvm"]);
+        let report = scene.run("check", &["--device", "/dev/way/dev/kvm"]);
         assert_eq!(report.proof.cause, Some(Cause::Ownership), "{report:#?}");
         assert_eq!(report.proof.computed, Some(Permission::Denied));
         assert_eq!(report.verdict, Verdict::Unproven);
         follow(&report.proof.advice.unwrap(), Path::new("/usr/bin"));
-        let report = scene.verb("check", &["--device", "/dev/way/dev/kvm"]);
+        let report = scene.run("check", &["--device", "/dev/way/dev/kvm"]);
         assert_eq!(report.verdict, Verdict::Ok, "{report:#?}");
     });
 }
@@ -162,7 +162,7 @@ fn closed_directory_before_a_symlink_is_found() {
 fn advice_removes_a_denying_acl() {
     on_stage(|| {
         let scene = Scene::new(108);
-        scene.verb("apply", &[]);
+        scene.run("apply", &[]);
         for acl in [
             "u::rw,u:42424:-,g::rw,m::rw,o::-",
             "u::rw,u:42424:r,u:7:rw,g::rw,m::rw,o::-",
@@ -183,7 +183,7 @@ fn advice_removes_a_denying_acl() {
     });
 }
 
-/// A wrong number hides an ACL that would deny QEMU with the right one, too.
+/// A wrong GID hides an ACL that denies QEMU with the right GID too.
 #[test]
 fn partial_repair_is_reported_as_partial() {
     on_stage(|| {
@@ -198,7 +198,7 @@ fn partial_repair_is_reported_as_partial() {
             advice.ends_with("` mends a part, and names what is left"),
             "{advice}"
         );
-        let after = scene.verb("apply", &[]);
+        let after = scene.run("apply", &[]);
         assert!(!after.changes.is_empty());
         assert_eq!(after.proof.cause, Some(Cause::Acl), "{after:#?}");
         follow(&after.proof.advice.unwrap(), Path::new("/usr/bin"));
@@ -206,17 +206,17 @@ fn partial_repair_is_reported_as_partial() {
     });
 }
 
-/// The kernel asks about the mount first, and `apply` would change nothing about it.
+/// The kernel checks the mount before owner and mode, and `apply` cannot change the mount.
 #[test]
 fn nodev_is_reported_before_owner_and_mode() {
     on_stage(|| {
         let scene = Scene::new(424);
         remount_dev(MsFlags::MS_NODEV);
         let report = scene.check();
-        let told = (report.verdict, report.proof.cause, report.proof.computed);
+        let reported = (report.verdict, report.proof.cause, report.proof.computed);
         let denied = Some(Permission::Denied);
-        assert_eq!(told, (Verdict::Unproven, Some(Cause::Nodev), denied));
-        let after = scene.verb("apply", &[]);
+        assert_eq!(reported, (Verdict::Unproven, Some(Cause::Nodev), denied));
+        let after = scene.run("apply", &[]);
         assert_eq!(after.proof.cause, Some(Cause::Nodev), "{after:#?}");
         assert!(!qemu(&nova(108)).works);
     });
@@ -225,24 +225,24 @@ fn nodev_is_reported_before_owner_and_mode() {
 #[test]
 fn apply_is_not_advised_for_a_security_module_denial() {
     on_stage(|| {
-        // The group file is off, and that is not why.
+        // The group file is wrong too, but the security module denies access.
         let scene = Scene::new(424);
         set_owner(Path::new(NODE), 0, 108, 0o666);
         if let Err(error) = landlock::deny_writing() {
-            println!("this kernel has no Landlock ({error}): not shown");
+            println!("not tested: this kernel has no Landlock ({error})");
             return;
         }
         let report = scene.check();
-        let told = (report.verdict, report.proof.cause, report.proof.computed);
+        let reported = (report.verdict, report.proof.cause, report.proof.computed);
         let allowed = Some(Permission::Allowed);
         let cause = Some(Cause::SecurityModule);
-        assert_eq!(told, (Verdict::Unproven, cause, allowed), "{report:#?}");
+        assert_eq!(reported, (Verdict::Unproven, cause, allowed), "{report:#?}");
         assert!(!report.summary.contains("mends"), "{}", report.summary);
         assert!(!qemu(&nova(424)).works && !qemu(&nova(108)).works);
     });
 }
 
-/// libvirtd would not start: why, and with what to do.
+/// libvirtd would not start without the group: the advice has the reason.
 #[test]
 fn missing_pod_group_is_explained() {
     on_stage(|| {
@@ -254,17 +254,17 @@ fn missing_pod_group_is_explained() {
         for part in ["etc/libvirt/qemu.conf:2: group", "no such group `kvm`"] {
             assert!(advice.contains(part), "{part}: {advice}");
         }
-        assert_eq!(scene.verb("apply", &[]).verdict, Verdict::Ok);
+        assert_eq!(scene.run("apply", &[]).verdict, Verdict::Ok);
     });
 }
 
-/// What was named by mistake is no rubbish.
+/// A path that was mistyped in --device must not be removed.
 #[test]
 fn advice_does_not_remove_a_mistyped_device() {
     on_stage(|| {
         let scene = Scene::new(108);
         for device in ["/dev/null", "/dev", "/dev/shm/", "/etc/passwd"] {
-            let report = scene.verb("check", &["--device", device]);
+            let report = scene.run("check", &["--device", device]);
             assert_eq!(report.verdict, Verdict::Refused, "{report:#?}");
             let line = report.closing_line();
             assert!(
@@ -272,12 +272,12 @@ fn advice_does_not_remove_a_mistyped_device() {
                 "{line}"
             );
         }
-        let report = scene.verb("check", &["--device", "/dev/kmv"]);
+        let report = scene.run("check", &["--device", "/dev/kmv"]);
         assert_eq!(report.verdict, Verdict::Absent, "{report:#?}");
     });
 }
 
-/// The chart's libvirt.sh knows one group, whatever another one this was asked to look after.
+/// The chart's libvirt.sh always uses the group kvm, whatever `--group` is.
 #[test]
 fn libvirt_sh_sets_group_kvm_regardless_of_group_option() {
     on_stage(|| {
@@ -289,7 +289,7 @@ fn libvirt_sh_sets_group_kvm_regardless_of_group_option() {
         scene.host.file("etc/group", "root:x:0:\nvirt:x:500:\n");
         set_owner(Path::new(NODE), 0, 500, 0o660);
         assert!(qemu(&nova(500)).works);
-        let report = scene.verb("check", &["--group", "virt"]);
+        let report = scene.run("check", &["--group", "virt"]);
         // chmod 660 /dev/kvm; chown root:kvm /dev/kvm
         set_owner(Path::new(NODE), 0, 424, 0o660);
         assert!(!qemu(&nova(500)).works);

@@ -326,8 +326,8 @@ fn help_fits_80_columns() {
         Some("exec"),
         Some("install"),
     ];
-    for verb in commands {
-        let command = ["libvirt-kvm-init"].into_iter().chain(verb);
+    for name in commands {
+        let command = ["libvirt-kvm-init"].into_iter().chain(name);
         let command = command.chain(["--help"]);
         let help = Cli::try_parse_from(command).unwrap_err().to_string();
         for line in help.lines() {
