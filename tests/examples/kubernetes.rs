@@ -35,7 +35,8 @@ pub fn is_contained(manifest: &Value, known: &Value) -> bool {
         }),
         (Value::Array(elements), Value::Array(known)) => {
             let mut pairs = elements.iter().zip(known);
-            elements.len() == known.len() && pairs.all(|(element, known)| is_contained(element, known))
+            elements.len() == known.len()
+                && pairs.all(|(element, known)| is_contained(element, known))
         }
         _ => manifest == known,
     }
@@ -284,7 +285,11 @@ fn daemonset_needs_no_cluster_access() {
     assert_eq!(pod.automount_service_account_token, Some(false));
     assert_eq!(pod.service_account_name, None);
     assert_eq!(pod.host_network, None);
-    assert_eq!(pod.host_pid, Some(true), "needed to find the libvirtd process");
+    assert_eq!(
+        pod.host_pid,
+        Some(true),
+        "needed to find the libvirtd process"
+    );
     let (Request { sources, .. }, _) = request(&pod.containers[0]);
     assert_eq!(
         sources.pod_root.path().to_str(),

@@ -83,7 +83,10 @@ impl Attacker {
             stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
         };
         while !['Z', 'T'].contains(&state()) {
-            assert!(Instant::now() < end, "no signal reached a process of the user");
+            assert!(
+                Instant::now() < end,
+                "no signal reached a process of the user"
+            );
             std::thread::sleep(Duration::from_millis(1));
         }
         attacker
@@ -228,7 +231,10 @@ fn qemu_user_cannot_signal_trace_or_renice_the_child() {
         };
         for (what, words) in &attacks(own.0.id())[..7] {
             let (code, stdout, stderr) = by_its_user(words);
-            assert_eq!(code, 0, "{what} on the user's own process: {stdout}{stderr}");
+            assert_eq!(
+                code, 0,
+                "{what} on the user's own process: {stdout}{stderr}"
+            );
         }
         let mut held = Held::start(&mut check(&pod, &host, &[]));
         let child = held.next().expect("a child that opens the device");
@@ -293,7 +299,10 @@ fn interrupted_proof_is_retried_once_then_fails() {
                 assert_eq!(code, i32::from(report.exit_code), "{details}");
                 assert!(stderr.contains("tried once more"), "{details}");
                 // The report has the device and the identity anyway.
-                assert!(report.device.is_some() && report.qemu.is_some(), "{details}");
+                assert!(
+                    report.device.is_some() && report.qemu.is_some(),
+                    "{details}"
+                );
                 if how_often == 1 {
                     assert_eq!((code, report.proof.result.as_str()), (0, "ok"), "{details}");
                     assert_eq!(report.proof.api_version, Some(12), "{details}");

@@ -60,7 +60,10 @@ impl Held {
     /// The next child that opens the device; `None` once the run has ended.
     pub fn next(&mut self) -> Option<Opening> {
         loop {
-            assert!(self.started.elapsed() < LONGEST, "the run exceeds its time limit");
+            assert!(
+                self.started.elapsed() < LONGEST,
+                "the run exceeds its time limit"
+            );
             let mut fds = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
             let ready = poll(&mut fds, PollTimeout::from(20_u8)).unwrap();
             if ready > 0
@@ -79,7 +82,13 @@ impl Held {
         // SAFETY: zeroes are a valid value, and the kernel requires a zeroed structure.
         let mut notification: libc::seccomp_notif = unsafe { std::mem::zeroed() };
         // SAFETY: the kernel writes the size encoded in the request, which is the size of the structure.
-        let done = unsafe { libc::ioctl(self.listener.as_raw_fd(), RECEIVE as _, &raw mut notification) };
+        let done = unsafe {
+            libc::ioctl(
+                self.listener.as_raw_fd(),
+                RECEIVE as _,
+                &raw mut notification,
+            )
+        };
         (done == 0).then_some(Opening {
             id: notification.id,
             pid: notification.pid,

@@ -235,8 +235,8 @@ mod init_modules {
         bind(&cpuinfo, Path::new("/proc/cpuinfo"));
         mount_tmpfs(Path::new("/sys/module"), "mode=755");
         mknod_kvm(Path::new(DEVICE), 0, 0, 0o600);
-        for folder in ["dev", "run"] {
-            mount_tmpfs(&host.at(folder), "mode=755");
+        for directory in ["dev", "run"] {
+            mount_tmpfs(&host.at(directory), "mode=755");
         }
         mknod_kvm(&host.at("dev/kvm"), 0, NODE, 0o660);
         mount_host(&host);

@@ -55,7 +55,11 @@ impl Accounts {
         let seen = User::from_name("canary")
             .unwrap()
             .map(|user| user.uid.as_raw());
-        assert_eq!(seen, Some(12345), "glibc must read the passwd file of the test");
+        assert_eq!(
+            seen,
+            Some(12345),
+            "glibc must read the passwd file of the test"
+        );
         let root = Group::from_name("root").unwrap();
         assert_eq!(root, None, "glibc also reads another group file");
         accounts

@@ -11,7 +11,7 @@ use libvirt_kvm_init::report::Report;
 
 use crate::udevd::{
     DEBIAN, DEFAULTS, FEDORAS, GENESTACKS, KOLLA_ALONE, KOLLAS, NONE, P108, P424, PINNED, Rules,
-    install, live_through, set_device, pod, run, run_more, warns, who, with_udevd,
+    install, live_through, pod, run, run_more, set_device, warns, who, with_udevd,
 };
 use support::Tree;
 use support::udevd::{Oracle, State, shown, state};
@@ -181,7 +181,11 @@ const CASES: [Case; 27] = [
             ),
         ],
         &[],
-        Refused(&["cannot be details", "/etc/udev/rules.d/zz.rules:1", "PROGRAM"]),
+        Refused(&[
+            "cannot be told",
+            "/etc/udev/rules.d/zz.rules:1",
+            "PROGRAM",
+        ]),
     ),
     (
         "a final group",
@@ -279,7 +283,11 @@ fn rule_is_written_only_if_needed_and_effective() {
             let details = format!("{name}: {report:#?}");
             match outcome {
                 Needless(gid) => {
-                    assert_eq!((report.exit_code, written(&report)), (0, vec![]), "{details}");
+                    assert_eq!(
+                        (report.exit_code, written(&report)),
+                        (0, vec![]),
+                        "{details}"
+                    );
                     assert_eq!(own(), None, "{details}");
                     assert_eq!(state().1, gid, "{details}");
                     assert_eq!(written(&planned), [], "{planned:#?}");
@@ -451,7 +459,10 @@ fn running_udevd_loads_the_rule_without_restart() {
             );
             std::thread::sleep(Duration::from_millis(200));
         }
-        eprintln!("udevd loaded the rule after {:.1} s", since.elapsed().as_secs_f64());
+        eprintln!(
+            "udevd loaded the rule after {:.1} s",
+            since.elapsed().as_secs_f64()
+        );
         drop(daemon);
     });
 }

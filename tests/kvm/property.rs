@@ -167,7 +167,11 @@ fn run(stage: &Stage, state: &State, command: &[&str]) -> Run {
     let (code, stdout, stderr) = run_with(cmd.args(command).args(stage.arguments(state)), b"");
     let report: Report = serde_json::from_str(&stdout)
         .unwrap_or_else(|e| panic!("{cmd:?}: code {code}, not a report: {e}\n{stdout}{stderr}"));
-    assert_eq!(code, i32::from(report.exit_code), "exit code differs from the report");
+    assert_eq!(
+        code,
+        i32::from(report.exit_code),
+        "exit code differs from the report"
+    );
     let skipped = report.verdict == Verdict::Absent && code == 0 && state.has("--missing=skip");
     assert!(
         report.exit_code == report.verdict.code() || skipped,
@@ -176,7 +180,11 @@ fn run(stage: &Stage, state: &State, command: &[&str]) -> Run {
     );
     if report.verdict != Verdict::Ok {
         let last = stderr.lines().last().unwrap_or_default();
-        assert_eq!(last, report.closing_line(), "the last line on stderr is not the closing line");
+        assert_eq!(
+            last,
+            report.closing_line(),
+            "the last line on stderr is not the closing line"
+        );
     }
     Run { code, report }
 }
@@ -323,7 +331,13 @@ fn test_state(state: &State, accounts: &Accounts) -> Vec<String> {
 
 /// Runs `check` or a dry run, which must change nothing. Exit codes 0, 5 and 6 must agree with QEMU in the current
 /// state.
-fn inspect(stage: &Stage, state: &State, command: &[&str], who: Option<&Identity>, works: bool) -> Run {
+fn inspect(
+    stage: &Stage,
+    state: &State,
+    command: &[&str],
+    who: Option<&Identity>,
+    works: bool,
+) -> Run {
     let before = snapshot(stage);
     let run = run(stage, state, command);
     assert_untouched(&before, &snapshot(stage));
@@ -451,8 +465,14 @@ fn live_through(
         restore();
     }
     match checked.code {
-        0 => assert!(losses.is_empty(), "ok, but these events lock QEMU out: {losses:?} {report:#?}"),
-        1 => assert!(!losses.is_empty(), "drift, but no event locks QEMU out: {report:#?}"),
+        0 => assert!(
+            losses.is_empty(),
+            "ok, but these events lock QEMU out: {losses:?} {report:#?}"
+        ),
+        1 => assert!(
+            !losses.is_empty(),
+            "drift, but no event locks QEMU out: {report:#?}"
+        ),
         code => panic!("exit code {code} with proof ok: {report:#?}"),
     }
     Some(match losses.len() {
@@ -478,7 +498,11 @@ fn assert_predicted(state: &State, dry: &Run, run: &Run) {
             .map(|change| (change.action, change.from.clone(), change.to.clone()))
             .collect()
     };
-    assert_eq!(plan(&dry.report), plan(&run.report), "apply changes differ from the dry run");
+    assert_eq!(
+        plan(&dry.report),
+        plan(&run.report),
+        "apply changes differ from the dry run"
+    );
     let then: &[i32] = match dry.code {
         // QEMU works now, but not with the GID that the node's next event sets: the program cannot make a user
         // without a passwd name a member.
@@ -589,7 +613,11 @@ fn assert_left(
         );
     }
     let old = state.pod_group.as_ref().unwrap().as_bytes();
-    assert_eq!(other_lines(&file), other_lines(old), "the other lines must be unchanged");
+    assert_eq!(
+        other_lines(&file),
+        other_lines(old),
+        "the other lines must be unchanged"
+    );
 }
 
 /// True for the line of kvm and for those of additional groups for GIDs that events of the node set.
@@ -616,7 +644,11 @@ fn assert_out_is_there(stage: &Stage) {
         fs::read(stage.pod.at("etc/group")).unwrap(),
         fs::read(out).unwrap(),
     );
-    assert_eq!(other_lines(&out), other_lines(&own), "the output must have all lines");
+    assert_eq!(
+        other_lines(&out),
+        other_lines(&own),
+        "the output must have all lines"
+    );
 }
 
 fn assert_again_is_nothing(stage: &Stage, state: &State, after: &Snapshot) {
@@ -679,9 +711,9 @@ fn assert_same_errno(report: &Report, text: &str) {
         (Errno::ENODEV, "No such device"),
         (Errno::ENXIO, "No such device or address"),
     ];
-    let message = errnos
-        .iter()
-        .find(|(_, message)| text.contains(&format!("Could not access KVM kernel module: {message}\n")));
+    let message = errnos.iter().find(|(_, message)| {
+        text.contains(&format!("Could not access KVM kernel module: {message}\n"))
+    });
     let (errno, _) = message.unwrap_or_else(|| panic!("no known error in QEMU's message: {text}"));
     assert_eq!(report.proof.result.as_str(), format!("{errno:?}"), "{text}");
     let cause = report.proof.cause.expect("a cause");
@@ -745,7 +777,9 @@ fn follow_advice(stage: &Stage, state: &State, first: &Report, accounts: &Accoun
                 );
                 return format!("advice helps after {}", done.len());
             }
-            4 if state.mount == Mount::ReadOnly => return "advice followed, then read-only".to_owned(),
+            4 if state.mount == Mount::ReadOnly => {
+                return "advice followed, then read-only".to_owned();
+            }
             5 => report = run.report,
             code => panic!("exit code {code} after the advice: {:#?}", run.report),
         }

@@ -161,7 +161,7 @@ const PASSWDS: [&str; 10] = [
 impl State {
     pub fn draw(random: &mut Random) -> Self {
         use Kind::{
-            Block, DanglingLink, Fifo, File, Directory, Kvm, LinkToKvm, Missing, Null, OtherMajor,
+            Block, DanglingLink, Directory, Fifo, File, Kvm, LinkToKvm, Missing, Null, OtherMajor,
             OtherMinor,
         };
         let others = [
@@ -259,7 +259,7 @@ impl State {
             mode,
             acl,
             mount,
-            folder,
+            dev_mode,
             on_host,
             pod_group,
             host_group: random.pick(&HOST_GROUPS),

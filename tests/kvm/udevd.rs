@@ -157,14 +157,7 @@ const CASES: [Case; 17] = [
         Fine,
         &[],
     ),
-    case(
-        "Fedora, one GID",
-        FEDORAS,
-        (0, 108, 0o660),
-        P108,
-        Fine,
-        &[],
-    ),
+    case("Fedora, one GID", FEDORAS, (0, 108, 0o660), P108, Fine, &[]),
     case(
         "Fedora, QEMU in no group",
         FEDORAS,
@@ -417,7 +410,11 @@ fn check_predicts_what_udevd_does() {
                     let (uid, gid, mode) = node;
                     *event == first && report.summary.contains(&format!("{uid}:{gid} {mode:04o}"))
                 };
-                assert!(locked_out.iter().any(named), "{shown:?} {}", details(&report));
+                assert!(
+                    locked_out.iter().any(named),
+                    "{shown:?} {}",
+                    details(&report)
+                );
             }
         }
     });
@@ -461,7 +458,11 @@ fn one_apply_survives_all_events_of_a_node_with_two_gids() {
                 let before = (state(), ctime(&pod));
                 let again = run("apply", &pod);
                 assert_eq!((again.exit_code, again.changes.len()), (0, 0), "{again:#?}");
-                assert_eq!((state(), ctime(&pod)), before, "the second apply changed something");
+                assert_eq!(
+                    (state(), ctime(&pod)),
+                    before,
+                    "the second apply changed something"
+                );
                 if groups == P424 {
                     assert_eq!(live_through(oracle, &pod), []);
                 }
@@ -518,7 +519,10 @@ fn starting_a_guest_triggers_a_change_event() {
         assert!(qemu(&who(&pod)).works);
         ok(oracle.udevadm("settle").arg("--timeout=10"));
         assert_eq!(state(), (0, 929_292, 0o660));
-        assert!(!qemu(&who(&pod)).works, "QEMU must fail at the second guest");
+        assert!(
+            !qemu(&who(&pod)).works,
+            "QEMU must fail at the second guest"
+        );
         drop(daemon);
     });
 }
@@ -544,10 +548,10 @@ fn check_warns_of_udevd_with_outdated_gid() {
         assert!(report.summary.contains("0:777"), "{report:#?}");
         set_device((0, 0, 0o600));
         oracle.trigger("add");
-        assert_eq!(state(), (0, 108, 0o660), "udevd still uses the old GID");
+        assert_eq!(state(), (0, 108, 0o660), "udevd must still use the old GID");
         drop(daemon);
         let daemon = oracle.start();
-        assert_eq!(state(), (0, 777, 0o660), "udevd uses the new GID");
+        assert_eq!(state(), (0, 777, 0o660), "udevd must use the new GID");
         assert_eq!(run("apply", &pod).exit_code, 0);
         let report = run("check", &pod);
         assert!(!warns(&report, WarningCode::UdevdStale), "{report:#?}");

@@ -233,7 +233,11 @@ fn guest_starts_after_apply_and_pod_restart() {
         );
 
         pod.chart();
-        assert_eq!(pod.device_gid(), NODE, "the chart's kvm must have the node's GID");
+        assert_eq!(
+            pod.device_gid(),
+            NODE,
+            "the chart's kvm must have the node's GID"
+        );
         pod.guest.starts("after the chart's own chown");
 
         pod.udev();
@@ -261,7 +265,11 @@ fn apply_repairs_under_a_running_libvirtd() {
 
         std::thread::sleep(Duration::from_secs(2));
         pod.apply();
-        assert_eq!(pod.check(), (0, true), "a warning must not change the verdict");
+        assert_eq!(
+            pod.check(),
+            (0, true),
+            "a warning must not change the verdict"
+        );
         let seen = pod.guest.starts("after apply, libvirtd not restarted");
         assert_eq!(
             seen.gid, IMAGE,

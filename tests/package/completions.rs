@@ -60,7 +60,11 @@ fn bash_completes_commands_options_and_values() {
         options.push("help");
         for option in options {
             let option = format!("--{option}");
-            assert!(offered.contains(&option), "{}: {option}", subcommand.get_name());
+            assert!(
+                offered.contains(&option),
+                "{}: {option}",
+                subcommand.get_name()
+            );
         }
     }
 }
@@ -102,7 +106,9 @@ fn zsh_completes_commands_and_values() {
         let mut command = Command::new("timeout");
         command.args(["60", "zsh", "-f", "-c", script, "zsh"]);
         let directory = generated().join("completions/zsh");
-        command.arg(directory).arg(format!("libvirt-kvm-init {line}"));
+        command
+            .arg(directory)
+            .arg(format!("libvirt-kvm-init {line}"));
         ok(command.arg(last).env("TERM", "dumb"))
     };
     for format in FORMATS {

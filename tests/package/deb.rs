@@ -34,7 +34,10 @@ fn build() -> Vec<u8> {
     let directory = repository().join("target/packaging/generated");
     let _ = fs::remove_dir_all(&directory);
     fs::create_dir_all(directory.parent().unwrap()).unwrap();
-    ok(Command::new("cp").arg("-r").arg(generated()).arg(&directory));
+    ok(Command::new("cp")
+        .arg("-r")
+        .arg(generated())
+        .arg(&directory));
     ok(make().arg("deb-list").arg(format!("ARCHES={arch}")));
     let name = if arch == "aarch64" { "arm64" } else { "amd64" };
     let package = format!("target/debian/libvirt-kvm-init_{VERSION}-1_{name}.deb");

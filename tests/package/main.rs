@@ -62,14 +62,18 @@ fn described() -> clap::Command {
 fn commands() -> Vec<String> {
     let command = described();
     let subcommands = command.get_subcommands();
-    subcommands.map(|subcommand| subcommand.get_name().to_owned()).collect()
+    subcommands
+        .map(|subcommand| subcommand.get_name().to_owned())
+        .collect()
 }
 
 /// The manual pages, by file name.
 fn pages() -> Vec<String> {
     let of_commands = commands().into_iter();
     let of_commands = of_commands.map(|name| format!("libvirt-kvm-init-{name}.8"));
-    of_commands.chain(["libvirt-kvm-init.8".to_owned()]).collect()
+    of_commands
+        .chain(["libvirt-kvm-init.8".to_owned()])
+        .collect()
 }
 
 /// Every file below a directory as `mode path`, sorted; directories are not listed.

@@ -56,7 +56,10 @@ fn each_command_has_a_page_with_all_its_options() {
             has(&format!(" {section} "));
         }
         has("SEE ALSO libvirt-kvm-init(8), ");
-        for option in command.get_arguments().filter(|option| !option.is_hide_set()) {
+        for option in command
+            .get_arguments()
+            .filter(|option| !option.is_hide_set())
+        {
             if let Some(help) = option.get_help() {
                 has(&help.to_string());
             }

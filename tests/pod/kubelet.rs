@@ -245,7 +245,9 @@ impl<'a> Pod<'a> {
     }
 
     fn termination_log(&self, container: &Container) -> String {
-        let file = self.directory.join(format!("{}.termination", container.name));
+        let file = self
+            .directory
+            .join(format!("{}.termination", container.name));
         fs::write(&file, "").unwrap();
         let at = container.termination_message_path.as_deref();
         let at = at.unwrap_or("/dev/termination-log");
@@ -325,7 +327,10 @@ impl<'a> Pod<'a> {
 
     /// Runs a command in the libvirt container, like `kubectl exec`.
     pub fn exec(&self, words: &[&str]) -> (i32, String, String) {
-        let (name, _) = self.main.as_ref().expect("the libvirt container is running");
+        let (name, _) = self
+            .main
+            .as_ref()
+            .expect("the libvirt container is running");
         run(self.node.podman("exec").arg(name).args(words))
     }
 

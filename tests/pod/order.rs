@@ -36,7 +36,11 @@ fn expected(pod: &Pod) -> String {
 fn guests_start_after_event_and_restart(pod: &mut Pod) {
     pod.start();
     assert_eq!(pod.guest.starts("after the steps"), aligned());
-    assert_eq!(node::device(), NODES, "the chart's kvm must have the node's GID");
+    assert_eq!(
+        node::device(),
+        NODES,
+        "the chart's kvm must have the node's GID"
+    );
     assert_eq!(pod.group(), expected(pod));
 
     pod.node.event();
@@ -73,7 +77,8 @@ fn guests_start_after_event_and_restart(pod: &mut Pod) {
     );
     assert_eq!(pod.group(), expected(pod));
     pod.node.event();
-    pod.guest.starts("after the restart and a udev event on the node");
+    pod.guest
+        .starts("after the restart and a udev event on the node");
     pod.stop();
 }
 
@@ -152,10 +157,7 @@ fn without_patch_the_next_event_breaks_guests() {
         let mut pod = Pod::new(node, "genestack-base-plain");
         init(&pod);
         pod.start();
-        assert_eq!(
-            pod.guest.starts("after the chart's chown").gid,
-            IMAGE
-        );
+        assert_eq!(pod.guest.starts("after the chart's chown").gid, IMAGE);
         assert_eq!(node::device(), (0, IMAGE, 0o660));
         node.event();
         pod.guest.fails("after a udev event on the node");

@@ -174,8 +174,14 @@ fn eacces_maps_to_ownership_acl_nodev_or_security_module() {
         diagnosed(denied, device, directories).cause()
     };
     let good = device_state(0, 108, 0o660);
-    assert_eq!(cause(&device_state(0, 424, 0o660), &[]), Some(Cause::Ownership));
-    assert_eq!(cause(&device_state(0, 108, 0o640), &[]), Some(Cause::Ownership));
+    assert_eq!(
+        cause(&device_state(0, 424, 0o660), &[]),
+        Some(Cause::Ownership)
+    );
+    assert_eq!(
+        cause(&device_state(0, 108, 0o640), &[]),
+        Some(Cause::Ownership)
+    );
     assert_eq!(cause(&good, &[]), Some(Cause::SecurityModule));
     let nodev = DeviceState {
         nodev: true,

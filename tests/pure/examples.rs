@@ -54,7 +54,10 @@ fn every_example_has_a_test() {
         let named = [file.as_str(), directory]
             .iter()
             .any(|it| readme.contains(&format!("]({it})")));
-        assert!(named || file == "README.md", "{file} is not linked in examples/README.md");
+        assert!(
+            named || file == "README.md",
+            "{file} is not linked in examples/README.md"
+        );
     }
 }
 

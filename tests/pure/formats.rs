@@ -101,7 +101,10 @@ fn metrics(text: &str) -> BTreeMap<String, String> {
             .split_once(' ')
             .unwrap();
         assert!(!help.is_empty() && help.ends_with('.'), "{line}");
-        assert!(!seen.contains(&name.to_owned()), "duplicate metric {name}\n{text}");
+        assert!(
+            !seen.contains(&name.to_owned()),
+            "duplicate metric {name}\n{text}"
+        );
         let plain = |c: char| c.is_ascii_lowercase() || c == '_';
         assert!(name.starts_with("libvirt_kvm_init_") && name.chars().all(plain));
         seen.push(name.to_owned());

@@ -203,11 +203,17 @@ fn own_rule_sets_the_target_only_without_persist() {
         assert_eq!((target.gid.as_raw(), target.source), (108, Source::Udev));
         assert!(target.at.contains(own_rule::PATH), "{}", target.at);
         let warned = codes(&followed.warnings);
-        assert!(warned.contains(&WarningCode::UdevRuleOutdated), "{warned:?}");
+        assert!(
+            warned.contains(&WarningCode::UdevRuleOutdated),
+            "{warned:?}"
+        );
 
         let named = decide(&seen, &config(Some("108"), None, false));
         let warned = codes(&named.warnings);
-        assert!(!warned.contains(&WarningCode::UdevRuleOutdated), "{warned:?}");
+        assert!(
+            !warned.contains(&WarningCode::UdevRuleOutdated),
+            "{warned:?}"
+        );
     }
 }
 

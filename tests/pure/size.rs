@@ -12,5 +12,9 @@ fn release_binary_is_within_its_size_limit() {
     };
     let size = std::fs::metadata(program).unwrap().len();
     println!("{size} bytes of {LIMIT}");
-    assert!(size <= LIMIT, "{size} bytes exceed the limit by {}", size - LIMIT);
+    assert!(
+        size <= LIMIT,
+        "{size} bytes exceed the limit by {}",
+        size - LIMIT
+    );
 }

@@ -196,7 +196,11 @@ fn step_has_libvirts_mounts_of_dev_and_qemu_conf() {
             let (ours, theirs) = (mount(step, path), mount(libvirt, path));
             assert!(ours.is_some() && ours == theirs, "{what}: {path}");
         }
-        assert_eq!(mount(step, "/etc/group"), None, "{what}: the step must read the group file of its image");
+        assert_eq!(
+            mount(step, "/etc/group"),
+            None,
+            "{what}: the step must read the group file of its image"
+        );
     }
 }
 

@@ -71,7 +71,10 @@ fn scripts_are_valid_shell_without_helm_templates() {
         let script = script(way);
         let first = script.lines().next().unwrap();
         assert_eq!(first, format!("#!/bin/{interpreter}"), "{way:?}");
-        assert!(!script.contains("{{"), "{way:?}: Helm would treat it as a template");
+        assert!(
+            !script.contains("{{"),
+            "{way:?}: Helm would treat it as a template"
+        );
         let parsed = Command::new(interpreter)
             .args(["-n", "-c", &script])
             .output();
