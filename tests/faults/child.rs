@@ -1,5 +1,5 @@
-//! The proof's child, each of its calls failed alone: it is stopped at its first call, handed to another
-//! strace, and goes on.
+//! Fails each call of the proof's child alone: the child is stopped at its first call, traced by another strace, and
+//! continued.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -14,8 +14,7 @@ use crate::scenes::{self, Stage};
 use crate::table::{Table, outcome};
 use support::{in_namespace, require_commands, scratch};
 
-/// What the child calls from where it was stopped, as often as it does. The C library's own calls around
-/// them block signals, and ask for nothing.
+/// The calls of the child from the stop on. The C library's own calls around them only block signals.
 const CALLS: [&str; 17] = [
     "close_range",
     "getresuid",
@@ -70,13 +69,13 @@ fn end(mut child: Child) {
     let _ = child.wait();
 }
 
-/// One run, whose proof's child meets `inject`; nothing where it makes no such call.
+/// One run with `inject` in the proof's child; `None` if the child makes no such call.
 fn run(stage: &Stage, inject: &str) -> Option<(Result<i32, i32>, String)> {
     let at = |name: &str| scratch().join(name).display().to_string();
     let (first, second) = (at("first"), at("second"));
     let _ = fs::remove_file(&first);
     let program = stage.command();
-    // Stopped before its first instruction, so that strace is there in time.
+    // Stopped before its first instruction, so that strace attaches in time.
     let mut stopped = Command::new("sh");
     stopped.args(["-c", "kill -STOP $$; exec \"$@\"", "sh"]);
     stopped.arg(program.get_program()).args(program.get_args());
@@ -88,16 +87,20 @@ fn run(stage: &Stage, inject: &str) -> Option<(Result<i32, i32>, String)> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         stat.rsplit_once(") ")?.1.chars().next()
     };
-    until("not stopped", || (state(parent) == Some('T')).then_some(()));
+    until("the program is not stopped", || {
+        (state(parent) == Some('T')).then_some(())
+    });
     let pid = parent.to_string();
     let stop = "inject=close_range:signal=STOP:when=1";
     let args = ["-f", "-e", "trace=close_range", "-e", stop, "-p", &pid];
     let before = strace(&args, &first).spawn().unwrap();
-    until("not traced", || tracer(parent).filter(|pid| *pid != 0));
+    until("the program is not traced", || {
+        tracer(parent).filter(|pid| *pid != 0)
+    });
     kill(Pid::from_raw(parent), Signal::SIGCONT).unwrap();
-    let proof: i32 = until("no child", || {
+    let proof: i32 = until("no child is stopped", || {
         let text = fs::read_to_string(&first).ok()?;
-        // It was itself stopped at first.
+        // The program itself was stopped first.
         let stopped = text
             .lines()
             .filter(|line| line.contains("stopped by SIGSTOP"));
@@ -105,7 +108,9 @@ fn run(stage: &Stage, inject: &str) -> Option<(Result<i32, i32>, String)> {
         pids.find(|pid| *pid != parent)
     });
     end(before);
-    until("still traced", || tracer(proof).filter(|pid| *pid == 0));
+    until("the child is still traced", || {
+        tracer(proof).filter(|pid| *pid == 0)
+    });
     let call = inject.split(':').next().unwrap();
     let (trace, inject) = (format!("trace={call}"), format!("inject={inject}"));
     let after = strace(
@@ -113,9 +118,11 @@ fn run(stage: &Stage, inject: &str) -> Option<(Result<i32, i32>, String)> {
         &second,
     );
     let mut after = { after }.spawn().unwrap();
-    until("not traced again", || tracer(proof).filter(|pid| *pid != 0));
+    until("the child is not traced again", || {
+        tracer(proof).filter(|pid| *pid != 0)
+    });
     kill(Pid::from_raw(proof), Signal::SIGCONT).unwrap();
-    let status = until("hangs", || child.try_wait().unwrap());
+    let status = until("the program hangs", || child.try_wait().unwrap());
     after.wait().unwrap();
     let code = status.code().ok_or_else(|| status.signal().unwrap());
     let err = fs::read_to_string(at("err")).unwrap();
@@ -125,26 +132,26 @@ fn run(stage: &Stage, inject: &str) -> Option<(Result<i32, i32>, String)> {
 }
 
 #[test]
-fn each_call_of_the_proofs_child_fails_once() {
+fn proof_handles_failure_of_each_system_call_of_its_child() {
     require_commands(&["strace"]);
     in_namespace(|| {
         let stage = Stage::new(&scenes::APPLY);
         let mut table = Table::default();
         for call in CALLS {
             let hows = ["error=EIO", "error=EPERM", "error=EINTR", "signal=KILL"];
-            // It does not return, and it is made once.
+            // exit_group does not return, and it is called once.
             let is_last = call == "exit_group";
             let hows = if is_last { &hows[3..] } else { &hows[..] };
             'all: for n in 1.. {
                 for how in hows {
-                    // The first call has begun when the child is stopped in it.
+                    // The child is stopped in its first close_range, so a kill before that call is not possible.
                     if call == "close_range" && n == 1 && *how == "signal=KILL" {
                         continue;
                     }
                     stage.reset();
                     let inject = format!("{call}:{how}:when={n}");
                     let Some((code, err)) = run(&stage, &inject) else {
-                        assert!(n > 1 && *how == hows[0], "never came to {inject}");
+                        assert!(n > 1 && *how == hows[0], "{inject} was not reached");
                         break 'all;
                     };
                     let shown = format!("{inject}: {code:?}\n{err}");
@@ -154,7 +161,7 @@ fn each_call_of_the_proofs_child_fails_once() {
                         _ => {
                             let last = err.lines().last().unwrap_or_default();
                             assert!(last.starts_with("libvirt-kvm-init: "), "{shown}");
-                            // A child that could not do it is followed by one that nothing fails.
+                            // A second child would not get the fault, so exit code 5 means that there was none.
                             assert_eq!(code, Ok(5), "{shown}");
                             assert!(!err.contains("tried once more"), "{shown}");
                         }
@@ -168,8 +175,8 @@ fn each_call_of_the_proofs_child_fails_once() {
             }
         }
         table.print("the proof's child, alone");
-        // A call that does nothing and reports success is found: the child asks the kernel what came of
-        // it. The second child takes on the credentials.
+        // A call that does nothing but returns success is detected, because the child reads its credentials back. The
+        // second child succeeds.
         for call in ["setgroups", "setfsgid", "setfsuid", "capset"] {
             stage.reset();
             let (code, err) = run(&stage, &format!("{call}:retval=0:when=1")).unwrap();
@@ -177,6 +184,6 @@ fn each_call_of_the_proofs_child_fails_once() {
             assert!(err.contains("tried once more"), "{call}: {err}");
             stage.assert_aligned(&err);
         }
-        println!("4 calls that did nothing and reported success: 4 found");
+        println!("4 calls that did nothing but returned success: 4 detected");
     });
 }

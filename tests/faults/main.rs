@@ -1,26 +1,25 @@
-//! Every system call fails once: `cargo test --test faults -- --nocapture` as root, with strace
-//! and a KVM driver, prints a table of calls and what came of each.
+//! Each system call fails once: `cargo test --test faults -- --nocapture` as root, with strace
+//! and a KVM driver, prints a table of calls and outcomes.
 //!
-//! **Which calls.** A clean run is recorded first. Failed are those from the program's own first call on:
-//! the umask, before it gives up rights (for `exec`, the first one before its child is made). What comes
-//! before is Rust's and the C library's start-up, which looks at the standard streams and makes a
-//! stack for signal handlers; it ends the process by itself when that fails, before the program is
-//! reached, and nothing has been looked at or changed by then. A process without that start-up
-//! (`#![no_main]`) would have to do the same by itself. strace counts a call in each process by itself,
-//! so the Nth call of a name is failed in the program and in its children alike; where that would meet
-//! the start-up it is left out here, and the proof's child is failed alone in `child`.
+//! **Which calls.** A run without faults is recorded first. Calls are failed from the program's own first call on:
+//! the umask, before it drops capabilities (for `exec`, the first call before it forks its child). The calls before it
+//! are the start-up of Rust and the C library, which inspects the standard streams and makes a stack for signal
+//! handlers. If one of them fails, the start-up ends the process before the program has inspected or changed
+//! anything. A process without that start-up (`#![no_main]`) would have to do the same. strace counts the calls of
+//! each process separately, so the Nth call of a name is failed in the program and in its children alike. Where that
+//! would fail a call of the start-up it is left out here; `child` fails the calls of the proof's child alone.
 //!
 //! **How often.** One call is failed at each site (`trace::site`): the same call with the same path and flags in the
 //! same part of the run. Each site gets an I/O error in each part of the run in which it is called. The other errnos
-//! are met once at each site, since what tells them apart is in the code at the site; EPERM in `apply` and
+//! are injected once at each site, since only the code at the site distinguishes them; EPERM in `apply` and
 //! `apply --persist`, whose code the other commands run. A run is killed before each call that changes something:
-//! a kill before any other call leaves the same state. A `watch` waits most of the time, so that several of them run at once.
+//! a kill before any other call leaves the same state. A `watch` waits most of the time, so several run at once.
 //!
-//! **Memory.** Where the kernel gives no more memory (mmap, brk) Rust ends the process with SIGABRT and a
-//! line of its own. That is left so: files are whole then as well, and the next run recovers.
+//! **Memory.** If the kernel refuses memory (mmap, brk) Rust ends the process with SIGABRT and its own message.
+//! This is accepted: the files are complete in this case as well, and the next run recovers.
 //!
-//! **In place.** A file that a mount pins is written in place. It is one page at most here: a longer one
-//! can be torn by SIGKILL, which README.md says.
+//! **In place.** A mounted file is written in place. It is one page at most here: a longer one can be torn by
+//! SIGKILL, as README.md documents.
 #![allow(clippy::disallowed_methods)]
 #![allow(
     clippy::unwrap_used,
@@ -54,14 +53,14 @@ use crate::table::{Table, outcome};
 use crate::trace::{Call, Kind, Trace};
 use support::{in_namespace, ok, require_commands, scratch};
 
-/// A PID namespace for the commands of this thread: a run looks at every process of /proc, and a test
-/// that fails each of these calls should not depend on what else the machine does.
+/// A PID namespace for the commands of this thread: a run inspects every process in /proc, and the tests that fail
+/// these calls must not depend on the machine's processes.
 struct OwnProcesses(Child);
 
 impl OwnProcesses {
     fn enter() -> Self {
         unshare(CloneFlags::CLONE_NEWPID).unwrap();
-        // A shell that waits takes leave of whatever ends here, as the first process has to.
+        // A waiting shell reaps orphans, as PID 1 must.
         let mut first = Command::new("sh");
         let first = first.args(["-c", "sleep infinity; :"]).spawn().unwrap();
         ok(Command::new("mount").args(["-t", "proc", "proc", "/proc"]));
@@ -76,7 +75,7 @@ impl Drop for OwnProcesses {
     }
 }
 
-/// Fails one call in one way, and checks all that must hold whatever came of it.
+/// Fails one call in one way, and checks what must hold after every outcome.
 fn fail_once(stage: &Stage, call: &Call, had_begun: bool, kind: Kind) -> &'static str {
     let inject = format!("{}:{}:when={}", call.name, kind.injected(), call.ordinal);
     stage.reset();
@@ -92,7 +91,7 @@ fn fail_once(stage: &Stage, call: &Call, had_begun: bool, kind: Kind) -> &'stati
     assert!(!err.contains("panicked"), "{shown}");
     if stage.case.watches && code == Ok(0) {
         assert!(went_on, "{shown}");
-        // It ends with 0 because it was asked to; what it came to is in its report.
+        // It ends with 0 because of the signal; the result is in its report.
         let lost = r#"{"exit_code": 4}"#;
         let report: serde_json::Value = serde_json::from_str(out.lines().next().unwrap_or(lost))
             .unwrap_or_else(|e| panic!("{e}: {shown}"));
@@ -102,12 +101,12 @@ fn fail_once(stage: &Stage, call: &Call, had_begun: bool, kind: Kind) -> &'stati
     match code {
         Ok(0) => stage.assert_aligned(&shown),
         Ok(number) => {
-            // The call that says why may be the one that fails.
-            let said = err.lines().last().unwrap_or_default();
-            // The report of `watch` says it first, and then it may have been ended.
-            let is_closing = said.starts_with("libvirt-kvm-init: ")
-                || stage.case.watches && (!said.is_empty() || !out.contains("\"summary\":\"\""));
-            assert!(is_closing || call.is_stderr, "no last line: {shown}");
+            // The failed call may be the write of the closing line.
+            let closing = err.lines().last().unwrap_or_default();
+            // `watch` writes its report first, and may have ended before a closing line.
+            let is_closing = closing.starts_with("libvirt-kvm-init: ")
+                || stage.case.watches && (!closing.is_empty() || !out.contains("\"summary\":\"\""));
+            assert!(is_closing || call.is_stderr, "no closing line: {shown}");
             if [2, 3, 6].contains(&number) && !went_on {
                 let after = stage.node_and_pod();
                 let changed: Vec<_> = after
@@ -116,7 +115,7 @@ fn fail_once(stage: &Stage, call: &Call, had_begun: bool, kind: Kind) -> &'stati
                     .collect();
                 assert!(
                     after == before,
-                    "something was changed: {changed:?} {shown}"
+                    "a refused run changed {changed:?}: {shown}"
                 );
             }
         }
@@ -134,24 +133,27 @@ fn fail_once(stage: &Stage, call: &Call, had_begun: bool, kind: Kind) -> &'stati
             trace.contains("(INJECTED)")
         };
         while !injected() {
-            assert!(Instant::now() < wait, "never came to it: {shown}");
+            assert!(Instant::now() < wait, "the call was not reached: {shown}");
             sleep(Duration::from_millis(1));
         }
     }
     stage.assert_whole(&shown);
     if stage.case.watches {
         let had_begun = had_begun || code.is_ok();
-        let is_told = stage.assert_published(had_begun, &shown);
-        if code == Ok(0) && !is_told {
+        let is_current = stage.assert_published(had_begun, &shown);
+        if code == Ok(0) && !is_current {
             what = "outdated";
-            assert!(err.contains("is not up to date: "), "not said: {shown}");
+            assert!(
+                err.contains("is not up to date: "),
+                "outdated files are not logged: {shown}"
+            );
         }
     }
     stage.recover(&shown);
     what
 }
 
-/// Calls this with a stage on which all went well once, and with the trace of that run.
+/// Calls `f` with a stage after one successful run, and with the trace of that run.
 fn on_stage<T: Send>(case: &'static Case, f: impl FnOnce(&Stage, &str) -> T + Send) -> T {
     in_namespace(|| {
         let _processes = OwnProcesses::enter();
@@ -175,7 +177,7 @@ fn fail_each(case: &'static Case) {
             while let Some((index, kind)) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let call = &trace.own[*index];
                 let mut before = trace.own[..*index].iter();
-                let had_begun = before.any(|call| Stage::takes_away(&call.text));
+                let had_begun = before.any(|call| Stage::removes_status(&call.text));
                 let what = fail_once(stage, call, had_begun, *kind);
                 if *kind == Kind::Eintr {
                     assert_eq!(what, "ok", "EINTR of {} {}", call.name, call.text);
@@ -193,74 +195,74 @@ fn fail_each(case: &'static Case) {
     });
     let sites: BTreeSet<_> = trace.own.iter().map(|call| &call.site).collect();
     let title = format!(
-        "{}: {} own calls at {} sites, {} runs; not failed: {} not told from the start-up's, {} that this strace has \
-         no name for; {:.0?}",
+        "{}: {} own calls at {} sites, {} runs; not failed: {} not distinguishable from the \
+         start-up's, {} without a name in this strace; {:.0?}",
         case.name,
         trace.own.len(),
         sites.len(),
         chosen.len(),
-        trace.not_told,
+        trace.ambiguous,
         trace.unknown,
         start.elapsed()
     );
     table.into_inner().unwrap().print(&title);
 }
 
-/// fchmodat2(2) is younger than many an strace, so a filter fails it.
+/// Many strace versions do not know fchmodat2(2), so a seccomp filter fails it.
 fn without_fchmodat2(stage: &Stage) {
     const FCHMODAT2: nix::libc::c_long = 452;
     for errno in [Errno::EIO, Errno::ENOSPC, Errno::EPERM, Errno::ENOSYS] {
         stage.reset();
         let mut cmd = stage.command();
         let run = support::go(support::without_call(&mut cmd, FCHMODAT2, errno as i32));
-        // What a filter or an older kernel answers: there is another way.
+        // The errors of a filter and of an older kernel: the program has a fallback.
         let known = [Errno::EPERM, Errno::ENOSYS].contains(&errno);
         assert_eq!(run.code, if known { 0 } else { 4 }, "{run}");
         stage.assert_whole(&run.err);
         stage.recover(&run.err);
-        println!("fchmodat2 that answers {errno:?}: exit code {}", run.code);
+        println!("fchmodat2 fails with {errno:?}: exit code {}", run.code);
     }
 }
 
 #[test]
-fn each_call_of_apply_fails_once() {
+fn apply_handles_failure_of_each_system_call() {
     fail_each(&scenes::APPLY);
     on_stage(&scenes::APPLY, |stage, _| without_fchmodat2(stage));
 }
 
 #[test]
-fn each_call_of_apply_with_a_rule_and_an_output_fails_once() {
+fn apply_with_rule_and_output_handles_failure_of_each_system_call() {
     fail_each(&scenes::PERSIST);
 }
 
 #[test]
-fn each_call_of_apply_in_place_fails_once() {
+fn apply_in_place_handles_failure_of_each_system_call() {
     fail_each(&scenes::IN_PLACE);
 }
 
 #[test]
-fn each_call_of_exec_fails_once() {
+fn exec_handles_failure_of_each_system_call() {
     fail_each(&scenes::EXEC);
 }
 
 #[test]
-fn each_call_of_the_first_pass_of_watch_fails_once() {
+fn first_pass_of_watch_handles_failure_of_each_system_call() {
     fail_each(&scenes::WATCH);
 }
 
 #[test]
-fn each_call_of_watch_with_a_rule_and_an_output_fails_once() {
+fn watch_with_rule_and_output_handles_failure_of_each_system_call() {
     fail_each(&scenes::WATCH_PERSIST);
 }
 
-/// Where the program keeps what it makes beside a file until that is whole.
+/// Whether this is a temporary file of the program.
 fn is_temporary(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.starts_with('.') && name.ends_with(".libvirt-kvm-init")
 }
 
-/// The temporary files below some folders.
-fn temporary_below(folders: &[&Path]) -> Vec<PathBuf> {
-    let all = support::state(folders).into_keys();
+/// The temporary files below these directories.
+fn temporary_below(directories: &[&Path]) -> Vec<PathBuf> {
+    let all = support::state(directories).into_keys();
     all.filter(|path| is_temporary(path)).collect()
 }

@@ -1,4 +1,4 @@
-//! One run: below strace, and a `watch` until it has shown that it goes on.
+//! Runs a command under strace; a `watch` until it has repaired a drift.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -16,18 +16,17 @@ use support::{KVM, owner, scratch, set_owner};
 
 /// How a run ended.
 pub struct Ended {
-    /// Its exit code, or the signal that ended it.
+    /// The exit code, or the signal that ended the run.
     pub code: Result<i32, i32>,
-    /// Whether it is a `watch` that still kept the device when it was told to end.
+    /// Whether it is a `watch` that repaired a drift before it was ended.
     pub went_on: bool,
     pub out: String,
     pub err: String,
-    /// What strace wrote.
+    /// The output of strace.
     pub trace: String,
 }
 
-/// Runs a command below strace, which is no parent of it (`-D`), so that signals and exit codes are the
-/// program's own.
+/// Runs a command under strace with `-D`: strace is not its parent, so signals and exit code are the program's own.
 pub fn traced(stage: &Stage, inject: Option<&str>) -> Ended {
     let at = |name: &str| scratch().join(name);
     let mut cmd = Command::new("strace");
@@ -41,7 +40,7 @@ pub fn traced(stage: &Stage, inject: Option<&str>) -> Ended {
     cmd.arg(of.get_program()).args(of.get_args());
     let _ = fs::remove_file(at("trace"));
     let mut ended = kept(stage, &mut cmd);
-    // strace ends a moment after what it traced.
+    // strace ends a moment after the traced process.
     let read = || fs::read_to_string(at("trace")).unwrap_or_default();
     let written = |text: &str| text.contains("+++ exited") || text.contains("+++ killed");
     let end = Instant::now() + Duration::from_secs(5);
@@ -53,25 +52,25 @@ pub fn traced(stage: &Stage, inject: Option<&str>) -> Ended {
     ended
 }
 
-/// Whether the program waits for what happens next, and not for a child of its own.
+/// Whether the program waits for events, and not for one of its children.
 fn waits() -> bool {
     let waiting = [libc::SYS_ppoll, poll_number()].map(|number| format!("{number} "));
-    // The process that supervises it waits for signals all the time.
+    // The supervising process always waits for signals.
     let supervises = format!("{} ", libc::SYS_rt_sigtimedwait);
     let is = || {
         let mut calls = calls();
         calls.retain(|call| !call.starts_with(&supervises));
         matches!(&calls[..], [call] if waiting.iter().any(|number| call.starts_with(number)))
     };
-    // A child that was made meanwhile is seen the second time.
+    // The second check sees a child that was forked during the first.
     is() && is()
 }
 
-/// The system calls in which processes of the program are.
+/// The system call in which each process of the program is.
 fn calls() -> Vec<String> {
     let call = |entry: fs::DirEntry| {
         let of = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
-        // A child that wait4 was made to fail for stays, and does nothing any more.
+        // A child whose wait4 was failed stays as a zombie.
         let ended = of("stat")
             .rsplit_once(") ")
             .is_some_and(|(_, state)| state.starts_with('Z'));
@@ -82,7 +81,7 @@ fn calls() -> Vec<String> {
     entries.filter_map(call).collect()
 }
 
-/// poll(2), where there is one.
+/// The number of poll(2), or of ppoll(2) on architectures without it.
 const fn poll_number() -> libc::c_long {
     #[cfg(target_arch = "x86_64")]
     return libc::SYS_poll;
@@ -90,8 +89,8 @@ const fn poll_number() -> libc::c_long {
     return libc::SYS_ppoll;
 }
 
-/// Runs a command to its end. A `watch` is ended once it has reported and left its state, and then mended
-/// a device that is wrong again.
+/// Runs a command to its end. A `watch` is ended once it has reported, written its files, and then repaired a drifted
+/// device.
 pub fn kept(stage: &Stage, cmd: &mut Command) -> Ended {
     let at = |name: &str| scratch().join(name);
     cmd.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
@@ -128,13 +127,13 @@ pub fn kept(stage: &Stage, cmd: &mut Command) -> Ended {
         sleep(Duration::from_millis(1));
     };
     let code = status.code().ok_or_else(|| status.signal().unwrap());
-    // The kernel ends a worker together with its supervisor, a moment later.
+    // The kernel ends a worker a moment after its supervisor.
     let gone = Instant::now() + Duration::from_secs(5);
     while code.is_err() && !calls().is_empty() && Instant::now() < gone {
         sleep(Duration::from_millis(1));
     }
     if let Some((uid, gid, mode)) = drifted.filter(|_| code.is_err()) {
-        // A killed one cannot have told of what happened after it.
+        // A killed `watch` cannot report a drift after its end, so the drift is undone.
         set_owner(Path::new(KVM), uid, gid, mode);
     }
     Ended {

@@ -1,4 +1,4 @@
-//! The runs whose calls are failed: how things stand before, and how they shall stand after.
+//! The runs whose calls are failed: the state before, and the state that is required after.
 #![allow(unsafe_code)]
 
 use std::fs;
@@ -22,28 +22,28 @@ const WITHOUT_EPERM: &[Kind] = &[Kind::Eio, Kind::Enospc, Kind::Eintr, Kind::Kil
 /// One kind of run.
 pub struct Case {
     pub name: &'static str,
-    verb: &'static str,
+    command: &'static str,
     options: &'static [&'static str],
-    /// What is to be run in the end.
+    /// Whether it runs a command in the end (`exec`).
     becomes: bool,
-    /// It goes on until it is told to end.
+    /// Whether it runs until it gets a signal (`watch`).
     pub watches: bool,
     /// The name of the program's own first call.
     pub marker: &'static str,
-    /// How its calls are failed.
+    /// The ways in which its calls are failed.
     pub kinds: &'static [Kind],
-    /// How many runs there are at a time.
+    /// How many runs are made at once.
     pub workers: usize,
-    /// The group file is a mount point.
+    /// Whether the group file is a mount point.
     pinned: bool,
-    /// There is an output file and a rule.
+    /// Whether an output and a rule are written.
     more: bool,
 }
 
-/// The files in which `watch` leaves its state, below the pod.
+/// The files below the pod root in which `watch` publishes its state.
 const METRICS: &str = "state/kvm.prom";
 const STATUS: &str = "state/status.json";
-/// What an earlier run left there: all was well.
+/// The files of an earlier run in which everything was right.
 const OLD_METRICS: &str = "# HELP libvirt_kvm_init_ready Of an earlier run.
 # TYPE libvirt_kvm_init_ready gauge
 libvirt_kvm_init_ready 1
@@ -52,7 +52,7 @@ const OLD_STATUS: &str = "{\"summary\":\"of an earlier run\",\"proof\":{\"result
 
 const PLAIN: Case = Case {
     name: "apply",
-    verb: "apply",
+    command: "apply",
     options: &[],
     becomes: false,
     watches: false,
@@ -87,7 +87,7 @@ pub const IN_PLACE: Case = Case {
 
 pub const EXEC: Case = Case {
     name: "exec",
-    verb: "exec",
+    command: "exec",
     becomes: true,
     marker: "rt_sigpending",
     kinds: WITHOUT_EPERM,
@@ -96,7 +96,7 @@ pub const EXEC: Case = Case {
 
 pub const WATCH: Case = Case {
     name: "watch",
-    verb: "watch",
+    command: "watch",
     options: &["--format", "json", "--recheck", "1s"],
     watches: true,
     kinds: WITHOUT_EPERM,
@@ -115,7 +115,7 @@ const OLD: &str = "root:x:0:\nkvm:x:424:nova\nnova:x:42424:\n";
 const OLD_OUT: &str = "root:x:0:\nkvm:x:7:\n";
 const RULES: &str = "etc/udev/rules.d";
 const RULE: &str = "etc/udev/rules.d/99-libvirt-kvm-init.rules";
-/// The group is shut out: u::rw-, u:1234:rw-, g::---, m::rw-, o::---.
+/// An ACL that denies the group: u::rw-, u:1234:rw-, g::---, m::rw-, o::---.
 const ACL: [u8; 44] = [
     2, 0, 0, 0, //
     1, 0, 6, 0, 255, 255, 255, 255, //
@@ -129,7 +129,7 @@ const ACL: [u8; 44] = [
 pub struct Stage {
     pub case: &'static Case,
     pub scene: Scene,
-    /// The rule as a clean run writes it.
+    /// The rule as a run without faults writes it.
     rule: std::cell::RefCell<Option<String>>,
 }
 
@@ -151,9 +151,9 @@ impl Stage {
         Self { case, scene, rule }
     }
 
-    /// The run.
+    /// The command line of the case.
     pub fn command(&self) -> Command {
-        let mut cmd = command(&program(), &[self.case.verb, "--root"]);
+        let mut cmd = command(&program(), &[self.case.command, "--root"]);
         cmd.arg(self.scene.pod.path());
         cmd.arg("--host-root").arg(self.scene.host.path());
         cmd.args(self.case.options);
@@ -174,7 +174,7 @@ impl Stage {
         self.scene.pod.at("volume/group")
     }
 
-    /// How things stand before each run.
+    /// Restores the state before a run.
     pub fn reset(&self) {
         fs::write(self.scene.pod.at("etc/group"), OLD).unwrap();
         let _ = fs::remove_file(KVM);
@@ -193,10 +193,10 @@ impl Stage {
         }
     }
 
-    /// Every file is the old one or the new one.
+    /// Asserts that every file is the old one or the new one.
     pub fn assert_whole(&self, shown: &str) {
         let group = self.scene.pod.read("etc/group");
-        // While a file is written in place, newlines at its end are its space.
+        // A write in place reserves its space as newlines at the end.
         let without_space = |text: String| text.trim_end().to_owned() + "\n";
         let group = if self.case.pinned {
             without_space(group)
@@ -219,7 +219,7 @@ impl Stage {
         }
     }
 
-    /// All is as it shall be, and who QEMU will be can open the device.
+    /// Asserts that everything is right and that the QEMU identity can open the device.
     pub fn assert_aligned(&self, shown: &str) {
         let file = if self.case.more {
             self.out()
@@ -238,7 +238,7 @@ impl Stage {
         Self::assert_opens(shown);
     }
 
-    /// Asked of the kernel here, not of the program.
+    /// Opens the device as the QEMU identity, without the program.
     fn assert_opens(shown: &str) {
         let mut cmd = Command::new("sh");
         cmd.args(["-c", ": <>/dev/kvm"]).stdin(Stdio::null());
@@ -256,8 +256,8 @@ impl Stage {
         assert_eq!(code, 0, "as nova: {err}{shown}");
     }
 
-    /// Everything that a run must not change when it refuses. What an earlier one left for others is not
-    /// part of it, nor are the times of a directory in which the lock was made and removed.
+    /// Everything that a refused run must not change: without the published files of an earlier run, and without the
+    /// times of the directory in which the lock was made and removed.
     pub fn node_and_pod(&self) -> State {
         let mut state = self.scene.state();
         state.retain(|path, _| !path.starts_with(self.scene.pod.at("state")));
@@ -265,10 +265,10 @@ impl Stage {
         state
     }
 
-    /// The state that `watch` left for others is whole, and whoever asks is told the truth. Whether all
-    /// of it is this run's.
+    /// Asserts that the published files are complete and that `ready` is right. Returns whether both files are of
+    /// this run.
     ///
-    /// `had_begun` where the run came as far as to take away what an earlier one had left.
+    /// `had_begun`: the run got as far as removing the status file of an earlier run.
     pub fn assert_published(&self, had_begun: bool, shown: &str) -> bool {
         let metrics = self.scene.pod.read(METRICS);
         check_metrics(&metrics);
@@ -280,12 +280,12 @@ impl Stage {
             return false;
         };
         if status == OLD_STATUS {
-            assert!(!had_begun, "out of date: {shown}");
+            assert!(!had_begun, "status of an earlier run: {shown}");
             return false;
         }
-        // The run has ended, so that nobody keeps it up to date.
+        // The run has ended, so no process maintains the file.
         assert_eq!(ready.code, 4, "{shown}");
-        // There was no space for more.
+        // The file system was full.
         if status.is_empty() {
             return false;
         }
@@ -297,12 +297,12 @@ impl Stage {
         metrics != OLD_METRICS
     }
 
-    /// Whether a call takes away what an earlier run left.
-    pub fn takes_away(text: &str) -> bool {
+    /// Whether a call removes the status file of an earlier run.
+    pub fn removes_status(text: &str) -> bool {
         text.starts_with("unlinkat(") && text.contains("\"status.json\"")
     }
 
-    /// What a run left beside the files.
+    /// The temporary files that a run left.
     pub fn left_over(&self) -> Vec<String> {
         let found = temporary_below(&[self.scene.host.path(), self.scene.pod.path()]);
         found
@@ -311,7 +311,7 @@ impl Stage {
             .collect()
     }
 
-    /// The next run puts all right, and clears up.
+    /// Asserts that the next run repairs everything and removes leftovers.
     pub fn recover(&self, shown: &str) {
         if self.case.watches {
             let run = kept(self, &mut self.command());

@@ -1,8 +1,8 @@
-//! The table of calls and what came of each.
+//! The table of calls and outcomes.
 
 use std::collections::BTreeMap;
 
-/// How often each outcome followed, by the call's name.
+/// How often each outcome followed, by the name of the call.
 #[derive(Default)]
 pub struct Table(BTreeMap<String, BTreeMap<String, u32>>);
 
@@ -12,7 +12,7 @@ impl Table {
         *row.entry(outcome.to_owned()).or_default() += 1;
     }
 
-    /// In one piece, since other tests print as well.
+    /// Prints the table with one call, since other tests print at the same time.
     pub fn print(&self, title: &str) {
         let mut text = format!("\n{title}\n{:<18}{:>6}", "call", "failed");
         OUTCOMES
@@ -34,7 +34,7 @@ impl Table {
     }
 }
 
-/// `outdated`: all is right, but a file that says so is of an earlier run or gone.
+/// `outdated`: everything is right, but a published file is of an earlier run or missing.
 const OUTCOMES: [&str; 10] = [
     "ok", "outdated", "usage", "refused", "failed", "unproven", "absent", "no-cmd", "killed",
     "abort",

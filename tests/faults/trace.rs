@@ -1,4 +1,4 @@
-//! What strace wrote of a clean run: which calls are there to fail.
+//! Reads strace's output of a run without faults, and selects the calls to fail.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,15 +9,15 @@ use crate::scenes::Case;
 pub struct Call {
     pub name: String,
     pub ordinal: usize,
-    /// What tells it from calls of other places in the code: its name, its path or data, and its flags.
+    /// Distinguishes it from calls at other places in the code: its name, its path or data, and its flags.
     pub site: String,
-    /// Which milestones of the run came before it.
+    /// The milestones of the run before this call.
     position: BTreeSet<&'static str>,
     /// Whether it changes something outside of the process.
     pub writes: bool,
-    /// Whether it asks for memory.
+    /// Whether it manages memory.
     pub is_memory: bool,
-    /// Whether it says something on stderr.
+    /// Whether it writes to stderr.
     pub is_stderr: bool,
     /// Whether it comes after the report of `watch`.
     pub publishes: bool,
@@ -25,7 +25,7 @@ pub struct Call {
     pub text: String,
 }
 
-/// Calls that a signal can interrupt (signal(7)), or a file system in user space.
+/// Calls that a signal (signal(7)) or a file system in user space can interrupt.
 const INTERRUPTIBLE: [&str; 16] = [
     "open",
     "openat",
@@ -44,7 +44,7 @@ const INTERRUPTIBLE: [&str; 16] = [
     "mkdirat",
     "linkat",
 ];
-/// Calls that write, make or change a file.
+/// Calls that write, create or change a file.
 const WRITING: [&str; 18] = [
     "write",
     "pwrite64",
@@ -65,8 +65,8 @@ const WRITING: [&str; 18] = [
     "linkat",
     "fcntl",
 ];
-/// Calls that always succeed when they are used as they are here, or do not return. Random numbers for the
-/// standard library's hashes are asked for with `GRND_INSECURE`, which waits for nothing.
+/// Calls that always succeed as they are used here, or do not return. The standard library requests random numbers
+/// for its hashes with `GRND_INSECURE`, which never blocks.
 const CANNOT_FAIL: [&str; 8] = [
     "exit_group",
     "getpid",
@@ -78,23 +78,23 @@ const CANNOT_FAIL: [&str; 8] = [
     "umask",
 ];
 
-/// How a call is failed.
+/// The way in which a call is failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// What the code handles as it handles any error.
+    /// An errno without special handling.
     Eio,
-    /// What a filter or a lack of rights causes.
+    /// The errno of a filter or of missing privileges.
     Eperm,
-    /// A full file system, or no watch that is left.
+    /// A full file system, or no inotify watch left.
     Enospc,
-    /// What is tried again.
+    /// An interrupted call, which is repeated.
     Eintr,
     /// The process is killed before the call.
     Kill,
 }
 
 impl Kind {
-    /// As strace is told.
+    /// The way in strace's syntax.
     pub fn injected(self) -> &'static str {
         match self {
             Self::Eio => "error=EIO",
@@ -107,25 +107,25 @@ impl Kind {
 }
 
 impl Call {
-    /// Whether it is failed in this way.
+    /// Whether the call is failed in this way.
     fn can(&self, kind: Kind) -> bool {
         match kind {
             Kind::Enospc => self.writes && self.name != "fcntl" || self.name == "inotify_add_watch",
             Kind::Eintr => INTERRUPTIBLE.contains(&self.name.as_str()),
-            // A kill before a call that changes nothing leaves what a kill before the next change leaves.
+            // A kill before a call that changes nothing leaves the same state as a kill before the next change.
             Kind::Kill => self.writes || self.publishes || self.name == "exit_group",
             Kind::Eio | Kind::Eperm => !CANNOT_FAIL.contains(&self.name.as_str()),
         }
     }
 
-    /// What two calls have in common of which one is enough for this kind. An error is met in each part of
-    /// the run, since what follows from it differs there; how it is handled at the place itself does not.
+    /// One call is enough of those with an equal value. EIO and kills are injected in each part of the run, since
+    /// their consequences differ there; the handling at the site does not.
     fn place(&self, kind: Kind) -> (Kind, String, Option<&BTreeSet<&'static str>>) {
         let position = matches!(kind, Kind::Eio | Kind::Kill).then_some(&self.position);
         (kind, self.site.clone(), position)
     }
 
-    /// The calls that are failed, by their index, and how: of those that are alike the first one.
+    /// The calls to fail, by index, and the way to fail them: the first one of equal calls.
     pub fn chosen(all: &[Self], kinds: &'static [Kind]) -> Vec<(usize, Kind)> {
         let mut seen = BTreeSet::new();
         let pairs = (0..all.len()).flat_map(|index| kinds.iter().map(move |kind| (index, *kind)));
@@ -135,7 +135,7 @@ impl Call {
     }
 }
 
-/// The milestone that a call is, if it is one.
+/// The milestone that a call marks, if any.
 fn milestone(name: &str, args: &str) -> Option<&'static str> {
     match name {
         "fcntl" if args.contains("SETLK") => Some("locked"),
@@ -151,7 +151,7 @@ fn milestone(name: &str, args: &str) -> Option<&'static str> {
     }
 }
 
-/// A call without what differs from run to run, or from round to round of a loop: its name, its first string, and the
+/// The parts of a call that are equal in every run and in every round of a loop: its name, its first string, and the
 /// constants among its arguments.
 fn site(name: &str, args: &str) -> String {
     let args = args.rsplit_once(" = ").map_or(args, |(args, _)| args);
@@ -178,7 +178,7 @@ fn site(name: &str, args: &str) -> String {
     site
 }
 
-/// A path or text whose numbers, and whose random parts, are all the same.
+/// A path or text with all numbers and random parts replaced by 0.
 fn without_numbers(text: &str) -> String {
     let is_random = |part: &str| part.len() == 16 && part.bytes().all(|b| b.is_ascii_hexdigit());
     let parts = text
@@ -198,9 +198,9 @@ fn without_numbers(text: &str) -> String {
 pub struct Trace {
     /// The program's own calls, in their order.
     pub own: Vec<Call>,
-    /// How many of them cannot be failed without failing one of the start-up's as well.
-    pub not_told: usize,
-    /// How many strace shows by their number alone, and cannot fail.
+    /// How many of them cannot be failed without failing a call of the start-up as well.
+    pub ambiguous: usize,
+    /// How many strace shows by number only and cannot fail.
     pub unknown: usize,
 }
 
@@ -226,7 +226,7 @@ impl Trace {
                 continue;
             }
             let is_first = *first.get_or_insert(pid) == pid;
-            // strace does not count the call by which it starts the program.
+            // strace does not count its own execve of the program.
             if counts.is_empty() && name == "execve" {
                 continue;
             }
@@ -235,15 +235,15 @@ impl Trace {
             let key = (name.to_owned(), *count);
             begun |= is_first && name == case.marker;
             if is_first && (!begun || over) {
-                // The command writes its line only if all before went well.
+                // The command writes its line only if all calls before succeeded.
                 if name != "write" {
                     runtime.insert(key);
                 }
                 continue;
             }
-            // What is run after that is another program.
+            // After this call another program runs.
             over |= is_first && name == "execve";
-            // The report is out, and then all is left for others; where it waits the first pass is over.
+            // After its report `watch` publishes its state. The first pass ends where it waits.
             reported |= case.watches && is_first && name == "write" && args.starts_with("1,");
             over |= reported && is_first && ["poll", "ppoll"].contains(&name);
             let makes = ["O_CREAT", "O_TMPFILE"]
@@ -263,7 +263,7 @@ impl Trace {
             });
             position.extend(milestone(name, args));
         }
-        assert!(begun, "the program's own first call is not in\n{text}");
+        assert!(begun, "no call {} in\n{text}", case.marker);
         let mut seen = BTreeSet::new();
         let all = own.len();
         own.retain(|call| !call.name.starts_with("syscall_0x"));
@@ -272,16 +272,16 @@ impl Trace {
             |call: &Call| call.name == "rt_sigtimedwait" || call.text.contains("WNOHANG");
         own.retain(|call| call.ordinal == 1 || !wakes_up(call));
         let unknown = all - own.len();
-        let mut not_told = 0;
+        let mut ambiguous = 0;
         own.retain(|call| {
             let key = (call.name.clone(), call.ordinal);
-            let is_told = !runtime.contains(&key);
-            not_told += usize::from(!is_told);
-            is_told && seen.insert(key)
+            let is_distinct = !runtime.contains(&key);
+            ambiguous += usize::from(!is_distinct);
+            is_distinct && seen.insert(key)
         });
         Self {
             own,
-            not_told,
+            ambiguous,
             unknown,
         }
     }

@@ -1,8 +1,7 @@
-//! The account parsers against glibc itself.
+//! Compares the parsers of group and passwd files with glibc.
 //!
-//! Each test runs in a thread with its own mount namespace, in which files made for the test cover
-//! /etc/group and /etc/passwd, so that glibc reads exactly the bytes that our parsers get. Needs root:
-//! `cargo test --test accounts_oracle`.
+//! Each test runs in a thread with its own mount namespace, in which test files are mounted over /etc/group and
+//! /etc/passwd, so that glibc reads the same bytes as the parsers.
 
 use std::collections::BTreeSet;
 use std::ffi::{CString, OsStr};
@@ -20,26 +19,27 @@ use uzers::os::unix::GroupExt;
 
 use support::random::Random;
 
-/// The account files that glibc sees in this thread.
+/// The account files that glibc reads in this thread.
 struct Etc {
     group: File,
     passwd: File,
 }
 
 impl Etc {
-    /// Covers this thread's account files. Anything that fails here fails the test: compared with
-    /// the machine's own files the answers would mean nothing.
+    /// Mounts test files over this thread's account files. Every failure here fails the test, because a comparison
+    /// with the machine's own files would be meaningless.
     fn cover(dir: &Path) -> Self {
         if !cfg!(target_env = "gnu") {
-            panic!("the oracle is glibc: test a gnu build");
+            panic!("this test compares with glibc and needs a gnu build");
         }
-        unshare(CloneFlags::CLONE_NEWNS).expect("needs root: a private mount namespace");
+        unshare(CloneFlags::CLONE_NEWNS).expect("unshare a mount namespace (needs root)");
         let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("rprivate /");
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+            .expect("make / private");
         for socket in ["/run/nscd", "/var/run/nscd"] {
             if Path::new(socket).exists() {
                 mount(Some("tmpfs"), socket, Some("tmpfs"), MsFlags::empty(), none)
-                    .expect("hide nscd");
+                    .expect("mount over nscd's socket");
             }
         }
         let bind = |name: &str, text: &[u8]| {
@@ -62,21 +62,21 @@ impl Etc {
             passwd: bind("passwd", b""),
         };
         etc.set_group(b"oracle-canary:x:12345:oracle-canary\n");
-        let canary =
-            uzers::get_group_by_name("oracle-canary").expect("glibc must see our group file");
+        let canary = uzers::get_group_by_name("oracle-canary")
+            .expect("glibc does not read the test's group file");
         assert_eq!(canary.gid(), 12345);
         assert!(
             uzers::get_group_by_name("root").is_none(),
-            "glibc sees another group file too"
+            "glibc also reads another group file"
         );
         etc.set_passwd(b"oracle-canary:x:12345:1::/:\n");
         assert!(
             uzers::get_user_by_uid(12345).is_some(),
-            "glibc must see our passwd file"
+            "glibc does not read the test's passwd file"
         );
         assert!(
             uzers::get_user_by_uid(0).is_none(),
-            "glibc sees another passwd file too"
+            "glibc also reads another passwd file"
         );
         etc
     }
@@ -96,7 +96,7 @@ fn replace(file: &mut File, text: &[u8]) {
     file.write_all_at(text, 0).unwrap();
 }
 
-/// Runs a test in a thread of its own, whose namespace goes away with it.
+/// Runs a test in a new thread. Its mount namespace ends with the thread.
 fn with_etc(test: impl FnOnce(&mut Etc) + Send + 'static) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_owned();
@@ -226,9 +226,9 @@ fn random_group(random: &mut Random) -> Vec<u8> {
     file
 }
 
-fn nasty_groups() -> Vec<Vec<u8>> {
+fn edge_case_groups() -> Vec<Vec<u8>> {
     let mut files: Vec<Vec<u8>> = Vec::new();
-    // Each special line and each odd number, alone and before a good entry, with every line end.
+    // Each special line and each unusual GID, alone and before a valid entry, with every line ending.
     for line in SPECIAL {
         files.push(line.to_vec());
         files.push([*line, b"kvm:x:108:nova\n"].concat());
@@ -259,7 +259,7 @@ fn nasty_groups() -> Vec<Vec<u8>> {
             );
         }
     }
-    // Lines around the sizes of glibc's buffers, and far beyond.
+    // Lines near the sizes of glibc's buffers and far above them.
     for size in [1000, 1010, 1023, 1024, 1025, 2047, 2048, 4096, 200_000] {
         let filler = vec![b'm'; size];
         files.push([b"kvm:x:108:", &filler[..], b",nova\n"].concat());
@@ -277,9 +277,9 @@ fn nasty_groups() -> Vec<Vec<u8>> {
     files
 }
 
-/// Whether glibc's look-ups see bytes that are not in the file: `__nss_readline` (2.36) moves an
-/// indented line to the front of its buffer without the terminating NUL, so that some of the last
-/// bytes count twice unless a newline follows. The search for a user's groups has no such bug.
+/// Whether glibc's look-ups read bytes that are not in the file: `__nss_readline` (2.36) moves an indented line to
+/// the front of its buffer without the terminating NUL, so that some of the last bytes are read twice unless a
+/// newline follows. getgrouplist(3) does not have this bug.
 fn glibc_misreads(file: &[u8]) -> bool {
     let ended = file.last() == Some(&b'\n');
     let mut lines = file.split(|b| *b == b'\n').peekable();
@@ -296,17 +296,18 @@ fn glibc_misreads(file: &[u8]) -> bool {
     })
 }
 
-/// What glibc and we say about one group file. Panics with the file where that differs.
+/// Compares the look-ups of glibc and of the parser in one group file. Panics with the file's content where they
+/// differ.
 fn compare_group(file: &[u8]) {
     let shown = || file.get(..4000).unwrap_or(file).escape_ascii().to_string();
     let misread = glibc_misreads(file);
-    // Not queried: names with a NUL, which C has no way to ask for.
+    // Names with a NUL are left out: a C string cannot contain one.
     for name in [
         "kvm", "kvm2", "other", "+kvm", "-kvm", "#kvm", " kvm", "kvm ", "+", "", "k",
     ] {
         let glibc = uzers::get_group_by_name(name);
         if glibc.as_ref().is_some_and(|g| g.gid() == u32::MAX) {
-            continue; // by design: to us such a line is no entry, and the next one may be
+            continue; // by design: the parser skips a line with GID 4294967295 and reads on
         }
         let glibc = glibc.map(|g| {
             let members: Vec<_> = g.members().iter().map(|m| m.as_bytes().to_vec()).collect();
@@ -348,7 +349,7 @@ fn compare_group(file: &[u8]) {
             let name = CString::new(user).unwrap();
             let glibc = getgrouplist(&name, primary).unwrap();
             let ours = group::gids_of(file, user, primary);
-            // glibc repeats numbers, and its order is not the file's after a repetition.
+            // glibc repeats GIDs, and after a repetition its order differs from the file's.
             let set = |gids: &[Gid]| gids.iter().map(|g| g.as_raw()).collect::<BTreeSet<_>>();
             assert_eq!(
                 set(&ours),
@@ -356,32 +357,32 @@ fn compare_group(file: &[u8]) {
                 "getgrouplist({name:?}) of {}",
                 shown()
             );
-            assert_eq!(set(&ours).len(), ours.len(), "repeated");
+            assert_eq!(set(&ours).len(), ours.len(), "a GID is repeated");
             assert_eq!((ours[0], glibc[0]), (primary, primary));
         }
     }
 }
 
 #[test]
-fn group_files_as_glibc_reads_them() {
+fn group_parser_matches_glibc() {
     with_etc(|etc| {
         let mut random = Random(0x6b76_6d00_0001);
-        let nasty = nasty_groups();
-        let count = nasty.len() + 1500;
+        let edge_cases = edge_case_groups();
+        let count = edge_cases.len() + 1500;
         let random = (0..1500).map(|_| random_group(&mut random));
-        for file in nasty.into_iter().chain(random) {
+        for file in edge_cases.into_iter().chain(random) {
             etc.set_group(&file);
             compare_group(&file);
         }
-        println!("{count} group files");
+        println!("{count} group files compared");
     });
 }
 
 #[test]
-fn aligned_group_files_as_glibc_reads_them() {
+fn glibc_reads_target_gid_and_members_in_aligned_group_files() {
     with_etc(|etc| {
         let mut random = Random(0x6b76_6d00_0002);
-        let mut files = nasty_groups();
+        let mut files = edge_case_groups();
         files.extend((0..1000).map(|_| random_group(&mut random)));
         let mut edits = [0; 3];
         for (index, file) in files.iter().enumerate() {
@@ -409,7 +410,7 @@ fn aligned_group_files_as_glibc_reads_them() {
                 .unwrap_or_else(|| panic!("glibc finds no group after the edit of {}", shown()));
             assert_eq!(seen.gid(), want.gid.as_raw(), "{}", shown());
             if glibc_misreads(file) || glibc_misreads(&after) {
-                continue; // the number is right; glibc's members are not what the file says
+                continue; // the GID was compared; glibc misreads the members
             }
             let mut members: Vec<_> = before.map_or(vec![], |g| g.members().to_vec());
             let mut now = seen.members().to_vec();
@@ -431,7 +432,7 @@ fn aligned_group_files_as_glibc_reads_them() {
                     members.push(user.to_owned());
                 }
             }
-            // Every other member is still there, under the same name.
+            // All other members are unchanged.
             members.sort();
             now.sort();
             assert_eq!(now, members, "{}", shown());
@@ -441,7 +442,7 @@ fn aligned_group_files_as_glibc_reads_them() {
             );
         }
         println!(
-            "{} files; numbers set, groups added, members added: {edits:?}",
+            "{} files; GIDs set, groups added, members added: {edits:?}",
             files.len()
         );
         assert!(edits.iter().all(|count| *count > 100), "{edits:?}");
@@ -458,7 +459,7 @@ fn random_passwd(random: &mut Random) -> Vec<u8> {
         file.extend(random.pick(NAMES));
         file.extend(random.pick::<&[u8]>(&[b":x:", b":x:", b"::", b":"]));
         for _ in 0..random.below(10).min(2) {
-            // Mostly good numbers: a line needs two of them.
+            // Mostly valid IDs, because a line needs two.
             let good = random.below(3) > 0;
             file.extend(random.pick(if good { &NUMBERS[..4] } else { NUMBERS }));
             if random.below(12) > 0 {
@@ -483,7 +484,7 @@ fn random_passwd(random: &mut Random) -> Vec<u8> {
 }
 
 #[test]
-fn passwd_files_as_glibc_reads_them() {
+fn passwd_parser_matches_glibc() {
     with_etc(|etc| {
         let mut random = Random(0x6b76_6d00_0003);
         let mut files = Vec::new();
@@ -516,7 +517,7 @@ fn passwd_files_as_glibc_reads_them() {
             let shown = || file.get(..4000).unwrap_or(file).escape_ascii().to_string();
             let glibc =
                 |u: uzers::User| (u.name().as_bytes().to_vec(), u.uid(), u.primary_group_id());
-            // By design: glibc finds entries with 4294967295, here there is no such user.
+            // By design: glibc accepts entries with the ID 4294967295, the parser does not.
             let usable = |u: &(Vec<u8>, u32, u32)| u.1 != u32::MAX && u.2 != u32::MAX;
             let ours = |u: passwd::User<'_>| (u.name.to_vec(), u.uid.as_raw(), u.gid.as_raw());
             for name in [
@@ -534,7 +535,7 @@ fn passwd_files_as_glibc_reads_them() {
                 assert_eq!(got, want, "getpwuid({uid}) of {}", shown());
             }
         }
-        println!("{} passwd files, {found} users found", files.len());
+        println!("{} passwd files compared, {found} users found", files.len());
         assert!(found > 500, "{found}");
     });
 }

@@ -1,4 +1,4 @@
-//! Which number, and when it is refused.
+//! Choice of the target GID, and the cases in which it is refused.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,7 +11,7 @@ const GUARDED: [&str; 9] = [
 ];
 
 #[test]
-fn a_collision_is_said_in_both_directions_and_refused_where_it_gives_too_much() {
+fn gid_collision_is_a_warning_and_refused_for_guarded_groups() {
     in_namespace(|| {
         let scene = Scene::new();
         let with = |other: &str| {
@@ -56,7 +56,7 @@ fn a_collision_is_said_in_both_directions_and_refused_where_it_gives_too_much() 
 }
 
 #[test]
-fn a_number_that_is_another_group_on_the_node_needs_to_be_given() {
+fn gid_of_another_group_on_the_node_needs_the_gid_option() {
     in_namespace(|| {
         let scene = Scene::with_device(0, 6, 0o660);
         scene.host.file("etc/group", "root:x:0:\ndisk:x:6:\n");
@@ -70,7 +70,7 @@ fn a_number_that_is_another_group_on_the_node_needs_to_be_given() {
 }
 
 #[test]
-fn a_disagreement_with_the_node_is_said_and_refused_when_strict() {
+fn gid_option_that_differs_from_the_node_is_a_warning_and_refused_with_strict() {
     in_namespace(|| {
         let scene = Scene::new();
         let before = scene.state();
@@ -86,7 +86,7 @@ fn a_disagreement_with_the_node_is_said_and_refused_when_strict() {
     });
 }
 
-/// What the target is and where it comes from, with the host root as `fill` leaves it.
+/// The target GID, its place and the warnings, with the host root that `fill` has filled.
 fn target(fill: impl Fn(&Tree), device: u32) -> (u64, String, Vec<String>) {
     let scene = Scene::with_device(0, device, 0o660);
     fs::remove_file(scene.host.at("etc/group")).unwrap();
@@ -99,7 +99,7 @@ fn target(fill: impl Fn(&Tree), device: u32) -> (u64, String, Vec<String>) {
 }
 
 #[test]
-fn the_nodes_group_is_found_wherever_distributions_keep_it() {
+fn node_group_is_found_in_every_known_group_database() {
     in_namespace(|| {
         let json = r#"{"groupName":"kvm","gid":45,"disposition":"system"}"#;
         type Row<'a> = (&'a str, &'a str, u64, &'a str);
@@ -128,14 +128,14 @@ fn the_nodes_group_is_found_wherever_distributions_keep_it() {
             assert_eq!(got.0, gid, "{file}: {got:?}");
             assert!(got.1.contains(at), "{file}: {got:?}");
         }
-        // The first that knows the name decides.
+        // The first database with the name is used.
         let all = |host: &Tree| {
             host.file("etc/group", "root:x:0:\n");
             host.file("usr/lib/group", "kvm:x:42:\n");
             host.file("usr/lib/userdb/kvm.group", json);
         };
         assert_eq!(target(all, 424).0, 42);
-        // Then the device, then the pod; 0 is nobody's.
+        // Without one the device's GID is used, then the pod's, and never GID 0.
         let none = |host: &Tree| {
             host.file("etc/group", "root:x:0:\n");
         };
@@ -152,16 +152,16 @@ fn the_nodes_group_is_found_wherever_distributions_keep_it() {
 }
 
 #[test]
-fn links_on_the_node_resolve_on_the_node_and_cannot_leave_it() {
+fn links_below_the_host_root_cannot_leave_it() {
     in_namespace(|| {
-        // An absolute link means the node's /usr, not ours.
+        // An absolute link leads to the node's /usr, not to this machine's.
         let absolute = |host: &Tree| {
             host.file("usr/lib/group", "kvm:x:42:\n");
             symlink("/usr/lib/group", host.at("etc/group")).unwrap();
         };
         let (gid, at, _) = target(absolute, 424);
         assert_eq!(gid, 42, "{at}");
-        // A file of ours that a link could reach from inside.
+        // A file outside of the host root that the links below try to reach.
         let ours = Tree::new();
         ours.file("group", "kvm:x:666:\n");
         let ours = ours.at("group");
@@ -186,11 +186,11 @@ fn links_on_the_node_resolve_on_the_node_and_cannot_leave_it() {
                 fs::remove_file(scene.host.at("etc/group")).unwrap();
                 leaving(&scene.host);
                 let run = go(scene.apply().args(["--dry-run", "--format=json"]));
-                // Either there is nothing at its end, or the kernel refuses to follow.
+                // Either the link dangles, or the kernel refuses to follow it.
                 assert!(!run.out.contains("666"), "{link}: {run}");
                 match run.code {
                     0 | 1 => assert_eq!(run.json()["target"]["gid"], 77, "{link}: {run}"),
-                    // EACCES: a PID 1 that lets nobody look at its root.
+                    // EACCES: the root of PID 1 cannot be inspected.
                     _ => {
                         let looped = run.err.contains("ELOOP") || run.err.contains("EACCES");
                         assert!(run.code == 4 && looped, "{link}: {run}");
@@ -202,7 +202,7 @@ fn links_on_the_node_resolve_on_the_node_and_cannot_leave_it() {
 }
 
 #[test]
-fn without_any_number_the_run_is_refused() {
+fn run_without_any_candidate_gid_is_refused() {
     in_namespace(|| {
         let scene = Scene::with_device(0, 0, 0o600);
         scene.host.file("etc/group", "root:x:0:\n");
@@ -217,7 +217,7 @@ fn without_any_number_the_run_is_refused() {
 }
 
 #[test]
-fn another_device_and_another_group_work_as_the_usual_ones() {
+fn device_and_group_options_replace_the_defaults() {
     in_namespace(|| {
         let scene = Scene::without_device();
         mknod_kvm(Path::new("/dev/other"), 0, 0, 0o600);

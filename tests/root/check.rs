@@ -1,4 +1,4 @@
-//! `check`: harmless wherever it runs, and what it only warns of.
+//! `check` writes nothing, and reports advisory findings as warnings.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use support::{
     program, report, require_commands, require_kvm, run, scratch, set_owner, state, warnings,
 };
 
-/// `check` for this pod on this node, behind a wrapper.
+/// `check` for the scene's pod and node, started by a wrapper command.
 fn behind(scene: &Scene, wrapper: &[&str]) -> Command {
     let program = reachable().display().to_string();
     let mut words = wrapper.to_vec();
@@ -25,17 +25,17 @@ fn check(scene: &Scene) -> Command {
     behind(scene, &["env"])
 }
 
-/// What it is, the scene, more options, the exit code.
+/// Description, scene, further options, expected exit code.
 type Case<'a> = (&'a str, fn() -> Scene, &'a [&'a str], i32);
 
-/// A system call's name and what it was called with, of a line that strace wrote.
+/// Name and arguments of the system call in a line of strace's output.
 fn call(line: &str) -> Option<(&str, &str)> {
     let (_pid, rest) = line.split_once(' ')?;
     rest.trim_start().split_once('(')
 }
 
 #[test]
-fn nothing_is_written_and_no_lock_is_taken() {
+fn check_writes_nothing_and_takes_no_lock() {
     require_commands(&["strace"]);
     const NEVER: [&str; 16] = [
         "flock",
@@ -57,16 +57,16 @@ fn nothing_is_written_and_no_lock_is_taken() {
     ];
     in_namespace(|| {
         let table: [Case; 5] = [
-            ("all is well", Scene::settled, &[], 0),
+            ("everything right", Scene::settled, &[], 0),
             ("the incident", || Scene::with_device(0, 108, 0o660), &[], 1),
-            ("the chart has taken the device", Scene::new, &[], 0),
+            ("device set by the chart", Scene::new, &[], 0),
             (
-                "a new machine too",
+                "proof with a virtual machine",
                 Scene::settled,
                 &["--proof", "create-vm"],
                 0,
             ),
-            ("another group file", Scene::new, &["--group-file-out"], 1),
+            ("with an output", Scene::new, &["--group-file-out"], 1),
         ];
         for (what, scene, more, want) in table {
             let scene = scene();
@@ -102,13 +102,13 @@ fn nothing_is_written_and_no_lock_is_taken() {
             };
             assert!(opened.contains("\"/dev/kvm\", O_RDWR"), "{what}: {opened}");
             let opener = opened.split_whitespace().next().unwrap();
-            assert_ne!(opener, main, "{what}: only the proof's child opens it");
+            assert_ne!(opener, main, "{what}: not opened by the proof's child");
         }
     });
 }
 
 #[test]
-fn read_only_file_systems_make_no_difference() {
+fn check_works_on_read_only_file_systems() {
     let table: [(fn() -> Scene, i32); 2] = [
         (Scene::settled, 0),
         (|| Scene::with_device(0, 108, 0o660), 1),
@@ -133,7 +133,7 @@ fn read_only_file_systems_make_no_difference() {
 }
 
 #[test]
-fn two_capabilities_are_enough_and_none_is_not() {
+fn check_needs_the_capabilities_setuid_and_setgid() {
     require_commands(&["setpriv"]);
     in_namespace(|| {
         let scene = Scene::settled();
@@ -153,9 +153,9 @@ fn two_capabilities_are_enough_and_none_is_not() {
     });
 }
 
-/// What is wrong with the container's own /dev is nothing to remove from the node's.
+/// If the wrong file is in the container's private /dev, the advice must not remove the node's device.
 #[test]
-fn the_nodes_device_is_not_removed_for_what_a_container_has() {
+fn no_rm_advice_for_a_wrong_file_in_a_private_dev() {
     in_namespace(|| {
         let scene = Scene::settled();
         detach(&scene.host.at("dev"));
@@ -173,9 +173,10 @@ fn the_nodes_device_is_not_removed_for_what_a_container_has() {
     });
 }
 
-/// libvirt leaves root its capabilities; where this process lacks the one that counts, it could not ask.
+/// libvirt leaves the capabilities to a QEMU that runs as root. Without CAP_DAC_OVERRIDE this process cannot test its
+/// access.
 #[test]
-fn root_without_its_rights_is_no_security_module() {
+fn missing_dac_override_is_not_reported_as_a_security_module() {
     require_commands(&["setpriv"]);
     in_namespace(|| {
         let scene = Scene::with_device(1000, 1000, 0o600);
@@ -192,14 +193,14 @@ fn root_without_its_rights_is_no_security_module() {
 }
 
 #[test]
-fn a_private_dev_is_shown_beside_the_nodes_and_apply_refuses_it() {
+fn check_shows_private_and_node_device_and_apply_refuses() {
     in_namespace(|| {
         require_kvm();
         fresh_dev();
         let (host, pod) = (Tree::host(108), Tree::pod(108));
         mknod_kvm(Path::new(KVM), 0, 108, 0o666);
         mknod_kvm(&host.at("dev/kvm"), 0, 424, 0o660);
-        let run = |verb: &str| support::verb(verb, pod.path(), host.path());
+        let run = |command_name: &str| support::verb(command_name, pod.path(), host.path());
         let before = state(&[host.path(), pod.path(), Path::new("/dev")]);
         let (code, found) = report(&mut run("check"));
         assert_eq!(code, 0, "{found}");
@@ -218,9 +219,9 @@ fn a_private_dev_is_shown_beside_the_nodes_and_apply_refuses_it() {
 }
 
 #[test]
-fn what_is_odd_is_a_warning_and_changes_no_exit_code() {
-    type Odd = fn(&Scene);
-    let table: [(&str, Odd); 3] = [
+fn advisory_findings_are_warnings_and_change_no_exit_code() {
+    type Change = fn(&Scene);
+    let table: [(&str, Change); 3] = [
         ("nscd-socket", |scene| {
             scene.pod.file("run/nscd/socket", "");
         }),
@@ -236,21 +237,21 @@ fn what_is_odd_is_a_warning_and_changes_no_exit_code() {
         }),
     ];
     in_namespace(|| {
-        for (code, odd) in table {
-            // All is well, with it and without it.
+        for (code, change) in table {
+            // Where everything is right the exit code stays 0.
             let scene = Scene::settled();
             assert_eq!(warnings(&report(&mut check(&scene)).1), [""; 0]);
-            odd(&scene);
+            change(&scene);
             let (exit, found) = report(&mut check(&scene));
             assert_eq!(
                 (exit, warnings(&found)),
                 (0, vec![code.to_owned()]),
                 "{found}"
             );
-            // And nothing is well.
+            // On a drifted device it stays 1, except where the mode 0666 lets QEMU open the device.
             let scene = Scene::with_device(0, 108, 0o660);
             assert_eq!(report(&mut check(&scene)).0, 1);
-            odd(&scene);
+            change(&scene);
             let want = i32::from(code != "open-to-others");
             let (exit, found) = report(&mut check(&scene));
             assert_eq!(exit, want, "{found}");
@@ -263,7 +264,7 @@ fn what_is_odd_is_a_warning_and_changes_no_exit_code() {
 }
 
 #[test]
-fn the_computed_permission_stands_beside_what_open_said() {
+fn report_shows_computed_permission_and_result_of_open() {
     in_namespace(|| {
         let scene = Scene::settled();
         for (mode, more, result, computed, line) in [
@@ -300,7 +301,7 @@ fn the_computed_permission_stands_beside_what_open_said() {
 }
 
 #[test]
-fn monitors_get_what_they_can_read() {
+fn npd_and_prometheus_formats_are_valid() {
     in_namespace(|| {
         for (scene, problem) in [
             (Scene::settled(), 0),
@@ -316,7 +317,7 @@ fn monitors_get_what_they_can_read() {
             let path = std::env::var_os("PATH").unwrap_or_default();
             if !std::env::split_paths(&path).any(|dir| dir.join("promtool").is_file()) {
                 println!(
-                    "promtool is not installed: only the checker of tests/pure/formats.rs ran"
+                    "skipped: promtool is not installed; tests/pure/formats.rs checks the metrics"
                 );
                 continue;
             }
@@ -324,9 +325,9 @@ fn monitors_get_what_they_can_read() {
             promtool.args(["check", "metrics"]);
             let out = promtool.stdin(fs::File::open(&text).unwrap()).output();
             let out = out.unwrap();
-            let said = [out.stdout, out.stderr].concat();
-            let said = String::from_utf8_lossy(&said);
-            assert!(out.status.success() && said.trim().is_empty(), "{said}");
+            let output = [out.stdout, out.stderr].concat();
+            let output = String::from_utf8_lossy(&output);
+            assert!(out.status.success() && output.trim().is_empty(), "{output}");
         }
         let mut unknown = command(
             &program(),
@@ -337,7 +338,7 @@ fn monitors_get_what_they_can_read() {
 }
 
 #[test]
-fn a_run_folder_that_leads_nowhere_hides_nothing() {
+fn dangling_link_in_run_causes_no_error() {
     in_namespace(|| {
         let scene = Scene::settled();
         scene.pod.dir("run");
@@ -348,7 +349,7 @@ fn a_run_folder_that_leads_nowhere_hides_nothing() {
 }
 
 #[test]
-fn of_very_many_members_a_few_are_named() {
+fn warning_lists_at_most_five_members() {
     in_namespace(|| {
         let scene = Scene::settled();
         let names: Vec<_> = (0..3000).map(|number| format!("user{number}")).collect();
@@ -362,7 +363,7 @@ fn of_very_many_members_a_few_are_named() {
         );
         let text = found["warnings"][0]["text"].as_str().unwrap();
         assert!(text.contains("user4 and 2995 more:"), "{text}");
-        // Where something is wrong the last line says everything once.
+        // If something is wrong the closing line names the repair only once.
         let scene = Scene::with_device(0, 108, 0o660);
         let ran = go(&mut check(&scene)).code(1);
         let last = ran.err.lines().last().unwrap();
@@ -370,9 +371,9 @@ fn of_very_many_members_a_few_are_named() {
     });
 }
 
-/// Whoever is the QEMU user, nobody can say where there is nothing to prove.
+/// Without a device the QEMU user is not resolved, so it must not be listed among the other members of the group.
 #[test]
-fn the_qemu_user_is_not_among_the_others() {
+fn absent_device_causes_no_warning_of_other_members() {
     in_namespace(|| {
         let scene = Scene::without_device();
         let (code, found) = report(&mut check(&scene));
@@ -380,9 +381,9 @@ fn the_qemu_user_is_not_among_the_others() {
     });
 }
 
-/// The exit code is that of the last line, and the one that the monitor knows.
+/// The exit code is that of the closing line, and 2 (unknown) for node-problem-detector.
 #[test]
-fn a_report_that_cannot_be_written_is_the_last_word() {
+fn unwritable_report_sets_exit_code_and_closing_line() {
     in_namespace(|| {
         let scene = Scene::with_device(0, 108, 0o660);
         for (format, code) in [("table", 4), ("json", 4), ("prometheus", 4), ("npd", 2)] {
@@ -406,9 +407,9 @@ fn a_report_that_cannot_be_written_is_the_last_word() {
     });
 }
 
-/// The command that a report names is one to paste: it has the flags that were given.
+/// The command in the report can be pasted: it repeats the options of the run.
 #[test]
-fn the_command_that_is_named_mends_it() {
+fn command_in_the_report_repairs_the_drift() {
     in_namespace(|| {
         let conf = scratch().join("it's qemu.conf");
         fs::write(&conf, "user = \"nova\"\ngroup = \"virt\"\n").unwrap();

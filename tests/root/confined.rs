@@ -1,4 +1,4 @@
-//! What belongs to the node stays the node's, by whatever path a pod comes to see it.
+//! Files of the node are not edited, by whichever path a pod reaches them.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,16 +11,16 @@ use support::{
 };
 
 #[test]
-fn the_nodes_group_file_is_not_edited_through_a_pods_mount_of_it() {
+fn node_group_file_mounted_into_the_pod_is_not_edited() {
     in_namespace(|| {
-        for whole_folder in [false, true] {
+        for whole_directory in [false, true] {
             let scene = Scene::with_device(0, 424, 0o660);
             scene.host.file("etc/passwd", "nova:x:42424:42424:::\n");
             scene.host.file(
                 "etc/libvirt/qemu.conf",
                 "user = \"nova\"\ngroup = \"kvm\"\n",
             );
-            let (node, pod) = if whole_folder {
+            let (node, pod) = if whole_directory {
                 ("etc", "etc")
             } else {
                 ("etc/group", "etc/group")
@@ -36,7 +36,7 @@ fn the_nodes_group_file_is_not_edited_through_a_pods_mount_of_it() {
 }
 
 #[test]
-fn the_output_replaces_no_device_and_no_file_of_something_else() {
+fn group_file_out_refuses_devices_and_other_files() {
     in_namespace(|| {
         let scene = Scene::settled();
         scene.pod.dir("volume");
@@ -56,7 +56,7 @@ fn the_output_replaces_no_device_and_no_file_of_something_else() {
             let run = run.code(2).says(&["--group-file-out", why]);
             assert_eq!(scene.state(), before, "{run}");
         }
-        // A link to one of them is not followed, and is what is replaced.
+        // A link to one of them is replaced, not followed.
         let link = scene.pod.at("volume/link");
         symlink(&node, &link).unwrap();
         go(scene.apply().arg("--group-file-out").arg(&link)).code(0);
@@ -66,12 +66,12 @@ fn the_output_replaces_no_device_and_no_file_of_something_else() {
 }
 
 #[test]
-fn a_mount_in_another_namespace_is_written_in_place_and_stays() {
+fn group_file_mounted_in_another_namespace_is_written_in_place() {
     in_namespace(|| {
         let scene = Scene::new();
         let volume = scene.pod.at("volume");
         fs::write(&volume, scene.pod.read("etc/group")).unwrap();
-        // Another container, in a mount namespace of its own, where the file is mounted.
+        // Another container: a separate mount namespace in which the file is mounted.
         let script = format!(
             "mount --bind {} {} && echo ready && exec sleep 60",
             volume.display(),
@@ -100,9 +100,9 @@ fn a_mount_in_another_namespace_is_written_in_place_and_stays() {
     });
 }
 
-/// The command that a report named, pasted when that number is another process' by now.
+/// The command of an old report, pasted when its PID belongs to another process.
 #[test]
-fn the_root_of_another_users_process_is_not_edited() {
+fn root_of_an_unprivileged_process_is_refused() {
     require_commands(&["setpriv", "unshare"]);
     in_namespace(|| {
         let scene = Scene::new();
@@ -111,13 +111,13 @@ fn the_root_of_another_users_process_is_not_edited() {
         let before = state(&[&script]);
         let impostor = Impostor::start(&[], &script);
         let root = impostor.root();
-        for verb in ["apply", "check", "watch"] {
-            let run = go(&mut support::verb(verb, &root, scene.host.path()));
+        for name in ["apply", "check", "watch"] {
+            let run = go(&mut support::verb(name, &root, scene.host.path()));
             assert!(state(&[&script]) == before, "{run}");
             run.code(3)
                 .says(&[root.to_str().unwrap(), "does not run as root"]);
         }
-        // One of root's in a user namespace of its own is nobody to trust, either.
+        // A process with UID 0 in another user namespace is not trusted either.
         drop(impostor);
         let mut other = Command::new("unshare")
             .args(["--user", "--map-root-user", "--mount", "sh", "-c"])
@@ -140,7 +140,7 @@ fn the_root_of_another_users_process_is_not_edited() {
 }
 
 #[test]
-fn a_dry_run_tells_of_an_output_that_is_not_there() {
+fn dry_run_lists_a_missing_output() {
     in_namespace(|| {
         let scene = Scene::settled();
         let out = scene.pod.at("out");
@@ -160,7 +160,7 @@ fn a_dry_run_tells_of_an_output_that_is_not_there() {
 }
 
 #[test]
-fn what_files_say_cannot_steer_a_terminal() {
+fn control_characters_of_qemu_conf_are_escaped() {
     in_namespace(|| {
         let scene = Scene::new();
         let conf = "user = \"\"\"no\nva\u{1b}[2J\"\"\"\ngroup = \"kvm\"\n";

@@ -1,4 +1,4 @@
-//! The device: what is wrong with it is mended through one descriptor, and nothing else is touched.
+//! The device is repaired through one descriptor, and no other file is changed.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -19,7 +19,7 @@ fn kvm() -> &'static Path {
 }
 
 #[test]
-fn a_drifted_device_is_healed_on_the_very_inode_that_pod_and_node_share() {
+fn drifted_device_is_repaired_on_the_inode_of_pod_and_node() {
     in_namespace(|| {
         let scene = Scene::new();
         for (uid, gid, mode) in [
@@ -44,7 +44,7 @@ fn a_drifted_device_is_healed_on_the_very_inode_that_pod_and_node_share() {
 }
 
 #[test]
-fn a_second_apply_writes_nothing_at_all() {
+fn second_apply_writes_nothing() {
     in_namespace(|| {
         let scene = Scene::new();
         go(&mut scene.apply()).code(0);
@@ -56,7 +56,7 @@ fn a_second_apply_writes_nothing_at_all() {
 }
 
 #[test]
-fn the_bits_for_others_are_the_nodes_business_unless_a_mode_is_given() {
+fn mode_bits_for_others_stay_without_the_mode_option() {
     in_namespace(|| {
         let scene = Scene::new();
         for (now, asked, then) in [
@@ -79,7 +79,7 @@ fn the_bits_for_others_are_the_nodes_business_unless_a_mode_is_given() {
 }
 
 #[test]
-fn what_is_no_kvm_node_is_refused_with_advice_and_left_alone() {
+fn file_that_is_not_the_kvm_device_is_refused_with_advice() {
     in_namespace(|| {
         let scene = Scene::without_device();
         mknod_kvm(Path::new("/dev/real"), 0, 424, 0o660);
@@ -120,12 +120,12 @@ fn what_is_no_kvm_node_is_refused_with_advice_and_left_alone() {
 }
 
 #[test]
-fn a_read_only_dev_is_fine_until_something_is_wrong_in_it() {
+fn read_only_dev_fails_only_if_the_device_needs_a_change() {
     in_namespace(|| {
         let scene = Scene::settled();
-        let folder = scene.pod.at("dev");
-        bind_read_only(Path::new("/dev"), &folder);
-        let device = folder.join("kvm");
+        let directory = scene.pod.at("dev");
+        bind_read_only(Path::new("/dev"), &directory);
+        let device = directory.join("kvm");
         let run = || go(scene.apply().arg("--device").arg(&device));
         run().code(0);
         for (gid, mode, call) in [(424, 0o660, "fchownat("), (108, 0o600, "fchmodat(")] {
@@ -143,8 +143,8 @@ fn a_read_only_dev_is_fine_until_something_is_wrong_in_it() {
 }
 
 #[test]
-fn a_kernel_or_filter_without_fchmodat2_does_not_matter() {
-    /// The same number on every architecture.
+fn apply_works_without_fchmodat2() {
+    /// This system call has the same number on every architecture.
     const FCHMODAT2: libc::c_long = 452;
     in_namespace(|| {
         let scene = Scene::new();
@@ -153,12 +153,12 @@ fn a_kernel_or_filter_without_fchmodat2_does_not_matter() {
             go(without_call(&mut scene.apply(), FCHMODAT2, errno)).code(0);
             assert_eq!(owner(kvm()), (0, 108, 0o660));
         }
-        // A node that stays as it is when neither way works.
+        // The device stays unchanged if the fallback fails too.
         set_owner(kvm(), 0, 108, 0o600);
-        let folder = scene.pod.at("dev");
-        bind_read_only(Path::new("/dev"), &folder);
+        let directory = scene.pod.at("dev");
+        bind_read_only(Path::new("/dev"), &directory);
         let mut cmd = scene.apply();
-        cmd.arg("--device").arg(folder.join("kvm"));
+        cmd.arg("--device").arg(directory.join("kvm"));
         let run = go(without_call(&mut cmd, FCHMODAT2, libc::ENOSYS)).code(4);
         run.says(&["fchmodat(", "EROFS"]);
     });
@@ -176,11 +176,11 @@ fn set_acl(entries: &str) {
 }
 
 #[test]
-fn an_acl_that_shuts_the_group_out_is_mended_and_nobody_gets_more() {
+fn acl_that_denies_the_group_is_repaired_without_raising_other_entries() {
     require_commands(&["getfacl", "setfacl"]);
     in_namespace(|| {
         let scene = Scene::settled();
-        // What the mask held back stays held back.
+        // Permissions that the mask withheld stay withheld.
         for (mode, entries, then) in [
             (
                 0o660,
@@ -193,7 +193,7 @@ fn an_acl_that_shuts_the_group_out_is_mended_and_nobody_gets_more() {
                 "user::rw-,user:1234:---,group::rw-,group:7:---,mask::rw-,other::---",
             ),
             (
-                // setfacl on a 0600 node and the chmod 660 after it: ls shows rw-, the group has ---.
+                // setfacl on a 0600 device and chmod 660 after it: ls shows rw-, but the group entry is ---.
                 0o600,
                 "u:1234:rw,m::rw",
                 "user::rw-,user:1234:rw-,group::rw-,mask::rw-,other::---",
@@ -219,7 +219,7 @@ fn an_acl_that_shuts_the_group_out_is_mended_and_nobody_gets_more() {
 }
 
 #[test]
-fn an_acl_that_shuts_the_qemu_user_out_is_shown_and_not_overruled() {
+fn acl_that_denies_the_qemu_user_is_reported_and_kept() {
     require_commands(&["getfacl", "setfacl"]);
     in_namespace(|| {
         let scene = Scene::settled();
@@ -235,7 +235,7 @@ fn an_acl_that_shuts_the_qemu_user_out_is_shown_and_not_overruled() {
 }
 
 #[test]
-fn a_private_dev_is_refused_unless_the_device_was_named() {
+fn private_dev_is_refused_without_the_device_option() {
     in_namespace(|| {
         require_kvm();
         fresh_dev();
@@ -259,7 +259,7 @@ fn a_private_dev_is_refused_unless_the_device_was_named() {
         assert_eq!(report["device"]["same_inode_as_host"], false);
         assert_eq!(owner(kvm()), (0, 108, 0o660));
         assert_eq!(state(&[host.path()]), hosts);
-        // No node here at all, and one on the node.
+        // No device in this /dev, but one on the node.
         fs::remove_file(kvm()).unwrap();
         go(&mut apply()).code(3).says(&["mount the node's /dev"]);
     });

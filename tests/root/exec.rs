@@ -1,4 +1,4 @@
-//! `exec`: what the command finds is what it would have found without the wrapper.
+//! `exec` starts its command as if it were started directly.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -17,7 +17,7 @@ use support::{
     mknod_kvm, ok, owner, program, require_commands, run, warnings, without_call,
 };
 
-/// Runs `script` as the command.
+/// Runs `script` as the command of `exec`.
 fn exec_sh(scene: &Scene, options: &[&str], script: &str) -> (i32, String, String) {
     run(scene.exec(options).args(["sh", "-c", script]))
 }
@@ -27,7 +27,7 @@ fn last(text: &str) -> &str {
 }
 
 #[test]
-fn it_aligns_reports_on_stderr_and_becomes_the_command() {
+fn exec_aligns_reports_on_stderr_and_runs_the_command() {
     in_namespace(|| {
         let scene = Scene::new();
         let script = "echo out; echo err >&2; cat; exit 42";
@@ -38,12 +38,12 @@ fn it_aligns_reports_on_stderr_and_becomes_the_command() {
         assert_eq!(last(&err), "err");
         assert_eq!(scene.pod.read("etc/group"), ALIGNED);
         assert_eq!(owner(Path::new(KVM)), (0, 108, 0o660));
-        // The container was started again.
+        // After a restart of the container.
         let before = scene.state();
         let (code, ..) = exec_sh(&scene, &[], "true");
         assert_eq!(code, 0);
         assert_eq!(scene.state(), before);
-        // No KVM on this node, and that is accepted.
+        // No KVM on this node, with --missing=skip.
         let options = ["--device=/dev/absent", "--missing=skip"];
         let (code, out, err) = exec_sh(&scene, &options, "echo out");
         assert_eq!((code, out.as_str()), (0, "out\n"), "{err}");
@@ -57,7 +57,7 @@ fn it_aligns_reports_on_stderr_and_becomes_the_command() {
 }
 
 #[test]
-fn it_works_in_this_containers_own_files() {
+fn exec_edits_the_files_of_its_own_container() {
     in_namespace(|| {
         let scene = Scene::new();
         bind(&scene.pod.at("etc"), Path::new("/etc"));
@@ -69,18 +69,20 @@ fn it_works_in_this_containers_own_files() {
 }
 
 #[test]
-fn arguments_and_environment_are_handed_on_byte_for_byte() {
+fn arguments_and_environment_are_passed_unchanged() {
     in_namespace(|| {
         let scene = Scene::settled();
-        let odd = OsStr::from_bytes(b"\xff\xfe --gid=\n");
+        let bytes = OsStr::from_bytes(b"\xff\xfe --gid=\n");
         let mut cmd = scene.exec(&[]);
         cmd.args(["cat", "/proc/self/environ"]);
-        cmd.env_clear().env("PATH", "/bin:/usr/bin").env("ODD", odd);
-        let want = b"ODD=\xff\xfe --gid=\n\0PATH=/bin:/usr/bin\0";
+        cmd.env_clear()
+            .env("PATH", "/bin:/usr/bin")
+            .env("BYTES", bytes);
+        let want = b"BYTES=\xff\xfe --gid=\n\0PATH=/bin:/usr/bin\0";
         assert_eq!(cmd.output().unwrap().stdout, want);
         for args in [vec!["--help", "", "--", "-x"], vec![]] {
             let mut cmd = scene.exec(&[]);
-            cmd.args(["printf", "[%s]", "first"]).args(&args).arg(odd);
+            cmd.args(["printf", "[%s]", "first"]).args(&args).arg(bytes);
             let mut want = b"[first]".to_vec();
             for arg in &args {
                 want.extend(format!("[{arg}]").bytes());
@@ -92,7 +94,7 @@ fn arguments_and_environment_are_handed_on_byte_for_byte() {
 }
 
 #[test]
-fn a_failed_apply_never_starts_the_command() {
+fn failed_apply_does_not_start_the_command() {
     in_namespace(|| {
         let scene = Scene::new();
         let mark = scene.pod.at("mark");
@@ -118,11 +120,11 @@ fn a_failed_apply_never_starts_the_command() {
             assert!(!mark.exists(), "{options:?}");
             assert_eq!(scene.state(), before, "{options:?}");
         }
-        // Proven not to work: a nodev mount.
+        // The proof fails on a nodev mount.
         let flags = nix::mount::MsFlags::MS_REMOUNT | nix::mount::MsFlags::MS_NODEV;
         nix::mount::mount(None::<&str>, "/dev", None::<&str>, flags, None::<&str>).unwrap();
         let mut cmd = scene.exec(&[]);
-        // Not even /dev/null can be opened.
+        // On a nodev mount /dev/null cannot be opened either.
         cmd.args(["sh", "-c", &script]).stdin(Stdio::inherit());
         let out = cmd.output().unwrap();
         let err = String::from_utf8(out.stderr).unwrap();
@@ -133,7 +135,7 @@ fn a_failed_apply_never_starts_the_command() {
 }
 
 #[test]
-fn a_command_that_cannot_run_gives_a_shells_codes() {
+fn command_that_cannot_start_exits_with_126_or_127() {
     in_namespace(|| {
         let scene = Scene::settled();
         scene.pod.file("plain", "echo no").file("noexec", "echo no");
@@ -159,16 +161,16 @@ fn a_command_that_cannot_run_gives_a_shells_codes() {
             assert!(err.starts_with(&format!("libvirt-kvm-init: {name}: ")));
             assert!(err.contains(says), "{err}");
         }
-        // A folder of PATH that is of no use does not hide the next one.
+        // An unusable directory in PATH does not hide the next one.
         scene.pod.dir("first/found");
         let path = format!("/nowhere:{}:{}", at("first"), at("bin"));
         let mut cmd = scene.exec(&["-q"]);
         assert_eq!(ok(cmd.arg("found").env("PATH", path)), "found\n");
-        // Nor does one that cannot be walked: a link to itself, a name that is too long.
+        // Neither does one that cannot be resolved: a link to itself, a name that is too long.
         std::os::unix::fs::symlink("circle", scene.pod.at("circle")).unwrap();
         let long = "x".repeat(300);
-        for folder in [at("circle"), at(&long)] {
-            let path = format!("{folder}:{}", at("bin"));
+        for directory in [at("circle"), at(&long)] {
+            let path = format!("{directory}:{}", at("bin"));
             let mut cmd = scene.exec(&["-q"]);
             assert_eq!(ok(cmd.arg("found").env("PATH", path)), "found\n");
         }
@@ -180,7 +182,7 @@ fn a_command_that_cannot_run_gives_a_shells_codes() {
 }
 
 #[test]
-fn without_a_command_it_is_a_usage_error() {
+fn exec_without_a_command_is_a_usage_error() {
     for args in [&["exec"][..], &["exec", "--"], &["exec", "true"]] {
         let (code, _, err) = run(&mut command(&program(), args));
         assert_eq!(code, 2, "{args:?}: {err}");
@@ -190,7 +192,7 @@ fn without_a_command_it_is_a_usage_error() {
 }
 
 #[test]
-fn on_a_read_only_root_it_goes_on_only_if_nothing_must_change() {
+fn read_only_root_fails_only_if_a_change_is_needed() {
     in_namespace(|| {
         for (scene, want) in [(Scene::settled(), 0), (Scene::new(), 4)] {
             bind_read_only(scene.pod.path(), scene.pod.path());
@@ -213,7 +215,7 @@ fn on_a_read_only_root_it_goes_on_only_if_nothing_must_change() {
 }
 
 #[test]
-fn a_private_device_is_a_warning() {
+fn exec_warns_of_a_private_device() {
     in_namespace(|| {
         let scene = Scene::new();
         detach(&scene.host.at("dev"));
@@ -227,7 +229,7 @@ fn a_private_device_is_a_warning() {
     });
 }
 
-/// Children of a process, as the kernel tells it by their parent.
+/// Children of a process, by the parent PID in /proc/PID/stat.
 fn children(of: Pid) -> Vec<Pid> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap() {
@@ -242,22 +244,22 @@ fn children(of: Pid) -> Vec<Pid> {
     found
 }
 
-/// The one child of a process, once it has one.
+/// Waits until a process has one child, and returns it.
 fn child(of: Pid) -> Pid {
-    eventually("a child", || children(of).len() == 1);
+    eventually("the process has one child", || children(of).len() == 1);
     children(of)[0]
 }
 
-/// Gone, or nothing but a zombie that its new parent has not asked for.
+/// Whether a process has ended, or is a zombie not yet reaped by its new parent.
 fn ended(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.is_empty() || stat.contains(") Z ")
 }
 
 #[test]
-fn a_request_to_end_ends_it_and_its_child_at_once_also_as_the_first_process() {
+fn signal_ends_exec_and_its_child_also_as_pid_1() {
     in_namespace(|| {
-        // The device does not come, and the child waits for it.
+        // The device is missing, so the child waits for it.
         let scene = Scene::without_device();
         for signal in [Signal::SIGTERM, Signal::SIGINT] {
             for first in [false, true] {
@@ -278,10 +280,10 @@ fn a_request_to_end_ends_it_and_its_child_at_once_also_as_the_first_process() {
                 let wrapper = if first { child(outer) } else { outer };
                 let worker = child(wrapper);
                 kill(wrapper, signal).unwrap();
-                // Once the wait for the device is over, the command would be run.
+                // Without the signal the command would run once the wait is over.
                 let code = process.wait().unwrap().code();
                 assert_eq!(code, Some(128 + signal as i32));
-                eventually("an end", || ended(worker));
+                eventually("the worker has ended", || ended(worker));
                 let mut out = String::new();
                 io::Read::read_to_string(&mut process.stdout.unwrap(), &mut out).unwrap();
                 assert_eq!(out, "");
@@ -290,14 +292,14 @@ fn a_request_to_end_ends_it_and_its_child_at_once_also_as_the_first_process() {
     });
 }
 
-/// In the moment between its start and its handlers the kernel would throw the signal away.
+/// Until PID 1 has installed its handlers the kernel discards the signal (pid_namespaces(7)).
 #[test]
-fn a_request_to_end_that_comes_at_its_very_start_ends_the_first_process() {
+fn signal_before_main_ends_exec_as_pid_1() {
     require_commands(&["strace", "unshare"]);
     in_namespace(|| {
         let scene = Scene::settled();
         for (signal, code) in [("TERM", 143), ("INT", 130)] {
-            // Rust's runtime makes this call before `main`, and unshare(1) does not.
+            // Rust's runtime makes this call before `main`; unshare(1) does not make it.
             let early = format!("inject=sigaltstack:signal={signal}:when=1");
             let strace = ["-f", "-qq", "-o", "/dev/null", "-e", "trace=sigaltstack"];
             let mut cmd = command(Path::new("strace"), &strace);
@@ -311,7 +313,7 @@ fn a_request_to_end_that_comes_at_its_very_start_ends_the_first_process() {
 }
 
 #[test]
-fn a_child_that_is_killed_is_a_failure_and_one_whose_parent_is_killed_ends() {
+fn killed_child_is_a_failure_and_killed_parent_ends_the_child() {
     in_namespace(|| {
         let scene = Scene::without_device();
         for child_first in [true, false] {
@@ -324,8 +326,8 @@ fn a_child_that_is_killed_is_a_failure_and_one_whose_parent_is_killed_ends() {
                 .unwrap();
             let wrapper = Pid::from_raw(i32::try_from(process.id()).unwrap());
             let worker = child(wrapper);
-            // It has asked for the signal once it waits for the device.
-            eventually("an end", || {
+            // Once it waits for the device it has set its parent-death signal (prctl(2)).
+            eventually("the worker waits for the device", || {
                 let name = fs::read_link(format!("/proc/{worker}/fd/3")).unwrap_or_default();
                 name == Path::new("anon_inode:inotify")
             });
@@ -343,14 +345,14 @@ fn a_child_that_is_killed_is_a_failure_and_one_whose_parent_is_killed_ends() {
             } else {
                 process.kill().unwrap();
                 process.wait().unwrap();
-                eventually("an end", || ended(worker));
+                eventually("the worker has ended", || ended(worker));
             }
         }
     });
 }
 
 #[test]
-fn the_first_process_stays_the_first_and_leaves_no_zombie() {
+fn command_of_exec_stays_pid_1_and_gets_no_zombie() {
     in_namespace(|| {
         let scene = Scene::new();
         let exec = scene.exec(&["-q"]);
@@ -371,9 +373,9 @@ fn the_first_process_stays_the_first_and_leaves_no_zombie() {
     });
 }
 
-/// A limit is only blamed for what a limit does.
+/// Only EAGAIN is reported as a reached limit.
 #[test]
-fn without_a_child_the_command_is_not_started() {
+fn failed_fork_does_not_start_the_command() {
     in_namespace(|| {
         let scene = Scene::new();
         let before = scene.state();
@@ -393,7 +395,7 @@ fn without_a_child_the_command_is_not_started() {
 }
 
 #[test]
-fn nobody_to_read_its_report_does_not_keep_the_command_from_starting() {
+fn closed_stderr_does_not_prevent_the_command() {
     in_namespace(|| {
         let scene = Scene::new();
         let script = format!("echo started > {}", scene.pod.at("mark").display());
@@ -411,7 +413,7 @@ fn nobody_to_read_its_report_does_not_keep_the_command_from_starting() {
 }
 
 #[test]
-fn many_starts_at_once_in_one_volume_lose_nothing() {
+fn concurrent_exec_runs_lose_no_update() {
     in_namespace(|| {
         let scene = Scene::new();
         let spawn = |_| {

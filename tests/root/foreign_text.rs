@@ -1,15 +1,15 @@
-//! Names and texts from files of others: none of them reaches a terminal, a log or a JSON file unescaped.
+//! Control characters in names and texts of other files are escaped in every output.
 
 use std::fs;
 use std::path::Path;
 
 use support::{KVM, Scene, command, in_namespace, program, report, run, set_owner};
 
-/// Clears the screen, by ESC and by C1; deletes; turns the writing direction; joins; hides.
-const NASTY: &str =
+/// Characters that clear the screen (ESC and C1), delete, reverse the writing direction, join and hide.
+const CONTROLS: &str =
     "\u{1b}[2J\u{9b}2J\u{7f}\u{85}\u{202e}\u{2066}\u{61c}\u{200b}\u{ad}\u{e0041}\u{fffa}";
 
-/// What is neither seen nor harmless; a newline ends a line of the program's own.
+/// The first control or invisible character. Newlines end the program's own lines.
 fn hidden(text: &str) -> Option<char> {
     let is_hidden = |c: &char| {
         c.is_control() && *c != '\n'
@@ -20,7 +20,7 @@ fn hidden(text: &str) -> Option<char> {
     text.chars().find(is_hidden)
 }
 
-/// A pod whose QEMU user has such a name, and is a member of kvm or not.
+/// A pod in which the QEMU user has this name and is a member of kvm or not.
 fn pod_of(name: &str, is_member: bool) -> Scene {
     let scene = Scene::new();
     let passwd = format!("root:x:0:0:root:/root:/bin/sh\n{name}:x:42424:42424::/:/bin/sh\n");
@@ -28,16 +28,16 @@ fn pod_of(name: &str, is_member: bool) -> Scene {
     let conf = "user = \"+42424\"\ngroup = \"kvm\"\n";
     scene.pod.file("etc/libvirt/qemu.conf", conf);
     let member = if is_member { name } else { "" };
-    let group = format!("root:x:0:\nkvm:x:108:{member}\nga{NASTY}mes:x:108:\n");
+    let group = format!("root:x:0:\nkvm:x:108:{member}\nga{CONTROLS}mes:x:108:\n");
     scene.pod.file("etc/group", &group);
     scene
 }
 
 #[test]
-fn a_name_in_the_image_steers_no_terminal_by_any_command() {
+fn control_characters_in_a_user_name_are_escaped_by_every_command() {
     in_namespace(|| {
-        let name = format!("no{NASTY}va");
-        let verbs: [(&str, &[&str]); 5] = [
+        let name = format!("no{CONTROLS}va");
+        let commands: [(&str, &[&str]); 5] = [
             ("apply", &[]),
             ("apply", &["--dry-run", "-v"]),
             ("apply", &["-v"]),
@@ -45,14 +45,14 @@ fn a_name_in_the_image_steers_no_terminal_by_any_command() {
             ("exec", &["-v", "--", "true"]),
         ];
         for is_member in [false, true] {
-            for (verb, args) in verbs {
+            for (command, args) in commands {
                 for format in ["table", "json", "npd", "prometheus"] {
                     let scene = pod_of(&name, is_member);
-                    let mut cmd = scene.verb(verb);
+                    let mut cmd = scene.verb(command);
                     let (code, out, err) = run(cmd.args(["--format", format]).args(args));
                     for text in [&out, &err] {
                         let found = hidden(text);
-                        assert_eq!(found, None, "{verb} {args:?} {format}: {code}\n{text}");
+                        assert_eq!(found, None, "{command} {args:?} {format}: {code}\n{text}");
                     }
                 }
             }
@@ -60,33 +60,33 @@ fn a_name_in_the_image_steers_no_terminal_by_any_command() {
     });
 }
 
-/// The log alone, and the character that every terminal obeys.
+/// Log lines only, with the character ESC.
 #[test]
-fn a_log_line_clears_no_screen() {
+fn escape_character_is_escaped_in_log_lines() {
     in_namespace(|| {
-        for (verb, args) in [("apply", &[][..]), ("exec", &["--", "true"])] {
+        for (command, args) in [("apply", &[][..]), ("exec", &["--", "true"])] {
             let scene = pod_of("no\u{1b}[2Jva", false);
             let before = scene.pod.read("etc/group");
-            let mut cmd = scene.verb(verb);
+            let mut cmd = scene.verb(command);
             let (_, _, err) = run(cmd.args(["--format", "json"]).args(args));
-            assert!(!err.contains('\u{1b}'), "{verb}: {err:?}");
-            assert!(err.contains("no\\x1b[2Jva"), "{verb}: {err}");
-            assert_eq!(scene.pod.read("etc/group"), before, "{verb}");
+            assert!(!err.contains('\u{1b}'), "{command}: {err:?}");
+            assert!(err.contains("no\\x1b[2Jva"), "{command}: {err}");
+            assert_eq!(scene.pod.read("etc/group"), before, "{command}");
         }
     });
 }
 
-/// Escaped, and still the same to whatever parses it.
+/// A JSON parser gets the original text.
 #[test]
-fn json_holds_the_same_text_as_escapes() {
+fn json_escapes_control_characters_without_loss() {
     in_namespace(|| {
         let scene = Scene::new();
-        let group = format!("root:x:0:\nkvm:x:424:nova\nga{NASTY}mes:x:108:\n");
+        let group = format!("root:x:0:\nkvm:x:424:nova\nga{CONTROLS}mes:x:108:\n");
         scene.pod.file("etc/group", &group);
         let (code, said) = report(&mut scene.apply());
         assert_eq!(code, 0, "{said}");
         let text = said["warnings"][0]["text"].as_str().unwrap();
-        assert!(text.contains(&format!("ga{NASTY}mes")), "{text:?}");
+        assert!(text.contains(&format!("ga{CONTROLS}mes")), "{text:?}");
         let out = run(scene.apply().args(["--format", "json"])).1;
         assert_eq!(hidden(&out), None, "{out}");
         assert!(
@@ -99,23 +99,23 @@ fn json_holds_the_same_text_as_escapes() {
 }
 
 #[test]
-fn an_argument_that_is_repeated_is_escaped() {
+fn control_characters_in_arguments_are_escaped() {
     in_namespace(|| {
-        // What takes a root gets the scene's: without one it would be the machine's own.
+        // Commands with the option --root get the scene's, because the default is the machine's root.
         let scene = Scene::new();
-        let odd = format!("a{NASTY}");
-        let odd = odd.as_str();
-        let device = format!("--device={odd}");
-        let gid = format!("--gid={odd}");
-        let unknown = format!("--{odd}");
+        let name = format!("a{CONTROLS}");
+        let name = name.as_str();
+        let device = format!("--device={name}");
+        let gid = format!("--gid={name}");
+        let unknown = format!("--{name}");
         for args in [
-            &[odd][..],
-            &["install", odd],
-            &["install", "--format=json", odd],
-            &["logs", odd],
-            &["logs", "--format=json", odd],
-            &["logs", "--format", odd],
-            &["ready", "--status-file", odd],
+            &[name][..],
+            &["install", name],
+            &["install", "--format=json", name],
+            &["logs", name],
+            &["logs", "--format=json", name],
+            &["logs", "--format", name],
+            &["ready", "--status-file", name],
         ] {
             let (_, out, err) = run(&mut command(&program(), args));
             assert_eq!(hidden(&out), None, "{args:?}: {out}");
@@ -127,26 +127,26 @@ fn an_argument_that_is_repeated_is_escaped() {
             assert_eq!(hidden(&out), None, "{option:?}: {out}");
             assert_eq!(hidden(&err), None, "{option:?}: {err}");
         }
-        let (code, out, err) = run(scene.exec(&[]).arg(odd));
+        let (code, out, err) = run(scene.exec(&[]).arg(name));
         assert_eq!(
             (code, hidden(&out), hidden(&err)),
             (127, None, None),
             "{err}"
         );
         let mut env = scene.apply();
-        let (code, out, err) = run(env.env("LIBVIRT_KVM_INIT_GID", odd));
+        let (code, out, err) = run(env.env("LIBVIRT_KVM_INIT_GID", name));
         assert_eq!((code, hidden(&out), hidden(&err)), (2, None, None), "{err}");
     });
 }
 
 #[test]
-fn what_a_node_calls_things_is_escaped() {
+fn control_characters_in_group_and_rule_names_of_the_node_are_escaped() {
     in_namespace(|| {
         let scene = Scene::new();
-        let host = format!("root:x:0:\nkvm:x:109:\nga{NASTY}mes:x:108:\n");
+        let host = format!("root:x:0:\nkvm:x:109:\nga{CONTROLS}mes:x:108:\n");
         scene.host.file("etc/group", &host);
-        let rule = format!("KERNEL==\"kvm\", GROUP=\"no{NASTY}such\"\n");
-        let name = format!("etc/udev/rules.d/50-{NASTY}.rules");
+        let rule = format!("KERNEL==\"kvm\", GROUP=\"no{CONTROLS}such\"\n");
+        let name = format!("etc/udev/rules.d/50-{CONTROLS}.rules");
         scene.host.file(&name, &rule);
         set_owner(Path::new(KVM), 0, 108, 0o660);
         for format in ["table", "json", "npd", "prometheus"] {

@@ -1,4 +1,4 @@
-//! The pod's group file: whole at every moment, and every byte that need not change stays.
+//! The pod's group file is replaced atomically, and no byte is changed without need.
 
 use std::fs;
 use std::io::Read;
@@ -10,39 +10,39 @@ use support::{
     mount_tmpfs, names, ok, owner, report, require_commands, set_owner, set_xattr,
 };
 
-const ODD: &[u8] =
+const IRREGULAR: &[u8] =
     b"# \xff\xfe comment\nroot:x:0:\r\n\n kvm:x:424:a,b\n+:::\nbad line\nnova:x:42424:";
-const ODD_ALIGNED: &[u8] =
+const IRREGULAR_ALIGNED: &[u8] =
     b"# \xff\xfe comment\nroot:x:0:\r\n\n kvm:x:108:a,b,nova\n+:::\nbad line\nnova:x:42424:";
 
 #[test]
-fn it_is_replaced_whole_with_owner_mode_and_attributes_and_no_other_byte_changes() {
+fn replaced_group_file_keeps_owner_mode_attributes_and_other_bytes() {
     require_commands(&["setfacl", "getfacl"]);
     in_namespace(|| {
         let scene = Scene::new();
         let file = scene.pod.at("etc/group");
-        fs::write(&file, ODD).unwrap();
+        fs::write(&file, IRREGULAR).unwrap();
         set_owner(&file, 3, 4, 0o640);
         ok(std::process::Command::new("setfacl")
             .args(["-m", "u:1234:r"])
             .arg(&file));
         let acl = get_xattr(&file, "system.posix_acl_access").unwrap();
-        // Not every kernel's tmpfs has these.
+        // tmpfs has user attributes since Linux 6.6.
         let has_user = set_xattr(&file, "user.test", b"kept").is_ok();
         let (old, mode) = (inode(&file), owner(&file));
         let mut pinned = fs::File::open(&file).unwrap();
         go(&mut scene.apply()).code(0);
-        assert_eq!(fs::read(&file).unwrap(), ODD_ALIGNED);
+        assert_eq!(fs::read(&file).unwrap(), IRREGULAR_ALIGNED);
         assert_ne!(inode(&file), old);
         assert_eq!(owner(&file), mode);
         assert_eq!(get_xattr(&file, "system.posix_acl_access"), Some(acl));
         if has_user {
             assert_eq!(get_xattr(&file, "user.test").as_deref(), Some(&b"kept"[..]));
         }
-        // Whoever had it open still reads the old one, whole.
+        // A process that had the old file open still reads all of it.
         let mut content = Vec::new();
         pinned.read_to_end(&mut content).unwrap();
-        assert_eq!(content, ODD);
+        assert_eq!(content, IRREGULAR);
         assert_eq!(
             names(&scene.pod.at("etc")),
             [".pwd.lock", "group", "libvirt", "passwd"]
@@ -51,7 +51,7 @@ fn it_is_replaced_whole_with_owner_mode_and_attributes_and_no_other_byte_changes
 }
 
 #[test]
-fn a_bind_mounted_one_is_written_in_place() {
+fn bind_mounted_group_file_is_written_in_place() {
     in_namespace(|| {
         let scene = Scene::new();
         let file = scene.pod.at("etc/group");
@@ -86,7 +86,7 @@ fn a_bind_mounted_one_is_written_in_place() {
 }
 
 #[test]
-fn on_a_read_only_file_system_nothing_is_changed_and_the_way_out_is_named() {
+fn read_only_file_system_fails_without_changes_and_advises_group_file_out() {
     in_namespace(|| {
         let scene = Scene::new();
         let etc = scene.pod.at("etc");
@@ -100,7 +100,7 @@ fn on_a_read_only_file_system_nothing_is_changed_and_the_way_out_is_named() {
 }
 
 #[test]
-fn a_writable_file_mounted_into_a_read_only_root_is_written() {
+fn writable_file_mounted_into_a_read_only_root_is_written() {
     in_namespace(|| {
         let scene = Scene::new();
         let etc = scene.pod.at("etc");
@@ -114,7 +114,7 @@ fn a_writable_file_mounted_into_a_read_only_root_is_written() {
 }
 
 #[test]
-fn no_space_left_leaves_the_old_file() {
+fn full_file_system_leaves_the_old_file() {
     in_namespace(|| {
         let scene = Scene::new();
         let etc = scene.pod.at("etc");
@@ -125,7 +125,7 @@ fn no_space_left_leaves_the_old_file() {
         );
         mount_tmpfs(&etc, "size=8k,mode=755");
         fs::write(etc.join("group"), &old).unwrap();
-        // A mounted etc hides the rest of it.
+        // The mount hides passwd and qemu.conf.
         let run = go(scene
             .apply()
             .args(["--qemu-user=+42424", "--qemu-group=kvm"]));
@@ -137,7 +137,7 @@ fn no_space_left_leaves_the_old_file() {
 }
 
 #[test]
-fn no_space_left_leaves_a_mounted_file_as_it_was() {
+fn full_file_system_leaves_a_mounted_file_unchanged() {
     in_namespace(|| {
         let scene = Scene::new();
         let (volume, file) = (
@@ -145,7 +145,7 @@ fn no_space_left_leaves_a_mounted_file_as_it_was() {
             scene.pod.at("etc/group"),
         );
         mount_tmpfs(&volume, "size=8k,mode=755");
-        // A page to the last byte, and another file in the only other page.
+        // The file fills its page to the last byte, and another file occupies the only other page.
         let line = "kvm:x:42:nova\n";
         let old = format!("{line}#{}\n", "x".repeat(4096 - line.len() - 2));
         fs::write(volume.join("group"), &old).unwrap();
@@ -163,7 +163,7 @@ fn no_space_left_leaves_a_mounted_file_as_it_was() {
 }
 
 #[test]
-fn nothing_is_written_through_a_symbolic_link() {
+fn symbolic_link_as_group_file_is_refused() {
     in_namespace(|| {
         let scene = Scene::new();
         let target = scene.pod.at("usr/lib/group");
@@ -174,7 +174,7 @@ fn nothing_is_written_through_a_symbolic_link() {
         let run = go(&mut scene.apply()).code(3);
         run.says(&["symbolic link", "--group-file-out"]);
         assert_eq!(scene.state(), before);
-        // As a source it is as good as a file.
+        // As the source of an output the link is accepted.
         let out = scene.pod.at("out");
         go(scene.apply().arg("--group-file-out").arg(&out)).code(0);
         assert_eq!(fs::read_to_string(&out).unwrap(), ALIGNED);
@@ -182,7 +182,7 @@ fn nothing_is_written_through_a_symbolic_link() {
 }
 
 #[test]
-fn a_pod_without_one_is_no_pod() {
+fn missing_pod_group_file_is_a_usage_error() {
     in_namespace(|| {
         let scene = Scene::new();
         fs::remove_file(scene.pod.at("etc/group")).unwrap();
@@ -194,7 +194,7 @@ fn a_pod_without_one_is_no_pod() {
 }
 
 #[test]
-fn a_hundred_thousand_lines_are_no_trouble() {
+fn apply_aligns_100000_group_lines() {
     in_namespace(|| {
         let scene = Scene::new();
         let file = scene.pod.at("etc/group");

@@ -1,4 +1,4 @@
-//! `--group-file-out`: a file for a volume, made from the image's own and there after every success.
+//! `--group-file-out`: an aligned copy of the image's group file, which exists after every exit 0.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,7 +11,7 @@ use support::{
 };
 
 #[test]
-fn it_is_made_from_the_image_and_not_from_an_earlier_output() {
+fn output_is_made_from_the_image_not_from_an_earlier_output() {
     in_namespace(|| {
         let scene = Scene::new();
         let image = state(&[&scene.pod.at("etc")]);
@@ -24,11 +24,11 @@ fn it_is_made_from_the_image_and_not_from_an_earlier_output() {
         assert_eq!(state(&[&scene.pod.at("etc")]), image);
         assert_eq!(names(&scene.pod.at("volume")), ["group"]);
         assert_eq!(owner(KVM.as_ref()), (0, 108, 0o660));
-        // Equal: not touched, whatever the clock says.
+        // An equal output is not touched.
         let before = scene.state();
         go(scene.apply().arg("--group-file-out").arg(&out)).code(0);
         assert_eq!(scene.state(), before);
-        // The image changed: so does it.
+        // After a change of the image's file the output changes too.
         scene
             .pod
             .file("etc/group", "kvm:x:424:\nnova:x:42424:\nnew:x:9:\n");
@@ -39,7 +39,7 @@ fn it_is_made_from_the_image_and_not_from_an_earlier_output() {
 }
 
 #[test]
-fn what_stands_there_and_is_not_as_it_shall_be_is_replaced_and_never_written_through() {
+fn wrong_existing_output_is_replaced_never_written_through() {
     in_namespace(|| {
         let scene = Scene::settled();
         scene.pod.dir("volume").file("victim", "untouched\n");
@@ -85,7 +85,7 @@ fn what_stands_there_and_is_not_as_it_shall_be_is_replaced_and_never_written_thr
 }
 
 #[test]
-fn a_folder_in_its_place_or_none_around_it_fails_with_advice() {
+fn directory_at_the_output_path_or_missing_parent_fails_with_advice() {
     in_namespace(|| {
         let scene = Scene::new();
         scene.pod.dir("volume/group").file("file", "");
@@ -98,7 +98,7 @@ fn a_folder_in_its_place_or_none_around_it_fails_with_advice() {
             let run = go(scene.apply().arg("--group-file-out").arg(scene.pod.at(out)));
             let run = run.code(4).says(&parts);
             let image = scene.state();
-            // A temporary file came and went.
+            // A temporary file may have changed the times of the directory.
             let strip = |state: support::State| state.into_keys().collect::<Vec<_>>();
             assert_eq!(strip(image), strip(before), "{run}");
             assert_eq!(owner(KVM.as_ref()), (0, 424, 0o660));
@@ -107,14 +107,14 @@ fn a_folder_in_its_place_or_none_around_it_fails_with_advice() {
 }
 
 #[test]
-fn it_is_there_after_every_success() {
+fn output_exists_after_every_exit_0() {
     in_namespace(|| {
-        // Nothing to change anywhere else.
+        // With nothing else to change.
         let scene = Scene::settled();
         let out = scene.pod.at("out");
         go(scene.apply().arg("--group-file-out").arg(&out)).code(0);
         assert_eq!(fs::read_to_string(&out).unwrap(), ALIGNED);
-        // No KVM, and that is accepted.
+        // No KVM, with --missing skip.
         fs::remove_file(KVM).unwrap();
         for content in [ALIGNED, "root:x:0:\nkvm:x:424:nova\nnova:x:42424:\n"] {
             fs::remove_file(&out).unwrap();
@@ -126,7 +126,7 @@ fn it_is_there_after_every_success() {
             assert_eq!(fs::read_to_string(&out).unwrap(), ALIGNED);
             assert_eq!(owner(&out), (0, 0, 0o644));
         }
-        // No number to be found either: then it is the image's own.
+        // Without any candidate GID the output equals the image's file.
         fs::remove_file(&out).unwrap();
         scene.host.file("etc/group", "root:x:0:\n");
         scene.pod.file("etc/group", "root:x:0:\n");
@@ -134,7 +134,7 @@ fn it_is_there_after_every_success() {
         cmd.args(["--missing", "skip"]);
         go(cmd.arg("--group-file-out").arg(&out)).code(0);
         assert_eq!(fs::read_to_string(&out).unwrap(), "root:x:0:\n");
-        // Not accepted: 6, and nothing is left behind.
+        // Without --missing skip: exit 6 and no output.
         fs::remove_file(&out).unwrap();
         go(scene.apply().arg("--group-file-out").arg(&out)).code(6);
         assert!(!out.exists());
@@ -142,7 +142,7 @@ fn it_is_there_after_every_success() {
 }
 
 #[test]
-fn a_mounted_one_gets_content_owner_and_mode_in_place() {
+fn mounted_output_gets_content_owner_and_mode_in_place() {
     in_namespace(|| {
         let scene = Scene::new();
         scene.pod.file("source", "").file("out", "");
@@ -157,10 +157,10 @@ fn a_mounted_one_gets_content_owner_and_mode_in_place() {
 }
 
 #[test]
-fn it_is_never_the_file_that_it_is_made_from() {
+fn output_must_not_be_its_source_file() {
     in_namespace(|| {
         let scene = Scene::new();
-        // Under its own name, and under another that a mount gives it.
+        // Under its own name, and under the name of a bind mount.
         let (own, other) = (scene.pod.at("etc/group"), scene.pod.at("other"));
         fs::write(&other, "").unwrap();
         bind(&own, &other);

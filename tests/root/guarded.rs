@@ -1,5 +1,5 @@
-//! A GID that means more than KVM is given to no QEMU for the sake of an event, a variable or a node without a
-//! device; and only names that are nothing but names are written.
+//! Guarded GIDs: no event, variable or missing device gives one to QEMU. User names with shell syntax are not
+//! written.
 
 use std::fs;
 use std::path::Path;
@@ -8,8 +8,8 @@ use support::{ALIGNED, KVM, Scene, go, in_namespace, owner, report, run, set_own
 
 const STOCK: &str = "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
 
-/// A node with these groups beside kvm, a rule that gives the device to one of them at a change event, and a
-/// pod with these groups beside its own.
+/// A node with the further groups `node` and a rule that sets `group` on a change event, and a pod with the further
+/// groups `pod`.
 fn attacked(node: &str, group: &str, pod: &str) -> Scene {
     let scene = Scene::new();
     scene
@@ -35,7 +35,7 @@ const ATTACKS: [(&str, &str, &str); 6] = [
 ];
 
 #[test]
-fn a_rule_for_a_change_event_makes_qemu_no_member_of_a_guarded_group() {
+fn change_event_rule_adds_no_guarded_group() {
     in_namespace(|| {
         for (node, group, pod) in ATTACKS {
             let aligned = format!("{ALIGNED}{pod}");
@@ -52,7 +52,7 @@ fn a_rule_for_a_change_event_makes_qemu_no_member_of_a_guarded_group() {
             let codes = warnings(&said);
             assert!(codes.contains(&"guarded-group".to_owned()), "{said}");
             assert_eq!(owner(Path::new(KVM)), (0, 108, 0o660), "{group}");
-            // That event takes KVM away.
+            // The dry run reports that the event denies QEMU.
             let mut check = scene.apply();
             check.arg("--dry-run");
             let (code, said) = report(&mut check);
@@ -70,7 +70,7 @@ fn a_rule_for_a_change_event_makes_qemu_no_member_of_a_guarded_group() {
                 "{said}"
             );
 
-            // The same in a volume, by `exec`, and with the target given.
+            // The result is the same with an output, with `exec` and with --gid.
             let scene = attacked(node, group, pod);
             go(scene.apply().arg("--group-file-out").arg(&out)).code(0);
             assert_eq!(fs::read_to_string(&out).unwrap(), aligned, "{group}");
@@ -83,16 +83,16 @@ fn a_rule_for_a_change_event_makes_qemu_no_member_of_a_guarded_group() {
     });
 }
 
-/// What the command of `exec` finds in the pod's group file.
+/// Runs `exec` with a command that prints the pod's group file.
 fn run_exec(scene: &Scene) -> (i32, String, String) {
     let mut cmd = scene.exec(&[]);
     cmd.arg("cat").arg(scene.pod.at("etc/group"));
     run(&mut cmd)
 }
 
-/// An event's GID that means nothing more is one that QEMU gets.
+/// QEMU gets the GID of an event if no guarded group has it.
 #[test]
-fn another_gid_of_an_event_still_makes_qemu_a_member() {
+fn unguarded_gid_of_an_event_is_added_as_membership() {
     in_namespace(|| {
         let scene = attacked("", "777", "");
         let (code, said) = report(&mut scene.apply());
@@ -104,7 +104,7 @@ fn another_gid_of_an_event_still_makes_qemu_a_member() {
 }
 
 #[test]
-fn a_variable_does_not_permit_a_guarded_target() {
+fn variable_does_not_permit_a_guarded_gid() {
     in_namespace(|| {
         let config = |scene: &Scene| {
             let path = scene.pod.at("c.yaml");
@@ -128,7 +128,7 @@ fn a_variable_does_not_permit_a_guarded_target() {
             go(scene.apply().arg("--config").arg(&config)).code(0);
             assert_eq!(scene.pod.read("etc/group"), aligned);
         }
-        // A GID of a group that is not guarded.
+        // The variable is enough for the GID of an unguarded group.
         let scene = attacked("", "kvm", "games:x:20:\n");
         go(scene.apply().env("LIBVIRT_KVM_INIT_GID", "20")).code(0);
         let text = scene.pod.read("etc/group");
@@ -136,9 +136,9 @@ fn a_variable_does_not_permit_a_guarded_target() {
     });
 }
 
-/// The node's kvm has the GID as well, and another of its names is disk.
+/// On the node the GID belongs to kvm and to disk.
 #[test]
-fn every_name_of_a_gid_on_the_node_counts() {
+fn gid_with_one_guarded_name_on_the_node_is_refused() {
     in_namespace(|| {
         for (file, text) in [
             ("etc/group", "root:x:0:\nkvm:x:6:\ndisk:x:6:\n"),
@@ -160,10 +160,10 @@ fn every_name_of_a_gid_on_the_node_counts() {
 }
 
 #[test]
-fn a_pod_without_a_device_gets_no_guarded_group() {
+fn pod_without_a_device_gets_no_guarded_group() {
     in_namespace(|| {
         let image = "root:x:0:\nkvm:x:424:nova\nnova:x:42424:\n";
-        // At every event, at a change event alone; and where the GID was given.
+        // A rule for every event, without and with --gid, and a rule for change events only.
         for (rule, args, want) in [
             ("KERNEL==\"kvm\", GROUP=\"disk\"\n", &[][..], image),
             ("KERNEL==\"kvm\", GROUP=\"disk\"\n", &["--gid=6"], image),
@@ -182,7 +182,7 @@ fn a_pod_without_a_device_gets_no_guarded_group() {
                 .file("usr/lib/udev/rules.d/50-udev-default.rules", STOCK);
             scene.host.file("etc/udev/rules.d/99-x.rules", rule);
             let out = scene.pod.dir("volume").at("volume/group");
-            // What a release before made of it.
+            // The output of an earlier release.
             fs::write(&out, "root:x:0:\nkvm:x:6:nova\nnova:x:42424:\n").unwrap();
             let mut apply = scene.apply();
             apply.arg("--missing=skip").args(args);
@@ -199,9 +199,9 @@ fn a_pod_without_a_device_gets_no_guarded_group() {
     });
 }
 
-/// Names that useradd(8) accepts.
+/// useradd(8) accepts these names.
 #[test]
-fn a_name_that_a_shell_would_obey_is_not_written() {
+fn user_name_with_shell_syntax_is_refused() {
     in_namespace(|| {
         let long = "a".repeat(33);
         for name in ["x;id;#", "a/b", "a$(id)", "123", "`id`", &long] {
@@ -225,7 +225,7 @@ fn a_name_that_a_shell_would_obey_is_not_written() {
             assert_eq!((code, text.as_str()), (3, ""), "{err}");
             assert_eq!(scene.state(), before, "{err}");
 
-            // A file that is right already is right with such a name, too.
+            // A group file that is already right is accepted with such a name.
             let right = format!("root:x:0:\nkvm:x:108:{name}\nnova:x:42424:\n");
             scene.pod.file("etc/group", &right);
             set_owner(Path::new(KVM), 0, 108, 0o660);
@@ -237,7 +237,7 @@ fn a_name_that_a_shell_would_obey_is_not_written() {
 }
 
 #[test]
-fn nothing_in_a_configuration_file_ends_it_unseen() {
+fn control_characters_and_document_ends_in_a_configuration_are_errors() {
     in_namespace(|| {
         let scene = Scene::new();
         let config = scene.pod.at("c.yaml");
@@ -254,8 +254,8 @@ fn nothing_in_a_configuration_file_ends_it_unseen() {
         ] {
             fs::write(&config, text).unwrap();
             let before = scene.state();
-            for verb in ["apply", "check"] {
-                let run = go(scene.verb(verb).arg("--config").arg(&config)).code(2);
+            for command in ["apply", "check"] {
+                let run = go(scene.verb(command).arg("--config").arg(&config)).code(2);
                 let place = format!("{}:{line}: ", config.display());
                 let run = run.says(&["usage: ", &place]);
                 assert_eq!(scene.state(), before, "{text:?}: {run}");

@@ -1,5 +1,5 @@
-//! Trees, volumes and devices that somebody made to do harm: each costs little, nothing outside of them is
-//! read or written, and what cannot be used is refused with its name.
+//! Malicious trees, volumes and devices: a run with them is cheap, reads and writes nothing outside, and names the
+//! file that it refuses.
 
 use std::ffi::OsString;
 use std::fs;
@@ -19,32 +19,32 @@ use support::{
     mknod_kvm, owner, program, require_commands, scratch, set_owner, state,
 };
 
-/// More than any file that is read to its end, and far less than what stands there says of itself.
+/// More than any file that is read completely, and far less than the size that the malicious files show.
 const MEMORY: u64 = 64 << 20;
 
-/// Runs it below strace with bounded memory: what it opened for more than a look at it.
+/// Runs a command under strace with bounded memory. Returns the paths that it opened without `O_PATH`.
 fn opened(of: &Command) -> (Measured, Vec<String>) {
     let measured = measured(of, "open,openat,openat2,", |cmd| {
         bounded_memory(cmd, MEMORY);
     });
     let read = measured.trace.lines();
     let read = read.filter(|line| !line.contains("O_PATH"));
-    // The descriptor's own path comes last: = 5</etc/group>
+    // The path of the new descriptor comes last: = 5</etc/group>
     let paths = read.filter_map(|line| line.rsplit_once("= ")?.1.split_once('<'));
     let paths = paths.map(|(_, path)| path.trim_end_matches('>').to_owned());
     let paths = paths.collect();
     (measured, paths)
 }
 
-/// Where files are of ordinary size, as on most nodes.
-/// What the dynamic loader opens before a program that is not static, such as cargo's own build, starts.
+/// Whether the dynamic loader opens this path before a dynamically linked program, such as cargo's build, starts.
 fn is_loaders(path: &str) -> bool {
     let library = path.starts_with("/usr/lib/") || path.starts_with("/lib/");
     path == "/etc/ld.so.cache" || library && path.contains(".so.")
 }
 
+/// Files of ordinary size, as on most nodes.
 #[test]
-fn an_ordinary_run_needs_three_mebibytes_at_most() {
+fn apply_with_ordinary_files_needs_at_most_3_mib() {
     require_commands(&["strace"]);
     in_namespace(|| {
         let scene = Scene::new();
@@ -63,7 +63,7 @@ fn bounded_run(what: &str, cmd: &mut Command) {
 }
 
 #[test]
-fn nothing_outside_is_read_or_written_and_nothing_waits_or_swells() {
+fn hostile_trees_cause_no_outside_access_wait_or_memory_growth() {
     require_commands(&["strace"]);
     in_namespace(|| {
         let scene = Scene::new();
@@ -72,7 +72,7 @@ fn nothing_outside_is_read_or_written_and_nothing_waits_or_swells() {
         let canary = outside.join("canary");
         fs::write(
             &canary,
-            // No process has such a number, which strace may speak of.
+            // No PID is as large as this ID, so strace cannot print it by chance.
             "kvm:x:2000000666:\nnova:x:2000000666:2000000666::/:/\nKERNEL==\"kvm\", GROUP=\"2000000666\"\n",
         )
         .unwrap();
@@ -89,7 +89,7 @@ fn nothing_outside_is_read_or_written_and_nothing_waits_or_swells() {
             ("link to a descriptor", &|at| {
                 symlink("/proc/self/fd/1", at).unwrap()
             }),
-            ("link to the folder outside", &|at| {
+            ("link to the directory outside", &|at| {
                 symlink(&outside, at).unwrap()
             }),
             ("fifo", &|at| mkfifo(at, Mode::S_IRWXU).unwrap()),
@@ -148,7 +148,7 @@ fn nothing_outside_is_read_or_written_and_nothing_waits_or_swells() {
                     "{shown}"
                 );
                 let inside = |path: &String| {
-                    let below = |folder: &Path| Path::new(path).starts_with(folder);
+                    let below = |directory: &Path| Path::new(path).starts_with(directory);
                     below(scene.host.path())
                         || below(scene.pod.path())
                         || below("/proc".as_ref())
@@ -184,27 +184,28 @@ fn nothing_outside_is_read_or_written_and_nothing_waits_or_swells() {
 }
 
 #[test]
-fn names_of_every_byte_do_no_harm() {
+fn file_names_with_any_byte_are_handled() {
     in_namespace(|| {
         let scene = Scene::new();
-        let folders = ["etc/udev/rules.d", "etc/userdb"].map(|name| scene.host.dir(name).at(name));
+        let directories =
+            ["etc/udev/rules.d", "etc/userdb"].map(|name| scene.host.dir(name).at(name));
         for byte in (1..=255_u8).filter(|byte| *byte != b'/') {
-            for (folder, end) in folders.iter().zip([".rules", ".group"]) {
+            for (directory, end) in directories.iter().zip([".rules", ".group"]) {
                 let name = [&[b'x', byte][..], end.as_bytes()].concat();
                 let text = [&b"KERNEL==\"kvm\", GROUP=\""[..], &[byte], b"\"\n"].concat();
-                fs::write(folder.join(OsString::from_vec(name)), text).unwrap();
+                fs::write(directory.join(OsString::from_vec(name)), text).unwrap();
             }
         }
         let run = go(&mut scene.apply());
-        let odd = |text: &str| text.chars().any(|c| c.is_control() && c != '\n');
-        assert!(!odd(&run.out) && !odd(&run.err), "{run}");
+        let has_control = |text: &str| text.chars().any(|c| c.is_control() && c != '\n');
+        assert!(!has_control(&run.out) && !has_control(&run.err), "{run}");
         println!("508 files, two for each byte: exit code {}", run.code);
     });
 }
 
-/// An image with very many lines of a kind: the report names some, in no more time than reading takes.
+/// An image with very many lines of one kind: the report names some of them, and the time is linear.
 #[test]
-fn what_an_image_says_very_often_is_told_briefly() {
+fn report_of_very_many_similar_lines_is_short() {
     const MANY: u32 = 200_000;
     in_namespace(|| {
         let scene = Scene::new();
@@ -218,7 +219,7 @@ fn what_an_image_says_very_often_is_told_briefly() {
         scene
             .pod
             .file("etc/group", &format!("{text}{groups}{again}"));
-        // More groups than the kernel takes.
+        // More groups than the kernel accepts.
         let run = go(bounded_cpu(&mut scene.apply())).code(5);
         let length = run.out.len() + run.err.len();
         assert!(run.out.contains("more"), "{run}");
@@ -227,9 +228,9 @@ fn what_an_image_says_very_often_is_told_briefly() {
     });
 }
 
-/// Rules of which much would have to be said, or which lead far: each costs its length, not its square.
+/// Rules that cause many warnings or long jumps: the cost is linear, not quadratic.
 #[test]
-fn very_many_odd_rules_cost_what_reading_them_costs() {
+fn cost_of_very_many_unusual_rules_is_linear() {
     in_namespace(|| {
         let scene = Scene::new();
         let kinds = [
@@ -245,7 +246,7 @@ fn very_many_odd_rules_cost_what_reading_them_costs() {
         for (what, line) in kinds {
             let rules = (0..100_000).map(|n| line.replace('%', &n.to_string()));
             let rules = format!("{}LABEL=\"end\"\n", rules.collect::<String>());
-            scene.host.file("etc/udev/rules.d/50-odd.rules", &rules);
+            scene.host.file("etc/udev/rules.d/50-many.rules", &rules);
             let run = go(bounded_cpu(&mut scene.apply())).code(0);
             let length = run.out.len() + run.err.len();
             println!("100000 {what} rules: {length} bytes");
@@ -255,7 +256,7 @@ fn very_many_odd_rules_cost_what_reading_them_costs() {
 }
 
 #[test]
-fn files_that_change_while_they_are_read_are_read_as_something() {
+fn files_changed_while_they_are_read_cause_no_crash() {
     in_namespace(|| {
         let scene = Scene::new();
         let stop = AtomicBool::new(false);
@@ -271,7 +272,7 @@ fn files_that_change_while_they_are_read_are_read_as_something() {
                 let mut n = 0_usize;
                 while !stop.load(Ordering::Relaxed) {
                     for (file, text) in files.iter().zip(&whole) {
-                        // Cut anywhere, longer, empty, and whole again.
+                        // Truncated at any byte, longer, and complete again.
                         fs::write(file, &text[..n % text.len()]).unwrap();
                         fs::write(file, [&text[..], &b"#".repeat(n % 9000)].concat()).unwrap();
                         fs::write(file, text).unwrap();
@@ -291,10 +292,10 @@ fn files_that_change_while_they_are_read_are_read_as_something() {
     });
 }
 
-/// A group file, since one that is none would be refused under the output's name.
+/// A valid group file, because any other file at the output's path would be refused.
 const VICTIM: &str = "untouched:x:9:\n";
 
-/// What somebody puts where a file is to be written.
+/// Puts an obstacle where a file is to be written.
 fn plant(kind: usize, at: &Path, victim: &Path) {
     match kind {
         0 => symlink(victim, at).unwrap(),
@@ -306,7 +307,7 @@ fn plant(kind: usize, at: &Path, victim: &Path) {
 }
 
 #[test]
-fn what_is_planted_in_a_shared_volume_is_replaced_and_never_written_through() {
+fn files_planted_in_a_shared_volume_are_replaced_never_written_through() {
     in_namespace(|| {
         let scene = Scene::settled();
         let volume = scene.pod.dir("volume").at("volume");
@@ -341,13 +342,13 @@ fn what_is_planted_in_a_shared_volume_is_replaced_and_never_written_through() {
                 let before = facts();
                 let at = volume.join(name);
                 let _ = fs::remove_file(&at);
-                // So that there is something to write.
+                // Removed, so that there is something to write.
                 let _ = fs::remove_file(&out);
                 let _ = fs::remove_file(volume.join("libvirt-kvm-init"));
                 plant(kind, &at, &victim);
                 let run = go(&mut if n < 2 { apply() } else { install() });
                 assert_eq!(facts(), before, "{name}, {kind}: {run}");
-                // A device under the output's own name is taken for a slip of whoever gave the name.
+                // A device at the output's path is a usage error, because the path was probably a mistake.
                 if (n, kind) == (0, 3) {
                     run.code(2).says(&["is a device; use a file"]);
                     continue;
@@ -357,7 +358,7 @@ fn what_is_planted_in_a_shared_volume_is_replaced_and_never_written_through() {
                 assert!(fs::symlink_metadata(&made).unwrap().is_file(), "{run}");
                 assert!(!volume.join(names[n / 2 * 2 + 1]).exists(), "{run}");
             }
-            // A folder cannot be replaced, and its name is told.
+            // A directory cannot be replaced, and the error names it.
             let at = volume.join(name);
             let _ = fs::remove_file(&at);
             let _ = fs::remove_file(&out);
@@ -369,9 +370,9 @@ fn what_is_planted_in_a_shared_volume_is_replaced_and_never_written_through() {
             fs::remove_dir(&at).unwrap();
         }
         println!(
-            "20 planted files: none written through, 19 replaced, a device refused; 4 folders refused"
+            "20 planted files: none written through, 19 replaced, a device refused; 4 directories refused"
         );
-        // Again and again, while it is written.
+        // Repeatedly, while the output is written.
         fs::write(&victim, VICTIM).unwrap();
         let before = facts();
         let stop = AtomicBool::new(false);
@@ -381,7 +382,7 @@ fn what_is_planted_in_a_shared_volume_is_replaced_and_never_written_through() {
                 let mut kind = 0;
                 while !stop.load(Ordering::Relaxed) {
                     let made = volume.join("planted");
-                    // No hard link: another name of what is written later would be the victim itself.
+                    // No hard link: the output would be the victim itself under another name.
                     plant([0, 2, 4][kind % 3], &made, &victim);
                     let at = if kind % 2 == 0 { names[1] } else { names[0] };
                     let _ = fs::rename(&made, volume.join(at));
@@ -395,7 +396,7 @@ fn what_is_planted_in_a_shared_volume_is_replaced_and_never_written_through() {
             }
             stop.store(true, Ordering::Relaxed);
         });
-        println!("200 runs against a planter: exit codes 0 to 6: {codes:?}");
+        println!("200 runs while files are planted: exit codes 0 to 6: {codes:?}");
         assert_eq!(facts(), before);
         go(&mut apply()).code(0);
         assert_eq!(fs::read_to_string(&out).unwrap(), ALIGNED);
@@ -403,7 +404,7 @@ fn what_is_planted_in_a_shared_volume_is_replaced_and_never_written_through() {
 }
 
 #[test]
-fn a_device_that_is_swapped_meanwhile_is_never_mistaken() {
+fn swapping_the_device_during_runs_changes_no_other_file() {
     in_namespace(|| {
         let scene = Scene::settled();
         let dev = Path::new("/dev");
@@ -439,7 +440,7 @@ fn a_device_that_is_swapped_meanwhile_is_never_mistaken() {
                             fs::hard_link(&from, &next).unwrap();
                         }
                         fs::rename(&next, kvm).unwrap();
-                        // Two names of one file: then rename(2) does nothing.
+                        // rename(2) does nothing if both names refer to one file.
                         let _ = fs::remove_file(&next);
                         swaps += 1;
                         if name == "good" {

@@ -1,4 +1,4 @@
-//! `exec`: what the command finds of itself is what it would have found without the wrapper.
+//! `exec` passes signal settings, limits, credentials and descriptors to its command unchanged.
 #![allow(unsafe_code)]
 
 use std::fs;
@@ -15,10 +15,10 @@ use support::{Scene, command, in_namespace, ok, without_call, without_capability
 
 type Setting = (&'static str, fn(&mut Command));
 
-/// What a container's runtime, a shell or an operator may have set up.
+/// Process settings that a container runtime, a shell or an operator may make.
 const SETTINGS: [Setting; 13] = [
-    // Without anything to be done between fork and exec the C library spawns it another way, and that
-    // has signals of its own ignored.
+    // Without a closure between fork and exec Rust uses posix_spawn(3), in whose child glibc ignores its internal
+    // signals.
     ("nothing", |cmd| before(cmd, || Ok(()))),
     ("SIGPIPE ignored", |cmd| ignore(cmd, &[libc::SIGPIPE])),
     ("SIGTERM and SIGINT ignored", |cmd| {
@@ -35,7 +35,7 @@ const SETTINGS: [Setting; 13] = [
             Ok(())
         });
     }),
-    // A child that was inherited has ended, and the command is to be told.
+    // An inherited child has ended, and the command must receive the signal.
     ("SIGCHLD blocked and pending", |cmd| {
         before(cmd, || {
             let mut set = SigSet::empty();
@@ -62,7 +62,7 @@ const SETTINGS: [Setting; 13] = [
     ("groups and a priority", |cmd| {
         before(cmd, || {
             nix::unistd::setgroups(&[Gid::from_raw(7), Gid::from_raw(4242)])?;
-            // SAFETY: three numbers.
+            // SAFETY: setpriority(2) takes three integers.
             unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 5) };
             fs::File::options()
                 .write(true)
@@ -70,7 +70,7 @@ const SETTINGS: [Setting; 13] = [
                 .and_then(|mut file| io::Write::write_all(&mut file, b"123"))
         });
     }),
-    ("limits, a filter, a folder", |cmd| {
+    ("limits, a seccomp filter, a directory", |cmd| {
         without_call(cmd, libc::SYS_acct, libc::EPERM);
         before(cmd, || {
             let limit = libc::rlimit {
@@ -84,7 +84,7 @@ const SETTINGS: [Setting; 13] = [
     }),
     ("a stream closed, descriptors open", |cmd| {
         before(cmd, || {
-            // SAFETY: of this child's own.
+            // SAFETY: the descriptors belong to this child.
             unsafe {
                 libc::close(0);
                 libc::dup2(1, 7);
@@ -113,7 +113,7 @@ fn ignore(cmd: &mut Command, signals: &[i32]) {
     unsafe { cmd.pre_exec(ignore) };
 }
 
-/// What a process can see of itself.
+/// Commands that print the settings of their own process.
 const VIEW: [&str; 3] = [
     "cat /proc/self/status /proc/self/limits",
     "cat /proc/self/oom_score_adj /proc/self/cmdline /proc/self/environ /proc/self/cgroup",
@@ -121,9 +121,9 @@ const VIEW: [&str; 3] = [
      /proc/self/fd/5 /proc/self/fd/6 /proc/self/fd/8 /proc/self/fd/10",
 ];
 
-/// What of a process' status is its own and lasts.
+/// The lines of /proc/PID/status that are equal in two processes with the same settings.
 fn lasting(text: &str) -> String {
-    const NO: [&str; 11] = [
+    const VARYING: [&str; 11] = [
         "Pid", "PPid", "Tgid", "NStgid", "NSpid", "NSpgid", "NSsid", "Ngid", "SigQ", "Mems",
         "FDSize",
     ];
@@ -132,13 +132,13 @@ fn lasting(text: &str) -> String {
     };
     let lines = text.lines().filter(|line| {
         let name = line.split(':').next().unwrap();
-        !NO.contains(&name) && !counted(name)
+        !VARYING.contains(&name) && !counted(name)
     });
     lines.collect::<Vec<_>>().join("\n")
 }
 
 #[test]
-fn the_command_finds_everything_as_without_the_wrapper() {
+fn exec_passes_process_settings_unchanged() {
     in_namespace(|| {
         let scene = Scene::settled();
         for (name, set_up) in SETTINGS {
@@ -167,14 +167,14 @@ fn the_command_finds_everything_as_without_the_wrapper() {
 }
 
 #[test]
-fn descriptors_that_were_open_stay_open_and_none_is_added() {
+fn exec_keeps_open_descriptors_and_adds_none() {
     in_namespace(|| {
         let scene = Scene::settled();
         let script = "for fd in 0 1 2 3 4 5 6 7 8 9; do
             [ -e /proc/$$/fd/$fd ] && printf '%s ' $fd; done; [ ! -e /proc/$$/fd/7 ] || echo yes >&7";
         let mut cmd = scene.exec(&[]);
         cmd.args(["sh", "-c", script]);
-        // SAFETY: of this child's own.
+        // SAFETY: the descriptors belong to this child.
         unsafe {
             cmd.pre_exec(|| {
                 libc::close(0);

@@ -1,4 +1,4 @@
-//! Bad input, through the real program: the exit code, what is said, and that nothing is written.
+//! Invalid input to the program: the exit code, the message, and that nothing is written.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -15,7 +15,7 @@ use support::{
 };
 
 #[test]
-fn flags_and_files_that_cannot_be_meant_are_usage_errors() {
+fn invalid_options_and_files_are_usage_errors() {
     in_namespace(|| {
         let scene = Scene::new();
         scene.pod.file("bad.yaml", "gid: 108\n\nguid: 108\n");
@@ -33,7 +33,7 @@ fn flags_and_files_that_cannot_be_meant_are_usage_errors() {
         let at = |name: &str| scene.pod.at(name).display().to_string();
         let bad_yaml = format!("--config={}", at("bad.yaml"));
         let no_yaml = format!("--config={}", at("nowhere.yaml"));
-        let folder_yaml = format!("--config={}", at("etc"));
+        let directory_yaml = format!("--config={}", at("etc"));
         let bad_conf = format!("--qemu-conf={}", at("bad.conf"));
         let no_conf = format!("--qemu-conf={}", at("nowhere.conf"));
         let unknown = format!("--qemu-conf={}", at("unknown.conf"));
@@ -54,7 +54,7 @@ fn flags_and_files_that_cannot_be_meant_are_usage_errors() {
             (&["--proof=maybe"], &["--proof"]),
             (&[&bad_yaml], &["bad.yaml:3", "`guid`"]),
             (&[&no_yaml], &["nowhere.yaml", "ENOENT"]),
-            (&[&folder_yaml], &["/etc", "directory"]),
+            (&[&directory_yaml], &["/etc", "directory"]),
             (
                 &[&bad_conf],
                 &["bad.conf:3", "group", "libvirtd would not start"],
@@ -76,7 +76,7 @@ fn flags_and_files_that_cannot_be_meant_are_usage_errors() {
         ];
         let before = scene.state();
         for (args, parts) in table {
-            // Given first where the scene gives one too, so that it is not given twice.
+            // An option of the case replaces the scene's, because it must not be repeated.
             let given = |name: &str| args.iter().any(|arg| arg.starts_with(name));
             let mut cmd = apply();
             cmd.args(*args);
@@ -98,7 +98,7 @@ fn flags_and_files_that_cannot_be_meant_are_usage_errors() {
 }
 
 #[test]
-fn a_command_line_without_a_verb_is_a_usage_error_and_help_is_an_answer() {
+fn missing_command_is_a_usage_error_and_help_exits_with_0() {
     in_namespace(|| {
         let program = support::program();
         for args in [&[][..], &["frobnicate"], &["apply", "apply"]] {
@@ -118,7 +118,7 @@ fn a_command_line_without_a_verb_is_a_usage_error_and_help_is_an_answer() {
 }
 
 #[test]
-fn which_of_two_qemu_users_is_not_guessed() {
+fn ambiguous_qemu_user_is_a_usage_error() {
     in_namespace(|| {
         let scene = Scene::new();
         scene.pod.file("etc/libvirt/qemu.conf", "");
@@ -157,13 +157,13 @@ fn null(at: &Path) {
 }
 
 #[test]
-fn what_is_no_file_in_the_place_of_one_fails_at_once_and_is_not_opened() {
+fn special_files_as_input_fail_without_being_opened() {
     in_namespace(|| {
         let scene = Scene::new();
-        let folder = |at: &Path| fs::create_dir(at).unwrap();
+        let directory = |at: &Path| fs::create_dir(at).unwrap();
         type Row<'a> = (bool, &'a str, fn(&Path), &'a [&'a str]);
         let table: &[Row<'_>] = &[
-            (false, "etc/group", folder, &["etc/group", "directory"]),
+            (false, "etc/group", directory, &["etc/group", "directory"]),
             (false, "etc/group", fifo, &["etc/group", "fifo"]),
             (false, "etc/group", null, &["etc/group", "character device"]),
             (false, "etc/group", huge, &["etc/group", "EFBIG"]),
@@ -174,7 +174,7 @@ fn what_is_no_file_in_the_place_of_one_fails_at_once_and_is_not_opened() {
             (
                 false,
                 "etc/libvirt/qemu.conf",
-                folder,
+                directory,
                 &["qemu.conf", "directory"],
             ),
             (true, "etc/group", fifo, &["etc/group", "fifo"]),
@@ -201,7 +201,7 @@ fn what_is_no_file_in_the_place_of_one_fails_at_once_and_is_not_opened() {
 }
 
 #[test]
-fn forty_links_are_too_many_and_thirty_are_not() {
+fn link_chain_beyond_the_kernel_limit_fails_with_eloop() {
     in_namespace(|| {
         let scene = Scene::new();
         let chain = |length: usize| {
@@ -223,7 +223,7 @@ fn forty_links_are_too_many_and_thirty_are_not() {
 }
 
 #[test]
-fn no_output_that_cannot_be_written_makes_it_panic() {
+fn unwritable_stdout_and_stderr_cause_no_panic() {
     in_namespace(|| {
         let scene = Scene::settled();
         let full = || Stdio::from(fs::File::options().write(true).open("/dev/full").unwrap());
@@ -238,7 +238,7 @@ fn no_output_that_cannot_be_written_makes_it_panic() {
                 cmd.args(["--format", format]).stdin(Stdio::null());
                 cmd
             };
-            // stdout full: a failure that is told; nobody reads: no failure.
+            // A full stdout is a reported failure; a pipe without a reader is none.
             let out = apply().stdout(full()).output().unwrap();
             let err = String::from_utf8_lossy(&out.stderr).into_owned();
             assert_eq!(out.status.code(), Some(4), "{err}");
@@ -257,12 +257,12 @@ fn no_output_that_cannot_be_written_makes_it_panic() {
                     .status();
                 assert_eq!(status.unwrap().code(), Some(0));
             }
-            // Closed from the start.
+            // Both closed before the start.
             let shell = format!("{:?} >&- 2>&-", apply()).replace("env -i", "exec env -i");
             let status = Command::new("sh").args(["-c", &shell]).status().unwrap();
             assert_eq!(status.code(), Some(0), "{shell}");
         }
-        // A failure's code survives when it cannot be told.
+        // The exit code of a failure stays if its message cannot be written.
         let mut cmd = apply();
         let status = cmd.arg("--gid=0").stdout(full()).stderr(full()).status();
         assert_eq!(status.unwrap().code(), Some(2));
@@ -270,7 +270,7 @@ fn no_output_that_cannot_be_written_makes_it_panic() {
 }
 
 #[test]
-fn the_report_has_every_part_that_was_promised_and_no_colour() {
+fn json_report_has_all_documented_fields() {
     in_namespace(|| {
         let scene = Scene::new();
         let (_, said) = report(scene.apply().args(["--gid", "500"]));
@@ -331,7 +331,7 @@ fn the_report_has_every_part_that_was_promised_and_no_colour() {
     });
 }
 
-/// What the program writes to a terminal.
+/// Output of the program on a terminal, by script(1).
 fn on_a_terminal(scene: &Scene, no_color: Option<&str>) -> String {
     let inner = format!("{:?}", scene.apply());
     let mut cmd = Command::new("script");
@@ -346,7 +346,7 @@ fn on_a_terminal(scene: &Scene, no_color: Option<&str>) -> String {
 }
 
 #[test]
-fn a_terminal_gets_colour_unless_it_is_not_wanted() {
+fn terminal_output_is_coloured_unless_no_color_is_set() {
     support::require_commands(&["script"]);
     in_namespace(|| {
         let scene = Scene::settled();
@@ -357,7 +357,7 @@ fn a_terminal_gets_colour_unless_it_is_not_wanted() {
 }
 
 #[test]
-fn a_dry_run_says_what_it_would_do_and_does_nothing() {
+fn dry_run_lists_the_changes_and_makes_none() {
     in_namespace(|| {
         let scene = Scene::with_device(0, 0, 0o600);
         let before = scene.state();
@@ -384,7 +384,7 @@ fn a_dry_run_says_what_it_would_do_and_does_nothing() {
 }
 
 #[test]
-fn odd_surroundings_do_not_matter() {
+fn apply_works_with_unusual_process_settings() {
     in_namespace(|| {
         let scene = Scene::new();
         let out = scene.pod.at("out");
@@ -418,7 +418,7 @@ fn odd_surroundings_do_not_matter() {
 }
 
 #[test]
-fn a_qemu_that_runs_as_root_needs_no_membership() {
+fn root_as_qemu_user_needs_no_membership() {
     in_namespace(|| {
         let scene = Scene::new();
         scene.pod.file("etc/group", "root:x:0:\nkvm:x:424:\n");
@@ -429,7 +429,7 @@ fn a_qemu_that_runs_as_root_needs_no_membership() {
         let (code, said) = report(&mut scene.apply());
         assert_eq!((code, &said["qemu"]["uid"]), (0, &0.into()));
         assert_eq!(scene.pod.read("etc/group"), "root:x:0:\nkvm:x:108:\n");
-        // Neither does a uid without a name, but its group must fit.
+        // Neither does a UID without a name, but its group must have access.
         scene.pod.file(
             "etc/libvirt/qemu.conf",
             "user = \"+4242\"\ngroup = \"kvm\"\n",
@@ -449,7 +449,7 @@ fn a_qemu_that_runs_as_root_needs_no_membership() {
 }
 
 #[test]
-fn a_user_in_more_groups_than_the_kernel_takes_is_told_so() {
+fn qemu_user_in_too_many_groups_is_reported() {
     in_namespace(|| {
         let scene = Scene::new();
         let many: String = (0..65_537)

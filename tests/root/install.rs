@@ -1,4 +1,4 @@
-//! `install`: the binary in a volume, whole at every moment and nobody else's.
+//! `install` puts the binary into a volume atomically, owned by root.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -17,34 +17,34 @@ use support::{
 
 const NAME: &str = "libvirt-kvm-init";
 
-/// An empty volume, writable by everybody as an emptyDir is.
+/// An empty volume that all users can write, as an emptyDir.
 fn volume() -> PathBuf {
-    let folder = scratch().join("v");
-    fs::create_dir(&folder).unwrap();
-    mount_tmpfs(&folder, "mode=777");
-    folder
+    let directory = scratch().join("v");
+    fs::create_dir(&directory).unwrap();
+    mount_tmpfs(&directory, "mode=777");
+    directory
 }
 
-fn install(folder: &Path) -> Command {
+fn install(directory: &Path) -> Command {
     let mut cmd = command(&program(), &["install"]);
-    cmd.arg(folder);
+    cmd.arg(directory);
     cmd
 }
 
-/// Installs, which must succeed, and says whether it had to write.
+/// Runs `install`, which must succeed, and returns whether it wrote the file.
 #[track_caller]
-fn written(folder: &Path) -> bool {
-    let run = go(install(folder).arg("--format=json")).code(0);
+fn written(directory: &Path) -> bool {
+    let run = go(install(directory).arg("--format=json")).code(0);
     assert!(!run.err.contains("waiting up to"), "{run}");
     let report = run.json();
-    let path = folder.join(NAME);
+    let path = directory.join(NAME);
     assert_eq!(report["verdict"], "ok");
     assert_eq!(report["path"], path.to_str().unwrap());
     let meta = fs::symlink_metadata(&path).unwrap();
     assert!(meta.is_file() && meta.nlink() == 1, "{run}");
     assert_eq!(owner(&path), (0, 0, 0o755));
-    assert!(fs::read(&path).unwrap() == ours(), "other bytes");
-    assert_eq!(names(folder), [NAME]);
+    assert!(fs::read(&path).unwrap() == ours(), "the content differs");
+    assert_eq!(names(directory), [NAME]);
     report["written"].as_bool().unwrap()
 }
 
@@ -53,7 +53,7 @@ fn ours() -> Vec<u8> {
 }
 
 #[test]
-fn the_binary_is_put_there_once_and_runs() {
+fn binary_is_installed_once_and_runs() {
     in_namespace(|| {
         let volume = volume();
         let run = go(&mut install(&volume)).code(0);
@@ -68,7 +68,7 @@ fn the_binary_is_put_there_once_and_runs() {
         let run = go(&mut install(&volume)).code(0);
         assert_eq!(run.out, line("already there"));
         assert!(!written(&volume));
-        // The copy installs itself over itself, and elsewhere.
+        // The installed copy can install itself again.
         ok(command(&path, &["install"]).arg(&volume));
         assert_eq!(state(&[&volume]), before);
         assert_eq!(
@@ -79,7 +79,7 @@ fn the_binary_is_put_there_once_and_runs() {
 }
 
 #[test]
-fn anything_that_is_not_that_very_file_is_replaced_and_nothing_is_written_through() {
+fn other_file_at_the_target_is_replaced_never_written_through() {
     in_namespace(|| {
         let volume = volume();
         let path = volume.join(NAME);
@@ -146,12 +146,12 @@ fn anything_that_is_not_that_very_file_is_replaced_and_nothing_is_written_throug
 }
 
 #[test]
-fn a_folder_in_its_place_and_other_hindrances_are_failures_that_say_so() {
+fn directory_mount_point_or_read_only_volume_fails_with_advice() {
     in_namespace(|| {
         let volume = volume();
         let path = volume.join(NAME);
         let fails = |what: &[&str]| -> Run {
-            // The folder's own times tell of the temporary file.
+            // The temporary file changes the times of the directory.
             let see = || {
                 let mut all = state(&[&volume]);
                 all.remove(&volume);
@@ -175,7 +175,7 @@ fn a_folder_in_its_place_and_other_hindrances_are_failures_that_say_so() {
         fs::write(path.join("content"), "").unwrap();
         fails(&["a directory stands where"]);
         fs::remove_dir_all(&path).unwrap();
-        // Mounted over, as in a container that uses it.
+        // The target is a mount point, as in a container that uses it.
         fs::write(&path, "old").unwrap();
         bind(Path::new("/bin/true"), &path);
         fails(&["EBUSY", "mount point"]);
@@ -185,22 +185,22 @@ fn a_folder_in_its_place_and_other_hindrances_are_failures_that_say_so() {
     });
 }
 
-fn make_read_only_file_system(folder: &Path) {
-    bind(folder, folder);
-    make_read_only(folder);
+fn make_read_only_file_system(directory: &Path) {
+    bind(directory, directory);
+    make_read_only(directory);
 }
 
-/// Root is not told to become root.
+/// The advice to root is not to run it as root.
 #[test]
-fn what_may_not_be_changed_by_root_either_is_told() {
+fn immutable_file_fails_with_the_advice_lsattr() {
     in_namespace(|| {
         let volume = volume();
         let path = volume.join(NAME);
         fs::write(&path, "old").unwrap();
         let mut chattr = command(Path::new("chattr"), &["+i"]);
-        // tmpfs can do that since Linux 6.6.
+        // tmpfs has immutable files since Linux 6.6.
         if !chattr.arg(&path).status().unwrap().success() {
-            eprintln!("not run: this file system has no immutable files");
+            eprintln!("skipped: this file system has no immutable files");
             return;
         }
         go(&mut install(&volume)).code(4).says(&["EPERM", "lsattr"]);
@@ -210,23 +210,25 @@ fn what_may_not_be_changed_by_root_either_is_told() {
 }
 
 #[test]
-fn a_full_volume_keeps_what_was_there() {
+fn full_volume_keeps_the_old_file() {
     in_namespace(|| {
-        let folder = scratch().join("small");
-        fs::create_dir(&folder).unwrap();
-        mount_tmpfs(&folder, "mode=777,size=64k");
-        fs::write(folder.join(NAME), "old").unwrap();
-        go(&mut install(&folder)).code(4).says(&["ENOSPC", "space"]);
-        assert_eq!(fs::read(folder.join(NAME)).unwrap(), b"old");
-        assert_eq!(names(&folder), [NAME]);
+        let directory = scratch().join("small");
+        fs::create_dir(&directory).unwrap();
+        mount_tmpfs(&directory, "mode=777,size=64k");
+        fs::write(directory.join(NAME), "old").unwrap();
+        go(&mut install(&directory))
+            .code(4)
+            .says(&["ENOSPC", "space"]);
+        assert_eq!(fs::read(directory.join(NAME)).unwrap(), b"old");
+        assert_eq!(names(&directory), [NAME]);
     });
 }
 
 #[test]
-fn a_folder_that_is_missing_is_a_usage_error() {
+fn missing_target_directory_is_a_usage_error() {
     let file = program();
-    for folder in [Path::new("/nowhere/at/all"), &file] {
-        go(&mut install(folder))
+    for directory in [Path::new("/nowhere/at/all"), &file] {
+        go(&mut install(directory))
             .code(2)
             .says(&["usage: ", "mount the volume"]);
     }
@@ -242,7 +244,7 @@ fn a_folder_that_is_missing_is_a_usage_error() {
 }
 
 #[test]
-fn many_at_once_are_safe() {
+fn concurrent_installs_are_safe() {
     in_namespace(|| {
         let volume = volume();
         for _ in 0..4 {
@@ -258,7 +260,7 @@ fn many_at_once_are_safe() {
                 let text = String::from_utf8(out.stdout).unwrap();
                 assert_eq!(out.status.code(), Some(0));
                 wrote += u32::from(text.contains("(written)"));
-                // Whoever is told that it is there can start it.
+                // After a successful run the binary can be started.
                 ok(&mut command(&volume.join(NAME), &["--version"]));
             }
             assert_eq!(wrote, 1);
@@ -269,7 +271,7 @@ fn many_at_once_are_safe() {
 }
 
 #[test]
-fn a_run_that_is_killed_leaves_the_old_file_or_the_new_one_and_the_next_clears_up() {
+fn killed_install_leaves_old_or_new_file_and_the_next_run_cleans_up() {
     in_namespace(|| {
         let volume = volume();
         let path = volume.join(NAME);
@@ -279,8 +281,8 @@ fn a_run_that_is_killed_leaves_the_old_file_or_the_new_one_and_the_next_clears_u
         let whole = start.elapsed();
         const RUNS: u32 = 100;
         let (mut olds, mut news, mut left_over) = (0, 0, 0);
-        // Each run is killed a little later after one that came too early, and the other way round: so most
-        // of them end about where the new file takes the old one's place, however busy the machine is.
+        // After a kill that came too early the next one comes later, and the other way round: so most of them come
+        // near the moment of the rename, however busy the machine is.
         let (mut delay, step) = (whole / 2, whole / 20);
         for n in 0..RUNS {
             fs::remove_file(&path).unwrap();
@@ -307,9 +309,14 @@ fn a_run_that_is_killed_leaves_the_old_file_or_the_new_one_and_the_next_clears_u
             }
             left_over += u32::from(names(&volume).len() > 1);
         }
-        println!("{whole:?} for a run; {olds} times old, {news} new, {left_over} with a leftover");
-        assert!(olds > 0 && news > 0, "killed always too early or too late");
-        // Cleared up also where nothing is to be written.
+        println!(
+            "a run takes {whole:?}; old file left {olds} times, new file {news}, leftovers {left_over}"
+        );
+        assert!(
+            olds > 0 && news > 0,
+            "all kills came too early, or all too late"
+        );
+        // Leftovers are also removed if nothing is to be written.
         go(&mut install(&volume)).code(0);
         fs::write(volume.join(format!(".{NAME}.{NAME}")), "part").unwrap();
         assert!(!written(&volume));
@@ -317,7 +324,7 @@ fn a_run_that_is_killed_leaves_the_old_file_or_the_new_one_and_the_next_clears_u
 }
 
 #[test]
-fn root_without_capabilities_installs_into_a_volume_that_everybody_may_write() {
+fn root_without_capabilities_installs_into_a_world_writable_volume() {
     in_namespace(|| {
         let volume = volume();
         let mut cmd = install(&volume);
@@ -331,7 +338,7 @@ fn root_without_capabilities_installs_into_a_volume_that_everybody_may_write() {
 }
 
 #[test]
-fn who_is_not_root_is_told_and_leaves_nothing() {
+fn install_without_root_fails_and_leaves_nothing() {
     use std::os::unix::process::CommandExt;
     in_namespace(|| {
         let volume = volume();
@@ -339,13 +346,13 @@ fn who_is_not_root_is_told_and_leaves_nothing() {
         let other = scratch().join("other");
         fs::create_dir(&other).unwrap();
         mount_tmpfs(&other, "mode=777");
-        let as_nobody = |folder: &Path| {
+        let as_nobody = |directory: &Path| {
             let mut cmd = command(&volume.join(NAME), &["install"]);
-            go(cmd.arg(folder).uid(65_534).gid(65_534))
+            go(cmd.arg(directory).uid(65_534).gid(65_534))
         };
         as_nobody(&other).code(4).says(&["EPERM", "as root"]);
         assert!(names(&other).is_empty());
-        // What is right needs no right.
+        // An up-to-date binary needs no privilege.
         as_nobody(&volume).code(0);
     });
 }

@@ -1,4 +1,4 @@
-//! With whose rights `logs` reads, and what it reads with them.
+//! The credentials with which `logs` reads, and the files that it can read.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -35,12 +35,12 @@ fn field<'a>(status: &'a str, name: &str) -> &'a str {
         .trim()
 }
 
-/// Runs until it waits for `fifo`, which the caller holds open, and gives its status.
+/// Starts `logs` on `fifo`, and returns the status of its worker once that sleeps in the read.
 fn status_while_reading(fifo: &Path) -> (std::process::Child, File, String) {
     nix::unistd::mkfifo(fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let child = logs(&program(), fifo).stdout(Stdio::piped()).spawn();
     let child = child.unwrap();
-    // Opens only once the program has opened the other end.
+    // open(2) returns once the program has opened the read end.
     let writer = File::options().write(true).open(fifo).unwrap();
     let mut status = String::new();
     for _ in 0..500 {
@@ -56,10 +56,10 @@ fn status_while_reading(fifo: &Path) -> (std::process::Child, File, String) {
 }
 
 #[test]
-fn the_reading_process_is_nobody() {
+fn log_reading_process_is_nobody_without_capabilities() {
     require_root();
-    let folder = tempfile::tempdir().unwrap();
-    let (child, mut writer, status) = status_while_reading(&folder.path().join("fifo"));
+    let directory = tempfile::tempdir().unwrap();
+    let (child, mut writer, status) = status_while_reading(&directory.path().join("fifo"));
     for name in ["Uid:", "Gid:"] {
         let ids: Vec<_> = field(&status, name).split_whitespace().collect();
         assert_eq!(ids, ["65534"; 4], "{status}");
@@ -75,23 +75,23 @@ fn the_reading_process_is_nobody() {
 }
 
 #[test]
-fn roots_logs_are_read_though_nobody_reads_them() {
+fn root_can_read_its_own_logs_and_other_users_get_eacces() {
     require_root();
-    let folder = tempfile::tempdir().unwrap();
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
-    let log = folder.path().join("x.log");
-    // More files than the usual soft limit of open ones.
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let log = directory.path().join("x.log");
+    // More files than the usual soft limit of open files.
     for number in 0..1500 {
-        fs::write(folder.path().join(format!("{number}.log")), "nothing\n").unwrap();
+        fs::write(directory.path().join(format!("{number}.log")), "nothing\n").unwrap();
     }
     fs::write(&log, FAILURE).unwrap();
     fs::set_permissions(&log, fs::Permissions::from_mode(0o600)).unwrap();
-    let (code, found) = report(&logs(&program(), folder.path()).output().unwrap());
+    let (code, found) = report(&logs(&program(), directory.path()).output().unwrap());
     assert_eq!(
         (code, found.read.files, found.unreadable.len()),
         (1, 1501, 0)
     );
-    // Somebody else may not: then that is what is said.
+    // Another user cannot read them, and the report lists them as unreadable.
     let parent = tempfile::tempdir().unwrap();
     fs::set_permissions(parent.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let programs = tempfile::tempdir().unwrap();
@@ -102,7 +102,7 @@ fn roots_logs_are_read_though_nobody_reads_them() {
         let mut command = logs(&copy, path);
         report(&command.uid(65_534).gid(65_534).output().unwrap())
     };
-    let (code, denied) = run(folder.path());
+    let (code, denied) = run(directory.path());
     assert_eq!(code, 4);
     assert!(denied.unreadable[0].error.contains("EACCES"), "{denied:?}");
     fs::copy(&log, parent.path().join("seen.log")).unwrap();

@@ -1,7 +1,7 @@
-//! What needs root: the program on real device nodes, real mounts and real group files.
+//! Tests that need root: the program on real devices, mounts and group files.
 //!
-//! `cargo test --test root` as root. Most of it needs a KVM driver as well, since
-//! without one there is nothing to be done on a node; what cannot run says so and fails.
+//! `cargo test --test root` as root. Most tests also need a KVM driver. A test that cannot run fails and prints what
+//! is missing.
 #![allow(clippy::disallowed_methods)]
 #![allow(
     clippy::unwrap_used,

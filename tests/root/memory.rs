@@ -1,4 +1,4 @@
-//! Files that are as large as may be, and larger: what is read is bounded, and so is what it costs.
+//! Input files at and above the size limit: reading and memory are bounded.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -8,16 +8,16 @@ use support::{
     KVM, Run, Scene, Tree, bounded_memory, command, go, in_namespace, owner, report, run, set_owner,
 };
 
-/// What a container may have: all that a run maps, its program included.
+/// Limit of a run's address space, including the program.
 const MEMORY: u64 = 64 << 20;
-/// What one file may have.
+/// Size limit of an input file.
 const LIMIT: usize = 8 << 20;
 
 fn limited(cmd: &mut Command) -> &mut Command {
     bounded_memory(cmd, MEMORY)
 }
 
-/// All that may be in the pod's image, and the files of the node.
+/// Input files of the pod's image, and of the node (`true`).
 const FILES: [(bool, &str); 12] = [
     (false, "etc/group"),
     (false, "etc/passwd"),
@@ -33,7 +33,7 @@ const FILES: [(bool, &str); 12] = [
     (true, "etc/userdb/kvm.group"),
 ];
 
-/// Puts a file there for as long as `run` takes.
+/// Runs `with` while the file that `make` makes replaces another one.
 fn with_file<T>(tree: &Tree, name: &str, make: impl Fn(&Path), with: impl FnOnce() -> T) -> T {
     let (at, kept) = (tree.at(name), tree.at("kept"));
     fs::create_dir_all(at.parent().unwrap()).unwrap();
@@ -47,12 +47,12 @@ fn with_file<T>(tree: &Tree, name: &str, make: impl Fn(&Path), with: impl FnOnce
     result
 }
 
-fn says_too_large(run: Run, name: &str) {
+fn assert_too_large(run: Run, name: &str) {
     run.code(4).says(&[name, "EFBIG", "8 MiB"]);
 }
 
 #[test]
-fn a_file_that_is_too_large_is_refused_and_costs_nothing() {
+fn too_large_input_file_is_refused_within_64_mib() {
     in_namespace(|| {
         let scene = Scene::new();
         let before = scene.state();
@@ -61,8 +61,8 @@ fn a_file_that_is_too_large_is_refused_and_costs_nothing() {
             for size in [LIMIT as u64 + 1, 60 << 20, 500 << 20, 1 << 40] {
                 let make = |at: &Path| File::create(at).unwrap().set_len(size).unwrap();
                 with_file(tree, name, make, || {
-                    says_too_large(go(limited(&mut scene.apply())), name);
-                    says_too_large(go(limited(&mut scene.verb("check"))), name);
+                    assert_too_large(go(limited(&mut scene.apply())), name);
+                    assert_too_large(go(limited(&mut scene.verb("check"))), name);
                 });
             }
         }
@@ -77,7 +77,7 @@ fn a_file_that_is_too_large_is_refused_and_costs_nothing() {
         let mut cmd = command(&support::program(), &["ready"]);
         go(limited(cmd.arg(&status))).code(4).says(&["EFBIG"]);
         fs::remove_file(&status).unwrap();
-        // Nothing of it was touched, but for the times of directories.
+        // Nothing was changed but the times of directories.
         let now = scene.state();
         for name in ["etc/group", "etc/passwd"] {
             let path = scene.pod.at(name);
@@ -87,7 +87,7 @@ fn a_file_that_is_too_large_is_refused_and_costs_nothing() {
     });
 }
 
-/// So many lines as are allowed, and the text that was there.
+/// As many lines as the size limit allows, followed by `text`.
 fn filled(text: &str, line: impl Fn(usize) -> String) -> String {
     let mut all = String::with_capacity(LIMIT);
     for n in 0.. {
@@ -150,7 +150,7 @@ const RULES: [(&str, Line); 8] = [
     ("labels", |n| format!("LABEL=\"{n:x}\"\n")),
     ("jumps", |n| format!("GOTO=\"{n:x}\"\n")),
 ];
-/// One file on the node in each place that is read.
+/// The input files, each with the kinds of lines to fill it with.
 const SHAPES: [(bool, &str, Lines); 9] = [
     (false, "etc/group", &GROUPS),
     (false, "etc/passwd", &USERS),
@@ -168,7 +168,7 @@ const SHAPES: [(bool, &str, Lines); 9] = [
 ];
 
 #[test]
-fn a_file_as_large_as_may_be_is_read_within_64_mebibytes() {
+fn largest_allowed_input_file_is_read_within_64_mib() {
     in_namespace(|| {
         let scene = Scene::new();
         let mut wrong = Vec::new();
@@ -187,8 +187,8 @@ fn a_file_as_large_as_may_be_is_read_within_64_mebibytes() {
                         let (code, out, err) = run(limited(&mut scene.apply()));
                         let shown = format!("{what} in {name}: exit code {code}");
                         println!("{shown}");
-                        // No whole list; larger than it may be once the QEMU user is in it; more groups than there
-                        // may be.
+                        // 2: an incomplete list; 4: too large with the QEMU user added; 5: more groups than the
+                        // kernel accepts.
                         if ![0, 2, 4, 5].contains(&code) {
                             wrong.push(format!("{shown}\n{out}{err}"));
                         }
@@ -209,9 +209,9 @@ fn a_file_as_large_as_may_be_is_read_within_64_mebibytes() {
     });
 }
 
-/// The performance that is asked for: 100,000 lines. A million are more than 8 MiB.
+/// 100,000 lines must work. A million are more than 8 MiB.
 #[test]
-fn a_group_file_of_many_lines_is_brought_in_line() {
+fn group_file_of_100000_lines_is_aligned_and_a_million_refused() {
     in_namespace(|| {
         let scene = Scene::new();
         let text = scene.pod.read("etc/group");
@@ -228,14 +228,14 @@ fn a_group_file_of_many_lines_is_brought_in_line() {
         let wanted = format!("{more}{}", support::ALIGNED);
         assert!(scene.pod.read("etc/group") == wanted);
         let more = with(1_000_000);
-        says_too_large(go(limited(&mut scene.apply())), "etc/group");
+        assert_too_large(go(limited(&mut scene.apply())), "etc/group");
         assert!(scene.pod.read("etc/group") == format!("{more}{text}"));
     });
 }
 
-/// An edit is not to make a file of which the next run says that it is too large.
+/// An edit must not make a file that the next run refuses as too large.
 #[test]
-fn a_group_file_is_not_made_larger_than_it_may_be() {
+fn edit_beyond_the_size_limit_is_refused() {
     in_namespace(|| {
         let scene = Scene::new();
         let text = "root:x:0:\nkvm:x:9:\n";

@@ -1,4 +1,4 @@
-//! `check` on the node: a libvirtd that runs in a container, and what of it can be seen.
+//! `check` on the node, which inspects the container of a running libvirtd.
 
 use std::fs::{self, FileTimes};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use support::{
     set_owner, state, warnings,
 };
 
-/// A process named libvirtd below a root. It ends with the value.
+/// A process named libvirtd with its own root. It is killed on drop.
 struct Libvirtd {
     child: Child,
     root: PathBuf,
@@ -46,13 +46,12 @@ impl Drop for Libvirtd {
     }
 }
 
-/// `check` on the node, which does not see the machine's own daemons: they come and go, and what
-/// they are does not matter here.
+/// `check` on the node with the machine's own daemons hidden, because they come and go.
 fn check_on(node: &Jail, ours: u32) -> Command {
     check_among(node, &[ours])
 }
 
-/// The same with several of the test's own.
+/// Like [`check_on`], with several of the test's own daemons.
 fn check_among(node: &Jail, ours: &[u32]) -> Command {
     let proc = node.tree.at("proc");
     for entry in fs::read_dir(&proc).unwrap().flatten() {
@@ -61,14 +60,14 @@ fn check_among(node: &Jail, ours: &[u32]) -> Command {
         let is_one = ["libvirtd", "virtqemud", "systemd-udevd"].contains(&comm.trim());
         if is_one && name.parse().is_ok_and(|pid| !ours.contains(&pid)) {
             let (what, flags) = (Some("tmpfs"), MsFlags::empty());
-            // It may have ended by now.
+            // The process may have ended.
             let _ = mount(what, &entry.path(), what, flags, None::<&str>);
         }
     }
     node.on_the_node("/kvm-init", &["check"])
 }
 
-/// One test at a time has processes named libvirtd.
+/// Lets one test at a time have processes named libvirtd.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -86,7 +85,7 @@ fn node_with_pod() -> (Jail, Jail, Libvirtd) {
     (node, pod, libvirtd)
 }
 
-/// The pod's group file follows the node, since long before its libvirtd started.
+/// Aligns the pod's group file and dates it before the start of its libvirtd.
 fn align(pod: &Jail) {
     pod.tree.file("etc/group", ALIGNED);
     date_group_file(pod, SystemTime::now() - Duration::from_secs(3600));
@@ -101,7 +100,7 @@ fn date_group_file(pod: &Jail, changed: SystemTime) {
 }
 
 #[test]
-fn on_the_node_both_views_are_in_one_report() {
+fn check_on_the_node_reports_node_and_pod() {
     let _alone = alone();
     in_namespace(|| {
         let (node, pod, libvirtd) = node_with_pod();
@@ -136,21 +135,21 @@ fn on_the_node_both_views_are_in_one_report() {
             found["summary"].as_str().unwrap().contains(&way_out),
             "{found}"
         );
-        // The command is said once.
+        // The command is in the summary only.
         let advice = found["proof"]["advice"].as_str().unwrap();
         assert!(
             advice.contains("may not read and write it") && !advice.contains("apply"),
             "{found}"
         );
         assert_eq!(everything(), before);
-        // What it says is the way out, from the node: the pod's file changes, and nothing of the node's.
+        // The reported command, run on the node, changes the pod's file and nothing of the node.
         let nodes = state(&[&node.tree.at("etc"), &node.tree.at("dev")]);
         let root = libvirtd.root.to_str().unwrap();
-        // Without the right to look at others it may not, since it holds no more than it needs then.
+        // Without CAP_SYS_PTRACE the run cannot inspect a process that holds more capabilities (ptrace(2)).
         let run = go(&mut node.on_the_node("/kvm-init", &["apply", "--root", root])).code(3);
         run.says(&["refused: ", "EACCES", "CAP_SYS_PTRACE"]);
         assert_eq!(everything(), before);
-        // With it the root of PID 1 is seen as well, which is not this node's.
+        // With CAP_SYS_PTRACE it also sees the root of PID 1, which is not this node's; hence --host-root.
         let mut apply = command(
             Path::new("/kvm-init"),
             &["apply", "--host-root=/", "--root"],
@@ -159,12 +158,12 @@ fn on_the_node_both_views_are_in_one_report() {
         go(&mut apply).code(0);
         assert!(pod.tree.read("etc/group").contains("kvm:x:108:nova"));
         assert_eq!(state(&[&node.tree.at("etc"), &node.tree.at("dev")]), nodes);
-        // Once the pod agrees, since before its libvirtd started.
+        // With a pod that was aligned before its libvirtd started.
         align(&pod);
         let (code, found) = report(&mut check());
         assert_eq!((code, warnings(&found)), (0, vec![]), "{found}");
         assert_eq!(found["device"]["same_inode_as_host"], true);
-        // When the libvirtd has ended there is only the node.
+        // Without libvirtd only the node is checked.
         drop(libvirtd);
         let (code, found) = report(&mut check());
         assert_eq!(code, 0, "{found}");
@@ -174,7 +173,7 @@ fn on_the_node_both_views_are_in_one_report() {
 }
 
 #[test]
-fn a_libvirtd_with_a_dev_of_its_own_is_not_proven_by_the_nodes_device() {
+fn node_device_proves_nothing_for_a_libvirtd_with_a_private_dev() {
     let _alone = alone();
     in_namespace(|| {
         let (node, pod, libvirtd) = node_with_pod();
@@ -200,7 +199,7 @@ fn a_libvirtd_with_a_dev_of_its_own_is_not_proven_by_the_nodes_device() {
 }
 
 #[test]
-fn a_libvirtd_that_is_older_than_the_group_file_is_a_warning() {
+fn libvirtd_older_than_the_group_file_is_a_warning() {
     let _alone = alone();
     in_namespace(|| {
         let (node, pod, libvirtd) = node_with_pod();
@@ -221,7 +220,7 @@ fn a_libvirtd_that_is_older_than_the_group_file_is_a_warning() {
                 assert!(text.contains(&pid), "{text}");
             }
         }
-        // The table stays within a terminal with such a root, too.
+        // With such a root the table still fits into 80 columns.
         let table = go(&mut check_on(&node, libvirtd.child.id())).code(0).out;
         assert!(
             table.lines().all(|line| line.chars().count() <= 80),
@@ -230,9 +229,9 @@ fn a_libvirtd_that_is_older_than_the_group_file_is_a_warning() {
     });
 }
 
-/// To look at another process' root takes more than the proof does.
+/// Unlike the proof, inspecting the root of another process needs CAP_SYS_PTRACE.
 #[test]
-fn a_libvirtd_that_may_not_be_looked_at_is_not_taken_for_none() {
+fn uninspectable_libvirtd_is_a_warning() {
     require_commands(&["setpriv"]);
     let _alone = alone();
     in_namespace(|| {
@@ -242,8 +241,8 @@ fn a_libvirtd_that_may_not_be_looked_at_is_not_taken_for_none() {
         let words = ["--inh-caps=-all", few, "/kvm-init", "check"];
         let (code, found) = report(&mut node.on_the_node("/usr/bin/setpriv", &words));
         assert_eq!((code, &found["pod"]["root"]), (5, &"/".into()), "{found}");
-        let told = warnings(&found);
-        assert_eq!(told, ["limited-proof", "libvirtd-unseen"]);
+        let codes = warnings(&found);
+        assert_eq!(codes, ["limited-proof", "libvirtd-unseen"]);
         let text = found["warnings"][1]["text"].as_str().unwrap();
         for part in [libvirtd.root.to_str().unwrap(), "CAP_SYS_PTRACE"] {
             assert!(text.contains(part), "{part}: {text}");
@@ -251,9 +250,9 @@ fn a_libvirtd_that_may_not_be_looked_at_is_not_taken_for_none() {
     });
 }
 
-/// A process of an unprivileged user may call itself libvirtd, and show files of root's as its own.
+/// An unprivileged process can name itself libvirtd and mount root's files over its group file.
 #[test]
-fn an_impostor_is_neither_named_nor_edited() {
+fn impostor_libvirtd_is_neither_reported_nor_edited() {
     require_commands(&["setpriv", "unshare"]);
     let _alone = alone();
     in_namespace(|| {
@@ -268,18 +267,18 @@ fn an_impostor_is_neither_named_nor_edited() {
             }
             let ours = [impostor.pid(), libvirtd.child.id()];
             let run = go(&mut check_among(&node, &ours));
-            let told = format!("{}{}", run.out, run.err);
+            let output = format!("{}{}", run.out, run.err);
             let root = impostor.root();
             let root = root.to_str().unwrap();
-            assert!(!told.contains(root), "{told}");
+            assert!(!output.contains(root), "{output}");
             assert_eq!(
-                told.contains(libvirtd.root.to_str().unwrap()),
+                output.contains(libvirtd.root.to_str().unwrap()),
                 real,
-                "{told}"
+                "{output}"
             );
-            // Whoever names it all the same is refused, and nothing is edited.
-            for verb in ["apply", "check"] {
-                let run = go(&mut node.on_the_node("/kvm-init", &[verb, "--root", root]));
+            // With the impostor's root as --root the run is refused and edits nothing.
+            for command_name in ["apply", "check"] {
+                let run = go(&mut node.on_the_node("/kvm-init", &[command_name, "--root", root]));
                 assert!(state(&[&script]) == before, "{run}");
                 run.code(3).says(&[root, "does not run as root"]);
             }
@@ -291,7 +290,7 @@ fn an_impostor_is_neither_named_nor_edited() {
 fn kill_and_wait(libvirtd: &Libvirtd) -> nix::Result<()> {
     let pid = nix::unistd::Pid::from_raw(libvirtd.child.id().cast_signed());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
-    // It stays a zombie until its value is dropped, and a zombie is no libvirtd.
+    // It stays a zombie until the value is dropped. Zombies do not count as libvirtd.
     let status = format!("/proc/{pid}/status");
     while !fs::read_to_string(&status)
         .unwrap_or_default()
@@ -302,9 +301,9 @@ fn kill_and_wait(libvirtd: &Libvirtd) -> nix::Result<()> {
     Ok(())
 }
 
-/// The same node by a mount without devices: QEMU opens that one.
+/// libvirtd's /dev is the node's, mounted nodev: QEMU cannot open the device there.
 #[test]
-fn a_libvirtd_whose_dev_ignores_devices_is_not_proven_by_the_nodes_mount() {
+fn node_device_proves_nothing_for_a_libvirtd_with_a_nodev_dev() {
     let _alone = alone();
     in_namespace(|| {
         let (node, pod, libvirtd) = node_with_pod();
@@ -321,9 +320,9 @@ fn a_libvirtd_whose_dev_ignores_devices_is_not_proven_by_the_nodes_mount() {
     });
 }
 
-/// `apply` refuses a device that is not the node's, so it is not what mends it.
+/// `apply` refuses a device that is not the node's, so the advice must not name it.
 #[test]
-fn with_a_dev_of_its_own_there_is_no_drift_either() {
+fn drifted_pod_with_a_private_dev_is_not_reported_as_drift() {
     let _alone = alone();
     in_namespace(|| {
         let (node, pod, libvirtd) = node_with_pod();

@@ -1,5 +1,5 @@
-//! Where the program writes, and what another user on the node can do about it: nothing is written where
-//! that user leads it, nothing that the user has put there or holds on to stands in the way.
+//! Outputs and other users of the node: a user's links and swapped directories redirect no output, and a user's files
+//! and locks block none.
 #![allow(unsafe_code)]
 
 use std::fs;
@@ -24,12 +24,12 @@ const RULES: &str = "etc/udev/rules.d";
 const RULE: &str = "etc/udev/rules.d/99-libvirt-kvm-init.rules";
 const OWN_LOCK: &str = ".libvirt-kvm-init.lock";
 const BINARY: &str = "libvirt-kvm-init";
-/// A volume as the kubelet makes it: a mount point that all may write.
+/// A volume as the kubelet makes it: a mount point that all users can write.
 fn volume(name: &str) -> PathBuf {
-    let folder = scratch().join(name);
-    fs::create_dir(&folder).unwrap();
-    mount_tmpfs(&folder, "mode=777");
-    folder
+    let directory = scratch().join(name);
+    fs::create_dir(&directory).unwrap();
+    mount_tmpfs(&directory, "mode=777");
+    directory
 }
 
 fn to(scene: &Scene, out: &Path) -> Command {
@@ -38,13 +38,13 @@ fn to(scene: &Scene, out: &Path) -> Command {
     cmd
 }
 
-fn install(folder: &Path) -> Command {
+fn install(directory: &Path) -> Command {
     let mut cmd = command(&program(), &["install"]);
-    cmd.arg(folder);
+    cmd.arg(directory);
     cmd
 }
 
-/// Runs it, which must succeed without a wait.
+/// Runs a command that must succeed without waiting.
 #[track_caller]
 fn at_once(cmd: &mut Command) {
     let run = go(cmd).code(0);
@@ -52,13 +52,13 @@ fn at_once(cmd: &mut Command) {
 }
 
 #[test]
-fn locks_of_another_user_hold_up_no_run() {
+fn locks_of_another_user_do_not_block_a_run() {
     in_namespace(|| {
         let scene = Scene::new();
         scene.host.dir(RULES);
         let shared = volume("volume");
         let out = shared.join("group");
-        // As some image may have it: whoever can read it can lock it.
+        // Modes that an image may have: a user who can read the file can lock it.
         for mode in [0o644, 0o666] {
             let passwords = scene.pod.at("etc/.pwd.lock");
             fs::write(&passwords, "").unwrap();
@@ -89,7 +89,7 @@ fn locks_of_another_user_hold_up_no_run() {
                     .contains("\nkvm:x:501:nova\n")
             );
             at_once(&mut install(&shared));
-            // And what is there once a run has made it.
+            // Also locked: the files that the runs have made.
             let all = names(&shared).into_iter().map(|name| shared.join(name));
             let _holder = greedy(all.chain([shared.clone(), passwords]).collect());
             at_once(to(&scene, &out).arg("--gid=502"));
@@ -102,15 +102,15 @@ fn locks_of_another_user_hold_up_no_run() {
     });
 }
 
-/// groupadd and the others of the package passwd take the lock of lckpwdf(3).
+/// groupadd and the other tools of the package passwd take the lock of lckpwdf(3).
 #[test]
-fn tools_that_edit_the_group_file_wait_for_a_run() {
+fn groupadd_waits_for_the_lock_of_a_run() {
     require_commands(&["groupadd"]);
     in_namespace(|| {
         let scene = Scene::new();
         let file = scene.pod.at("etc/group");
-        let (mut folder, _) = open_output(&file, Purpose::Look).unwrap();
-        folder
+        let (mut directory, _) = open_output(&file, Purpose::Look).unwrap();
+        directory
             .lock(LockFile::Passwords, Duration::from_secs(5))
             .unwrap();
         assert!(lock(&scene.pod.at("etc/.pwd.lock")).is_none());
@@ -120,12 +120,12 @@ fn tools_that_edit_the_group_file_wait_for_a_run() {
         let before = openers(&passwords);
         let mut tool = tool.arg("late").spawn().unwrap();
         opened_by_another(&passwords, &before);
-        assert!(tool.try_wait().unwrap().is_none(), "it did not wait");
+        assert!(tool.try_wait().unwrap().is_none(), "groupadd did not wait");
         assert!(!scene.pod.read("etc/group").contains("late"));
-        drop(folder);
+        drop(directory);
         assert!(tool.wait().unwrap().success());
         assert!(scene.pod.read("etc/group").contains("\nlate:x:4711:\n"));
-        // And none of them is lost.
+        // Neither of the two edits is lost.
         go(&mut scene.apply()).code(0);
         let text = scene.pod.read("etc/group");
         assert!(
@@ -136,7 +136,7 @@ fn tools_that_edit_the_group_file_wait_for_a_run() {
 }
 
 #[test]
-fn a_run_waits_for_the_outputs_lock_and_gives_up_after_ten_seconds() {
+fn held_output_lock_fails_the_run_after_ten_seconds() {
     in_namespace(|| {
         let scene = Scene::settled();
         let shared = volume("volume");
@@ -160,22 +160,21 @@ fn a_run_waits_for_the_outputs_lock_and_gives_up_after_ten_seconds() {
     });
 }
 
-/// What must not be led elsewhere: each option, what it is given below a directory, and the file of that name
-/// that it must not touch.
-const LED: [(&str, &str); 4] = [
+/// Outputs that must not be redirected: the option, and the name of the file that it writes below a directory.
+const OUTPUTS: [(&str, &str); 4] = [
     ("--group-file-out", "group"),
     ("install", BINARY),
     ("--status-file", "shadow"),
     ("--metrics-file", "passwd"),
 ];
 
-/// What a run said.
-enum Said {
+/// The end of a run, or the log of a `watch`.
+enum Ending {
     Ended(Run),
     Logged(String),
 }
 
-impl Said {
+impl Ending {
     #[track_caller]
     fn refused(self) {
         match self {
@@ -190,11 +189,11 @@ impl Said {
     }
 }
 
-fn run_led(scene: &Scene, option: &str, folder: &Path, name: &str) -> Said {
-    let path = folder.join(name);
+fn run_with_output(scene: &Scene, option: &str, directory: &Path, name: &str) -> Ending {
+    let path = directory.join(name);
     match option {
-        "install" => Said::Ended(go(&mut install(folder))),
-        "--group-file-out" => Said::Ended(go(&mut to(scene, &path))),
+        "install" => Ending::Ended(go(&mut install(directory))),
+        "--group-file-out" => Ending::Ended(go(&mut to(scene, &path))),
         _ => {
             let mut cmd = command(Path::new("timeout"), &["0.7"]);
             cmd.arg(program())
@@ -202,21 +201,20 @@ fn run_led(scene: &Scene, option: &str, folder: &Path, name: &str) -> Said {
                 .arg(scene.pod.path());
             cmd.arg("--host-root").arg(scene.host.path());
             cmd.arg(option).arg(&path);
-            Said::Logged(String::from_utf8(cmd.output().unwrap().stderr).unwrap())
+            Ending::Logged(String::from_utf8(cmd.output().unwrap().stderr).unwrap())
         }
     }
 }
 
-/// A directory on the way that another user may replace is a link to the node's files by the time that it is
-/// written to.
+/// Another user replaces a directory on the output's path with a link to the node's files.
 #[test]
-fn a_directory_that_was_swapped_for_a_link_leads_no_output_elsewhere() {
+fn directory_swapped_for_a_link_redirects_no_output() {
     in_namespace(|| {
         let scene = Scene::settled();
         let node = scratch().join("node-etc");
         fs::create_dir(&node).unwrap();
-        for (_, name) in LED {
-            // A group file, since another one would be refused under the output's name.
+        for (_, name) in OUTPUTS {
+            // A valid group file, because any other file at the output's path would be refused.
             fs::write(node.join(name), "victim:x:9:\n").unwrap();
             set_owner(&node.join(name), 0, 0, 0o600);
         }
@@ -226,35 +224,35 @@ fn a_directory_that_was_swapped_for_a_link_leads_no_output_elsewhere() {
             fs::create_dir_all(shared.join("state/below")).unwrap();
             set_owner(&shared, uid, OTHER, mode);
             fs::remove_dir_all(shared.join("state")).unwrap();
-            // As whoever can write there; that root has made it does not matter either.
+            // The first link is made by a user who can write there, the second one by root.
             let (from, target) = (shared.join("state"), node.clone());
             as_other(move || symlink(&target, &from));
-            for (option, name) in LED {
-                let said = run_led(&scene, option, &shared.join("state"), name);
+            for (option, name) in OUTPUTS {
+                let ending = run_with_output(&scene, option, &shared.join("state"), name);
                 assert_eq!(
                     state(&[&node, Path::new(KVM)]),
                     before,
                     "{option} {uid} {mode:o}"
                 );
-                said.refused();
+                ending.refused();
             }
             fs::remove_file(shared.join("state")).unwrap();
             symlink(scratch(), shared.join("state")).unwrap();
-            for (option, name) in LED {
-                let said = run_led(&scene, option, &shared.join("state/node-etc"), name);
+            for (option, name) in OUTPUTS {
+                let ending = run_with_output(&scene, option, &shared.join("state/node-etc"), name);
                 assert_eq!(
                     state(&[&node, Path::new(KVM)]),
                     before,
                     "{option} {uid} {mode:o}"
                 );
-                said.refused();
+                ending.refused();
             }
         }
     });
 }
 
 #[test]
-fn a_directory_that_another_user_may_write_is_refused() {
+fn output_directory_that_another_user_can_write_is_refused() {
     in_namespace(|| {
         let scene = Scene::settled();
         let place = scratch().join("place");
@@ -264,14 +262,14 @@ fn a_directory_that_another_user_may_write_is_refused() {
             set_owner(&place, uid, gid, mode);
         };
         let refused = |what: &str| {
-            for (option, name) in LED {
+            for (option, name) in OUTPUTS {
                 let before = (scene.state(), state(&[&place]));
-                let said = run_led(&scene, option, &place, name);
+                let ending = run_with_output(&scene, option, &place, name);
                 assert!(
                     (scene.state(), state(&[&place])) == before,
                     "{option}: {what}"
                 );
-                said.refused();
+                ending.refused();
             }
         };
         for (uid, gid, mode) in [
@@ -280,30 +278,30 @@ fn a_directory_that_another_user_may_write_is_refused() {
             (0, OTHER, 0o775),
             (0, 0, 0o775),
             (0, 0, 0o757),
-            // Like an emptyDir, and no mount.
+            // Like an emptyDir, but no mount point.
             (0, 0, 0o777),
         ] {
             make(uid, gid, mode);
             refused(&format!("{uid}:{gid} {mode:o}"));
         }
-        // Mounts that are no emptyDir.
+        // Mount points that differ from an emptyDir.
         for options in ["mode=1777", "mode=2777", "mode=775", "mode=777,uid=42424"] {
             make(0, 0, 0o755);
             mount_tmpfs(&place, options);
             refused(options);
             support::detach(&place);
         }
-        // Below one that another user may rename.
+        // In a directory that another user can rename.
         make(0, 0, 0o755);
         mount_tmpfs(&place, "mode=777");
         fs::create_dir(place.join("below")).unwrap();
         let before = state(&[&place]);
-        for (option, name) in LED {
-            let said = run_led(&scene, option, &place.join("below"), name);
+        for (option, name) in OUTPUTS {
+            let ending = run_with_output(&scene, option, &place.join("below"), name);
             assert_eq!(state(&[&place]), before, "{option}");
-            said.refused();
+            ending.refused();
         }
-        // The node's own, for the rule.
+        // The node's rules directory, for --persist.
         scene.host.dir(RULES);
         for at in [RULES, "etc/udev"] {
             set_owner(&scene.host.at(at), 0, 0, 0o777);
@@ -318,15 +316,15 @@ fn a_directory_that_another_user_may_write_is_refused() {
 }
 
 #[test]
-fn an_empty_dir_becomes_roots_alone_and_is_used() {
+fn empty_dir_is_made_writable_for_root_only_and_used() {
     in_namespace(|| {
         let scene = Scene::settled();
         let shared = volume("volume");
-        // A bind mount of a directory, as the runtime makes it.
+        // A bind mount of the volume, as the container runtime makes it.
         let inside = scratch().join("inside");
         fs::create_dir(&inside).unwrap();
         bind(&shared, &inside);
-        // Looking changes nothing.
+        // `check` changes nothing.
         let mut check = command(&program(), &["check"]);
         check.args(to(&scene, &inside.join("group")).get_args().skip(1));
         go(&mut check).code(1);
@@ -337,20 +335,20 @@ fn an_empty_dir_becomes_roots_alone_and_is_used() {
         let plant = shared.join("planted");
         as_other(move || match fs::write(&plant, "") {
             Err(_) => Ok(()),
-            Ok(()) => Err(std::io::Error::other("it could be planted")),
+            Ok(()) => Err(std::io::Error::other("another user could create a file")),
         });
         assert_eq!(names(&shared), ["group"]);
-        // Also where 0.1.0 has left the right file, and nothing else is to be done.
+        // Also if version 0.1.0 left the right file and nothing else is to be done.
         set_owner(&shared, 0, 0, 0o777);
         go(&mut to(&scene, &inside.join("group"))).code(0);
         assert_eq!(owner(&shared), (0, 0, 0o755));
         assert_eq!(names(&shared), ["group"]);
-        // Root's links are followed where root alone can make them.
+        // A link of root is followed if only root can write its directory.
         symlink("volume", scratch().join("link")).unwrap();
         fs::remove_file(shared.join("group")).unwrap();
         go(&mut to(&scene, &scratch().join("link/../volume/./group"))).code(0);
         assert_eq!(names(&shared), ["group"]);
-        // And those of /proc lead where their text does not tell.
+        // Links in /proc are refused, because their text does not show their target.
         fs::remove_file(shared.join("group")).unwrap();
         let mut cmd = to(&scene, Path::new("/proc/self/cwd/group"));
         go(cmd.current_dir(&shared)).code(3).says(&["in /proc"]);
@@ -360,9 +358,9 @@ fn an_empty_dir_becomes_roots_alone_and_is_used() {
     });
 }
 
-/// What another user has put into an emptyDir before it became root's alone.
+/// Files that another user put into an emptyDir while all users could write it.
 #[test]
-fn what_another_user_planted_in_an_empty_dir_is_replaced() {
+fn files_planted_in_an_empty_dir_are_replaced() {
     in_namespace(|| {
         let scene = Scene::settled();
         let victim = scratch().join("victim");
@@ -426,7 +424,7 @@ fn what_another_user_planted_in_an_empty_dir_is_replaced() {
                         assert_eq!(fs::read_to_string(&made).unwrap(), ALIGNED);
                     }
                     assert_eq!(state(&[&victim]), before, "{what} at {at}");
-                    // A full directory stays, under a name that nothing asks for.
+                    // A full directory is renamed and stays.
                     let left = names(&shared).len();
                     let stays = usize::from(what == "full directory");
                     let unasked = name == "status.json" && at == OWN_LOCK && what != "nothing";
@@ -438,13 +436,13 @@ fn what_another_user_planted_in_an_empty_dir_is_replaced() {
                 }
             }
         }
-        println!("{n} planted: all replaced");
+        println!("{n} planted files: all replaced");
     });
 }
 
-/// A directory of root's own, as the kubelet makes one where the file of a subPath is missing.
+/// The kubelet makes a directory as root where the file of a subPath is missing.
 #[test]
-fn a_directory_of_roots_stays_and_is_told() {
+fn directory_of_root_at_the_output_path_is_a_failure() {
     in_namespace(|| {
         let scene = Scene::settled();
         let shared = volume("volume");
@@ -460,23 +458,19 @@ fn a_directory_of_roots_stays_and_is_told() {
     });
 }
 
-/// Where a file system has no unnamed files a name that nobody can guess does.
+/// On a file system without O_TMPFILE a random name is used.
 #[test]
-fn without_unnamed_files_all_is_written_all_the_same() {
+fn outputs_are_written_without_o_tmpfile() {
     in_namespace(|| {
         let scene = Scene::new();
         scene.host.dir(RULES);
         let shared = volume("volume");
         let mut cmd = scene.apply();
-        go(without_unnamed_files(cmd.arg("--persist"))).code(0);
+        go(without_tmpfile(cmd.arg("--persist"))).code(0);
         assert_eq!(scene.pod.read("etc/group"), ALIGNED);
         assert_eq!(names(&scene.host.at(RULES)), ["99-libvirt-kvm-init.rules"]);
-        go(without_unnamed_files(&mut to(
-            &scene,
-            &shared.join("group"),
-        )))
-        .code(0);
-        go(without_unnamed_files(&mut install(&shared))).code(0);
+        go(without_tmpfile(&mut to(&scene, &shared.join("group")))).code(0);
+        go(without_tmpfile(&mut install(&shared))).code(0);
         assert_eq!(names(&shared), ["group", BINARY]);
         assert_eq!(owner(&shared.join("group")), (0, 0, 0o644));
         assert_eq!(owner(&shared.join(BINARY)), (0, 0, 0o755));
@@ -487,8 +481,8 @@ fn without_unnamed_files_all_is_written_all_the_same() {
     });
 }
 
-/// openat(2) with `O_TMPFILE` answers as on a file system that does not have it.
-fn without_unnamed_files(cmd: &mut Command) -> &mut Command {
+/// Makes openat(2) with `O_TMPFILE` fail as on a file system without it.
+fn without_tmpfile(cmd: &mut Command) -> &mut Command {
     use std::os::unix::process::CommandExt;
     let code = |op: u32| u16::try_from(op).unwrap();
     let step = |op: u32, k: u32, jt, jf| libc::sock_filter {
@@ -499,7 +493,7 @@ fn without_unnamed_files(cmd: &mut Command) -> &mut Command {
     };
     let word = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
     let number = u32::try_from(libc::SYS_openat).unwrap();
-    // Bit of O_TMPFILE that O_DIRECTORY has not.
+    // The bit of O_TMPFILE that is not in O_DIRECTORY.
     let bit = u32::try_from(libc::O_TMPFILE & !libc::O_DIRECTORY).unwrap();
     let answer = libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EOPNOTSUPP).unwrap();
     let filter = [
@@ -527,42 +521,42 @@ fn without_unnamed_files(cmd: &mut Command) -> &mut Command {
     unsafe { cmd.pre_exec(install) }
 }
 
-/// The sidecar's way: all is read-only, but for the file that the libvirt container has mounted.
+/// As in the sidecar: all is read-only except the file that the libvirt container has mounted.
 #[test]
-fn a_file_that_is_mounted_alone_needs_no_lock() {
+fn single_mounted_file_is_written_without_a_lock() {
     in_namespace(|| {
         let scene = Scene::settled();
         scene
             .pod
             .file("run/source", "root:x:0:\n")
             .file("run/own/group", "");
-        let folder = scene.pod.at("run/own");
-        bind_read_only(&folder.clone(), &folder);
-        let (source, out) = (scene.pod.at("run/source"), folder.join("group"));
+        let directory = scene.pod.at("run/own");
+        bind_read_only(&directory.clone(), &directory);
+        let (source, out) = (scene.pod.at("run/source"), directory.join("group"));
         bind(&source, &out);
         let was = inode(&source);
         at_once(&mut to(&scene, &out));
         assert_eq!(fs::read_to_string(&source).unwrap(), ALIGNED);
         assert_eq!(
-            (inode(&source), names(&folder)),
+            (inode(&source), names(&directory)),
             (was, vec!["group".to_owned()])
         );
     });
 }
 
-/// Without a lock: what another process has written since the file was read is not lost.
+/// Without a lock the change of another process since the read is not lost.
 #[test]
-fn a_file_that_changed_since_it_was_read_is_not_written() {
+fn file_changed_since_the_read_is_not_overwritten() {
     in_namespace(|| {
         let (file, source) = (scratch().join("group"), scratch().join("source"));
         fs::write(&file, "").unwrap();
         fs::write(&source, "root:x:0:\n").unwrap();
         bind(&source, &file);
-        let (folder, name) = open_output(&file, Purpose::Write).unwrap();
-        let found = folder.find(&name).unwrap();
+        let (directory, name) = open_output(&file, Purpose::Write).unwrap();
+        let found = directory.find(&name).unwrap();
         let write = |base: &str| {
             let base = Some(base.as_bytes());
-            folder.replace(
+            directory.replace(
                 &name,
                 found.as_ref(),
                 base,
@@ -570,22 +564,22 @@ fn a_file_that_changed_since_it_was_read_is_not_written() {
                 OwnerAndMode::Kept,
             )
         };
-        fs::write(&source, "root:x:0:\nmeanwhile:x:7:\n").unwrap();
+        fs::write(&source, "root:x:0:\nlater:x:7:\n").unwrap();
         assert_eq!(write("root:x:0:\n").unwrap_err().errno, CHANGED);
         assert_eq!(
             fs::read_to_string(&source).unwrap(),
-            "root:x:0:\nmeanwhile:x:7:\n"
+            "root:x:0:\nlater:x:7:\n"
         );
-        write("root:x:0:\nmeanwhile:x:7:\n").unwrap();
+        write("root:x:0:\nlater:x:7:\n").unwrap();
         assert_eq!(fs::read_to_string(&source).unwrap(), "new:x:1:\n");
-        // By rename: the name is another file by now.
+        // After a rename the name belongs to another file.
         let other = scratch().join("other");
         fs::write(&other, "root:x:0:\n").unwrap();
-        let (folder, name) = open_output(&other, Purpose::Write).unwrap();
-        let found = folder.find(&name).unwrap();
+        let (directory, name) = open_output(&other, Purpose::Write).unwrap();
+        let found = directory.find(&name).unwrap();
         fs::write(scratch().join("next"), "next:x:7:\n").unwrap();
         fs::rename(scratch().join("next"), &other).unwrap();
-        let done = folder.replace(
+        let done = directory.replace(
             &name,
             found.as_ref(),
             None,
@@ -602,9 +596,9 @@ fn a_file_that_changed_since_it_was_read_is_not_written() {
     });
 }
 
-/// Run by hand as somebody else, into a directory of one's own: told what is missing.
+/// Run by another user in that user's directory: the error names the missing privilege.
 #[test]
-fn a_directory_of_ones_own_is_as_good_as_roots_until_root_is_needed() {
+fn install_into_a_users_own_directory_fails_at_fchown() {
     use std::os::unix::process::CommandExt;
     in_namespace(|| {
         let own = scratch().join("own");

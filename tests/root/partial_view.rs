@@ -1,5 +1,5 @@
-//! A host root that shows only the directories of the node that the manifests mount: what it leaves out
-//! makes a forecast unclear, and never wrong.
+//! A host root with only those directories of the node that the manifests mount: what is missing makes a prediction
+//! unclear, never wrong.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -10,14 +10,14 @@ use serde_json::Value;
 
 use support::{Scene, Tree, bind, go, in_namespace, report, warnings};
 
-/// What helm-patch/exec, helm-patch/values/hooks.yaml and the examples mount of a node.
+/// The directories of a node that helm-patch/exec, helm-patch/values/hooks.yaml and the examples mount.
 const PARTS: [&str; 4] = ["etc", "usr/lib", "run/udev", "run/tmpfiles.d"];
 const STOCK: &str = "usr/lib/udev/rules.d/50-udev-default.rules";
 const STOCK_TEXT: &str = "ACTION!=\"add\", GOTO=\"default_end\"\n\
     KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n\
     LABEL=\"default_end\"\n";
 
-/// A node with systemd 252 and its own rules; lib is a link, as everywhere today.
+/// A node with systemd 252 and its rules; lib is a link to usr/lib, as on all current distributions.
 fn node() -> Scene {
     let scene = Scene::new();
     let host = &scene.host;
@@ -39,7 +39,7 @@ fn rule(group: &str) -> String {
     format!("KERNEL==\"kvm\", GROUP=\"{group}\", MODE=\"0660\"\n")
 }
 
-/// A root that shows these directories of the node, mounted read-only as in a container.
+/// A host root with these directories of the node, mounted read-only as in a container.
 fn view(scene: &Scene, parts: &[&str]) -> Tree {
     let view = Tree::new();
     for part in parts {
@@ -51,16 +51,16 @@ fn view(scene: &Scene, parts: &[&str]) -> Tree {
     view
 }
 
-fn run(scene: &Scene, verb: &str, host_root: &Path) -> Command {
-    support::verb(verb, scene.pod.path(), host_root)
+fn run(scene: &Scene, command: &str, host_root: &Path) -> Command {
+    support::verb(command, scene.pod.path(), host_root)
 }
 
 fn check(scene: &Scene, host_root: &Path) -> Value {
     report(&mut run(scene, "check", host_root)).1
 }
 
-/// The GIDs that udev gives at its start, at an add and at a change event; the target and its source.
-fn forecast(report: &Value) -> (Vec<Option<u64>>, Option<u64>, String) {
+/// The GIDs that udev sets at its start, on an add and on a change event; the target GID and its source.
+fn predicted(report: &Value) -> (Vec<Option<u64>>, Option<u64>, String) {
     let udev = &report["host"]["udev"];
     let events = ["start", "add", "change"];
     (
@@ -80,9 +80,9 @@ fn unclear(report: &Value) -> Vec<String> {
         .collect()
 }
 
-/// No event has a forecast, and a warning names the file.
+/// Asserts that no event has a prediction and that a warning names the file.
 fn assert_unclear(what: &str, report: &Value, file: &str) {
-    let (events, ..) = forecast(report);
+    let (events, ..) = predicted(report);
     assert_eq!(events, [None, None, None], "{what}: {report:#}");
     let named = unclear(report);
     assert!(
@@ -92,18 +92,18 @@ fn assert_unclear(what: &str, report: &Value, file: &str) {
     let ignored = warnings(report);
     assert!(
         !ignored.contains(&"udev-ignored".to_owned()),
-        "{what}: nothing is known to be ignored: {report:#}"
+        "{what}: unexpected warning udev-ignored: {report:#}"
     );
 }
 
-/// Of an ordinary node both views tell the same: target, events, memberships and changes.
+/// On an ordinary node both views give the same target, events, memberships and changes.
 #[test]
-fn the_parts_of_an_ordinary_node_tell_what_the_whole_tells() {
+fn partial_view_of_an_ordinary_node_gives_the_same_result() {
     in_namespace(|| {
         for pinned in [None, Some("929292")] {
             let scene = node();
             let host = &scene.host;
-            // As Debian has it: names that are taken by a link to /dev/null, absolute and relative.
+            // As on Debian: rules files masked by a link to /dev/null, absolute and relative.
             for (name, to) in [
                 ("80-net-setup-link.rules", "/dev/null"),
                 ("60-vendor.rules", "../../../dev/null"),
@@ -111,7 +111,7 @@ fn the_parts_of_an_ordinary_node_tell_what_the_whole_tells() {
                 host.file(&format!("usr/lib/udev/rules.d/{name}"), &rule("5"));
                 symlink(to, host.at("etc/udev/rules.d").join(name)).unwrap();
             }
-            // Gone on the node as well.
+            // This link dangles on the node as well.
             symlink("/usr/lib/gone", host.at("etc/udev/rules.d/70-gone.rules")).unwrap();
             host.file("usr/lib/local.rules", &rule("kvm"));
             symlink(
@@ -145,7 +145,7 @@ fn the_parts_of_an_ordinary_node_tell_what_the_whole_tells() {
                     "{partial:#}"
                 );
             }
-            // The one thing more is a warning of check about what hardly any node has.
+            // The only difference is a warning of `check` about directories that hardly any node has.
             assert_eq!(unclear(&whole), Vec::<String>::new());
             let named = unclear(&partial);
             assert_eq!(named.len(), 1, "{named:#?}");
@@ -156,19 +156,19 @@ fn the_parts_of_an_ordinary_node_tell_what_the_whole_tells() {
             ] {
                 assert!(named[0].contains(part), "{named:#?}");
             }
-            // apply has no reason to say it at each start.
+            // `apply` does not repeat that warning at each start.
             let (code, done) = report(&mut run(&scene, "apply", parts.path()));
             assert_eq!((code, unclear(&done)), (0, Vec::new()), "{done:#}");
         }
     });
 }
 
-/// A rules file that is a link to what is not mounted: today's kernel finds nothing, the node's does.
+/// A rules file is a link to a directory that is not mounted: it dangles here, but not on the node.
 #[test]
-fn a_rules_file_that_leads_out_makes_every_event_unclear() {
+fn rules_file_linked_to_an_unmounted_directory_makes_events_unclear() {
     in_namespace(|| {
         for (name, to) in [
-            // It decides after the node's own rules, or takes their place.
+            // It is applied after the distribution's rules, or replaces them.
             ("99-vendor.rules", "/opt/vendor/kvm.rules"),
             ("50-udev-default.rules", "../../../opt/vendor/kvm.rules"),
         ] {
@@ -177,27 +177,27 @@ fn a_rules_file_that_leads_out_makes_every_event_unclear() {
             symlink(to, scene.host.at("etc/udev/rules.d").join(name)).unwrap();
             let parts = view(&scene, &PARTS);
             let whole = check(&scene, scene.host.path());
-            assert_eq!(forecast(&whole).0[1..], [Some(109), Some(109)], "{name}");
+            assert_eq!(predicted(&whole).0[1..], [Some(109), Some(109)], "{name}");
             assert_eq!(whole["target"]["gid"], 109, "{name}");
             let partial = check(&scene, parts.path());
             assert_unclear(name, &partial, name);
             assert!(unclear(&partial)[0].contains("/opt/vendor/kvm.rules"));
-            // The group database is seen, and is what is left to follow.
+            // The group database is visible, so the target comes from there.
             assert_eq!(partial["target"]["source"], "host-group", "{partial:#}");
-            // With that part mounted it is as the whole.
+            // With that directory mounted the prediction is that of the whole node.
             let more = view(&scene, &["etc", "usr/lib", "run/udev", "opt"]);
             assert_eq!(
-                forecast(&check(&scene, more.path())).0,
-                forecast(&whole).0,
+                predicted(&check(&scene, more.path())).0,
+                predicted(&whole).0,
                 "{name}"
             );
         }
     });
 }
 
-/// So does a directory of rules, as on NixOS.
+/// The rules directory is a link to a directory that is not mounted, as on NixOS.
 #[test]
-fn a_directory_of_rules_that_leads_out_makes_every_event_unclear() {
+fn linked_rules_directory_that_is_unmounted_makes_events_unclear() {
     in_namespace(|| {
         let scene = node();
         scene
@@ -207,47 +207,47 @@ fn a_directory_of_rules_that_leads_out_makes_every_event_unclear() {
         symlink("/nix/store/rules", scene.host.at("etc/udev/rules.d")).unwrap();
         let parts = view(&scene, &PARTS);
         let whole = check(&scene, scene.host.path());
-        assert_eq!(forecast(&whole).0, [Some(108), Some(109), Some(109)]);
+        assert_eq!(predicted(&whole).0, [Some(108), Some(109), Some(109)]);
         assert_unclear("etc", &check(&scene, parts.path()), "/etc/udev/rules.d");
     });
 }
 
-/// On a node whose lib is a directory of its own systemd's rules are there, and nowhere else.
+/// On a node where lib is no link, systemd's rules are only in lib.
 #[test]
-fn without_the_nodes_own_rules_nothing_is_clear() {
+fn missing_systemd_rules_make_events_unclear() {
     in_namespace(|| {
         let scene = node();
         let host = &scene.host;
         std::fs::remove_file(host.at("lib")).unwrap();
         std::fs::remove_file(host.at(STOCK)).unwrap();
         host.file("lib/udev/rules.d/50-udev-default.rules", STOCK_TEXT);
-        // Some package's.
+        // A rule of another package.
         host.file("usr/lib/udev/rules.d/60-other.rules", &rule("5"));
         host.file("lib/udev/rules.d/70-other.rules", &rule("109"));
         let whole = check(&scene, host.path());
-        assert_eq!(forecast(&whole).0[1..], [Some(109), Some(109)]);
+        assert_eq!(predicted(&whole).0[1..], [Some(109), Some(109)]);
         let parts = view(&scene, &PARTS);
         assert_unclear("lib", &check(&scene, parts.path()), "/lib/udev/rules.d");
-        // Nor where etc is not mounted.
+        // Events are also unclear if etc is not mounted.
         let parts = view(&scene, &["usr/lib", "run/udev"]);
         assert_unclear("etc", &check(&scene, parts.path()), "/etc/udev/rules.d");
     });
 }
 
-/// A group that no file knows which is seen may be in one that is not, as on Flatcar.
+/// A group that is in no mounted file may be in one that is not mounted, as on Flatcar.
 #[test]
-fn a_group_that_is_not_seen_is_not_taken_for_unknown() {
+fn group_in_an_unmounted_file_is_not_treated_as_unknown() {
     in_namespace(|| {
         let scene = node();
         let host = &scene.host;
         host.file("etc/group", "root:x:0:\n");
         host.file("usr/share/baselayout/group", "root:x:0:\nkvm:x:78:\n");
         let whole = check(&scene, host.path());
-        assert_eq!(forecast(&whole).0, [Some(78), Some(78), None]);
+        assert_eq!(predicted(&whole).0, [Some(78), Some(78), None]);
         assert_eq!(whole["target"]["gid"], 78);
         let parts = view(&scene, &PARTS);
         let partial = check(&scene, parts.path());
-        let (events, ..) = forecast(&partial);
+        let (events, ..) = predicted(&partial);
         assert_eq!(events, [None, None, None], "{partial:#}");
         assert!(
             !warnings(&partial).contains(&"udev-ignored".to_owned()),
@@ -256,12 +256,12 @@ fn a_group_that_is_not_seen_is_not_taken_for_unknown() {
         let named = unclear(&partial);
         assert!(named.iter().any(|text| text.contains(STOCK)), "{named:#?}");
         assert_eq!(partial["host"]["kvm_gid"], Value::Null);
-        // What the Component for Flatcar mounts.
+        // The directory that the Component for Flatcar mounts as well.
         let with = [&PARTS[..], &["usr/share/baselayout"]].concat();
         let partial = check(&scene, view(&scene, &with).path());
-        assert_eq!(forecast(&partial), forecast(&whole));
+        assert_eq!(predicted(&partial), predicted(&whole));
 
-        // A name that nothing knows is unknown to the node where all of it is seen.
+        // With the whole node mounted a name in no file is unknown.
         std::fs::remove_file(host.at("usr/share/baselayout/group")).unwrap();
         let whole = check(&scene, host.path());
         assert!(
@@ -269,13 +269,13 @@ fn a_group_that_is_not_seen_is_not_taken_for_unknown() {
             "{whole:#}"
         );
         let partial = check(&scene, parts.path());
-        assert_eq!(forecast(&partial).0, [None, None, None]);
+        assert_eq!(predicted(&partial).0, [None, None, None]);
     });
 }
 
-/// A group file that leads out decides before those that are seen.
+/// The unmounted target of the link etc/group takes precedence over the mounted group files.
 #[test]
-fn a_group_file_that_leads_out_is_not_overruled() {
+fn group_file_linked_to_an_unmounted_directory_is_not_overridden() {
     in_namespace(|| {
         let scene = node();
         let host = &scene.host;
@@ -284,13 +284,13 @@ fn a_group_file_that_leads_out_is_not_overruled() {
         symlink("/opt/group", host.at("etc/group")).unwrap();
         host.file("usr/lib/group", "root:x:0:\nkvm:x:36:\n");
         let whole = check(&scene, host.path());
-        assert_eq!(forecast(&whole).0, [Some(109), Some(109), None]);
+        assert_eq!(predicted(&whole).0, [Some(109), Some(109), None]);
         let parts = view(&scene, &PARTS);
         let partial = check(&scene, parts.path());
         assert_unclear("etc/group", &partial, "/etc/group");
         assert_eq!(partial["host"]["kvm_gid"], Value::Null, "{partial:#}");
         assert_ne!(partial["target"]["gid"], 36, "{partial:#}");
-        // A rule that gives a number needs no group file.
+        // A rule with a numeric GID needs no group file.
         host.file("etc/udev/rules.d/99-pinned.rules", &rule("110"));
         let partial = check(&scene, parts.path());
         assert_eq!(partial["target"]["gid"], 110, "{partial:#}");

@@ -1,5 +1,5 @@
-//! `--persist`: the rules file on the node, and when the run says no before it changed anything. What
-//! a real udevd makes of the file: tests/kvm/persist.rs.
+//! `--persist`: the rules file on the node, and the cases in which the run is refused before it changes anything.
+//! tests/kvm/persist.rs applies the file with a real udevd.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -18,9 +18,9 @@ use support::{
     warnings,
 };
 
-const FOLDER: &str = "etc/udev/rules.d";
+const RULES: &str = "etc/udev/rules.d";
 const OWN: &str = "etc/udev/rules.d/99-libvirt-kvm-init.rules";
-/// What runs of this program lock there.
+/// The lock file of this program's runs.
 const LOCK: &str = "etc/udev/rules.d/.libvirt-kvm-init.lock";
 const STOCK: &str = "usr/lib/udev/rules.d/50-udev-default.rules";
 const DEBIAN: &str =
@@ -31,7 +31,7 @@ const RULE: &str = "SUBSYSTEM==\"misc\", KERNEL==\"kvm\", OWNER=\"0\", GROUP=\"1
 /// The incident on a node whose udev has no rule for kvm.
 fn scene() -> Scene {
     let scene = Scene::new();
-    scene.host.dir(FOLDER);
+    scene.host.dir(RULES);
     scene
 }
 
@@ -41,7 +41,7 @@ fn persist(scene: &Scene) -> Command {
     cmd
 }
 
-/// The run says no with these words, and nothing was changed.
+/// Asserts that the run is refused with these words and changes nothing.
 #[track_caller]
 fn refused(scene: &Scene, cmd: &mut Command, parts: &[&str]) -> Run {
     let before = scene.state();
@@ -51,11 +51,11 @@ fn refused(scene: &Scene, cmd: &mut Command, parts: &[&str]) -> Run {
     run.says(&["refused: --persist: "]).says(parts)
 }
 
-/// Our rule's line, once the file is as it shall be.
+/// Checks owner, mode and comments of the rules file, and returns its rule.
 #[track_caller]
 fn rule(host: &Tree) -> String {
     assert_eq!(owner(&host.at(OWN)), (0, 0, 0o644));
-    assert_eq!(names(&host.at(FOLDER)), ["99-libvirt-kvm-init.rules"]);
+    assert_eq!(names(&host.at(RULES)), ["99-libvirt-kvm-init.rules"]);
     let text = host.read(OWN);
     let (comment, rule): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.starts_with('#'));
     assert!(comment.len() == 3 && rule.len() == 1, "{text}");
@@ -63,12 +63,12 @@ fn rule(host: &Tree) -> String {
 }
 
 #[test]
-fn the_file_is_written_once_and_only_if_it_was_asked_for() {
+fn rules_file_is_written_once_and_only_with_persist() {
     in_namespace(|| {
         let scene = scene();
         go(&mut scene.apply()).code(0);
-        assert_eq!(names(&scene.host.at(FOLDER)), [""; 0]);
-        // Whatever the umask.
+        assert_eq!(names(&scene.host.at(RULES)), [""; 0]);
+        // The umask has no effect on the mode.
         let old = umask(Mode::from_bits_truncate(0o077));
         let run = go(persist(&scene).args(["--format", "json"])).code(0);
         umask(old);
@@ -84,12 +84,12 @@ fn the_file_is_written_once_and_only_if_it_was_asked_for() {
         }]);
         assert_eq!(report["changes"], change);
         for event in ["start", "add", "change"] {
-            let forecast = &report["host"]["udev"][event];
-            assert_eq!(forecast["gid"], 108, "{report}");
-            assert_eq!(forecast["mode"], "0660", "{report}");
+            let predicted = &report["host"]["udev"][event];
+            assert_eq!(predicted["gid"], 108, "{report}");
+            assert_eq!(predicted["mode"], "0660", "{report}");
         }
         assert_eq!(rule(&scene.host), RULE);
-        // With nothing to do, even on a node that cannot be written.
+        // With nothing to do the run also succeeds on a read-only node.
         bind_read_only(scene.host.path(), scene.host.path());
         bind(Path::new("/dev"), &scene.host.at("dev"));
         let before = scene.state();
@@ -100,7 +100,7 @@ fn the_file_is_written_once_and_only_if_it_was_asked_for() {
 }
 
 #[test]
-fn by_variable_and_key_as_by_flag_and_never_in_a_dry_run() {
+fn persist_works_as_option_variable_and_key_but_not_in_a_dry_run() {
     in_namespace(|| {
         let scene = scene();
         let before = scene.state();
@@ -110,7 +110,7 @@ fn by_variable_and_key_as_by_flag_and_never_in_a_dry_run() {
             assert_eq!(code, 1, "{report}");
             let changes = report["changes"].as_array().unwrap();
             let actions: Vec<_> = changes.iter().map(|change| &change["action"]).collect();
-            // The group file, the rule, the device.
+            // The group file, the device, the rule.
             let want = ["set-group-gid", "set-device-owner", "write-udev-rule"];
             assert_eq!(actions, want, "{report}");
             assert!(changes.iter().all(|change| change["applied"] == false));
@@ -140,10 +140,10 @@ fn by_variable_and_key_as_by_flag_and_never_in_a_dry_run() {
 }
 
 #[test]
-fn check_says_that_the_rule_is_missing_where_that_takes_the_device_away() {
+fn check_reports_a_missing_rule_if_the_next_event_denies_qemu() {
     in_namespace(|| {
         let scene = Scene::settled();
-        scene.host.dir(FOLDER);
+        scene.host.dir(RULES);
         let check = |more: &[&str]| {
             let mut check = command(&program(), &["check"]);
             check.args(scene.apply().get_args().skip(1)).args(more);
@@ -158,7 +158,7 @@ fn check_says_that_the_rule_is_missing_where_that_takes_the_device_away() {
         ]);
         go(&mut persist(&scene)).code(0);
         check(&["--persist"]).code(0);
-        // What `apply` cannot prevent without it.
+        // A rule that `apply` cannot override without --persist.
         scene.host.file(STOCK, &DEBIAN.replace("0660", "0640"));
         fs::remove_file(scene.host.at(OWN)).unwrap();
         check(&[]).code(1).says(&[
@@ -179,10 +179,10 @@ fn check_says_that_the_rule_is_missing_where_that_takes_the_device_away() {
 }
 
 #[test]
-fn a_node_that_cannot_be_written_is_refused_before_anything_is_changed() {
+fn read_only_node_is_refused_before_any_change() {
     in_namespace(|| {
         let scene = scene();
-        // The container's mount of it, as charts have it.
+        // The container's mount of the node, as in charts.
         let mount = scene.pod.dir("node").at("node");
         bind(scene.host.path(), &mount);
         make_read_only(&mount);
@@ -197,21 +197,21 @@ fn a_node_that_cannot_be_written_is_refused_before_anything_is_changed() {
             &mut on_it("--persist"),
             &["read-only here", "/etc/udev/rules.d", "writable"],
         );
-        // What it says to do.
-        bind(&scene.host.at(FOLDER), &mount.join(FOLDER));
+        // With the mount that the advice names it works.
+        bind(&scene.host.at(RULES), &mount.join(RULES));
         go(&mut on_it("--persist")).code(0);
         assert_eq!(rule(&scene.host), RULE);
         assert_eq!(scene.pod.read("etc/group"), ALIGNED);
-        // Without the option nobody minds.
+        // Without --persist a read-only node is accepted.
         fs::remove_file(scene.host.at(OWN)).unwrap();
-        make_read_only(&mount.join(FOLDER));
+        make_read_only(&mount.join(RULES));
         refused(&scene, &mut on_it("--persist"), &["read-only here"]);
         go(&mut on_it("--persist=false")).code(0);
     });
 }
 
 #[test]
-fn without_the_nodes_file_system_there_is_nowhere_to_write_it() {
+fn persist_without_a_host_root_is_refused() {
     in_namespace(|| {
         let pod = Jail::new(Tree::pod(424));
         let before = state(&[&pod.tree.at("etc"), &pod.tree.at("dev")]);
@@ -224,9 +224,9 @@ fn without_the_nodes_file_system_there_is_nowhere_to_write_it() {
     });
 }
 
-/// A run that is killed before it has said what mode is meant, whatever call says so.
+/// The run is killed before an fchmod(2) of the new directory, if it makes that call.
 #[test]
-fn the_folder_that_a_killed_run_has_made_is_as_any_other() {
+fn rules_directory_made_by_a_killed_run_has_mode_0755() {
     require_commands(&["strace"]);
     in_namespace(|| {
         let scene = Scene::new();
@@ -240,16 +240,16 @@ fn the_folder_that_a_killed_run_has_made_is_as_any_other() {
             "/dev/null",
         ];
         let mut cmd = command(Path::new("strace"), &kill);
-        cmd.args(["-P"]).arg(scene.host.at(FOLDER));
+        cmd.args(["-P"]).arg(scene.host.at(RULES));
         let (code, _, err) = run(cmd.arg(apply.get_program()).args(apply.get_args()));
         assert!([0, 137].contains(&code), "{code}: {err}");
-        assert_eq!(owner(&scene.host.at(FOLDER)), (0, 0, 0o755));
+        assert_eq!(owner(&scene.host.at(RULES)), (0, 0, 0o755));
     });
 }
 
-/// What a folder's default ACL gives takes the place of the umask.
+/// A default ACL of the parent directory replaces the umask (acl(5)).
 #[test]
-fn the_folder_is_as_any_other_below_a_default_acl() {
+fn rules_directory_below_a_default_acl_has_mode_0755() {
     require_commands(&["setfacl"]);
     in_namespace(|| {
         let scene = Scene::new();
@@ -258,12 +258,12 @@ fn the_folder_is_as_any_other_below_a_default_acl() {
         acl.args(["-d", "-m", "u::rwx,g::-,o::-"]);
         ok(acl.arg(scene.host.at("etc/udev")));
         go(&mut persist(&scene)).code(0);
-        assert_eq!(owner(&scene.host.at(FOLDER)), (0, 0, 0o755));
+        assert_eq!(owner(&scene.host.at(RULES)), (0, 0, 0o755));
     });
 }
 
 #[test]
-fn the_folder_is_made_where_udev_has_one_around_it() {
+fn rules_directory_is_made_only_in_an_existing_etc_udev() {
     in_namespace(|| {
         let scene = Scene::new();
         refused(
@@ -276,15 +276,15 @@ fn the_folder_is_made_where_udev_has_one_around_it() {
         let run = go(&mut persist(&scene));
         umask(old);
         run.code(0);
-        assert_eq!(owner(&scene.host.at(FOLDER)), (0, 0, 0o755));
+        assert_eq!(owner(&scene.host.at(RULES)), (0, 0, 0o755));
         assert_eq!(rule(&scene.host), RULE);
-        // A link stays below the node's root, wherever it says that it leads.
+        // A link is resolved below the host root.
         for to in ["/srv/rules", "../../srv/rules"] {
             scene.host.dir("srv/rules");
-            fs::remove_dir_all(scene.host.at(FOLDER)).unwrap_or_else(|_| {
-                fs::remove_file(scene.host.at(FOLDER)).unwrap();
+            fs::remove_dir_all(scene.host.at(RULES)).unwrap_or_else(|_| {
+                fs::remove_file(scene.host.at(RULES)).unwrap();
             });
-            symlink(to, scene.host.at(FOLDER)).unwrap();
+            symlink(to, scene.host.at(RULES)).unwrap();
             go(&mut persist(&scene)).code(0);
             fs::remove_file(scene.host.at("srv/rules/99-libvirt-kvm-init.rules")).unwrap();
         }
@@ -293,7 +293,7 @@ fn the_folder_is_made_where_udev_has_one_around_it() {
 }
 
 #[test]
-fn what_stands_in_its_place_and_is_not_its_own_is_left_alone() {
+fn persist_does_not_overwrite_foreign_rule_file() {
     in_namespace(|| {
         let scene = scene();
         let own = scene.host.at(OWN);
@@ -322,7 +322,7 @@ fn what_stands_in_its_place_and_is_not_its_own_is_left_alone() {
             );
             fs::remove_file(&own).unwrap_or_else(|_| fs::remove_dir(&own).unwrap());
         }
-        // Its own of another version, edited: made anew, since it does not do.
+        // An edited file of another version is replaced, because its rule is not sufficient.
         let old = "# Written by libvirt-kvm-init, long ago\nKERNEL==\"kvm\", GROUP=\"5\"\n";
         scene.host.file(OWN, old);
         let (code, report) = report(&mut persist(&scene));
@@ -336,7 +336,7 @@ fn what_stands_in_its_place_and_is_not_its_own_is_left_alone() {
 }
 
 #[test]
-fn no_rule_is_written_that_the_nodes_systemd_drops() {
+fn rule_that_the_nodes_systemd_would_drop_is_refused() {
     in_namespace(|| {
         let scene = scene();
         let library = |version: u32| {
@@ -381,11 +381,11 @@ fn no_rule_is_written_that_the_nodes_systemd_drops() {
 }
 
 #[test]
-fn on_a_bare_node_it_is_all_that_is_written_beside_the_device() {
+fn persist_on_a_bare_node_writes_only_rule_and_device() {
     in_namespace(|| {
         require_initial_pid_namespace();
         let node = Jail::new(Tree::host(108));
-        node.tree.dir(FOLDER);
+        node.tree.dir(RULES);
         let group = state(&[&node.tree.at("etc/group")]);
         let apply = |more: &[&str]| {
             let args = [&["apply", "--persist"], more].concat();
@@ -411,28 +411,28 @@ fn on_a_bare_node_it_is_all_that_is_written_beside_the_device() {
 }
 
 #[test]
-fn for_a_device_that_is_not_the_nodes_udev_does_nothing() {
+fn no_rule_is_written_for_a_private_device_or_without_kvm() {
     in_namespace(|| {
         let scene = Scene::without_device();
         nix::mount::umount(&scene.host.at("dev")).unwrap();
         mknod_kvm(&scene.host.at("dev/kvm"), 0, 108, 0o660);
-        scene.host.dir(FOLDER);
+        scene.host.dir(RULES);
         mknod_kvm(Path::new(KVM), 0, 0, 0o600);
         let (code, report) = report(persist(&scene).arg("--device=/dev/kvm"));
         assert_eq!(code, 0, "{report}");
         assert!(warnings(&report).contains(&"private-device".to_owned()));
-        assert_eq!(names(&scene.host.at(FOLDER)), [""; 0]);
-        // Nor where there is no KVM at all.
+        assert_eq!(names(&scene.host.at(RULES)), [""; 0]);
+        // No rule is written without KVM either.
         fresh_dev();
         fs::remove_file(scene.host.at("dev/kvm")).unwrap();
         go(&mut persist(&scene)).code(6);
         go(persist(&scene).arg("--missing=skip")).code(0);
-        assert_eq!(names(&scene.host.at(FOLDER)), [""; 0]);
+        assert_eq!(names(&scene.host.at(RULES)), [""; 0]);
     });
 }
 
 #[test]
-fn many_at_once_and_a_lock_that_is_held() {
+fn concurrent_persist_runs_succeed_and_a_held_lock_fails() {
     in_namespace(|| {
         let scene = scene();
         let spawn = |_| {
@@ -449,27 +449,27 @@ fn many_at_once_and_a_lock_that_is_held() {
             assert_eq!(out.status.code(), Some(0), "{err}");
         }
         assert_eq!(rule(&scene.host), RULE);
-        // Where nothing is to be written, nobody waits.
+        // A run with nothing to write does not wait for the lock.
         let lock = lock(&scene.host.at(LOCK)).unwrap();
         go(&mut persist(&scene)).code(0);
         let run = go(persist(&scene).arg("--gid=500")).code(4);
         let held = "/.libvirt-kvm-init.lock, F_OFD_SETLK) for 10 s";
         run.says(&["failed: --persist: fcntl(", held, "lslocks"]);
-        // The rule comes last: guests start until the node's next event.
+        // The rule is written last: guests can start until the node's next event.
         assert_eq!(owner(Path::new(KVM)), (0, 500, 0o660));
         assert!(scene.host.read(OWN).ends_with(RULE));
         drop(lock);
         go(persist(&scene).arg("--gid=500")).code(0);
         assert!(
             !scene.host.at(LOCK).exists(),
-            "it is there only while it is held"
+            "the lock file is left although no run holds it"
         );
     });
 }
 
-/// A killed run leaves the old file or the new one, and what lies beside it is no rules file.
+/// A killed run leaves the old file or the new one, and no other rules file beside it.
 #[test]
-fn killed_at_any_moment_the_file_is_whole() {
+fn killed_persist_leaves_old_or_new_rules_file() {
     in_namespace(|| {
         let scene = scene();
         let apply = |gid: &str| {
@@ -498,7 +498,7 @@ fn killed_at_any_moment_the_file_is_whole() {
                 text if text == new => news += 1,
                 text => panic!("neither old nor new: {text}"),
             }
-            let rules: Vec<PathBuf> = names(&scene.host.at(FOLDER))
+            let rules: Vec<PathBuf> = names(&scene.host.at(RULES))
                 .into_iter()
                 .filter(|name| name.ends_with(".rules"))
                 .map(PathBuf::from)

@@ -1,7 +1,7 @@
-//! On the node, or in a container that may or may not see it.
+//! Runs on the node itself, and in containers with and without a host root.
 //!
-//! The program is given a root of its own, a tmpfs with the machine's programs in it: what the
-//! machine has at /mnt, /host or /.dockerenv then does not matter.
+//! The program runs in its own root, a tmpfs with the machine's programs, so that the machine's /mnt, /host and
+//! /.dockerenv have no effect.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,16 +15,16 @@ use support::{
     report, require_kvm, set_owner, state, warnings, without_capability,
 };
 
-/// A root in which the program can run, whether it is static or not.
+/// A root directory in which the program can run, statically linked or not.
 pub struct Jail {
     pub tree: Tree,
 }
 
 impl Jail {
-    /// From a pod or a host tree, with a device as the kernel makes it.
+    /// Creates the root from a pod or a host tree, with a device as the kernel creates it.
     pub fn new(tree: Tree) -> Self {
         require_kvm();
-        // unshare(1) wants a root that is a mount point.
+        // The root for unshare(1) must be a mount point.
         bind(tree.path(), tree.path());
         for name in ["usr", "lib", "lib64", "bin", "proc"] {
             let ours = Path::new("/").join(name);
@@ -34,7 +34,8 @@ impl Jail {
                 Err(_) => {}
             }
         }
-        // A copy could still be open for writing in a process that another test is starting.
+        // Mounted, not copied: a copy could still be open for writing in a process that another test is starting
+        // (ETXTBSY).
         tree.file("kvm-init", "");
         bind(&program(), &tree.at("kvm-init"));
         mknod_kvm(&tree.at("dev/kvm"), 0, 0, 0o600);
@@ -42,13 +43,13 @@ impl Jail {
         Self { tree }
     }
 
-    /// `apply` in it, in the machine's PID namespace. The right to look into PID 1 is taken away, so
-    /// that its root cannot be compared: what it is differs between machines.
+    /// `apply` in this root, in the machine's PID namespace. Without CAP_SYS_PTRACE it cannot inspect the root of PID
+    /// 1, which differs between machines.
     fn apply(&self) -> Command {
         self.on_the_node("/kvm-init", &["apply"])
     }
 
-    /// A command in it, as [`Jail::apply`].
+    /// A command in this root, started like [`Jail::apply`].
     pub fn on_the_node(&self, program: &str, args: &[&str]) -> Command {
         let mut cmd = command(Path::new(program), args);
         below(&mut cmd, self.tree.path());
@@ -56,7 +57,7 @@ impl Jail {
         cmd
     }
 
-    /// `apply` in it, in a PID namespace of its own.
+    /// `apply` in this root, in a new PID namespace.
     fn apply_in_pod(&self) -> Command {
         let wrap = ["--pid", "--fork", "--mount-proc", "/kvm-init", "apply"];
         let mut cmd = command(Path::new("/usr/bin/unshare"), &wrap);
@@ -65,7 +66,7 @@ impl Jail {
     }
 }
 
-/// Panics where the machine's own PID namespace is not the initial one.
+/// Panics if the tests do not run in the initial PID namespace.
 pub fn require_initial_pid_namespace() {
     let link = fs::read_link("/proc/self/ns/pid").unwrap();
     assert_eq!(
@@ -80,7 +81,7 @@ fn names_no_host(run: &Run) -> bool {
 }
 
 #[test]
-fn plain_apply_on_a_bare_node_works_and_edits_no_group_file() {
+fn apply_on_a_bare_node_edits_no_group_file() {
     in_namespace(|| {
         require_initial_pid_namespace();
         let node = Jail::new(Tree::host(108));
@@ -93,7 +94,7 @@ fn plain_apply_on_a_bare_node_works_and_edits_no_group_file() {
         assert_eq!(report["host"]["root"], "/");
         assert_eq!(owner(&node.tree.at("dev/kvm")), (0, 108, 0o660));
         assert_eq!(state(&[&node.tree.at("etc")]), before);
-        // Also where the node has a QEMU user that is not in the group: the file stays.
+        // The file also stays if the node has a QEMU user who is not a member of the group.
         node.tree
             .file("etc/passwd", "root:x:0:0:::\nlibvirt-qemu:x:64055:108:::\n");
         node.tree.file("etc/os-release", "ID=ubuntu\n");
@@ -104,7 +105,7 @@ fn plain_apply_on_a_bare_node_works_and_edits_no_group_file() {
 }
 
 #[test]
-fn on_the_node_a_group_file_that_was_asked_for_is_made_and_its_own_is_left_alone() {
+fn group_file_out_on_the_node_leaves_the_nodes_file_alone() {
     in_namespace(|| {
         require_initial_pid_namespace();
         let node = Jail::new(Tree::host(108));
@@ -125,7 +126,7 @@ fn on_the_node_a_group_file_that_was_asked_for_is_made_and_its_own_is_left_alone
 }
 
 #[test]
-fn any_sign_of_a_container_makes_an_unseen_node_a_warning() {
+fn missing_host_root_is_a_warning_with_every_container_marker() {
     in_namespace(|| {
         let pod = Jail::new(Tree::pod(424));
         let reset = || {
@@ -164,7 +165,7 @@ fn any_sign_of_a_container_makes_an_unseen_node_a_warning() {
                 state(&[pod.tree.at("etc").as_path(), &pod.tree.at("dev")]),
                 before
             );
-            // The device's own number is what is left; the pod's file is not taken for the node's.
+            // The device's GID becomes the target; the pod's file is not used as the node's.
             let (code, report) = report(&mut cmd());
             assert_eq!(code, 0, "{what}: {report}");
             assert_eq!(warnings(&report), ["host-root-unknown"], "{what}");
@@ -179,7 +180,7 @@ fn any_sign_of_a_container_makes_an_unseen_node_a_warning() {
 }
 
 #[test]
-fn a_mounted_node_is_found_and_a_folder_that_is_none_is_not() {
+fn mounted_host_root_is_found_and_a_plain_directory_is_not() {
     in_namespace(|| {
         let pod = Jail::new(Tree::pod(424));
         let host = Tree::host(108);
@@ -189,7 +190,7 @@ fn a_mounted_node_is_found_and_a_folder_that_is_none_is_not() {
         };
         for place in ["mnt/host-rootfs", "host"] {
             let at = pod.tree.dir(place).at(place);
-            // A folder of the image is no mount, whatever is in it.
+            // A directory of the image is no mount, whatever it contains.
             pod.tree
                 .dir(&format!("{place}/etc"))
                 .dir(&format!("{place}/usr"));
@@ -199,7 +200,7 @@ fn a_mounted_node_is_found_and_a_folder_that_is_none_is_not() {
             let report = found.json();
             assert_eq!(report["host"]["root"], format!("/{place}"), "{found}");
             assert_eq!(report["target"]["gid"], 108, "{found}");
-            // A mount without usr is something else.
+            // A mount without usr is no host root.
             fs::remove_dir_all(host.at("usr")).unwrap();
             assert!(names_no_host(&run()), "{place}");
             host.dir("usr/bin");
@@ -209,7 +210,7 @@ fn a_mounted_node_is_found_and_a_folder_that_is_none_is_not() {
             assert!(names_no_host(&run()), "{place}");
             detach(&at);
         }
-        // Of two, the first.
+        // The first of two mounts is used.
         bind(host.path(), &pod.tree.at("host"));
         let other = Tree::host(109);
         bind(other.path(), &pod.tree.at("mnt/host-rootfs"));
@@ -218,7 +219,7 @@ fn a_mounted_node_is_found_and_a_folder_that_is_none_is_not() {
 }
 
 #[test]
-fn a_given_host_root_must_be_one() {
+fn invalid_host_root_option_is_a_usage_error() {
     in_namespace(|| {
         let pod = Jail::new(Tree::pod(424));
         let before = state(&[pod.tree.at("etc").as_path(), &pod.tree.at("dev")]);
@@ -244,11 +245,11 @@ fn a_given_host_root_must_be_one() {
 }
 
 #[test]
-fn the_init_step_as_kubernetes_runs_it() {
+fn apply_works_as_an_init_step_of_kubernetes() {
     in_namespace(|| {
         let pod = Jail::new(Tree::pod(424));
         let host = Tree::host(108);
-        // One /dev for both.
+        // Pod and node share one /dev.
         bind(&pod.tree.at("dev"), &host.at("dev"));
         bind(
             host.path(),
@@ -256,7 +257,7 @@ fn the_init_step_as_kubernetes_runs_it() {
         );
         let mut cmd = pod.apply_in_pod();
         cmd.env("KUBERNETES_SERVICE_HOST", "10.0.0.1");
-        // Services in the same namespace bring variables of their own.
+        // Kubernetes adds variables for Services of the same namespace.
         cmd.env("LIBVIRT_KVM_INIT_SERVICE_HOST", "10.0.0.2");
         cmd.env("LIBVIRT_KVM_INIT_PORT", "tcp://10.0.0.2:80");
         let (code, report) = report(&mut cmd);

@@ -1,4 +1,4 @@
-//! What the running program may do, as the kernel tells it; and that each right it keeps is needed.
+//! Tests which capabilities the running program has, by /proc/PID/status, and that it needs each one that it keeps.
 #![allow(unsafe_code)]
 
 use std::fs;
@@ -49,7 +49,7 @@ const LOGS: &[Capability] = &[
 ];
 const INSTALL: &[Capability] = &[CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER];
 
-/// What /proc/PID/status says of rights.
+/// The privilege fields of /proc/PID/status.
 #[derive(Debug, PartialEq, Eq)]
 struct Rights {
     effective: u64,
@@ -61,7 +61,6 @@ struct Rights {
     umask: String,
 }
 
-/// As it stands there.
 impl std::fmt::Display for Rights {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
@@ -97,7 +96,7 @@ fn rights(pid: u32) -> Rights {
     }
 }
 
-/// With these capabilities and nothing else.
+/// The fields of a process with only these capabilities.
 fn only(capabilities: &[Capability]) -> Rights {
     let kept = capabilities.iter().map(Capability::bitmask).sum();
     Rights {
@@ -114,14 +113,14 @@ fn only(capabilities: &[Capability]) -> Rights {
 fn wait_for(mut ready: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(20);
     while !ready() {
-        assert!(Instant::now() < end, "it did not come to that");
+        assert!(Instant::now() < end, "the expected state was not reached");
         sleep(Duration::from_millis(5));
     }
 }
 
-/// A pipe that takes no more: whoever writes to it waits.
+/// A full pipe: a write to it blocks.
 fn full_pipe() -> (OwnedFd, OwnedFd) {
-    // No other test's command is to inherit it.
+    // Commands of other tests must not inherit it.
     let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
     fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
     let mut file = fs::File::from(writer.try_clone().unwrap());
@@ -130,10 +129,10 @@ fn full_pipe() -> (OwnedFd, OwnedFd) {
     (reader, writer)
 }
 
-/// A run that waits to write its report, on stdout, or its last line, on stderr.
+/// A run that is blocked in writing its report (stdout) or its closing line (stderr).
 struct Held {
     child: Child,
-    /// The process that does the work of the one that was started.
+    /// PID of the worker of the started process.
     worker: u32,
     _reader: OwnedFd,
 }
@@ -144,7 +143,7 @@ impl Held {
         Self::at(1, cmd)
     }
 
-    /// Held where it writes to this stream.
+    /// Starts a run that blocks in writing to this stream.
     fn at(stream: i32, cmd: &mut Command) -> Self {
         let (reader, writer) = full_pipe();
         if stream == 1 {
@@ -152,7 +151,7 @@ impl Held {
         } else {
             cmd.stdout(Stdio::null()).stderr(writer);
         }
-        // More than what is needed may be inherited, in every set there is.
+        // Every inheritable set gets a capability that is not needed.
         let more = || {
             caps::raise(None, CapSet::Inheritable, CAP_NET_RAW).map_err(io::Error::other)?;
             caps::raise(None, CapSet::Ambient, CAP_NET_RAW).map_err(io::Error::other)
@@ -181,7 +180,7 @@ impl Held {
         rights(self.worker)
     }
 
-    /// Those of the process that supervises it.
+    /// The fields of the supervising process.
     fn supervisors_rights(&self) -> Rights {
         rights(self.child.id())
     }
@@ -195,7 +194,7 @@ impl Drop for Held {
 }
 
 #[test]
-fn each_verb_keeps_what_its_row_says_and_nothing_else() {
+fn each_command_keeps_exactly_its_documented_capabilities() {
     in_namespace(|| {
         let scene = Scene::new();
         scene.host.dir("etc/udev/rules.d");
@@ -203,7 +202,7 @@ fn each_verb_keeps_what_its_row_says_and_nothing_else() {
             let rights = held.rights();
             println!("{what}: {rights}");
             assert_eq!(rights, only(kept), "{what}");
-            // To read logs takes no more than open files: what opens them is given up once they are.
+            // The worker of `logs` reads open files and keeps nothing; its supervisor keeps `LOGS`.
             let kept = if what == "logs" { LOGS } else { kept };
             assert_eq!(held.supervisors_rights(), only(kept), "{what}");
         };
@@ -230,13 +229,13 @@ fn each_verb_keeps_what_its_row_says_and_nothing_else() {
 }
 
 #[test]
-fn exec_gives_up_rights_in_its_child_alone() {
-    exec_gives_up_rights(None);
-    exec_gives_up_rights(Some(CAP_SYS_PTRACE));
+fn exec_drops_capabilities_only_in_its_child() {
+    assert_exec_drops_only_in_its_child(None);
+    assert_exec_drops_only_in_its_child(Some(CAP_SYS_PTRACE));
 }
 
-/// Started without one of them.
-fn exec_gives_up_rights(missing: Option<Capability>) {
+/// `exec` may be started without one capability.
+fn assert_exec_drops_only_in_its_child(missing: Option<Capability>) {
     in_namespace(|| {
         let scene = Scene::without_device();
         let mut own = rights(std::process::id());
@@ -256,7 +255,7 @@ fn exec_gives_up_rights(missing: Option<Capability>) {
         wait_for(|| {
             let text = fs::read_to_string(&children).unwrap_or_default();
             worker = text.trim().parse().unwrap_or(0);
-            // It waits for the device.
+            // With an inotify descriptor it waits for the device.
             let fds = fs::read_dir(format!("/proc/{worker}/fd"));
             let fds = fds.into_iter().flatten().flatten();
             let mut names = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
@@ -284,9 +283,9 @@ fn exec_gives_up_rights(missing: Option<Capability>) {
     });
 }
 
-/// What a container did not get is not missed, and nothing is gained.
+/// A missing capability is no error, and none is gained.
 #[test]
-fn fewer_capabilities_to_begin_with_are_no_error() {
+fn fewer_initial_capabilities_are_no_error() {
     in_namespace(|| {
         let scene = Scene::new();
         let mut cmd = scene.apply();
@@ -307,10 +306,11 @@ fn fewer_capabilities_to_begin_with_are_no_error() {
     });
 }
 
-/// Each command without CAP_SYS_PTRACE, and with NET_RAW, MKNOD and all the rest. Only a process that looks
-/// for a libvirtd can be in need of them there: the kernel shows it those that hold no more than it does.
+/// Each command without CAP_SYS_PTRACE, and with all other capabilities. Only commands that look for a libvirtd may
+/// need these: without CAP_SYS_PTRACE a process can inspect only processes whose capabilities are a subset of its own
+/// (ptrace(2)).
 #[test]
-fn without_the_right_to_look_at_others_only_check_and_watch_keep_more() {
+fn without_sys_ptrace_only_check_and_watch_keep_all_capabilities() {
     in_namespace(|| {
         let scene = Scene::new();
         let given = rights(std::process::id()).permitted & !CAP_SYS_PTRACE.bitmask();
@@ -360,9 +360,9 @@ fn without_the_right_to_look_at_others_only_check_and_watch_keep_more() {
     });
 }
 
-/// A command that a filter does not let go of its rights reports that, and works.
+/// If a seccomp filter prevents a command from dropping capabilities it warns and continues.
 #[test]
-fn rights_that_cannot_be_given_up_are_a_warning() {
+fn failure_to_drop_capabilities_is_a_warning() {
     in_namespace(|| {
         let scene = Scene::settled();
         let mut install = command(&program(), &["install"]);
@@ -378,7 +378,7 @@ fn rights_that_cannot_be_given_up_are_a_warning() {
             ("check", check, 0),
             ("install", install, 0),
             ("ready", ready, 4),
-            // To become nobody takes them away by itself.
+            // The change of its UID to nobody drops them anyway.
             ("logs", logs, 0),
         ];
         for (what, mut cmd, code) in cases {
@@ -395,14 +395,14 @@ fn rights_that_cannot_be_given_up_are_a_warning() {
     });
 }
 
-/// A pod's etc that another user owns and nobody else may enter.
+/// Gives the pod's etc to another user, with mode 0700.
 fn closed_etc(scene: &Scene) {
     let etc = scene.pod.at("etc");
     chown(&etc, Some(1234), Some(1234)).unwrap();
     fs::set_permissions(&etc, fs::Permissions::from_mode(0o700)).unwrap();
 }
 
-/// A run that all works out in, and does not without each of these.
+/// Asserts that a run succeeds, and that it fails without these capabilities.
 #[track_caller]
 fn needs(capabilities: &[Capability], prepare: impl Fn(&Scene) -> Command) {
     let mut cmd = prepare(&Scene::new());
@@ -416,30 +416,30 @@ fn needs(capabilities: &[Capability], prepare: impl Fn(&Scene) -> Command) {
 }
 
 #[test]
-fn what_is_kept_is_needed() {
+fn every_kept_capability_is_needed() {
     require_commands(&["strace"]);
     in_namespace(|| {
         needs(&[CAP_CHOWN], Scene::apply);
         needs(&[CAP_SETUID], Scene::apply);
         needs(&[CAP_SETGID], Scene::apply);
-        // Written into, so that reading is not enough.
+        // `apply` writes there, so CAP_DAC_READ_SEARCH is not enough.
         needs(&[CAP_DAC_OVERRIDE], |scene| {
             closed_etc(scene);
             scene.apply()
         });
-        // Either of them reads.
+        // Either of the two is enough for reading.
         needs(&[CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH], |scene| {
             scene.pod.file("etc/group", ALIGNED);
             support::set_owner(Path::new(KVM), 0, 108, 0o660);
             closed_etc(scene);
             scene.verb("check")
         });
-        // The new file is given away first, and then gets its mode.
+        // The new file first gets its owner and then its mode.
         needs(&[CAP_FOWNER], |scene| {
             chown(scene.pod.at("etc/group"), Some(1234), Some(1234)).unwrap();
             scene.apply()
         });
-        // Without it the bit is lost.
+        // Without CAP_FSETID the setgid bit is lost.
         let bits = |without: bool| {
             let scene = Scene::new();
             let group = scene.pod.at("etc/group");
@@ -455,9 +455,9 @@ fn what_is_kept_is_needed() {
     });
 }
 
-/// The proof's child has the real and the saved UID of its parent, which can end it with no capability.
+/// The proof's child has the real and the saved UID of its parent, so kill(2) needs no capability.
 #[test]
-fn to_end_the_proofs_child_takes_no_capability() {
+fn killing_the_proofs_child_needs_no_capability() {
     require_commands(&["strace"]);
     in_namespace(|| {
         let ends = |without: bool| {
@@ -479,11 +479,11 @@ fn to_end_the_proofs_child_takes_no_capability() {
 }
 
 #[test]
-fn odd_owners_and_labels_are_no_hindrance() {
+fn apply_works_with_foreign_owners_and_security_labels() {
     in_namespace(|| {
         let scene = Scene::new();
         let group = scene.pod.at("etc/group");
-        // What a security module that is not there has left, and what may only be seen with CAP_SYS_ADMIN.
+        // The label of a security module that is not active: writing it needs CAP_SYS_ADMIN (xattr(7)).
         let labelled = set_xattr(&group, "security.kvm-init-test", b"label").is_ok();
         chown(&group, Some(1234), Some(4321)).unwrap();
         fs::set_permissions(&group, fs::Permissions::from_mode(0o2640)).unwrap();

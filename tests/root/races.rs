@@ -1,4 +1,4 @@
-//! Many runs at once, runs that are killed, and locks that others hold.
+//! Concurrent runs, killed runs, and locks held by other processes.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ const MANY: u32 = 32;
 const PASSWORDS: &str = "etc/.pwd.lock";
 
 #[test]
-fn concurrent_runs_on_one_pod_lose_nothing() {
+fn concurrent_runs_on_one_pod_lose_no_update() {
     in_namespace(|| {
         let scene = Scene::new();
         let users: String = (0..MANY)
@@ -24,7 +24,7 @@ fn concurrent_runs_on_one_pod_lose_nothing() {
             .collect();
         let text = format!("{}{users}", scene.pod.read("etc/passwd"));
         scene.pod.file("etc/passwd", &text);
-        // Each its own device, as each wants another number: what they share is the group file.
+        // Each run has its own device, because each sets another GID: they share the group file.
         let different = |n: u32| {
             let device = format!("/dev/kvm{n}");
             mknod_kvm(Path::new(&device), 0, 0, 0o600);
@@ -35,7 +35,7 @@ fn concurrent_runs_on_one_pod_lose_nothing() {
             cmd.arg(format!("--qemu-user=u{n}"));
             cmd
         };
-        // One group and device, each another member.
+        // The runs share group and device, and each adds another member.
         let members = |n: u32| {
             let mut cmd = scene.apply();
             cmd.arg(format!("--qemu-user=u{n}"));
@@ -77,22 +77,25 @@ fn concurrent_runs_on_one_pod_lose_nothing() {
 }
 
 #[test]
-fn a_lock_whose_holder_was_killed_blocks_nobody() {
+fn lock_of_a_killed_process_is_free() {
     in_namespace(|| {
         let scene = Scene::new();
         let lock = scene.pod.at(PASSWORDS);
         let holder = lockers_process(&lock);
         let mut run = scene.apply().spawn().unwrap();
         waits_for_lock(run.id());
-        assert!(run.try_wait().unwrap().is_none(), "it did not wait");
-        // One that waited for its whole time would fail.
+        assert!(
+            run.try_wait().unwrap().is_none(),
+            "the run did not wait for the lock"
+        );
+        // A run that waited for the full 10 s would fail.
         holder.kill();
         assert!(run.wait().unwrap().success());
     });
 }
 
 #[test]
-fn a_lock_that_is_not_given_back_fails_after_ten_seconds() {
+fn held_password_lock_fails_the_run_after_ten_seconds() {
     in_namespace(|| {
         let scene = Scene::new();
         let lock = lock(&scene.pod.at(PASSWORDS)).unwrap();
@@ -109,7 +112,7 @@ fn a_lock_that_is_not_given_back_fails_after_ten_seconds() {
     });
 }
 
-/// A group file that takes a while to write.
+/// A group file that takes long to write.
 fn big(kvm: &str) -> String {
     let many: String = (0..40_000)
         .map(|n| format!("g{n}:x:{}:a,b\n", 100_000 + n))
@@ -119,14 +122,14 @@ fn big(kvm: &str) -> String {
     format!("{front}{half}\n{kvm}\n{rest}")
 }
 
-/// What is hidden beside a file, but for the lock of lckpwdf(3), which stays.
+/// Hidden files beside a file, without the lock of lckpwdf(3), which stays.
 fn left_beside(file: &Path) -> Vec<String> {
     let mut hidden = names(file.parent().unwrap());
     hidden.retain(|name| name.starts_with('.') && name != ".pwd.lock");
     hidden
 }
 
-fn kill_again_and_again(out: Option<&str>) {
+fn kill_repeatedly(out: Option<&str>) {
     in_namespace(|| {
         let scene = Scene::new();
         let (old, new) = (big("kvm:x:424:"), big("kvm:x:108:nova"));
@@ -152,7 +155,7 @@ fn kill_again_and_again(out: Option<&str>) {
                 .stderr(Stdio::null())
                 .spawn()
                 .unwrap();
-            // Not in order, so that a slow machine still sees every moment.
+            // Not in ascending order, so that a slow machine also kills at every moment.
             sleep(whole * (n * 37 % RUNS) / RUNS);
             let _ = child.kill();
             child.wait().unwrap();
@@ -171,8 +174,13 @@ fn kill_again_and_again(out: Option<&str>) {
             let (uid, _, mode) = owner(Path::new(KVM));
             assert!(uid == 0 && mode == 0o660);
         }
-        println!("{whole:?} for a run; {olds} times old, {news} new, {left_over} with a leftover");
-        assert!(olds > 0 && news > 0, "killed always too early or too late");
+        println!(
+            "a run takes {whole:?}; old file left {olds} times, new file {news}, leftovers {left_over}"
+        );
+        assert!(
+            olds > 0 && news > 0,
+            "all kills came too early, or all too late"
+        );
         fs::write(&file, &old).unwrap();
         go(&mut apply()).code(0);
         assert_eq!(fs::read(&file).unwrap(), new.as_bytes());
@@ -181,18 +189,18 @@ fn kill_again_and_again(out: Option<&str>) {
 }
 
 #[test]
-fn a_killed_run_leaves_the_old_group_file_or_the_new_one() {
-    kill_again_and_again(None);
+fn killed_run_leaves_old_or_new_group_file() {
+    kill_repeatedly(None);
 }
 
 #[test]
-fn a_killed_run_leaves_the_old_output_or_the_new_one() {
-    kill_again_and_again(Some("volume/group"));
+fn killed_run_leaves_old_or_new_output() {
+    kill_repeatedly(Some("volume/group"));
 }
 
-/// Up to a page, one write is whole; a longer file that a mount pins can be torn.
+/// A write of up to one page is atomic. A longer mounted file can be torn.
 #[test]
-fn a_run_killed_while_it_writes_in_place_leaves_what_reads_as_old_or_new() {
+fn kill_during_an_in_place_write_leaves_old_or_new_content() {
     in_namespace(|| {
         let scene = Scene::new();
         let many: String = (0..150)
@@ -235,7 +243,7 @@ fn a_run_killed_while_it_writes_in_place_leaves_what_reads_as_old_or_new() {
 }
 
 #[test]
-fn a_device_that_somebody_else_keeps_changing_ends_in_a_failure_that_says_so() {
+fn apply_fails_after_repeated_external_changes() {
     in_namespace(|| {
         let scene = Scene::settled();
         let stop = std::sync::atomic::AtomicBool::new(false);
@@ -245,7 +253,7 @@ fn a_device_that_somebody_else_keeps_changing_ends_in_a_failure_that_says_so() {
                     support::set_owner(Path::new(KVM), 0, 424, 0o600);
                 }
             });
-            // Whether a run gets through is chance; what it says of a lost race is not.
+            // Whether a run succeeds is chance, but a lost race must be reported.
             let mut lost = 0;
             for _ in 0..50 {
                 let run = go(&mut scene.apply());
@@ -264,10 +272,10 @@ fn a_device_that_somebody_else_keeps_changing_ends_in_a_failure_that_says_so() {
     });
 }
 
-/// `watch` writes into the file that a container has mounted, which is root's alone. One that somebody else
-/// puts there between the look and the write is not given to root, nor written into.
+/// `watch` writes in place into a file of root that a container has mounted. A file that another user puts there
+/// between the check and the write is neither given to root nor written.
 #[test]
-fn a_file_that_is_swapped_before_it_is_written_into_stays_its_owners() {
+fn file_swapped_before_an_in_place_write_is_not_changed() {
     use libvirt_kvm_init::sys::file::{LockFile, OwnerAndMode};
     use libvirt_kvm_init::sys::output_dir::{Purpose, open_output};
     use std::os::unix::fs::MetadataExt;
@@ -299,17 +307,19 @@ fn a_file_that_is_swapped_before_it_is_written_into_stays_its_owners() {
                 (swaps, lost)
             });
             for n in 0..20_000_u32 {
-                let (mut folder, name) = open_output(&out, Purpose::Write).unwrap();
-                folder.lock(LockFile::Own, Duration::from_secs(1)).unwrap();
+                let (mut directory, name) = open_output(&out, Purpose::Write).unwrap();
+                directory
+                    .lock(LockFile::Own, Duration::from_secs(1))
+                    .unwrap();
                 let text = format!("kvm:x:{n}:\n");
-                let found = folder.find(&name).unwrap();
-                // That another file stands there by then is an error, and is told.
+                let found = directory.find(&name).unwrap();
+                // If another file is there by then this is an error, as expected.
                 let rights = OwnerAndMode::Root(0o644);
-                let _ = folder.overwrite(&name, found.as_ref(), None, text.as_bytes(), rights);
+                let _ = directory.overwrite(&name, found.as_ref(), None, text.as_bytes(), rights);
             }
             stop.store(true, Ordering::Relaxed);
             let (swaps, lost) = swapper.join().unwrap();
-            println!("20000 writes, {swaps} swaps: {lost} files of somebody else written into");
+            println!("20000 writes, {swaps} swaps: {lost} files of the other user written");
             assert_eq!(lost, 0);
         });
     });

@@ -1,4 +1,4 @@
-//! `ready`, and the `watch` whose file it reads, in a container that holds nothing but the program.
+//! `ready`, and the `watch` that writes its file, in a container that contains only the program.
 
 use std::fs;
 use std::path::Path;
@@ -12,9 +12,9 @@ use support::{
 };
 
 #[test]
-fn ready_is_the_proof_and_not_the_verdict() {
+fn ready_depends_on_the_proof_not_on_the_verdict() {
     in_namespace(|| {
-        // It works as the chart left it, and no longer after the next event.
+        // QEMU can open the device as the chart left it, but not after the next event.
         let scene = Scene::new();
         let rule = "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\"\n";
         scene
@@ -28,19 +28,19 @@ fn ready_is_the_proof_and_not_the_verdict() {
             let report = go(scene.verb("check").arg("--format=json")).code(verdict);
             fs::write(&file, &report.out).unwrap();
             ready().code(4).says(&["no process holds its lock"]);
-            // What `watch` does.
+            // Lock the file as `watch` does.
             let kept = fs::File::options().write(true).open(&file).unwrap();
             claim(&kept, code == 0).unwrap();
             let ready = ready().code(code);
-            assert_eq!(ready.out, "", "a probe's output is nobody's");
+            assert_eq!(ready.out, "", "ready must not write to stdout");
         }
     });
 }
 
-/// A container without accounts of its own keeps the node's device for the group alone, and once a
-/// libvirtd runs looks after its files.
+/// In a container without accounts `watch` maintains only the node's device, and the files of a libvirtd once one
+/// runs.
 #[test]
-fn watch_finds_the_libvirtd_whose_files_it_keeps() {
+fn watch_maintains_the_files_of_a_libvirtd_that_starts_later() {
     in_namespace(|| {
         let jail = Jail::new(Tree::new());
         let host = Tree::host(108);
@@ -76,7 +76,7 @@ fn watch_finds_the_libvirtd_whose_files_it_keeps() {
             watch=$!
             until_ready 5 || exit 11
             ! grep kvm:x:108:nova /pod/etc/group || exit 12
-            # A session of its own, as a container's process has.
+            # A new session, as the process of a container has.
             setsid chroot /pod /libvirtd 60 &
             libvirtd=$!
             i=0

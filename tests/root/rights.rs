@@ -1,4 +1,4 @@
-//! Runs that may not do everything: another user, fewer capabilities, a user namespace.
+//! Runs with fewer privileges: another user, fewer capabilities, a user namespace.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use support::{
     scratch, set_owner, warnings, without_capability,
 };
 
-/// The program where every user can reach it.
+/// The program at a path that every user can reach.
 pub fn reachable() -> PathBuf {
     let copy = scratch().join("kvm-init");
     if !copy.exists() {
@@ -21,7 +21,7 @@ pub fn reachable() -> PathBuf {
     copy
 }
 
-/// `apply` on this scene behind a wrapper that changes who runs it.
+/// `apply` on this scene, started by a wrapper that changes the credentials.
 fn behind(scene: &Scene, wrapper: &[&str]) -> Command {
     let program = reachable().display().to_string();
     let mut cmd = command(Path::new(wrapper[0]), &wrapper[1..]);
@@ -39,7 +39,7 @@ const NOBODY: [&str; 4] = [
 ];
 
 #[test]
-fn an_unprivileged_run_cannot_prove_and_says_what_it_needs() {
+fn unprivileged_run_reports_the_capabilities_that_the_proof_needs() {
     require_commands(&["setpriv"]);
     in_namespace(|| {
         let scene = Scene::settled();
@@ -52,14 +52,14 @@ fn an_unprivileged_run_cannot_prove_and_says_what_it_needs() {
 }
 
 #[test]
-fn an_unprivileged_run_changes_nothing_and_names_the_call() {
+fn unprivileged_run_changes_nothing_and_names_the_failed_call() {
     require_commands(&["setpriv"]);
     in_namespace(|| {
         let scene = Scene::new();
         let before = scene.state();
         let run = go(&mut behind(&scene, &NOBODY)).code(4);
         run.says(&["failed: ", "EACCES", "etc", "as root"]);
-        // With the pod's file in order, the device is next.
+        // With the right group file the next failure is at the device.
         assert_eq!(scene.state(), before);
         scene.pod.file("etc/group", ALIGNED);
         for (gid, mode, call) in [(424, 0o660, "fchownat("), (108, 0o640, "fchmodat(")] {
@@ -72,7 +72,7 @@ fn an_unprivileged_run_changes_nothing_and_names_the_call() {
 }
 
 #[test]
-fn each_missing_capability_is_told_by_what_it_was_needed_for() {
+fn missing_capability_is_reported_with_the_failed_call() {
     in_namespace(|| {
         let scene = Scene::new();
         // Root owns everything here, so only the device's group needs CAP_CHOWN.
@@ -91,20 +91,20 @@ fn each_missing_capability_is_told_by_what_it_was_needed_for() {
 }
 
 #[test]
-fn in_a_user_namespace_ids_without_a_mapping_are_left_alone() {
+fn unmapped_ids_in_a_user_namespace_are_left_alone() {
     require_commands(&["unshare"]);
     in_namespace(|| {
         let (code, _, err) = run(Command::new("unshare").args(["-Ur", "true"]));
         assert_eq!(code, 0, "this test needs user namespaces: {err}");
         let inside = ["unshare", "--user", "--map-root-user"];
-        // 424 shows as 65534: whose it is cannot be told.
+        // GID 424 has no mapping and shows as 65534, so the group is unknown.
         let scene = Scene::settled();
         set_owner(Path::new(KVM), 0, 424, 0o600);
         let run = go(behind(&scene, &inside).args(["--format", "json"])).code(5);
         assert_eq!(warnings(&run.json()), ["unmapped-owner"]);
         let run = run.says(&["unproven: ", "user namespace"]);
         assert_eq!(owner(Path::new(KVM)).1, 424, "{run}");
-        // Root's own, but the target has no mapping.
+        // The device belongs to root, but the target GID has no mapping.
         set_owner(Path::new(KVM), 0, 0, 0o660);
         let run = go(&mut behind(&scene, &inside)).code(4);
         run.says(&["fchownat(", "EINVAL", "user namespace"]);

@@ -1,4 +1,4 @@
-//! `--settle`: a device that appears, moves, or does not come.
+//! `--settle`: a device that appears, changes, or never appears.
 
 use std::fs;
 use std::path::Path;
@@ -20,25 +20,25 @@ fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// Runs `apply --settle` while `meanwhile` does something to the device; it is given what asserts that the run
-/// goes on.
+/// Runs `apply --settle` while `change` changes the device. The argument of `change` asserts that the run has not
+/// ended.
 fn settle(
     scene: &Scene,
     longest: &str,
-    meanwhile: impl FnOnce(&dyn Fn()) + Send,
+    change: impl FnOnce(&dyn Fn()) + Send,
 ) -> (i32, serde_json::Value) {
     let mut cmd = scene.apply();
     cmd.args(["--settle", longest]);
     std::thread::scope(|scope| {
         let run = scope.spawn(|| report(&mut cmd));
-        meanwhile(&|| assert!(!run.is_finished(), "it did not wait"));
+        change(&|| assert!(!run.is_finished(), "the run did not wait"));
         run.join().unwrap()
     })
 }
 
-/// Without the warning `unsettled` a wait has ended because the device held still.
+/// Without the warning `unsettled` the wait ended because the device stopped changing.
 #[test]
-fn a_device_that_appears_and_is_answered_by_udev_is_waited_for() {
+fn settle_waits_for_a_new_device_and_for_udev() {
     in_namespace(|| {
         let scene = Scene::without_device();
         let (code, report) = settle(&scene, "60s", |goes_on| {
@@ -51,14 +51,14 @@ fn a_device_that_appears_and_is_answered_by_udev_is_waited_for() {
         });
         assert_eq!(code, 0, "{report}");
         assert_eq!(warnings(&report), [""; 0]);
-        // What udev did was not done again.
+        // The changes of udev are not repeated.
         let changes = report["changes"].to_string();
         assert!(!changes.contains("device"), "{changes}");
     });
 }
 
 #[test]
-fn a_device_that_is_replaced_again_and_again_is_waited_for() {
+fn settle_waits_while_the_device_is_replaced_repeatedly() {
     in_namespace(|| {
         let scene = Scene::with_device(0, 108, 0o660);
         let (code, report) = settle(&scene, "60s", |goes_on| {
@@ -76,7 +76,7 @@ fn a_device_that_is_replaced_again_and_again_is_waited_for() {
 }
 
 #[test]
-fn one_that_never_holds_still_is_said_and_used_all_the_same() {
+fn device_that_keeps_changing_is_used_with_a_warning() {
     in_namespace(|| {
         let scene = Scene::with_device(0, 108, 0o660);
         let over = AtomicBool::new(false);
@@ -97,17 +97,17 @@ fn one_that_never_holds_still_is_said_and_used_all_the_same() {
 }
 
 #[test]
-fn one_that_never_comes_is_absent_when_the_time_is_over() {
+fn device_that_never_appears_is_absent_after_the_wait() {
     in_namespace(|| {
         go(Scene::without_device().apply().args(["--settle", "1s"])).code(6);
     });
 }
 
 #[test]
-fn one_that_holds_still_is_not_waited_for_until_the_time_is_over() {
+fn settle_ends_early_for_an_unchanging_device() {
     in_namespace(|| {
         let scene = Scene::settled();
-        // A shorter wait is no sign that another process changes it.
+        // A limit below 500 ms must not cause the warning `unsettled`.
         for longest in ["10m", "100ms"] {
             let (code, report) = report(scene.apply().args(["--settle", longest]));
             assert_eq!((code, warnings(&report)), (0, vec![]), "{longest}");
@@ -115,7 +115,7 @@ fn one_that_holds_still_is_not_waited_for_until_the_time_is_over() {
     });
 }
 
-/// User and system time of a child that has ended and was not yet waited for, and of its own, in clock ticks.
+/// User and system time in clock ticks of a child and its own children, read before the child is reaped.
 fn cpu_ticks(cmd: &mut Command) -> u64 {
     let mut child = cmd
         .stdout(Stdio::null())
@@ -134,7 +134,7 @@ fn cpu_ticks(cmd: &mut Command) -> u64 {
 }
 
 #[test]
-fn waiting_costs_no_processor_time() {
+fn settle_uses_no_cpu_time_while_it_waits() {
     in_namespace(|| {
         let scene = Scene::without_device();
         let ticks = cpu_ticks(scene.apply().args(["--settle", "3s"]));

@@ -1,8 +1,7 @@
-//! The forecast against the distribution's real systemd-udevd: every rule set is given to both, and
-//! what udevd makes of the node when it starts, at an add event and at a change event must be what
-//! was predicted.
+//! Compares the predictions with the distribution's systemd-udevd: for every rule set the device must have the
+//! predicted owner and mode after the start of udevd, an add event and a change event.
 //!
-//! How that is run: tests/support/src/udevd.rs.
+//! tests/support/src/udevd.rs runs udevd.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,8 +25,8 @@ use support::rule_sets::{self, RuleSet};
 use support::udevd::{NODE, Oracle, State, machines_own, shown, state, turn};
 use support::{in_namespace, ok};
 
-/// What the forecast says of a fresh node; nothing where it says that it cannot tell.
-fn forecast(prediction: &Predictions, event: Event) -> Option<State> {
+/// The predicted state of a fresh device; `None` if the prediction is unclear.
+fn predicted(prediction: &Predictions, event: Event) -> Option<State> {
     match prediction.of(event) {
         Prediction::Unclear => None,
         Prediction::Untouched => Some((0, 0, 0o600)),
@@ -60,7 +59,7 @@ fn read_and_predict(version: u32) -> Predictions {
     predict(&files.all(), &node, &db)
 }
 
-/// Asks both about every set, and gives what differs and how many answers were "unclear".
+/// Compares the results for every rule set. Returns the differences and the number of unclear predictions.
 fn compare(sets: &[RuleSet]) -> (Vec<String>, usize) {
     let oracle = Oracle::new(rule_sets::GROUP, rule_sets::PASSWD);
     let version = ok(&mut oracle.udevadm("--version"));
@@ -73,7 +72,7 @@ fn compare(sets: &[RuleSet]) -> (Vec<String>, usize) {
             assert_eq!(
                 prediction.unclear,
                 [],
-                "the distribution's own rules are clear"
+                "the prediction for the distribution's own rules is unclear"
             );
         }
         let real = oracle.ask();
@@ -81,7 +80,7 @@ fn compare(sets: &[RuleSet]) -> (Vec<String>, usize) {
             .into_iter()
             .zip(real)
         {
-            match forecast(&prediction, event) {
+            match predicted(&prediction, event) {
                 None => {
                     unclear += 1;
                     if !set.may_be_unclear {
@@ -91,10 +90,10 @@ fn compare(sets: &[RuleSet]) -> (Vec<String>, usize) {
                         ));
                     }
                 }
-                Some(said) if said == real => {}
-                Some(said) => wrong.push(format!(
-                    "{set}\n{event:?}: said {}, is {}\n{prediction:?}",
-                    shown(said),
+                Some(state) if state == real => {}
+                Some(state) => wrong.push(format!(
+                    "{set}\n{event:?}: predicted {}, is {}\n{prediction:?}",
+                    shown(state),
                     shown(real)
                 )),
             }
@@ -112,24 +111,24 @@ fn check(sets: &[RuleSet]) {
     assert_eq!(
         machines_own(),
         before,
-        "the machine's own {NODE} was touched"
+        "the machine's own {NODE} was changed"
     );
     eprintln!(
-        "{} rule sets, {} answers, {unclear} of them unclear, in {:.1} s",
+        "{} rule sets, {} predictions, {unclear} of them unclear, in {:.1} s",
         sets.len(),
         sets.len() * 3,
         began.elapsed().as_secs_f64()
     );
     assert!(
         wrong.is_empty(),
-        "{} of {} answers differ from udevd:\n\n{}",
+        "{} of {} predictions differ from udevd:\n\n{}",
         wrong.len(),
         sets.len() * 3,
         wrong.join("\n\n")
     );
 }
 
-/// A node with the rules that stand here, and a pod that follows it.
+/// Observation of a node with the installed rules, and of a pod.
 fn seen(version: u32) -> Observation {
     let mut host = Host::observe(&Root::open(Path::new("/")).unwrap(), true).unwrap();
     host.device = None;
@@ -168,7 +167,8 @@ fn seen(version: u32) -> Observation {
     }
 }
 
-/// What each event makes of a node that is as it shall be; the add event also of a fresh one.
+/// The events that make a right device wrong, with the state that they leave; `fresh` is an add event on a fresh
+/// device.
 fn undone(oracle: &Oracle, right: State) -> Vec<(&'static str, State)> {
     let place = || support::set_owner(Path::new(NODE), right.0, right.1, right.2);
     place();
@@ -189,7 +189,7 @@ fn undone(oracle: &Oracle, right: State) -> Vec<(&'static str, State)> {
     found
 }
 
-/// How often a rule was written, not needed, and refused as it would not decide; and what was wrong.
+/// How often a rule was written, not needed, and refused because another rule would override it; and the errors.
 fn persist(sets: &[RuleSet]) -> ([usize; 3], Vec<String>) {
     let oracle = Oracle::new(rule_sets::GROUP, rule_sets::PASSWD);
     let version = ok(&mut oracle.udevadm("--version"));
@@ -197,7 +197,7 @@ fn persist(sets: &[RuleSet]) -> ([usize; 3], Vec<String>) {
     let own = Path::new(udev::own_rule::PATH);
     let (mut counts, mut wrong) = ([0; 3], Vec::new());
     for (number, set) in sets.iter().enumerate() {
-        // What the node says, or a number that nobody has.
+        // The GID of the node, or one that no group has.
         let gid = (number % 3 == 2).then_some(("gid", "4711"));
         let flags = Flags::new([("persist", "true")].into_iter().chain(gid));
         let (request, _) = Request::resolve(&flags, |_| None, |_| Ok(Vec::new())).unwrap();
@@ -223,7 +223,10 @@ fn persist(sets: &[RuleSet]) -> ([usize; 3], Vec<String>) {
                     };
                     std::fs::write(own, own_rule.file().content).unwrap();
                     if undone(&oracle, (0, gid, 0o660)).is_empty() {
-                        wrong.push(format!("{set}\nrefused for nothing: {}", refusal.text));
+                        wrong.push(format!(
+                            "{set}\nrefused although the rule works: {}",
+                            refusal.text
+                        ));
                     }
                     let _ = std::fs::remove_file(own);
                 }
@@ -252,10 +255,10 @@ fn persist(sets: &[RuleSet]) -> ([usize; 3], Vec<String>) {
     (counts, wrong)
 }
 
-/// A rule of our own is only written where it then decides every event, and where none is written none
-/// undoes the state.
+/// A rule is only written if it then determines the result of every event, and if none is written no event changes
+/// the right state.
 #[test]
-fn the_own_rule_is_written_where_it_is_needed_and_decides() {
+fn persist_rule_is_written_where_needed_and_determines_every_event() {
     support::require_root();
     let _turn = turn();
     let before = machines_own();
@@ -265,10 +268,10 @@ fn the_own_rule_is_written_where_it_is_needed_and_decides() {
     assert_eq!(
         machines_own(),
         before,
-        "the machine's own {NODE} was touched"
+        "the machine's own {NODE} was changed"
     );
     let [written, needless, refused] = counts;
-    eprintln!("{written} written, {needless} not needed, {refused} refused");
+    eprintln!("rules: {written} written, {needless} not needed, {refused} refused");
     assert!(counts.iter().all(|count| *count > 5), "{counts:?}");
     assert!(
         wrong.is_empty(),
@@ -280,11 +283,11 @@ fn the_own_rule_is_written_where_it_is_needed_and_decides() {
 }
 
 #[test]
-fn forecasts_come_true_for_rules_that_people_write() {
+fn predictions_match_udevd_for_handwritten_rules() {
     check(&rule_sets::written());
 }
 
 #[test]
-fn forecasts_come_true_for_rules_put_together_at_random() {
+fn predictions_match_udevd_for_random_rules() {
     check(&rule_sets::random(300));
 }

@@ -1,4 +1,4 @@
-//! A file system whose server takes every request and never answers, so that a call on it ends by no signal.
+//! A FUSE file system whose server reads every request and never answers, so that no signal ends a call on it.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -9,16 +9,17 @@ use nix::mount::{MsFlags, mount};
 
 use support::{mknod_char, scratch};
 
-/// The request that begins a connection, which alone is answered (linux/fuse.h).
+/// The first request of a connection, the only one that is answered (linux/fuse.h).
 const FUSE_INIT: u32 = 26;
 
-/// The connection is aborted with the value, whatever a test has come to: then every call on it ends (`ENOTCONN`).
+/// The mounted file system. Drop aborts its connection, also after a failed test, and every call on it ends with
+/// `ENOTCONN`.
 pub struct Unanswered {
     abort: PathBuf,
 }
 
 impl Unanswered {
-    /// Mounts one on a directory.
+    /// Mounts the file system on a directory.
     pub fn mount(target: &Path) -> Self {
         let node = scratch().join("fuse");
         if !node.exists() {
@@ -39,7 +40,7 @@ impl Unanswered {
         )
         .unwrap();
         let number = connection(target);
-        // It ends with this process at the latest: with the last descriptor of /dev/fuse.
+        // The connection ends at the latest with this process, which holds the last descriptor of /dev/fuse.
         std::thread::spawn(move || serve(device));
         let control = Path::new("/sys/fs/fuse/connections");
         let abort = control.join(number).join("abort");
@@ -58,7 +59,7 @@ impl Drop for Unanswered {
     }
 }
 
-/// The minor number of the mount's device, without asking the file system itself.
+/// The minor number of the mount's device, from mountinfo, because stat(2) of the file system would hang.
 fn connection(target: &Path) -> String {
     let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
     let target = target.to_str().unwrap();
@@ -71,7 +72,7 @@ fn connection(target: &Path) -> String {
     device.split_once(':').unwrap().1.to_owned()
 }
 
-/// Takes requests until the connection ends.
+/// Reads requests until the connection ends.
 fn serve(mut device: File) {
     let mut request = vec![0; 1 << 20];
     while let Ok(length) = device.read(&mut request) {

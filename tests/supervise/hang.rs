@@ -1,4 +1,4 @@
-//! Every command on a file system that never answers: each ends by itself, with exit code 4 and the path.
+//! Every command on a file system that never answers ends by itself with exit code 4 and names the path.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use crate::fuse::Unanswered;
 use support::{KVM, Scene, Tree, bind, command, in_namespace, program, run, scratch};
 
-/// What a command may take: 30 s without progress, seen every 5 s, and a second for the worker to end.
+/// Time limit of a command: 30 s without progress, checked every 5 s, and a second for the worker to end.
 const LONGEST: Duration = Duration::from_secs(45);
 
-/// A command that runs, with its output in files: a process that is left behind holds a pipe open.
+/// A running command with its output in files, because a process that is left behind would hold a pipe open.
 struct Running {
     child: Child,
     shown: String,
@@ -40,7 +40,7 @@ impl Running {
         fs::read_to_string(self.name.with_extension("err")).unwrap()
     }
 
-    /// The exit code, if it has ended before that moment.
+    /// The exit code, if the command ends before `end`.
     fn code(&mut self, end: Instant) -> Option<i32> {
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -53,7 +53,7 @@ impl Running {
         }
     }
 
-    /// Ends with this code and a last line that names the path.
+    /// Asserts that the command ends with this code and a closing line that names the path.
     fn hung(&mut self, end: Instant, code: i32, path: &Path) -> String {
         let got = self.code(end);
         let text = format!("{}\n{}{}", self.shown, self.out(), self.err());
@@ -76,7 +76,7 @@ impl Drop for Running {
     }
 }
 
-/// The state in /proc of the process that a last line says is left behind.
+/// The state in /proc of the process that the closing line reports as left behind.
 fn left_behind(line: &str) -> Option<String> {
     let (_, rest) = line.split_once("; process ")?;
     let pid = rest.split(' ').next()?;
@@ -88,7 +88,7 @@ fn left_behind(line: &str) -> Option<String> {
 }
 
 #[test]
-fn every_command_ends_though_a_file_system_never_answers() {
+fn every_command_ends_if_a_file_system_never_answers() {
     in_namespace(|| {
         let scene = Scene::settled();
         let dead = scratch().join("dead");
@@ -103,8 +103,8 @@ fn every_command_ends_though_a_file_system_never_answers() {
             }
             cmd
         };
-        let with = |verb: &str| {
-            let mut cmd = start(&[verb, "--root"], &[scene.pod.path()]);
+        let with = |name: &str| {
+            let mut cmd = start(&[name, "--root"], &[scene.pod.path()]);
             cmd.arg("--host-root").arg(&dead);
             cmd
         };
@@ -115,7 +115,7 @@ fn every_command_ends_though_a_file_system_never_answers() {
             cmd
         };
         let watch = |option: &str, path: &Path| watch_on(&scene.host, option, path);
-        // One that runs well until its node's rules are mounted over.
+        // A `watch` that works until its node's rules are mounted over.
         let other = Tree::host(108);
         bind(Path::new("/dev"), &other.at("dev"));
         let rules = other.dir("etc/udev/rules.d").at("etc/udev/rules.d");
@@ -198,7 +198,7 @@ fn every_command_ends_though_a_file_system_never_answers() {
             prometheus.out()
         );
 
-        // It has reported before, and its status is nobody's though its worker still is there.
+        // This `watch` has reported before, and no process holds its status file although its worker still exists.
         let line = late.hung(end, 4, &rules);
         assert_eq!(left_behind(&line).as_deref(), Some("D"), "{line}");
         assert_eq!(late.out(), first);
@@ -217,9 +217,9 @@ fn every_command_ends_though_a_file_system_never_answers() {
     });
 }
 
-/// A worker that is killed by another process is no hang, and one whose supervisor is killed ends as well.
+/// A killed worker is not reported as a hang, and a worker ends when its supervisor is killed.
 #[test]
-fn neither_outlives_the_other() {
+fn supervisor_and_worker_end_together() {
     in_namespace(|| {
         let scene = Scene::without_device();
         let waiting = || {
@@ -234,7 +234,7 @@ fn neither_outlives_the_other() {
             let end = Instant::now() + Duration::from_secs(10);
             let worker = loop {
                 let worker = fs::read_to_string(&list).unwrap();
-                // It waits for the device once it has a watch on its directory.
+                // With an inotify descriptor it waits for the device.
                 let fds = format!("/proc/{}/fd", worker.trim());
                 let has_watch = fs::read_dir(&fds)
                     .into_iter()
@@ -263,23 +263,23 @@ fn neither_outlives_the_other() {
         let (mut child, _, err) = waiting();
         child.kill().unwrap();
         child.wait().unwrap();
-        // The worker held the other end as well.
+        // Reading ends only once the worker has ended, which holds the write end as well.
         let lines: Vec<_> = BufReader::new(err).lines().collect();
         assert!(lines.iter().all(Result::is_ok));
     });
 }
 
-/// Who asks a command that hangs to end does not wait for the 30 s to be over.
+/// A signal ends a hanging command before the 30 s are over.
 #[test]
-fn a_signal_ends_what_hangs() {
+fn signal_ends_a_hanging_command() {
     in_namespace(|| {
         let scene = Scene::settled();
         let dead = scratch().join("dead");
         fs::create_dir(&dead).unwrap();
         let guard = Unanswered::mount(&dead);
-        for verb in ["apply", "check", "watch", "exec", "logs"] {
-            let mut cmd = command(&program(), &[verb]);
-            match verb {
+        for name in ["apply", "check", "watch", "exec", "logs"] {
+            let mut cmd = command(&program(), &[name]);
+            match name {
                 "logs" => cmd.arg(dead.join("nova.log")),
                 _ => cmd
                     .arg("--root")
@@ -287,12 +287,12 @@ fn a_signal_ends_what_hangs() {
                     .arg("--host-root")
                     .arg(&dead),
             };
-            if verb == "exec" {
+            if name == "exec" {
                 cmd.args(["--", "true"]);
             }
             let mut running = Running::start(&mut cmd);
             let pid = running.child.id();
-            // Nothing tells from outside that it waits for this file system.
+            // From outside nothing shows that it waits for this file system.
             std::thread::sleep(Duration::from_secs(1));
             assert!(
                 running.child.try_wait().unwrap().is_none(),
@@ -309,11 +309,11 @@ fn a_signal_ends_what_hangs() {
                 if let Some(status) = running.child.try_wait().unwrap() {
                     break status;
                 }
-                assert!(Instant::now() < end, "{verb} does not end");
+                assert!(Instant::now() < end, "{name} does not end");
                 std::thread::sleep(Duration::from_millis(20));
             };
             let signal = std::os::unix::process::ExitStatusExt::signal(&status);
-            assert_eq!(signal, Some(15), "{verb} {status}");
+            assert_eq!(signal, Some(15), "{name} {status}");
         }
         drop(guard);
     });

@@ -1,4 +1,4 @@
-//! The process that supervises the work: what it does about a file system that never answers, and about signals.
+//! The supervising process: file systems that never answer, and signals.
 //! `cargo test --test supervise` as root, with a KVM driver and a kernel that has FUSE.
 #![allow(clippy::disallowed_methods)]
 #![allow(

@@ -1,4 +1,4 @@
-//! Signals that are sent to the process that was started, as the first of a PID namespace and as any other.
+//! Signals to the started process, as PID 1 of a PID namespace and as any other process.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
@@ -16,7 +16,7 @@ use support::{Scene, command, in_namespace, program, require_commands};
 const ALL: [Signal; 4] = [SIGTERM, SIGINT, SIGHUP, SIGQUIT];
 const SOON: Duration = Duration::from_secs(10);
 
-/// The same command, perhaps as the first process of a PID namespace.
+/// The command, as PID 1 of a new PID namespace if `is_first`.
 fn as_first_process(cmd: &Command, is_first: bool) -> Command {
     let mut outer = command(
         std::path::Path::new("unshare"),
@@ -30,7 +30,7 @@ fn as_first_process(cmd: &Command, is_first: bool) -> Command {
     outer
 }
 
-/// The process that was started, once it has a worker: what unshare(1) forked, or what env(1) became.
+/// The started process, once it has a worker: the child of unshare(1), or the process that env(1) became.
 fn started(child: &Child, is_first: bool) -> Pid {
     let started = match is_first {
         true => only_child(child.id()),
@@ -52,7 +52,7 @@ fn only_child(pid: u32) -> u32 {
     }
 }
 
-/// The code of a shell.
+/// The exit code as a shell reports it.
 fn code(mut child: Child) -> i32 {
     let end = Instant::now() + SOON;
     let status = loop {
@@ -62,7 +62,7 @@ fn code(mut child: Child) -> i32 {
         if Instant::now() >= end {
             child.kill().unwrap();
             child.wait().unwrap();
-            panic!("it did not end");
+            panic!("the process did not end");
         }
         std::thread::sleep(Duration::from_millis(5));
     };
@@ -72,7 +72,7 @@ fn code(mut child: Child) -> i32 {
         .unwrap()
 }
 
-/// A pipe that is full, so that who writes into it waits.
+/// A full pipe: a write to it blocks.
 fn full_pipe() -> (OwnedFd, OwnedFd) {
     let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
     fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
@@ -83,8 +83,8 @@ fn full_pipe() -> (OwnedFd, OwnedFd) {
     (reader, writer)
 }
 
-/// Once the log has a line with this.
-fn says(child: &mut Child, part: &str) -> BufReader<std::process::ChildStderr> {
+/// Reads the log until a line contains `part`.
+fn wait_for_line(child: &mut Child, part: &str) -> BufReader<std::process::ChildStderr> {
     let mut lines = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     while !line.contains(part) {
@@ -99,16 +99,16 @@ fn says(child: &mut Child, part: &str) -> BufReader<std::process::ChildStderr> {
 }
 
 #[test]
-fn signals_end_what_waits() {
+fn signals_end_apply_and_check_while_they_write() {
     require_commands(&["unshare", "env"]);
     in_namespace(|| {
         let scene = Scene::settled();
         for is_first in [false, true] {
             for signal in ALL {
-                // Both wait for a reader of their report.
-                for verb in ["apply", "check"] {
+                // Both are blocked in writing their report.
+                for name in ["apply", "check"] {
                     let (_reader, writer) = full_pipe();
-                    let mut cmd = command(&program(), &[verb, "-v", "--root"]);
+                    let mut cmd = command(&program(), &[name, "-v", "--root"]);
                     cmd.arg(scene.pod.path());
                     cmd.arg("--host-root").arg(scene.host.path());
                     let mut cmd = as_first_process(&cmd, is_first);
@@ -116,7 +116,7 @@ fn signals_end_what_waits() {
                     let pid = started(&child, is_first);
                     kill(pid, signal).unwrap();
                     let want = 128 + signal as i32;
-                    assert_eq!(code(child), want, "{verb} {signal} {is_first}");
+                    assert_eq!(code(child), want, "{name} {signal} {is_first}");
                 }
             }
         }
@@ -124,7 +124,7 @@ fn signals_end_what_waits() {
 }
 
 #[test]
-fn watch_ends_well_and_reads_its_configuration_again() {
+fn watch_reloads_on_sighup_and_ends_on_signals() {
     require_commands(&["unshare", "env"]);
     in_namespace(|| {
         let scene = Scene::settled();
@@ -137,7 +137,7 @@ fn watch_ends_well_and_reads_its_configuration_again() {
                 let mut child = cmd.stdout(Stdio::null()).spawn().unwrap();
                 let pid = started(&child, is_first);
                 kill(pid, SIGHUP).unwrap();
-                let _log = says(&mut child, "the configuration was read again");
+                let _log = wait_for_line(&mut child, "the configuration was read again");
                 kill(pid, signal).unwrap();
                 assert_eq!(code(child), want, "{signal} {is_first}");
             }
@@ -147,7 +147,7 @@ fn watch_ends_well_and_reads_its_configuration_again() {
 
 /// The worker of `logs` runs as nobody: its supervisor can still end it, and an ignored signal stays ignored.
 #[test]
-fn logs_that_waits_for_input_sleeps_and_ends_when_asked() {
+fn logs_waiting_for_input_sleeps_and_ends_on_signals() {
     require_commands(&["env", "sh"]);
     in_namespace(|| {
         let ignoring = "trap '' HUP; exec \"$@\"";
@@ -159,7 +159,10 @@ fn logs_that_waits_for_input_sleeps_and_ends_when_asked() {
             let worker = only_child(child.id());
             let end = Instant::now() + SOON;
             while !field(worker, "Uid").starts_with("65534") {
-                assert!(Instant::now() < end, "{worker} is not nobody");
+                assert!(
+                    Instant::now() < end,
+                    "process {worker} does not run as nobody"
+                );
                 std::thread::sleep(Duration::from_millis(5));
             }
             (Pid::from_raw(child.id().cast_signed()), child)
@@ -178,22 +181,22 @@ fn logs_that_waits_for_input_sleeps_and_ends_when_asked() {
         let before = switches();
         std::thread::sleep(Duration::from_secs(3));
         let woken = switches() - before;
-        assert!(woken < 12, "{woken} times in 3 s");
+        assert!(woken < 12, "woken up {woken} times in 3 s");
         drop(child.stdin.take());
         assert_eq!(code(child), 0);
     });
 }
 
-/// What /proc/PID/status says.
+/// The value of a field in /proc/PID/status.
 fn field(pid: u32, name: &str) -> String {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let mut lines = status.lines().filter_map(|line| line.split_once(":\t"));
     lines.find(|line| line.0 == name).unwrap().1.to_owned()
 }
 
-/// `unshare --pid` alone leaves the process where it is: its first child is the first of the new namespace.
+/// `unshare --pid` without --fork leaves the process in its namespace: only its first child is PID 1 of the new one.
 #[test]
-fn a_worker_may_be_alone_in_a_pid_namespace() {
+fn worker_may_be_pid_1_of_a_pid_namespace() {
     require_commands(&["unshare"]);
     in_namespace(|| {
         let scene = Scene::settled();
@@ -204,9 +207,9 @@ fn a_worker_may_be_alone_in_a_pid_namespace() {
     });
 }
 
-/// `exec` ends by the signal that it was sent, and does not report a failure.
+/// `exec` ends by the signal that it receives, and reports no failure.
 #[test]
-fn exec_ends_by_its_signal_while_it_waits() {
+fn signal_ends_exec_while_it_waits_for_the_device() {
     require_commands(&["env"]);
     in_namespace(|| {
         let scene = Scene::without_device();
@@ -219,7 +222,7 @@ fn exec_ends_by_its_signal_while_it_waits() {
             let mut child = cmd.stdout(Stdio::null()).spawn().unwrap();
             let pid = started(&child, false);
             let err = child.stderr.take().unwrap();
-            // It unblocks these once it has read its command line.
+            // The worker unblocks the signals once it has read its command line.
             let end = Instant::now() + SOON;
             let worker = only_child(child.id());
             while field(worker, "SigBlk") != "0000000000000000" {

@@ -1,4 +1,4 @@
-//! Many runs at once over one pod, while `watch` keeps it, and holders of the lock that are killed.
+//! Concurrent runs on one pod beside `watch`, and killed holders of the lock.
 
 use std::fs;
 use std::path::Path;
@@ -13,13 +13,13 @@ use support::{ALIGNED, Scene, in_namespace, mknod_kvm, names};
 
 const MANY: u32 = 64;
 
-/// One of four kinds: another group, another member of the same, an output of its own, one for all.
+/// Run `n`, of one of four kinds: another group, another member of kvm, its own output, a shared output.
 fn run(scene: &Scene, n: u32) -> Command {
     let mut cmd = scene.apply();
     let out = |name: String| scene.pod.at(&format!("volume/{name}"));
     match n % 4 {
         0 => {
-            // A device of its own, as it wants another number.
+            // It has its own device, because it sets another GID.
             let device = format!("/dev/kvm{n}");
             mknod_kvm(Path::new(&device), 0, 0, 0o600);
             cmd.arg("--device").arg(device);
@@ -35,7 +35,7 @@ fn run(scene: &Scene, n: u32) -> Command {
 }
 
 #[test]
-fn sixty_four_runs_beside_watch_lose_nothing() {
+fn concurrent_runs_beside_watch_lose_no_update() {
     in_namespace(|| {
         let scene = Scene::new();
         let users = (0..MANY).map(|n| format!("u{n}:x:{}:1:::\n", 2000 + n));
@@ -55,7 +55,7 @@ fn sixty_four_runs_beside_watch_lose_nothing() {
                 let mut killed = 0;
                 while !stop.load(Ordering::Relaxed) {
                     for lock in [etc.join(".pwd.lock"), volume.join(".libvirt-kvm-init.lock")] {
-                        // Where a run has it just now there is none to be killed.
+                        // While a run holds the lock there is no other holder to kill.
                         let Some(holder) = try_lockers_process(&lock) else {
                             continue;
                         };
@@ -77,11 +77,11 @@ fn sixty_four_runs_beside_watch_lose_nothing() {
                 let out = child.wait_with_output().unwrap();
                 let err = String::from_utf8_lossy(&out.stderr).into_owned();
                 longest = longest.max(start.elapsed());
-                // Told in the end, so that the holders end as well.
+                // Stopped before the assertion fails, so that the thread of the holders ends as well.
                 if out.status.code() != Some(0) {
                     stop.store(true, Ordering::Relaxed);
                 }
-                // One that waited for a lock for ten seconds would have failed.
+                // A run that waited for a lock for ten seconds would have failed.
                 assert_eq!(out.status.code(), Some(0), "run {n}: {err}");
             }
             stop.store(true, Ordering::Relaxed);
@@ -102,7 +102,7 @@ fn sixty_four_runs_beside_watch_lose_nothing() {
                 ),
                 1 => assert!(members.contains(&format!("u{n}").as_str()), "{kvm}"),
                 2 => {
-                    // Whatever the pod's file was at that moment, in line.
+                    // An aligned copy of the pod's file as it was at that moment.
                     let out = fs::read_to_string(volume.join(format!("group{n}"))).unwrap();
                     let kvm = out.lines().find(|line| line.starts_with("kvm:x:108:nova"));
                     assert!(kvm.is_some() && out.contains("\nnova:x:42424:\n"), "{out}");
@@ -114,12 +114,12 @@ fn sixty_four_runs_beside_watch_lose_nothing() {
         let lines = ALIGNED.lines().count() + 16;
         assert_eq!(text.lines().count(), lines, "{text}");
         assert_eq!(names(&etc), [".pwd.lock", "group", "libvirt", "passwd"]);
-        // What a killed holder has left is taken away by the next run that writes there.
+        // The next run that writes there removes the file of a killed holder.
         fs::remove_file(volume.join("group")).unwrap();
         let mut last = run(&scene, 3);
         support::go(&mut last).code(0);
         assert!(!names(&volume).iter().any(|name| name.starts_with('.')));
-        // It goes on keeping.
+        // `watch` still maintains the group file.
         assert!(keeper.runs());
         scene
             .pod

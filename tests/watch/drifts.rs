@@ -1,4 +1,4 @@
-//! Every kind of drift, over and over: all healed, and how fast.
+//! Repairs every kind of drift repeatedly, and measures how fast.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use support::{Scene, Tree, in_namespace, inode, mknod_char, owner, scratch};
 
 const ROUNDS: usize = 100;
 
-/// Each drift is repaired, which only an event can bring about: the next look at everything is in an hour.
+/// Asserts that each drift is repaired. Only an event can cause that: the next full check is in an hour.
 fn all(watch: &Watch, rounds: usize) {
     let mut times = Vec::new();
     let mut by_kind = vec![Vec::new(); DRIFTS.len()];
@@ -24,7 +24,7 @@ fn all(watch: &Watch, rounds: usize) {
         for (kind, (name, drift)) in DRIFTS.iter().enumerate() {
             std::thread::sleep(PAUSE);
             let took =
-                time(*drift).unwrap_or_else(|| panic!("{name} was not healed\n{}", watch.log()));
+                time(*drift).unwrap_or_else(|| panic!("{name} was not repaired\n{}", watch.log()));
             times.push(took);
             by_kind[kind].push(took);
         }
@@ -36,7 +36,7 @@ fn all(watch: &Watch, rounds: usize) {
 }
 
 #[test]
-fn a_thousand_drifts_are_healed() {
+fn thousand_drifts_are_repaired() {
     in_namespace(|| {
         let scene = Scene::settled();
         mknod_char(Path::new("/dev/canary"), (1, 3), 0, 0, 0o600);
@@ -56,14 +56,11 @@ fn a_thousand_drifts_are_healed() {
 
         all(&watch, ROUNDS);
         let peak = watch.status("VmHWM");
-        println!(
-            "peak: {peak} KiB (VmHWM); CPU for it all: {} ms",
-            watch.ticks() * 10
-        );
+        println!("peak: {peak} KiB (VmHWM); CPU: {} ms", watch.ticks() * 10);
         if std::env::var_os("KVM_INIT_TEST_BIN").is_some() {
             assert!(peak <= 3 * 1024, "{peak} KiB");
         }
-        // A link is not followed, and a thousand drifts are no thousand lines.
+        // A link is not followed, and not every drift is logged.
         assert_eq!(
             (
                 owner(Path::new("/dev/canary")),
@@ -72,7 +69,7 @@ fn a_thousand_drifts_are_healed() {
             ((0, 0, 0o600), canary)
         );
         let lines = watch.log().lines().count();
-        println!("lines: {lines}");
+        println!("log lines: {lines}");
         assert!(lines < 60, "{}", watch.log());
         let counted = || {
             let text = fs::read_to_string(&metrics).unwrap();
@@ -87,7 +84,7 @@ fn a_thousand_drifts_are_healed() {
             of("set-device-owner") + of("set-device-mode") + of("set-device-acl") >= 1000
         };
         assert!(until(PATIENCE, counted));
-        // Its own changes are no events that it answers.
+        // `watch` does not react to its own changes.
         watch.is_idle();
         let before = watch.wakeups();
         std::thread::sleep(Duration::from_secs(2));
@@ -95,7 +92,7 @@ fn a_thousand_drifts_are_healed() {
     });
 }
 
-/// A node with udevd and its usual rule, seen as from a container.
+/// A node with udevd and the usual rule, and its root as a container sees it.
 fn node() -> (Oracle, Tree) {
     let oracle = Oracle::new("root:x:0:\nkvm:x:108:\n", "root:x:0:0::/:/bin/sh\n");
     let rules = Content::Text(K.into());
@@ -110,9 +107,9 @@ fn node() -> (Oracle, Tree) {
     (oracle, host)
 }
 
-/// The same with a real udevd that starts, and handles events for the same node.
+/// A real udevd starts and handles events of the same device.
 #[test]
-fn drifts_while_udevd_acts_on_the_device() {
+fn drifts_are_repaired_while_udevd_changes_the_device() {
     let _turn = turn();
     in_namespace(|| {
         let (oracle, host) = node();
@@ -130,7 +127,7 @@ fn drifts_while_udevd_acts_on_the_device() {
                     events += 1;
                     std::thread::sleep(PAUSE);
                 }
-                println!("{events} events handled by udevd meanwhile");
+                println!("{events} events handled by udevd during the run");
             });
             all(&watch, ROUNDS / 4);
             over.store(true, Ordering::Relaxed);
@@ -141,10 +138,10 @@ fn drifts_while_udevd_acts_on_the_device() {
     });
 }
 
-/// The proof by a virtual machine is an event for udevd, which touches the device: an event that must not
-/// be answered with the next proof.
+/// A proof that creates a virtual machine causes a udev event, and udevd touches the device. That must not cause the
+/// next proof.
 #[test]
-fn a_proof_that_is_an_event_is_not_repeated_for_it() {
+fn event_caused_by_the_proof_causes_no_other_proof() {
     let _turn = turn();
     in_namespace(|| {
         let (oracle, host) = node();
@@ -155,17 +152,17 @@ fn a_proof_that_is_an_event_is_not_repeated_for_it() {
         watch.is_idle();
         let before = watch.wakeups();
         std::thread::sleep(Duration::from_secs(3));
-        // Other virtual machines of this very machine are events, too.
+        // Other virtual machines on this machine cause events, too.
         let woken = watch.wakeups() - before;
         println!("wake-ups in 3 s: {woken}");
         assert!(woken < 6, "{woken}");
     });
 }
 
-/// What the kernel itself makes and removes is an event, too. KVM's own module cannot be unloaded where
-/// it is built in, but every node of devtmpfs takes the same way.
+/// Devices that the kernel creates and removes cause events, too. The test uses a loop device, since KVM's module
+/// cannot be unloaded if it is built in; devtmpfs treats all devices alike.
 #[test]
-fn the_kernels_own_nodes_are_seen() {
+fn devices_created_and_removed_by_the_kernel_cause_events() {
     const LOOP_CTL_ADD: libc::c_ulong = 0x4C80;
     const LOOP_CTL_REMOVE: libc::c_ulong = 0x4C81;
     in_namespace(|| {
@@ -183,7 +180,7 @@ fn the_kernels_own_nodes_are_seen() {
             .write(true)
             .open(dev.join("loop-control"))
         else {
-            println!("not shown: this machine has no devtmpfs ({mounted:?}) or no loop devices");
+            println!("skipped: this machine has no devtmpfs ({mounted:?}) or no loop devices");
             return;
         };
         let number = 500 + std::process::id() % 1000;
@@ -198,7 +195,7 @@ fn the_kernels_own_nodes_are_seen() {
                 "{}",
                 std::io::Error::last_os_error()
             );
-            assert!(watcher.wait(soon()).unwrap().device, "made");
+            assert!(watcher.wait(soon()).unwrap().device, "no event");
             assert_eq!(owner(&dev.join(&name)), (0, 0, 0o600));
             while watcher
                 .wait(Some(Instant::now() + Duration::from_millis(100)))
@@ -210,7 +207,7 @@ fn the_kernels_own_nodes_are_seen() {
                 "{}",
                 std::io::Error::last_os_error()
             );
-            assert!(watcher.wait(soon()).unwrap().device, "removed");
+            assert!(watcher.wait(soon()).unwrap().device, "no event");
             while watcher
                 .wait(Some(Instant::now() + Duration::from_millis(100)))
                 .unwrap()

@@ -1,4 +1,4 @@
-//! What it writes beside the device: the group file of another container, and the state for others.
+//! The files that `watch` writes: the group file of another container, the status and the metrics.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -18,9 +18,9 @@ use support::{
 
 const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
 
-/// The libvirt container holds the inode of the group file by a mount of its own.
+/// The libvirt container has mounted the group file, so its inode must stay.
 #[test]
-fn another_container_sees_the_group_file_change() {
+fn group_file_mounted_in_another_container_is_updated() {
     in_namespace(|| {
         let scene = Scene::new();
         let volume = scratch().join("volume");
@@ -30,7 +30,7 @@ fn another_container_sees_the_group_file_change() {
         ok(apply.arg("--group-file-out").arg(&out));
         let of = inode(&out);
 
-        // The container: a mount namespace in which the file is mounted, and in which it is asked for.
+        // The container: a mount namespace in which the file is mounted, and printed on request.
         let mounted = scratch().join("mounted");
         fs::write(&mounted, "").unwrap();
         let script = format!(
@@ -65,19 +65,19 @@ fn another_container_sees_the_group_file_change() {
             watch.is_idle();
         }
         assert_eq!(inode(&out), of);
-        // Somebody spoils it.
+        // Another process overwrites it.
         fs::write(&out, "root:x:0:\n").unwrap();
         assert!(until(PATIENCE, || sees().contains(&"kvm:x:7:nova".to_owned())));
-        assert_eq!(sees().len(), 3, "only the number that is in use");
+        assert_eq!(sees().len(), 3, "not only the GID in use is kept");
         drop(watch);
         child.kill().unwrap();
         child.wait().unwrap();
     });
 }
 
-/// What somebody else may hold open for writing does not stay the group file that libvirtd reads.
+/// Another user may hold the old file open for writing, so libvirtd must get a new one.
 #[test]
-fn a_planted_file_is_replaced() {
+fn output_that_another_user_can_write_is_replaced() {
     in_namespace(|| {
         for (uid, mode) in [(42_424, 0o644), (0, 0o666), (0, 0o664)] {
             let scene = Scene::new();
@@ -100,16 +100,16 @@ fn a_planted_file_is_replaced() {
     });
 }
 
-/// The device is mended from what was seen last of the files. Where the pod's group file is another one by
-/// then, and cannot be written, the device does not get a number that this one does not have.
+/// The device is repaired from the last read of the files. If the pod's group file was changed since then and cannot
+/// be written, the device must not get a GID that this file does not have.
 #[test]
-fn no_gid_goes_onto_the_device_that_the_pods_group_file_has_not() {
+fn device_gets_no_gid_that_the_pods_group_file_does_not_have() {
     in_namespace(|| {
         for has_output in [false, true] {
             let scene = Scene::settled();
             let volume = scene.pod.dir("volume").at("volume");
             let mut cmd = watch(&scene);
-            let (folder, file) = match has_output {
+            let (directory, file) = match has_output {
                 true => {
                     cmd.arg("--group-file-out").arg(volume.join("group"));
                     (volume.clone(), volume.join("group"))
@@ -120,8 +120,8 @@ fn no_gid_goes_onto_the_device_that_the_pods_group_file_has_not() {
             watch.signal(Signal::SIGSTOP);
             let images = ALIGNED.replace(":108:", ":424:");
             fs::write(&file, &images).unwrap();
-            bind(&folder, &folder);
-            make_read_only(&folder);
+            bind(&directory, &directory);
+            make_read_only(&directory);
             set_owner(Path::new(KVM), 0, 424, 0o660);
             watch.signal(Signal::SIGCONT);
             watch.says("EROFS");
@@ -132,14 +132,14 @@ fn no_gid_goes_onto_the_device_that_the_pods_group_file_has_not() {
             }
             assert_eq!(fs::read_to_string(&file).unwrap(), images);
             drop(watch);
-            support::detach(&folder);
+            support::detach(&directory);
         }
     });
 }
 
-/// The sidecar's way: its root is read-only, and so is all but the one file that the other container has.
+/// As in the sidecar: all is read-only except the file that the other container has mounted.
 #[test]
-fn a_file_that_is_mounted_alone_is_kept_without_a_lock() {
+fn single_mounted_file_is_maintained_without_a_lock() {
     in_namespace(|| {
         let scene = Scene::settled();
         scene.pod.file("source", ALIGNED).file("own/group", "");
@@ -163,12 +163,12 @@ fn a_file_that_is_mounted_alone_is_kept_without_a_lock() {
 }
 
 #[test]
-fn the_state_is_there_for_others() {
+fn status_and_metrics_show_the_current_state() {
     in_namespace(|| {
         let scene = Scene::settled();
-        let folder = scratch().join("state");
-        fs::create_dir(&folder).unwrap();
-        let (metrics, status) = (folder.join("kvm.prom"), folder.join("kvm.json"));
+        let directory = scratch().join("state");
+        fs::create_dir(&directory).unwrap();
+        let (metrics, status) = (directory.join("kvm.prom"), directory.join("kvm.json"));
         let mut cmd = watch(&scene);
         cmd.arg("--metrics-file")
             .arg(&metrics)
@@ -210,7 +210,7 @@ fn the_state_is_there_for_others() {
         mknod_kvm(Path::new(KVM), 0, 0, 0o600);
         reads(&metrics, "\nlibvirt_kvm_init_ready 1\n");
 
-        // Whole at every moment, and read as Prometheus reads it where its tool is installed.
+        // The metrics are valid, also for promtool if that is installed.
         check_metrics(&fs::read_to_string(&metrics).unwrap());
         if run(Command::new("sh").args(["-c", "command -v promtool"])).0 == 0 {
             let text = fs::File::open(&metrics).unwrap();
@@ -220,9 +220,9 @@ fn the_state_is_there_for_others() {
                 .output();
             assert!(done.as_ref().unwrap().status.success(), "{done:?}");
         } else {
-            println!("not shown: promtool is not installed");
+            println!("skipped: promtool is not installed");
         }
-        let names: Vec<_> = fs::read_dir(&folder)
+        let names: Vec<_> = fs::read_dir(&directory)
             .unwrap()
             .map(|e| e.unwrap().file_name())
             .collect();
@@ -231,9 +231,9 @@ fn the_state_is_there_for_others() {
     });
 }
 
-/// Files of ordinary size, a drift of each, and all that it writes.
+/// Files of ordinary size, drifts of device and group file, and all outputs.
 #[test]
-fn an_ordinary_watch_needs_three_mebibytes_at_most() {
+fn watch_with_ordinary_files_needs_at_most_3_mib() {
     in_namespace(|| {
         let scene = Scene::new();
         ordinary(&scene);
@@ -252,16 +252,16 @@ fn an_ordinary_watch_needs_three_mebibytes_at_most() {
             scene
                 .pod
                 .file("etc/group", &text.replace("kvm:x:108", "kvm:x:424"));
-            let mended = || scene.pod.read("etc/group") == text;
-            assert!(until(PATIENCE, mended), "{n}");
+            let repaired = || scene.pod.read("etc/group") == text;
+            assert!(until(PATIENCE, repaired), "{n}");
         }
         bounded("watch, after 40 drifts", watch.status("VmHWM"));
     });
 }
 
-/// What `ready` reads is of this run, or it is not there.
+/// `ready` must not read the status of an earlier run.
 #[test]
-fn a_watch_that_cannot_be_meant_leaves_no_older_status() {
+fn watch_with_an_invalid_option_removes_the_old_status_file() {
     in_namespace(|| {
         let scene = Scene::settled();
         let status = scratch().join("status.json");
@@ -281,7 +281,7 @@ fn a_watch_that_cannot_be_meant_leaves_no_older_status() {
 }
 
 #[test]
-fn nothing_but_a_file_is_replaced_or_taken_away() {
+fn status_and_metrics_files_must_be_regular() {
     in_namespace(|| {
         let scene = Scene::settled();
         let null = |at: &Path| mknod_char(at, (1, 3), 0, 0, 0o666);
@@ -291,13 +291,13 @@ fn nothing_but_a_file_is_replaced_or_taken_away() {
                 .file_type()
                 .is_char_device()
         };
-        // In /dev, where it is said at once.
+        // In /dev it is a usage error.
         for option in ["--status-file", "--metrics-file", "--group-file-out"] {
             let ended = go(watch(&scene).arg(option).arg("/dev/null")).code(2);
             assert!(ended.err.contains("/dev is the node's"), "{}", ended.err);
             assert!(is_null(Path::new("/dev/null")));
         }
-        // And elsewhere.
+        // Elsewhere it is logged.
         let (status, metrics) = (scratch().join("status"), scratch().join("metrics"));
         null(&status);
         std::os::unix::fs::symlink("/dev/null", &metrics).unwrap();
@@ -314,47 +314,47 @@ fn nothing_but_a_file_is_replaced_or_taken_away() {
 }
 
 #[test]
-fn a_status_that_is_not_kept_up_to_date_is_taken_away() {
+fn status_file_is_removed_or_unlocked_when_it_is_outdated() {
     in_namespace(|| {
         let scene = Scene::settled();
-        let folder = scratch().join("state");
-        fs::create_dir(&folder).unwrap();
-        mount_tmpfs(&folder, "size=12k,nr_inodes=20,mode=777");
-        let status = folder.join("status.json");
+        let directory = scratch().join("state");
+        fs::create_dir(&directory).unwrap();
+        mount_tmpfs(&directory, "size=12k,nr_inodes=20,mode=777");
+        let status = directory.join("status.json");
         let ready = || go(command(&program(), &["ready"]).arg(&status));
         let is = |there: bool| until(PATIENCE, || status.exists() == there);
         let old = "{\"summary\":\"an earlier run\",\"proof\":{\"result\":\"ok\"}}";
         fs::write(&status, old).unwrap();
-        // Nobody keeps it up to date.
+        // No process maintains the old file.
         ready().code(4);
-        // It waits for a device that is not there, and has nothing to tell yet.
+        // `watch` waits for the missing device, and has no status yet.
         fs::remove_file(KVM).unwrap();
         let mut cmd = watch(&scene);
         cmd.arg("--settle=3s").arg("--status-file").arg(&status);
         let starting = std::thread::scope(|scope| {
-            let told = scope.spawn(|| {
+            let code = scope.spawn(|| {
                 assert!(is(false));
-                let told = ready().code;
+                let code = ready().code;
                 mknod_kvm(Path::new(KVM), 0, 108, 0o660);
-                told
+                code
             });
             let watch = Watch::start(&mut cmd);
-            assert_eq!(told.join().unwrap(), 4);
+            assert_eq!(code.join().unwrap(), 4);
             watch
         });
         assert!(is(true));
         ready().code(0);
-        let _ = fs::write(folder.join("full"), [0; 12 << 10]);
+        let _ = fs::write(directory.join("full"), [0; 12 << 10]);
         set_owner(Path::new(KVM), 0, 424, 0o600);
         starting.says("is not up to date");
-        // The proof is ok as before, and that is what the file says.
+        // The proof is still ok, as in the file.
         ready().code(0);
-        // Now it is not, and no file says so: the lock does.
+        // Now it fails, which the lock shows instead of the file.
         fs::remove_file(KVM).unwrap();
         let unready = || ready().code == 5;
         assert!(until(PATIENCE, unready));
         mknod_kvm(Path::new(KVM), 0, 108, 0o660);
-        fs::remove_file(folder.join("full")).unwrap();
+        fs::remove_file(directory.join("full")).unwrap();
         set_owner(Path::new(KVM), 0, 424, 0o600);
         starting.says("is up to date again");
         ready().code(0);
@@ -363,14 +363,14 @@ fn a_status_that_is_not_kept_up_to_date_is_taken_away() {
     });
 }
 
-/// Missing, full, read-only: said once, and nothing waits for it.
+/// A missing, full or read-only directory is logged once, and repairs go on.
 #[test]
-fn a_state_that_cannot_be_written() {
+fn unwritable_metrics_file_is_logged_once_and_repairs_go_on() {
     in_namespace(|| {
         let scene = Scene::settled();
-        let folder = scratch().join("state");
+        let directory = scratch().join("state");
         let mut cmd = watch(&scene);
-        cmd.arg("--metrics-file").arg(folder.join("kvm.prom"));
+        cmd.arg("--metrics-file").arg(directory.join("kvm.prom"));
         let watch = Watch::start(&mut cmd);
         watch.says("ENOENT");
         let drift = || {
@@ -381,14 +381,14 @@ fn a_state_that_cannot_be_written() {
             }
         };
         drift();
-        fs::create_dir(&folder).unwrap();
+        fs::create_dir(&directory).unwrap();
         drift();
         watch.says("is up to date again");
-        mount_tmpfs(&folder, "size=4k,nr_inodes=20,mode=777");
-        let _ = fs::write(folder.join("full"), [0; 8192]);
+        mount_tmpfs(&directory, "size=4k,nr_inodes=20,mode=777");
+        let _ = fs::write(directory.join("full"), [0; 8192]);
         drift();
         watch.says("ENOSPC");
-        make_read_only(&folder);
+        make_read_only(&directory);
         drift();
         watch.says("EROFS");
         let log = watch.log();
@@ -398,7 +398,7 @@ fn a_state_that_cannot_be_written() {
 }
 
 #[test]
-fn the_configuration_is_read_again() {
+fn sighup_reloads_the_configuration() {
     in_namespace(|| {
         let scene = Scene::settled();
         let file = scratch().join("config.yaml");
@@ -421,7 +421,7 @@ fn the_configuration_is_read_again() {
         watch.says("watch has no --dry-run");
         fs::set_permissions(KVM, fs::Permissions::from_mode(0o600)).unwrap();
         healed((0, 108, 0o666));
-        // Another device.
+        // With another device.
         let other = scratch().join("kvm");
         mknod_kvm(&other, 0, 0, 0o600);
         again(&watch, &format!("device: {}\n", other.display()));

@@ -1,4 +1,4 @@
-//! What any user may do without end to names in a watched directory costs little, and hides no drift.
+//! Endless changes in watched directories, which any user can make, cost little and hide no drift.
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
@@ -13,13 +13,13 @@ use support::watch::{Watch, distribution, watch};
 use support::{KVM, Scene, bind, detach, in_namespace, mknod_char, scratch, set_owner};
 
 const FLOOD: Duration = Duration::from_secs(6);
-/// What the release binary may use of one core. A wake-up is answered twenty times a second, and is two
-/// context switches at most; a look at everything, each 5 s, starts some processes.
+/// Share of one core that the release binary may use. Events are handled at most twenty times a second, each with at
+/// most two context switches; a full check, every 5 s, starts some processes.
 const SHARE: f64 = 0.05;
 const WAKEUPS_A_SECOND: u64 = 60;
 const NOBODY: (u32, u32) = (65534, 65534);
 
-/// Becomes another user in this thread alone.
+/// Becomes another user in this thread only.
 fn become_user((uid, gid): (u32, u32)) {
     // SAFETY: three system calls on this thread's own credentials.
     let done = unsafe {
@@ -37,7 +37,7 @@ fn touch(path: &Path) {
     assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// Runs `once` again and again as a user, and meanwhile measures and then makes the device wrong.
+/// Runs `once` repeatedly as a user, measures `watch` during this, and then makes drifts.
 fn flood(what: &str, watch: &Watch, user: (u32, u32), once: impl Fn() + Send + Sync) {
     let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -62,7 +62,7 @@ fn flood(what: &str, watch: &Watch, user: (u32, u32), once: impl Fn() + Send + S
             share * 100.0
         );
         let seconds = took.as_secs() + 1;
-        assert!(count > 5_000, "{what}: {count} make no flood");
+        assert!(count > 5_000, "{what}: {count} are too few for a flood");
         let bound = WAKEUPS_A_SECOND * seconds;
         assert!(wakeups <= bound, "{what}: {wakeups} wake-ups, over {bound}");
         if std::env::var_os("KVM_INIT_TEST_BIN").is_some() {
@@ -75,7 +75,7 @@ fn flood(what: &str, watch: &Watch, user: (u32, u32), once: impl Fn() + Send + S
                 set_owner(Path::new(KVM), 0, 424, 0o660);
                 at
             })
-            .unwrap_or_else(|| panic!("{what}: not healed\n{}", watch.log()))
+            .unwrap_or_else(|| panic!("{what}: not repaired\n{}", watch.log()))
         });
         distribution(what, healed.collect());
         assert!(right());
@@ -83,7 +83,7 @@ fn flood(what: &str, watch: &Watch, user: (u32, u32), once: impl Fn() + Send + S
     });
 }
 
-/// Ends the flood however the test ends.
+/// Ends the flood on drop, also after a failed assertion.
 fn scopeguard(stop: &AtomicBool) -> impl Drop + '_ {
     struct Ends<'a>(&'a AtomicBool);
     impl Drop for Ends<'_> {
@@ -95,7 +95,7 @@ fn scopeguard(stop: &AtomicBool) -> impl Drop + '_ {
 }
 
 #[test]
-fn touching_other_devices_costs_next_to_nothing() {
+fn touching_other_devices_costs_little() {
     in_namespace(|| {
         let scene = Scene::settled();
         let others = ["/dev/a", "/dev/b"].map(Path::new);
@@ -103,7 +103,7 @@ fn touching_other_devices_costs_next_to_nothing() {
             mknod_char(path, (1, 3), 0, 0, 0o666);
         }
         let watch = Watch::start(&mut watch(&scene));
-        // One after the other: the kernel makes one event of two that are the same.
+        // In turns: the kernel merges successive events that are identical (inotify(7)).
         flood("other devices", &watch, NOBODY, || {
             for path in others {
                 touch(path);
@@ -113,12 +113,12 @@ fn touching_other_devices_costs_next_to_nothing() {
 }
 
 #[test]
-fn the_qemu_user_touching_the_device_costs_little() {
+fn touching_the_device_as_the_qemu_user_costs_little() {
     in_namespace(|| {
         let scene = Scene::settled();
         let watch = Watch::start(&mut watch(&scene));
         flood("the device", &watch, (42424, 108), || {
-            // While the test has it wrong, the user may not.
+            // It may fail: on the drifted device the user has no permission.
             let path = CString::new(KVM).unwrap();
             // SAFETY: as in `touch`.
             unsafe { libc::utimensat(libc::AT_FDCWD, path.as_ptr(), std::ptr::null(), 0) };
@@ -127,7 +127,7 @@ fn the_qemu_user_touching_the_device_costs_little() {
 }
 
 #[test]
-fn names_that_come_and_go_beside_the_group_file_cost_little() {
+fn creating_and_removing_files_beside_the_group_file_costs_little() {
     in_namespace(|| {
         let scene = Scene::settled();
         let volume = scene.pod.dir("volume").at("volume");
@@ -135,7 +135,7 @@ fn names_that_come_and_go_beside_the_group_file_cost_little() {
         cmd.arg("--group-file-out").arg(volume.join("group"));
         let watch = Watch::start(&mut cmd);
         let names: Vec<PathBuf> = (0..2).map(|n| volume.join(format!("x{n}"))).collect();
-        // A directory into which another user can write is refused: root of another container then.
+        // As root of another container: a directory that another user can write is refused.
         flood("other names", &watch, (0, 0), || {
             for name in &names {
                 drop(fs::File::create(name).unwrap());
@@ -145,9 +145,9 @@ fn names_that_come_and_go_beside_the_group_file_cost_little() {
     });
 }
 
-/// Any user may mount and unmount what the node lets them, such as a FUSE file system.
+/// Any user can mount and unmount what the node permits, such as a FUSE file system.
 #[test]
-fn mounts_that_come_and_go_cost_little() {
+fn mounting_and_unmounting_costs_little() {
     in_namespace(|| {
         let scene = Scene::settled();
         let at = scratch().join("mounted");
@@ -160,9 +160,9 @@ fn mounts_that_come_and_go_cost_little() {
     });
 }
 
-/// A queue that overflowed may have lost what was about the device.
+/// An overflowed inotify queue may have lost an event of the device.
 #[test]
-fn what_an_overflow_hides_is_healed() {
+fn drift_hidden_by_a_queue_overflow_is_repaired() {
     in_namespace(|| {
         let scene = Scene::settled();
         let watch = Watch::start(&mut watch(&scene));
@@ -183,16 +183,16 @@ fn what_an_overflow_hides_is_healed() {
             watch.signal(nix::sys::signal::Signal::SIGCONT);
             support::watch::healed((0, 108, 0o660));
             watch.is_idle();
-            // What came meanwhile has a watch of its own again.
+            // The device that was replaced during the overflow is watched again.
             set_owner(Path::new(KVM), 0, 424, 0o660);
             support::watch::healed((0, 108, 0o660));
         }
     });
 }
 
-/// A device that is mounted by itself: no directory of this container sees what is done to it.
+/// A device mounted alone: changes to it cause no event in any directory of this container.
 #[test]
-fn a_device_that_is_mounted_by_itself_is_kept() {
+fn bind_mounted_device_is_maintained() {
     in_namespace(|| {
         let scene = Scene::settled();
         let node = Path::new("/dev/node");

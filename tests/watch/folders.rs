@@ -1,4 +1,4 @@
-//! The device goes and comes, and so do the folders in which it and the files are.
+//! The device, its directory and the directories of the node's files disappear and come back.
 #![allow(unsafe_code)]
 
 use std::fs;
@@ -16,7 +16,7 @@ use support::{
 const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
 const MOMENT: Duration = Duration::from_millis(700);
 
-/// ioctl(2) with a number.
+/// ioctl(2) with an integer argument.
 pub fn ioctl(file: &fs::File, request: libc::c_ulong, number: u32) -> i32 {
     // SAFETY: these requests take a number and no memory.
     #[allow(clippy::unnecessary_cast)]
@@ -30,7 +30,7 @@ fn moment() {
 }
 
 #[test]
-fn the_device_goes_and_comes() {
+fn removed_and_recreated_device_is_repaired() {
     in_namespace(|| {
         let scene = Scene::settled();
         let mut watch = Watch::start(&mut watch(&scene));
@@ -39,7 +39,7 @@ fn the_device_goes_and_comes() {
         mknod_kvm(Path::new(KVM), 0, 0, 0o600);
         healed(RIGHT);
         watch.says("can open /dev/kvm");
-        // A link is never followed, whatever it leads to.
+        // A link is never followed.
         mknod_kvm(Path::new("/dev/other"), 0, 0, 0o600);
         fs::remove_file(KVM).unwrap();
         symlink("/dev/other", KVM).unwrap();
@@ -52,7 +52,7 @@ fn the_device_goes_and_comes() {
 }
 
 #[test]
-fn it_waits_for_a_device_from_the_start() {
+fn watch_started_without_a_device_waits_for_it() {
     in_namespace(|| {
         let scene = Scene::without_device();
         let watch = Watch::start(&mut watch(&scene));
@@ -64,39 +64,39 @@ fn it_waits_for_a_device_from_the_start() {
 }
 
 #[test]
-fn the_devices_folder_is_mounted_over_and_made_anew() {
+fn moved_recreated_or_mounted_over_device_directory_is_followed() {
     in_namespace(|| {
         let scene = Scene::settled();
-        let folder = scratch().join("far/away");
-        let device = folder.join("kvm");
+        let directory = scratch().join("far/away");
+        let device = directory.join("kvm");
         let right = || fs::metadata(&device).is_ok() && owner(&device) == RIGHT;
         let soon = |what: &str| assert!(until(PATIENCE, right), "{what}");
         let watch = Watch::start(watch(&scene).arg("--device").arg(&device));
         assert_eq!(watch.report["verdict"], "absent");
 
-        fs::create_dir_all(&folder).unwrap();
+        fs::create_dir_all(&directory).unwrap();
         mknod_kvm(&device, 0, 0, 0o600);
-        soon("a folder that was not there");
+        soon("the directory was created");
         moment();
-        fs::rename(&folder, scratch().join("elsewhere")).unwrap();
+        fs::rename(&directory, scratch().join("elsewhere")).unwrap();
         moment();
-        fs::create_dir(&folder).unwrap();
+        fs::create_dir(&directory).unwrap();
         mknod_kvm(&device, 0, 424, 0o600);
-        soon("moved away, and another one made");
+        soon("the directory was moved and recreated");
         moment();
-        fs::remove_dir_all(&folder).unwrap();
-        fs::create_dir(&folder).unwrap();
+        fs::remove_dir_all(&directory).unwrap();
+        fs::create_dir(&directory).unwrap();
         mknod_kvm(&device, 0, 424, 0o600);
-        soon("removed and made anew at once");
+        soon("the directory was removed and recreated");
         moment();
-        mount_tmpfs(&folder, "mode=755");
+        mount_tmpfs(&directory, "mode=755");
         mknod_kvm(&device, 0, 0, 0o600);
-        soon("mounted over");
+        soon("the directory was mounted over");
         moment();
-        detach(&folder);
+        detach(&directory);
         set_owner(&device, 0, 0, 0o600);
-        soon("the mount taken away");
-        // The folders of before are no longer watched.
+        soon("the directory was unmounted");
+        // The old directories are no longer watched.
         moment();
         let before = watch.wakeups();
         fs::write(scratch().join("elsewhere/kvm2"), "").unwrap();
@@ -106,7 +106,7 @@ fn the_devices_folder_is_mounted_over_and_made_anew() {
 }
 
 #[test]
-fn a_private_dev_is_left_alone() {
+fn device_in_a_private_dev_is_left_alone() {
     in_namespace(|| {
         let scene = Scene::settled();
         let watch = Watch::start(&mut watch(&scene));
@@ -120,9 +120,9 @@ fn a_private_dev_is_left_alone() {
     });
 }
 
-/// Nobody sees any more whose group file that is, and it is left alone as before.
+/// Without the host root `watch` cannot compare the files, but still does not edit the node's.
 #[test]
-fn the_nodes_group_file_is_not_edited_when_its_root_goes_away() {
+fn node_group_file_is_not_edited_when_the_host_root_disappears() {
     in_namespace(|| {
         let scene = Scene::settled();
         let pods = scene.pod.at("etc/group");
@@ -144,9 +144,9 @@ fn the_nodes_group_file_is_not_edited_when_its_root_goes_away() {
     });
 }
 
-/// The node's number by its group file, by a rule in a folder that was not there, and back.
+/// The node's GID changes by its group file, by a rule in a new directory, and back.
 #[test]
-fn the_nodes_files_change() {
+fn changes_of_the_nodes_group_file_and_rules_are_followed() {
     in_namespace(|| {
         let scene = Scene::settled();
         let _watch = Watch::start(&mut watch(&scene));
@@ -160,7 +160,7 @@ fn the_nodes_files_change() {
         healed((0, 109, 0o660));
         let pods = scene.pod.read("etc/group");
         assert!(pods.contains("kvm:x:109:nova\n"), "{pods}");
-        // Until the device had moved its old number was good, too.
+        // The old GID worked until the device was changed, so it stays as a membership.
         assert!(pods.contains("kvm-108:x:108:nova\n"), "{pods}");
         moment();
         let rule = "KERNEL==\"kvm\", GROUP=\"555\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
@@ -177,16 +177,16 @@ fn the_nodes_files_change() {
     });
 }
 
-/// A node whose files are not seen for a while has not changed its mind.
+/// While the node's files are not readable the last target GID is kept.
 #[test]
-fn the_nodes_root_is_taken_away_and_mounted_again() {
+fn target_gid_is_kept_while_the_host_root_is_unmounted() {
     in_namespace(|| {
         let scene = Scene::settled();
         let place = scratch().join("host-rootfs");
         fs::create_dir(&place).unwrap();
         bind(scene.host.path(), &place);
         let mut cmd = support::verb("watch", scene.pod.path(), &place);
-        // Made from the image's file, in which the number is another one.
+        // The output is made from the image's file, which has another GID.
         scene
             .pod
             .file("etc/group", "root:x:0:\nkvm:x:424:nova\nnova:x:42424:\n");

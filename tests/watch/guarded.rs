@@ -1,4 +1,4 @@
-//! What `watch` gives QEMU for the time between two GIDs, and what it logs and publishes of foreign names.
+//! The memberships that `watch` adds while the GID changes, and how it escapes names in log and status.
 
 use std::fs;
 use std::path::Path;
@@ -11,14 +11,14 @@ use support::{ALIGNED, KVM, Scene, in_namespace, owner, scratch, set_owner};
 const GROUPS: &str = "root:x:0:\nkvm:x:108:\ndisk:x:6:\n";
 
 #[test]
-fn a_rule_for_an_event_makes_qemu_no_member_of_a_guarded_group() {
+fn event_rule_adds_no_guarded_group() {
     in_namespace(|| {
         let scene = Scene::new();
         scene.host.file("etc/group", GROUPS);
         let rule = "ACTION==\"change\", KERNEL==\"kvm\", GROUP=\"disk\"\n";
         let watch = Watch::start(&mut watch(&scene));
         assert_eq!(scene.pod.read("etc/group"), ALIGNED);
-        // While it runs.
+        // Added while `watch` runs.
         scene.host.file("etc/udev/rules.d/99-x.rules", rule);
         watch.is_idle();
         set_owner(Path::new(KVM), 0, 6, 0o660);
@@ -28,9 +28,9 @@ fn a_rule_for_an_event_makes_qemu_no_member_of_a_guarded_group() {
     });
 }
 
-/// The permission for the GID 6 ends with the option, and what is left of it is no membership.
+/// GID 6 is permitted only as long as the configuration sets it, and is not kept as a membership.
 #[test]
-fn a_guarded_gid_that_the_device_leaves_is_not_kept() {
+fn guarded_old_gid_of_the_device_is_not_kept_as_membership() {
     in_namespace(|| {
         let scene = Scene::new();
         scene.host.file("etc/group", GROUPS);
@@ -56,7 +56,7 @@ fn a_guarded_gid_that_the_device_leaves_is_not_kept() {
 }
 
 #[test]
-fn names_in_the_image_are_escaped_in_the_log_and_in_the_status() {
+fn control_characters_in_names_are_escaped_in_log_and_status() {
     in_namespace(|| {
         let name = "no\u{1b}[2J\u{9b}2J\u{7f}\u{202e}va";
         let scene = Scene::new();
@@ -76,7 +76,7 @@ fn names_in_the_image_are_escaped_in_the_log_and_in_the_status() {
                 .arg(&metrics),
         );
         assert_eq!(watch.report["verdict"], "ok", "{}", watch.report);
-        // Not right, and right again, which it logs with the name.
+        // First refused and then ok again, which is logged with the name.
         let other = "root:x:0:\ngames:x:108:\n";
         let right = scene.host.read("etc/group");
         scene.host.file("etc/group", other);

@@ -1,4 +1,4 @@
-//! What `watch` does while nothing happens, in each state that lasts: how often its processes are woken up.
+//! How often the processes of `watch` are woken up while nothing happens, in each lasting state.
 
 use std::fs;
 use std::time::Duration;
@@ -9,11 +9,11 @@ use crate::libvirtd::{bare_root, container};
 use support::watch::{Watch, watch};
 use support::{KVM, Scene, command, in_namespace, program};
 
-/// From 2 s after the start on: a look every second would be 30 of them.
+/// Measured from 2 s after the start on, for 30 s: a check every second would be 30 wake-ups.
 const FROM: Duration = Duration::from_secs(2);
 const FOR: Duration = Duration::from_secs(30);
 
-/// Starts `watch` in a state, and gives how often it was woken up.
+/// Starts `watch` in a state, and returns how often it was woken up.
 fn woken(verdict: &str, state: impl FnOnce(&Scene) -> std::process::Command + Send) -> u64 {
     in_namespace(|| {
         let scene = Scene::settled();
@@ -31,7 +31,7 @@ fn woken(verdict: &str, state: impl FnOnce(&Scene) -> std::process::Command + Se
 }
 
 #[test]
-fn little_is_done_while_nothing_happens() {
+fn idle_watch_is_hardly_ever_woken_up() {
     let no_device = |scene: &Scene| {
         fs::remove_file(KVM).unwrap();
         watch(scene)
@@ -54,11 +54,11 @@ fn little_is_done_while_nothing_happens() {
         let absent = scope.spawn(|| woken("absent", no_device));
         let not_ready = scope.spawn(|| woken("unproven", not_ready));
         let no_libvirtd = scope.spawn(|| woken("unproven", no_libvirtd));
-        // A device that comes, or a libvirtd that starts, is an event.
+        // A new device and a starting libvirtd cause events, so nothing is polled.
         for quiet in [fine, absent, no_libvirtd] {
             assert_eq!(quiet.join().unwrap(), 0);
         }
-        // After 5 and 21 seconds all is looked at again, as no event tells that it is right now.
+        // Full checks follow after 5 and 21 seconds, because no event shows that the cause is gone.
         let woken = not_ready.join().unwrap();
         assert!(woken <= 14, "{woken}");
     });

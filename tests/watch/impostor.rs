@@ -1,4 +1,4 @@
-//! Processes that are not the libvirtd of a pod and look like it, and a status that says more than there is.
+//! Processes that look like the libvirtd of a pod, and states in which `ready` must fail.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -18,9 +18,9 @@ use support::{
 };
 
 const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
-/// Waits until `watch` has looked at everything twice: it writes its status after each look.
+/// Waits for two full checks of `watch`: it writes its status after each.
 #[track_caller]
-pub fn looks(status: &Path) {
+pub fn wait_for_two_checks(status: &Path) {
     for _ in 0..2 {
         let inode = || fs::metadata(status).map(|meta| meta.ino()).ok();
         let before = inode();
@@ -28,7 +28,7 @@ pub fn looks(status: &Path) {
     }
 }
 
-/// A file of root's, for root alone.
+/// A file that only root can access.
 fn victim(name: &str, text: &str) -> PathBuf {
     let path = scratch().join(name);
     fs::write(&path, text).unwrap();
@@ -36,16 +36,16 @@ fn victim(name: &str, text: &str) -> PathBuf {
     path
 }
 
-/// Bytes, inode, owner and all times.
+/// Content, inode, owner and times of a file.
 fn facts(path: &Path) -> support::State {
     state(&[path])
 }
 
 /// `watch` as the DaemonSet runs it, with a status file.
 fn daemon_set(scene: &Scene) -> (Command, PathBuf) {
-    let folder = scratch().join("state");
-    fs::create_dir_all(&folder).unwrap();
-    let status = folder.join("status.json");
+    let directory = scratch().join("state");
+    fs::create_dir_all(&directory).unwrap();
+    let status = directory.join("status.json");
     let mut cmd = alone(scene);
     cmd.args(["--recheck", "1s", "--status-file"]).arg(&status);
     (cmd, status)
@@ -60,14 +60,14 @@ fn becomes(status: &Path, code: i32) {
     let is = || ready(status) == code;
     assert!(
         until(PATIENCE, is),
-        "ready is {}: {:?}",
+        "ready ends with {}: {:?}",
         ready(status),
         fs::read_to_string(status)
     );
 }
 
 #[test]
-fn a_name_gives_no_unprivileged_process_roots_hand() {
+fn unprivileged_process_named_libvirtd_causes_no_edit() {
     require_commands(&["nsenter", "setpriv", "unshare"]);
     in_namespace(|| {
         let scene = Scene::new();
@@ -83,7 +83,7 @@ fn a_name_gives_no_unprivileged_process_roots_hand() {
                 false => Impostor::start(&enter, &script),
                 true => Impostor::flipping(&enter, &script, &secret),
             };
-            (0..if flips { 2 } else { 1 }).for_each(|_| looks(&status));
+            (0..if flips { 2 } else { 1 }).for_each(|_| wait_for_two_checks(&status));
             assert!(
                 (facts(&script), facts(&secret)) == before,
                 "flips: {flips}\n{}{}\n{}",
@@ -91,17 +91,20 @@ fn a_name_gives_no_unprivileged_process_roots_hand() {
                 fs::read_to_string(&secret).unwrap(),
                 watch.log()
             );
-            // It is no libvirtd, so that there is none.
+            // The impostor does not count as libvirtd, so there is none.
             assert_ne!(ready(&status), 0);
         }
-        let told = watch.log() + &fs::read_to_string(&status).unwrap();
-        assert!(!told.contains("hash") && !told.contains("backup"), "{told}");
+        let texts = watch.log() + &fs::read_to_string(&status).unwrap();
+        assert!(
+            !texts.contains("hash") && !texts.contains("backup"),
+            "{texts}"
+        );
         healed(RIGHT);
     });
 }
 
 #[test]
-fn an_impostor_beside_the_real_one_captures_nothing() {
+fn impostor_beside_the_real_libvirtd_is_ignored() {
     require_commands(&["nsenter", "setpriv", "unshare"]);
     in_namespace(|| {
         let scene = Scene::new();
@@ -118,7 +121,7 @@ fn an_impostor_beside_the_real_one_captures_nothing() {
         let real = Libvirtd::start(&watch, &scene.pod);
         follows(&watch, &scene.pod, 108);
         becomes(&status, 0);
-        // The real one is restarted, as a pod is.
+        // The real libvirtd is restarted, as in a new pod.
         drop(real);
         becomes(&status, 5);
         let _real = Libvirtd::start(&watch, &second);
@@ -131,16 +134,16 @@ fn an_impostor_beside_the_real_one_captures_nothing() {
     });
 }
 
-/// A root container without privileges may have a libvirtd of its own.
+/// An unprivileged container with UID 0 may have its own libvirtd.
 #[test]
-fn an_ordinary_containers_libvirtd_is_left_alone_and_blocks_nothing() {
+fn libvirtd_of_an_ordinary_container_is_ignored() {
     in_namespace(|| {
         let scene = Scene::new();
         let (ordinary, private) = (Tree::pod(425), Tree::pod(426));
         for tree in [&scene.pod, &ordinary] {
             container(tree);
         }
-        // One has the node's /dev and no CAP_SYS_ADMIN, the other all rights and a /dev of its own.
+        // One has the node's /dev but no CAP_SYS_ADMIN, the other all capabilities but a private /dev.
         mknod_kvm(&private.at("dev/kvm"), 0, 426, 0o660);
         container(&private);
         bare_root();
@@ -149,7 +152,7 @@ fn an_ordinary_containers_libvirtd_is_left_alone_and_blocks_nothing() {
         let watch = Watch::start(&mut cmd);
         let _ordinary = Libvirtd::without_admin(&watch, &ordinary);
         let _private = Libvirtd::start(&watch, &private);
-        looks(&status);
+        wait_for_two_checks(&status);
         assert!(state(&[&ordinary.at("etc"), &private.at("etc")]) == before);
         assert_ne!(ready(&status), 0);
         let _real = Libvirtd::start(&watch, &scene.pod);
@@ -159,9 +162,9 @@ fn an_ordinary_containers_libvirtd_is_left_alone_and_blocks_nothing() {
     });
 }
 
-/// The image of a libvirt container is not trusted, either.
+/// The image of a libvirt container is not trusted either.
 #[test]
-fn only_a_group_file_in_a_directory_of_roots_is_edited_in_another_container() {
+fn only_valid_group_files_in_root_owned_directories_are_edited() {
     let victims = [
         (
             "passwd",
@@ -182,7 +185,7 @@ fn only_a_group_file_in_a_directory_of_roots_is_edited_in_another_container() {
             let watch = Watch::start(&mut cmd);
             let _libvirtd = Libvirtd::start(&watch, &scene.pod);
             watch.says("is not a group file");
-            looks(&status);
+            wait_for_two_checks(&status);
             assert!(facts(&file) == before, "{what}: {}", watch.log());
             assert_ne!(ready(&status), 0, "{what}");
         });
@@ -204,16 +207,16 @@ fn only_a_group_file_in_a_directory_of_roots_is_edited_in_another_container() {
     }
 }
 
-/// A process of root's that may not be looked at could be the one.
+/// A process of root that cannot be inspected could be the pod's libvirtd.
 #[test]
-fn a_libvirtd_that_may_not_be_looked_at_makes_it_unclear() {
+fn uninspectable_libvirtd_prevents_edits_and_readiness() {
     in_namespace(|| {
         let scene = Scene::new();
         container(&scene.pod);
         bare_root();
-        let folder = scratch().join("state");
-        fs::create_dir(&folder).unwrap();
-        let status = folder.join("status.json");
+        let directory = scratch().join("state");
+        fs::create_dir(&directory).unwrap();
+        let status = directory.join("status.json");
         let mut cmd = crate::libvirtd::alone_with(
             &scene,
             &[
@@ -227,16 +230,16 @@ fn a_libvirtd_that_may_not_be_looked_at_makes_it_unclear() {
         let before = state(&[&scene.pod.at("etc")]);
         let _libvirtd = Libvirtd::start(&watch, &scene.pod);
         watch.says("cannot inspect libvirtd");
-        looks(&status);
+        wait_for_two_checks(&status);
         assert!(state(&[&scene.pod.at("etc")]) == before);
         assert_eq!(ready(&status), 5);
         healed(RIGHT);
     });
 }
 
-/// Nobody starts guests there, so that there is nothing to be ready for.
+/// Without libvirtd no guest can start, so `ready` must fail.
 #[test]
-fn without_any_libvirtd_it_is_not_ready() {
+fn watch_without_libvirtd_is_not_ready() {
     in_namespace(|| {
         let scene = Scene::new();
         bare_root();
@@ -245,9 +248,9 @@ fn without_any_libvirtd_it_is_not_ready() {
         assert_eq!(watch.report["verdict"], "unproven", "{}", watch.report);
         healed(RIGHT);
         assert_eq!(ready(&status), 5);
-        looks(&status);
+        wait_for_two_checks(&status);
         assert_eq!(ready(&status), 5);
-        // Nor does it become ready by what it heals, while another process undoes it at once again and again.
+        // Its repairs do not make it ready either while another process reverts them at once.
         for _ in 0..60 {
             set_owner(Path::new(KVM), 0, 424, 0o660);
             std::thread::sleep(Duration::from_millis(5));
@@ -265,14 +268,14 @@ fn without_any_libvirtd_it_is_not_ready() {
     });
 }
 
-/// Its file stays behind, and nobody keeps it up to date.
+/// The status file of a killed `watch` stays, but no process maintains it.
 #[test]
-fn a_killed_watch_is_not_ready() {
+fn killed_watch_is_not_ready() {
     in_namespace(|| {
         let scene = Scene::settled();
-        let folder = scratch().join("state");
-        fs::create_dir(&folder).unwrap();
-        let status = folder.join("status.json");
+        let directory = scratch().join("state");
+        fs::create_dir(&directory).unwrap();
+        let status = directory.join("status.json");
         let running = Watch::start(watch(&scene).arg("--status-file").arg(&status));
         assert_eq!(ready(&status), 0);
         running.signal(Signal::SIGKILL);
@@ -285,7 +288,7 @@ fn a_killed_watch_is_not_ready() {
         };
         assert_eq!(code, 4, "{why}");
         assert!(why.contains("no process holds its lock"), "{why}");
-        // Somebody who can only read it cannot make it look alive.
+        // A read lock, which any reader can take, does not make it ready.
         let reader = fs::File::open(&status).unwrap();
         let lock = nix::libc::flock {
             l_type: nix::libc::F_RDLCK.try_into().unwrap(),
@@ -296,28 +299,28 @@ fn a_killed_watch_is_not_ready() {
         };
         nix::fcntl::fcntl(&reader, nix::fcntl::FcntlArg::F_OFD_SETLK(&lock)).unwrap();
         assert_eq!(ready(&status), 4);
-        // The next one takes over.
+        // The next `watch` takes over.
         let _watch = Watch::start(watch(&scene).arg("--status-file").arg(&status));
         assert_eq!(ready(&status), 0);
     });
 }
 
-/// Whoever fills a volume takes no readiness from what was proven, and gives none to what was not.
+/// A full volume neither ends the readiness of a proven state nor makes an unproven one ready.
 #[test]
-fn a_full_status_volume_says_what_was_proven() {
+fn full_status_volume_does_not_affect_readiness() {
     in_namespace(|| {
         let scene = Scene::settled();
-        let folder = scratch().join("state");
-        fs::create_dir(&folder).unwrap();
-        mount_tmpfs(&folder, "size=64k,mode=755");
-        let status = folder.join("status.json");
+        let directory = scratch().join("state");
+        fs::create_dir(&directory).unwrap();
+        mount_tmpfs(&directory, "size=64k,mode=755");
+        let status = directory.join("status.json");
         let fill = || {
             use std::io::Write;
-            let mut file = fs::File::create(folder.join("junk")).unwrap();
+            let mut file = fs::File::create(directory.join("junk")).unwrap();
             while file.write_all(&[0; 4096]).is_ok() {}
         };
-        let empty = || fs::remove_file(folder.join("junk")).unwrap();
-        // It was full before.
+        let empty = || fs::remove_file(directory.join("junk")).unwrap();
+        // The volume is full before the start.
         fill();
         let running = Watch::start(watch(&scene).arg("--status-file").arg(&status));
         assert_eq!(ready(&status), 0, "{}", running.log());
@@ -328,13 +331,13 @@ fn a_full_status_volume_says_what_was_proven() {
         let written = || fs::metadata(&status).is_ok_and(|meta| meta.size() > 0);
         assert!(until(PATIENCE, written));
         assert_eq!(ready(&status), 0);
-        // It becomes full meanwhile.
+        // The volume becomes full during the run.
         fill();
         set_owner(Path::new(KVM), 0, 424, 0o660);
         healed(RIGHT);
         running.is_idle();
         assert_eq!(ready(&status), 0, "{}", running.log());
-        // What is not proven any more is not ready, either.
+        // Without a successful proof it is not ready.
         fs::remove_file(KVM).unwrap();
         becomes(&status, 5);
         mknod_kvm(Path::new(KVM), 0, 0, 0o600);
@@ -343,9 +346,9 @@ fn a_full_status_volume_says_what_was_proven() {
     });
 }
 
-/// The device is the node's, and the mount by which its libvirtd sees it ignores devices: no guest gets it.
+/// libvirtd's /dev is the node's, mounted nodev: no guest can open the device.
 #[test]
-fn a_libvirtd_whose_dev_ignores_devices_is_not_ready() {
+fn libvirtd_with_a_nodev_dev_is_not_ready() {
     in_namespace(|| {
         let scene = Scene::new();
         container(&scene.pod);
@@ -362,26 +365,26 @@ fn a_libvirtd_whose_dev_ignores_devices_is_not_ready() {
             assert_eq!(ready(&status), 5, "{:?}", fs::read_to_string(&status));
             std::thread::sleep(Duration::from_millis(50));
         }
-        // Nor by a heal.
+        // A repair does not make it ready either.
         set_owner(Path::new(KVM), 0, 424, 0o660);
         healed(RIGHT);
-        looks(&status);
+        wait_for_two_checks(&status);
         assert_eq!(ready(&status), 5);
     });
 }
 
-/// Names cost an attacker nothing: not one of these processes is looked at for longer than its status takes.
+/// An attacker can start any number of such processes: each is rejected by its /proc/PID/status alone.
 #[test]
-fn very_many_names_blind_nobody() {
+fn many_processes_named_libvirtd_do_not_hide_the_real_one() {
     require_commands(&["nsenter", "prlimit", "python3", "setpriv", "unshare"]);
     in_namespace(|| {
         let scene = Scene::new();
         container(&scene.pod);
         bare_root();
-        let folder = scratch().join("state");
-        fs::create_dir(&folder).unwrap();
-        let status = folder.join("status.json");
-        // Few descriptors instead of very many processes.
+        let directory = scratch().join("state");
+        fs::create_dir(&directory).unwrap();
+        let status = directory.join("status.json");
+        // Few descriptors, instead of very many processes.
         let mut cmd = crate::libvirtd::alone_with(&scene, &["prlimit", "--nofile=64"]);
         cmd.args(["--recheck", "1s", "--status-file"]).arg(&status);
         let watch = Watch::start(&mut cmd);
@@ -416,7 +419,7 @@ time.sleep(600)";
         scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
         follows(&watch, &scene.pod, 109);
         healed((0, 109, 0o660));
-        looks(&status);
+        wait_for_two_checks(&status);
         assert_eq!(ready(&status), 0, "{}", watch.log());
         // They end with the PID namespace of `watch`.
         drop(watch);
@@ -424,11 +427,11 @@ time.sleep(600)";
     });
 }
 
-/// What the group files of several containers have is not known, and the device stays as it works for them.
+/// With several libvirtds the GID of their group files is unknown, so the device keeps the GID that works.
 #[test]
-fn while_it_is_unclear_the_device_keeps_its_gid() {
+fn device_keeps_its_gid_while_several_libvirtds_run() {
     in_namespace(|| {
-        // The pods' 424; the node's is 108.
+        // The pods have GID 424, the node has 108.
         let scene = Scene::new();
         let (one, other) = (Tree::pod(424), Tree::pod(424));
         for tree in [&one, &other] {
@@ -442,9 +445,9 @@ fn while_it_is_unclear_the_device_keeps_its_gid() {
             Libvirtd::start(&watch, &other),
         );
         watch.says("runs in several containers");
-        // As it was when it became unclear, whatever the node and the chart say.
+        // The device stays as it was when the second libvirtd started, whatever node and chart set.
         scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
-        looks(&status);
+        wait_for_two_checks(&status);
         assert_eq!(support::owner(Path::new(KVM)), RIGHT, "{}", watch.log());
         set_owner(Path::new(KVM), 0, 0, 0o600);
         healed(RIGHT);

@@ -1,4 +1,4 @@
-//! A group file that cannot be brought in line: the device keeps the number that works.
+//! If the group file cannot be aligned the device keeps the GID that works.
 
 use std::fs;
 use std::path::Path;
@@ -11,19 +11,19 @@ use support::{
 
 const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
 
-fn seals(scene: &Scene) {
+fn make_etc_read_only(scene: &Scene) {
     let etc = scene.pod.at("etc");
     bind(&etc, &etc);
     make_read_only(&etc);
 }
 
 #[test]
-fn the_device_keeps_the_number_that_works() {
+fn device_keeps_the_working_gid_if_the_group_file_is_read_only() {
     in_namespace(|| {
         let scene = Scene::settled();
         let status = scratch().join("status.json");
         let watch = Watch::start(watch(&scene).arg("--status-file").arg(&status));
-        seals(&scene);
+        make_etc_read_only(&scene);
         scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
         watch.says("the device keeps the number 108, which QEMU can use");
         assert_eq!(owner(Path::new(KVM)), RIGHT);
@@ -31,14 +31,14 @@ fn the_device_keeps_the_number_that_works() {
             || fs::read_to_string(&status).is_ok_and(|text| text.contains("\"verdict\":\"drift\""));
         assert!(until(PATIENCE, drift));
 
-        // The node's udev moves it all the same.
+        // The node's udev changes the device anyway.
         watch.is_idle();
         set_owner(Path::new(KVM), 0, 109, 0o660);
         healed(RIGHT);
         watch.is_idle();
-        assert!(drift(), "it is no better for that");
+        assert!(drift(), "the verdict is no longer drift");
 
-        // It becomes writable; without an event that is found out after a while.
+        // The file becomes writable, which `watch` finds in a later check without an event.
         detach(&scene.pod.at("etc"));
         healed((0, 109, 0o660));
         assert!(scene.pod.read("etc/group").contains("kvm:x:109:nova\n"));
@@ -48,16 +48,16 @@ fn the_device_keeps_the_number_that_works() {
     });
 }
 
-/// The same from the start: what works now is what QEMU can open now.
+/// At the start the working GID is the one with which QEMU can open the device.
 #[test]
-fn the_number_that_works_at_the_start() {
+fn device_keeps_the_working_gid_from_the_start_on() {
     in_namespace(|| {
         let scene = Scene::new();
-        // By qemu.conf's group alone: what else there would be to do is left as well.
+        // It works by the group of qemu.conf alone: the missing membership cannot be added either.
         scene
             .pod
             .file("etc/group", "root:x:0:\nkvm:x:424:\nnova:x:42424:\n");
-        seals(&scene);
+        make_etc_read_only(&scene);
         let watch = Watch::start(&mut watch(&scene));
         assert_eq!(watch.report["verdict"], "drift", "{}", watch.report);
         assert_eq!(owner(Path::new(KVM)), (0, 424, 0o660));
@@ -66,9 +66,9 @@ fn the_number_that_works_at_the_start() {
     });
 }
 
-/// The group file is whole and right before the device moves, at every moment.
+/// The group file is complete and right before the device is changed.
 #[test]
-fn the_group_file_comes_first() {
+fn group_file_is_aligned_before_the_device() {
     in_namespace(|| {
         let scene = Scene::settled();
         let out = scratch().join("group");
@@ -85,17 +85,17 @@ fn the_group_file_comes_first() {
                     && fields[3].split(',').any(|name| name == "nova")
             })
         };
-        let mut looks = 0_u32;
+        let mut checks = 0_u32;
         for gid in [109, 110, 108] {
             scene
                 .host
                 .file("etc/group", &format!("root:x:0:\nkvm:x:{gid}:\n"));
             let done = || {
-                // Of a device that moves between the two looks nothing is said.
+                // Nothing is asserted if the device changes between the two reads.
                 let before = owner(Path::new(KVM)).1;
                 let allowed = may(before);
                 let after = owner(Path::new(KVM)).1;
-                looks += 1;
+                checks += 1;
                 assert!(
                     allowed || before != after,
                     "{before} in {}",
@@ -107,9 +107,9 @@ fn the_group_file_comes_first() {
             let end = std::time::Instant::now() + Duration::from_millis(1200);
             while std::time::Instant::now() < end {
                 assert!(may(gid));
-                looks += 1;
+                checks += 1;
             }
         }
-        println!("{looks} looks");
+        println!("{checks} checks");
     });
 }

@@ -1,4 +1,4 @@
-//! Where no root is named: the files of a libvirtd in another container.
+//! `watch` without --root: the files of a libvirtd in another container.
 
 use std::fs;
 use std::path::Path;
@@ -11,19 +11,19 @@ use nix::unistd::Pid;
 use support::watch::{PATIENCE, Watch, healed, until};
 use support::{KVM, Scene, Tree, bind, command, in_namespace, owner, program, scratch, set_owner};
 
-/// Makes what a program of that name needs below a root. Mounts come before `watch`, which has a mount
-/// namespace of its own.
+/// Puts a program named libvirtd and its libraries below a root. It must be called before `watch` starts in its own
+/// mount namespace.
 pub fn container(tree: &Tree) {
     for name in ["usr/bin", "proc"] {
         tree.dir(name);
     }
     fs::copy("/bin/sleep", tree.at("usr/bin/libvirtd")).unwrap();
-    for folder in ["lib", "lib64", "usr/lib"] {
-        let from = Path::new("/").join(folder);
+    for directory in ["lib", "lib64", "usr/lib"] {
+        let from = Path::new("/").join(directory);
         if from.is_dir() {
             bind(
                 &from.canonicalize().unwrap(),
-                tree.dir(folder).at(folder).as_path(),
+                tree.dir(directory).at(directory).as_path(),
             );
         }
     }
@@ -32,7 +32,7 @@ pub fn container(tree: &Tree) {
     }
 }
 
-/// A process of that name below that root, in the PID namespace of `watch`.
+/// A process named libvirtd with a tree as its root, in the PID namespace of `watch`.
 pub struct Libvirtd(Pid);
 
 impl Libvirtd {
@@ -40,7 +40,7 @@ impl Libvirtd {
         Self::with(watch, tree, &[])
     }
 
-    /// One that has not what a privileged container has.
+    /// A libvirtd without CAP_SYS_ADMIN, as in an unprivileged container.
     pub fn without_admin(watch: &Watch, tree: &Tree) -> Self {
         let less = [
             "setpriv",
@@ -60,7 +60,7 @@ impl Libvirtd {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        // nsenter waits for what it starts.
+        // nsenter stays as the parent of the command.
         let mut pid = None;
         let started = || {
             pid = children(child.id())
@@ -96,7 +96,7 @@ fn first_child(pid: u32) -> u32 {
     children(pid)[0]
 }
 
-/// The words before a command that is to run where `watch` does.
+/// The words before a command that make it run in the namespaces of `watch`.
 pub fn enter(watch: &Watch) -> Vec<String> {
     let inner = first_child(watch.pid()).to_string();
     ["nsenter", "-t", &inner, "-p", "-m"]
@@ -104,14 +104,14 @@ pub fn enter(watch: &Watch) -> Vec<String> {
         .to_vec()
 }
 
-/// `watch` in a PID namespace of its own, in which it sees just the libvirtds of the test.
+/// `watch` in a new PID namespace, in which it sees only the libvirtds of the test.
 pub fn alone(scene: &Scene) -> Command {
     alone_with(scene, &["env"])
 }
 
-/// The same behind a wrapper.
+/// Like [`alone`], started by a wrapper command.
 pub fn alone_with(scene: &Scene, wrapper: &[&str]) -> Command {
-    // A shell is the first process: `watch` would have to wait for what it does not know.
+    // A shell is PID 1, because `watch` would have to reap processes that it did not start.
     let script = "\"$@\" & trap 'kill $!' TERM; wait";
     let mut cmd = command(
         Path::new("unshare"),
@@ -139,7 +139,7 @@ pub fn follows(watch: &Watch, tree: &Tree, gid: u32) {
     );
 }
 
-/// A container of which there is only the program.
+/// Makes /etc empty, as in a container that contains only the program.
 pub fn bare_root() {
     let etc = scratch().join("etc");
     fs::create_dir(&etc).unwrap();
@@ -147,7 +147,7 @@ pub fn bare_root() {
 }
 
 #[test]
-fn the_files_of_the_one_in_another_container_are_kept() {
+fn files_of_a_libvirtd_in_another_container_are_maintained() {
     in_namespace(|| {
         let scene = Scene::new();
         let (second, third) = (Tree::pod(425), Tree::pod(426));
@@ -155,12 +155,12 @@ fn the_files_of_the_one_in_another_container_are_kept() {
             container(tree);
         }
         bare_root();
-        // Nobody there yet: the node's device is kept all the same, and there is no QEMU to prove it for.
+        // Without libvirtd the node's device is maintained, but there is no QEMU identity for the proof.
         let mut cmd = alone(&scene);
         let watch = Watch::start(&mut cmd);
         assert_eq!(watch.report["verdict"], "unproven", "{}", watch.report);
-        let told = watch.report["summary"].as_str().unwrap();
-        assert!(told.contains("no libvirtd"), "{told}");
+        let summary = watch.report["summary"].as_str().unwrap();
+        assert!(summary.contains("no libvirtd"), "{summary}");
         healed((0, 108, 0o660));
         let libvirtd = Libvirtd::start(&watch, &scene.pod);
         follows(&watch, &scene.pod, 108);
@@ -168,14 +168,14 @@ fn the_files_of_the_one_in_another_container_are_kept() {
         scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
         follows(&watch, &scene.pod, 109);
         healed((0, 109, 0o660));
-        // A second one: as long as both run neither is edited.
+        // While a second libvirtd runs as well, neither container is edited.
         let other = Libvirtd::start(&watch, &second);
         set_owner(Path::new(KVM), 0, 424, 0o660);
         watch.says("runs in several containers");
         healed((0, 109, 0o660));
         assert!(group(&second).contains("kvm:x:425:nova\n"));
 
-        // The first ends; the pod is made anew, twice.
+        // The first libvirtd ends, and the pod is recreated twice.
         drop(libvirtd);
         follows(&watch, &second, 109);
         drop(other);
@@ -185,9 +185,9 @@ fn the_files_of_the_one_in_another_container_are_kept() {
     });
 }
 
-/// Without an event it would be looked for after 1, 3, 7, 15, 31 and 63 seconds.
+/// Without an event `watch` would search for libvirtd after 1, 3, 7, 15, 31 and 63 seconds.
 #[test]
-fn one_that_starts_is_seen_by_its_socket() {
+fn starting_libvirtd_is_detected_by_its_socket() {
     in_namespace(|| {
         let scene = Scene::new();
         container(&scene.pod);
@@ -200,12 +200,12 @@ fn one_that_starts_is_seen_by_its_socket() {
         let start = std::time::Instant::now();
         scene.host.file("run/libvirt/libvirt-sock", "");
         follows(&watch, &scene.pod, 108);
-        println!("its socket shows it after {:?}", start.elapsed());
+        println!("detected by its socket after {:?}", start.elapsed());
     });
 }
 
 #[test]
-fn the_nodes_own_and_one_of_several_are_left_alone() {
+fn files_of_the_nodes_libvirtd_and_of_several_are_not_edited() {
     in_namespace(|| {
         let scene = Scene::new();
         let (one, other) = (Tree::pod(425), Tree::pod(426));
@@ -221,7 +221,7 @@ fn the_nodes_own_and_one_of_several_are_left_alone() {
                 .arg(&status),
         );
         let _nodes = Libvirtd::start(&watch, &scene.host);
-        crate::impostor::looks(&status);
+        crate::impostor::wait_for_two_checks(&status);
         assert_eq!(group(&scene.host), nodes);
         drop(watch);
 
@@ -239,14 +239,18 @@ fn the_nodes_own_and_one_of_several_are_left_alone() {
             .host
             .file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n");
         scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
-        let said = || {
+        let is_published = || {
             fs::read_to_string(&status)
                 .is_ok_and(|text| text.contains("runs in several containers"))
         };
-        assert!(until(PATIENCE, said), "{:?}", fs::read_to_string(&status));
+        assert!(
+            until(PATIENCE, is_published),
+            "{:?}",
+            fs::read_to_string(&status)
+        );
         assert!(group(&one).contains("kvm:x:425:nova\n"));
         assert!(group(&other).contains("kvm:x:426:nova\n"));
-        // Nor does the device get another GID, which theirs may not have.
+        // The device keeps its GID as well, since their group files may not have another one.
         assert_eq!(owner(Path::new(KVM)), (0, 108, 0o660));
     });
 }

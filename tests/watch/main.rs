@@ -1,7 +1,7 @@
-//! `watch` on real device nodes, real mounts and real group files: `cargo test --test watch` as root, with a KVM
-//! driver and the udev that tests/run unpacks.
+//! `watch` on real devices, mounts and group files: `cargo test --test watch` as root, with a KVM driver and the udev
+//! that tests/run unpacks.
 //!
-//! What is timed is printed; the bounds that fail a test are ten times what a quiet machine reaches.
+//! Measured times are printed. The limits that fail a test are ten times the values of a quiet machine.
 #![allow(clippy::disallowed_methods)]
 #![allow(
     clippy::unwrap_used,

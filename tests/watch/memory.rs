@@ -1,4 +1,4 @@
-//! Files that are as large as may be, and larger, where memory is bounded.
+//! Input files at and above the size limit, with bounded memory.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -6,13 +6,13 @@ use std::path::Path;
 use support::watch::{PATIENCE, Watch, healed, until, watch};
 use support::{KVM, Scene, bounded_memory, in_namespace, set_owner};
 
-/// What a container may have: all that a run maps, its program included.
+/// Limit of the address space, including the program.
 const MEMORY: u64 = 64 << 20;
-/// What one file may have.
+/// Size limit of an input file.
 const LIMIT: usize = 8 << 20;
 
 #[test]
-fn files_of_any_size_end_no_watch() {
+fn large_input_files_do_not_end_watch() {
     in_namespace(|| {
         let scene = Scene::settled();
         let mut cmd = watch(&scene);
@@ -31,10 +31,10 @@ fn files_of_any_size_end_no_watch() {
             for size in [60 << 20, 500 << 20] {
                 File::create(&new).unwrap().set_len(size).unwrap();
                 fs::rename(&new, &at).unwrap();
-                let said = || running.log().contains(&format!("{}): EFBIG", at.display()));
-                assert!(until(PATIENCE, said), "{name}: {}", running.log());
+                let is_logged = || running.log().contains(&format!("{}): EFBIG", at.display()));
+                assert!(until(PATIENCE, is_logged), "{name}: {}", running.log());
             }
-            // As large as may be: comments, and what was there.
+            // The largest allowed size: comments, followed by the old content.
             let line = format!("#{}\n", "x".repeat(98));
             let filled = line.repeat((LIMIT - text.len()) / line.len());
             fs::write(&new, [filled.as_bytes(), &text].concat()).unwrap();

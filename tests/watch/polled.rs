@@ -1,5 +1,5 @@
-//! Nothing is left of inotify: what any process of the same user can use up, one without any capability
-//! among them.
+//! `watch` without inotify, whose instances and watches any process of the same user can use up, even without
+//! capabilities.
 #![allow(unsafe_code)]
 
 use std::fs;
@@ -20,11 +20,11 @@ use support::{
 
 const RIGHT: (u32, u32, u32) = (0, 108, 0o660);
 const MOMENT: Duration = Duration::from_millis(1700);
-/// What is logged when it begins, and when it ends.
+/// Logged when polling begins, and when it ends.
 const POLLING: &str = "polling every ";
 const NOT_ANY_MORE: &str = "polling has stopped";
 
-/// Each way in which inotify has nothing left, as a kernel says it.
+/// The errors of an exhausted inotify: name, system call, errno, and a part of the log line.
 const WAYS: [(&str, libc::c_long, i32, &str); 4] = [
     (
         "instances",
@@ -47,13 +47,13 @@ const WAYS: [(&str, libc::c_long, i32, &str); 4] = [
     ),
 ];
 
-fn once(log: &str, part: &str) {
+fn assert_logged_once(log: &str, part: &str) {
     assert_eq!(log.matches(POLLING).count(), 1, "{log}");
     assert!(log.contains(part), "{part}: {log}");
 }
 
 #[test]
-fn without_inotify_all_is_kept_by_polling() {
+fn watch_polls_everything_without_inotify() {
     for (what, call, errno, part) in WAYS {
         in_namespace(|| {
             let scene = Scene::new();
@@ -68,7 +68,7 @@ fn without_inotify_all_is_kept_by_polling() {
             running.says("absent");
             mknod_kvm(Path::new(KVM), 0, 0, 0o600);
             healed(RIGHT);
-            // The files that decide: changed in place, replaced, in a directory that was not there.
+            // Input files that are changed in place, replaced, or in a new directory.
             scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
             healed((0, 109, 0o660));
             let (new, name) = (scene.host.at("etc/new"), scene.host.at("etc/group"));
@@ -84,19 +84,19 @@ fn without_inotify_all_is_kept_by_polling() {
             healed((0, 556, 0o660));
             fs::remove_file(scene.host.at(name)).unwrap();
             healed((0, 110, 0o660));
-            // What has no need of inotify goes on.
+            // SIGHUP and events of mounts need no inotify.
             running.signal(SIGHUP);
             running.says("the configuration was read again");
             mount_tmpfs(Path::new("/dev"), "mode=755");
             running.says("/dev/kvm exists on the node, but not in this container");
             detach(Path::new("/dev"));
             running.says("info: QEMU as nova");
-            once(&running.log(), part);
+            assert_logged_once(&running.log(), part);
         });
     }
 }
 
-/// Looking once a second is no reason to do more.
+/// Polling once a second causes no other work.
 #[test]
 fn polling_costs_little_and_changes_nothing() {
     in_namespace(|| {
@@ -117,12 +117,12 @@ fn polling_costs_little_and_changes_nothing() {
         );
         assert!((5..=30).contains(&wakeups), "{wakeups}");
         assert!(scene.state() == before.2);
-        once(&running.log(), part);
+        assert_logged_once(&running.log(), part);
     });
 }
 
 #[test]
-fn settle_and_what_comes_after_it_need_no_inotify() {
+fn settle_and_exec_work_without_inotify() {
     for (what, call, errno, part) in WAYS {
         in_namespace(|| {
             let scene = Scene::without_device();
@@ -137,16 +137,16 @@ fn settle_and_what_comes_after_it_need_no_inotify() {
                 });
                 go(without_call(&mut cmd, call, errno)).code(0)
             });
-            once(&run.err, part);
-            // What udev did in the meantime was not done again.
+            assert_logged_once(&run.err, part);
+            // The changes of udev are not repeated.
             assert!(!run.out.contains("set-device"), "{what}: {run}");
             assert_eq!(owner(Path::new(KVM)), RIGHT, "{what}");
-            // As an entrypoint: libvirtd starts.
+            // As an entrypoint it starts its command.
             let mut cmd = scene.exec(&["--settle=5s"]);
             cmd.args(["echo", "it starts"]);
             let run = go(without_call(&mut cmd, call, errno)).code(0);
             assert_eq!(run.out, "it starts\n", "{what}: {run}");
-            // And it ends in time where the device does not come, or does not hold still.
+            // The wait also ends in time if the device does not appear.
             fs::remove_file(KVM).unwrap();
             let mut cmd = scene.apply();
             go(without_call(cmd.args(["--settle", "1s"]), call, errno)).code(6);
@@ -154,10 +154,10 @@ fn settle_and_what_comes_after_it_need_no_inotify() {
     }
 }
 
-/// A user of its own, so that nothing else on this machine is disturbed: limits count by UID.
+/// A UID that nothing else on this machine uses, because the limits count per UID.
 const USER: u32 = 1_234_567;
 
-/// Becomes that user and keeps all of root's capabilities, or none.
+/// Makes a command run as that user, with all of root's capabilities or with none.
 fn as_user(cmd: &mut Command, capable: bool) -> &mut Command {
     let become_user = move || {
         let other = std::io::Error::other;
@@ -179,15 +179,15 @@ fn as_user(cmd: &mut Command, capable: bool) -> &mut Command {
         }
         Ok(())
     };
-    // SAFETY: the child has one thread, and allocates what it needs of its own copy of the heap.
+    // SAFETY: the child has one thread, and allocates in its own copy of the heap.
     unsafe { cmd.pre_exec(become_user) }
 }
 
-/// Opens instances until none is left, and holds them until it is ended.
+/// A process that opens inotify instances until none is left, and holds them until it is killed.
 struct Hog(Child);
 
 impl Hog {
-    /// `others` of the user's instances are in use.
+    /// `others` is the number of the user's instances already in use.
     fn start(others: u32) -> Self {
         let script = "import ctypes, sys\n\
             c = ctypes.CDLL(None, use_errno=True)\n\
@@ -226,7 +226,7 @@ fn has_inotify(watch: &Watch) -> bool {
 }
 
 #[test]
-fn a_process_without_capabilities_that_holds_all_instances_stops_nothing() {
+fn exhausted_inotify_instances_do_not_stop_apply_or_watch() {
     in_namespace(|| {
         let scene = Scene::new();
         fs::set_permissions(
@@ -245,12 +245,12 @@ fn a_process_without_capabilities_that_holds_all_instances_stops_nothing() {
         assert!(!has_inotify(&running));
         set_owner(Path::new(KVM), 0, 424, 0o660);
         healed(RIGHT);
-        once(&running.log(), "fs.inotify.max_user_instances");
-        // Once there is one again, it is used.
+        assert_logged_once(&running.log(), "fs.inotify.max_user_instances");
+        // A free instance is used again.
         drop(hog);
         running.says(NOT_ANY_MORE);
         assert!(has_inotify(&running));
-        // Taken again, it keeps what it has.
+        // If all other instances are used up again, `watch` keeps its own.
         let hog = Hog::start(1);
         for _ in 0..3 {
             std::thread::sleep(MOMENT);
@@ -259,7 +259,7 @@ fn a_process_without_capabilities_that_holds_all_instances_stops_nothing() {
         }
         drop(hog);
         let log = running.log();
-        once(&log, POLLING);
+        assert_logged_once(&log, POLLING);
         assert_eq!(log.matches(NOT_ANY_MORE).count(), 1, "{log}");
         assert!(until(PATIENCE, || has_inotify(&running)));
     });

@@ -1,4 +1,4 @@
-//! How it starts, and how it ends.
+//! How `watch` starts and ends.
 #![allow(unsafe_code)]
 
 use std::fs;
@@ -17,26 +17,26 @@ use support::{
     set_owner, waits_for_lock, without_call,
 };
 
-/// It ends by the signal, not after the next look at everything, which is minutes later.
+/// Asserts that `watch` ends by the signal, not after the next full check minutes later.
 fn ends(watch: Watch, signal: Signal) {
     watch.signal(signal);
     assert_eq!(watch.end(), Some(0), "{signal}");
 }
 
 #[test]
-fn signals_end_it_well() {
+fn signals_end_watch_with_exit_0() {
     in_namespace(|| {
         let scene = Scene::settled();
         ends(Watch::start(&mut watch(&scene)), SIGTERM);
         ends(Watch::start(&mut watch(&scene)), SIGINT);
-        // Blocked by whoever started it.
+        // With signals blocked by the parent process.
         let mut cmd = watch(&scene);
         // SAFETY: one system call.
         unsafe {
             cmd.pre_exec(|| Ok(SigSet::all().thread_block()?));
         }
         ends(Watch::start(&mut cmd), SIGTERM);
-        // During a war.
+        // While another process keeps changing the device.
         let running = Watch::start(&mut watch(&scene));
         for _ in 0..40 {
             set_owner(Path::new(KVM), 0, 424, 0o660);
@@ -46,9 +46,9 @@ fn signals_end_it_well() {
     });
 }
 
-/// The kernel keeps signals without a handler from the first process of a PID namespace.
+/// The kernel discards signals for which PID 1 has no handler (pid_namespaces(7)).
 #[test]
-fn signals_end_it_as_the_first_process() {
+fn signals_end_watch_as_pid_1() {
     in_namespace(|| {
         let scene = Scene::settled();
         for signal in ["TERM", "INT"] {
@@ -66,9 +66,9 @@ fn signals_end_it_as_the_first_process() {
     });
 }
 
-/// The moment between its start and its handlers, in which the kernel would throw the signal away.
+/// Until PID 1 has installed its handlers the kernel would discard the signal.
 #[test]
-fn a_signal_that_comes_before_it_is_ready_ends_the_first_process() {
+fn signal_before_main_ends_watch_as_pid_1() {
     require_commands(&["strace", "unshare"]);
     in_namespace(|| {
         let scene = Scene::settled();
@@ -81,9 +81,9 @@ fn a_signal_that_comes_before_it_is_ready_ends_the_first_process() {
     });
 }
 
-/// One that is to read its configuration again is not thrown away, either.
+/// A SIGHUP before `main` is not lost either.
 #[test]
-fn a_hangup_that_comes_before_it_is_ready_is_heard() {
+fn sighup_before_main_reloads_the_configuration() {
     require_commands(&["strace", "unshare"]);
     in_namespace(|| {
         let scene = Scene::settled();
@@ -99,15 +99,15 @@ fn a_hangup_that_comes_before_it_is_ready_is_heard() {
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let heard = lines.find(|line| line.as_ref().unwrap().contains("read again"));
         assert!(heard.is_some());
-        // timeout(1) hands it on, and --kill-child takes `watch` along.
+        // timeout(1) forwards the signal, and --kill-child ends `watch`.
         let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
         nix::sys::signal::kill(pid, SIGTERM).unwrap();
         child.wait().unwrap();
     });
 }
 
-/// The first process of a PID namespace gets `signal` in a call that Rust's runtime makes before `main`,
-/// and that unshare(1) does not make.
+/// The words before a command that make it PID 1 and send it `signal` in a call that Rust's runtime makes before
+/// `main` and unshare(1) does not make.
 fn as_first_process(signal: &str) -> Command {
     let early = format!("inject=sigaltstack:signal={signal}:when=1");
     let strace = [
@@ -127,7 +127,7 @@ fn as_first_process(signal: &str) -> Command {
 }
 
 #[test]
-fn signals_end_it_while_it_waits_for_a_lock() {
+fn signals_end_watch_while_it_waits_for_a_lock() {
     in_namespace(|| {
         let scene = Scene::new();
         let lock = scene.pod.at("etc/.pwd.lock");
@@ -142,7 +142,7 @@ fn signals_end_it_while_it_waits_for_a_lock() {
             SIGTERM,
         )
         .unwrap();
-        // The lock is never given back, and it does not try again.
+        // The lock is never released, and `watch` must not try again.
         let output = child.wait_with_output().unwrap();
         let err = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(0), "{err}");
@@ -151,7 +151,7 @@ fn signals_end_it_while_it_waits_for_a_lock() {
 }
 
 #[test]
-fn what_cannot_be_meant_is_said_at_once() {
+fn invalid_options_and_missing_descriptors_end_watch_at_once() {
     in_namespace(|| {
         let scene = Scene::settled();
         let bin = program();
@@ -176,7 +176,7 @@ fn what_cannot_be_meant_is_said_at_once() {
             2,
             "/nowhere",
         );
-        // No more of what it needs.
+        // No file descriptor left for signalfd(2).
         let mut cmd = watch(&scene);
         without_call(&mut cmd, libc::SYS_signalfd4, libc::EMFILE);
         refuses(
@@ -188,7 +188,7 @@ fn what_cannot_be_meant_is_said_at_once() {
 }
 
 #[test]
-fn a_refusal_or_a_closed_door_is_waited_out() {
+fn watch_continues_after_a_refusal_or_without_privileges() {
     in_namespace(|| {
         let scene = Scene::settled();
         fs::remove_file(KVM).unwrap();
@@ -200,10 +200,10 @@ fn a_refusal_or_a_closed_door_is_waited_out() {
         healed((0, 108, 0o660));
         let log = running.log();
         let first = log.lines().next().unwrap_or_default().to_owned();
-        assert_eq!(log.matches(&first).count(), 1, "said once\n{log}");
+        assert_eq!(log.matches(&first).count(), 1, "not logged once\n{log}");
         drop(running);
 
-        // Somebody who may not do any of it.
+        // Run by a user without any privilege.
         let bin = scratch().join("program");
         fs::copy(program(), &bin).unwrap();
         let mut cmd = command(&bin, &["watch"]);
@@ -220,9 +220,9 @@ fn a_refusal_or_a_closed_door_is_waited_out() {
     });
 }
 
-/// A proof that fails for another reason than the device's rights is said once, not at every event.
+/// A proof that fails for another reason than owner or mode is logged once, not at every event.
 #[test]
-fn a_failing_proof_is_said_once() {
+fn failing_proof_is_logged_once() {
     in_namespace(|| {
         let scene = Scene::settled();
         let mut list = String::from("user = \"nova\"\ngroup = \"kvm\"\n");
