@@ -156,7 +156,7 @@ fn each_call_of_the_proofs_child_fails_once() {
                             assert!(last.starts_with("libvirt-kvm-init: "), "{shown}");
                             // A child that could not do it is followed by one that nothing fails.
                             assert_eq!(code, Ok(5), "{shown}");
-                            assert!(!err.contains("tried once more"), "{shown}");
+                            assert!(!err.contains("trying once more"), "{shown}");
                         }
                     }
                     table.add(call, outcome(code));
@@ -174,7 +174,7 @@ fn each_call_of_the_proofs_child_fails_once() {
             stage.reset();
             let (code, err) = run(&stage, &format!("{call}:retval=0:when=1")).unwrap();
             assert_eq!(code, Ok(0), "{call} that does nothing: {err}");
-            assert!(err.contains("tried once more"), "{call}: {err}");
+            assert!(err.contains("trying once more"), "{call}: {err}");
             stage.assert_aligned(&err);
         }
         println!("4 calls that did nothing and reported success: 4 found");

@@ -195,7 +195,7 @@ fn what_is_mended_in_part_is_not_said_to_be_mended() {
         assert_eq!(report.verdict, Verdict::Unproven, "{report:#?}");
         let advice = report.proof.advice.unwrap();
         assert!(
-            advice.ends_with("` mends a part, and names what is left"),
+            advice.ends_with("`, which repairs a part and reports the rest"),
             "{advice}"
         );
         let after = scene.verb("apply", &[]);
@@ -237,7 +237,7 @@ fn apply_is_not_said_to_mend_what_a_security_module_denies() {
         let allowed = Some(Permission::Allowed);
         let cause = Some(Cause::SecurityModule);
         assert_eq!(told, (Verdict::Unproven, cause, allowed), "{report:#?}");
-        assert!(!report.summary.contains("mends"), "{}", report.summary);
+        assert!(!report.summary.contains("repair"), "{}", report.summary);
         assert!(!qemu(&nova(424)).works && !qemu(&nova(108)).works);
     });
 }
@@ -294,7 +294,7 @@ fn libvirt_sh_gives_the_device_to_kvm_whatever_the_group() {
         set_owner(Path::new(NODE), 0, 424, 0o660);
         assert!(!qemu(&nova(500)).works);
         assert_eq!(report.verdict, Verdict::Drift, "{report:#?}");
-        for part in ["libvirt.sh", "0:424 0660", "leave out --group"] {
+        for part in ["libvirt.sh", "0:424 0660", "omit --group"] {
             assert!(report.summary.contains(part), "{part}: {}", report.summary);
         }
     });

@@ -293,7 +293,7 @@ fn a_proof_that_cannot_be_done_is_tried_once_more_and_then_a_failure() {
                 assert_eq!(pids.len(), 2, "{told}");
                 assert_ne!(pids[0], pids[1], "{told}");
                 assert_eq!(code, i32::from(report.exit_code), "{told}");
-                assert!(stderr.contains("tried once more"), "{told}");
+                assert!(stderr.contains("trying once more"), "{told}");
                 // What was seen of the device and its surroundings is there all the same.
                 assert!(report.device.is_some() && report.qemu.is_some(), "{told}");
                 if how_often == 1 {
@@ -308,7 +308,7 @@ fn a_proof_that_cannot_be_done_is_tried_once_more_and_then_a_failure() {
                 assert_eq!(line, report.closing_line());
                 let word = match signal {
                     Signal::SIGKILL => "killed",
-                    _ => "did not answer within 5 s",
+                    _ => "did not respond within 5 s",
                 };
                 assert!(line.contains(word), "{told}");
                 assert!(!line.contains("cannot open"), "{told}");

@@ -430,7 +430,7 @@ fn live_through(
         return None;
     }
     // A group file of its own is out of date: that is drift whatever comes.
-    let stale_out = checked.code == 1 && report.summary.contains("is not as it shall be");
+    let stale_out = checked.code == 1 && report.summary.contains("is missing or out of date");
     if stale_out {
         return Some("only the group file".to_owned());
     }

@@ -131,7 +131,7 @@ fn on_the_node_both_views_are_in_one_report() {
         );
         let run = go(&mut check());
         run.code(1)
-            .says(&["drift: ", "nova", &format!("{way_out} mends it")]);
+            .says(&["drift: ", "nova", &format!("run {way_out} to repair it")]);
         assert!(
             found["summary"].as_str().unwrap().contains(&way_out),
             "{found}"
@@ -139,7 +139,7 @@ fn on_the_node_both_views_are_in_one_report() {
         // The command is said once.
         let advice = found["proof"]["advice"].as_str().unwrap();
         assert!(
-            advice.contains("may not read and write it") && !advice.contains("apply"),
+            advice.contains("has no read and write permission for it") && !advice.contains("apply"),
             "{found}"
         );
         assert_eq!(everything(), before);
@@ -183,7 +183,7 @@ fn a_libvirtd_with_a_dev_of_its_own_is_not_proven_by_the_nodes_device() {
         let check = || check_on(&node, ours);
         assert_eq!(report(&mut check()).0, 0);
         detach(&pod.tree.at("dev"));
-        for there in ["0:0 0600", "no KVM device"] {
+        for there in ["0:0 0600", "missing or not a KVM device"] {
             let (code, found) = report(&mut check());
             assert_eq!(code, 5, "{found}");
             assert_eq!(warnings(&found), ["private-device"]);
@@ -192,7 +192,7 @@ fn a_libvirtd_with_a_dev_of_its_own_is_not_proven_by_the_nodes_device() {
             for part in [there, "0:108 0660", root] {
                 assert!(text.contains(part), "{part}: {text}");
             }
-            go(&mut check()).code(5).says(&["another one", there]);
+            go(&mut check()).code(5).says(&["a different one", there]);
             let _ = fs::remove_file(pod.tree.at("dev/kvm"));
         }
         assert_eq!(owner(&node.tree.at("dev/kvm")), (0, 108, 0o660));
@@ -332,6 +332,6 @@ fn with_a_dev_of_its_own_there_is_no_drift_either() {
         detach(&pod.tree.at("dev"));
         let ran = go(&mut check_on(&node, ours)).code(5);
         let ran = ran.says(&["mount the node's /dev"]);
-        assert!(!ran.err.contains("mends it"), "{ran}");
+        assert!(!ran.err.contains("to repair it"), "{ran}");
     });
 }

@@ -252,7 +252,7 @@ fn a_device_that_somebody_else_keeps_changing_ends_in_a_failure_that_says_so() {
                 match run.code {
                     4 => {
                         lost += 1;
-                        drop(run.says(&["changed by another process", "--settle"]));
+                        drop(run.says(&["another process repeatedly changes", "--settle"]));
                     }
                     code => assert!([0, 5].contains(&code), "{run}"),
                 }
