@@ -1,5 +1,4 @@
-//! What `check` says beyond the verdict: things that will surprise later. They are warnings
-//! with a fixed code and never change the exit code.
+//! Advisory warnings that only `check` reports. They have fixed codes and never change the exit code.
 
 use crate::codes::{Warning, WarningCode};
 use crate::config::Policy;
@@ -10,25 +9,24 @@ use crate::plan::qemu_identity::Identity;
 use crate::sys::processes::Process;
 use crate::text::join_first;
 
-/// Everything odd about what was seen. What cannot be looked at is not reported as fine, it is just
-/// not reported: no verdict rests on it.
+/// Collects all advisories. Facts that cannot be read are skipped, because no verdict depends on them.
 pub fn warnings(
     seen: &Observation,
     policy: &Policy,
     identity: Option<&Identity>,
     stale: &StaleDaemons,
 ) -> Vec<Warning> {
-    let mut found = Vec::new();
-    found.extend(open_to_others(seen));
-    found.extend(other_members(seen, policy, identity));
-    found.extend(stale_libvirtd(seen, stale));
-    found.extend(stale_udevd(stale));
-    found.extend(seen.host.as_ref().and_then(not_shown));
-    found
+    let mut warnings = Vec::new();
+    warnings.extend(open_to_others(seen));
+    warnings.extend(other_members(seen, policy, identity));
+    warnings.extend(stale_libvirtd(seen, stale));
+    warnings.extend(stale_udevd(stale));
+    warnings.extend(seen.host.as_ref().and_then(not_shown));
+    warnings
 }
 
-/// Places that the node may use and that a partial view leaves out. Hardly any node has udev rules or
-/// groups there, so that the forecast is made without them; whoever looks is told.
+/// Directories that a partial mount of the node leaves out. Hardly any node has udev rules or groups there,
+/// so the prediction is made without them.
 fn not_shown(host: &Host) -> Option<Warning> {
     if host.not_shown.is_empty() {
         return None;
@@ -39,8 +37,8 @@ fn not_shown(host: &Host) -> Option<Warning> {
         .map(|name| format!("/{name}"))
         .collect();
     let text = format!(
-        "{} shows parts of the node only: udev rules and groups in {} are not seen and would count; \
-         where the node has any, mount it there as well",
+        "{} contains only parts of the node's file system: udev rules and groups in {} cannot be read \
+         and were ignored; if the node has any there, mount these directories as well",
         host.root.display(),
         places.join(", ")
     );
@@ -51,50 +49,51 @@ fn open_to_others(seen: &Observation) -> Option<Warning> {
     let facts = seen
         .device
         .as_ref()
-        .filter(|node| node.facts.is_kvm())?
+        .filter(|device| device.facts.is_kvm())?
         .facts;
     if facts.mode & 0o006 == 0 {
         return None;
     }
     let path = seen.device_path.display();
     let text = format!(
-        "{path} is {:04o}: everybody on the node may open it",
+        "{path} has mode {:04o}: every user on the node can open it",
         facts.mode
     );
     Some(Warning::new(WarningCode::OpenToOthers, text))
 }
 
-/// Who else gains KVM by the group.
+/// Members of the pod's group other than the QEMU user.
 fn other_members(
     seen: &Observation,
     policy: &Policy,
     identity: Option<&Identity>,
 ) -> Option<Warning> {
-    /// How many are named.
     const NAMED: usize = 5;
     let file = seen.pod.effective_group()?;
-    let found = group::by_name(file, policy.group.as_bytes())?;
-    // Without an identity the QEMU user itself would be among the others.
+    let entry = group::by_name(file, policy.group.as_bytes())?;
+    // Without an identity the QEMU user itself would be listed.
     let qemu = identity?.user.as_deref();
-    let others = found.members().filter(|name| Some(*name) != qemu);
-    let others = others.map(|name| String::from_utf8_lossy(name).into_owned());
+    let others = entry
+        .members()
+        .filter(|name| Some(*name) != qemu)
+        .map(|name| String::from_utf8_lossy(name).into_owned());
     let others = join_first(others, NAMED, ", ");
     if others.is_empty() {
         return None;
     }
     let text = format!(
-        "beside the QEMU user the pod's group {} has the members {others}: they may open KVM, too",
+        "the pod's group {} has other members besides the QEMU user: {others}; they can open KVM too",
         policy.group
     );
     Some(Warning::new(WarningCode::OtherMembers, text))
 }
 
-/// libvirtd resolves the configured group once, when it starts; memberships at each guest start.
+/// libvirtd resolves the configured group once, when it starts, and memberships at each guest start.
 fn stale_libvirtd(seen: &Observation, stale: &StaleDaemons) -> Option<Warning> {
     let Process { pid, name, .. } = stale.libvirtd.as_ref()?;
     let text = format!(
-        "{name} (pid {pid}) started before {} changed: it may give QEMU the group's old number \
-         until it is restarted; memberships count at once",
+        "{name} (pid {pid}) started before {} changed: until it is restarted it may start QEMU with \
+         the group's old GID; membership changes take effect at the next guest start",
         seen.pod.root.join(GROUP_FILE).display()
     );
     Some(Warning::new(WarningCode::LibvirtdStale, text))
@@ -103,9 +102,9 @@ fn stale_libvirtd(seen: &Observation, stale: &StaleDaemons) -> Option<Warning> {
 fn stale_udevd(stale: &StaleDaemons) -> Option<Warning> {
     let pid = stale.udevd?;
     let text = format!(
-        "udevd (pid {pid}) looked its groups up before the node's group or passwd file changed: if a \
-         number changed there, it applies the old one until it is restarted (systemctl restart \
-         systemd-udevd)"
+        "udevd (pid {pid}) cached its group lookups before the node's group or passwd file changed: \
+         if a UID or GID changed, run `systemctl restart systemd-udevd`; until then udevd applies the \
+         old one"
     );
     Some(Warning::new(WarningCode::UdevdStale, text))
 }

@@ -1,5 +1,5 @@
-//! Drift: QEMU cannot open KVM and `apply` would repair it; or it can, and something that is known to come takes
-//! it away. Pure.
+//! Detects drift: QEMU cannot open KVM and `apply` would repair it, or QEMU can open it until a predictable
+//! event changes the device. Pure.
 #![forbid(unsafe_code)]
 
 use std::path::Path;
@@ -13,20 +13,20 @@ use crate::prove::{ProofResult, allows, closed_directory};
 use crate::verdict::Verdict;
 
 const NOT_THE_NODES: &str =
-    "this container's /dev is not the node's, and `apply` leaves it alone: mount the node's";
+    "this container's /dev is not the node's, and `apply` does not change its device";
 
-/// Adds to the verdict on the proof what is ahead.
-pub fn judge(case: &Case<'_>, mut found: Judgement) -> Judgement {
+/// Changes the judgement on the proof to drift if `apply` would repair the state, or if an event will break it.
+pub fn judge(case: &Case<'_>, mut judgement: Judgement) -> Judgement {
     let Some(ahead) = case.ahead else {
-        return found;
+        return judgement;
     };
     let drift = Drift { case, ahead };
-    match found.verdict {
-        Verdict::Unproven => drift.of_unproven(&mut found),
-        Verdict::Ok => drift.of_ok(&mut found),
+    match judgement.verdict {
+        Verdict::Unproven => drift.of_unproven(&mut judgement),
+        Verdict::Ok => drift.of_ok(&mut judgement),
         _ => {}
     }
-    found
+    judgement
 }
 
 struct Drift<'a> {
@@ -42,50 +42,51 @@ impl Drift<'_> {
         }
     }
 
-    /// Where `apply` has to run, if not here.
+    /// The place where `apply` has to run, as text after the command; empty if here.
     fn place(&self) -> &'static str {
         let pod = &self.case.seen.pod;
         let is_here = pod.is_host || pod.root.path() != Path::new("/");
         if is_here { "" } else { " in the pod" }
     }
 
-    /// Whether `apply` leaves the device alone: it changes none but the node's, unless that one was named.
+    /// Whether `apply` does not change the device: it changes only the node's, unless `--device` is set.
     fn is_left_alone(&self) -> bool {
         is_private(self.case.seen) && !self.case.seen.device_explicit
     }
 
-    /// QEMU cannot open it: whether `apply` would repair that, or a part of it.
-    fn of_unproven(&self, found: &mut Judgement) {
+    /// QEMU cannot open the device: names the command if `apply` would repair all of the cause or a part of it.
+    fn of_unproven(&self, judgement: &mut Judgement) {
         let (plan, policy) = (self.case.plan, self.case.policy);
         let proof = self.case.proof;
         let then = plan.identity.as_ref();
         let is_repaired = then.is_some_and(|then| self.would_open(then));
-        // Where the permissions allow it already something else denies it.
-        let by_rights = is_denied(&proof.result)
+        // If the permissions already allow it, the cause is something that `apply` does not change.
+        let by_permission = is_denied(&proof.result)
             && proof.permission != Some(Permission::Allowed)
             && plan.excluded_by_device_acl.is_none();
-        if by_rights && self.is_left_alone() {
-            found.summary.push_str("; ");
-            found.summary.push_str(NOT_THE_NODES);
-        } else if by_rights && is_repaired {
-            let summary = format!("{}; {}", found.summary, fix_command(policy, self.place()));
-            found.set(Verdict::Drift, summary);
-            // The command is in the summary.
-            found.advice = proof.result.advice().map(|advice| advice.text.clone());
+        if by_permission && self.is_left_alone() {
+            judgement.summary.push_str("; ");
+            judgement.summary.push_str(NOT_THE_NODES);
+        } else if by_permission && is_repaired {
+            let next_step = fix_command(policy, self.place());
+            let summary = format!("{}; {next_step}", judgement.summary);
+            judgement.set(Verdict::Drift, summary);
+            // The summary names the command, so the advice holds the reason only.
+            judgement.advice = proof.result.advice().map(|advice| advice.text.clone());
         } else if !self.steps().is_empty()
             && !is_repaired
             && let Some(advice) = proof.result.advice().filter(|advice| advice.by_apply)
         {
             let apply = policy.command(policy.persist);
             let text = &advice.text;
-            found.advice = Some(format!(
-                "{text}; {apply} mends a part, and names what is left"
+            judgement.advice = Some(format!(
+                "{text}; run {apply}, which repairs a part and reports the rest"
             ));
         }
     }
 
-    /// QEMU can open it: whether something takes that away, or a file is pending.
-    fn of_ok(&self, found: &mut Judgement) {
+    /// QEMU can open the device: checks for a pending `--group-file-out` and for events that will lock QEMU out.
+    fn of_ok(&self, judgement: &mut Judgement) {
         let out = self.steps().iter().find_map(|step| match step {
             Step::GroupFile(step) => match &step.file {
                 GroupFile::Out { path, .. } => Some(path),
@@ -95,12 +96,12 @@ impl Drift<'_> {
         });
         if let Some(out) = out.filter(|_| !self.is_left_alone()) {
             let summary = format!(
-                "{}, but {} is not as it shall be; {}",
-                found.summary,
+                "{}, but {} is missing or out of date; {}",
+                judgement.summary,
                 out.display(),
                 fix_command(self.case.policy, "")
             );
-            found.set(Verdict::Drift, summary);
+            judgement.set(Verdict::Drift, summary);
             return;
         }
         let identity = self.case.plan.identity_now.as_ref().ok();
@@ -111,18 +112,18 @@ impl Drift<'_> {
         let mut events = self.ahead.next_events.iter();
         if let Some(loss) = events.find(|event| !allows(&event.device, identity)) {
             let summary = format!(
-                "{}, but {} makes it {}, and then it cannot; {}",
-                found.summary,
+                "{}, but {} will set it to {}, which denies QEMU access; {}",
+                judgement.summary,
                 loss.what,
-                super::numbers(&loss.device),
-                self.way_out(loss)
+                super::owner_and_mode(&loss.device),
+                self.prevention(loss)
             );
-            found.set(Verdict::Drift, summary);
+            judgement.set(Verdict::Drift, summary);
         }
     }
 
-    /// What prevents that an event takes the device away.
-    fn way_out(&self, loss: &NextEvent) -> String {
+    /// The step that prevents an event from locking QEMU out.
+    fn prevention(&self, loss: &NextEvent) -> String {
         let policy = self.case.policy;
         let then = self.case.plan.identity.as_ref();
         let is_harmless = || then.is_some_and(|then| allows(&loss.device, then));
@@ -132,24 +133,28 @@ impl Drift<'_> {
                 .any(|step| matches!(step, Step::UdevRule(_)))
         };
         if self.is_left_alone() {
-            NOT_THE_NODES.to_owned()
+            format!("{NOT_THE_NODES}; mount the node's /dev at /dev")
         } else if loss.by_udev && writes_rule() {
-            format!("{} writes a rule that prevents it", policy.command(true))
+            format!(
+                "run {} to write a udev rule that prevents it",
+                policy.command(true)
+            )
         } else if loss.by_udev && !is_harmless() {
-            "`apply` cannot prevent that: change the rule on the node, which is what `apply --persist` \
-             is for"
+            "`apply` cannot prevent it; change the rule on the node, or use `apply --persist`"
                 .to_owned()
         } else if policy.group != CHARTS_GROUP && !is_harmless() {
-            "`apply` cannot prevent that, as libvirt.sh names the group kvm: leave out --group"
+            "`apply` cannot prevent it, because libvirt.sh uses the group kvm; omit --group"
                 .to_owned()
         } else {
             let place = self.place();
-            format!("{}{place} makes both agree", policy.command(policy.persist))
+            format!(
+                "run {}{place} to prevent it",
+                policy.command(policy.persist)
+            )
         }
     }
 
-    /// Whether there is something to do, and QEMU could open the device once it is done, as far as
-    /// rights and the mount tell.
+    /// Whether steps are pending after which owner, mode, ACL and mount options would let QEMU open the device.
     fn would_open(&self, then: &Identity) -> bool {
         let steps = self.steps();
         let device = self.case.seen.device.clone().filter(|_| !steps.is_empty());
@@ -164,7 +169,7 @@ impl Drift<'_> {
                 Step::Acl { to, .. } => device.acl = Some(to.clone()),
             }
         }
-        // `apply` leaves alone whose IDs it cannot see.
+        // `apply` does not change a device whose IDs are not mapped in this user namespace.
         !device.nodev
             && !device.unmapped
             && closed_directory(&self.ahead.directories, then).is_none()
@@ -172,7 +177,7 @@ impl Drift<'_> {
     }
 }
 
-/// Whether it may be owner, mode or ACL that deny the open.
+/// Whether owner, mode or ACL can be what denies the open.
 fn is_denied(result: &ProofResult) -> bool {
     use nix::errno::Errno;
     match result {

@@ -1,4 +1,4 @@
-//! The verdict on a run: one judgement of what was seen, planned and proven. Pure.
+//! Derives the verdict, its summary and the advice from the observation, the plan and the proof. Pure.
 #![forbid(unsafe_code)]
 
 pub mod advisories;
@@ -16,55 +16,49 @@ use crate::verdict::Verdict;
 
 use next_events::NextEvent;
 
-/// What a verdict rests on.
+/// The input of [`judge`].
 #[derive(Debug, Clone, Copy)]
 pub struct Case<'a> {
-    /// What was seen.
     pub seen: &'a Observation,
-    /// What was planned from it.
     pub plan: &'a Plan,
-    /// What is wanted.
     pub policy: &'a Policy,
-    /// What opening the device came to.
     pub proof: &'a Proof,
-    /// What `check` looks at as well; nothing where the steps were done.
+    /// Set by `check` and `--dry-run` only, which do not execute the steps.
     pub ahead: Option<&'a Ahead>,
-    /// Whether a step of this run was done before.
+    /// Whether this run has already changed something.
     pub changed: bool,
 }
 
-/// What is ahead of a state that was looked at and not changed.
+/// Additional facts about a state that was checked and not changed.
 #[derive(Debug)]
 pub struct Ahead {
-    /// What will happen to the device next.
     pub next_events: Vec<NextEvent>,
-    /// The directories above the device, where it was not opened.
+    /// The directories above the device; empty if the proof was ok or off.
     pub directories: Vec<Directory>,
 }
 
-/// The verdict, and what a person is told.
+/// The verdict and the texts that explain it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Judgement {
-    /// The verdict.
     pub verdict: Verdict,
-    /// The exit code, which differs from the verdict's own for a missing KVM that is accepted.
+    /// The exit code; differs from the verdict's own if KVM is missing and `--missing skip` is set.
     pub exit_code: u8,
-    /// One sentence that says why.
+    /// The fact that decides the verdict, and the next step unless `advice` contains it.
     pub summary: String,
     /// Why QEMU cannot open KVM.
     pub cause: Option<Cause>,
-    /// What to do, where the summary does not say it.
+    /// Why the proof failed and what to do; for drift only why, because the summary names the command.
     pub advice: Option<String>,
-    /// The verdict without a doubt about which libvirtd starts QEMU.
+    /// The verdict before any doubt about which libvirtd starts QEMU is applied.
     pub of_device: Verdict,
-    /// Whether what was proven is about the QEMU in question.
+    /// Whether the proof is valid for the QEMU that the running libvirtd starts.
     pub proof_counts: bool,
-    /// What is odd about that.
+    /// Warnings about libvirtd that resulted from the judgement.
     pub warnings: Vec<Warning>,
 }
 
 impl Judgement {
-    /// One that says no more than this.
+    /// A judgement without cause, advice and warnings.
     pub fn new(verdict: Verdict, summary: impl Into<String>) -> Self {
         Self {
             verdict,
@@ -78,7 +72,8 @@ impl Judgement {
         }
     }
 
-    /// That on a run that an error ended. `changed` says whether a step was done before.
+    /// The judgement on a run that an error ended. If the run had `changed` something, "refused" and
+    /// "usage", which promise that nothing was changed, become "failed".
     pub fn of_error(error: &Error, changed: bool) -> Self {
         let verdict = match error.verdict() {
             Verdict::Refused | Verdict::Usage if changed => Verdict::Failed,
@@ -93,7 +88,7 @@ impl Judgement {
         self.summary = summary;
     }
 
-    /// What was opened was not opened for the QEMU in question.
+    /// For a proof that is not valid for the QEMU that the running libvirtd starts.
     fn set_unproven(&mut self, summary: String) {
         self.set(Verdict::Unproven, summary);
         self.proof_counts = false;
@@ -102,10 +97,9 @@ impl Judgement {
     }
 }
 
-/// The verdict.
 pub fn judge(case: &Case<'_>) -> Judgement {
-    let mut found = match &case.plan.outcome {
-        // After a step it is a failure: something was changed.
+    let mut judgement = match &case.plan.outcome {
+        // "Refused" promises that nothing was changed.
         Outcome::Refuse(refusal) if case.changed => Judgement {
             cause: refusal.cause,
             ..Judgement::new(Verdict::Failed, &refusal.text)
@@ -115,32 +109,32 @@ pub fn judge(case: &Case<'_>) -> Judgement {
             ..Judgement::new(Verdict::Refused, &refusal.text)
         },
         Outcome::NoKvm(no_kvm) => {
-            let mut found = Judgement::new(Verdict::Failed, &no_kvm.text);
+            let mut judgement = Judgement::new(Verdict::Failed, &no_kvm.text);
             if !case.changed {
-                found.verdict = Verdict::Absent;
-                found.exit_code = absent_code(case.policy);
+                judgement.verdict = Verdict::Absent;
+                judgement.exit_code = absent_code(case.policy);
             }
-            found.cause = Some(no_kvm.cause);
-            found.advice = Some(no_kvm.advice.clone());
-            found
+            judgement.cause = Some(no_kvm.cause);
+            judgement.advice = Some(no_kvm.advice.clone());
+            judgement
         }
         Outcome::Act(_) => drift::judge(case, of_proof(case)),
     };
-    found.of_device = found.verdict;
-    apply_doubt(&mut found, case);
-    // The device keeps a GID that is not the node's.
+    judgement.of_device = judgement.verdict;
+    apply_doubt(&mut judgement, case);
+    // The device keeps a GID that is not the target GID.
     if let Some(why) = case
         .plan
         .kept_because
         .as_ref()
-        .filter(|_| found.verdict == Verdict::Ok)
+        .filter(|_| judgement.verdict == Verdict::Ok)
     {
-        found.set(Verdict::Drift, why.clone());
+        judgement.set(Verdict::Drift, why.clone());
     }
-    found
+    judgement
 }
 
-/// Where guests may run without KVM its absence is accepted.
+/// The exit code for a node without KVM; 0 with `--missing skip`.
 fn absent_code(policy: &Policy) -> u8 {
     match policy.missing {
         Missing::Fail => Verdict::Absent.code(),
@@ -148,7 +142,7 @@ fn absent_code(policy: &Policy) -> u8 {
     }
 }
 
-/// The verdict on the proof alone.
+/// The judgement on the proof alone.
 fn of_proof(case: &Case<'_>) -> Judgement {
     let identity = case.plan.identity_now.as_ref().ok();
     let qemu = match identity {
@@ -160,23 +154,32 @@ fn of_proof(case: &Case<'_>) -> Judgement {
     let (verdict, summary) = match result {
         ProofResult::Ok(_) if identity.is_some_and(|identity| identity.placeholder) => (
             Verdict::Ok,
-            format!("the group can open {path}; this node has no QEMU user to prove it for"),
+            format!(
+                "members of group {} can open {path} (tested as nobody, because this node has no QEMU \
+                 user)",
+                case.plan.group
+            ),
         ),
         ProofResult::Ok(_) => (Verdict::Ok, format!("{qemu} can open {path}")),
-        ProofResult::Off => (Verdict::Ok, format!("{path} is as it shall be; not proven")),
+        ProofResult::Off => (
+            Verdict::Ok,
+            format!(
+                "{path} has the target owner and mode; opening it was not tested (--proof off)"
+            ),
+        ),
         ProofResult::NotDone { failed, .. } => match &case.plan.excluded_by_device_acl {
             Some(at) => (
                 Verdict::Unproven,
-                format!("no guest gets {path}: cgroup_device_acl in {at} leaves it out"),
+                format!("no guest can use {path}: cgroup_device_acl in {at} does not list it"),
             ),
-            // Where this container may not ask, the state can still be right.
+            // If this container lacks a privilege, the state can still be right.
             None => (
                 if *failed {
                     Verdict::Failed
                 } else {
                     Verdict::Unproven
                 },
-                format!("whether {qemu} can open {path} could not be asked"),
+                format!("could not test whether {qemu} can open {path}"),
             ),
         },
         ProofResult::Mismatch { .. } | ProofResult::Failed { .. } => (
@@ -184,108 +187,111 @@ fn of_proof(case: &Case<'_>) -> Judgement {
             format!("{qemu} cannot open {path}: {}", result.word().as_str()),
         ),
     };
-    let mut found = Judgement {
+    let mut judgement = Judgement {
         cause: result.cause(),
-        advice: result.advice().map(|advice| full(advice, case.policy)),
+        advice: result
+            .advice()
+            .map(|advice| with_command(advice, case.policy)),
         proof_counts: true,
         ..Judgement::new(verdict, summary)
     };
     if result.cause() == Some(Cause::NoDriver) && !case.changed {
-        found.verdict = Verdict::Absent;
-        found.exit_code = absent_code(case.policy);
+        judgement.verdict = Verdict::Absent;
+        judgement.exit_code = absent_code(case.policy);
     }
-    found
+    judgement
 }
 
-/// An advice with the command that it is about.
-fn full(advice: &Advice, policy: &Policy) -> String {
+/// The advice, followed by the command if `apply` repairs the cause.
+fn with_command(advice: &Advice, policy: &Policy) -> String {
     match advice.by_apply {
         true => format!("{}; {}", advice.text, fix_command(policy, "")),
         false => advice.text.clone(),
     }
 }
 
-/// That `apply`, run in a `place`, is what helps.
+/// The next step if `apply` repairs the state. `place` is empty or ` in the pod`.
 fn fix_command(policy: &Policy, place: &str) -> String {
-    format!("{}{place} mends it", policy.command(policy.persist))
+    format!("run {}{place} to repair it", policy.command(policy.persist))
 }
 
-/// What was proven is the node's device, with the QEMU identity of the files that were looked at. Whether that
-/// is about a libvirtd that runs is added here.
-fn apply_doubt(found: &mut Judgement, case: &Case<'_>) {
-    let is_good = matches!(found.verdict, Verdict::Ok | Verdict::Drift);
+/// Adjusts a judgement about the node's device and the QEMU identity in the inspected files if a running
+/// libvirtd uses others, or if it cannot be determined which libvirtd starts QEMU.
+fn apply_doubt(judgement: &mut Judgement, case: &Case<'_>) {
+    let is_good = matches!(judgement.verdict, Verdict::Ok | Verdict::Drift);
     match &case.seen.doubt {
         None => {}
-        Some(Doubt::OtherDevice(other)) => apply_other_device(found, case, other),
-        Some(Doubt::NoLibvirtd(other)) if found.verdict == Verdict::Ok => {
+        Some(Doubt::OtherDevice(other)) => apply_other_device(judgement, case, other),
+        Some(Doubt::NoLibvirtd(other)) if judgement.verdict == Verdict::Ok => {
             let other = other.map(|pid| {
                 format!(
-                    "; the one that runs (pid {pid}) has a /dev of its own: mount the node's /dev at \
-                     /dev in its container"
+                    "; the running one (pid {pid}) has a private /dev: mount the node's /dev at /dev \
+                     in its container"
                 )
             });
-            found.set_unproven(format!(
-                "no libvirtd with the node's device runs on this node, so there is no QEMU to prove it \
+            judgement.set_unproven(format!(
+                "no libvirtd that uses the node's device is running, so there is no QEMU to test \
                  for{}",
                 other.unwrap_or_default()
             ));
         }
         Some(Doubt::NoLibvirtd(_)) => {}
         Some(Doubt::Unclear(text)) => {
-            found.warnings.push(libvirtd_unseen(text));
+            judgement.warnings.push(libvirtd_unseen(text));
             if is_good {
-                found.set_unproven(format!("which libvirtd starts QEMU is unclear: {text}"));
+                judgement.set_unproven(format!(
+                    "cannot determine which libvirtd starts QEMU: {text}"
+                ));
             }
         }
     }
 }
 
-/// That it is unclear which libvirtd starts QEMU.
 pub fn libvirtd_unseen(text: &str) -> Warning {
     Warning::new(WarningCode::LibvirtdUnseen, text)
 }
 
-/// What was proven is the node's device. A container that was not given the node's /dev has another one, or
-/// none, and its QEMU opens that.
-fn apply_other_device(found: &mut Judgement, case: &Case<'_>, other: &OtherDevice) {
+/// The proof opened the node's device. If the node's /dev is not mounted in libvirtd's container, QEMU opens
+/// another device there, or finds none.
+fn apply_other_device(judgement: &mut Judgement, case: &Case<'_>, other: &OtherDevice) {
     let shown = |facts: &DeviceStat| format!("{}:{} {:04o}", facts.uid, facts.gid, facts.mode);
     let path = case.seen.device_path.display();
     let there = match &other.there {
         Some(_) if other.is_nodev => "on a mount with the option nodev".to_owned(),
         Some(facts) => shown(facts),
-        None => "no KVM device".to_owned(),
+        None => "missing or not a KVM device".to_owned(),
     };
     let text = format!(
-        "libvirtd's /dev ({}) is not the node's: {path} is {there} there, and {} here; mount the \
+        "libvirtd's /dev ({}) is not the node's: its {path} is {there}, the node's is {}; mount the \
          node's /dev at /dev in that container",
         case.seen.pod.root.join("dev").display(),
         shown(&other.here)
     );
     let warning = Warning::new(WarningCode::PrivateDevice, text);
-    found.warnings.push(warning);
-    if !matches!(found.verdict, Verdict::Ok | Verdict::Drift) {
+    judgement.warnings.push(warning);
+    if !matches!(judgement.verdict, Verdict::Ok | Verdict::Drift) {
         return;
     }
     if case.proof.result.is_ok() {
         let summary = format!(
-            "{}, but that is the node's: libvirtd's own {path} is another one ({there}), and it was \
-             not opened; run this in the pod",
-            found.summary
+            "{}, but only the node's device was tested: libvirtd's own {path} is a different one \
+             ({there}); run this command in the pod",
+            judgement.summary
         );
-        found.set(Verdict::Unproven, summary);
+        judgement.set(Verdict::Unproven, summary);
     } else {
-        // `apply` in that pod refuses a device that is not the node's.
-        let advice = "mount the node's /dev at /dev in that container, and run this again";
-        found.advice = Some(advice.to_owned());
-        found.set(
+        // Running `apply` there would not help: it refuses a device that is not the node's.
+        let advice = "mount the node's /dev at /dev in that container, then run this command again";
+        judgement.advice = Some(advice.to_owned());
+        judgement.set(
             Verdict::Unproven,
-            format!("libvirtd's own {path} is not the node's ({there}), and it was not opened"),
+            format!("libvirtd's own {path} is not the node's device ({there}) and was not tested"),
         );
     }
 }
 
-/// Owner, group and mode: `0:108 0660`.
-fn numbers(device: &DeviceState) -> String {
+/// Owner, group and mode, for example `0:108 0660`.
+fn owner_and_mode(device: &DeviceState) -> String {
     let facts = &device.facts;
     format!("{}:{} {:04o}", facts.uid, facts.gid, facts.mode)
 }

@@ -1,9 +1,8 @@
-//! The way that `apply`, `check` and `watch` go: observe, plan, execute, prove, judge, report.
+//! The pipeline of `apply`, `check` and `watch`: observe, plan, execute, prove, judge, report.
 //!
-//! A run that changes something goes round until nothing is left to do: what was planned is done, and all is
-//! observed and planned again. Files come first and the device last, so that a run that is killed in between
-//! leaves a device that is no more open than before. A run that only looks lists the steps instead, and adds
-//! what is ahead.
+//! `apply` repeats observe, plan and execute until no step is left. Files are written first and the device is
+//! changed last, so that a run that is killed in between does not leave the device more accessible than before.
+//! `check` and `--dry-run` list the steps instead of executing them, and predict the next events.
 
 mod run;
 
@@ -27,28 +26,23 @@ use crate::sys::processes::Process;
 use crate::verdict::Verdict;
 use run::Run;
 
-/// What a run is asked for. Only the pipeline looks at the parts together.
+/// The configuration of a run. Only the pipeline uses all parts; each stage gets the part it needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// What to look at.
     pub sources: Sources,
-    /// What is wanted.
     pub policy: Policy,
-    /// How far the proof goes.
     pub proof: ProofKind,
-    /// How long to wait for the device to hold still.
+    /// How long to wait for the device to stop changing; zero for not at all.
     pub settle: Duration,
-    /// Whether nothing may be changed.
     pub dry_run: bool,
 }
 
 impl Request {
-    /// From flags, environment and the configuration file; also where the report goes. `env` answers for a
-    /// variable's name, `read` for the configuration file's content.
+    /// Resolves flags, environment and configuration file, also to where the report goes. `env` returns the value
+    /// of a variable, `read` the content of the configuration file.
     ///
     /// # Errors
-    /// [`Error::Usage`] for the first value that is not what it may be, and for a configuration file that
-    /// cannot be read.
+    /// [`Error::Usage`] for the first invalid value, and for a configuration file that cannot be read.
     pub fn resolve(
         flags: &Flags,
         env: impl Fn(&str) -> Option<OsString>,
@@ -65,7 +59,7 @@ impl Request {
         Ok((request, values.output()?))
     }
 
-    /// The same for another pod root.
+    /// A copy of this request with another pod root.
     pub fn with_root(&self, root: PodRoot) -> Self {
         let mut request = self.clone();
         request.sources.pod_root = root;
@@ -73,52 +67,48 @@ impl Request {
     }
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Finished {
-    /// What is printed.
     pub report: Report,
-    /// Whether QEMU can open KVM, and that was proven for the QEMU in question.
+    /// Whether QEMU can open KVM, and the proof is valid for the QEMU that the running libvirtd starts.
     pub is_ready: bool,
-    /// Whether the device opens for the QEMU identity, whichever libvirtd starts QEMU.
+    /// Whether the device opens for the QEMU identity, regardless of which libvirtd starts QEMU.
     pub opens: bool,
-    /// The verdict without a doubt about which libvirtd starts QEMU.
+    /// The verdict before any doubt about which libvirtd starts QEMU is applied.
     pub of_device: Verdict,
-    /// What was seen when nothing was left to do, or nothing could be done.
+    /// The last observation; `None` if an error ended the run.
     pub seen: Option<Observation>,
 }
 
-/// Which daemons run, found when that is first asked: the most expensive thing that `check` does, for all
-/// processes are looked at.
+/// The running daemons. The list is built on first use, because inspecting all processes is the most expensive
+/// part of `check`.
 pub type Daemons = LazyCell<Vec<Process>>;
 
-/// Does what is asked for and proves it. `memory` is what `watch` remembers; nothing for another command.
+/// Executes the steps and proves the result. `memory` is set by `watch` only.
 pub fn apply(request: &Request, memory: Option<&Memory>) -> Finished {
     Run::new(request, memory, None).go()
 }
 
-/// Looks, proves what is, and lists what would be done. `memory` as for [`apply`].
+/// Proves the present state and lists the steps without executing them. `memory` is set by `watch` only.
 pub fn look(request: &Request, memory: Option<&Memory>, daemons: &Daemons) -> Finished {
     Run::new(request, memory, Some(daemons)).go()
 }
 
-/// Proves what was seen and planned, where no step is left.
-///
-/// # Errors
-/// When no child could be made or waited for.
+/// Repeats the proof for a plan that has no steps left.
 pub fn prove_again(request: &Request, seen: &Observation, plan: &Plan) -> Result<Finished> {
     let proof = prove(seen, plan, request.proof, || {})?;
     Ok(Run::new(request, None, None).finish(seen, plan, &proof))
 }
 
-/// Whether the device is not as it was seen: then a failed proof says nothing yet.
+/// Whether the device has changed since the observation, so that a failed proof must be repeated.
 pub fn device_changed(seen: &Observation) -> bool {
     let before = seen.device.as_ref().map(|device| device.facts);
     let now = Device::find(&seen.device_path).ok().flatten();
     now.map(|device| device.facts()) != before
 }
 
-/// A device that went away between two looks.
+/// The error for a device that disappeared after the observation.
 pub(crate) fn no_device(seen: &Observation) -> Error {
     let call = format!("open({})", seen.device_path.display());
     let errno = Errno::ENOENT;

@@ -1,4 +1,4 @@
-//! One run: round after round until nothing is left to do.
+//! One run: repeats its rounds until no step is left.
 
 use super::{Daemons, Finished, Request, device_changed, no_device};
 use std::cell::LazyCell;
@@ -24,63 +24,60 @@ use crate::sys::settle::{self, Settled};
 use crate::text::join_first;
 use crate::verdict::Verdict;
 
-/// How often the work is done again when another process changes the device at the same time, before that is
-/// reported. udevd answering a reloaded module is over after one.
+/// How many rounds `apply` makes if another process keeps changing the device, before it reports that. udevd
+/// handling a reloaded module takes one.
 const ROUNDS: usize = 5;
 
-/// The same for a run that only looks, which then reports what it saw last.
+/// How many rounds `check` makes in that case, before it reports the last observation.
 const LOOKS: usize = 3;
 
-/// The same for the group files: many runs at once, each with its own member, are no quarrel, and each is done
-/// after its turn.
+/// How many rounds a run makes in total. Concurrent runs that each add another member to the group file all
+/// succeed in the end, but each may have to repeat its round after every other one.
 const TURNS: usize = 100;
 
-/// How long the start of a guest takes at most from when libvirt looks up QEMU's groups (`virExec`) until it
-/// copies the device into the guest's own /dev (`qemuDomainBuildNamespace`).
+/// Upper limit for the time in a guest start between libvirt's lookup of QEMU's groups (`virExec`) and its copy of
+/// the device into the guest's private /dev (`qemuDomainBuildNamespace`).
 const STARTS: Duration = Duration::from_secs(1);
 
-/// Waits for the device to hold still, if that was asked for. A warning where it did not.
-///
-/// # Errors
-/// The call that failed.
+/// Waits for the device to stop changing (`--settle`). Returns a warning if it did not.
 fn settle(request: &Request) -> Result<Option<Warning>> {
     let device = &request.sources.device;
     if request.settle.is_zero() || settle::wait(device, request.settle)? != Settled::Moving {
         return Ok(None);
     }
     let text = format!(
-        "{} was still being changed after {:?}",
+        "{} was still changing after {:?} (--settle)",
         device.display(),
         request.settle
     );
     Ok(Some(Warning::new(WarningCode::Unsettled, text)))
 }
 
-/// A run, with what was done so far: that is kept for the report whatever happens next.
+/// A run and its changes so far, which are reported even if an error ends it.
 pub(super) struct Run<'a> {
     request: &'a Request,
     memory: Option<&'a Memory>,
-    /// For a run that only looks.
+    /// Set for `check` and `--dry-run`.
     daemons: Option<&'a Daemons>,
     changes: Vec<Change>,
     warnings: Vec<Warning>,
-    /// Whether the device, or a file beside it, was changed.
+    /// Whether this run has changed the device or a file.
     changed: bool,
-    /// Whether directories were held, which may have been made or taken over for that.
+    /// Whether a lock was taken, for which an output directory may have been created or changed.
     has_begun: bool,
-    /// What was seen last, for a report on a step that failed.
+    /// The last observation and plan, for the report on a failed step.
     view: Option<View>,
     locks: Locks,
-    /// How often the device was changed by another process at the same time.
+    /// Rounds used, of [`ROUNDS`] or [`LOOKS`]; rounds that only write group files do not count.
     rounds: usize,
     last_change: Option<Step>,
 }
 
-/// How a round ended.
+/// The result of a round.
 enum Round {
-    /// Something was done, or has changed: all is to be looked at again.
+    /// Something was changed, by this run or by another process, so that the next round must observe again.
     Again,
-    /// Nothing is left to do.
+    /// No step is left.
     Done(Proof),
 }
 
@@ -148,17 +145,19 @@ impl<'a> Run<'a> {
                 break;
             }
         }
-        let last = self.last_change.as_ref();
-        let last = last.map(|step| format!(" (last: {})", changes::line(step)));
+        let last = self
+            .last_change
+            .as_ref()
+            .map(|step| format!(" (this run's last change: {})", changes::line(step)));
         Err(Error::Contended(format!(
-            "{} or the group file is changed by another process again and again{}: see which process \
-             does it (`inotifywait -m /dev`, `udevadm monitor`), then run again with --settle 30s",
+            "another process repeatedly changes {} or the group file{}; find it with `inotifywait -m /dev` or \
+             `udevadm monitor`, then run again with --settle 30s",
             self.request.sources.device.display(),
             last.unwrap_or_default()
         )))
     }
 
-    /// A round that only looks.
+    /// A round of `check`, which changes nothing.
     fn look(&mut self, seen: &Observation, plan: &Plan, daemons: &Daemons) -> Result<Round> {
         let steps = match &plan.outcome {
             Outcome::Act(steps) => steps,
@@ -166,11 +165,11 @@ impl<'a> Run<'a> {
             Outcome::Refuse(_) => &Vec::new(),
         };
         self.changes = steps.iter().flat_map(changes::changes).collect();
-        // The daemons are looked for while the proof's child is at work.
+        // Search for the daemons while the proof's child runs.
         self.prove(seen, plan, || _ = LazyCell::force(daemons))
     }
 
-    /// A round that does what is left to do.
+    /// A round of `apply`, which executes the steps that are due.
     fn work(&mut self, seen: &Observation, plan: &Plan, device: Option<&Device>) -> Result<Round> {
         let steps = self.due(plan);
         if let (Outcome::Act(all), None) = (&plan.outcome, self.memory) {
@@ -183,7 +182,7 @@ impl<'a> Run<'a> {
                 &self.request.policy,
                 plan.identity.as_ref(),
             ));
-            // What was seen before a lock was taken may be out of date.
+            // The files may have changed before the lock was taken, so the next round observes them again.
             let is_file = |step: &Step| matches!(step, Step::GroupFile(_) | Step::UdevRule(_));
             if steps.iter().any(is_file) && self.locks.take(steps, self.patience())? {
                 self.has_begun = true;
@@ -200,12 +199,12 @@ impl<'a> Run<'a> {
             self.changed |= is_done && matches!(plan.outcome, Outcome::Act(_));
             return Ok(Round::Again);
         }
-        // Nothing is left to write, and the proof may take a while.
+        // No file is written any more, and the proof can take up to 10 s.
         self.locks = Locks::default();
         self.prove(seen, plan, || {})
     }
 
-    /// The steps of this round.
+    /// The steps that this round executes.
     fn due<'p>(&self, plan: &'p Plan) -> &'p [Step] {
         match &plan.outcome {
             Outcome::Act(steps) => execute::due(steps),
@@ -225,7 +224,7 @@ impl<'a> Run<'a> {
         Ok(Round::Done(proof))
     }
 
-    /// How long to wait for a lock. `watch` tries again, and has a device to look after.
+    /// How long to wait for a lock. `watch` waits less: it tries again later and must keep handling events.
     fn patience(&self) -> Duration {
         match self.memory {
             Some(_) => LOCK_WAIT / 10,
@@ -233,9 +232,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// What the renumbering leaves behind: primary groups in passwd, and QEMUs that run.
+    /// Warns about users and running QEMUs that keep the group's old GID.
     fn note_old_gid(&mut self, seen: &Observation, plan: &Plan) {
-        /// How many of each are named.
         const NAMED: usize = 20;
         let Some(old) = plan.renumbered else {
             return;
@@ -245,22 +243,25 @@ impl<'a> Run<'a> {
         let qemus = join_first(qemus.iter().map(ToString::to_string), NAMED, ", ");
         let mut parts = Vec::new();
         if !users.is_empty() {
-            parts.push(format!("it is the primary group of {users} in etc/passwd"));
+            parts.push(format!("as the primary group of {users} in etc/passwd"));
         }
         if !qemus.is_empty() {
             parts.push(format!(
-                "QEMUs that run with it keep it until they are restarted (pid {qemus})"
+                "by running QEMU processes until their guests are restarted (pid {qemus})"
             ));
         }
         if !parts.is_empty() {
-            let text = format!("the old number {old} stays in use: {}", parts.join("; "));
+            let text = format!(
+                "the group's old GID {old} is still used {}",
+                parts.join(", and ")
+            );
             self.warnings
                 .push(Warning::new(WarningCode::OldGidInUse, text));
         }
     }
 
-    /// Does the steps in their order: where the group file cannot be written the device is left alone. False
-    /// where a file has changed since it was looked at.
+    /// Executes the steps in order, so that the device is not changed if the group file cannot be written. Returns
+    /// false if a file has changed since the observation.
     fn perform(
         &mut self,
         steps: &[Step],
@@ -269,18 +270,18 @@ impl<'a> Run<'a> {
         device: Option<&Device>,
     ) -> Result<bool> {
         for step in steps {
-            let found = self.changes.len();
+            let before = self.changes.len();
             self.changes.extend(changes::changes(step));
             match step {
                 Step::GroupFile(_) | Step::UdevRule(_) => {
                     if !execute::write(step, &self.locks)? {
-                        self.changes.truncate(found);
+                        self.changes.truncate(before);
                         return Ok(false);
                     }
                 }
                 _ => execute::perform(step, device.ok_or_else(|| no_device(seen))?)?,
             }
-            for change in &mut self.changes[found..] {
+            for change in &mut self.changes[before..] {
                 change.applied = true;
             }
             self.changed |= matches!(plan.outcome, Outcome::Act(_));
@@ -288,7 +289,7 @@ impl<'a> Run<'a> {
             if let Some(note) = changes::note(step) {
                 log::info!("{note}");
             }
-            // The old GID is good for a guest that is starting now, the new one is not.
+            // libvirt has already looked up the groups of a guest that is starting, so QEMU has only the old GID.
             if matches!(step, Step::GroupFile(_)) && self.leaves_good_gid(plan) {
                 self.locks.release_group();
                 std::thread::sleep(STARTS);
@@ -297,7 +298,7 @@ impl<'a> Run<'a> {
         Ok(true)
     }
 
-    /// Whether the device is about to leave a GID with which QEMU can open it (`watch`).
+    /// Whether the next steps change the device from a GID with which QEMU can open it (`watch`).
     fn leaves_good_gid(&self, plan: &Plan) -> bool {
         let good = self.memory.and_then(|memory| memory.last_good_gid);
         let target: Option<Gid> = plan.resolution.target().map(|target| target.gid);
@@ -326,8 +327,8 @@ impl<'a> Run<'a> {
         let off = (proof.result == ProofResult::Off).then(proof_is_off);
         if let Some(daemons) = self.daemons {
             let stale = StaleDaemons::find(seen, daemons);
-            let odd = advisories::warnings(seen, policy, identity, &stale);
-            view.warnings.extend(odd);
+            let advisories = advisories::warnings(seen, policy, identity, &stale);
+            view.warnings.extend(advisories);
             view.warnings.extend(off);
         } else {
             self.warnings.extend(off);
@@ -347,7 +348,8 @@ impl<'a> Run<'a> {
         if let crate::config::Libvirtd::Unclear(text) = &self.request.sources.libvirtd {
             self.warnings.push(crate::judge::libvirtd_unseen(text));
         }
-        // What was not wrong with the options at first is not wrong with them now.
+        // "Usage" promises that nothing was changed. The options were valid when the run began, so the cause is
+        // a change during the run.
         let is_late = self.has_begun && matches!(error, Error::Usage(_));
         let judgement = Judgement::of_error(error, self.changed || is_late);
         let proof = ProofResult::not_done(None, None).into();
@@ -362,6 +364,6 @@ impl<'a> Run<'a> {
 }
 
 fn proof_is_off() -> Warning {
-    let text = "the proof was turned off (--proof off): whether QEMU can open KVM is unknown";
+    let text = "--proof off is set, so it is unknown whether QEMU can open KVM";
     Warning::new(WarningCode::Unproven, text)
 }

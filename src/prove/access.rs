@@ -1,4 +1,4 @@
-//! What owner, group, mode and ACL let a QEMU identity do, whatever open(2) says. Pure.
+//! Computes what owner, group, mode and ACL allow a QEMU identity, independent of open(2). Pure.
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
@@ -9,35 +9,32 @@ use crate::observe::DeviceState;
 use crate::plan::qemu_identity::Identity;
 use crate::sys::device::DeviceStat;
 
-/// A directory on the way to the device.
+/// A directory on the path to the device, with its owner, mode and ACL.
 pub type Directory = (PathBuf, DeviceState);
 
-/// Who opens what, and on which way.
+/// The facts that decide whether a QEMU identity can open the device.
 #[derive(Debug)]
 pub struct AccessContext<'a> {
-    /// The device's path.
     pub path: &'a Path,
-    /// The device as it is now.
     pub device: &'a DeviceState,
-    /// The directories on the way to it, outermost first.
+    /// The directories on the path to the device, outermost first.
     pub directories: &'a [Directory],
-    /// Who opens it.
     pub identity: &'a Identity,
-    /// What gives the QEMU user the device where owner, group and mode deny it; nothing where `apply` does.
+    /// The next step if owner, group and mode deny access and `apply` does not repair that.
     pub remedy: Option<String>,
 }
 
-/// Searching a directory needs `x`.
+/// The `x` bit, which path resolution requires of a directory.
 const SEARCH: u16 = 0o1;
 
-/// Whether owner, mode and ACL of a device let QEMU read and write.
+/// Whether owner, mode and ACL of a device allow QEMU to read and write it.
 pub fn allows(device: &DeviceState, identity: &Identity) -> bool {
-    // Root keeps its capabilities, and CAP_DAC_OVERRIDE asks nobody.
+    // libvirt leaves CAP_DAC_OVERRIDE to a QEMU that runs as root, which bypasses the permission check.
     identity.uid.is_root() || permits(&permissions(device), &identity.who(), READ_WRITE)
 }
 
 impl AccessContext<'_> {
-    /// Whether QEMU as root gets to the device by `CAP_DAC_OVERRIDE` alone.
+    /// Whether QEMU as root can open the device only because of `CAP_DAC_OVERRIDE`.
     pub fn needs_dac_override(&self) -> bool {
         let who = self.identity.who();
         let passes = |(_, directory): &Directory| permits(&permissions(directory), &who, SEARCH);
@@ -45,8 +42,8 @@ impl AccessContext<'_> {
         self.identity.uid.is_root() && !(reads_and_writes && self.directories.iter().all(passes))
     }
 
-    /// What owner, group, mode and ACL of the device and of the directories above it say; nothing where this
-    /// user namespace hides whose the device is.
+    /// Whether owner, group, mode and ACL of the device and of the directories above it allow QEMU access;
+    /// `None` if the device's owner is not mapped in this user namespace.
     pub fn permission(&self) -> Option<Permission> {
         if !self.device.facts.is_kvm() || self.device.unmapped {
             return None;
@@ -59,7 +56,7 @@ impl AccessContext<'_> {
     }
 }
 
-/// The first directory that does not let QEMU pass.
+/// The first directory that QEMU has no search permission for.
 pub fn closed_directory<'a>(
     directories: &'a [Directory],
     identity: &Identity,
@@ -69,7 +66,7 @@ pub fn closed_directory<'a>(
     directories.find(|(_, directory)| !permits(&permissions(directory), &who, SEARCH))
 }
 
-/// chmod(1)'s letter for the class of permission bits that counts for QEMU; none where an ACL counts.
+/// chmod(1)'s letter for the class of permission bits that applies to QEMU; `None` if an ACL applies.
 pub fn class(directory: &DeviceState, identity: &Identity) -> Option<char> {
     let bits = |mode| DeviceState {
         facts: DeviceStat {
@@ -81,9 +78,9 @@ pub fn class(directory: &DeviceState, identity: &Identity) -> Option<char> {
     };
     let classes = [('u', 0o100), ('g', 0o010), ('o', 0o001)];
     let mut classes = classes.into_iter().filter(|_| directory.acl.is_none());
-    let counts =
+    let applies =
         |&(_, mode): &(char, u16)| permits(&permissions(&bits(mode)), &identity.who(), SEARCH);
-    classes.find(counts).map(|(class, _)| class)
+    classes.find(applies).map(|(class, _)| class)
 }
 
 fn permissions(device: &DeviceState) -> FilePermissions<'_> {

@@ -1,10 +1,10 @@
-//! Why QEMU cannot open KVM: from what the child saw and what guards the device to one cause and
-//! one line of advice. Pure.
+//! Determines one cause and one line of advice from the child's result and from the device's owner, mode, ACL
+//! and mount options. Pure.
 //!
-//! The kernel asks discretionary access control first, then the cgroup's device filter, then the
-//! security module (fs/namei.c, `inode_permission`). The first two tell `EACCES` from `EPERM`; the
-//! third, and a `nodev` mount, which is asked about before all of them (`may_open`), answer `EACCES`
-//! too, and show only as the difference to what owner, mode and ACL would allow.
+//! The kernel checks discretionary access control first, then the cgroup's device filter, then the security
+//! module (fs/namei.c, `inode_permission`). The first returns `EACCES`, the second `EPERM`. A security module
+//! returns `EACCES` too, as does a `nodev` mount, which is checked before all of them (`may_open`). These two are
+//! recognised only because owner, mode and ACL would have allowed the open.
 #![forbid(unsafe_code)]
 
 use nix::errno::Errno;
@@ -19,8 +19,8 @@ use crate::plan::qemu_identity::Identity;
 use crate::sys::kvm::API_VERSION;
 use crate::text::join_first;
 
-/// What the child's answer means.
-pub fn diagnose(answer: ProbeResult, context: &AccessContext<'_>) -> ProofResult {
+/// Converts the child's result into a proof result with cause and advice.
+pub fn diagnose(result: ProbeResult, context: &AccessContext<'_>) -> ProofResult {
     let failed = |errno: Errno, (cause, advice): (Cause, Advice)| ProofResult::Failed {
         errno,
         cause,
@@ -32,25 +32,29 @@ pub fn diagnose(answer: ProbeResult, context: &AccessContext<'_>) -> ProofResult
         advice: Advice::new(advice),
     };
     let path = context.path.display();
-    match answer {
+    match result {
         ProbeResult::Ok(version) => ProofResult::Ok(version),
         ProbeResult::OtherInode => mismatch(
             Cause::Unknown,
             None,
-            "the device was replaced while it was being proven: run again, with --settle 30s \
-             where a module is being reloaded",
+            "the device was replaced during the proof; run again, with --settle 30s if a module is being \
+             reloaded",
         ),
         ProbeResult::OtherVersion(version) => mismatch(
             Cause::ApiVersion,
             Some(version),
-            &format!("the kernel's KVM has API version {version}, QEMU wants {API_VERSION}"),
+            &format!("the kernel's KVM has API version {version}, but QEMU requires {API_VERSION}"),
         ),
         ProbeResult::NotDropped(step, errno) => not_dropped(step, errno, context.identity),
         ProbeResult::Stat(errno) | ProbeResult::Open(errno) => {
             failed(errno, open_failed(errno, context))
         }
         ProbeResult::Version(errno) => {
-            let advice = format!("{path} opens but does not answer as KVM does");
+            let advice = format!(
+                "{path} opens, but KVM_GET_API_VERSION failed: {errno:?} ({}); check in the node's \
+                 /proc/misc which driver has minor number 232",
+                errno.desc()
+            );
             failed(errno, (Cause::NotKvm, Advice::new(advice)))
         }
         ProbeResult::CreateVm(errno) => {
@@ -58,12 +62,12 @@ pub fn diagnose(answer: ProbeResult, context: &AccessContext<'_>) -> ProofResult
             failed(errno, (cause, Advice::new(advice)))
         }
         ProbeResult::TimedOut => ProofResult::undone(
-            "the proof's child did not answer within 5 s: see whether root stops it (kill -STOP, a \
-             debugger, a frozen cgroup) or the kernel hangs (`dmesg`), then run again",
+            "the proof's child process did not respond within 5 s; check whether root stopped it (kill \
+             -STOP, a debugger, a frozen cgroup) or the kernel hangs (`dmesg`), then run again",
         ),
         ProbeResult::Killed => ProofResult::undone(
-            "the proof's child was killed before it answered, and so was a second one: see `dmesg` for \
-             the kernel's memory killer, then run again",
+            "the proof's child process was killed twice before it reported a result; check `dmesg` for \
+             an out-of-memory kill, then run again",
         ),
     }
 }
@@ -75,31 +79,31 @@ fn not_dropped(step: u8, errno: Errno, identity: &Identity) -> ProofResult {
         3 => format!("setfsuid({})", identity.uid),
         4 => "capset(nothing)".to_owned(),
         _ => {
-            return ProofResult::undone(format!(
-                "the kernel did not give the proof the credentials of {}: nothing was opened; see which \
-                 security module or filter prevents it (`dmesg`), then run again",
-                identity.label()
-            ));
+            return ProofResult::undone(
+                "the kernel did not set QEMU's credentials for the proof, so nothing was opened; check \
+                 which security module or seccomp filter prevents it (`dmesg`), then run again",
+            );
         }
     };
     /// `NGROUPS_MAX` (include/uapi/linux/limits.h)
     const MOST: usize = 65_536;
-    let way_out = match errno {
+    let next_step = match errno {
         Errno::EINVAL if identity.groups.len() > MOST => {
-            "the kernel takes at most 65536 groups, so QEMU will not start either"
+            "the kernel accepts at most 65536 groups, so QEMU will not start either; remove the QEMU \
+             user from some groups"
         }
         Errno::EINVAL if identity.groups.iter().any(|gid| gid.as_raw() == u32::MAX) => {
-            "a line of etc/group lists the QEMU user under 4294967295, which is no group, so QEMU \
-             will not start either: remove that line"
+            "a line of etc/group lists the QEMU user under the invalid GID 4294967295, so QEMU will not \
+             start either; remove that line"
         }
         Errno::EINVAL => {
-            "this user namespace does not map that number: run it without hostUsers: false"
+            "the ID is not mapped in this user namespace; run the pod without hostUsers: false"
         }
         Errno::EPERM => "run it as root with CAP_SETUID and CAP_SETGID (privileged: true)",
-        _ => "see `dmesg`, then run again",
+        _ => "check `dmesg`, then run again",
     };
     let advice = format!(
-        "{call} gave {errno:?} ({}), so nothing was opened: {way_out}",
+        "{call} failed: {errno:?} ({}), so nothing was opened; {next_step}",
         errno.desc()
     );
     match ProbeResult::NotDropped(step, errno).is_undone() {
@@ -113,59 +117,63 @@ fn open_failed(errno: Errno, context: &AccessContext<'_>) -> (Cause, Advice) {
     let (cause, advice) = match errno {
         Errno::EACCES => return denied(context),
         Errno::EPERM => {
-            let advice = "the cgroup's device filter denies it to this container, which says \
-                          nothing of the node: run this step with privileged: true (a systemd unit with \
+            let advice = "the cgroup's device filter denies this container access, which says nothing \
+                          about the node; run this step with privileged: true (a systemd unit with \
                           DeviceAllow=/dev/kvm rw)";
             (Cause::DeviceCgroup, advice.to_owned())
         }
         Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP => {
             let advice = format!(
-                "{path} went away: run again, with --settle 30s where a module is being reloaded"
+                "{path} disappeared during the proof; run again, with --settle 30s if a module is being \
+                 reloaded"
             );
             (Cause::Missing, advice)
         }
         errno if is_no_driver(errno) => {
-            let advice = "no KVM driver answers: on the node run `modprobe kvm_intel` or \
-                          `modprobe kvm_amd`, and see `dmesg | grep -i kvm`";
+            let advice = "no KVM driver is loaded; run `modprobe kvm_intel` or `modprobe kvm_amd` on \
+                          the node and check `dmesg | grep -i kvm`";
             (Cause::NoDriver, advice.to_owned())
         }
         Errno::EBUSY => (Cause::Busy, BUSY.to_owned()),
-        Errno::EISDIR => (Cause::NotKvm, format!("{path} is a directory: remove it")),
+        Errno::EISDIR => (Cause::NotKvm, format!("{path} is a directory; remove it")),
         _ => {
-            let advice = format!("open({path}, O_RDWR) gave {errno:?}: {}", errno.desc());
+            let advice = format!(
+                "open({path}, O_RDWR) failed: {errno:?} ({}); check `dmesg` on the node",
+                errno.desc()
+            );
             (Cause::Unknown, advice)
         }
     };
     (cause, Advice::new(advice))
 }
 
-const BUSY: &str = "another hypervisor holds the processor's virtualisation (VirtualBox, VMware, \
-                    Xen): stop it";
+const BUSY: &str =
+    "another hypervisor (VirtualBox, VMware, Xen) is using hardware virtualisation; stop it";
 
-/// How many groups a line names.
+/// How many groups a message lists.
 const GROUPS: usize = 16;
 
-/// `EACCES` has five reasons; the first that the facts bear out is it.
+/// `EACCES` has five possible causes; the first one that the facts confirm is reported.
 fn denied(context: &AccessContext<'_>) -> (Cause, Advice) {
     let path = context.path.display();
     let device = context.device;
     if let Some(closed) = closed_directory(context.directories, context.identity) {
         return (
             Cause::Ownership,
-            does_not_let_pass(closed, context.identity),
+            denied_by_directory(closed, context.identity),
         );
     }
     if device.nodev {
         let advice = format!(
-            "{path} is on a mount with the option nodev, where no device opens: mount the node's \
+            "{path} is on a mount with the option nodev, which disables all devices; mount the node's \
              /dev without it"
         );
         return (Cause::Nodev, Advice::new(advice));
     }
     if allows(device, context.identity) {
         let advice = format!(
-            "owner, mode and ACL of {path} allow it, so a security module denies it: see `dmesg` and \
-             `ausearch -m avc` for SELinux or AppArmor on the node"
+            "owner, mode and ACL of {path} allow access, so a security module (SELinux, AppArmor) denies \
+             it; check `dmesg` and `ausearch -m avc` on the node"
         );
         return (Cause::SecurityModule, Advice::new(advice));
     }
@@ -179,18 +187,15 @@ fn denied(context: &AccessContext<'_>) -> (Cause, Advice) {
     }
 }
 
-fn does_not_let_pass((directory, state): &Directory, identity: &Identity) -> Advice {
+fn denied_by_directory((directory, state): &Directory, identity: &Identity) -> Advice {
     let directory = directory.display();
-    let way_out = match class(state, identity) {
+    let command = match class(state, identity) {
         Some(class) => format!("chmod {class}+x {directory}"),
         None => format!("setfacl -m u:{}:x {directory}", identity.uid),
     };
     Advice::new(format!(
-        "the directory {directory} ({}:{} {:04o}) does not let {} pass: {way_out}",
-        state.facts.uid,
-        state.facts.gid,
-        state.facts.mode,
-        identity.label()
+        "QEMU has no search permission for the directory {directory} ({}:{} {:04o}); run `{command}`",
+        state.facts.uid, state.facts.gid, state.facts.mode
     ))
 }
 
@@ -201,15 +206,17 @@ fn denied_by_acl(context: &AccessContext<'_>, acl: &Acl) -> Advice {
         acl: Some(acl.without_user(identity.uid)),
         ..context.device.clone()
     };
-    let way_out = if allows(&without, identity) {
-        format!("`setfacl -x u:{} {path}` removes that entry", identity.uid)
+    let next_step = if allows(&without, identity) {
+        format!(
+            "run `setfacl -x u:{} {path}` to remove that entry",
+            identity.uid
+        )
     } else {
         let mode = context.device.facts.mode;
-        format!("`setfacl -b {path} && chmod {mode:04o} {path}` leaves the plain mode")
+        format!("run `setfacl -b {path} && chmod {mode:04o} {path}` to remove the ACL")
     };
     Advice::new(format!(
-        "its ACL ({acl}) denies {}: {way_out}",
-        identity.label()
+        "the ACL of {path} ({acl}) denies QEMU access; {next_step}"
     ))
 }
 
@@ -217,13 +224,12 @@ fn denied_by_owner_and_mode(context: &AccessContext<'_>) -> Advice {
     let facts = &context.device.facts;
     let groups = context.identity.groups.iter().map(ToString::to_string);
     let text = format!(
-        "{} is {}:{} {:04o}, and {} with the groups {} may not read and write it",
+        "{} is {}:{} {:04o}, and QEMU with the groups {} has no read and write permission for it",
         context.path.display(),
         facts.uid,
         facts.gid,
         facts.mode,
-        context.identity.label(),
-        join_first(groups, GROUPS, " ")
+        join_first(groups, GROUPS, ", ")
     );
     match &context.remedy {
         Some(remedy) => Advice::new(format!("{text}; {remedy}")),
@@ -238,11 +244,14 @@ fn create_vm_failed(errno: Errno) -> (Cause, String) {
     match errno {
         Errno::EBUSY => (Cause::Busy, BUSY.to_owned()),
         errno if is_no_driver(errno) => {
-            let advice = "virtualisation is disabled in the firmware (BIOS): enable VT-x or AMD-V";
+            let advice = "virtualisation is disabled in the firmware (BIOS); enable VT-x or AMD-V";
             (Cause::Unknown, advice.to_owned())
         }
         _ => {
-            let advice = format!("KVM_CREATE_VM gave {errno:?} ({})", errno.desc());
+            let advice = format!(
+                "KVM_CREATE_VM failed: {errno:?} ({}); check `dmesg` on the node",
+                errno.desc()
+            );
             (Cause::Unknown, advice)
         }
     }

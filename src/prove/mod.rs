@@ -1,5 +1,5 @@
-//! The proof: a child with the QEMU identity opens the device and asks KVM for its API version, and its answer
-//! is told apart by cause.
+//! The proof: a child process with the QEMU identity opens the device and reads KVM's API version. A failure is
+//! attributed to one cause.
 
 mod access;
 mod diagnose;
@@ -19,16 +19,15 @@ pub use access::{AccessContext, Directory, allows, closed_directory};
 pub use diagnose::diagnose;
 pub use probe::ProbeResult;
 
-/// What the proof came to.
+/// The result of opening the device, and the permission computed without opening it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proof {
-    /// What opening the device came to.
     pub result: ProofResult,
-    /// What the permissions say by themselves; nothing where they cannot be told.
+    /// What owner, group, mode and ACL allow; `None` if they could not be determined.
     pub permission: Option<Permission>,
 }
 
-/// What opening the device came to.
+/// The result of opening the device as QEMU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProofResult {
     /// QEMU can open KVM; its API version.
@@ -37,44 +36,38 @@ pub enum ProofResult {
     Off,
     /// Nothing was opened.
     NotDone {
-        /// Why; nothing where another reason ended the run.
+        /// `None` if the run ended for another reason.
         cause: Option<Cause>,
-        /// What to do.
         advice: Option<Advice>,
-        /// Whether the proof itself failed, which says nothing of the device.
+        /// Whether the proof itself failed, which implies nothing about the device.
         failed: bool,
     },
     /// Another device or API version than expected.
     Mismatch {
-        /// Which of them.
         cause: Cause,
-        /// What KVM answered.
+        /// KVM's API version if that is what differs.
         api_version: Option<i32>,
-        /// What to do.
         advice: Advice,
     },
     /// A system call of the child failed.
     Failed {
-        /// What came back.
         errno: Errno,
-        /// Why.
         cause: Cause,
-        /// What to do.
         advice: Advice,
     },
 }
 
-/// What to do.
+/// Why the proof failed, and the next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Advice {
-    /// The text, without a command to run `apply`.
+    /// The reason and the next step; the reason only if `by_apply` is set.
     pub text: String,
-    /// Whether `apply` is what helps.
+    /// Whether the next step is to run `apply`.
     pub by_apply: bool,
 }
 
 impl Advice {
-    /// One in which `apply` has no part.
+    /// Advice whose next step is not `apply`.
     pub fn new(text: impl Into<String>) -> Self {
         Self {
             text: text.into(),
@@ -84,7 +77,7 @@ impl Advice {
 }
 
 impl ProofResult {
-    /// Nothing was opened, and that is about the device or this container.
+    /// Nothing was opened, because of the device or because this container lacks a privilege.
     pub fn not_done(cause: Option<Cause>, advice: Option<Advice>) -> Self {
         Self::NotDone {
             cause,
@@ -93,7 +86,7 @@ impl ProofResult {
         }
     }
 
-    /// The proof itself failed.
+    /// The proof itself failed, for example because the child was killed.
     pub fn undone(advice: impl Into<String>) -> Self {
         Self::NotDone {
             cause: Some(Cause::Unknown),
@@ -107,12 +100,12 @@ impl ProofResult {
         matches!(self, Self::Ok(_))
     }
 
-    /// Whether it stands whatever happens to the device next.
+    /// Whether a concurrent change of the device cannot explain the result, so that no retry is needed.
     pub fn is_settled(&self) -> bool {
         matches!(self, Self::Ok(_) | Self::Off)
     }
 
-    /// The report's word for it.
+    /// The value of `proof.result` in the report.
     pub fn word(&self) -> ProofWord {
         match self {
             Self::Ok(_) => ProofWord::Ok,
@@ -132,7 +125,6 @@ impl ProofResult {
         }
     }
 
-    /// What to do.
     pub fn advice(&self) -> Option<&Advice> {
         match self {
             Self::Ok(_) | Self::Off => None,
@@ -141,7 +133,7 @@ impl ProofResult {
         }
     }
 
-    /// What KVM answered.
+    /// KVM's API version, if the child could read it.
     pub fn api_version(&self) -> Option<i32> {
         match self {
             Self::Ok(version) => Some(*version),
@@ -160,11 +152,8 @@ impl From<ProofResult> for Proof {
     }
 }
 
-/// Proves for the identity with which libvirt starts QEMU now, or says why nothing was opened. `beside` is done
-/// while the child is at work, if there is one.
-///
-/// # Errors
-/// When no child could be made or waited for.
+/// Runs the proof with the identity with which libvirt starts QEMU now, or returns why nothing was opened. If a
+/// child is started, `beside` runs in this process in parallel.
 pub fn prove(
     seen: &Observation,
     plan: &Plan,
@@ -188,31 +177,31 @@ pub fn prove(
             permission: context(&directories_above(path)).permission(),
         });
     }
-    if let Some(at) = &plan.excluded_by_device_acl {
-        return Ok(excluded(at).into());
+    if plan.excluded_by_device_acl.is_some() {
+        return Ok(excluded().into());
     }
     let credentials = Credentials {
         uid: identity.uid,
         gid: identity.gid,
         groups: normalised(identity.groups.clone()),
     };
-    let answer = probe::probe(path, &device.facts, &credentials, kind, beside)?;
-    let directories = match answer {
+    let result = probe::probe(path, &device.facts, &credentials, kind, beside)?;
+    let directories = match result {
         ProbeResult::Ok(_) => Vec::new(),
         _ => directories_above(path),
     };
     let context = context(&directories);
     Ok(Proof {
-        result: meaning(answer, &context),
+        result: meaning(result, &context),
         permission: context.permission(),
     })
 }
 
-/// Why nothing was opened without a QEMU identity, or a device.
+/// The result if the QEMU identity is unknown or the device does not exist.
 fn unknown_identity(plan: &Plan, kind: ProofKind) -> ProofResult {
     match (kind, &plan.excluded_by_device_acl) {
         (ProofKind::Off, _) => ProofResult::Off,
-        (_, Some(at)) => excluded(at),
+        (_, Some(_)) => excluded(),
         (_, None) => {
             let why = plan.identity_now.as_ref().err().and_then(Option::as_ref);
             let advice = why.map(|why| Advice::new(why.to_string()));
@@ -221,42 +210,40 @@ fn unknown_identity(plan: &Plan, kind: ProofKind) -> ProofResult {
     }
 }
 
-/// qemu.conf keeps the device from every guest.
-fn excluded(at: &str) -> ProofResult {
-    let advice = format!(
-        "add \"/dev/kvm\" to cgroup_device_acl ({at}) and restart libvirtd: no guest gets a \
-         device that is not in that list"
-    );
+/// The result if `cgroup_device_acl` in qemu.conf does not list the device.
+fn excluded() -> ProofResult {
+    let advice = "add \"/dev/kvm\" to that list and restart libvirtd";
     ProofResult::not_done(Some(Cause::DeviceCgroup), Some(Advice::new(advice)))
 }
 
-/// What the child's answer means, where this process may ask what QEMU would.
-fn meaning(answer: ProbeResult, context: &AccessContext<'_>) -> ProofResult {
+/// Diagnoses the child's result, unless this process lacks the `CAP_DAC_OVERRIDE` that QEMU would use.
+fn meaning(result: ProbeResult, context: &AccessContext<'_>) -> ProofResult {
     let is_denied = matches!(
-        answer,
+        result,
         ProbeResult::Open(Errno::EACCES) | ProbeResult::Stat(Errno::EACCES)
     );
     if !is_denied || !context.needs_dac_override() || has_dac_override() {
-        return diagnose(answer, context);
+        return diagnose(result, context);
     }
     let advice = format!(
-        "{} opens by CAP_DAC_OVERRIDE alone, which QEMU as root has and this process has not: \
-         run it with that capability (privileged: true)",
+        "opening {} requires CAP_DAC_OVERRIDE, which QEMU has as root but this process lacks; run this \
+         step with that capability (privileged: true)",
         context.path.display()
     );
     ProofResult::not_done(Some(Cause::Unknown), Some(Advice::new(advice)))
 }
 
-/// What gives the QEMU user the device where owner, group and mode deny it; nothing where `apply` does.
+/// The next step if owner, group and mode deny access and `apply` does not repair that.
 fn remedy(seen: &Observation, plan: &Plan, identity: &Identity) -> Option<String> {
     let Some(target) = plan.resolution.target().map(|target| target.gid) else {
-        return Some("give --gid".to_owned());
+        return Some("set the GID with --gid".to_owned());
     };
     if is_private(seen) && !seen.device_explicit {
         return Some("mount the node's /dev at /dev".to_owned());
     }
     if seen.device.as_ref().is_some_and(|device| device.unmapped) {
-        let text = "this user namespace does not show whose it is: run it without hostUsers: false";
+        let text =
+            "its owner is not mapped in this user namespace; run the pod without hostUsers: false";
         return Some(text.to_owned());
     }
     if identity.gid == target || identity.groups.contains(&target) {
@@ -265,8 +252,8 @@ fn remedy(seen: &Observation, plan: &Plan, identity: &Identity) -> Option<String
     let pod = &seen.pod;
     match identity.user.as_deref().map(String::from_utf8_lossy) {
         None if !identity.placeholder => Some(format!(
-            "libvirt gives no other group to a uid without a name: name {} in {}, or set group = \
-             \"+{target}\" in {}",
+            "libvirt assigns no supplementary groups to a UID without a name; add a line for UID {} to \
+             {}, or set group = \"+{target}\" in {}",
             identity.uid,
             pod.root.join("etc/passwd").display(),
             pod.qemu_conf_name

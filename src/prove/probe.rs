@@ -1,10 +1,9 @@
-//! The proof: QEMU's own first steps, done by a child that has the QEMU user's rights to files.
+//! QEMU's first steps with /dev/kvm, performed by a child process that has the QEMU user's file permissions.
 //!
-//! access(2) allows what open(2) denies (a `nodev` mount, no driver), and root may open what
-//! QEMU may not. So the device is opened, by path as QEMU opens it, by a process with the
-//! file-system IDs, the groups and the capabilities that libvirt gives to QEMU, and KVM is asked for its
-//! API version. In everything else the child stays root: no process of the QEMU user can signal, trace or
-//! slow it.
+//! access(2) succeeds in cases in which open(2) fails (a `nodev` mount, no driver), and root can open what QEMU
+//! cannot. Therefore the child opens the device by path, as QEMU does, with the file-system IDs, groups and
+//! capabilities that libvirt sets for QEMU, and reads KVM's API version. Its real, effective and saved UIDs
+//! stay 0, so that no process of the QEMU user can signal, trace or slow it.
 
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,38 +23,38 @@ use crate::sys::device::DeviceStat;
 use crate::sys::identity::{Credentials, open_as};
 use crate::sys::{self, Context, kvm, signals, syscalls};
 
-/// How long a child may take. There are two at most, so that the proof takes at most 10 s.
+/// Time limit for one child. At most two are started, so the proof takes at most 10 s.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What the child saw.
+/// The child's result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProbeResult {
     /// QEMU can open KVM; its API version.
     Ok(i32),
-    /// The path leads to another inode than the one that was checked.
+    /// The path now leads to another inode than the one that was inspected before.
     OtherInode,
-    /// The API version is not the one that QEMU accepts.
+    /// The API version is not the one that QEMU requires.
     OtherVersion(i32),
-    /// The child could not take on the QEMU user's credentials: the step and its errno. Nothing was opened.
+    /// Setting the QEMU user's credentials failed: the `DropStep` and its errno. Nothing was opened.
     NotDropped(u8, Errno),
-    /// stat(2) on the way to the device.
+    /// stat(2) of the device failed.
     Stat(Errno),
-    /// open(2) of the device.
+    /// open(2) of the device failed.
     Open(Errno),
-    /// `KVM_GET_API_VERSION`
+    /// `KVM_GET_API_VERSION` failed.
     Version(Errno),
-    /// `KVM_CREATE_VM`
+    /// `KVM_CREATE_VM` failed.
     CreateVm(Errno),
-    /// The child did not answer in time and was killed.
+    /// The child did not report a result in time and was killed.
     TimedOut,
-    /// The child ended without an answer.
+    /// The child ended without reporting a result.
     Killed,
 }
 
 impl ProbeResult {
-    /// Whether the proof could not be done, though this process may do it: the child was killed, did not
-    /// answer, or did not get the credentials. That says nothing of the device. (`EPERM` and `EINVAL` are
-    /// what the kernel answers where this container lacks the capability or the ID.)
+    /// Whether the proof itself failed: the child was killed, timed out, or did not get the credentials. Such
+    /// a result implies nothing about the device. `EPERM` and `EINVAL` are excluded: the kernel returns them
+    /// if this container lacks the capability, or if the ID is not mapped.
     pub fn is_undone(self) -> bool {
         match self {
             Self::TimedOut | Self::Killed => true,
@@ -65,14 +64,11 @@ impl ProbeResult {
     }
 }
 
-/// Opens `device` as `who` in a forked child, and reports what came of it. `checked` is the node that
-/// was looked at; the child opens nothing else. `beside` is done here while the child is at work.
+/// Opens `device` with the credentials `who` in a forked child. The child opens it only if it is the inode
+/// `checked`. `beside` runs in this process in parallel.
 ///
-/// A proof that could not be done is tried once more, with another child; not where the first one cannot
-/// be ended, since the second would hang in the same place.
-///
-/// # Errors
-/// When no child could be made or waited for.
+/// If the proof itself fails, it is repeated once with another child. There is no second attempt if the first
+/// child cannot be killed, because the second one would hang in the same place.
 pub fn probe(
     device: &Path,
     checked: &DeviceStat,
@@ -92,42 +88,42 @@ pub fn probe(
     let mut done = attempt();
     if done
         .as_ref()
-        .map_or(true, |(sight, has_ended)| sight.is_undone() && *has_ended)
+        .map_or(true, |(result, has_ended)| result.is_undone() && *has_ended)
     {
-        log::warn!("the proof could not be done, and is tried once more");
+        log::warn!("the proof could not be completed; trying once more");
         done = attempt();
     }
-    done.map(|(sight, _)| sight)
+    done.map(|(result, _)| result)
 }
 
-/// One child that does `work`: what it saw, and whether it has ended.
+/// Runs `work` in a child. Returns its result, and whether the child has ended.
 fn attempt(
     work: impl FnOnce() -> ProbeResult,
     beside: impl FnOnce(),
 ) -> sys::Result<(ProbeResult, bool)> {
     let (mine, childs) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).context(|| "pipe2(O_CLOEXEC)".to_owned())?;
-    // Where SIGCHLD is ignored the kernel takes the child away, and its number may be another's.
+    // If SIGCHLD is ignored, the kernel reaps the child, and its PID may be reused before kill(2).
     signals::default_sigchld();
     match syscalls::fork().context(|| "fork()".to_owned())? {
         ForkResult::Child => {
             syscalls::close_all_but(childs.as_fd());
-            let answer = encode(work());
-            let _ = sys::retry(|| nix::unistd::write(&childs, &answer));
+            let result = encode(work());
+            let _ = sys::retry(|| nix::unistd::write(&childs, &result));
             syscalls::exit_now(0)
         }
         ForkResult::Parent { child } => {
             drop(childs);
             beside();
-            let sight = read_result(mine);
-            let answered = matches!(sight, Ok(ref sight) if *sight != ProbeResult::TimedOut);
+            let result = read_result(mine);
+            let answered = matches!(result, Ok(ref result) if *result != ProbeResult::TimedOut);
             let has_ended = reap(child, answered)?;
-            Ok((sight?, has_ended))
+            Ok((result?, has_ended))
         }
     }
 }
 
-/// The child's part. Nothing before the identity is certain may touch the device.
+/// Runs in the child. The device must not be touched before the credentials are set.
 fn probe_as_qemu(
     device: &Path,
     checked: &DeviceStat,
@@ -137,7 +133,7 @@ fn probe_as_qemu(
     if let Err((step, errno)) = open_as(who) {
         return ProbeResult::NotDropped(step as u8, errno);
     }
-    // Some devices act on being opened, so the path is looked at once more before it is.
+    // Opening some devices has side effects, so stat(2) confirms the inode before open(2).
     match sys::retry(|| stat(device)) {
         Ok(found) if same(&found.into(), checked) => {}
         Ok(_) => return ProbeResult::OtherInode,
@@ -179,29 +175,29 @@ fn read_result(pipe: OwnedFd) -> sys::Result<ProbeResult> {
             Ok(0) => return Ok(ProbeResult::TimedOut),
             Ok(_) => break,
             Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno).context(|| "poll(the proof's answer)".to_owned()),
+            Err(errno) => return Err(errno).context(|| "poll(the proof's result)".to_owned()),
         }
     }
-    let mut answer = [0; 12];
-    // A pipe gives up to PIPE_BUF bytes in one piece or none at all.
-    match std::fs::File::from(pipe).read_exact(&mut answer) {
-        Ok(()) => Ok(decode(answer)),
+    let mut bytes = [0; 12];
+    // Writes of up to PIPE_BUF bytes are atomic (pipe(7)): the result arrives complete or not at all.
+    match std::fs::File::from(pipe).read_exact(&mut bytes) {
+        Ok(()) => Ok(decode(bytes)),
         Err(_) => Ok(ProbeResult::Killed),
     }
 }
 
-/// Whatever the child still has to do does not matter: it has answered, or its time is over. Killed,
-/// it ends at once, also where another process of root's stopped it after its answer. To kill it takes no
-/// capability: its real and saved UIDs are this process' own.
+/// Kills and reaps the child, which has reported its result or exceeded its time limit. SIGKILL also ends a child
+/// that another root process has stopped. It needs no capability, because the child's real and saved UIDs are
+/// those of this process.
 ///
-/// A child that hangs in the kernel is left behind after a second: it holds nothing of ours. False for
-/// such a one.
+/// Returns false if the child hangs in the kernel and has not ended after a second. It is left behind, since it
+/// holds no resource that this process needs.
 fn reap(child: Pid, answered: bool) -> sys::Result<bool> {
-    /// How often an unkillable child is asked for, and how long between.
+    /// The number of waitpid(2) calls for an unkillable child, and the pause between two of them.
     const ASKS: u32 = 100;
     const PAUSE: Duration = Duration::from_millis(10);
     let killed = kill(child, Signal::SIGKILL).is_ok();
-    // One that has answered has nothing left to hang in.
+    // A child that has reported its result makes no further call in which it could hang.
     let flags = (!(killed && answered)).then_some(WaitPidFlag::WNOHANG);
     for _ in 0..ASKS {
         match sys::retry(|| waitpid(child, flags)) {
@@ -213,8 +209,8 @@ fn reap(child: Pid, answered: bool) -> sys::Result<bool> {
     Ok(false)
 }
 
-fn encode(sight: ProbeResult) -> [u8; 12] {
-    let (kind, value, errno) = match sight {
+fn encode(result: ProbeResult) -> [u8; 12] {
+    let (kind, value, errno) = match result {
         ProbeResult::Ok(version) => (1, version, 0),
         ProbeResult::OtherInode => (2, 0, 0),
         ProbeResult::OtherVersion(version) => (3, version, 0),
@@ -256,8 +252,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_survive_the_pipe() {
-        let answers = [
+    fn decode_reverses_encode_for_every_result() {
+        let results = [
             ProbeResult::Ok(12),
             ProbeResult::OtherInode,
             ProbeResult::OtherVersion(13),
@@ -269,8 +265,8 @@ mod tests {
             ProbeResult::TimedOut,
             ProbeResult::Killed,
         ];
-        for answer in answers {
-            assert_eq!(decode(encode(answer)), answer);
+        for result in results {
+            assert_eq!(decode(encode(result)), result);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What was seen and decided, in the report's words.
+//! Converts the observation, the plan and the judgement to the report.
 #![forbid(unsafe_code)]
 
 use nix::sys::stat::SFlag;
@@ -18,7 +18,7 @@ use crate::report::{
 };
 use crate::sys::root::kind_name;
 
-/// What was seen and planned.
+/// The sections of the report that describe the observation and the plan.
 #[derive(Debug)]
 pub struct View {
     target: Option<Target>,
@@ -27,12 +27,11 @@ pub struct View {
     host: Option<Host>,
     pod: Pod,
     qemu: Option<Qemu>,
-    /// What is odd about it.
     pub warnings: Vec<Warning>,
 }
 
 impl View {
-    /// What was seen and planned. `identity` is the QEMU identity that is shown.
+    /// `identity` is the QEMU identity to report: the present one, or the one after the steps.
     pub fn new(
         seen: &Observation,
         plan: &Plan,
@@ -64,7 +63,7 @@ impl View {
     }
 }
 
-/// The report. `view` is what was seen and planned, where the run got that far; `warnings` come first.
+/// Builds the report. `view` is `None` if the run ended before a plan existed. `warnings` are listed first.
 pub fn build(
     view: Option<View>,
     judgement: Judgement,
@@ -106,15 +105,15 @@ pub fn build(
 fn host(host: &observe::Host, policy: &Policy) -> Host {
     Host {
         root: host.root.display().to_string(),
-        device: host.device.map(|node| HostDevice {
-            uid: node.uid.as_raw(),
-            gid: node.gid.as_raw(),
-            mode: octal(node.mode),
+        device: host.device.map(|device| HostDevice {
+            uid: device.uid.as_raw(),
+            gid: device.gid.as_raw(),
+            mode: octal(device.mode),
         }),
         kvm_gid: host
             .db
             .by_name(&policy.group)
-            .map(|found| found.gid.as_raw()),
+            .map(|entry| entry.gid.as_raw()),
         udev: Some(udev(&host.udev)),
     }
 }
@@ -166,8 +165,9 @@ fn device(seen: &Observation) -> Device {
     };
     let is_device = matches!(facts.kind, SFlag::S_IFCHR | SFlag::S_IFBLK);
     let on_host = seen.host.as_ref().and_then(|host| host.device);
-    let kind = kind_name(facts.kind);
-    let kind = kind.trim_start_matches("a ").replace(' ', "-");
+    let kind = kind_name(facts.kind)
+        .trim_start_matches("a ")
+        .replace(' ', "-");
     Device {
         path,
         kind,
@@ -190,21 +190,21 @@ fn device(seen: &Observation) -> Device {
 }
 
 fn pod(seen: &Observation, policy: &Policy) -> Pod {
-    let own = seen.pod.root.join(GROUP_FILE);
-    let found = seen
+    let group_file = seen.pod.root.join(GROUP_FILE);
+    let kvm_gid = seen
         .pod
         .effective_group()
         .and_then(|file| group::by_name(file, policy.group.as_bytes()))
-        .map(|found| found.gid.as_raw());
+        .map(|entry| entry.gid.as_raw());
     Pod {
         root: seen.pod.root.path().display().to_string(),
         group: policy.group.clone(),
-        kvm_gid: found,
+        kvm_gid,
         group_file: seen
             .pod
             .out_path
             .as_ref()
-            .unwrap_or(&own)
+            .unwrap_or(&group_file)
             .display()
             .to_string(),
     }
@@ -213,7 +213,7 @@ fn pod(seen: &Observation, policy: &Policy) -> Pod {
 fn name_of(file: &[u8], gid: Gid) -> Option<String> {
     group::all_by_gid(file, gid)
         .next()
-        .map(|found| lossy(found.name))
+        .map(|entry| lossy(entry.name))
 }
 
 fn octal(mode: u16) -> String {

@@ -1,4 +1,4 @@
-//! Steps in the report's words.
+//! Converts steps to the report's changes and to log lines.
 #![forbid(unsafe_code)]
 
 use super::Change;
@@ -7,7 +7,7 @@ use crate::formats::accounts::edit;
 use crate::formats::udev::own_rule;
 use crate::plan::{GroupFile, Step};
 
-/// The report's form of a step.
+/// The changes that a step consists of, not yet applied.
 pub fn changes(step: &Step) -> Vec<Change> {
     let change = |action, from: Option<String>, to: String| Change {
         action,
@@ -17,7 +17,7 @@ pub fn changes(step: &Step) -> Vec<Change> {
     };
     match step {
         Step::GroupFile(step) => {
-            let one = |found: &edit::Change| match found {
+            let one = |line: &edit::Change| match line {
                 edit::Change::SetGid { from, to } => {
                     change(Action::SetGroupGid, Some(from.to_string()), to.to_string())
                 }
@@ -37,8 +37,8 @@ pub fn changes(step: &Step) -> Vec<Change> {
             }
         }
         Step::UdevRule(step) => {
-            let (from, to) = (step.from.clone(), own_rule::PATH.to_owned());
-            vec![change(Action::WriteUdevRule, from, to)]
+            let to = own_rule::PATH.to_owned();
+            vec![change(Action::WriteUdevRule, step.from.clone(), to)]
         }
         Step::Owner { from, to } => {
             let (from, to) = (
@@ -64,12 +64,11 @@ pub fn line(step: &Step) -> String {
     lines.collect::<Vec<_>>().join(", ")
 }
 
-/// What is to be known once the step is done.
+/// A log line about the effect of a step, if its effect is delayed.
 pub fn note(step: &Step) -> Option<&'static str> {
-    // Before it handles an event udevd looks whether a rules directory changed, not twice within 3 s (seen
-    // with 252).
+    // Before it handles an event, udevd checks whether a rules directory changed, at most once in 3 s (observed
+    // with systemd 252).
     matches!(step, Step::UdevRule(_)).then_some(
-        "udevd reads the rule by itself when an event comes, 3 s from now at the latest: `udevadm \
-         control --reload` is not needed",
+        "udevd applies the rule to all events from 3 s after now; `udevadm control --reload` is not needed",
     )
 }

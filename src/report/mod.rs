@@ -1,5 +1,5 @@
-//! The one report that every output is made from: the table, JSON, the closing line and the exit
-//! code. Its JSON form (`schema: 1`) is a contract: fields are added, never renamed.
+//! The report from which all outputs are generated: the table, JSON, the lines for monitors, the closing line and
+//! the exit code. The JSON schema is stable: fields may be added but are never renamed.
 #![forbid(unsafe_code)]
 
 pub mod build;
@@ -14,166 +14,165 @@ use crate::judge::Judgement;
 use crate::text::{escape_control, json_line};
 use crate::verdict::Verdict;
 
-/// The version of the JSON form.
+/// The version of the JSON schema.
 pub const SCHEMA: u32 = 1;
 
-/// Everything that a run found, changed and proved. A part is null where the run did not get to
-/// it.
+/// Everything that a run found, changed and proved. Sections that the run did not reach are null.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
-    /// The version of this form: 1.
+    /// Version of the JSON schema: 1.
     pub schema: u32,
-    /// What the run came to.
+    /// Result of the run: `ok`, `drift`, `usage`, `refused`, `failed`, `unproven` or `absent`.
     pub verdict: Verdict,
-    /// The process' exit code; differs from the verdict's own for `absent` with `--missing skip`.
+    /// Exit code of the process; 0 instead of 6 for the verdict `absent` with `--missing skip`.
     pub exit_code: u8,
-    /// One sentence that says why, with what to do next.
+    /// Reason for the verdict, and the next step unless `proof.advice` contains it.
     pub summary: String,
-    /// What device and pod shall have.
+    /// GID and mode that the device should have; null if no GID could be determined.
     pub target: Option<Target>,
-    /// The numbers that were considered, strongest first.
+    /// GIDs that were considered, highest precedence first.
     pub candidates: Vec<Candidate>,
-    /// The device as libvirtd sees it.
+    /// File at the path of the device (`--device`) as libvirtd sees it; null if it was not inspected.
     pub device: Option<Device>,
-    /// The node, where it can be seen.
+    /// The node; null if its file system cannot be read from this container.
     pub host: Option<Host>,
-    /// The pod root.
+    /// The pod's root directory and group file; null if they were not read.
     pub pod: Option<Pod>,
-    /// Whom libvirt will start QEMU as.
+    /// User and groups with which libvirt starts QEMU; null if they could not be determined.
     pub qemu: Option<Qemu>,
-    /// What was changed, or would be.
+    /// Changes that were made, or that `apply` would make.
     pub changes: Vec<Change>,
-    /// Whether QEMU can open KVM.
+    /// Result of opening the device as QEMU.
     pub proof: Proof,
-    /// What is odd and does not decide the verdict.
+    /// Warnings; they do not change the verdict.
     pub warnings: Vec<Warning>,
 }
 
-/// What device and pod shall have.
+/// GID and mode that the device should have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
-    /// The one GID.
+    /// GID that the device and the pod's group should have.
     pub gid: u32,
-    /// The mode, octal, once the device is as it shall be; null without a device.
+    /// Octal mode that the device should have; null if there is no KVM device.
     pub mode: Option<String>,
-    /// Where the number comes from.
+    /// Kind of source of the target GID.
     pub source: Source,
-    /// File and line, flag or path.
+    /// Origin of the target GID: file and line, option or path.
     pub at: String,
 }
 
-/// A number that was considered.
+/// A GID that was considered as the target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Candidate {
-    /// The number.
+    /// GID that was considered as the target.
     pub gid: u32,
-    /// Where it comes from.
+    /// Kind of source of this GID.
     pub source: Source,
-    /// File and line, flag or path.
+    /// Origin of this GID: file and line, option or path.
     pub at: String,
 }
 
-/// What stands at the device's path.
+/// The file at the path of the device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
-    /// The path.
+    /// Path of the device.
     pub path: String,
-    /// The kind of file, or `missing`.
+    /// File type, for example `character-device`; `missing` if there is no file at the path.
     pub kind: String,
-    /// Major number; null for what is no device.
+    /// Device major number, 10 for KVM; null if the file is not a device.
     pub major: Option<u64>,
-    /// Minor number; null for what is no device.
+    /// Device minor number, 232 for KVM; null if the file is not a device.
     pub minor: Option<u64>,
-    /// Owner; null for what is no device.
+    /// UID of the device's owner; null if the file is not a device.
     pub uid: Option<u32>,
-    /// Group; null for what is no device.
+    /// GID of the device; null if the file is not a device.
     pub gid: Option<u32>,
-    /// Mode, octal; null for what is no device.
+    /// Octal mode of the device; null if the file is not a device.
     pub mode: Option<String>,
-    /// The ACL in its short text form; null for none.
+    /// POSIX ACL of the device in short text form; null if it has none.
     pub acl: Option<String>,
-    /// Whether it is the very node that the host root shows; null where that shows none.
+    /// Whether it is the same inode as the node's /dev/kvm; null if the node's device cannot be read.
     pub same_inode_as_host: Option<bool>,
-    /// What the node calls the group, if it has a name for it.
+    /// Name of the device's GID in the node's group database; null if it has none.
     pub group_on_host: Option<String>,
-    /// What the pod calls the group, if it has a name for it.
+    /// Name of the device's GID in the pod's group file; null if it has none.
     pub group_in_pod: Option<String>,
 }
 
 /// The node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
-    /// Where its root is seen.
+    /// Directory at which the node's root file system is mounted.
     pub root: String,
-    /// Its dev/kvm, if the host root shows one.
+    /// The node's /dev/kvm; null if the host root contains none.
     pub device: Option<HostDevice>,
-    /// The group's number in its database.
+    /// GID of the group (`--group`) in the node's group database; null if it has no such group.
     pub kvm_gid: Option<u32>,
-    /// What its udev will do; null where that was not looked at.
+    /// Owner and mode that the node's udev rules assign at each event; null if the rules were not read.
     pub udev: Option<Udev>,
 }
 
-/// The node's own view of the device.
+/// The node's /dev/kvm.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostDevice {
-    /// Owner.
+    /// UID of the owner of the node's device.
     pub uid: u32,
-    /// Group.
+    /// GID of the node's device.
     pub gid: u32,
-    /// Mode, octal.
+    /// Octal mode of the node's device.
     pub mode: String,
 }
 
-/// As udev would leave a fresh 0:0 0600 node; null where no rule speaks.
+/// What the node's udev rules assign to a new device, which the kernel creates as 0:0 0600.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Udev {
-    /// When udevd starts.
+    /// Result of a udevd start; null if no rule sets anything.
     pub start: Option<UdevEvent>,
-    /// When the module is loaded, or at boot.
+    /// Result of an add event, at boot or when the KVM module is loaded; null if no rule sets anything.
     pub add: Option<UdevEvent>,
-    /// At a bare trigger.
+    /// Result of a change event, such as `udevadm trigger` sends; null if no rule sets anything.
     pub change: Option<UdevEvent>,
-    /// Rules that this udevd ignores.
+    /// Rules about the device that the node's udevd ignores, each as file and line.
     pub ignored: Vec<String>,
 }
 
-/// What one event gives.
+/// What the rules assign at one event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UdevEvent {
-    /// The group.
+    /// GID that the event sets on the device; null if no rule sets a group.
     pub gid: Option<u32>,
-    /// The mode, octal.
+    /// Octal mode that the event sets on the device; null if no rule sets a mode.
     pub mode: Option<String>,
-    /// File and line.
+    /// File and line of the rule that decides.
     pub rule: String,
 }
 
-/// The pod root.
+/// The pod's root directory and group file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
-    /// Where it is.
+    /// Path of the pod's root directory (`--root`).
     pub root: String,
-    /// The name of the group that shall own the device.
+    /// Name of the group that should own the device (`--group`).
     pub group: String,
-    /// The group's number in its group file.
+    /// GID of that group in the pod's group file; null if the file has no such group.
     pub kvm_gid: Option<u32>,
-    /// The group file that libvirtd will read.
+    /// Path of the group file that libvirtd reads: the file of `--group-file-out`, or etc/group in the pod root.
     pub group_file: String,
 }
 
-/// Whom libvirt will start QEMU as.
+/// User and groups with which libvirt starts QEMU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Qemu {
-    /// The first passwd name with the uid; null for a uid without a name.
+    /// User name: the first one in the pod's passwd file with this UID; null if the UID has no name.
     pub user: Option<String>,
-    /// The uid.
+    /// UID of QEMU.
     pub uid: u32,
-    /// The gid.
+    /// Primary GID of QEMU.
     pub gid: u32,
-    /// The supplementary groups.
+    /// GIDs of QEMU's supplementary groups.
     pub groups: Vec<u32>,
-    /// Whether the node has no QEMU user and nobody stood in for it.
+    /// Whether the node has no QEMU user, so that the proof used UID 65534 with the target GID instead.
     pub stand_in: bool,
 }
 
@@ -189,43 +188,45 @@ impl std::fmt::Display for Change {
     }
 }
 
-/// One change.
+/// A change that was made, or that `apply` would make.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
-    /// Its kind.
+    /// Kind of change.
     pub action: Action,
-    /// What was there; null for nothing.
+    /// Value before the change; null if there was none.
     pub from: Option<String>,
-    /// What is there now, or would be.
+    /// Value after the change.
     pub to: String,
-    /// Whether it was made.
+    /// Whether the change was made; false in `check` and `--dry-run`.
     pub applied: bool,
 }
 
 impl From<Judgement> for Report {
-    /// The report on a run that saw nothing.
+    /// The report on a run that ended before anything was inspected.
     fn from(judgement: Judgement) -> Self {
         Self::new(judgement.verdict, judgement.summary)
     }
 }
 
-/// Whether QEMU can open KVM.
+/// Result of opening the device as QEMU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proof {
-    /// `ok`, `off`, `none` (nobody asked, or the proof could not be done), `mismatch`, or the errno's name.
+    /// `ok`, `off`, `none` (the device was not opened), `mismatch` (another device or API version), or the
+    /// name of the errno.
     pub result: ProofWord,
-    /// Why not; null where it can, and where nobody asked.
+    /// Why QEMU cannot open KVM; null if it can, or if that was not tested.
     pub cause: Option<Cause>,
-    /// What the permissions say by themselves; null where they cannot be told.
+    /// Whether owner, group, mode and ACL allow QEMU to open the device, `allowed` or `denied`; null if that could
+    /// not be determined.
     pub computed: Option<Permission>,
-    /// What KVM answered.
+    /// API version that KVM reported; null if it was not read.
     pub api_version: Option<i32>,
-    /// What to do about it.
+    /// Details of the cause, and the next step unless `summary` contains it (always so for `drift`); null if
+    /// there is nothing to add.
     pub advice: Option<String>,
 }
 
 impl Proof {
-    /// Nothing was opened.
     fn none(cause: Option<Cause>, advice: Option<String>) -> Self {
         Self {
             result: ProofWord::None,
@@ -238,7 +239,7 @@ impl Proof {
 }
 
 impl Report {
-    /// A report with nothing in it yet.
+    /// A report that contains only a verdict and a summary.
     pub fn new(verdict: Verdict, summary: impl Into<String>) -> Self {
         Self {
             schema: SCHEMA,
@@ -257,22 +258,25 @@ impl Report {
         }
     }
 
-    /// One line of JSON and a newline.
-    ///
-    /// # Errors
-    /// None that can happen: every key is a string and every number finite.
+    /// One line of JSON and a newline. It does not fail in practice, because all keys are strings and all numbers
+    /// finite.
     pub fn to_json(&self) -> serde_json::Result<String> {
         json_line(self)
     }
 
-    /// The last line of a run that did not end well: why, and what to do.
+    /// The last line of a run that did not end with `ok`: the reason and the next step.
     pub fn closing_line(&self) -> String {
-        let word = self.verdict.word();
-        let advice = self.proof.advice.as_ref();
-        let advice = advice.map_or_else(String::new, |advice| format!("; {advice}"));
-        escape_control(&format!(
-            "libvirt-kvm-init: {word}: {}{advice}",
-            self.summary
-        ))
+        let (word, summary) = (self.verdict.word(), &self.summary);
+        let details = match &self.proof.advice {
+            None => String::new(),
+            Some(reason) if self.advice_is_reason() => format!(". Reason: {reason}"),
+            Some(advice) => format!("; {advice}"),
+        };
+        escape_control(&format!("libvirt-kvm-init: {word}: {summary}{details}"))
+    }
+
+    /// Whether `proof.advice` holds only the reason. For drift `summary` already names the command.
+    fn advice_is_reason(&self) -> bool {
+        self.verdict == Verdict::Drift
     }
 }

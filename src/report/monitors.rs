@@ -1,4 +1,4 @@
-//! The report for monitors: node-problem-detector and Prometheus.
+//! The report in the formats of node-problem-detector and Prometheus.
 #![forbid(unsafe_code)]
 
 use std::fmt::Write;
@@ -8,23 +8,22 @@ use crate::report::Report;
 use crate::text::is_hidden;
 use crate::verdict::Verdict;
 
-/// What node-problem-detector takes of a message (`max_output_length`): it counts bytes, and cuts
-/// through a character.
+/// node-problem-detector's limit for a message (`max_output_length`). It counts bytes, and may cut within a
+/// character.
 const NPD_WIDTH: usize = 80;
 
-/// What stands for the rest of a message.
+/// Marks a message that was cut.
 const MORE: &str = "...";
 
-/// One line for node-problem-detector's custom plugin: the verdict, the cause, and the beginning of
-/// the summary.
+/// One line for node-problem-detector's custom plugin monitor: verdict, cause and summary, cut to 80 bytes.
 pub fn npd(report: &Report) -> String {
     let mut line = report.verdict.word().to_owned();
     if let Some(cause) = report.proof.cause {
         let _ = write!(line, " ({})", cause.word());
     }
     let _ = write!(line, ": {}", report.summary);
-    let blank = |c: char| if is_hidden(c) { ' ' } else { c };
-    let mut line: String = line.chars().map(blank).collect();
+    let or_space = |c: char| if is_hidden(c) { ' ' } else { c };
+    let mut line: String = line.chars().map(or_space).collect();
     if line.len() > NPD_WIDTH {
         line.truncate(line.floor_char_boundary(NPD_WIDTH - MORE.len()));
         line.push_str(MORE);
@@ -33,32 +32,32 @@ pub fn npd(report: &Report) -> String {
     line
 }
 
-/// node-problem-detector's exit code for what could not be told.
+/// node-problem-detector's exit code for a state that could not be determined.
 pub const NPD_UNKNOWN: u8 = 2;
 
-/// node-problem-detector's exit codes: 0 fine, 1 problem, 2 unknown.
+/// node-problem-detector's exit code: 0 no problem, 1 problem, 2 unknown.
 pub fn npd_code(report: &Report) -> u8 {
     match report.verdict {
-        // A missing KVM that is accepted is fine.
+        // Also a missing KVM with `--missing skip`.
         _ if report.exit_code == Verdict::Ok.code() => 0,
         Verdict::Usage | Verdict::Failed => NPD_UNKNOWN,
         _ => 1,
     }
 }
 
-/// Gauges in Prometheus' text exposition format.
+/// The report as gauges in Prometheus' text exposition format.
 pub fn prometheus(report: &Report, now: SystemTime) -> String {
     let mut text = String::new();
     let verdicts = Verdict::ALL.map(|verdict| {
         let set = u32::from(verdict == report.verdict);
         (format!("{{verdict=\"{}\"}}", verdict.word()), set.into())
     });
-    let help = "1 for the verdict of the last run, 0 for every other one.";
+    let help = "1 for the verdict of the last run, 0 for all others.";
     gauge(&mut text, "verdict", help, &verdicts);
     let cause = report.proof.cause.map_or("", |cause| cause.word());
     let result = escaped(report.proof.result.as_str());
     let labels = format!("{{cause=\"{cause}\",result=\"{result}\"}}");
-    let help = "Always 1; what opening the device as QEMU came to, and why.";
+    let help = "Always 1; the labels are the result and cause of the last attempt to open the device as QEMU.";
     gauge(&mut text, "proof_info", help, &[(labels, 1)]);
     for (name, help, gid) in gids(report) {
         if let Some(gid) = gid {
@@ -74,38 +73,38 @@ pub fn prometheus(report: &Report, now: SystemTime) -> String {
         }
     }
     if !warnings.is_empty() {
-        let help = "Warnings of the last run by code.";
+        let help = "Number of warnings of the last run, by code.";
         gauge(&mut text, "warnings", help, &warnings);
     }
     let since = now.duration_since(UNIX_EPOCH);
     let seconds = since.map_or(0, |since| since.as_secs());
-    let help = "When the last run ended, in seconds since 1970.";
+    let help = "Unix time at which the last run ended, in seconds.";
     let sample = [(String::new(), seconds)];
     gauge(&mut text, "last_run_timestamp_seconds", help, &sample);
     text
 }
 
-/// The GIDs that a report has: name, help and value of the gauge.
+/// Name, help text and value of the gauge for each GID in the report.
 fn gids(report: &Report) -> [(&'static str, &'static str, Option<u32>); 4] {
     [
         (
             "target_gid",
-            "The group number that device and pod shall have.",
+            "GID that the device and the pod's group should have.",
             report.target.as_ref().map(|target| target.gid),
         ),
         (
             "device_gid",
-            "The group number of the device.",
+            "GID of the device.",
             report.device.as_ref().and_then(|device| device.gid),
         ),
         (
             "host_gid",
-            "The number of the group in the node's database.",
+            "GID of the group in the node's group database.",
             report.host.as_ref().and_then(|host| host.kvm_gid),
         ),
         (
             "pod_gid",
-            "The number of the group in the pod's group file.",
+            "GID of the group in the pod's group file.",
             report.pod.as_ref().and_then(|pod| pod.kvm_gid),
         ),
     ]
@@ -120,8 +119,8 @@ fn gauge(text: &mut String, name: &str, help: &str, samples: &[(String, u64)]) {
     }
 }
 
-/// A label's value. The format knows escapes for three characters; what else is not to be seen as it is
-/// stands there as the text of an escape, whose backslash is escaped.
+/// Escapes a label value. The exposition format defines escapes for backslash, quote and newline. Other hidden
+/// characters become the text of a Rust escape, with its backslash escaped: `\\u{1b}`.
 fn escaped(value: &str) -> String {
     let mut text = String::with_capacity(value.len());
     for char in value.chars() {

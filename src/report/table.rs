@@ -1,4 +1,4 @@
-//! The report for people: node, pod and QEMU side by side, by number and name, within 80 columns.
+//! The report as a table for terminals: node, pod and QEMU side by side, IDs and names, within 80 columns.
 #![forbid(unsafe_code)]
 
 use std::fmt::Write;
@@ -8,20 +8,20 @@ use crate::report::{Device, Report};
 use crate::text::{escape_control, join_first};
 use crate::verdict::Verdict;
 
-/// A terminal's width.
+/// The width of the table, in characters.
 const WIDTH: usize = 80;
 /// The width of the first column.
 const LABEL: usize = 10;
-/// The width of the next ones.
+/// The width of each other column.
 const COLUMN: usize = 23;
 
-/// What is seen of the node.
+/// The only device of the node that is inspected, whatever `--device` is set to.
 const NODES: &str = "/dev/kvm";
 
-/// How many of QEMU's groups are shown.
+/// How many of QEMU's groups are listed.
 const GROUPS: usize = 16;
 
-/// The table. `colour` marks the verdict with terminal colours.
+/// The report as a table. `colour` marks the verdict with terminal colours.
 pub fn table(report: &Report, colour: bool) -> String {
     let mut text = String::new();
     if let Some(device) = &report.device {
@@ -56,35 +56,40 @@ pub fn table(report: &Report, colour: bool) -> String {
     text
 }
 
-/// What is said below the columns, each with its label.
+/// The labelled paragraphs below the columns.
 fn paragraphs(report: &Report) -> Vec<(&'static str, String)> {
-    let mut found = Vec::new();
+    let mut labelled = Vec::new();
     if let Some(target) = &report.target {
         let mode = target.mode.as_ref().map(|mode| format!(", mode {mode}"));
         let mode = mode.unwrap_or_default();
         let text = format!("{} from {}{mode}", target.gid, target.at);
-        found.push(("target", text));
+        labelled.push(("target", text));
     }
     let acl = report.device.as_ref().and_then(|device| device.acl.clone());
-    found.extend(acl.map(|acl| ("acl", acl)));
-    found.extend(permission(report).map(|text| ("permission", text)));
+    labelled.extend(acl.map(|acl| ("acl", acl)));
+    labelled.extend(permission(report).map(|text| ("permission", text)));
     for change in &report.changes {
         let label = if change.applied {
             "changed"
         } else {
             "to change"
         };
-        found.push((label, change.to_string()));
+        labelled.push((label, change.to_string()));
     }
     for warning in &report.warnings {
         let text = format!("{}: {}", warning.code.word(), warning.text);
-        found.push(("warning", text));
+        labelled.push(("warning", text));
     }
     let cause = report.proof.cause.map(|cause| cause.word().to_owned());
-    found.extend(cause.map(|cause| ("cause", cause)));
+    labelled.extend(cause.map(|cause| ("cause", cause)));
+    let label = if report.advice_is_reason() {
+        "reason"
+    } else {
+        "advice"
+    };
     let advice = report.proof.advice.clone();
-    found.extend(advice.map(|advice| ("advice", advice)));
-    found
+    labelled.extend(advice.map(|advice| (label, advice)));
+    labelled
 }
 
 fn paint(text: &mut String, start: usize, verdict: Verdict) {
@@ -104,7 +109,7 @@ fn group_name(report: &Report) -> String {
 
 fn node_gid(report: &Report) -> String {
     match &report.host {
-        None => "not seen".to_owned(),
+        None => "cannot be read".to_owned(),
         Some(host) => gid(host.kvm_gid),
     }
 }
@@ -122,7 +127,7 @@ fn gid(gid: Option<u32>) -> String {
 
 fn qemu(report: &Report) -> String {
     let Some(qemu) = &report.qemu else {
-        return "not resolved".to_owned();
+        return "unknown".to_owned();
     };
     let name = match (&qemu.user, qemu.stand_in) {
         (_, true) => "nobody",
@@ -135,10 +140,9 @@ fn qemu(report: &Report) -> String {
     format!("{}:{}{plus}{more} ({name})", qemu.uid, qemu.gid)
 }
 
-/// Of the node that one device is seen, whatever path was given for the pod's.
 fn node_device(report: &Report) -> String {
     let Some(host) = &report.host else {
-        return "not seen".to_owned();
+        return "cannot be read".to_owned();
     };
     let device = report.device.as_ref();
     let same = device.and_then(|device| device.same_inode_as_host);
@@ -147,9 +151,9 @@ fn node_device(report: &Report) -> String {
         _ => String::new(),
     };
     match (&host.device, same) {
-        (_, Some(true)) => "the same".to_owned(),
+        (_, Some(true)) => "same device".to_owned(),
         (Some(device), _) => format!("{name}{}:{} {}", device.uid, device.gid, device.mode),
-        (None, _) => "not seen".to_owned(),
+        (None, _) => "not found".to_owned(),
     }
 }
 
@@ -171,12 +175,12 @@ fn opens(report: &Report) -> String {
     match (&report.proof.result, report.proof.api_version) {
         (ProofWord::Ok, Some(version)) => format!("opens, API {version}"),
         (ProofWord::Ok, None) => "opens".to_owned(),
-        (ProofWord::Off | ProofWord::None, _) => "not tried".to_owned(),
+        (ProofWord::Off | ProofWord::None, _) => "not tested".to_owned(),
         (result, _) => format!("cannot open: {}", result.as_str()),
     }
 }
 
-/// What the permissions say by themselves, beside what open(2) said.
+/// The computed permission, followed by the result of open(2).
 fn permission(report: &Report) -> Option<String> {
     let proof = &report.proof;
     let acl = report.device.as_ref()?.acl.is_some();
@@ -186,15 +190,18 @@ fn permission(report: &Report) -> Option<String> {
         (Permission::Denied, false) => "owner, group and mode deny it",
         (Permission::Denied, true) => "owner, group, mode and ACL deny it",
     };
-    let said = match &proof.result {
-        ProofWord::Ok => "open says yes".to_owned(),
-        ProofWord::Off | ProofWord::None => "open was not asked".to_owned(),
-        result => format!("open says {}", result.as_str()),
+    let open = match &proof.result {
+        ProofWord::Ok => "open(2) succeeds".to_owned(),
+        ProofWord::Off | ProofWord::None => "open(2) was not tried".to_owned(),
+        // open(2) or a later check of the opened file showed another device or API version.
+        ProofWord::Mismatch => "another device or API version than expected".to_owned(),
+        ProofWord::Errno(name) => format!("open(2) fails: {name}"),
     };
-    Some(format!("{by}; {said}"))
+    Some(format!("{by}; {open}"))
 }
 
-/// One row; what does not fit its column goes on below, what does not fit the first one before.
+/// Appends one row. A cell that is too wide continues on the next lines; a label that is too wide gets lines of its
+/// own above the row.
 fn push_row(text: &mut String, row: &[String; 4]) {
     let [label, cells @ ..] = row.each_ref().map(|cell| escape_control(cell));
     let mut label = label.as_str();
@@ -218,7 +225,7 @@ fn push_row(text: &mut String, row: &[String; 4]) {
     }
 }
 
-/// Breaks a cell between words, and a word that is too wide before a `+` or wherever it must.
+/// Breaks a cell between words, and a word that is too wide before a `+` or else at the full width.
 fn wrapped(cell: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in cell.split_whitespace() {
@@ -238,28 +245,28 @@ fn wrapped(cell: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// A word in pieces that fit: broken after a `/` or a comma, or wherever it must.
+/// Breaks a word that is too wide after a `/` or a comma, or else at the full width.
 fn pieces(word: &str, width: usize) -> Vec<String> {
     let after_slash = |head: &str, _| head.rfind(['/', ',']).filter(|at| *at > 0).map(|at| at + 1);
     parts(word, width, after_slash)
 }
 
-/// A word in pieces of at most `width` characters. `place` is told what would fit and what comes next, and
-/// may say where before that end it is better broken.
+/// Breaks a word into pieces of at most `width` characters. `place` gets the part that fits and the next character;
+/// it may return an earlier position at which to break.
 fn parts(word: &str, width: usize, place: impl Fn(&str, char) -> Option<usize>) -> Vec<String> {
     let mut rest = word;
-    let mut found = Vec::new();
+    let mut pieces = Vec::new();
     while let Some((end, next)) = rest.char_indices().nth(width) {
         let (head, _) = rest.split_at(end);
         let (head, tail) = rest.split_at(place(head, next).unwrap_or(end));
-        found.push(head.to_owned());
+        pieces.push(head.to_owned());
         rest = tail;
     }
-    found.push(rest.to_owned());
-    found
+    pieces.push(rest.to_owned());
+    pieces
 }
 
-/// A labelled paragraph, wrapped between words.
+/// Appends a labelled paragraph, wrapped between words.
 fn push(text: &mut String, label: &str, paragraph: &str) {
     let paragraph = escape_control(paragraph);
     let mut line = format!("{label:LABEL$} ");
@@ -292,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_too_wide_for_its_column_goes_on_below() {
+    fn a_cell_wider_than_its_column_is_wrapped() {
         let table = [
             ("", &[][..]),
             ("0:108 0660 (kvm)", &["0:108 0660 (kvm)"]),
@@ -322,9 +329,9 @@ mod tests {
         }
     }
 
-    /// What a file says may be long: nothing here may take its square.
+    /// Names in files can be very long, so wrapping must not take quadratic time.
     #[test]
-    fn what_is_very_wide_is_wrapped_all_the_same() {
+    fn a_word_of_megabytes_is_wrapped() {
         let word = "é+".repeat(1 << 20);
         assert_eq!(wrapped(&word, COLUMN - 1).concat(), word);
         let word = "/é".repeat(1 << 20);
@@ -332,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn of_very_many_groups_some_are_shown() {
+    fn at_most_sixteen_groups_are_listed() {
         let mut report = Report::new(Verdict::Ok, "");
         report.qemu = Some(crate::report::Qemu {
             user: Some("nova".to_owned()),
@@ -346,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn another_path_is_not_the_nodes() {
+    fn the_nodes_device_is_named_if_the_pods_has_another_path() {
         let mut report = Report::new(Verdict::Ok, "");
         let json = r#"{"root": "/", "device": {"uid": 0, "gid": 108, "mode": "0660"}}"#;
         report.host = serde_json::from_str(json).unwrap();
@@ -361,12 +368,12 @@ mod tests {
     }
 
     #[test]
-    fn a_label_that_is_too_wide_stands_above_its_row() {
-        let row = ["/dev/something/kvm", "the same", "x", "y"].map(str::to_owned);
+    fn a_label_wider_than_its_column_gets_its_own_line() {
+        let row = ["/dev/something/kvm", "same device", "x", "y"].map(str::to_owned);
         let mut text = String::new();
         push_row(&mut text, &row);
         let want =
-            "/dev/something/kvm\n           the same               x                      y\n";
+            "/dev/something/kvm\n           same device            x                      y\n";
         assert_eq!(text, want);
     }
 }

@@ -254,7 +254,7 @@ fn readme_command_prints_every_nodes_verdict() {
     // The line that node-problem-detector would get from the program.
     let mut report = libvirt_kvm_init::report::Report::new(
         libvirt_kvm_init::verdict::Verdict::Drift,
-        "QEMU as nova (42424:424) cannot open /dev/kvm: EACCES; `libvirt-kvm-init apply` mends it",
+        "QEMU as nova (42424:424) cannot open /dev/kvm: EACCES; run `libvirt-kvm-init apply` to repair it",
     );
     report.proof.cause = Some(libvirt_kvm_init::codes::Cause::Ownership);
     let bad = libvirt_kvm_init::report::monitors::npd(&report);

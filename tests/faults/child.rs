@@ -163,7 +163,7 @@ fn proof_handles_failure_of_each_system_call_of_its_child() {
                             assert!(last.starts_with("libvirt-kvm-init: "), "{shown}");
                             // A second child would not get the fault, so exit code 5 means that there was none.
                             assert_eq!(code, Ok(5), "{shown}");
-                            assert!(!err.contains("tried once more"), "{shown}");
+                            assert!(!err.contains("trying once more"), "{shown}");
                         }
                     }
                     table.add(call, outcome(code));
@@ -181,7 +181,7 @@ fn proof_handles_failure_of_each_system_call_of_its_child() {
             stage.reset();
             let (code, err) = run(&stage, &format!("{call}:retval=0:when=1")).unwrap();
             assert_eq!(code, Ok(0), "{call} that does nothing: {err}");
-            assert!(err.contains("tried once more"), "{call}: {err}");
+            assert!(err.contains("trying once more"), "{call}: {err}");
             stage.assert_aligned(&err);
         }
         println!("4 calls that did nothing but returned success: 4 detected");

@@ -195,7 +195,7 @@ fn partial_repair_is_reported_as_partial() {
         assert_eq!(report.verdict, Verdict::Unproven, "{report:#?}");
         let advice = report.proof.advice.unwrap();
         assert!(
-            advice.ends_with("` mends a part, and names what is left"),
+            advice.ends_with("`, which repairs a part and reports the rest"),
             "{advice}"
         );
         let after = scene.run("apply", &[]);
@@ -237,7 +237,7 @@ fn apply_is_not_advised_for_a_security_module_denial() {
         let allowed = Some(Permission::Allowed);
         let cause = Some(Cause::SecurityModule);
         assert_eq!(reported, (Verdict::Unproven, cause, allowed), "{report:#?}");
-        assert!(!report.summary.contains("mends"), "{}", report.summary);
+        assert!(!report.summary.contains("repair"), "{}", report.summary);
         assert!(!qemu(&nova(424)).works && !qemu(&nova(108)).works);
     });
 }
@@ -294,7 +294,7 @@ fn libvirt_sh_sets_group_kvm_regardless_of_group_option() {
         set_owner(Path::new(NODE), 0, 424, 0o660);
         assert!(!qemu(&nova(500)).works);
         assert_eq!(report.verdict, Verdict::Drift, "{report:#?}");
-        for part in ["libvirt.sh", "0:424 0660", "leave out --group"] {
+        for part in ["libvirt.sh", "0:424 0660", "omit --group"] {
             assert!(report.summary.contains(part), "{part}: {}", report.summary);
         }
     });

@@ -104,7 +104,7 @@ fn ownership_denial_is_reported() {
             "etc/libvirt/qemu.conf",
             "user = \"+4343\"\ngroup = \"+4242\"\n",
         );
-        let advice = "/dev/kvm is 0:108 0660, and 4343:4242 with the groups 4242 may not";
+        let advice = "/dev/kvm is 0:108 0660, and QEMU with the groups 4242 has no read and write permission";
         let cause = Some(Cause::Ownership);
         assert_reported(&apply(pod), Verdict::Unproven, "EACCES", cause, advice);
         let who = Identity {
@@ -121,8 +121,7 @@ fn ownership_denial_is_reported() {
 fn closed_directory_is_reported() {
     on_stage(|pod| {
         set_owner(Path::new("/dev"), 0, 0, 0o700);
-        let advice =
-            "the directory /dev (0:0 0700) does not let nova (42424:108) pass: chmod o+x /dev";
+        let advice = "no search permission for the directory /dev (0:0 0700); run `chmod o+x /dev`";
         let cause = Some(Cause::Ownership);
         assert_reported(&apply(pod), Verdict::Unproven, "EACCES", cause, advice);
         assert_qemu(&nova(), "Permission denied");
@@ -133,8 +132,7 @@ fn closed_directory_is_reported() {
 fn denying_acl_is_reported() {
     on_stage(|pod| {
         ok(Command::new("setfacl").args(["-m", "u:42424:---", DEVICE]));
-        let advice =
-            "its ACL (user::rw-,user:42424:---,group::rw-,mask::rw-,other::---) denies nova";
+        let advice = "the ACL of /dev/kvm (user::rw-,user:42424:---,group::rw-,mask::rw-,other::---) denies QEMU";
         let cause = Some(Cause::Acl);
         assert_reported(&apply(pod), Verdict::Unproven, "EACCES", cause, advice);
         assert_qemu(&nova(), "Permission denied");
@@ -228,7 +226,7 @@ fn device_cgroup_denial_is_reported() {
             };
             let enter = filter.enter();
             let enter: Vec<&str> = enter.iter().map(String::as_str).collect();
-            let advice = "the cgroup's device filter denies it to this container";
+            let advice = "the cgroup's device filter denies this container access";
             let report = apply_under(&enter, pod, &[]);
             let cause = Some(Cause::DeviceCgroup);
             assert_reported(&report, Verdict::Unproven, "EPERM", cause, advice);
@@ -239,7 +237,7 @@ fn device_cgroup_denial_is_reported() {
             ok(Command::new("setfacl").args(["-m", "u:42424:---", DEVICE]));
             let report = apply_under(&enter, pod, &[]);
             let cause = Some(Cause::Acl);
-            assert_reported(&report, Verdict::Unproven, "EACCES", cause, "its ACL");
+            assert_reported(&report, Verdict::Unproven, "EACCES", cause, "the ACL of");
             ok(Command::new("setfacl").args(["-b", DEVICE]));
             done += 1;
         }

@@ -297,7 +297,7 @@ fn interrupted_proof_is_retried_once_then_fails() {
                 assert_eq!(pids.len(), 2, "{details}");
                 assert_ne!(pids[0], pids[1], "{details}");
                 assert_eq!(code, i32::from(report.exit_code), "{details}");
-                assert!(stderr.contains("tried once more"), "{details}");
+                assert!(stderr.contains("trying once more"), "{details}");
                 // The report has the device and the identity anyway.
                 assert!(
                     report.device.is_some() && report.qemu.is_some(),
@@ -315,7 +315,7 @@ fn interrupted_proof_is_retried_once_then_fails() {
                 assert_eq!(line, report.closing_line());
                 let word = match signal {
                     Signal::SIGKILL => "killed",
-                    _ => "did not answer within 5 s",
+                    _ => "did not respond within 5 s",
                 };
                 assert!(line.contains(word), "{details}");
                 assert!(!line.contains("cannot open"), "{details}");

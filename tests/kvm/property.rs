@@ -443,7 +443,7 @@ fn live_through(
         return None;
     }
     // An outdated --group-file-out is drift whatever the events do.
-    let stale_out = checked.code == 1 && report.summary.contains("is not as it shall be");
+    let stale_out = checked.code == 1 && report.summary.contains("is missing or out of date");
     if stale_out {
         return Some("only the group file is outdated".to_owned());
     }

@@ -389,7 +389,7 @@ fn config_map_cannot_run_commands_in_the_libvirt_container() {
         let ended = pod.libvirt();
         assert_eq!(ended.code, 7, "{ended:?}");
         assert!(
-            ended.stderr.contains("unproven") || ended.stderr.contains("not asked"),
+            ended.stderr.contains("unproven") || ended.stderr.contains("not tested"),
             "{ended:?}"
         );
     });

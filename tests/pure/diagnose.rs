@@ -127,7 +127,7 @@ fn each_probe_result_maps_to_its_cause() {
             ProbeResult::Version(Errno::ENOTTY),
             "ENOTTY",
             Cause::NotKvm,
-            "answer",
+            "KVM_GET_API_VERSION",
         ),
         (
             ProbeResult::CreateVm(Errno::EBUSY),

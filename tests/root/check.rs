@@ -146,8 +146,13 @@ fn check_needs_the_capabilities_setuid_and_setgid() {
         assert_eq!((code, &found["proof"]["result"]), (0, &"ok".into()));
         for too_few in ["-all,+setuid", "-all,+setgid", "-all"] {
             let ran = go(&mut with(too_few)).code(5);
-            let ran = ran.says(&["could not be asked", "EPERM", "CAP_SETUID", "CAP_SETGID"]);
-            assert!(ran.out.contains("open was not asked"), "{ran}");
+            let ran = ran.says(&[
+                "could not test whether",
+                "EPERM",
+                "CAP_SETUID",
+                "CAP_SETGID",
+            ]);
+            assert!(ran.out.contains("open(2) was not tried"), "{ran}");
         }
         assert_eq!(scene.state(), before);
     });
@@ -273,21 +278,21 @@ fn report_shows_computed_permission_and_result_of_open() {
                 "api-version",
                 "ok",
                 "allowed",
-                "mode allow it; open says yes",
+                "mode allow it; open(2) succeeds",
             ),
             (
                 0o600,
                 "api-version",
                 "EACCES",
                 "denied",
-                "mode deny it; open says EACCES",
+                "mode deny it; open(2) fails: EACCES",
             ),
             (
                 0o600,
                 "off",
                 "off",
                 "denied",
-                "mode deny it; open was not asked",
+                "mode deny it; open(2) was not tried",
             ),
         ] {
             set_owner(Path::new(KVM), 0, 108, mode);
@@ -362,12 +367,12 @@ fn warning_lists_at_most_five_members() {
             (0, vec!["other-members".to_owned()])
         );
         let text = found["warnings"][0]["text"].as_str().unwrap();
-        assert!(text.contains("user4 and 2995 more:"), "{text}");
+        assert!(text.contains("user4 and 2995 more;"), "{text}");
         // If something is wrong the closing line names the repair only once.
         let scene = Scene::with_device(0, 108, 0o660);
         let ran = go(&mut check(&scene)).code(1);
         let last = ran.err.lines().last().unwrap();
-        assert_eq!(last.matches("mends it").count(), 1, "{last}");
+        assert_eq!(last.matches("to repair it").count(), 1, "{last}");
     });
 }
 

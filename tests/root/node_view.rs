@@ -130,7 +130,7 @@ fn check_on_the_node_reports_node_and_pod() {
         );
         let run = go(&mut check());
         run.code(1)
-            .says(&["drift: ", "nova", &format!("{way_out} mends it")]);
+            .says(&["drift: ", "nova", &format!("run {way_out} to repair it")]);
         assert!(
             found["summary"].as_str().unwrap().contains(&way_out),
             "{found}"
@@ -138,7 +138,7 @@ fn check_on_the_node_reports_node_and_pod() {
         // The command is in the summary only.
         let advice = found["proof"]["advice"].as_str().unwrap();
         assert!(
-            advice.contains("may not read and write it") && !advice.contains("apply"),
+            advice.contains("has no read and write permission for it") && !advice.contains("apply"),
             "{found}"
         );
         assert_eq!(everything(), before);
@@ -182,7 +182,7 @@ fn node_device_proves_nothing_for_a_libvirtd_with_a_private_dev() {
         let check = || check_on(&node, ours);
         assert_eq!(report(&mut check()).0, 0);
         detach(&pod.tree.at("dev"));
-        for there in ["0:0 0600", "no KVM device"] {
+        for there in ["0:0 0600", "missing or not a KVM device"] {
             let (code, found) = report(&mut check());
             assert_eq!(code, 5, "{found}");
             assert_eq!(warnings(&found), ["private-device"]);
@@ -191,7 +191,7 @@ fn node_device_proves_nothing_for_a_libvirtd_with_a_private_dev() {
             for part in [there, "0:108 0660", root] {
                 assert!(text.contains(part), "{part}: {text}");
             }
-            go(&mut check()).code(5).says(&["another one", there]);
+            go(&mut check()).code(5).says(&["a different one", there]);
             let _ = fs::remove_file(pod.tree.at("dev/kvm"));
         }
         assert_eq!(owner(&node.tree.at("dev/kvm")), (0, 108, 0o660));
@@ -331,6 +331,6 @@ fn drifted_pod_with_a_private_dev_is_not_reported_as_drift() {
         detach(&pod.tree.at("dev"));
         let ran = go(&mut check_on(&node, ours)).code(5);
         let ran = ran.says(&["mount the node's /dev"]);
-        assert!(!ran.err.contains("mends it"), "{ran}");
+        assert!(!ran.err.contains("to repair it"), "{ran}");
     });
 }

@@ -152,9 +152,9 @@ fn check_reports_a_missing_rule_if_the_next_event_denies_qemu() {
         check(&[]).code(0);
         check(&["--persist"]).code(1).says(&[
             "drift: ",
-            "a module reload or reboot (no udev rule speaks of it) makes it 0:0 0600",
+            "a module reload or reboot (no udev rule matches it) will set it to 0:0 0600",
             "`libvirt-kvm-init apply --persist --",
-            "` writes a rule that prevents it",
+            "` to write a udev rule that prevents it",
         ]);
         go(&mut persist(&scene)).code(0);
         check(&["--persist"]).code(0);
@@ -169,7 +169,7 @@ fn check_reports_a_missing_rule_if_the_next_event_denies_qemu() {
         check(&["--persist"]).code(1).says(&[
             "0:108 0640",
             "`libvirt-kvm-init apply --persist --",
-            "` writes a rule",
+            "` to write a udev rule",
         ]);
         go(&mut persist(&scene)).code(0);
         for more in [&[][..], &["--persist"]] {

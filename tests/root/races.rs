@@ -260,7 +260,7 @@ fn apply_fails_after_repeated_external_changes() {
                 match run.code {
                     4 => {
                         lost += 1;
-                        drop(run.says(&["changed by another process", "--settle"]));
+                        drop(run.says(&["another process repeatedly changes", "--settle"]));
                     }
                     code => assert!([0, 5].contains(&code), "{run}"),
                 }
