@@ -32,7 +32,7 @@ pub struct Locks {
 
 impl Locks {
     /// Opens and locks the directories of these steps that are not locked yet, waiting up to `patience` for each. A
-    /// read-only directory stays unlocked. Returns true if there was one to lock: then the observation may be out of date.
+    /// read-only directory stays unlocked. Returns true if there was one: then the observation may be out of date.
     ///
     /// # Errors
     /// [`Error::Refused`] for a directory in which another user can write.

@@ -13,7 +13,7 @@ use crate::observe::Observation;
 pub struct Memory {
     /// The last GID with which QEMU could open the device.
     pub last_good_gid: Option<Gid>,
-    /// The pod root, if it was the node's own root when the host root could last be read.
+    /// The pod root, if its group file was the node's own when the host root could last be read.
     pub pod_was_host: Option<PathBuf>,
     /// Whether the group file cannot be written and is not changed.
     pub group_file_readonly: bool,
@@ -24,7 +24,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Sets in an observation without a host root whether the pod root is the node's own.
+    /// Sets in an observation without a host root whether the pod's group file is the node's own.
     pub fn complete(&self, seen: &mut Observation) {
         let was_host = self.pod_was_host.as_deref() == Some(seen.pod.root.path());
         seen.pod.is_host |= seen.host.is_none() && was_host;

@@ -192,7 +192,8 @@ fn align_all<'a>(
     Ok((content, changes))
 }
 
-/// Why the group file is not written, and what to do: the member's name comes from the image, the group's from an option.
+/// Why the group file is not written, and what to do. The member's name comes from the image, the group's from an
+/// option.
 fn unwritable(error: &EditError, root: &PodRoot) -> String {
     let file = root.join(GROUP_FILE);
     let next_step = match error {

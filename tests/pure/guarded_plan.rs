@@ -144,7 +144,7 @@ fn guarded_target_needs_gid_from_command_line_or_file() {
             let decision = decide(&mut seen, &config(&given, By::Flag), None);
             let text = refusal(&decision);
             assert!(text.contains("disk") && text.contains(at), "{text}");
-            assert!(text.contains("give --gid 6 if"), "{text}");
+            assert!(text.contains("use --gid 6 to confirm"), "{text}");
         }
 
         let decision = decide(&mut seen, &config(&[("gid", "6")], By::Env), None);
