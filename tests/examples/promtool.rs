@@ -39,8 +39,8 @@ pub fn records() -> BTreeSet<String> {
 /// Every name of a metric that the program has, in a state where it has all of them.
 fn metrics() -> BTreeSet<String> {
     let mut metrics = Metrics::default();
-    metrics.healed([Action::SetDeviceOwner].into_iter());
-    metrics.looked(SystemTime::now());
+    metrics.count_repairs([Action::SetDeviceOwner].into_iter());
+    metrics.record_check(SystemTime::now());
     let text = metrics.prometheus(&Report::new(Verdict::Ok, ""), true, SystemTime::now());
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines

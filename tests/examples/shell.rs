@@ -39,7 +39,7 @@ mod on_a_node {
         let (cure, end) = cure.split_once("6. Somebody takes it away").unwrap();
         assert!(cure.contains("exit code 0"), "{story}");
         assert!(
-            end.contains("healed: set-device-owner 0:0 -> 0:108"),
+            end.contains("repaired: set-device-owner 0:0 -> 0:108"),
             "{story}"
         );
     }

@@ -137,7 +137,7 @@ fn watch_ends_well_and_reads_its_configuration_again() {
                 let mut child = cmd.stdout(Stdio::null()).spawn().unwrap();
                 let pid = started(&child, is_first);
                 kill(pid, SIGHUP).unwrap();
-                let _log = says(&mut child, "the configuration was read again");
+                let _log = says(&mut child, "the configuration was reloaded");
                 kill(pid, signal).unwrap();
                 assert_eq!(code(child), want, "{signal} {is_first}");
             }

@@ -25,7 +25,7 @@ fn the_device_keeps_the_number_that_works() {
         let watch = Watch::start(watch(&scene).arg("--status-file").arg(&status));
         seals(&scene);
         scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
-        watch.says("the device keeps the number 108, which QEMU can use");
+        watch.says("the device keeps GID 108, which QEMU can use");
         assert_eq!(owner(Path::new(KVM)), RIGHT);
         let drift =
             || fs::read_to_string(&status).is_ok_and(|text| text.contains("\"verdict\":\"drift\""));

@@ -86,7 +86,7 @@ fn without_inotify_all_is_kept_by_polling() {
             healed((0, 110, 0o660));
             // What has no need of inotify goes on.
             running.signal(SIGHUP);
-            running.says("the configuration was read again");
+            running.says("the configuration was reloaded");
             mount_tmpfs(Path::new("/dev"), "mode=755");
             running.says("/dev/kvm does not exist here, and on the node it does");
             detach(Path::new("/dev"));

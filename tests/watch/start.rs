@@ -97,7 +97,7 @@ fn a_hangup_that_comes_before_it_is_ready_is_heard() {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let heard = lines.find(|line| line.as_ref().unwrap().contains("read again"));
+        let heard = lines.find(|line| line.as_ref().unwrap().contains("was reloaded"));
         assert!(heard.is_some());
         // timeout(1) hands it on, and --kill-child takes `watch` along.
         let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());

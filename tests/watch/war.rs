@@ -52,10 +52,7 @@ fn it_backs_off_names_the_opponent_and_wins_in_the_end() {
         war(&watch, 777, Duration::from_secs(5));
         healed((0, 108, 0o660));
         let log = watch.log();
-        assert!(
-            log.contains("changed back at once 20 times in a row"),
-            "{log}"
-        );
+        assert!(log.contains("was reverted 20 times in a row"), "{log}");
         assert!(log.contains("auditctl"), "{log}");
         assert!(log.lines().count() < 40, "{log}");
         // What comes later is no undo: no wait that goes on is announced for it.
@@ -64,7 +61,7 @@ fn it_backs_off_names_the_opponent_and_wins_in_the_end() {
         set_owner(Path::new(KVM), 0, 777, 0o660);
         healed((0, 108, 0o660));
         watch.is_idle();
-        let told = |log: &str| log.matches("changed back at once").count();
+        let told = |log: &str| log.matches("was reverted").count();
         assert_eq!(told(&watch.log()), told(&log), "{}", watch.log());
     });
 }
@@ -107,12 +104,12 @@ fn the_charts_lines_in_a_container_with_the_images_file_are_known() {
         let watch = Watch::start(watch(&scene).arg("--group-file-out").arg(&out));
         healed((0, 108, 0o660));
         war(&watch, 424, Duration::from_secs(2));
-        watch.says("0:424 0660 is what the chart's libvirt.sh gives it");
+        watch.says("0:424 0660 is what the chart's libvirt.sh sets");
         drop(watch);
         // Where the file itself was brought in line, its old number is remembered.
         let watch = Watch::start(&mut support::watch::watch(&scene));
         war(&watch, 424, Duration::from_secs(2));
-        watch.says("0:424 0660 is what the chart's libvirt.sh gives it");
+        watch.says("0:424 0660 is what the chart's libvirt.sh sets");
     });
 }
 
