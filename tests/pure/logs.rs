@@ -550,7 +550,7 @@ fn gzip_is_unpacked_and_its_end_missed() {
         (1, 1, 1)
     );
     assert!(
-        report.unreadable[0].error.contains("too early"),
+        report.unreadable[0].error.contains("truncated"),
         "{report:?}"
     );
     // Nothing found and not all read is a failure.
