@@ -34,9 +34,9 @@ mod on_a_node {
         let story = ok(Command::new(project(SCRIPT))
             .arg(program())
             .env("NO_COLOR", "1"));
-        let (start, cure) = story.split_once("3. The cure").unwrap();
+        let (start, cure) = story.split_once("3. The repair").unwrap();
         assert!(start.contains("exit code 1"), "{story}");
-        let (cure, end) = cure.split_once("6. Somebody takes it away").unwrap();
+        let (cure, end) = cure.split_once("6. Another process changes").unwrap();
         assert!(cure.contains("exit code 0"), "{story}");
         assert!(
             end.contains("repaired: set-device-owner 0:0 -> 0:108"),
