@@ -44,7 +44,7 @@ pub fn scan(
     progress.add(start.len() as u64);
     if let Some((_, name)) = foreign {
         let text = format!(
-            "{name} compression is not supported; decompress it to standard input (`logs -`)"
+            "{name} compression is not supported; decompress it and pipe it to `libvirt-kvm-init logs -`"
         );
         return Err(io::Error::other(text));
     }

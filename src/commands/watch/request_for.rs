@@ -10,7 +10,7 @@ use crate::sys::device::Device;
 use crate::sys::progress;
 
 /// The request for this check: `asked` with the pod root of the libvirtd that was found. Sets in `memory`
-/// which group file must not be edited and which GID the device keeps.
+/// whether the group file must stay unchanged, and which GID the device keeps in that case.
 pub(super) fn request_for(asked: &Request, target: &Target, memory: &mut Memory) -> Request {
     let mut request = asked.clone();
     match target {
