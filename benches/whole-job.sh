@@ -1,7 +1,7 @@
 #!/bin/bash
-# What `apply` does, as one would write it by hand: the node's number for the group, the user in it, the
-# device as it shall be, and a proof by opening it as QEMU's user. Without reading udev's rules, qemu.conf
-# or ACLs, and without a guard against what is in the device's place.
+# The job of `apply` as a short shell script: sets the pod's group to the node's GID, adds the user to it, sets
+# owner and mode of the device, and opens the device as the QEMU user. It reads no udev rules, qemu.conf or
+# ACLs, and does not check whether /dev/kvm is the KVM device.
 #
 #   whole-job.sh HOST-ROOT [USER]
 set -eu
@@ -17,7 +17,7 @@ elif [ "$(getent group kvm | cut -d: -f3)" != "$gid" ]; then
 fi
 id -nG "$user" | tr ' ' '\n' | grep -qx kvm || usermod -aG kvm "$user"
 
-[ -c /dev/kvm ] || { echo "there is no /dev/kvm" >&2; exit 6; }
+[ -c /dev/kvm ] || { echo "/dev/kvm is missing" >&2; exit 6; }
 [ "$(stat -c %u:%g /dev/kvm)" = "0:$gid" ] || chown "0:$gid" /dev/kvm
 [ "$(stat -c %a /dev/kvm)" = 660 ] || chmod 660 /dev/kvm
 

@@ -1,15 +1,15 @@
 #!/bin/bash
-# The incident and its cure, with real nodes and the distribution's QEMU, and without libvirtd:
+# Demonstrates the incident and its repair, with a real device file and the distribution's QEMU, without libvirtd:
 #
 #   sudo examples/incident.sh target/release/libvirt-kvm-init
 #
-# All of it happens in a private mount namespace; nothing of this machine is changed.
+# Everything happens in a private mount namespace; nothing on this machine is changed.
 set -eu
 
 if [ "${INCIDENT_INSIDE-}" != 1 ]; then
     [ $# -eq 1 ] || { echo "usage: $0 PATH-OF-libvirt-kvm-init" >&2; exit 1; }
-    [ -x "$1" ] || { echo "$1 is no program; build it first: cargo build --release" >&2; exit 1; }
-    [ "$(id -u)" -eq 0 ] || { echo "This demonstration makes device nodes: run it as root." >&2; exit 1; }
+    [ -x "$1" ] || { echo "$1 is not executable; build it first: cargo build --release" >&2; exit 1; }
+    [ "$(id -u)" -eq 0 ] || { echo "This demonstration creates device files: run it as root." >&2; exit 1; }
     INCIDENT_INSIDE=1 exec unshare --mount --propagation private -- "$BASH" "$0" "$(realpath "$1")"
 fi
 program=$1
@@ -27,7 +27,7 @@ show() { # pod|node, command
     $run "$@" 2>&1 | sed 's/^/         /'
 }
 
-# The pod is what this namespace calls /; the node is a folder. /dev is one and the same for both.
+# The root of this namespace is the pod; a directory below it is the node. Both have the same /dev.
 work=/mnt
 exec 9<"$program"
 mount -t tmpfs -o mode=755 tmpfs $work
@@ -39,7 +39,7 @@ mkdir -p $work/pod $node/etc $node/usr/bin $node/proc $node/dev
 cp -a /etc/. $work/pod/
 mount --bind $work/pod /etc
 exec 8>/dev/null
-while umount -l /dev 2>&8; do :; done # not 2>/dev/null: that would make a file of this name
+while umount -l /dev 2>&8; do :; done # 2>/dev/null would create a regular file once /dev/null is gone
 exec 8>&-
 mount -t tmpfs -o mode=755 tmpfs /dev
 mount --bind /dev $node/dev
@@ -52,7 +52,7 @@ without='' no_kvm=''
 (: <>/dev/kvm) 2>/dev/null || no_kvm=1 without='this machine has no usable KVM'
 [ "$(uname -m)" = x86_64 ] && command -v qemu-system-x86_64 >/dev/null ||
     without="${without:+$without, and }qemu-system-x86_64 is not installed"
-if [ -n "$without" ]; then say "Note: $without. The story goes on without QEMU."; fi
+if [ -n "$without" ]; then say "Note: $without. The demonstration continues without QEMU."; fi
 
 strip() { grep -vE '^(kvm|nova):|^[^:]*:[^:]*:(108|424|42424):' "$1" || true; }
 group=$(strip /etc/group) passwd=$(strip /etc/passwd)
@@ -64,13 +64,13 @@ printf '%s\n' 'root:x:0:' 'kvm:x:108:' >$node/etc/group
 printf '%s\n' 'root:x:0:0:root:/root:/bin/sh' >$node/etc/passwd
 
 udev() { chown 0:108 /dev/kvm; chmod 660 /dev/kvm; }
-number() { awk -F: '$1 == "kvm" { print $3 }' /etc/group; }
+kvm_gid() { awk -F: '$1 == "kvm" { print $3 }' /etc/group; }
 
-# As libvirt starts it: nova, the configured group, and the groups that list nova.
+# Starts QEMU with the IDs that libvirt sets: the user nova, the configured group, and the groups with nova as member.
 qemu() {
-    [ -z "$without" ] || { echo '  pod  (QEMU is left out, see above)'; return 0; }
-    echo "  pod  QEMU, as nova with groups $(number) and 42424:"
-    if out=$(echo quit | setpriv --reuid 42424 --regid "$(number)" --groups "$(number),42424" \
+    [ -z "$without" ] || { echo '  pod  (QEMU is skipped, see above)'; return 0; }
+    echo "  pod  QEMU, as nova with groups $(kvm_gid) and 42424:"
+    if out=$(echo quit | setpriv --reuid 42424 --regid "$(kvm_gid)" --groups "$(kvm_gid),42424" \
         --bounding-set=-all --inh-caps=-all timeout 20 \
         qemu-system-x86_64 -accel kvm -machine none -nodefaults -display none -S -monitor stdio 2>&1); then
         echo "         ${green}opens KVM${off}"
@@ -82,60 +82,60 @@ qemu() {
 expect() { # opens|fails
     local got=opens
     qemu || got=fails
-    [ -n "$without" ] || [ "$got" = "$1" ] || { echo "Not what this story tells: QEMU $got." >&2; exit 1; }
+    [ -n "$without" ] || [ "$got" = "$1" ] || { echo "Unexpected result: QEMU $got." >&2; exit 1; }
 }
-on_node() { # the same command, with the node's group database
-    # shellcheck disable=SC2016 # the inner shell's words
+on_node() { # runs a command with the node's group database
+    # shellcheck disable=SC2016 # expanded by the inner shell
     unshare --mount sh -c 'mount --bind "$0" /etc/group; exec "$@"' "$node/etc/group" "$@"
 }
 
-# The program, with its output and exit code.
+# Runs the program and shows its output and exit code.
 run() {
     [ -z "$no_kvm" ] || set -- "$@" --proof off
     echo "  pod  \$ libvirt-kvm-init $*"
     code=0
     $work/libvirt-kvm-init "$@" >$work/out 2>&1 || code=$?
-    # Without the last line, which says the same again where the report is not seen.
+    # Without the closing line on stderr, which repeats the summary of the report.
     grep -v '^libvirt-kvm-init: ' $work/out | sed 's/^/         /'
     echo "         exit code $code"
 }
 
-say '1. In the pod, kvm is 424, and its libvirt.sh gives the device to that group.'
+say "1. In the pod, group kvm has GID 424. The chart's libvirt.sh sets that GID on the device."
 chmod 660 /dev/kvm
 chown root:kvm /dev/kvm
 show pod ls -ln /dev/kvm
 show pod ls -l /dev/kvm
 expect opens
 
-say '2. On the node, kvm is 108, and its udev handles an event. Names look the same.'
+say '2. On the node, group kvm has GID 108. udev handles an event. ls -l shows root:kvm for both.'
 udev
 show node ls -ln /dev/kvm
 show node ls -l /dev/kvm
 expect fails
 run check --host-root $node
 
-say '3. The cure: the pod follows the node, and what QEMU will do is proven.'
+say "3. The repair: the pod's group gets the node's GID, and opening KVM as QEMU is tested."
 run apply --host-root $node
 if [ $code -eq 6 ] && [ -n "$no_kvm" ]; then
-    say 'Without KVM there is nothing to mend, and the story ends here.'
+    say 'Without KVM there is nothing to repair, so the demonstration ends here.'
     exit 0
 fi
 [ $code -eq 0 ] || exit $code
 show pod grep '^kvm:' /etc/group
 expect opens
 
-say "4. The pod's libvirt.sh runs its lines again. Now they are harmless."
+say '4. libvirt.sh runs again in the pod. It now sets the same GID as the node.'
 chmod 660 /dev/kvm
 chown root:kvm /dev/kvm
 show pod ls -ln /dev/kvm
 expect opens
 
-say "5. The node's udev handles another event. It and the pod agree."
+say '5. udev handles another event on the node. It sets the same GID, too.'
 udev
 show pod ls -ln /dev/kvm
 expect opens
 
-say '6. Somebody takes it away all the same. A watch in the pod puts it back.'
+say '6. Another process changes owner and mode. watch in the pod restores them.'
 set -- watch --host-root $node --status-file $work/status
 [ -z "$no_kvm" ] || set -- "$@" --proof off
 $work/libvirt-kvm-init "$@" >$work/out 2>$work/log &

@@ -1,4 +1,4 @@
-//! What one run of each command asks of the kernel and the processor: numbers that do not vary.
+//! Counts the system calls, page faults and instructions of one run of each command, and its peak memory.
 
 use std::ffi::OsString;
 use std::fs;
@@ -15,10 +15,12 @@ use support::{in_namespace, scratch};
 
 const NO: &str = "-";
 
-/// System calls of a run with its children: all, those that ask for memory, and how many processes.
+/// System calls of a run and its children.
 struct Calls {
     all: u64,
+    /// Calls that allocate or free memory.
     memory: u64,
+    /// The number of processes, the command itself included.
     processes: u64,
 }
 
@@ -28,17 +30,17 @@ pub fn measure(page: &mut Page, setting: &Setting) {
         let compared = compared(page, &stage);
         let strace = tool("strace");
         if strace.is_none() {
-            page.say("Not measured: system calls, no strace here.");
+            page.paragraph("Not measured: system calls (strace is missing).");
         }
-        let (counter, why) = instructions();
-        page.say(&format!(
-            "System calls by `strace -f -c`, of the command and all its children; *for memory* are mmap, brk, \
-             mremap, munmap and mprotect among them. Page faults by wait4(2), median of {} runs. Instructions \
-             in user space: {why}. Peak memory is VmHWM of the command's own process as it ends, its program's pages \
-             included.",
+        let (counter, method) = instructions();
+        page.paragraph(&format!(
+            "System calls of the command and its children are counted by `strace -f -c`; the column *for memory* \
+             contains mmap, brk, mremap, munmap and mprotect. Page faults are counted by wait4(2), median of {} \
+             runs. Instructions in user space are counted by {method}. Peak memory is VmHWM of the command's own \
+             process when it ends, including the pages of its executable.",
             setting.rounds(21, 5)
         ));
-        let mut left = Vec::new();
+        let mut failed = Vec::new();
         let mut rows = Vec::new();
         for job in &compared.jobs {
             let calls = strace.is_some().then(|| calls(job)).flatten();
@@ -53,7 +55,7 @@ pub fn measure(page: &mut Page, setting: &Setting) {
             let instructions = match instructions {
                 Some(Ok(number)) => count(number),
                 Some(Err(why)) => {
-                    left.push(format!("{} ({why})", job.name));
+                    failed.push(format!("{} ({why})", job.name));
                     stepped(job, setting)
                 }
                 None => stepped(job, setting),
@@ -80,20 +82,20 @@ pub fn measure(page: &mut Page, setting: &Setting) {
             ],
             &rows,
         );
-        if !left.is_empty() {
-            page.say(&format!(
-                "What valgrind does not run here: {}.",
-                left.join("; ")
+        if !failed.is_empty() {
+            page.paragraph(&format!(
+                "Instructions could not be counted this way for {}.",
+                failed.join("; ")
             ));
         }
-        page.say(
-            "(stepped): counted by single steps with ptrace(2). That takes minutes, so it is done for `apply` \
-             alone, and not in a quick run.",
+        page.paragraph(
+            "(stepped): counted by single-stepping with ptrace(2). This takes minutes, so it is done only for \
+             `apply`, and not in a quick run.",
         );
     });
 }
 
-/// Another way to count, and marked.
+/// The number of instructions counted by single-stepping, with a mark.
 fn stepped(job: &Job, setting: &Setting) -> String {
     if setting.quick || !job.name.starts_with("`apply`") {
         return NO.to_owned();
@@ -109,13 +111,13 @@ fn calls(job: &Job) -> Option<Calls> {
     cmd.args(job.words()).env_clear();
     support::run(cmd.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"));
     let text = fs::read_to_string(&out).ok()?;
-    let mut found = Calls {
+    let mut sum = Calls {
         all: 0,
         memory: 0,
         processes: 1,
     };
     for line in text.lines() {
-        // % time, seconds, usecs/call, calls, errors where there are any, name.
+        // Columns: % time, seconds, usecs/call, calls, errors (may be empty), name.
         let fields: Vec<_> = line.split_whitespace().collect();
         let [_, _, _, calls, .., name] = fields[..] else {
             continue;
@@ -123,33 +125,33 @@ fn calls(job: &Job) -> Option<Calls> {
         let (Ok(calls), false) = (calls.parse::<u64>(), name == "total") else {
             continue;
         };
-        found.all += calls;
+        sum.all += calls;
         match name {
-            "mmap" | "brk" | "mremap" | "munmap" | "mprotect" => found.memory += calls,
-            "clone" | "clone3" | "fork" | "vfork" => found.processes += calls,
+            "mmap" | "brk" | "mremap" | "munmap" | "mprotect" => sum.memory += calls,
+            "clone" | "clone3" | "fork" | "vfork" => sum.processes += calls,
             _ => {}
         }
     }
-    (found.all > 0).then_some(found)
+    (sum.all > 0).then_some(sum)
 }
 
-/// Counts the instructions of a command that ends with this code.
+/// Counts the instructions of a command; fails if it does not end with the expected exit code.
 type Counter = fn(&Job, i32) -> Result<u64, String>;
 
-/// How instructions can be counted here, and what to say of it.
+/// The best way to count instructions on this machine, and its description.
 fn instructions() -> (Option<Counter>, String) {
-    let mut why = "no perf here".to_owned();
+    let mut why = "perf is missing".to_owned();
     if tool("perf").is_some() {
-        match perf_says(&["true".into()]) {
+        match perf_count(&["true".into()]) {
             Some(_) => {
                 return (
                     Some(|job, _| {
-                        perf_says(&job.words()).ok_or_else(|| "perf says nothing".to_owned())
+                        perf_count(&job.words()).ok_or_else(|| "no result from perf".to_owned())
                     }),
-                    "perf's counters, children included".to_owned(),
+                    "perf, including children".to_owned(),
                 );
             }
-            None => why = "this machine gives perf no counters".to_owned(),
+            None => why = "perf has no hardware counters on this machine".to_owned(),
         }
     }
     if tool("valgrind").is_some() {
@@ -160,12 +162,12 @@ fn instructions() -> (Option<Counter>, String) {
     } else {
         (
             None,
-            format!("by single steps, since {why}, and no valgrind"),
+            format!("single-stepping, since {why} and valgrind is missing"),
         )
     }
 }
 
-fn perf_says(words: &[OsString]) -> Option<u64> {
+fn perf_count(words: &[OsString]) -> Option<u64> {
     let out = scratch().join("perf.txt");
     let mut cmd = Command::new("perf");
     cmd.args(["stat", "-x,", "-e", "instructions:u", "-o"])
@@ -183,16 +185,14 @@ fn callgrind(job: &Job, code: i32) -> Result<u64, String> {
     cmd.args(job.words()).env_clear();
     let (got, _, err) = support::run(cmd.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"));
     if got != code {
-        return Err(format!(
-            "under valgrind it ends with {got} instead of {code}"
-        ));
+        return Err(format!("exit code {got} instead of {code} under valgrind"));
     }
     let collected = err.lines().filter_map(|line| {
         let (_, number) = line.split_once("Collected :")?;
         number.trim().parse::<u64>().ok()
     });
     match collected.sum() {
-        0 => Err("valgrind says nothing".to_owned()),
+        0 => Err("no result from valgrind".to_owned()),
         sum => Ok(sum),
     }
 }

@@ -1,4 +1,4 @@
-//! `logs` beside ripgrep, on the same file.
+//! Compares `logs` with ripgrep on the same file.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -17,12 +17,12 @@ use support::{in_namespace, program, run, scratch};
 
 const BLOCK: usize = 8 << 20;
 
-/// How often a made-up log says KVM.
+/// The density of KVM lines in a generated log.
 #[derive(Clone, Copy)]
 pub struct Mix {
-    /// One line in so many names KVM, and is no failure.
+    /// One line in this many contains KVM without a failure.
     named: usize,
-    /// One line in so many is a failure.
+    /// One line in this many is a failure.
     failed: usize,
 }
 
@@ -37,7 +37,7 @@ impl Mix {
     };
 }
 
-/// Lines as Nova and libvirt write them.
+/// Generates lines in the formats of Nova and libvirt.
 fn block(mix: Mix) -> Vec<u8> {
     let mut random = Random(0x4B56_4D00_2026);
     let mut text = String::with_capacity(BLOCK + 1024);
@@ -78,7 +78,7 @@ fn block(mix: Mix) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Writes a log of exactly this size.
+/// Writes a generated log of exactly `size` bytes.
 pub fn write_log(file: &Path, size: u64, mix: Mix) {
     let block = block(mix);
     let mut to = BufWriter::new(File::create(file).unwrap());
@@ -91,17 +91,17 @@ pub fn write_log(file: &Path, size: u64, mix: Mix) {
     to.flush().unwrap();
 }
 
-/// What is free in the file system of a folder.
-pub fn space(folder: &Path) -> u64 {
+/// The free bytes in the file system of a directory.
+pub fn space(directory: &Path) -> u64 {
     let mut cmd = Command::new("df");
-    let (_, out, _) = run(cmd.args(["--output=avail", "-B1"]).arg(folder));
+    let (_, out, _) = run(cmd.args(["--output=avail", "-B1"]).arg(directory));
     let line = out.lines().nth(1).unwrap_or_default();
     line.trim().parse().unwrap_or(0)
 }
 
 pub fn measure(page: &mut Page, setting: &Setting) {
     let Some(rg) = tool("rg") else {
-        page.say("Not measured: no rg here.");
+        page.paragraph("Not measured: rg is missing.");
         return;
     };
     in_namespace(|| {
@@ -110,11 +110,11 @@ pub fn measure(page: &mut Page, setting: &Setting) {
         } else {
             256 << 20
         };
-        page.say(&format!(
-            "The same file of {} for all, warm. `rg` prints how many lines match; `logs` finds the same \
-             messages and says of which guest, when and why. It is given its own list of texts, whole (`-F -f`) \
-             and as one alternation; the last two rows do less than `logs`: `KVM` and `kvm` alone, and reading \
-             alone.",
+        page.paragraph(&format!(
+            "All commands read the same file of {}, which is in memory. `rg` prints the number of matching lines; \
+             `logs` finds the same messages and reports the guest, the time and the cause of each. `rg` gets the \
+             texts of `logs` as a list (`-F -f`) and as one alternation. The last two rows do less than `logs`: \
+             one searches only for `KVM` and `kvm`, the other only reads.",
             bytes(size)
         ));
         let memory = scratch().join("nova.log");
@@ -125,7 +125,7 @@ pub fn measure(page: &mut Page, setting: &Setting) {
             setting,
             &rg,
             &memory,
-            "tmpfs; one line in 1,000 names KVM",
+            "tmpfs; one line in 1,000 with KVM",
         );
         write_log(&memory, size, Mix::DENSE);
         compare(
@@ -133,7 +133,7 @@ pub fn measure(page: &mut Page, setting: &Setting) {
             setting,
             &rg,
             &memory,
-            "tmpfs; one line in 20 names KVM",
+            "tmpfs; one line in 20 with KVM",
         );
         fs::remove_file(&memory).unwrap();
         if space(&setting.disk) > size + (1 << 30) {
@@ -143,11 +143,11 @@ pub fn measure(page: &mut Page, setting: &Setting) {
                 setting,
                 &rg,
                 &disk,
-                "disk, in the page cache; one line in 1,000 names KVM",
+                "disk, in the page cache; one line in 1,000 with KVM",
             );
             fs::remove_file(&disk).unwrap();
         } else {
-            page.say("Not measured: the same on a disk, too little space there.");
+            page.paragraph("Not measured: the same on a disk (too little free space).");
         }
     });
 }
@@ -186,7 +186,7 @@ fn compare(page: &mut Page, setting: &Setting, rg: &Path, file: &Path, place: &s
         job("`cat`", tool("cat").unwrap(), &[]),
     ];
     let runs = in_turn(&jobs, setting.rounds(11, 3), Duration::from_secs(40));
-    let own = wall(&runs[0]);
+    let logs = wall(&runs[0]);
     let size = fs::metadata(file).unwrap().len() as f64;
     let rows: Vec<_> = jobs
         .iter()
@@ -196,7 +196,7 @@ fn compare(page: &mut Page, setting: &Setting, rg: &Path, file: &Path, place: &s
             vec![
                 job.name.clone(),
                 ms(half),
-                format!("{:.2}", half / own),
+                format!("{:.2}", half / logs),
                 ms(median(runs.iter().map(|run| run.cpu))),
                 format!("{:.1} GB/s", size / half / 1e9),
                 runs[0].code.to_string(),
@@ -207,18 +207,22 @@ fn compare(page: &mut Page, setting: &Setting, rg: &Path, file: &Path, place: &s
         &[
             &format!("on {place}"),
             "median",
-            "of `logs`",
+            "ratio to `logs`",
             "CPU",
             "speed",
             "exit code",
         ],
         &rows,
     );
-    page.asked("`logs` to `rg -c -F -f`", own / wall(&runs[1]), 1.0);
-    page.asked(
-        "`logs` to `rg -c` with one alternation",
-        own / wall(&runs[2]),
+    page.target(
+        "ratio of `logs` to `rg -c -F -f`",
+        logs / wall(&runs[1]),
         1.0,
     );
-    page.end();
+    page.target(
+        "ratio of `logs` to `rg -c` with one alternation",
+        logs / wall(&runs[2]),
+        1.0,
+    );
+    page.end_list();
 }

@@ -1,4 +1,4 @@
-//! Where it was measured, and with which peers.
+//! The machine, and the versions of the tools in the comparison.
 
 use std::fs;
 use std::path::PathBuf;
@@ -6,15 +6,15 @@ use std::process::Command;
 
 use crate::page::{Page, bytes};
 
-/// Where a command of the distribution is.
+/// The path of an installed command.
 pub fn tool(name: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-    let mut folders = path.split(':').map(PathBuf::from);
-    folders.find_map(|folder| Some(folder.join(name)).filter(|path| path.is_file()))
+    let mut directories = path.split(':').map(PathBuf::from);
+    directories.find_map(|directory| Some(directory.join(name)).filter(|path| path.is_file()))
 }
 
-/// The first line that a command says, or why there is none.
-pub fn says(words: &[&str]) -> Option<String> {
+/// The first line that a command prints.
+pub fn first_line(words: &[&str]) -> Option<String> {
     let out = Command::new(tool(words[0])?).args(&words[1..]).output();
     let out = out.ok()?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
@@ -22,30 +22,30 @@ pub fn says(words: &[&str]) -> Option<String> {
     line.filter(|line| !line.is_empty())
 }
 
-/// A field of a file of /proc.
+/// The value of a field in a file below /proc.
 pub fn field(file: &str, name: &str) -> Option<String> {
     let text = fs::read_to_string(file).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.trim_start_matches([':', ' ', '\t']).trim().to_owned())
 }
 
-/// Memory that can be had, in bytes.
+/// The available memory in bytes.
 pub fn available() -> u64 {
     let field = field("/proc/meminfo", "MemAvailable").unwrap_or_default();
     let kib = field.split_whitespace().next().and_then(|n| n.parse().ok());
     kib.unwrap_or(0_u64) << 10
 }
 
-/// How many processes there are: `apply` and `check` look at each for a running libvirtd or QEMU.
+/// The number of processes: `apply` and `check` inspect each one to find libvirtd and QEMU.
 pub fn processes() -> usize {
     let entries = fs::read_dir("/proc").unwrap().flatten();
-    let number = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
+    let is_pid = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
     entries
-        .filter(|entry| entry.file_name().to_str().is_some_and(number))
+        .filter(|entry| entry.file_name().to_str().is_some_and(is_pid))
         .count()
 }
 
-/// The load of the last one, five and fifteen minutes.
+/// The load averages of one, five and fifteen minutes.
 pub fn load() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let words: Vec<_> = text.split(' ').take(3).collect();
@@ -53,25 +53,33 @@ pub fn load() -> String {
 }
 
 pub fn head(page: &mut Page, quick: bool) {
-    page.title("What it costs");
-    page.say(
-        "Written by `make bench`. Every number of a table was measured in one run on one machine, beside its \
-         peers; only ratios mean something elsewhere.",
+    page.title("Benchmark results");
+    page.paragraph(
+        "Written by `make bench`. All values were measured in one run on one machine. On other machines only the \
+         ratios are comparable.",
     );
     if quick {
-        page.say("A quick run (`BENCH=quick`): fewer rounds, so the numbers vary more.");
+        page.paragraph(
+            "This is a quick run (`BENCH=quick`) with fewer rounds, so the values vary more.",
+        );
     }
     let unknown = || "unknown".to_owned();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let memory = field("/proc/meminfo", "MemTotal").unwrap_or_default();
     let memory = memory.split(' ').next().and_then(|kib| kib.parse().ok());
     let mut rows = vec![
-        ("date", says(&["date", "-u", "+%F"]).unwrap_or_else(unknown)),
+        (
+            "date",
+            first_line(&["date", "-u", "+%F"]).unwrap_or_else(unknown),
+        ),
         (
             "commit",
-            says(&["git", "describe", "--always", "--dirty"]).unwrap_or_else(unknown),
+            first_line(&["git", "describe", "--always", "--dirty"]).unwrap_or_else(unknown),
         ),
-        ("kernel", says(&["uname", "-srm"]).unwrap_or_else(unknown)),
+        (
+            "kernel",
+            first_line(&["uname", "-srm"]).unwrap_or_else(unknown),
+        ),
         (
             "processor",
             field("/proc/cpuinfo", "model name").unwrap_or_else(unknown),
@@ -81,7 +89,7 @@ pub fn head(page: &mut Page, quick: bool) {
         ("load at the start", load()),
         (
             "distribution",
-            says(&[
+            first_line(&[
                 "sh",
                 "-c",
                 ". /etc/os-release; echo \"${PRETTY_NAME:-$ID}\"",
@@ -102,12 +110,12 @@ pub fn head(page: &mut Page, quick: bool) {
     ];
     for (name, package) in packages {
         let version = tool(name).map(|_| {
-            says(&["dpkg-query", "-W", "-f", "${Package} ${Version}", package])
+            first_line(&["dpkg-query", "-W", "-f", "${Package} ${Version}", package])
                 .unwrap_or_else(unknown)
         });
-        rows.push((name, version.unwrap_or_else(|| "not here".to_owned())));
+        rows.push((name, version.unwrap_or_else(|| "missing".to_owned())));
     }
-    let rustc = says(&["rustc", "--version"]).unwrap_or_else(unknown);
+    let rustc = first_line(&["rustc", "--version"]).unwrap_or_else(unknown);
     rows.push(("rustc", rustc));
     let rows: Vec<_> = rows
         .into_iter()

@@ -1,7 +1,7 @@
-//! `make bench`: what the program costs, beside what people use today, on the same machine in the same run.
+//! `make bench`: compares the program with existing tools, on one machine in one run.
 //!
-//! Nothing is asserted: what is measured is printed, and what is not measured is named. Everything happens in
-//! private mount namespaces with a /dev of their own.
+//! Nothing is asserted. The results list each measurement, and each one that is left out, with the reason.
+//! Everything runs in private mount namespaces with a private /dev.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -13,11 +13,11 @@
 )]
 
 mod counts;
-mod heal;
 mod logs;
 mod machine;
 mod page;
 mod plot;
+mod repair;
 mod runs;
 mod scale;
 mod size;
@@ -31,20 +31,18 @@ use std::time::Instant;
 
 use page::Page;
 
-/// How much is measured, and where it goes.
 pub struct Setting {
     /// `BENCH=quick`: fewer rounds.
     pub quick: bool,
-    /// `BENCH_HUGE=1`: a log of 10 GiB too.
+    /// `BENCH_HUGE=1`: also a log of 10 GiB.
     pub huge: bool,
-    /// Where RESULTS.md and plots/ are written.
+    /// The directory for RESULTS.md and plots/.
     pub out: PathBuf,
-    /// A folder on a disk, for what shall not be in memory. Emptied by who used it.
+    /// A directory on a disk, for files that should not be in memory. Each user removes its own files.
     pub disk: PathBuf,
 }
 
 impl Setting {
-    /// A number of rounds.
     pub fn rounds(&self, full: usize, quick: usize) -> usize {
         if self.quick { quick } else { full }
     }
@@ -53,24 +51,28 @@ impl Setting {
 type Part = (&'static str, &'static str, fn(&mut Page, &Setting));
 
 const PARTS: [Part; 6] = [
-    ("startup", "One short run", startup::measure),
-    ("counts", "What a run asks of the kernel", counts::measure),
+    ("startup", "Duration of one run", startup::measure),
+    (
+        "counts",
+        "System calls, instructions and memory of one run",
+        counts::measure,
+    ),
     ("size", "Size", size::measure),
     ("scale", "Scale", scale::measure),
-    ("logs", "`logs` beside ripgrep", logs::measure),
-    ("watch", "`watch`", heal::measure),
+    ("logs", "`logs` compared with ripgrep", logs::measure),
+    ("watch", "`watch`", repair::measure),
 ];
 
 fn main() {
     let project = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let says = |name: &str, value: &str| std::env::var_os(name).is_some_and(|is| is == value);
+    let is_set = |name: &str, value: &str| std::env::var_os(name).is_some_and(|is| is == value);
     let only = std::env::var("BENCH_ONLY").ok();
     let disk = project.join("target/bench");
-    let quick = says("BENCH", "quick");
+    let quick = is_set("BENCH", "quick");
     let whole = !quick && only.is_none();
     let setting = Setting {
         quick,
-        huge: says("BENCH_HUGE", "1"),
+        huge: is_set("BENCH_HUGE", "1"),
         out: if whole {
             project.join("benches")
         } else {
@@ -99,17 +101,17 @@ fn main() {
                 .downcast_ref::<String>()
                 .cloned()
                 .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-            page.say(&format!(
+            page.paragraph(&format!(
                 "**The rest of this part was not measured:** {}",
                 text.unwrap_or_default().trim().replace('\n', " ")
             ));
         }
         eprintln!("[{name}: {:.0} s]", started.elapsed().as_secs_f64());
     }
-    page.say(&format!(
-        "All of it took {:.0} s; the load at the end is {}. What is measured here is at most a little more than one \
-         process at a time: a load well over 1 says that the machine had other work, and ratios of medians are less \
-         sure.",
+    page.paragraph(&format!(
+        "The whole run took {:.0} s; the load averages at the end are {}. The benchmarks rarely run more than one \
+         process at a time: a load well above 1 means that the machine had other work, which makes the ratios less \
+         reliable.",
         start.elapsed().as_secs_f64(),
         machine::load()
     ));

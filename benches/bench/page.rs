@@ -1,6 +1,6 @@
-//! What is printed, and the same as Markdown.
+//! The results as Markdown.
 
-/// Grows as the parts are measured; each piece is printed when it is known.
+/// Collects the results; each piece is also printed at once.
 #[derive(Default)]
 pub struct Page {
     text: String,
@@ -12,7 +12,6 @@ impl Page {
         self.text.push_str(piece);
     }
 
-    /// All of it.
     pub fn text(&self) -> &str {
         self.text.trim_end_matches('\n')
     }
@@ -25,8 +24,8 @@ impl Page {
         self.put(&format!("## {text}\n\n"));
     }
 
-    /// A paragraph, folded at 110 columns.
-    pub fn say(&mut self, text: &str) {
+    /// Adds a paragraph, wrapped at 110 columns.
+    pub fn paragraph(&mut self, text: &str) {
         let mut column = 0;
         let mut folded = String::new();
         for word in text.split_whitespace() {
@@ -44,7 +43,7 @@ impl Page {
         self.put(&format!("{folded}\n\n"));
     }
 
-    /// A table; all columns but the first are numbers and stand to the right.
+    /// Adds a table. All columns but the first are right-aligned.
     pub fn table(&mut self, head: &[&str], rows: &[Vec<String>]) {
         let width = |column: usize| {
             let cells = rows.iter().map(|row| row[column].chars().count());
@@ -81,21 +80,24 @@ impl Page {
         self.put(&format!("![{what}](plots/{file})\n\n"));
     }
 
-    /// Whether a figure that was asked for is reached.
-    pub fn asked(&mut self, what: &str, is: f64, at_most: f64) {
-        let verdict = if is <= at_most { "yes" } else { "**no**" };
+    /// Adds a list item that compares a value with its target.
+    pub fn target(&mut self, what: &str, value: f64, at_most: f64) {
+        let verdict = if value <= at_most {
+            "met"
+        } else {
+            "**missed**"
+        };
         self.put(&format!(
-            "- {what}: {is:.2}, asked: at most {at_most}: {verdict}\n"
+            "- {what}: {value:.2} (target: at most {at_most}, {verdict})\n"
         ));
     }
 
-    /// Ends a list.
-    pub fn end(&mut self) {
+    pub fn end_list(&mut self) {
         self.put("\n");
     }
 }
 
-/// Thousands apart.
+/// A number with thousands separators.
 pub fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -108,7 +110,7 @@ pub fn count(number: u64) -> String {
     text
 }
 
-/// Milliseconds.
+/// A duration in milliseconds, or in seconds from one second on.
 pub fn ms(seconds: f64) -> String {
     let ms = seconds * 1e3;
     match ms {
@@ -118,7 +120,7 @@ pub fn ms(seconds: f64) -> String {
     }
 }
 
-/// Bytes, in powers of 1024.
+/// A size in B, KiB, MiB or GiB.
 pub fn bytes(number: u64) -> String {
     match number {
         0..1024 => format!("{number} B"),

@@ -1,21 +1,20 @@
-//! Log-log plots as SVG, drawn with nothing but text. The same points give the same bytes.
+//! Log-log plots as SVG. The output is reproducible: the same points produce the same bytes.
 
 use std::fmt::Write;
 use std::path::Path;
 
-/// A line of points.
 pub struct Series {
     pub name: String,
     pub points: Vec<(f64, f64)>,
 }
 
-/// One pair of axes.
+/// One pair of axes with its series.
 pub struct Panel {
     pub title: String,
     pub x: String,
     pub y: String,
     pub series: Vec<Series>,
-    /// Said below, a line each.
+    /// Lines of text below the axes.
     pub notes: Vec<String>,
 }
 
@@ -27,7 +26,7 @@ const RIGHT: f64 = 440.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 270.0;
 
-/// Colours that can be told apart on either ground, also by those who see few colours.
+/// Colours that are distinguishable on a light and a dark background, also with colour blindness.
 const STYLE: &str = "
 text { font: 12px sans-serif; fill: #1f2328 }
 .ground { fill: #ffffff }
@@ -52,7 +51,7 @@ text { fill: #e6edf3 }
 }
 ";
 
-/// An axis in powers of ten.
+/// A logarithmic axis from 10^`low` to 10^`high`, drawn between the coordinates `from` and `to`.
 struct Axis {
     low: i32,
     high: i32,
@@ -80,7 +79,7 @@ impl Axis {
     }
 }
 
-/// A power of ten as the axis says it.
+/// The label of a power of ten.
 fn power(of: i32) -> String {
     match of {
         -3..0 => format!("{:.*}", of.unsigned_abs() as usize, 10_f64.powi(of)),
@@ -182,7 +181,7 @@ fn draw(panel: &Panel) -> String {
     svg
 }
 
-/// Writes the panels side by side.
+/// Writes a file with the panels side by side.
 pub fn write(file: &Path, panels: &[Panel]) {
     let width = WIDTH * panels.len() as f64;
     let mut svg = format!(

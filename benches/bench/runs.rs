@@ -1,4 +1,4 @@
-//! Whole processes, timed from before they are started until they are gone.
+//! Runs and times whole processes, from before posix_spawn until after wait4.
 #![allow(unsafe_code)]
 
 use std::ffi::{OsStr, OsString};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use support::command;
 
-/// A command that is run again and again.
+/// A command that is run repeatedly.
 pub struct Job {
     pub name: String,
     make: Box<dyn Fn() -> Command>,
@@ -15,7 +15,7 @@ pub struct Job {
 }
 
 impl Job {
-    /// The words of a command line; the environment has nothing but PATH.
+    /// `words` is the program and its arguments. The environment contains only PATH.
     pub fn new<S: AsRef<OsStr>>(name: &str, words: &[S]) -> Self {
         let words: Vec<_> = words.iter().map(|word| word.as_ref().to_owned()).collect();
         let make = move || {
@@ -31,13 +31,13 @@ impl Job {
         }
     }
 
-    /// What is done before each run, and not timed.
+    /// Calls `act` before each run, outside the measured time.
     pub fn before(mut self, act: impl Fn() + 'static) -> Self {
         self.before = Some(Box::new(act));
         self
     }
 
-    /// The command, quiet.
+    /// The command for one run, without output. Calls the action of [`Job::before`].
     pub fn command(&self) -> Command {
         if let Some(act) = &self.before {
             act();
@@ -45,21 +45,20 @@ impl Job {
         (self.make)()
     }
 
-    /// The command line, for a tool that splits it as a shell does.
+    /// The command line in shell quoting, for hyperfine.
     pub fn line(&self) -> String {
         let words = self.words().into_iter();
         let quoted = words.map(|word| format!("'{}'", word.to_string_lossy()));
         quoted.collect::<Vec<_>>().join(" ")
     }
 
-    /// Its words, for a tool that starts it.
+    /// The program and its arguments, for a tool that starts them.
     pub fn words(&self) -> Vec<OsString> {
         let cmd = (self.make)();
         let words = std::iter::once(cmd.get_program()).chain(cmd.get_args());
         words.map(OsStr::to_owned).collect()
     }
 
-    /// Runs it once.
     #[allow(clippy::zombie_processes)] // `wait` waits for it.
     pub fn once(&self) -> Once {
         let mut cmd = self.command();
@@ -80,13 +79,13 @@ fn time(of: libc::timeval) -> f64 {
     of.tv_sec as f64 + of.tv_usec as f64 / 1e6
 }
 
-/// Waits for it: exit code, and what it and the children that it waited for used.
+/// Waits for the process. Returns its exit code and the resources that it and its reaped children used.
 fn wait(child: &Child) -> (i32, libc::rusage) {
     let mut status = 0;
     // SAFETY: integers and timevals: all bits zero is a value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     let pid = child.id().cast_signed();
-    // SAFETY: both pointers are to locals; the process is our child, and nobody else waits for it.
+    // SAFETY: both pointers are to locals; the process is our child, and nothing else waits for it.
     let got = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
     assert_eq!(got, pid, "{}", std::io::Error::last_os_error());
     let code = match libc::WIFEXITED(status) {
@@ -96,7 +95,7 @@ fn wait(child: &Child) -> (i32, libc::rusage) {
     (code, usage)
 }
 
-/// One run: seconds, page faults, exit code.
+/// The result of one run. Times are in seconds.
 #[derive(Clone, Copy)]
 pub struct Once {
     pub wall: f64,
@@ -105,8 +104,8 @@ pub struct Once {
     pub code: i32,
 }
 
-/// Runs them in turn, each once a round, so that all of them see the same machine. Two rounds warm up. Ends
-/// early, with at least five rounds, when it has taken so long.
+/// Runs the jobs in turn, each once per round, so that all of them run under the same conditions. The first two
+/// rounds do not count. After `longest` no further round starts, but at least five rounds count.
 pub fn in_turn(jobs: &[Job], rounds: usize, longest: Duration) -> Vec<Vec<Once>> {
     let mut all = vec![Vec::with_capacity(rounds); jobs.len()];
     let start = Instant::now();
@@ -124,7 +123,7 @@ pub fn in_turn(jobs: &[Job], rounds: usize, longest: Duration) -> Vec<Vec<Once>>
     all
 }
 
-/// The value below which so many of a thousand lie.
+/// The value at a quantile in thousandths.
 pub fn part(mut values: Vec<f64>, thousandth: usize) -> f64 {
     values.sort_by(f64::total_cmp);
     values[(values.len() - 1) * thousandth / 1000]
@@ -134,7 +133,7 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     part(values.into_iter().collect(), 500)
 }
 
-/// Half of the runs took no longer.
+/// The median wall-clock time in seconds.
 pub fn wall(runs: &[Once]) -> f64 {
     median(runs.iter().map(|run| run.wall))
 }

@@ -1,4 +1,4 @@
-//! How time and memory grow with what is read.
+//! Measures how time and memory grow with the size of the input.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,13 +14,13 @@ use crate::stage::{RULES, Stage};
 use crate::traced::peak;
 use support::{in_namespace, program, scratch};
 
-/// A slope up to this counts as linear: what a cache no longer holds makes some of it.
+/// A slope up to this counts as linear: cache misses add a little.
 const LINEAR: f64 = 1.15;
 
-/// Logs from this size on must all take the same memory.
+/// From this size on, `logs` should use constant memory.
 const LARGE: f64 = 16_777_216.0;
 
-/// What one size came to.
+/// The result for one size.
 struct Point {
     size: f64,
     shown: String,
@@ -28,7 +28,7 @@ struct Point {
     kib: Option<u64>,
 }
 
-/// Several sizes of one thing.
+/// The results for several sizes of one input.
 struct Line {
     name: String,
     points: Vec<Point>,
@@ -50,8 +50,7 @@ impl Line {
     }
 }
 
-/// The slope of the straight line through the logarithms that is nearest to all points, and that of the last
-/// step alone.
+/// The slope of the linear regression through the logarithms of all points, and the slope of the last step.
 pub fn slopes(points: &[(f64, f64)]) -> (f64, f64) {
     let logs: Vec<_> = points.iter().map(|(x, y)| (x.ln(), y.ln())).collect();
     let mean = |of: fn(&(f64, f64)) -> f64| logs.iter().map(of).sum::<f64>() / logs.len() as f64;
@@ -64,7 +63,7 @@ pub fn slopes(points: &[(f64, f64)]) -> (f64, f64) {
     (above / below, (b.1 - a.1) / (b.0 - a.0))
 }
 
-/// Measures the jobs, one for each size, in turn.
+/// Measures one job for each size.
 fn line(name: &str, jobs: Vec<(u64, String, Job)>, rounds: usize) -> Line {
     let mut sizes = Vec::new();
     let mut all = Vec::new();
@@ -77,7 +76,7 @@ fn line(name: &str, jobs: Vec<(u64, String, Job)>, rounds: usize) -> Line {
     let points = points.map(|(((size, shown), job), runs)| {
         assert!(
             runs.iter().all(|run| run.code == runs[0].code) && runs[0].code <= 1,
-            "{}, {shown}: it ends with {}",
+            "{}, {shown}: exit code {}",
             job.name,
             runs[0].code
         );
@@ -94,7 +93,7 @@ fn line(name: &str, jobs: Vec<(u64, String, Job)>, rounds: usize) -> Line {
     }
 }
 
-/// The table, the verdict and the plot of one quantity.
+/// Adds the table, the verdict and the plot of one input.
 fn show(page: &mut Page, setting: &Setting, what: (&str, &str, &str), lines: &[Line]) {
     let (title, axis, file) = what;
     let mut rows = Vec::new();
@@ -143,14 +142,14 @@ fn show(page: &mut Page, setting: &Setting, what: (&str, &str, &str), lines: &[L
             title,
             axis,
             "median",
-            "of the smallest",
-            "more than it",
+            "ratio to the smallest",
+            "difference",
             "peak memory",
         ],
         &rows,
     );
     for verdict in verdicts {
-        page.say(&verdict);
+        page.paragraph(&verdict);
     }
     let panel = |title: &str, y: &str, series, notes| Panel {
         title: title.to_owned(),
@@ -170,10 +169,10 @@ fn show(page: &mut Page, setting: &Setting, what: (&str, &str, &str), lines: &[L
 }
 
 pub fn measure(page: &mut Page, setting: &Setting) {
-    page.say(&format!(
-        "Medians of whole processes; the sizes take turns. Small sizes are all start-up, so that the slope of \
-         the line through all points is flat; the last step's slope is what decides: up to {LINEAR} it is called \
-         linear."
+    page.paragraph(&format!(
+        "The values are medians of whole processes; the sizes are measured in turn. The first slope is that of a \
+         log-log regression through all points. Start-up dominates small sizes and flattens it, so the slope of \
+         the last step decides: up to {LINEAR} counts as linear."
     ));
     in_namespace(|| group_file(page, setting));
     in_namespace(|| members(page, setting));
@@ -181,7 +180,7 @@ pub fn measure(page: &mut Page, setting: &Setting) {
     in_namespace(|| log_files(page, setting));
 }
 
-/// A pod root with this group file, beside the stage's.
+/// Creates another pod root with this group file.
 fn pod(stage: &Stage, name: &str, group: &str) -> PathBuf {
     let root = scratch().join(name);
     fs::create_dir_all(root.join("etc/libvirt")).unwrap();
@@ -204,7 +203,7 @@ const TAIL: &str = "nova:x:42424:\n";
 fn group_file(page: &mut Page, setting: &Setting) {
     let stage = Stage::new();
     let (mut settled, mut renumbered) = (Vec::new(), Vec::new());
-    // No larger than what is read of one file, 8 MiB.
+    // At most 8 MiB, the size limit of a group file.
     for lines in [100, 1_000, 10_000, 100_000, 200_000_u64] {
         let others: String = (3..lines)
             .map(|n| format!("group{n}:x:{}:user{n},other{n}\n", 200_000 + n))
@@ -229,12 +228,12 @@ fn group_file(page: &mut Page, setting: &Setting) {
         &lines,
     );
     let more = lines[0].points[3].seconds - lines[0].points[0].seconds;
-    page.asked(
-        "100,000 lines with nothing to do: ms more than 100 lines",
+    page.target(
+        "nothing to do, 100,000 lines compared with 100, difference in ms",
         more * 1e3,
         50.0,
     );
-    page.end();
+    page.end_list();
 }
 
 fn members(page: &mut Page, setting: &Setting) {
@@ -258,7 +257,7 @@ fn members(page: &mut Page, setting: &Setting) {
 fn rules(page: &mut Page, setting: &Setting) {
     let stage = Stage::new();
     let Some(node) = &stage.ruled else {
-        page.say("Not measured: files of rules, target/oracle has no udev to take them from.");
+        page.paragraph("Not measured: udev rules (target/oracle contains no udev package).");
         return;
     };
     let mut texts: Vec<_> = fs::read_dir(node.at(RULES)).unwrap().flatten().collect();
@@ -269,8 +268,8 @@ fn rules(page: &mut Page, setting: &Setting) {
         .collect();
     let jobs = [10, 32, 100, 316, 1000].map(|files| {
         let root = scratch().join(format!("node-{files}"));
-        let folder = root.join(RULES);
-        fs::create_dir_all(&folder).unwrap();
+        let directory = root.join(RULES);
+        fs::create_dir_all(&directory).unwrap();
         fs::create_dir_all(root.join("etc")).unwrap();
         for file in ["etc/group", "etc/passwd"] {
             fs::copy(stage.bare.at(file), root.join(file)).unwrap();
@@ -278,34 +277,34 @@ fn rules(page: &mut Page, setting: &Setting) {
         fs::create_dir(root.join("dev")).unwrap();
         support::bind(Path::new("/dev"), &root.join("dev"));
         for (n, text) in texts.iter().cycle().take(files).enumerate() {
-            fs::write(folder.join(format!("50-{n:04}.rules")), text).unwrap();
+            fs::write(directory.join(format!("50-{n:04}.rules")), text).unwrap();
         }
         let mut words = stage.words("apply", node);
         words[5] = root.to_str().unwrap().to_owned();
         let job = Job::new("apply", &words);
         (files as u64, count(files as u64), job)
     });
-    page.say(&format!(
-        "The distribution's {} files of rules, over and over under other names, {} in all.",
+    page.paragraph(&format!(
+        "The distribution's {} rules files ({} in total) are copied repeatedly under other names.",
         texts.len(),
         bytes(texts.iter().map(|text| text.len() as u64).sum())
     ));
     let lines = [line("nothing to do", jobs.into(), setting.rounds(31, 7))];
-    let what = ("`apply`, udev rules", "files of rules", "rules.svg");
+    let what = ("`apply`, udev rules", "rules files", "rules.svg");
     show(page, setting, what, &lines);
 }
 
 fn log_files(page: &mut Page, setting: &Setting) {
     let mut jobs = Vec::new();
-    // What is in a tmpfs is memory; half of what there is stays free.
+    // Files in a tmpfs take memory: half of it stays free.
     let most = available() / 2;
     let mut total = 0;
     for power in [0, 2, 4, 6, 8, 10] {
         let size = 1_u64 << (20 + power);
         total += size;
         if total > most {
-            page.say(&format!(
-                "Not measured: logs from {} on, too little memory for them.",
+            page.paragraph(&format!(
+                "Not measured: logs of {} and more (too little memory).",
                 bytes(size)
             ));
             break;
@@ -317,26 +316,26 @@ fn log_files(page: &mut Page, setting: &Setting) {
     let huge = setting.disk.join("huge.log");
     let wanted: u64 = 10 << 30;
     if !setting.huge {
-        page.say("Not measured: a log of 10 GiB; BENCH_HUGE=1 does it.");
+        page.paragraph("Not measured: a log of 10 GiB (only with BENCH_HUGE=1).");
     } else if space(&setting.disk) < wanted + (1 << 30) {
-        page.say("Not measured: a log of 10 GiB, too little space on the disk.");
+        page.paragraph("Not measured: a log of 10 GiB (too little free space on the disk).");
     } else {
         write_log(&huge, wanted, Mix::USUAL);
         jobs.push((wanted, "10 GiB, from the disk".to_owned(), of_log(&huge)));
     }
-    page.say("Logs of made-up lines, a block of 8 MiB over and over; on tmpfs, so that no disk is measured.");
+    page.paragraph("The logs repeat a generated block of 8 MiB. They are on tmpfs, so the disk has no influence.");
     let lines = [line("logs", jobs, setting.rounds(9, 3))];
     let _ = fs::remove_file(&huge);
     show(page, setting, ("`logs`", "bytes", "logs.svg"), &lines);
-    // A small file is no more than is read at once.
+    // A small file does not fill the buffers.
     let large = lines[0].points.iter().filter(|point| point.size >= LARGE);
     let kib: Vec<_> = large.filter_map(|point| point.kib).collect();
     let (Some(least), Some(most)) = (kib.iter().min(), kib.iter().max()) else {
         return;
     };
     let constant = if most - least <= 1024 { "yes" } else { "no" };
-    page.say(&format!(
-        "From {} on peak memory is between {} and {} KiB; constant (within 1 MiB): {constant}.",
+    page.paragraph(&format!(
+        "From {} on, peak memory is between {} and {} KiB. Constant (within 1 MiB): {constant}.",
         bytes(LARGE as u64),
         count(*least),
         count(*most)

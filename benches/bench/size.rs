@@ -1,4 +1,4 @@
-//! How large the program is, and whose code that is.
+//! Measures the size of the program, and the share of each crate.
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +19,7 @@ const BARE: [&str; 5] = [
     "--no-default-features",
 ];
 
-/// cargo for the static release build, in a folder of its own.
+/// cargo for the static release build, with a separate target directory.
 fn cargo(words: &[&str], setting: &Setting) -> Command {
     let mut cmd = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cmd.current_dir(env!("CARGO_MANIFEST_DIR")).args(words);
@@ -38,28 +38,34 @@ pub fn measure(page: &mut Page, setting: &Setting) {
         let share = bytes as f64 / LIMIT as f64 * 100.0;
         vec![name.to_owned(), count(bytes), format!("{share:.1} %")]
     };
-    let mut rows = vec![row("all verbs", size(&program()))];
+    let mut rows = vec![row("all commands", size(&program()))];
     let (code, _, err) = run(&mut cargo(&BARE, setting));
     let bare = setting.disk.join("build").join(target());
     match code {
         0 => rows.push(row(
-            "bare: apply, check, exec, install",
+            "`--no-default-features`: without watch and logs",
             size(&bare.join("release/libvirt-kvm-init")),
         )),
-        _ => page.say(&format!("Not measured: the bare build: {err}")),
+        _ => page.paragraph(&format!("Not measured: the build without features: {err}")),
     }
     page.table(
-        &["static and stripped", "bytes", "of the limit, 1.75 MiB"],
+        &[
+            "static and stripped",
+            "bytes",
+            "share of the limit, 1.75 MiB",
+        ],
         &rows,
     );
-    page.say("The bare build was made without what `make build` does to paths of sources, which is some KiB more.");
+    page.paragraph(
+        "The second build keeps the source paths that `make build` removes, which adds a few KiB.",
+    );
     shares(page, setting);
 }
 
-/// Each crate's share of the code, as cargo-bloat sees it.
+/// Adds a table with each crate's share of the code, by cargo-bloat.
 fn shares(page: &mut Page, setting: &Setting) {
     if tool("cargo-bloat").is_none() && !in_cargo_home() {
-        page.say("Not measured: each dependency's share, no cargo-bloat here.");
+        page.paragraph("Not measured: the share of each crate (cargo-bloat is missing).");
         return;
     }
     let words = [
@@ -77,7 +83,7 @@ fn shares(page: &mut Page, setting: &Setting) {
     let json: Option<serde_json::Value> = serde_json::from_str(&out).ok();
     let Some(json) = json.filter(|_| code == 0) else {
         let last = err.lines().last().unwrap_or_default();
-        page.say(&format!("Not measured: each dependency's share: {last}"));
+        page.paragraph(&format!("Not measured: the share of each crate: {last}"));
         return;
     };
     let text = json["text-section-size"].as_u64().unwrap_or(0);
@@ -88,9 +94,9 @@ fn shares(page: &mut Page, setting: &Setting) {
         .filter_map(|one| Some((one["size"].as_u64()?, one["name"].as_str()?.to_owned())))
         .collect();
     crates.sort_by(|a, b| b.cmp(a));
-    page.say(&format!(
-        "Whose machine code it is, by cargo-bloat on the same build with symbols; {} bytes of code. With LTO \
-         a function that was built into another counts as that one's crate.",
+    page.paragraph(&format!(
+        "The share of each crate in {} bytes of machine code, by cargo-bloat on the same build with symbols. With \
+         LTO, a function that is inlined into another counts for the crate of the other.",
         count(text)
     ));
     let rows: Vec<_> = crates

@@ -1,4 +1,4 @@
-//! A pod and a node for one part: trees with Debian's own files, and a /dev of their own.
+//! A pod root and host roots for one benchmark, with this machine's own files and a private /dev.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,23 +10,23 @@ use support::{
     KVM, Tree, bind, fresh_dev, mknod_char, mknod_kvm, ok, program, scratch, udev_folder,
 };
 
-/// The pod is what commands see as /etc too, so that shell scripts and `apply` have the same to do: nothing.
+/// The pod's etc is also mounted at /etc, so that shell scripts and `apply` have the same to do: nothing.
 pub struct Stage {
     pub pod: Tree,
-    /// Without udev rules.
+    /// A host root without udev rules.
     pub bare: Tree,
-    /// With those of the distribution, if it has any for us.
+    /// A host root with the distribution's udev rules, if they are available.
     pub ruled: Option<Tree>,
-    /// How many files of rules these are.
+    /// The number of these rules files.
     pub rules: usize,
 }
 
 impl Stage {
-    /// Only inside a namespace.
+    /// To be called only in a private mount namespace.
     pub fn new() -> Self {
         fresh_dev();
         mknod_kvm(Path::new(KVM), 0, 108, 0o660);
-        // virt-host-validate looks for these too.
+        // virt-host-validate also checks these devices.
         mknod_char(Path::new("/dev/vhost-net"), (10, 238), 0, 0, 0o600);
         fs::create_dir("/dev/net").unwrap();
         mknod_char(Path::new("/dev/net/tun"), (10, 200), 0, 0, 0o666);
@@ -69,7 +69,7 @@ impl Stage {
             node.file("etc/passwd", &passwd);
             node.file("etc/login.defs", &files("/etc/login.defs"));
             node.file("etc/os-release", &files("/etc/os-release"));
-            // Which systemd the node has, as it is found.
+            // The program reads the node's systemd version from the name of this file.
             node.file("usr/lib/systemd/libsystemd-shared-252.so", "");
             symlink("usr/lib", node.at("lib")).unwrap();
             bind(Path::new("/dev"), &node.at("dev"));
@@ -97,12 +97,12 @@ impl Stage {
         }
     }
 
-    /// The words of a verb for this pod on one of the nodes.
-    pub fn words(&self, verb: &str, node: &Tree) -> Vec<String> {
+    /// The command line of `command` for this pod and one of the host roots.
+    pub fn words(&self, command: &str, node: &Tree) -> Vec<String> {
         let shown = |path: &Path| path.to_str().unwrap().to_owned();
         vec![
             shown(&program()),
-            verb.to_owned(),
+            command.to_owned(),
             "--root".to_owned(),
             shown(self.pod.path()),
             "--host-root".to_owned(),
@@ -111,26 +111,26 @@ impl Stage {
     }
 }
 
-/// Where a node's own rules are.
+/// The directory of the distribution's rules, below a host root.
 pub const RULES: &str = "usr/lib/udev/rules.d";
 
-/// A script of this folder.
+/// The path of a script in benches/.
 pub fn script(name: &str) -> String {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches");
-    folder.join(name).to_str().unwrap().to_owned()
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches");
+    directory.join(name).to_str().unwrap().to_owned()
 }
 
-/// Static programs that only return: what each compiler is called, and the program. Where
-/// both can be had the C compiler's, with the C library of the distribution, comes first.
-pub fn floors() -> Vec<(String, PathBuf)> {
-    let folder = scratch();
+/// Builds static programs that only return. Returns the compiler and the path of each; C, with the
+/// distribution's C library, comes before Rust.
+pub fn baselines() -> Vec<(String, PathBuf)> {
+    let directory = scratch();
     let mut all = Vec::new();
-    let c = folder.join("floor.c");
+    let c = directory.join("baseline.c");
     fs::write(&c, "int main(void) { return 0; }\n").unwrap();
-    let rust = folder.join("floor.rs");
+    let rust = directory.join("baseline.rs");
     fs::write(&rust, "fn main() {}\n").unwrap();
-    let mut build = |name: &str, made: &str, cmd: &mut Command| {
-        let program = folder.join(made);
+    let mut build = |name: &str, file: &str, cmd: &mut Command| {
+        let program = directory.join(file);
         let built = cmd.arg("-o").arg(&program).output();
         if built.is_ok_and(|out| out.status.success()) {
             all.push((name.to_owned(), program));
@@ -140,7 +140,7 @@ pub fn floors() -> Vec<(String, PathBuf)> {
         let mut cmd = Command::new(cc);
         build(
             "C (the distribution's libc)",
-            "floor-c",
+            "baseline-c",
             cmd.args(["-O2", "-static"]).arg(&c),
         );
     }
@@ -156,11 +156,11 @@ pub fn floors() -> Vec<(String, PathBuf)> {
             "--target",
             &target,
         ]);
-        build("Rust (musl)", "floor-rust", cmd.arg(&rust));
+        build("Rust (musl)", "baseline-rust", cmd.arg(&rust));
     }
     assert!(
         !all.is_empty(),
-        "neither cc nor rustc builds a static program"
+        "neither cc nor rustc can build a static program"
     );
     all
 }

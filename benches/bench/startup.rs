@@ -1,4 +1,4 @@
-//! One short run of each command: how long.
+//! Measures the duration of one run of each command.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,36 +8,37 @@ use crate::Setting;
 use crate::machine::{processes, tool};
 use crate::page::{Page, ms};
 use crate::runs::{Job, Once, in_turn, median, part, wall};
-use crate::stage::{Stage, floors, script};
+use crate::stage::{Stage, baselines, script};
 use support::in_namespace;
 
-/// Names that the figures asked for refer to.
-const CHART: &str = "the chart's three lines (bash)";
+/// The names of the jobs that the targets refer to.
+const CHART: &str = "the chart's libvirt.sh, three lines (bash)";
 const VALIDATE: &str = "virt-host-validate qemu";
 
-/// Everything that is compared, and the places in it of what is asked about.
+/// The jobs to compare, with the indexes of those that the targets refer to.
 pub struct Compared {
     pub jobs: Vec<Job>,
-    /// Places of apply and check with the most rules.
+    /// The index of `apply` with the most rules.
     pub apply: usize,
+    /// The index of `check` with the most rules.
     pub check: usize,
-    /// So many floors come first.
-    pub floors: usize,
+    /// The number of baselines, which come first.
+    pub baselines: usize,
 }
 
 impl Compared {
-    pub fn place(&self, name: &str) -> Option<usize> {
+    pub fn index(&self, name: &str) -> Option<usize> {
         self.jobs.iter().position(|job| job.name == name)
     }
 }
 
-/// What each command is, on this stage. A peer that is not here is named on the page.
+/// The jobs for this stage. Adds a note to the page for each tool that is missing.
 pub fn compared(page: &mut Page, stage: &Stage) -> Compared {
-    let mut jobs: Vec<_> = floors()
+    let mut jobs: Vec<_> = baselines()
         .into_iter()
-        .map(|(compiler, program)| Job::new(&format!("floor, static, in {compiler}"), &[program]))
+        .map(|(compiler, program)| Job::new(&format!("baseline, static, {compiler}"), &[program]))
         .collect();
-    let floors = jobs.len();
+    let baselines = jobs.len();
     let script_of = |name: &str, words: &[&str]| {
         let mut all = vec![tool("bash").unwrap().to_str().unwrap().to_owned()];
         all.extend(words.iter().map(|word| (*word).to_owned()));
@@ -47,7 +48,7 @@ pub fn compared(page: &mut Page, stage: &Stage) -> Compared {
         jobs.push(script_of(CHART, &[&script("chart-lines.sh")]));
         let host = stage.bare.path().to_str().unwrap();
         jobs.push(script_of(
-            "the whole job by hand (bash)",
+            "the job of `apply` as a script (bash)",
             &[&script("whole-job.sh"), host],
         ));
     }
@@ -57,30 +58,32 @@ pub fn compared(page: &mut Page, stage: &Stage) -> Compared {
             all.extend(words[1..].iter().map(|word| (*word).to_owned()));
             jobs.push(Job::new(&words.join(" "), &all));
         } else {
-            page.say(&format!("Not measured: no {} here.", words[0]));
+            page.paragraph(&format!("Not measured: {} is missing.", words[0]));
         }
     }
-    let mut add = |verb: &str, node, with: &str| {
+    let mut add = |command: &str, node, with: &str| {
         jobs.push(Job::new(
-            &format!("`{verb}`, {with}"),
-            &stage.words(verb, node),
+            &format!("`{command}`, {with}"),
+            &stage.words(command, node),
         ));
         jobs.len() - 1
     };
     let mut apply = add("apply", &stage.bare, "no udev rules");
     let mut check = add("check", &stage.bare, "no udev rules");
     if let Some(node) = &stage.ruled {
-        let with = format!("{} files of udev rules", stage.rules);
+        let with = format!("{} udev rules files", stage.rules);
         apply = add("apply", node, &with);
         check = add("check", node, &with);
     } else {
-        page.say("Not measured: with the distribution's udev rules; target/oracle has none.");
+        page.paragraph(
+            "Not measured: with the distribution's udev rules (target/oracle contains none).",
+        );
     }
     Compared {
         jobs,
         apply,
         check,
-        floors,
+        baselines,
     }
 }
 
@@ -91,17 +94,18 @@ pub fn measure(page: &mut Page, setting: &Setting) {
         let jobs = &compared.jobs;
         let rounds = setting.rounds(800, 120);
         let runs = in_turn(jobs, rounds, Duration::from_secs(90));
-        page.say(&format!(
-            "Whole processes, from before posix_spawn to after wait4, stdout and stderr to /dev/null. The \
-             commands take turns, each once a round, so that all of them see the same machine; {} rounds. \
-             Nothing is left to do for any of them. A floor is a program that only returns; \
-             ratios in the table are to the first. {} processes run, {} files of udev rules.",
+        page.paragraph(&format!(
+            "Each value covers a whole process, from before posix_spawn to after wait4, with stdout and stderr to \
+             /dev/null. The commands run in turn, each once per round, so that all of them run under the same \
+             conditions; {} rounds. No command has anything left to change. A baseline is a program that only \
+             returns; the ratios in the table refer to the first one. {} processes were running, and there were \
+             {} udev rules files.",
             runs[0].len(),
             processes(),
             stage.rules
         ));
-        let floor = wall(&runs[0]);
-        let chart = compared.place(CHART).map(|place| wall(&runs[place]));
+        let baseline = wall(&runs[0]);
+        let chart = compared.index(CHART).map(|place| wall(&runs[place]));
         let ratio =
             |of: f64, to: Option<f64>| to.map_or("-".to_owned(), |to| format!("{:.2}", of / to));
         let rows: Vec<_> = jobs
@@ -114,7 +118,7 @@ pub fn measure(page: &mut Page, setting: &Setting) {
                     job.name.clone(),
                     ms(half),
                     ms(part(walls, 250)),
-                    ratio(half, Some(floor)),
+                    ratio(half, Some(baseline)),
                     ratio(half, chart),
                     ms(median(runs.iter().map(|run| run.cpu))),
                     runs[0].code.to_string(),
@@ -126,50 +130,50 @@ pub fn measure(page: &mut Page, setting: &Setting) {
                 "command",
                 "median",
                 "p25",
-                "of the floor",
-                "of the chart's lines",
+                "ratio to baseline",
+                "ratio to libvirt.sh",
                 "CPU",
                 "exit code",
             ],
             &rows,
         );
-        asked(page, &compared, &runs);
+        targets(page, &compared, &runs);
         early(page, &compared, &runs);
         hyperfine(page, setting, &compared);
     });
 }
 
-/// The three figures.
-fn asked(page: &mut Page, compared: &Compared, runs: &[Vec<Once>]) {
+fn targets(page: &mut Page, compared: &Compared, runs: &[Vec<Once>]) {
     let apply = wall(&runs[compared.apply]);
-    for (job, runs) in compared.jobs.iter().zip(runs).take(compared.floors) {
-        page.asked(
-            &format!("`apply` to the {}", job.name),
+    for (job, runs) in compared.jobs.iter().zip(runs).take(compared.baselines) {
+        page.target(
+            &format!("ratio of `apply` to the {}", job.name),
             apply / wall(runs),
             4.0,
         );
     }
-    if let Some(chart) = compared.place(CHART) {
-        page.asked(
-            "`apply` to the chart's lines",
+    if let Some(chart) = compared.index(CHART) {
+        page.target(
+            "ratio of `apply` to the chart's libvirt.sh",
             apply / wall(&runs[chart]),
             0.25,
         );
     }
-    if let Some(peer) = compared.place(VALIDATE) {
+    if let Some(peer) = compared.index(VALIDATE) {
         let check = wall(&runs[compared.check]);
-        page.asked(
-            "`check` to virt-host-validate",
+        page.target(
+            "ratio of `check` to virt-host-validate",
             check / wall(&runs[peer]),
             0.125,
         );
     }
-    page.end();
+    page.end_list();
 }
 
-/// A peer that ends early on a machine without the processor's flags has done less than it would elsewhere.
+/// Lists commands with another exit code than 0: virt-host-validate and kvm-ok end early on a machine whose
+/// processor lacks virtualisation flags.
 fn early(page: &mut Page, compared: &Compared, runs: &[Vec<Once>]) {
-    let mut seen = Vec::new();
+    let mut early = Vec::new();
     for (job, runs) in compared.jobs.iter().zip(runs) {
         if runs[0].code != 0 {
             let mut cmd = Command::new("sh");
@@ -177,22 +181,22 @@ fn early(page: &mut Page, compared: &Compared, runs: &[Vec<Once>]) {
             let (_, out, _) = support::run(&mut cmd);
             let line = out.lines().next().unwrap_or_default();
             let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
-            seen.push(format!("{} ({}): \"{line}\"", job.name, runs[0].code));
+            early.push(format!("{} ({}): \"{line}\"", job.name, runs[0].code));
         }
     }
-    if !seen.is_empty() {
-        page.say(&format!(
-            "Those that did not end with 0 may have ended earlier here than elsewhere, which makes them look \
-             faster. Their first lines: {}.",
-            seen.join("; ")
+    if !early.is_empty() {
+        page.paragraph(&format!(
+            "Commands with another exit code than 0 may have ended early on this machine, which makes them look \
+             faster than elsewhere. Their first lines of output: {}.",
+            early.join("; ")
         ));
     }
 }
 
-/// The same once more with another clock.
+/// Repeats the measurement with hyperfine as a cross-check.
 fn hyperfine(page: &mut Page, setting: &Setting, compared: &Compared) {
     let Some(hyperfine) = tool("hyperfine") else {
-        page.say("Not measured: the cross check, no hyperfine here.");
+        page.paragraph("Not measured: the cross-check (hyperfine is missing).");
         return;
     };
     let mut rounds = vec![Vec::new(); compared.jobs.len()];
@@ -203,8 +207,8 @@ fn hyperfine(page: &mut Page, setting: &Setting, compared: &Compared) {
             match once(&hyperfine, &job.line(), runs) {
                 Ok(half) => medians.push(half),
                 Err(why) => {
-                    page.say(&format!(
-                        "Not measured: the cross check of {}: {why}",
+                    page.paragraph(&format!(
+                        "Not measured: the cross-check of {}: {why}",
                         job.name
                     ));
                     return;
@@ -212,9 +216,10 @@ fn hyperfine(page: &mut Page, setting: &Setting, compared: &Compared) {
             }
         }
     }
-    page.say(&format!(
-        "As a cross check the same with hyperfine, without a shell (`-N`). It runs one command to its end \
-         before the next, so it is called for {runs} runs of each in turn, {turns} times; medians of the medians."
+    page.paragraph(&format!(
+        "The cross-check repeats the measurement with hyperfine, without a shell (`-N`). hyperfine finishes all runs \
+         of one command before the next one, so it is called {turns} times in turn for {runs} runs of each command; \
+         the values are medians of the medians."
     ));
     let halves: Vec<_> = rounds.into_iter().map(median).collect();
     let rows: Vec<_> = compared
@@ -229,7 +234,7 @@ fn hyperfine(page: &mut Page, setting: &Setting, compared: &Compared) {
             ]
         })
         .collect();
-    page.table(&["command", "hyperfine", "of the floor"], &rows);
+    page.table(&["command", "hyperfine", "ratio to baseline"], &rows);
 }
 
 fn once(hyperfine: &Path, line: &str, runs: usize) -> Result<f64, String> {
@@ -244,5 +249,5 @@ fn once(hyperfine: &Path, line: &str, runs: usize) -> Result<f64, String> {
     let text = std::fs::read_to_string(&out).map_err(|e| e.to_string())?;
     let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| e.to_string())?;
     let half = json["results"][0]["median"].as_f64();
-    half.ok_or_else(|| "it says no median".to_owned())
+    half.ok_or_else(|| "no median in the output".to_owned())
 }

@@ -1,4 +1,4 @@
-//! What only a tracer sees of a process.
+//! Measures peak memory and instructions of a process with ptrace(2).
 #![allow(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -16,7 +16,7 @@ fn ptrace(request: libc::c_uint, pid: i32, data: i32) -> i64 {
     unsafe { libc::ptrace(request, pid, 0 as libc::c_long, data) }
 }
 
-/// Starts it, stopped at its first instruction.
+/// Starts the command, stopped at its first instruction.
 #[allow(clippy::zombie_processes)] // `wait` waits for it.
 fn start(cmd: &mut Command) -> Option<i32> {
     let traced = || match ptrace(libc::PTRACE_TRACEME, 0, 0) {
@@ -28,16 +28,16 @@ fn start(cmd: &mut Command) -> Option<i32> {
     Some(child.id().cast_signed())
 }
 
-/// Waits for that process, or for any with -1: which one, and its status.
+/// Waits for that process, or for any one with -1. Returns its PID and status.
 fn wait(pid: i32) -> Option<(i32, i32)> {
     let mut status = 0;
-    // SAFETY: a pointer to a local; nobody else waits for what this thread traces.
+    // SAFETY: a pointer to a local; only this thread waits for the processes that it traces.
     let got = unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) };
     (got > 0).then_some((got, status))
 }
 
-/// The most memory that the process that the command becomes ever held: `VmHWM` in KiB as it ends. Its
-/// children are not counted. What wait4(2) says instead counts the memory of whoever started it, too.
+/// The peak memory of the command's own process, without its children: `VmHWM` in KiB when it ends. `ru_maxrss`
+/// of wait4(2) would include the memory of the process that forked it.
 pub fn peak(cmd: &mut Command) -> Option<u64> {
     let pid = start(cmd)?;
     let at_end = libc::SIGTRAP | libc::PTRACE_EVENT_EXIT << 8;
@@ -63,15 +63,15 @@ pub fn peak(cmd: &mut Command) -> Option<u64> {
     peak
 }
 
-/// More instructions than this are not waited for.
+/// Counting stops after this many instructions.
 const TOO_MANY: u64 = 10_000_000;
 
-/// How many instructions the command and its children execute in user space, one step after the other.
+/// Counts the instructions that the command and its children execute in user space, by single-stepping.
 pub fn steps(cmd: &mut Command) -> Option<u64> {
     let first = start(cmd)?;
     let mut alive = BTreeSet::new();
     let mut steps = 0;
-    // Every child of this process is traced: nothing else runs while something is measured.
+    // All children of this process are traced: it starts no other one during a measurement.
     while let Some((pid, status)) = wait(-1) {
         if !libc::WIFSTOPPED(status) {
             alive.remove(&pid);
@@ -89,7 +89,7 @@ pub fn steps(cmd: &mut Command) -> Option<u64> {
             }
             signal = 0;
         } else if signal == libc::SIGTRAP {
-            // An event is no step of its own.
+            // A stop for a ptrace event is not a step.
             steps += u64::from(status >> 16 == 0);
             signal = 0;
         }

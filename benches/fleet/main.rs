@@ -1,10 +1,10 @@
-//! A fleet of 10,000 nodes through two bad days: how many guests fail to start with the chart's lines,
-//! with the init step alone, and with `watch`.
+//! Simulates upgrades of a fleet of 10,000 nodes: how many guests fail to start with the chart's libvirt.sh, with
+//! the init step alone, and with `watch`.
 //!
-//! It is a simulation, and no measurement: what a start meets follows from whose number the device and
-//! the pod have at that moment, which the tests show on one node. How often guests start and when nodes
-//! are upgraded are assumptions, stated in the output. How long `watch` takes at most is what `make bench`
-//! measures. The same seed gives the same picture.
+//! A start fails if the GID of the device and the GID of the pod's group differ at that moment, as the tests
+//! show on one node. The rate of guest starts and the times of the upgrades are assumptions, which the output
+//! lists. The time that `watch` needs is an upper bound of the measurements of `make bench`. The seed is fixed, so
+//! each run has the same result.
 
 #![allow(clippy::print_stdout, clippy::disallowed_methods)]
 
@@ -14,69 +14,69 @@ use std::process::ExitCode;
 use std::{env, fs};
 
 const NODES: usize = 10_000;
-/// Starts of guests, hard reboots and migrations to a node among them.
+/// Guest starts, including hard reboots and migrations to a node.
 const STARTS_PER_NODE_AND_HOUR: f64 = 0.5;
 const HOURS: f64 = 14.0;
-/// When nodes are upgraded, one after the other in no order.
+/// The hours between which nodes are upgraded, in random order.
 const WAVE: (f64, f64) = (2.0, 6.0);
-/// When somebody has understood it, and restarts the DaemonSet: so many pods at once, so long each.
+/// The hour at which an operator starts a rolling restart of the DaemonSet.
 const RESTART: f64 = 10.0;
 const PODS_AT_ONCE: usize = 100;
 const POD_HOURS: f64 = 1.0 / 60.0;
-/// How long `watch` takes: more than the longest of a thousand drifts.
-const HEAL_MS: f64 = 20.0;
-/// What the picture counts in.
+/// The time that `watch` needs to repair a drift: more than the maximum of a thousand measurements.
+const REPAIR_MS: f64 = 20.0;
+/// The number of points of each line in the picture.
 const BINS: usize = 84;
 
-/// What keeps the device right.
+/// The method that sets the device and the pod's group.
 #[derive(Clone, Copy)]
-enum Way {
-    /// chmod and chown to the number of the pod's image, when the pod starts.
-    ChartsLines,
-    /// `apply` or `exec`, when the pod starts.
+enum Method {
+    /// chmod and chown to the GID of the pod's image when the pod starts.
+    LibvirtSh,
+    /// `apply` or `exec` when the pod starts.
     InitStep,
-    /// And `watch` beside it.
+    /// The init step, and `watch` as a sidecar.
     Watch,
 }
 
-const WAYS: [(Way, &str); 3] = [
-    (Way::ChartsLines, "the chart's lines"),
-    (Way::InitStep, "init step alone"),
-    (Way::Watch, "with watch"),
+const METHODS: [(Method, &str); 3] = [
+    (Method::LibvirtSh, "chart's libvirt.sh"),
+    (Method::InitStep, "init step alone"),
+    (Method::Watch, "with watch"),
 ];
 
-/// What the wave does to a node.
+/// The effect of an upgrade on a node.
 #[derive(Clone, Copy)]
 enum Wave {
-    /// udevd is restarted: the device gets the number that the node has always had.
+    /// udevd restarts: the device gets the node's GID, which stays the same.
     Restarts,
-    /// The node's number becomes another one, and udev gives it to the device.
+    /// The GID of the node's group changes, and udev sets it on the device.
     Renumbers,
 }
 
 const WAVES: [(Wave, &str); 2] = [
-    (Wave::Restarts, "udevd is upgraded, and restarted"),
-    (Wave::Renumbers, "the node's kvm gets another number"),
+    (Wave::Restarts, "udevd is upgraded and restarted"),
+    (Wave::Renumbers, "the GID of the node's kvm group changes"),
 ];
 
 fn main() -> ExitCode {
-    let heal = HEAL_MS;
+    let repair = REPAIR_MS;
     println!(
-        "## At fleet size\n\nA simulation, seeded, of {NODES} nodes with {STARTS_PER_NODE_AND_HOUR} starts of \
-         guests a node and hour, for\n{HOURS} hours. Between hour {} and hour {} each node is upgraded once. At \
-         hour {RESTART} somebody has understood\nit and restarts the DaemonSet, {PODS_AT_ONCE} pods at once, a \
-         minute each. These are assumptions. That watch\nheals within {heal} ms is what the worst of a thousand \
-         drifts above stays below.\n",
+        "## Simulation of a fleet\n\nA simulation with a fixed seed: {NODES} nodes, {STARTS_PER_NODE_AND_HOUR} guest \
+         starts per node and hour, {HOURS} hours.\nEach node is upgraded once between hour {} and hour {}. At hour \
+         {RESTART} an operator starts a rolling restart\nof the DaemonSet, {PODS_AT_ONCE} pods at a time, one \
+         minute each. These values are assumptions. The simulation uses\n{repair} ms as the time in which `watch` \
+         repairs a drift, more than the maximum of the measurements above.\n",
         WAVE.0, WAVE.1
     );
-    println!("| what happens | the chart's lines | init step alone | with watch |");
+    println!("| upgrade | chart's libvirt.sh | init step alone | with watch |");
     println!("| --- | --- | --- | --- |");
     let mut panels = Vec::new();
     for (wave, title) in WAVES {
         let mut lines = Vec::new();
         let mut row = format!("| {title} |");
-        for (way, name) in WAYS {
-            let (failed, starts) = failures(way, wave, heal / 3_600_000.0);
+        for (method, name) in METHODS {
+            let (failed, starts) = failures(method, wave, repair / 3_600_000.0);
             let total: usize = failed.iter().sum();
             row.push_str(&format!(" {total} of {starts} starts fail |"));
             let sums = failed.iter().scan(0, |sum, more| {
@@ -88,18 +88,18 @@ fn main() -> ExitCode {
         println!("{row}");
         panels.push((title, lines));
     }
-    println!("\n![Guest starts that fail, summed up over the hours](plots/fleet.svg)");
+    println!("\n![Failed guest starts over time, cumulative](plots/fleet.svg)");
     if let Some(path) = env::var_os("FLEET_SVG")
         && let Err(error) = fs::write(path, picture::draw(&panels, HOURS, WAVE, RESTART))
     {
-        println!("the picture was not written: {error}");
+        println!("cannot write the picture: {error}");
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
 }
 
-/// Starts that fail, by bin, and how many there were. `heal` is in hours.
-fn failures(way: Way, wave: Wave, heal: f64) -> (Vec<usize>, usize) {
+/// The failed starts in each bin, and the number of all starts. `repair` is in hours.
+fn failures(method: Method, wave: Wave, repair: f64) -> (Vec<usize>, usize) {
     let mut dice = Dice(20_260_408);
     let mut failed = vec![0; BINS];
     let mut starts = 0;
@@ -114,7 +114,7 @@ fn failures(way: Way, wave: Wave, heal: f64) -> (Vec<usize>, usize) {
                 break;
             }
             starts += 1;
-            if !opens(way, wave, now, upgraded, restarted, heal) {
+            if !opens(method, wave, now, upgraded, restarted, repair) {
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
                 let bin = (now / HOURS * BINS as f64) as usize;
                 failed[bin.min(BINS - 1)] += 1;
@@ -124,32 +124,32 @@ fn failures(way: Way, wave: Wave, heal: f64) -> (Vec<usize>, usize) {
     (failed, starts)
 }
 
-/// Whether QEMU can open the device: its group is the device's.
-fn opens(way: Way, wave: Wave, now: f64, upgraded: f64, restarted: f64, heal: f64) -> bool {
-    const IMAGES: u32 = 424;
-    const NODES_OLD: u32 = 108;
-    let nodes = match wave {
+/// Whether QEMU can open the device: the pod's group has the device's GID.
+fn opens(method: Method, wave: Wave, now: f64, upgraded: f64, restarted: f64, repair: f64) -> bool {
+    const IMAGE_GID: u32 = 424;
+    const OLD_NODE_GID: u32 = 108;
+    let node_gid = match wave {
         Wave::Renumbers if now >= upgraded => 929_292,
-        Wave::Renumbers | Wave::Restarts => NODES_OLD,
+        Wave::Renumbers | Wave::Restarts => OLD_NODE_GID,
     };
-    let (device, pod) = match way {
-        // The last of two wins: udev at the upgrade, the chart's lines when the pod was started anew.
-        Way::ChartsLines if now >= upgraded && now < restarted => (nodes, IMAGES),
-        Way::ChartsLines => (IMAGES, IMAGES),
-        // The pod has the number that the node had when the pod was started.
-        Way::InitStep if now >= restarted => (nodes, nodes),
-        Way::InitStep => (nodes, NODES_OLD),
-        Way::Watch if now >= upgraded + heal => (nodes, nodes),
-        Way::Watch => (nodes, NODES_OLD),
+    let (device, pod) = match method {
+        // The latest change of the device counts: udev's at the upgrade, or libvirt.sh's at the restart of the pod.
+        Method::LibvirtSh if now >= upgraded && now < restarted => (node_gid, IMAGE_GID),
+        Method::LibvirtSh => (IMAGE_GID, IMAGE_GID),
+        // The pod has the GID that the node had when the pod started.
+        Method::InitStep if now >= restarted => (node_gid, node_gid),
+        Method::InitStep => (node_gid, OLD_NODE_GID),
+        Method::Watch if now >= upgraded + repair => (node_gid, node_gid),
+        Method::Watch => (node_gid, OLD_NODE_GID),
     };
     device == pod
 }
 
-/// splitmix64: enough to spread events evenly, and the same everywhere.
+/// splitmix64: distributes evenly enough, and has the same results on all machines.
 struct Dice(u64);
 
 impl Dice {
-    /// Above 0, at most 1.
+    /// A value above 0 and at most 1.
     fn unit(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;

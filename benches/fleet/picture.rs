@@ -1,8 +1,8 @@
-//! The simulation as SVG: failed starts, summed up, over hours.
+//! Draws the result of the simulation as SVG: cumulative failed starts over time.
 
 use std::fmt::Write;
 
-/// Title, and for each way its name and the sums.
+/// The title, and for each method its name and the cumulative sums.
 pub type Panel = (&'static str, Vec<(&'static str, Vec<usize>)>);
 
 const STYLE: &str = "text{font:12px sans-serif;fill:#1f2328}.ground{fill:#fff}.title{font-weight:bold}\
@@ -19,12 +19,12 @@ const RIGHT: f64 = 420.0;
 const TOP: f64 = 60.0;
 const BOTTOM: f64 = 250.0;
 
-/// All panels beside each other.
+/// Draws the panels side by side.
 pub fn draw(panels: &[Panel], hours: f64, wave: (f64, f64), restart: f64) -> String {
     let whole = WIDTH * panels.len() as f64;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {whole} {HEIGHT}\" width=\"{whole}\" \
-         height=\"{HEIGHT}\" role=\"img\">\n<title>Guest starts that fail in a fleet of 10,000 nodes\
+         height=\"{HEIGHT}\" role=\"img\">\n<title>Failed guest starts in a fleet of 10,000 nodes\
          </title>\n<style>{STYLE}</style>\n<rect class=\"ground\" width=\"{whole}\" height=\"{HEIGHT}\" \
          rx=\"8\"/>\n"
     );
@@ -58,7 +58,7 @@ fn panel(
     );
     let _ = writeln!(
         svg,
-        "<text x=\"{LEFT}\" y=\"44\">failed starts, summed up</text>"
+        "<text x=\"{LEFT}\" y=\"44\">failed starts, cumulative</text>"
     );
     let _ = writeln!(
         svg,
@@ -111,7 +111,7 @@ fn panel(
     }
 }
 
-/// The next number that four lines of a grid divide well.
+/// The next round number that is divisible by four, for the lines of the grid.
 fn round_up(most: usize) -> usize {
     let mut step = 4;
     while step < most {

@@ -39,8 +39,8 @@ pub fn records() -> BTreeSet<String> {
 /// The names of all metrics of the program, written in a state that has all of them.
 fn metrics() -> BTreeSet<String> {
     let mut metrics = Metrics::default();
-    metrics.healed([Action::SetDeviceOwner].into_iter());
-    metrics.looked(SystemTime::now());
+    metrics.count_repairs([Action::SetDeviceOwner].into_iter());
+    metrics.record_check(SystemTime::now());
     let text = metrics.prometheus(&Report::new(Verdict::Ok, ""), true, SystemTime::now());
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines

@@ -549,7 +549,7 @@ fn gzip_is_decompressed_and_truncation_reported() {
         (1, 1, 1)
     );
     assert!(
-        report.unreadable[0].error.contains("too early"),
+        report.unreadable[0].error.contains("truncated"),
         "{report:?}"
     );
     // If no failure was found and a file could not be read completely, `logs` fails.

@@ -137,7 +137,7 @@ fn watch_reloads_on_sighup_and_ends_on_signals() {
                 let mut child = cmd.stdout(Stdio::null()).spawn().unwrap();
                 let pid = started(&child, is_first);
                 kill(pid, SIGHUP).unwrap();
-                let _log = wait_for_line(&mut child, "the configuration was read again");
+                let _log = wait_for_line(&mut child, "the configuration was reloaded");
                 kill(pid, signal).unwrap();
                 assert_eq!(code(child), want, "{signal} {is_first}");
             }

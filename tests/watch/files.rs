@@ -306,7 +306,7 @@ fn status_and_metrics_files_must_be_regular() {
         let watch = Watch::start(cmd.arg("--metrics-file").arg(&metrics));
         watch.says("which is not a regular file");
         set_owner(Path::new(KVM), 0, 424, 0o600);
-        watch.says("healed");
+        watch.says("repaired");
         drop(watch);
         assert!(is_null(&status) && is_null(Path::new("/dev/null")));
         assert!(fs::symlink_metadata(&metrics).unwrap().is_symlink());
@@ -416,9 +416,9 @@ fn sighup_reloads_the_configuration() {
         healed((0, 108, 0o666));
         assert!(until(PATIENCE, || status.exists()));
         again(&watch, "mode: 0999\n");
-        watch.says("the configuration stays as it was");
+        watch.says("keeping the old configuration");
         again(&watch, "dry-run: true\n");
-        watch.says("watch has no --dry-run");
+        watch.says("--dry-run cannot be used with watch");
         fs::set_permissions(KVM, fs::Permissions::from_mode(0o600)).unwrap();
         healed((0, 108, 0o666));
         // With another device.

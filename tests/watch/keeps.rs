@@ -25,7 +25,7 @@ fn device_keeps_the_working_gid_if_the_group_file_is_read_only() {
         let watch = Watch::start(watch(&scene).arg("--status-file").arg(&status));
         make_etc_read_only(&scene);
         scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
-        watch.says("the device keeps the number 108, which QEMU can use");
+        watch.says("the device keeps GID 108, which QEMU can use");
         assert_eq!(owner(Path::new(KVM)), RIGHT);
         let drift =
             || fs::read_to_string(&status).is_ok_and(|text| text.contains("\"verdict\":\"drift\""));

@@ -86,7 +86,7 @@ fn watch_polls_everything_without_inotify() {
             healed((0, 110, 0o660));
             // SIGHUP and events of mounts need no inotify.
             running.signal(SIGHUP);
-            running.says("the configuration was read again");
+            running.says("the configuration was reloaded");
             mount_tmpfs(Path::new("/dev"), "mode=755");
             running.says("/dev/kvm exists on the node, but not in this container");
             detach(Path::new("/dev"));

@@ -97,7 +97,7 @@ fn sighup_before_main_reloads_the_configuration() {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let heard = lines.find(|line| line.as_ref().unwrap().contains("read again"));
+        let heard = lines.find(|line| line.as_ref().unwrap().contains("was reloaded"));
         assert!(heard.is_some());
         // timeout(1) forwards the signal, and --kill-child ends `watch`.
         let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());

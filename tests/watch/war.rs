@@ -52,10 +52,7 @@ fn watch_backs_off_logs_the_conflict_and_repairs_in_the_end() {
         conflict(&watch, 777, Duration::from_secs(5));
         healed((0, 108, 0o660));
         let log = watch.log();
-        assert!(
-            log.contains("changed back at once 20 times in a row"),
-            "{log}"
-        );
+        assert!(log.contains("was reverted 20 times in a row"), "{log}");
         assert!(log.contains("auditctl"), "{log}");
         assert!(log.lines().count() < 40, "{log}");
         // A later change is no revert, so no longer wait is logged for it.
@@ -64,7 +61,7 @@ fn watch_backs_off_logs_the_conflict_and_repairs_in_the_end() {
         set_owner(Path::new(KVM), 0, 777, 0o660);
         healed((0, 108, 0o660));
         watch.is_idle();
-        let waits_logged = |log: &str| log.matches("changed back at once").count();
+        let waits_logged = |log: &str| log.matches("was reverted").count();
         assert_eq!(
             waits_logged(&watch.log()),
             waits_logged(&log),
@@ -112,12 +109,12 @@ fn charts_libvirt_sh_is_named_as_the_likely_cause() {
         let watch = Watch::start(watch(&scene).arg("--group-file-out").arg(&out));
         healed((0, 108, 0o660));
         conflict(&watch, 424, Duration::from_secs(2));
-        watch.says("0:424 0660 is what the chart's libvirt.sh gives it");
+        watch.says("0:424 0660 is what the chart's libvirt.sh sets");
         drop(watch);
         // If the group file itself was aligned its old GID is remembered.
         let watch = Watch::start(&mut support::watch::watch(&scene));
         conflict(&watch, 424, Duration::from_secs(2));
-        watch.says("0:424 0660 is what the chart's libvirt.sh gives it");
+        watch.says("0:424 0660 is what the chart's libvirt.sh sets");
     });
 }
 

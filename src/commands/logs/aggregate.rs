@@ -1,4 +1,4 @@
-//! Joins the incidents of all streams that are near in time, and counts them by guest. Pure.
+//! Joins incidents of different streams that are close in time, and counts them by guest. Pure.
 #![forbid(unsafe_code)]
 
 use std::cmp::Reverse;
@@ -12,26 +12,25 @@ use super::patterns::Form;
 use super::report::Guest;
 use super::time::{self, Time};
 
-/// The incidents that are kept to be joined with those of other streams. If more than half of them
-/// remain after that, the latest quarter stays and the others are counted. Lines of another stream
-/// about those count again: to avoid that would take memory for each incident, or all streams read
-/// at once in the order of time.
+/// How many incidents are kept to be joined with those of other streams. If more than half of them
+/// remain after joining, the latest quarter is kept and the others are counted. Another stream's lines
+/// about a counted incident are counted again: avoiding that would take memory for each incident, or
+/// reading all streams at once in order of time.
 const MAX_KEPT: usize = 16_384;
-/// The incidents that one is compared with.
+/// How many earlier incidents each incident is compared with.
 const MAX_COMPARED: usize = 64;
-/// The rows of the report.
+/// How many rows the report has at most.
 const MAX_ROWS: usize = 10_000;
-/// The requests that a row names.
+/// How many requests a row lists at most.
 const MAX_REQUESTS: usize = 5;
 
-/// A row of the report.
 #[derive(Debug)]
 struct Row {
     outcome: Outcome,
     count: u64,
     first: Time,
     last: Time,
-    /// The latest ones.
+    /// The latest requests.
     requests: Vec<Uuid>,
 }
 
@@ -76,14 +75,14 @@ impl Row {
 #[derive(Debug, Default)]
 pub struct Aggregator {
     kept: Vec<Incident>,
-    /// By guest, or by request where the guest is not known, by result and by form.
+    /// The key is the guest (the request if the guest is unknown), the result and the form.
     rows: BTreeMap<(GuestId, String, Form), Row>,
-    /// The failures that got no row.
+    /// Failures beyond [`MAX_ROWS`].
     others: u64,
 }
 
 impl Aggregator {
-    /// Takes in an incident that no further line of its stream joins.
+    /// Adds an incident that no further line of its stream can join.
     pub fn push(&mut self, incident: Incident) {
         self.kept.push(incident);
         if self.kept.len() >= MAX_KEPT {
@@ -94,7 +93,7 @@ impl Aggregator {
         }
     }
 
-    /// The guests, the latest first, and how many failures are of guests beyond those.
+    /// The guests, the latest first, and the number of failures of guests that are not among them.
     pub fn finish(mut self) -> (Vec<Guest>, u64) {
         self.join();
         self.count(self.kept.len());
@@ -105,18 +104,18 @@ impl Aggregator {
         (guests.collect(), self.others)
     }
 
-    /// Joins what several streams printed, in order of time.
+    /// Joins incidents that several streams printed, in order of time.
     fn join(&mut self) {
         complete_names(&mut self.kept);
         self.kept.sort_by_key(Incident::seconds);
-        // First those that share a name, so that what has none does not come between them.
+        // Incidents that share a name are joined first, so that one without a name does not take their place.
         for by_name in [true, false] {
             self.kept = joined(std::mem::take(&mut self.kept), by_name);
         }
         complete_names(&mut self.kept);
     }
 
-    /// Counts the first `many` of the incidents that are kept, which then join nothing any more.
+    /// Counts the first `many` of the kept incidents, which can then no longer be joined.
     fn count(&mut self, many: usize) {
         for Incident { hit, .. } in self.kept.drain(..many) {
             let mut guest = hit.guest;
@@ -124,7 +123,7 @@ impl Aggregator {
             if guest.is_named() {
                 guest.request = None;
             }
-            // Of forms with the same outcome, one stands for all.
+            // Forms with the same outcome share a row.
             let form = match hit.form {
                 Form::Initialize => Form::Access,
                 Form::NoAccel => Form::Requires,
@@ -168,7 +167,7 @@ fn joined(incidents: Vec<Incident>, by_name: bool) -> Vec<Incident> {
                 best = best.max(Some((shared, near, place)));
             }
         }
-        // Of several guests without a name in common, any could be meant.
+        // If it fits several named guests and shares a name with none, it is ambiguous and stays separate.
         let best = best.filter(|_| strangers < 2);
         match best.and_then(|(.., place)| out.get_mut(place)) {
             Some(earlier) => earlier.absorb(incident),
@@ -178,7 +177,7 @@ fn joined(incidents: Vec<Incident>, by_name: bool) -> Vec<Incident> {
     out
 }
 
-/// Where some incidents show which name and which UUID belong together, all get both.
+/// Adds the missing name or UUID to all incidents of a guest, if some incidents contain both.
 fn complete_names(incidents: &mut [Incident]) {
     let pairs = || {
         let guests = incidents.iter().map(|incident| &incident.hit.guest);
@@ -196,7 +195,7 @@ fn complete_names(incidents: &mut [Incident]) {
     }
 }
 
-/// The one value of each key; `None` for a key with several.
+/// The value of each key; `None` for a key with several different values.
 fn unambiguous<K: Ord, V: PartialEq>(
     pairs: impl Iterator<Item = (K, V)>,
 ) -> BTreeMap<K, Option<V>> {

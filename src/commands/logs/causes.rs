@@ -1,6 +1,6 @@
-//! The cause that a message stands for, and what to do about it. Pure.
+//! Maps messages to causes and advice. Pure.
 //!
-//! A new cause: a row of `OPEN_ERRORS` where an errno of open(2) means it, else an arm of
+//! To add a cause, add a row to `OPEN_ERRORS` if an errno of open(2) implies it, else an arm to
 //! [`Outcome::of`].
 #![forbid(unsafe_code)]
 
@@ -9,8 +9,8 @@ use nix::errno::Errno;
 use super::patterns::Form;
 use crate::codes::Cause;
 
-/// An errno that opening the device can fail with: its text by strerror(3), and the cause. A text
-/// that another one begins with stands after that one.
+/// The errnos with which opening the device can fail: the text by strerror(3), the errno and the cause. The
+/// first text that a message begins with counts, so a longer text comes before its own prefix.
 const OPEN_ERRORS: [(&str, Errno, Cause); 16] = [
     ("Permission denied", Errno::EACCES, Cause::Ownership),
     ("Operation not permitted", Errno::EPERM, Cause::DeviceCgroup),
@@ -38,32 +38,29 @@ const OPEN_ERRORS: [(&str, Errno, Cause); 16] = [
     ("Input/output error", Errno::EIO, Cause::Unknown),
 ];
 
-/// The errno in the text after a message: `: Permission denied`, `: 16 Device or …`.
+/// The errno in the text after a message, such as `: Permission denied` or `: 16 Device or …`.
 pub fn errno_in(after: &[u8]) -> Option<Errno> {
     let text = after.strip_prefix(b": ")?;
-    let number = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let text = match &text[number..] {
-        [b' ', rest @ ..] if number > 0 => rest,
+    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let name = match &text[digits..] {
+        [b' ', rest @ ..] if digits > 0 => rest,
         _ => text,
     };
     let mut rows = OPEN_ERRORS.iter();
-    let row = rows.find(|(name, ..)| text.starts_with(name.as_bytes()));
+    let row = rows.find(|(text, ..)| name.starts_with(text.as_bytes()));
     row.map(|(_, errno, _)| *errno)
 }
 
-/// What a failure is reported as.
+/// How a failure is reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// Why QEMU could not open KVM.
     pub cause: Cause,
-    /// The errno's name, or a word for a message without one.
+    /// The errno's name; for a message without an errno `mismatch`, `none` or `unknown`.
     pub result: String,
-    /// What to do about it.
     pub advice: &'static str,
 }
 
 impl Outcome {
-    /// The outcome of a message of this form, with the errno that it contains.
     pub fn of(form: Form, errno: Option<Errno>) -> Self {
         let (cause, without_errno, advice) = match (form, errno) {
             (Form::NoAccel | Form::Requires, _) => (Cause::Missing, "none", LIBVIRT_FOUND_NONE),
@@ -91,43 +88,42 @@ impl Outcome {
     }
 }
 
-const LIBVIRT_FOUND_NONE: &str = "libvirt found no usable /dev/kvm on that node: `modprobe \
+const LIBVIRT_FOUND_NONE: &str = "libvirt found no usable /dev/kvm: on that node run `modprobe \
      kvm_intel` or `modprobe kvm_amd`, enable VT-x or AMD-V in the firmware, and mount the node's \
      /dev into the libvirt pod";
 const DISABLED_IN_FIRMWARE: &str =
     "virtualisation is disabled in the firmware (BIOS): enable VT-x or AMD-V";
 const NO_VIRTUAL_MACHINE: &str =
-    "KVM made no virtual machine: see `dmesg | grep -i kvm` on that node";
+    "KVM could not create a virtual machine: check `dmesg | grep -i kvm` on that node";
 
-/// What to do about a cause, whichever message showed it.
+/// The advice for causes that do not depend on the message.
 fn advice(cause: Cause) -> &'static str {
     match cause {
         Cause::Ownership => {
-            "owner, group, mode or ACL of /dev/kvm, a nodev mount or a security module denied it \
-             to the QEMU user: `libvirt-kvm-init apply` in the libvirt pod of that node mends it, \
-             or names what it cannot"
+            "the owner, group, mode or ACL of /dev/kvm, a nodev mount or a security module denied \
+             access to the QEMU user: run `libvirt-kvm-init apply` in the libvirt pod of that node \
+             to repair it, or to see what it cannot repair"
         }
         Cause::DeviceCgroup => {
-            "the cgroup's device filter denied it: keep /dev/kvm in cgroup_device_acl of qemu.conf, \
-             and run the libvirt pod with privileged: true"
+            "the device cgroup denied access: list /dev/kvm in cgroup_device_acl of qemu.conf, and \
+             run the libvirt pod with privileged: true"
         }
         Cause::Missing => {
-            "QEMU saw no /dev/kvm: load kvm_intel or kvm_amd on that node, mount its /dev into the \
-             libvirt pod, and keep /dev/kvm in cgroup_device_acl of qemu.conf"
+            "QEMU found no /dev/kvm: load kvm_intel or kvm_amd on that node, mount its /dev into \
+             the libvirt pod, and list /dev/kvm in cgroup_device_acl of qemu.conf"
         }
         Cause::NoDriver => {
-            "no KVM driver answered: on that node run `modprobe kvm_intel` or `modprobe kvm_amd`, \
-             and see `dmesg | grep -i kvm`"
+            "no KVM driver is registered for /dev/kvm: on that node run `modprobe kvm_intel` or \
+             `modprobe kvm_amd`, and check `dmesg | grep -i kvm`"
         }
         Cause::Busy => {
-            "another hypervisor held the processor's virtualisation (VirtualBox, VMware, Xen): \
-             stop it"
+            "another hypervisor (VirtualBox, VMware, Xen) was using hardware virtualisation: stop it"
         }
         Cause::NotKvm => {
-            "something else stood in place of /dev/kvm: remove it, then `modprobe -r` and \
-             `modprobe` kvm_intel or kvm_amd, which makes the node again"
+            "/dev/kvm was not the KVM device: remove it, then run `modprobe -r` and `modprobe` for \
+             kvm_intel or kvm_amd, which recreates it"
         }
-        Cause::ApiVersion => "the kernel's KVM is not of the API version that QEMU wants (12)",
-        _ => "run `libvirt-kvm-init check` in the libvirt pod of that node, and see the log itself",
+        Cause::ApiVersion => "the kernel's KVM does not have the API version that QEMU needs (12)",
+        _ => "run `libvirt-kvm-init check` in the libvirt pod of that node, and read the log",
     }
 }

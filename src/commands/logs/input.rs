@@ -1,4 +1,4 @@
-//! Reads one log into a scanner, unpacked, and shows how far the reading got.
+//! Reads one log into a scanner, decompresses gzip, and shows progress.
 
 use std::fs::File;
 use std::io::{self, BufReader, Cursor, ErrorKind, IsTerminal, Read, Write};
@@ -10,68 +10,70 @@ use nix::errno::Errno;
 use super::scan::{LARGE, Match, Scanner};
 use crate::sys::progress::{self, Wait};
 
-/// A gzip stream is known by its first bytes, not by its name.
+/// The first bytes of a gzip stream. File names do not matter.
 const GZIP: &[u8] = b"\x1f\x8b\x08";
-/// The first bytes of streams that are not unpacked.
+/// The first bytes of unsupported compression formats.
 const FOREIGN: [(&[u8], &str); 4] = [
     (b"\xfd7zXZ\0", "xz"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
     (b"BZh", "bzip2"),
     (b"\x04\x22\x4d\x18", "lz4"),
 ];
-/// How many bytes tell these apart.
+/// The length of the longest of these.
 const START: u64 = 6;
 
-/// Reads `file` to its end and calls `found` for each line with a message. `size` is its length in
-/// bytes, 0 if that is not known.
+/// Reads `file` to its end and calls `on_match` for each line with a message. `size` is the file's length in
+/// bytes, or 0 if unknown.
 ///
 /// # Errors
-/// Those of reading and unpacking. What was read before that was searched.
+/// If reading or decompressing fails. `on_match` has been called for all lines before that point.
 pub fn scan(
     scanner: &mut Scanner,
     file: &File,
     size: u64,
     progress: &mut Progress,
-    found: impl FnMut(Match<'_>),
+    on_match: impl FnMut(Match<'_>),
 ) -> io::Result<()> {
     let mut start = Vec::new();
     file.take(START).read_to_end(&mut start)?;
     let is_gzip = start.starts_with(GZIP);
     let foreign = FOREIGN.iter().find(|(magic, _)| start.starts_with(magic));
     if size >= LARGE && !is_gzip && foreign.is_none() {
-        return scanner.scan_file(file, size, found, |len| progress.add(len));
+        return scanner.scan_file(file, size, on_match, |len| progress.add(len));
     }
     progress.add(start.len() as u64);
     if let Some((_, name)) = foreign {
-        let text = format!("packed with {name}: unpack it, and give it as -");
+        let text = format!(
+            "{name} compression is not supported; decompress it and pipe it to `libvirt-kvm-init logs -`"
+        );
         return Err(io::Error::other(text));
     }
     let whole = Cursor::new(start).chain(Counted { file, progress });
     if is_gzip {
         let blocks = BufReader::with_capacity(64 << 10, whole);
-        return scanner.scan(MultiGzDecoder::new(blocks), found);
+        return scanner.scan(MultiGzDecoder::new(blocks), on_match);
     }
-    scanner.scan(whole, found)
+    scanner.scan(whole, on_match)
 }
 
-/// The errno's name and text, or what is wrong with a packed stream.
+/// The errno's name and text, or the fault in a gzip stream.
 pub fn error_text(error: &io::Error) -> String {
     match (error.raw_os_error(), error.kind()) {
         (Some(raw), _) => errno_text(Errno::from_raw(raw)),
-        (None, ErrorKind::UnexpectedEof) => "the gzip stream ends too early".to_owned(),
+        (None, ErrorKind::UnexpectedEof) => "the gzip data is truncated".to_owned(),
         (None, ErrorKind::InvalidInput | ErrorKind::InvalidData) => {
-            format!("what comes is not gzip any more ({error})")
+            format!("the gzip data is corrupt ({error})")
         }
         (None, _) => error.to_string(),
     }
 }
 
-/// The errno's name and text.
+/// Formats an errno, such as `EACCES (Permission denied)`.
 pub fn errno_text(errno: Errno) -> String {
     format!("{errno:?} ({})", errno.desc())
 }
 
-/// Counts what is read of a file, before it is unpacked.
+/// Counts the bytes that are read of a file, before decompression.
 struct Counted<'a> {
     file: &'a File,
     progress: &'a mut Progress,
@@ -85,9 +87,9 @@ impl Read for Counted<'_> {
     }
 }
 
-/// How far the reading got, shown on a terminal if it takes long.
+/// Counts the bytes read, and shows that on a terminal if reading takes longer than a second.
 pub struct Progress {
-    /// How many bytes were read, as they are stored.
+    /// Bytes read so far, before decompression.
     pub bytes: u64,
     total: u64,
     is_wanted: bool,
@@ -96,7 +98,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Nothing is read yet of `total` bytes, 0 if that is not known.
+    /// `total` is the number of bytes to read, or 0 if unknown.
     pub fn new(is_wanted: bool, total: u64) -> Self {
         Self {
             bytes: 0,
@@ -122,7 +124,7 @@ impl Progress {
         let _ = write!(io::stderr(), "\rread {} {of}MiB ", self.bytes >> 20);
     }
 
-    /// Removes it from the terminal.
+    /// Removes the progress line from the terminal.
     pub fn clear(&self) {
         if self.is_shown {
             let _waits = Wait::begin();

@@ -1,7 +1,7 @@
-//! What the lines of a log tell besides the message: of which guest, of which request, when. Pure.
+//! Parses log lines that contain a message: the guest, the request and the time. Pure.
 //!
-//! A new format of lines: its way to name a guest in `instance` and `request`, to begin a record
-//! of several lines in `FAILURES`, to write a time in `time`.
+//! To add a line format, extend `instance` and `request` with the way in which it names a guest, `FAILURES`
+//! with the first line of a record of several lines, and `time` with the way in which it writes a time.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -15,15 +15,15 @@ use super::patterns::{Form, Message, Searcher};
 use super::time::{self, Time};
 use crate::text::is_hidden;
 
-/// The longest name of a file: no name of a domain that libvirt accepts is longer.
+/// NAME_MAX of Linux: libvirt creates files with the names of domains, so no name is longer.
 const MAX_NAME: usize = 255;
 
-/// A UUID: a number, since a flood of failures compares very many.
+/// A UUID as a number, since a flood of failures compares very many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Uuid(u128);
 
 impl Uuid {
-    /// The UUID at the very start of `text`, written as Nova and libvirt write it.
+    /// Parses the UUID at the very start of `text`, in the notation of Nova and libvirt.
     fn parse(text: &[u8]) -> Option<Self> {
         let mut number = 0;
         for (place, byte) in text.get(..36)?.iter().enumerate() {
@@ -47,19 +47,19 @@ impl fmt::Display for Uuid {
     }
 }
 
-/// What tells guests and failed starts apart.
+/// The names in a line that identify a guest and a failed start.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GuestId {
-    /// The instance's UUID in Nova, which is the domain's too.
+    /// The UUID of the instance in Nova, which is also the domain's UUID in libvirt.
     pub instance: Option<Uuid>,
     /// The domain's name in libvirt.
     pub domain: Option<Box<str>>,
-    /// The UUID of Nova's request.
+    /// The UUID of Nova's request (`req-UUID`).
     pub request: Option<Uuid>,
 }
 
 impl GuestId {
-    /// Takes what it lacks from `other`, unless that is another guest's.
+    /// Copies missing names from `other`, unless `other` is another guest.
     pub fn complete(&mut self, other: Self) {
         if self.instance.is_some() && other.instance.is_some() && self.instance != other.instance {
             return;
@@ -69,7 +69,7 @@ impl GuestId {
         self.request = self.request.or(other.request);
     }
 
-    /// How many of the three both have; `None` where they differ in one.
+    /// How many of the three names both share; `None` if they differ in one.
     pub fn shared(&self, other: &Self) -> Option<u32> {
         fn same<T: PartialEq>(one: &Option<T>, other: &Option<T>) -> Option<u32> {
             match (one, other) {
@@ -84,44 +84,39 @@ impl GuestId {
         )
     }
 
-    /// Whether both have the same request.
     pub fn same_request(&self, other: &Self) -> bool {
         self.request.is_some() && self.request == other.request
     }
 
-    /// Whether it names a guest, and not only a request or nothing.
+    /// Whether it contains a guest's name or UUID, not only a request.
     pub fn is_named(&self) -> bool {
         self.domain.is_some() || self.instance.is_some()
     }
 }
 
-/// What one line with a message contains.
+/// The parsed content of a line with a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hit {
-    /// What the message means.
     pub form: Form,
-    /// The errno that it names.
     pub errno: Option<Errno>,
-    /// The guest it is about.
     pub guest: GuestId,
-    /// When.
     pub time: Time,
-    /// Whether the time is the line's own, not an earlier line's.
+    /// Whether the line itself contains the time; else it is inherited from an earlier line.
     pub timed: bool,
-    /// When the guest was started, if the stream is its own log.
+    /// The start of the guest as a Unix timestamp, if the stream is the guest's own log.
     pub start: Option<i64>,
 }
 
 impl Hit {
-    /// Reads a line that contains one of the messages. `reference`, in seconds since 1970, gives
-    /// syslog's times a year.
+    /// Parses a line; `None` if it contains no message. `reference`, a Unix timestamp shortly after the line was
+    /// written, determines the year of syslog times.
     pub fn read(line: &[u8], reference: i64) -> Option<Self> {
         let searcher = Searcher::default();
         let message = searcher.messages(line, 0..line.len()).next()?;
         Some(Self::read_at(line, message, reference))
     }
 
-    /// As [`read`](Self::read), where the message was found already.
+    /// Parses a line like [`read`](Self::read), with the position of its message.
     pub fn read_at(line: &[u8], message: Message, reference: i64) -> Self {
         let time = time_of(line, message.anchor, reference);
         Self {
@@ -139,8 +134,8 @@ impl Hit {
     }
 }
 
-/// The last zoned time before the message, which is QEMU's own where the line wraps its output, or
-/// the first after it; and the first time without a zone.
+/// As UTC, the last time with a zone before the message, or else the first one after it: in a line that
+/// quotes QEMU's output, the last one before is QEMU's. As local time, the first time without a zone.
 fn time_of(line: &[u8], message: usize, reference: i64) -> Time {
     let (mut before, mut after, mut local) = (None, None, None);
     for colon in memchr::memchr_iter(b':', line) {
@@ -162,7 +157,7 @@ fn time_of(line: &[u8], message: usize, reference: i64) -> Time {
     }
 }
 
-/// `[instance: UUID]`, `"instance_uuid": "UUID"`, `Instance UUID`.
+/// The UUID in `[instance: UUID]`, `"instance_uuid": "UUID"` or `Instance UUID`.
 fn instance(line: &[u8]) -> Option<Uuid> {
     memmem::find_iter(line, b"nstance").find_map(|at| {
         let rest = &line[at + 7..];
@@ -170,7 +165,8 @@ fn instance(line: &[u8]) -> Option<Uuid> {
     })
 }
 
-/// `req-UUID`. Where two stand side by side, the first is the one that another service was asked.
+/// The UUID in `req-UUID`. Of two next to each other, the first is the request of the calling service
+/// (oslo.log: global_request_id), so the second is returned.
 fn request(line: &[u8]) -> Option<Uuid> {
     const LENGTH: usize = "req-".len() + 36;
     let mut all = memmem::find_iter(line, b"req-");
@@ -181,23 +177,23 @@ fn request(line: &[u8]) -> Option<Uuid> {
     next.and_then(Uuid::parse).or(Some(first))
 }
 
-/// How a record of several lines begins, and how it names its guest.
+/// A format of records of several lines.
 struct Record {
-    /// What its first line contains.
+    /// Text in the first line of each record.
     key: &'static [u8],
-    /// What stands before the domain's name, and the bytes that can follow it.
+    /// The text before the domain's name, and the bytes that can follow the name.
     domain: (&'static [u8], &'static [u8]),
-    /// The same of the instance's UUID.
+    /// The text before the instance's UUID, and the bytes that can follow the UUID.
     instance: (&'static [u8], &'static [u8]),
 }
 
-/// libvirt's start of a guest, in the guest's own log, with QEMU's command line.
+/// The record that libvirt writes into a guest's log when it starts the guest, with QEMU's command line.
 const START: Record = Record {
     key: b": starting up libvirt version",
     domain: (b"-name guest=", b",\n \\'"),
     instance: (b"-uuid ", b" \n\\"),
 };
-/// What ends in a message: Nova's record with the domain's XML, and virsh's output.
+/// Records that end with a message: Nova's record with the domain's XML, and virsh's output.
 const FAILURES: [Record; 2] = [
     Record {
         key: b"Error launching a defined domain",
@@ -212,7 +208,7 @@ const FAILURES: [Record; 2] = [
 ];
 
 impl Record {
-    /// The guest and the time of the last such record in a text.
+    /// The guest and the time of the last record of this format in a text.
     fn read(&self, text: &[u8], reference: i64) -> Option<(GuestId, Option<Time>)> {
         let (before, record) = text.split_at(memmem::rfind(text, self.key)?);
         let line = memchr::memrchr(b'\n', before).map_or(0, |end| end + 1);
@@ -226,19 +222,19 @@ impl Record {
     }
 }
 
-/// What the text between two lines with a message tells about the second one.
+/// Facts about a line with a message, from the text between it and the previous line with a message.
 #[derive(Debug)]
 pub struct Context {
-    /// The guest that the log is about, and when it was started.
+    /// The guest of this log and the time of its start, from libvirt's record of the start.
     pub start: Option<(GuestId, Option<i64>)>,
-    /// The guest and the time of the record that the line ends.
+    /// The guest and the time of the record that ends with the line.
     pub record: Option<(GuestId, Option<Time>)>,
-    /// The last time that a line began with.
+    /// The last time at the beginning of a line.
     pub time: Option<Time>,
 }
 
 impl Context {
-    /// Reads the text between two lines. `reference` as for [`Hit::read`].
+    /// Parses the text between two lines. `reference` as for [`Hit::read`].
     pub fn read(text: &[u8], reference: i64) -> Self {
         let start = START.read(text, reference);
         let start = start.map(|(guest, time)| (guest, time.and_then(Time::seconds)));
@@ -254,7 +250,7 @@ impl Context {
     }
 }
 
-/// The time that a line begins with.
+/// The time at the beginning of a line.
 fn line_time(line: &[u8], reference: i64) -> Option<Time> {
     time::parse(line).or_else(|| time::syslog(line, reference))
 }
@@ -274,8 +270,8 @@ fn unquoted(text: &[u8]) -> &[u8] {
     }
 }
 
-/// The domain that a log is about, by its path: libvirt writes `…/qemu/NAME.log`, logrotate adds
-/// its numbers, dates and `.gz`.
+/// The domain's name in the path of its log. libvirt writes `…/qemu/NAME.log`; logrotate appends numbers,
+/// dates and `.gz`.
 pub fn domain_of_path(path: &Path) -> Option<Box<str>> {
     let directory = path.parent()?.file_name()?;
     let file = path.file_name()?.as_encoded_bytes();
@@ -287,8 +283,8 @@ pub fn domain_of_path(path: &Path) -> Option<Box<str>> {
     (is_log && end > 0).then(|| printable(&file[..end]).into())
 }
 
-/// Text for a terminal: control characters, those that change the direction of writing, and bytes
-/// that are not UTF-8 become escapes. Cut where it grows too long.
+/// Escapes text for a terminal: control characters, characters that change the text direction, and bytes that
+/// are not UTF-8. Long text is truncated.
 pub fn printable(bytes: &[u8]) -> String {
     let mut text = String::new();
     for chunk in bytes[..bytes.len().min(4 * MAX_NAME)].utf8_chunks() {

@@ -1,12 +1,12 @@
-//! The command `logs`: which guests could not start because KVM was unavailable, when, and why.
+//! The command `logs`: which guests failed to start because KVM was unavailable, when, and why.
 //!
 //! ```text
 //! paths -> open all -> become nobody -> input -> scan -> stream -> aggregate -> report
 //!                                                (patterns, lines, time)  (causes)
 //! ```
 //!
-//! Guests decide what some log lines contain. So nothing is read before the process has become uid
-//! 65534 without a capability, and what is kept is bounded, however much is read.
+//! Guests control some of the log content. So nothing is read before the process has become UID 65534
+//! without capabilities, and memory is bounded, however much is read.
 
 pub mod aggregate;
 pub mod causes;
@@ -35,28 +35,27 @@ use report::{LogReport, Read, Unreadable};
 use scan::Scanner;
 use stream::Stream;
 
-/// Where Nova and libvirt write their logs.
+/// The default directories: where Nova and libvirt write their logs.
 pub const PLACES: [&str; 3] = ["/var/log/libvirt", "/var/log/nova", "/var/log/kolla/nova"];
 
-/// Reads `paths`, or the usual places, and prints what was found in the format that a flag or the environment
-/// names. Gives the exit code.
+/// Reads `paths`, or [`PLACES`], and prints the report in the format that a flag or the environment sets.
+/// Returns the exit code.
 pub fn run(paths: &[PathBuf], format: Option<&String>, quiet: bool) -> u8 {
     match config::format(format, |name| std::env::var_os(name)) {
-        Ok(format) => read(paths, quiet).say(Some(format)),
-        Err(usage) => LogReport::failed(Verdict::Usage, usage.to_string()).say(None),
+        Ok(format) => read(paths, quiet).print(Some(format)),
+        Err(usage) => LogReport::failed(Verdict::Usage, usage.to_string()).print(None),
     }
 }
 
-/// Reads `paths`, or the usual places, and reports what was found.
 fn read(paths: &[PathBuf], quiet: bool) -> LogReport {
-    let usual: Vec<_> = PLACES.iter().map(PathBuf::from).collect();
+    let defaults = PLACES.map(PathBuf::from);
     let paths: Vec<_> = match paths {
-        [] => usual.iter().filter(|place| is_directory(place)).collect(),
+        [] => defaults.iter().filter(|path| is_directory(path)).collect(),
         paths => paths.iter().collect(),
     };
     if paths.is_empty() {
         let text = format!(
-            "no PATH was given and none of {} exists: name files or directories, or - for standard \
+            "no PATH is specified, and none of {} exists: specify files or directories, or - for standard \
              input",
             PLACES.join(", ")
         );
@@ -75,11 +74,11 @@ fn read(paths: &[PathBuf], quiet: bool) -> LogReport {
             DropStep::Groups => "setgroups()",
             DropStep::Uid => "setresuid(65534)",
             DropStep::Capabilities => "capset(nothing)",
-            DropStep::Verify => "getresuid(), where others came back",
+            DropStep::Verify => "getresuid() returned other IDs",
         };
         let text = format!(
-            "{call}: {}; logs are not read with more rights than needed: run it as another user, \
-             or as root with CAP_SETUID and CAP_SETGID",
+            "cannot drop privileges before reading logs: {call}: {}; run this command as an unprivileged \
+             user, or as root with CAP_SETUID and CAP_SETGID",
             errno_text(errno)
         );
         return LogReport::failed(Verdict::Failed, text);
@@ -134,15 +133,15 @@ impl Run {
 
     fn read(&mut self, log: &Log) {
         progress::at(&[log.path.as_ref()]);
-        // Input that another process writes comes when it comes.
+        // A pipe may block until another process writes to it: the supervisor must not count that as a hang.
         let is_file = log.file.metadata().is_ok_and(|meta| meta.is_file());
         let _waits = (!is_file).then(Wait::begin);
         let number = u32::try_from(self.files).unwrap_or(u32::MAX);
         self.files += 1;
         let mut stream = Stream::new(number, &log.path, log.modified, &mut self.aggregator);
         let (scanner, progress) = (&mut self.scanner, &mut self.progress);
-        let found = |line: scan::Match<'_>| stream.take(line);
-        let done = input::scan(scanner, &log.file, log.size, progress, found);
+        let on_match = |line: scan::Match<'_>| stream.take(line);
+        let done = input::scan(scanner, &log.file, log.size, progress, on_match);
         stream.end();
         if let Err(error) = done {
             self.unreadable(&log.path, error_text(&error));

@@ -1,8 +1,8 @@
-//! Opens logs. All files are opened before the first byte is read, so that a process that may open
-//! nothing can do the reading: guests decide what some log lines contain.
+//! Opens logs. All files are opened before the first byte is read, so that an unprivileged process can read
+//! them: guests control some of the log content.
 //!
-//! In directories, links are not followed and only regular files are opened. A path that was given
-//! is opened whatever it is.
+//! In directories, symbolic links are not followed and only regular files are opened. A path from the command
+//! line is opened whatever its type.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -23,42 +23,36 @@ use nix::unistd::dup;
 use crate::sys::root::kind;
 use crate::sys::{Inode, progress, retry};
 
-/// The most files that are opened, each of which takes a descriptor: more than any node has logs.
+/// The most files that are opened, each with a descriptor of its own: more than any node has logs.
 const MAX_FILES: usize = 100_000;
-/// How many levels of directories are read.
+/// The most levels of directories that are read.
 const MAX_DEPTH: usize = 32;
-/// How everything is opened.
 const READ: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_CLOEXEC)
     .union(OFlag::O_NOCTTY);
 
-/// A log that was opened.
 #[derive(Debug)]
 pub struct Log {
-    /// As it was given, or found.
     pub path: PathBuf,
-    /// Open for reading.
     pub file: File,
-    /// Its length in bytes; 0 for a file without one, like a fifo.
+    /// The length in bytes; 0 for a file without a length, such as a FIFO.
     pub size: u64,
-    /// When it was last written, in seconds since 1970.
+    /// The time of the last write, as a Unix timestamp.
     pub modified: i64,
 }
 
-/// All logs, and what is none.
 #[derive(Debug, Default)]
 pub struct Logs {
-    /// Every regular file, and whatever was given, in order.
     pub open: Vec<Log>,
-    /// Paths that could not be opened, and why.
     pub unreadable: Vec<(PathBuf, Errno)>,
-    /// How many entries of the directories are neither a regular file nor a directory.
+    /// The number of directory entries that are neither regular files nor directories.
     pub skipped: u64,
     seen: BTreeSet<Inode>,
 }
 
 impl Logs {
-    /// Takes standard input, which is not std's handle: that would copy all input once more.
+    /// Adds standard input, as a duplicate of its descriptor: std's buffered handle would copy all input once
+    /// more.
     pub fn add_stdin(&mut self) {
         let path = PathBuf::from("-");
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -74,7 +68,7 @@ impl Logs {
         }
     }
 
-    /// Opens `path`, or all that is below it.
+    /// Opens `path`, or all files below it.
     pub fn add(&mut self, path: &Path) {
         progress::at(&[path.as_ref()]);
         let opened = retry(|| open(path, READ, Mode::empty()));
@@ -93,7 +87,7 @@ impl Logs {
         depth: usize,
     ) -> nix::Result<()> {
         let kind = kind(stat);
-        // The same file by another path, or a directory below another one that was given too.
+        // The same file by another path, or a directory that is listed and is also below another one.
         let is_listed = matches!(kind, SFlag::S_IFREG | SFlag::S_IFDIR);
         if is_listed && !self.seen.insert((stat.st_dev, stat.st_ino)) {
             return Ok(());
@@ -118,7 +112,7 @@ impl Logs {
         for name in names(&mut directory)? {
             let at = path.join(&name);
             match self.add_entry(&directory, &name, &at, depth) {
-                // A log may be rotated away in the same moment.
+                // logrotate may remove a log at the same moment.
                 Ok(()) | Err(Errno::ENOENT) => {}
                 Err(errno) => self.unreadable.push((at, errno)),
             }
@@ -138,7 +132,7 @@ impl Logs {
         let flags = match expected {
             SFlag::S_IFDIR if depth == 0 => return Err(Errno::ELOOP),
             SFlag::S_IFDIR => OFlag::O_DIRECTORY,
-            // Another kind of file may have replaced it: that must not block.
+            // If a FIFO has replaced it, the open must not block.
             SFlag::S_IFREG => OFlag::O_NONBLOCK,
             _ => {
                 self.skipped += 1;
@@ -173,7 +167,7 @@ fn names(directory: &mut Dir) -> nix::Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// Raises the limit of open files as far as this process may.
+/// Raises the limit of open files to the hard limit.
 pub fn raise_file_limit() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);

@@ -1,8 +1,8 @@
-//! The messages that are searched for. Pure.
+//! The messages to search for. Pure.
 //!
-//! Every message contains `KVM` or `kvm`, its anchor. Whole blocks are searched for the anchors
-//! only, in two passes however many messages there are, and the bytes around an anchor decide.
-//! A new message: a row of [`PATTERNS`], and a [`Form`] if it means something new.
+//! Every message contains `KVM` or `kvm`, its anchor. A block is searched only for the anchors, in two
+//! passes however many messages there are; then the bytes around each anchor are compared.
+//! To add a message, add a row to [`PATTERNS`], and a [`Form`] if it has a new meaning.
 #![forbid(unsafe_code)]
 
 use std::iter;
@@ -10,15 +10,14 @@ use std::ops::Range;
 
 use memchr::memmem::Finder;
 
-/// What a message means. The later in this list, the nearer to the cause.
+/// The meaning of a message. A later form is nearer to the cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Form {
-    /// libvirt: the emulator has no accelerator `kvm`, or no virt type of that name, or no emulator
-    /// has it.
+    /// libvirt: the emulator has no accelerator or virt type `kvm`, or no emulator has one.
     NoAccel,
     /// libvirt: `Domain requires KVM, but it is not available`
     Requires,
-    /// QEMU: `failed to initialize kvm`, the last line of every one of its failures.
+    /// QEMU: `failed to initialize kvm`, the last line of each KVM failure.
     Initialize,
     /// QEMU: `Could not access KVM kernel module`
     Access,
@@ -31,13 +30,13 @@ pub enum Form {
 }
 
 impl Form {
-    /// One bit for each form, for sets.
+    /// The bit of this form in a set of forms.
     pub fn bit(self) -> u8 {
         1 << self as u8
     }
 }
 
-/// The text of each message before its anchor, the text from there on, and its form.
+/// The text of each message before its anchor, the text from the anchor on, and its form.
 pub const PATTERNS: [(&str, &str, Form); 10] = [
     ("Could not access ", "KVM kernel module", Form::Access),
     ("failed to initialize ", "kvm", Form::Initialize),
@@ -52,21 +51,17 @@ pub const PATTERNS: [(&str, &str, Form); 10] = [
     ("domaintype=", "kvm", Form::NoAccel),
 ];
 
-/// No message is longer than this, so that none reaches further to either side of its anchor.
+/// No message is longer, so none extends further than this to either side of its anchor.
 pub const LONGEST: usize = 64;
 
-/// A message in a text.
+/// A message in a text. Positions are byte offsets into that text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Message {
-    /// Where its anchor is.
     pub anchor: usize,
-    /// Where it ends.
     pub end: usize,
-    /// What it means.
     pub form: Form,
 }
 
-/// Searches texts for messages.
 #[derive(Debug)]
 pub struct Searcher {
     upper: Finder<'static>,
@@ -89,7 +84,7 @@ impl Searcher {
         text: &'a [u8],
         range: Range<usize>,
     ) -> impl Iterator<Item = Message> + 'a {
-        // An anchor is three bytes long: two more show one that begins at the end of the range.
+        // An anchor is three bytes long: two bytes more to find one that begins at the end of the range.
         let end = text.len().min(range.end + 2);
         let part = text.get(range.start..end).unwrap_or_default();
         let mut upper = self.upper.find_iter(part).peekable();

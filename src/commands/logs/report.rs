@@ -1,5 +1,5 @@
-//! What `logs` found: for people and for programs. Pure. The JSON form (`schema: 1`) is a contract:
-//! fields are added, never renamed.
+//! The report of `logs`, as a table and as JSON. Pure. The JSON form (`schema: 1`) is stable: fields are
+//! added, never renamed.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -13,82 +13,72 @@ use crate::config::Format;
 use crate::text::{escape_control, json_line};
 use crate::verdict::Verdict;
 
-/// The version of the JSON form.
 pub const SCHEMA: u32 = 1;
-/// A terminal's width.
 const WIDTH: usize = 80;
 /// The width of the first column.
 const GUEST: usize = 20;
 
-/// Everything that a run of `logs` found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LogReport {
-    /// [`SCHEMA`]
     pub schema: u32,
-    /// `ok` for none, `drift` for some, `failed` where none were found and not all could be read.
+    /// `ok` without failures, `drift` with failures, `failed` if none was found but a log could not be read.
     pub verdict: Verdict,
-    /// The process' exit code.
     pub exit_code: u8,
     /// One sentence.
     pub summary: String,
     /// One entry for each guest and result, the latest first.
     pub guests: Vec<Guest>,
-    /// Failures of guests beyond the ten thousand that are told apart.
+    /// Failures of guests that are not listed, beyond ten thousand entries.
     pub others: u64,
-    /// What was read.
     pub read: Read,
-    /// What could not be read, or not to its end.
+    /// Paths that could not be opened, or not be read to the end.
     pub unreadable: Vec<Unreadable>,
 }
 
-/// One guest's failures that have one result.
+/// The failures of one guest with the same result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guest {
-    /// The domain's name in libvirt; null where no line says it. Control characters are escaped.
+    /// The domain's name in libvirt, with control characters escaped; null if no line contains it.
     pub domain: Option<String>,
-    /// Nova's instance; null where no line says it.
+    /// The UUID of Nova's instance; null if no line contains it.
     pub instance: Option<String>,
     /// The latest of Nova's requests, at most five.
     pub requests: Vec<String>,
-    /// How many starts failed.
+    /// The number of failed starts.
     pub count: u64,
-    /// The first, RFC 3339; without a zone where the log says none; null where it says no time.
+    /// The time of the first failure (RFC 3339), without a zone if the log has none; null without a time.
     pub first: Option<String>,
-    /// The last, likewise.
+    /// The time of the last failure, in the same form.
     pub last: Option<String>,
-    /// Why, in the words of the other commands' `proof.cause`.
+    /// One of the causes of `proof.cause` in the report of the other commands.
     pub cause: Cause,
-    /// The errno's name; `mismatch` for the API version, `none` where libvirt did not try,
+    /// The errno's name; `mismatch` for the API version, `none` if libvirt did not start QEMU, else
     /// `unknown`.
     pub result: String,
-    /// What to do about it.
     pub advice: String,
 }
 
-/// What was read.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Read {
-    /// Streams: files, and standard input.
+    /// The number of files, standard input included.
     pub files: u64,
-    /// Bytes, as they are stored.
+    /// The number of bytes before decompression.
     pub bytes: u64,
-    /// What lies in the directories and is no log: links, devices, sockets, fifos.
+    /// The number of symbolic links, devices, sockets and FIFOs in the directories.
     pub skipped: u64,
 }
 
-/// What could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unreadable {
-    /// Which; control characters are escaped.
+    /// Control characters are escaped.
     pub path: String,
-    /// Why.
     pub error: String,
 }
 
 impl LogReport {
-    /// Prints it, nothing of it on stdout without a format. Gives the exit code.
-    pub fn say(&self, format: Option<Format>) -> u8 {
+    /// Prints the report on stdout, if `format` is set, and the closing line. Returns the exit code.
+    pub fn print(&self, format: Option<Format>) -> u8 {
         let text = match format {
             Some(Format::Json) => self.to_json().unwrap_or_default(),
             Some(_) => self.table(),
@@ -98,7 +88,7 @@ impl LogReport {
         finish(&text, self.exit_code, Verdict::Failed.code(), closing)
     }
 
-    /// A report that ends before anything was read.
+    /// The report of a run that failed before it read a log.
     pub fn failed(verdict: Verdict, summary: impl Into<String>) -> Self {
         Self {
             schema: SCHEMA,
@@ -112,7 +102,7 @@ impl LogReport {
         }
     }
 
-    /// Puts together what was found, and judges it.
+    /// Derives the verdict and the summary.
     pub fn new(
         (guests, others): (Vec<Guest>, u64),
         read: Read,
@@ -128,19 +118,21 @@ impl LogReport {
             (0, _) => Verdict::Failed,
             _ => Verdict::Drift,
         };
-        let found = match (count, names.len()) {
+        let failures = match (count, names.len()) {
             (0, _) => "no KVM failure found".to_owned(),
-            (1, _) => "one guest start failed for want of KVM".to_owned(),
-            (_, 1) => format!("{count} starts of one guest failed for want of KVM"),
-            (_, many) => format!("{count} starts of {many} guests failed for want of KVM"),
+            (1, _) => "one guest start failed because KVM was unavailable".to_owned(),
+            (_, 1) => format!("{count} starts of one guest failed because KVM was unavailable"),
+            (_, many) => {
+                format!("{count} starts of {many} guests failed because KVM was unavailable")
+            }
         };
         let extent = match (&unreadable[..], read.files) {
-            ([], 0) => ": there was no file to read".to_owned(),
-            ([], 1) => " in one file".to_owned(),
-            ([], files) => format!(" in {files} files"),
-            ([one], _) => format!(", but not read: {} ({})", one.path, one.error),
+            ([], 0) => ": there are no files to read".to_owned(),
+            ([], 1) => " (one file read)".to_owned(),
+            ([], files) => format!(" ({files} files read)"),
+            ([one], _) => format!(", but could not read {}: {}", one.path, one.error),
             ([one, ..], _) => format!(
-                ", but {} could not be read: {} ({}) and others",
+                ", but could not read {} paths, such as {}: {}",
                 unreadable.len(),
                 one.path,
                 one.error
@@ -151,25 +143,22 @@ impl LogReport {
             others,
             read,
             unreadable,
-            ..Self::failed(verdict, found + &extent)
+            ..Self::failed(verdict, failures + &extent)
         }
     }
 
     /// One line of JSON and a newline.
-    ///
-    /// # Errors
-    /// None that can happen: every key is a string and every number finite.
     pub fn to_json(&self) -> serde_json::Result<String> {
         json_line(self)
     }
 
-    /// The last line of a run that found something or failed.
+    /// The last line of a run with another verdict than `ok`.
     pub fn closing_line(&self) -> String {
         let word = self.verdict.word();
         escape_control(&format!("libvirt-kvm-init: {word}: {}", self.summary))
     }
 
-    /// The report for people, within 80 columns.
+    /// The report as a table, at most 80 columns wide.
     pub fn table(&self) -> String {
         let mut text = String::new();
         if !self.guests.is_empty() {
@@ -185,7 +174,7 @@ impl LogReport {
         text
     }
 
-    /// What the table says below the guests, each with its label.
+    /// The paragraphs below the guests, each with its label.
     fn paragraphs(&self) -> Vec<(&'static str, String)> {
         let mut all = Vec::new();
         let mut advised = BTreeSet::new();
@@ -196,14 +185,17 @@ impl LogReport {
             }
         }
         if self.others > 0 {
-            let text = format!("{} failures of guests beyond these", self.others);
+            let text = format!("{} more failures, of guests not listed here", self.others);
             all.push(("others", text));
         }
         for Unreadable { path, error } in &self.unreadable {
-            all.push(("not read", format!("{path}: {error}")));
+            all.push(("unreadable", format!("{path}: {error}")));
         }
         if self.read.skipped > 0 {
-            let text = format!("{} links, devices and fifos", self.read.skipped);
+            let text = format!(
+                "{} symbolic links, devices, sockets and FIFOs",
+                self.read.skipped
+            );
             all.push(("skipped", text));
         }
         all.push((self.verdict.word(), self.summary.clone()));
@@ -220,7 +212,7 @@ fn push_guest(text: &mut String, guest: &Guest) {
         Some(_) => "(no name)",
         None => "(unknown)",
     });
-    // A name that is too wide for its column stands above the row.
+    // A name that is too wide for its column is printed above the row.
     if name.chars().count() > GUEST {
         for line in name.chars().collect::<Vec<_>>().chunks(WIDTH) {
             text.extend(line);
@@ -245,7 +237,7 @@ fn push_row(text: &mut String, [name, count, first, last, cause]: [&str; 5]) {
     text.push('\n');
 }
 
-/// Adds a labelled paragraph, wrapped between words, and within those that are longer than a line.
+/// Adds a labelled paragraph, wrapped between words, or within words that are longer than a line.
 fn push_paragraph(text: &mut String, label: &str, paragraph: &str) {
     const LABEL: usize = 13;
     let mut line = format!("{label:LABEL$} ");

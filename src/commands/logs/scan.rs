@@ -1,10 +1,10 @@
 //! Searches a stream of any length through buffers of fixed size.
 //!
-//! A block is searched together with the text before and after it, so that each message is seen
-//! whole, with its line, in the block that contains its anchor.
+//! A block is searched together with the text before and after it, so that each message is found whole,
+//! with its line, in the block that contains its anchor.
 //!
-//! A large file is read by two threads: first both look for blocks that contain a message, then
-//! those few are read again, in order. That takes two thirds of the time of one thread.
+//! Two threads read a large file: both first search for blocks that contain a message, then these few blocks
+//! are read again in order. That takes two thirds of the time of one thread.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -16,51 +16,51 @@ use std::thread;
 
 use super::patterns::{LONGEST, Message, Searcher};
 
-/// How much is read at once, in bytes: what the processor's cache holds until it is searched.
+/// The bytes that are read at once: few enough to stay in the processor's cache until they are searched.
 const BLOCK: usize = 256 << 10;
-/// How much before a message is in view: a QEMU command line, a domain's XML.
+/// The bytes kept before a message: enough for a QEMU command line or a domain's XML.
 const BEHIND: usize = 48 << 10;
-/// How much of a line before its message is looked at, and how much after it.
+/// The bytes of a line that are parsed before its message, and after it.
 const LINE_BEFORE: usize = 16 << 10;
 const LINE_AFTER: usize = 4 << 10;
-/// How much after a block is in view: a message that begins at its end, and that one's line.
+/// The bytes read after a block: enough for a message that begins at its end, and the rest of the line.
 const AHEAD: usize = LONGEST + LINE_AFTER;
-/// Files from this size on are read by two threads.
+/// Files of at least this size are read by two threads.
 pub const LARGE: u64 = 8 << 20;
-/// How much of a file two threads read before its messages are reported: little enough that the page
-/// cache still has the blocks that are read again, much enough that the wait for the slower thread,
-/// which is long on a busy machine, does not count.
+/// The bytes of a file that two threads read before its messages are reported: few enough for the page cache
+/// to still contain the blocks that are read again, and enough to make the wait for the slower thread
+/// insignificant, which is long on a busy machine.
 const ROUND: usize = 1 << 30;
 
 /// A line with a message.
 #[derive(Debug)]
 pub struct Match<'a> {
-    /// The line, or the part around the message where it is very long.
+    /// The line, or the part around the message if the line is very long.
     pub line: &'a [u8],
-    /// Where in `line` the message is.
+    /// The message, with its position in `line`.
     pub message: Message,
-    /// The text before the line, back to the last line with a message, or as far as is in view.
+    /// The text before the line, back to the previous line with a message, or as far as the buffer reaches.
     pub before: &'a [u8],
     /// Whether `before` reaches back to that line, or to the start of the stream.
     pub whole: bool,
 }
 
-/// A part of a stream: a block, with the text before and after it.
+/// A buffer with a block of a stream and the text before and after it.
 #[derive(Debug, Default)]
 struct Block {
     bytes: Vec<u8>,
-    /// How many bytes are filled.
+    /// The number of bytes filled.
     filled: usize,
-    /// Where in the stream the first byte is.
+    /// The offset of the buffer in the stream.
     offset: u64,
-    /// Where in the buffer the block begins.
+    /// The offset of the block in the buffer.
     begin: usize,
-    /// How the stream ended, once it did.
+    /// The result of reading, once the stream has ended.
     end: Option<io::Result<()>>,
 }
 
 impl Block {
-    /// Makes it the block at `place` of another stream, to be filled, with at most `behind` bytes
+    /// Prepares the buffer for the block at offset `place` of another stream, with at most `behind` bytes
     /// before it.
     fn seek(&mut self, place: u64, behind: usize) {
         self.bytes.resize(BEHIND + BLOCK + AHEAD, 0);
@@ -69,7 +69,7 @@ impl Block {
         (self.filled, self.end) = (0, None);
     }
 
-    /// Makes it the next block of the same stream. Its beginning is in the buffer already.
+    /// Moves on to the next block of the same stream, whose first bytes are already in the buffer.
     fn advance(&mut self) {
         let from = self.begin + BLOCK - BEHIND;
         self.bytes.copy_within(from..self.filled, 0);
@@ -78,40 +78,40 @@ impl Block {
         self.begin = BEHIND;
     }
 
-    /// Fills the buffer, or as much of it as there is to read. `read` gets the place in the stream
-    /// to read from.
+    /// Fills the buffer as far as the stream reaches. `read` is called with the offset in the stream to read
+    /// from.
     fn fill(&mut self, mut read: impl FnMut(&mut [u8], u64) -> io::Result<usize>) {
         let size = self.begin + BLOCK + AHEAD;
         while self.end.is_none() && self.filled < size {
             let place = self.offset + self.filled as u64;
             match read(&mut self.bytes[self.filled..size], place) {
                 Ok(0) => self.end = Some(Ok(())),
-                Ok(got) => self.filled += got,
+                Ok(len) => self.filled += len,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => self.end = Some(Err(error)),
             }
         }
     }
 
-    /// All that is filled.
+    /// The filled part of the buffer.
     fn text(&self) -> &[u8] {
         &self.bytes[..self.filled]
     }
 
-    /// Where in the buffer the block is.
+    /// The range of the block in the buffer.
     fn range(&self) -> Range<usize> {
         let end = self.filled.min(self.begin + BLOCK);
         self.begin..end.max(self.begin)
     }
 
-    /// How the stream ended, if this is its last block.
+    /// The result of reading, if this is the last block of the stream.
     fn done(&mut self) -> Option<io::Result<()>> {
         let is_last = self.filled <= self.begin + BLOCK;
         is_last.then(|| self.end.take()).flatten()
     }
 }
 
-/// Searches streams, one after the other.
+/// Searches streams one after the other, with one buffer.
 #[derive(Debug, Default)]
 pub struct Scanner {
     block: Block,
@@ -119,20 +119,20 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// Reads `input` to its end and calls `found` for each line with a message.
+    /// Reads `input` to its end and calls `on_match` for each line with a message.
     ///
     /// # Errors
-    /// Those of reading. What was read before that was searched.
+    /// If reading fails. `on_match` has been called for all lines before that point.
     pub fn scan(
         &mut self,
         mut input: impl Read,
-        mut found: impl FnMut(Match<'_>),
+        mut on_match: impl FnMut(Match<'_>),
     ) -> io::Result<()> {
         let mut reported = 0;
         self.block.seek(0, BEHIND);
         loop {
             self.block.fill(|bytes, _| input.read(bytes));
-            reported = self.report(reported, &mut found);
+            reported = self.report(reported, &mut on_match);
             if let Some(done) = self.block.done() {
                 return done;
             }
@@ -140,17 +140,17 @@ impl Scanner {
         }
     }
 
-    /// As [`scan`](Self::scan), for the first `size` bytes of a large file. `read` is called
-    /// with the lengths of what was read.
+    /// Searches the first `size` bytes of a large file like [`scan`](Self::scan), with two threads. `on_read`
+    /// is called with the number of bytes read since its last call.
     ///
     /// # Errors
-    /// Likewise.
+    /// As [`scan`](Self::scan).
     pub fn scan_file(
         &mut self,
         file: &File,
         size: u64,
-        mut found: impl FnMut(Match<'_>),
-        mut read: impl FnMut(u64),
+        mut on_match: impl FnMut(Match<'_>),
+        mut on_read: impl FnMut(u64),
     ) -> io::Result<()> {
         let mut reported = 0;
         for start in (0..size).step_by(ROUND) {
@@ -164,21 +164,21 @@ impl Scanner {
             };
             let mut places = thread::scope(|scope| {
                 let other = || sift(&mut Block::default(), &mut || {});
-                // Where this process may start no thread, this one looks at all blocks.
+                // If no thread can be started (RLIMIT_NPROC), this one searches all blocks.
                 let other = thread::Builder::new().spawn_scoped(scope, other).ok();
                 let own = sift(&mut self.block, &mut || {
-                    read(len.swap(0, Ordering::Relaxed))
+                    on_read(len.swap(0, Ordering::Relaxed))
                 });
                 let other = other.and_then(|other| other.join().ok());
                 [own, other.unwrap_or_default()].concat()
             });
-            read(len.into_inner());
+            on_read(len.into_inner());
             places.sort_unstable();
             for place in places {
-                read(0);
+                on_read(0);
                 self.block.seek(place, BEHIND);
                 self.block.fill(|bytes, at| file.read_at(bytes, at));
-                reported = self.report(reported, &mut found);
+                reported = self.report(reported, &mut on_match);
                 if let Some(Err(error)) = self.block.done() {
                     return Err(error);
                 }
@@ -187,9 +187,9 @@ impl Scanner {
         Ok(())
     }
 
-    /// Reports the lines with a message whose anchor is in the block. `reported` is the end, in the
-    /// stream, of the last line that was reported; the new one is returned.
-    fn report(&self, mut reported: u64, found: &mut impl FnMut(Match<'_>)) -> u64 {
+    /// Calls `on_match` for the lines with a message whose anchor is in the block. `reported` is the offset in
+    /// the stream at which the last reported line ended; returns its new value.
+    fn report(&self, mut reported: u64, on_match: &mut impl FnMut(Match<'_>)) -> u64 {
         let (block, text) = (&self.block, self.block.text());
         for message in self.searcher.messages(text, block.range()) {
             let Message { anchor, end, form } = message;
@@ -210,7 +210,7 @@ impl Scanner {
                 end: end - start,
                 form,
             };
-            found(Match {
+            on_match(Match {
                 line: &text[start..line_end],
                 message,
                 before: &text[view..start],
@@ -222,14 +222,14 @@ impl Scanner {
     }
 }
 
-/// Takes the blocks of a file from `next` to `end`, calls `read` with the length of each, and returns
-/// where those are that contain a message or could not be read.
+/// Reads the blocks of a file from `next` to `end`, calls `on_read` with the length of each, and returns the
+/// offsets of the blocks that contain a message or could not be read.
 fn sift(
     file: &File,
     searcher: &Searcher,
     block: &mut Block,
     (next, end): (&AtomicU64, u64),
-    mut read: impl FnMut(u64),
+    mut on_read: impl FnMut(u64),
 ) -> Vec<u64> {
     let mut places = Vec::new();
     loop {
@@ -239,9 +239,9 @@ fn sift(
         }
         block.seek(place, LONGEST);
         block.fill(|bytes, at| file.read_at(bytes, at));
-        read(block.range().len() as u64);
-        let found = searcher.messages(block.text(), block.range()).next();
-        if found.is_some() || matches!(block.done(), Some(Err(_))) {
+        on_read(block.range().len() as u64);
+        let message = searcher.messages(block.text(), block.range()).next();
+        if message.is_some() || matches!(block.done(), Some(Err(_))) {
             places.push(place);
         }
     }

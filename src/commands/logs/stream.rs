@@ -1,5 +1,5 @@
-//! The lines of one stream that contain a message: each is completed by the lines before it, and
-//! joins an incident. Pure.
+//! Turns the lines of one stream that contain a message into incidents, with the guest and the time from
+//! earlier lines. Pure.
 #![forbid(unsafe_code)]
 
 use std::path::Path;
@@ -10,33 +10,33 @@ use super::lines::{Context, GuestId, Hit, domain_of_path};
 use super::scan::Match;
 use super::time::Time;
 
-/// The incidents of one stream that further lines may join.
+/// How many incidents of one stream can be joined by further lines.
 const MAX_OPEN: usize = 16;
 
-/// One stream, with what its earlier lines tell about later ones.
+/// One stream, with the facts from its earlier lines that apply to later ones.
 #[derive(Debug)]
 pub struct Stream<'a> {
     number: u32,
     aggregator: &'a mut Aggregator,
-    /// Incidents that further lines may join. The one that was joined last is the last.
+    /// Incidents that further lines can join. The last one was joined last.
     open: Vec<Incident>,
-    /// By the file's name.
+    /// The domain's name in the file's path.
     domain: Option<Box<str>>,
-    /// By libvirt's record of the guest's start.
+    /// The guest in libvirt's last record of a start.
     guest: GuestId,
-    /// When the guest was started, by the same record.
+    /// The time of that start, as a Unix timestamp.
     start: Option<i64>,
-    /// The last time that a line began with.
+    /// The last time at the beginning of a line.
     time: Option<Time>,
-    /// How many seconds local time is ahead of UTC, once a line showed both.
+    /// The seconds by which local time is ahead of UTC, once a line contained both.
     offset: Option<i64>,
     reference: i64,
 }
 
 impl<'a> Stream<'a> {
-    /// Begins the stream with this number, which tells it from the others that go into
-    /// `aggregator`. Its path may name the guest. `reference`, when it was last written, in seconds
-    /// since 1970, gives syslog's times a year.
+    /// Begins a stream. `number` is unique among the streams of `aggregator`. `path` may contain the domain's
+    /// name. `reference` is the time of the last write as a Unix timestamp, and determines the year of syslog
+    /// times.
     pub fn new(number: u32, path: &Path, reference: i64, aggregator: &'a mut Aggregator) -> Self {
         Self {
             number,
@@ -51,24 +51,24 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Ends the stream.
+    /// Passes all open incidents to the aggregator.
     pub fn end(mut self) {
         while !self.open.is_empty() {
             self.close_oldest();
         }
     }
 
-    /// Takes in a line with a message.
-    pub fn take(&mut self, found: Match<'_>) {
-        if !found.whole {
+    /// Adds a line with a message.
+    pub fn take(&mut self, matched: Match<'_>) {
+        if !matched.whole {
             (self.guest, self.start, self.time) = (GuestId::default(), None, None);
         }
-        let context = Context::read(found.before, self.reference);
+        let context = Context::read(matched.before, self.reference);
         if let Some((guest, start)) = context.start {
             (self.guest, self.start) = (guest, start);
         }
         self.time = context.time.or(self.time);
-        let mut hit = Hit::read_at(found.line, found.message, self.reference);
+        let mut hit = Hit::read_at(matched.line, matched.message, self.reference);
         let mut time = self.time;
         if let Some((guest, at)) = context.record {
             hit.guest.complete(guest);
@@ -79,9 +79,9 @@ impl<'a> Stream<'a> {
             hit.guest.domain.clone_from(&self.domain);
         }
         hit.start = self.start;
-        // QEMU's output on a line of its own, within a record of Nova's: that one's time is this
-        // one's too, by another clock, as long as both may show the same moment.
-        let continued = hit.time.local.is_none() && found.line.get(10) == Some(&b'T');
+        // A line of QEMU's output within a record of Nova: the record's local time also applies to this
+        // line, if both times can be the same moment in different zones.
+        let continued = hit.time.local.is_none() && matched.line.get(10) == Some(&b'T');
         if continued
             && let (Some(local), Some(utc)) = (time.and_then(|time| time.local), hit.time.utc)
             && (local - utc).abs() <= DAY

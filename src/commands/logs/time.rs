@@ -1,26 +1,26 @@
-//! Points in time as log lines write them. Pure.
+//! Parses the timestamps of log lines. Pure.
 //!
-//! QEMU and libvirt write their zone (`2025-11-03T18:00:02.562872Z`, `2025-11-03 18:00:02.931+0000`),
-//! Nova writes local time without one (`2025-11-03 18:00:03.552`), and syslog leaves out the year.
-//! A new way to write a time: a function beside [`parse`] and [`syslog`].
+//! QEMU and libvirt write the time zone (`2025-11-03T18:00:02.562872Z`, `2025-11-03 18:00:02.931+0000`),
+//! Nova writes local time without a zone (`2025-11-03 18:00:03.552`), and syslog omits the year.
+//! To add a format, add a function next to [`parse`] and [`syslog`].
 #![forbid(unsafe_code)]
 
-/// A point in time, in seconds since 1970-01-01, by the clocks that showed it.
+/// A point in time in seconds since 1970-01-01, as UTC, as local time, or both.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Time {
-    /// By a clock whose zone is known.
+    /// From a timestamp with a zone.
     pub utc: Option<i64>,
-    /// By a clock that does not show its zone, as if that were UTC.
+    /// From a timestamp without a zone, read as if it were UTC.
     pub local: Option<i64>,
 }
 
 impl Time {
-    /// By UTC if that is known, else local.
+    /// UTC if known, else local time.
     pub fn seconds(self) -> Option<i64> {
         self.utc.or(self.local)
     }
 
-    /// This time, with that of `other` by a clock for which it is not known.
+    /// This time, with missing parts from `other`.
     pub fn or(self, other: Self) -> Self {
         Self {
             utc: self.utc.or(other.utc),
@@ -28,7 +28,7 @@ impl Time {
         }
     }
 
-    /// How many seconds apart two points in time are, by the clocks that both have.
+    /// The difference in seconds: the smaller one of UTC and local time if both times contain both.
     pub fn apart(self, other: Self) -> Option<i64> {
         let by = |one: Option<i64>, other: Option<i64>| Some((one? - other?).abs());
         let same_clock = [by(self.utc, other.utc), by(self.local, other.local)];
@@ -38,10 +38,10 @@ impl Time {
 }
 
 const DAY: i64 = 86_400;
-/// 8,000 years.
+/// 8,000 years, so that a clamped time has a year of four digits.
 const FAR: i64 = 8_000 * 365 * DAY;
 
-/// The timestamp at the very start of `text`.
+/// Parses the timestamp at the very start of `text`.
 pub fn parse(text: &[u8]) -> Option<Time> {
     let [year, month, day, hour, minute, second] = numbers(text, b"0000-00-00T00:00:00")?;
     let local = days(year, month, day)? * DAY + clock(hour, minute, second)?;
@@ -57,8 +57,8 @@ pub fn parse(text: &[u8]) -> Option<Time> {
     })
 }
 
-/// A syslog timestamp (`Nov  3 18:00:03`) at the start of `text`. The year is the one that puts it
-/// at, or shortly before, `reference`, in seconds since 1970.
+/// Parses a syslog timestamp (`Nov  3 18:00:03`) at the start of `text`. Its year is the latest one with which
+/// it is not after `reference`, a Unix timestamp, by more than a day.
 pub fn syslog(text: &[u8], reference: i64) -> Option<Time> {
     const MONTHS: [&[u8]; 12] = [
         b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov",
@@ -68,12 +68,12 @@ pub fn syslog(text: &[u8], reference: i64) -> Option<Time> {
     let month = (1..).zip(MONTHS).find(|(_, month)| *month == name)?.0;
     let [_, day, hour, minute, second] = numbers(rest, b" _0 00:00:00")?;
     let clock = clock(hour, minute, second)?;
-    // A file's time of change may be any number, and years have four digits.
+    // A file's mtime can be any value.
     let reference = reference.clamp(-FAR, FAR);
     let (year, ..) = civil(reference.div_euclid(DAY));
     [year + 1, year, year - 1].into_iter().find_map(|year| {
         let seconds = days(year, month, day)? * DAY + clock;
-        // Clocks differ by a zone, not by more than a day.
+        // The timestamp is local time, which differs from UTC by less than a day.
         (seconds <= reference + DAY).then_some(Time {
             utc: None,
             local: Some(seconds),
@@ -81,7 +81,7 @@ pub fn syslog(text: &[u8], reference: i64) -> Option<Time> {
     })
 }
 
-/// The time as RFC 3339 writes it, with a `Z` if the zone is known.
+/// Formats a time by RFC 3339, with `Z` if it is UTC and without a zone if it is local time.
 pub fn text(time: Time) -> Option<String> {
     let seconds = time.seconds()?;
     let (year, month, day) = civil(seconds.div_euclid(DAY));
@@ -93,8 +93,8 @@ pub fn text(time: Time) -> Option<String> {
     ))
 }
 
-/// The `N` numbers of a text that has the shape of `template` there: `0` is a digit, `_` a digit or a space,
-/// `T` a `T` or a space, and any other byte itself. Each of those that are no digits ends a number.
+/// Parses the `N` numbers at the start of a text that matches `template`: `0` matches a digit, `_` a digit or a
+/// space, `T` a `T` or a space, and any other byte itself. `T` and other bytes separate the numbers.
 fn numbers<const N: usize>(text: &[u8], template: &[u8]) -> Option<[i64; N]> {
     let mut numbers = [0; N];
     let mut place = 0;
@@ -113,12 +113,12 @@ fn numbers<const N: usize>(text: &[u8], template: &[u8]) -> Option<[i64; N]> {
     Some(numbers)
 }
 
-/// The seconds since midnight.
+/// Seconds since midnight; `None` for an invalid time.
 fn clock(hour: i64, minute: i64, second: i64) -> Option<i64> {
     (hour < 24 && minute < 60 && second < 61).then_some(hour * 3600 + minute * 60 + second)
 }
 
-/// The seconds that a zone (`Z`, `+0200`, `-05:00`) adds to UTC; `None` without one.
+/// The offset from UTC in seconds of a zone (`Z`, `+0200`, `-05:00`) at the start of `text`.
 fn zone(text: &[u8]) -> Option<i64> {
     let sign = match text.first()? {
         b'Z' => return Some(0),
@@ -131,7 +131,8 @@ fn zone(text: &[u8]) -> Option<i64> {
     (hours <= 14 && minutes < 60).then_some(sign * (hours * 3600 + minutes * 60))
 }
 
-/// Days since 1970-01-01, counted in years that begin in March, so that the odd day comes last.
+/// Days since 1970-01-01; `None` for an invalid date. Counts years from March, so that a leap day is the last
+/// day of its year.
 fn days(year: i64, month: i64, day: i64) -> Option<i64> {
     if !(1..=12).contains(&month) || !(1..=31).contains(&day) {
         return None;
@@ -142,7 +143,7 @@ fn days(year: i64, month: i64, day: i64) -> Option<i64> {
     Some(year * 365 + leap + of_year - 719_468)
 }
 
-/// Year, month and day of a day since 1970-01-01.
+/// Year, month and day from the days since 1970-01-01.
 fn civil(days: i64) -> (i64, i64, i64) {
     const CENTURIES: i64 = 146_097;
     let days = days + 719_468;
@@ -160,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_way_to_write_a_time_is_read() {
+    fn parses_timestamps_with_and_without_a_zone() {
         for (written, read) in [
             ("2025-11-03T18:00:02.562872Z qemu", "2025-11-03T18:00:02Z"),
             ("2025-11-03 18:00:02.931+0000: 12", "2025-11-03T18:00:02Z"),
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_year_is_found_for_syslog() {
+    fn syslog_time_gets_the_year_of_its_reference() {
         let november = 1_762_192_802;
         for (written, reference, read) in [
             ("Nov  3 18:00:02 h", november, "2025-11-03T18:00:02"),
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn every_day_is_written_as_it_was_read() {
+    fn days_and_civil_are_inverse_functions() {
         for day in (-200_000..200_000).step_by(17) {
             let (year, month, date) = civil(day);
             assert_eq!(days(year, month, date), Some(day));

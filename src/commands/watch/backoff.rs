@@ -1,54 +1,53 @@
-//! What to do about another process that undoes every change at once. Pure.
+//! Backoff for a device that another process changes back right after each repair. Pure.
 //!
-//! Both sides are dated by the device's ctime, so that it does not matter how long this process took
-//! to learn of it.
+//! The device's ctime dates both the repair and the change, so it does not matter how late this process
+//! reads the event.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
 
-/// An undo counts if it comes this soon after the change: later ones are events like any other.
+/// A change that follows a repair within this time reverts it; a later one is an event like any other.
 pub const SOON: Duration = Duration::from_millis(20);
-/// From this many in a row on, each change waits longer than the one before.
+/// From this many reversals in a row on, each repair waits twice as long as the one before.
 pub const PATIENCE: u32 = 20;
-/// The longest wait between two changes.
+/// The longest wait before a repair.
 pub const LONGEST: Duration = Duration::from_secs(30);
 
-/// How often changes were undone. Times are since 1970.
+/// Counts reverted repairs. Times are Unix timestamps.
 #[derive(Debug, Default)]
 pub struct Backoff {
-    /// When the device was last changed by this process.
-    changed: Option<Duration>,
-    /// How many changes in a row were undone at once.
-    undone: u32,
+    /// When this process last changed the device.
+    repaired: Option<Duration>,
+    /// How many repairs in a row were reverted within [`SOON`].
+    reversals: u32,
 }
 
-/// What to do about a device that is not as it is wanted.
+/// When to repair a device that differs from its target.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Repair it now.
     Now,
-    /// Repair it after this time: the device has been undone this often in a row.
+    /// After this time, since this many repairs in a row were reverted.
     After(Duration, u32),
 }
 
 impl Backoff {
-    /// The device was changed by this process.
-    pub fn changed(&mut self, at: Duration) {
-        self.changed = Some(at);
+    /// Records that this process changed the device.
+    pub fn record_repair(&mut self, at: Duration) {
+        self.repaired = Some(at);
     }
 
-    /// The device was found as another process left it at that time. After a wait it is to be repaired
-    /// without asking again.
-    pub fn found_undone(&mut self, at: Duration) -> Action {
-        // Each change is undone only once.
-        let since = self.changed.take().and_then(|own| at.checked_sub(own));
+    /// Decides when to repair a device that another process changed at that time. Once the wait is over,
+    /// the caller repairs it without another call.
+    pub fn next_action(&mut self, changed: Duration) -> Action {
+        // Each repair can be reverted only once.
+        let since = self.repaired.take().and_then(|at| changed.checked_sub(at));
         let soon = since.is_some_and(|since| since <= SOON);
-        self.undone = if soon { self.undone + 1 } else { 0 };
-        let Some(doublings) = self.undone.checked_sub(PATIENCE) else {
+        self.reversals = if soon { self.reversals + 1 } else { 0 };
+        let Some(doublings) = self.reversals.checked_sub(PATIENCE) else {
             return Action::Now;
         };
         let factor = 1 << doublings.min(16);
-        Action::After((SOON * factor).min(LONGEST), self.undone)
+        Action::After((SOON * factor).min(LONGEST), self.reversals)
     }
 }
 
@@ -58,41 +57,43 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn war(backoff: &mut Backoff, now: &mut Duration, after: Duration) -> Action {
-        backoff.changed(*now);
+    fn repair_and_revert(backoff: &mut Backoff, now: &mut Duration, after: Duration) -> Action {
+        backoff.record_repair(*now);
         *now += after;
-        backoff.found_undone(*now)
+        backoff.next_action(*now)
     }
 
     #[test]
-    fn the_twentieth_undo_in_a_row_and_all_later_ones_wait_longer_and_longer() {
+    fn wait_doubles_from_the_twentieth_reversal_in_a_row() {
         let (mut backoff, mut now) = (Backoff::default(), Duration::from_secs(1));
         for _ in 1..20 {
-            assert_eq!(war(&mut backoff, &mut now, MS), Action::Now);
+            assert_eq!(repair_and_revert(&mut backoff, &mut now, MS), Action::Now);
         }
         for (count, millis) in [(20, 20), (21, 40), (22, 80), (23, 160)] {
             let want = Action::After(MS * millis, count);
-            assert_eq!(war(&mut backoff, &mut now, SOON), want);
+            assert_eq!(repair_and_revert(&mut backoff, &mut now, SOON), want);
         }
         for _ in 0..40 {
-            war(&mut backoff, &mut now, MS);
+            repair_and_revert(&mut backoff, &mut now, MS);
         }
-        assert_eq!(war(&mut backoff, &mut now, MS), Action::After(LONGEST, 64));
-        // One that held is the end of it.
-        assert_eq!(war(&mut backoff, &mut now, SOON + MS), Action::Now);
-        assert_eq!(war(&mut backoff, &mut now, MS), Action::Now);
+        let longest = Action::After(LONGEST, 64);
+        assert_eq!(repair_and_revert(&mut backoff, &mut now, MS), longest);
+        // A repair that holds resets the count.
+        let action = repair_and_revert(&mut backoff, &mut now, SOON + MS);
+        assert_eq!(action, Action::Now);
+        assert_eq!(repair_and_revert(&mut backoff, &mut now, MS), Action::Now);
     }
 
     #[test]
-    fn what_was_not_changed_here_is_not_undone() {
+    fn changes_that_do_not_follow_a_repair_are_not_reversals() {
         let mut backoff = Backoff::default();
         for _ in 0..100 {
-            assert_eq!(backoff.found_undone(MS), Action::Now);
+            assert_eq!(backoff.next_action(MS), Action::Now);
         }
-        // Nor is what is older than the change.
+        // Neither is a change that is older than the repair.
         for _ in 0..100 {
-            backoff.changed(MS * 2);
-            assert_eq!(backoff.found_undone(MS), Action::Now);
+            backoff.record_repair(MS * 2);
+            assert_eq!(backoff.next_action(MS), Action::Now);
         }
     }
 }

@@ -1,47 +1,46 @@
-//! How often something may be said that can happen without end. Pure.
+//! Rate limit for log lines that could repeat without end. Pure.
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
 
-/// So many lines may be said at once …
-pub const AT_ONCE: u32 = 20;
-/// … and one more after each of these.
-pub const PACE: Duration = Duration::from_secs(30);
+/// How many lines may be logged in one burst.
+pub const BURST: u32 = 20;
+/// The time after which one more line may be logged.
+pub const INTERVAL: Duration = Duration::from_secs(30);
 
-/// Lines that may still be said, and how many were not.
+/// A token bucket that counts the lines it suppresses.
 #[derive(Debug)]
 pub struct RateLimiter {
     left: u32,
     since: Instant,
-    unsaid: u64,
+    suppressed: u64,
 }
 
 impl RateLimiter {
-    /// Nothing was said yet.
     pub fn new(now: Instant) -> Self {
         Self {
-            left: AT_ONCE,
+            left: BURST,
             since: now,
-            unsaid: 0,
+            suppressed: 0,
         }
     }
 
-    /// Whether a line may be said now; then also how many before it were not.
+    /// If a line may be logged now: the number of lines suppressed since the last one.
     pub fn allow(&mut self, now: Instant) -> Option<u64> {
-        while self.left < AT_ONCE && now.saturating_duration_since(self.since) >= PACE {
+        while self.left < BURST && now.saturating_duration_since(self.since) >= INTERVAL {
             self.left += 1;
-            self.since += PACE;
+            self.since += INTERVAL;
         }
-        if self.left == AT_ONCE {
+        if self.left == BURST {
             self.since = now;
         }
         match self.left.checked_sub(1) {
             Some(left) => {
                 self.left = left;
-                Some(std::mem::take(&mut self.unsaid))
+                Some(std::mem::take(&mut self.suppressed))
             }
             None => {
-                self.unsaid += 1;
+                self.suppressed += 1;
                 None
             }
         }
@@ -53,14 +52,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_becomes_a_few_lines_and_a_number() {
+    fn flood_is_cut_to_one_burst_and_a_count_of_suppressed_lines() {
         let start = Instant::now();
         let mut limiter = RateLimiter::new(start);
-        let said = (0..1000).filter(|_| limiter.allow(start).is_some()).count();
-        assert_eq!(said, 20);
-        assert_eq!(limiter.allow(start + PACE), Some(980));
-        assert_eq!(limiter.allow(start + PACE), None);
-        // What is said now and then is said in full.
+        let logged = (0..1000).filter(|_| limiter.allow(start).is_some()).count();
+        assert_eq!(logged, 20);
+        assert_eq!(limiter.allow(start + INTERVAL), Some(980));
+        assert_eq!(limiter.allow(start + INTERVAL), None);
+        // Lines that are an hour apart are all logged.
         for hour in 1..100 {
             let now = start + Duration::from_secs(3600) * hour;
             assert!(limiter.allow(now).is_some());

@@ -1,4 +1,4 @@
-//! What `watch` has done, for monitors.
+//! Counters of `watch`, for the file that `--metrics-file` names.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -12,38 +12,39 @@ use crate::report::monitors;
 /// Counts since the start of the process.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    heals: BTreeMap<&'static str, u64>,
-    last_heal: Option<SystemTime>,
-    last_look: Option<SystemTime>,
+    repairs: BTreeMap<&'static str, u64>,
+    last_repair: Option<SystemTime>,
+    last_check: Option<SystemTime>,
 }
 
 impl Metrics {
-    /// Something was repaired.
-    pub fn healed(&mut self, actions: impl Iterator<Item = Action>) {
+    /// Counts one repair for each action.
+    pub fn count_repairs(&mut self, actions: impl Iterator<Item = Action>) {
         for action in actions {
-            *self.heals.entry(action.word()).or_default() += 1;
-            self.last_heal = Some(SystemTime::now());
+            *self.repairs.entry(action.word()).or_default() += 1;
+            self.last_repair = Some(SystemTime::now());
         }
     }
 
-    /// How many changes were made.
+    /// The number of repairs, of all actions together.
     pub fn repairs(&self) -> u64 {
-        self.heals.values().sum()
+        self.repairs.values().sum()
     }
 
-    /// All was looked at.
-    pub fn looked(&mut self, now: SystemTime) {
-        self.last_look = Some(now);
+    /// Records that a check has ended.
+    pub fn record_check(&mut self, now: SystemTime) {
+        self.last_check = Some(now);
     }
 
-    /// Whether all was looked at before.
-    pub fn has_looked(&self) -> bool {
-        self.last_look.is_some()
+    /// Whether a check has ended before.
+    pub fn has_checked(&self) -> bool {
+        self.last_check.is_some()
     }
 
-    /// The report's gauges, and the counts.
+    /// The report's gauges, followed by the gauges and counters of `watch`. Before the first check has
+    /// ended, `now` stands for its time.
     pub fn prometheus(&self, report: &Report, is_ready: bool, now: SystemTime) -> String {
-        let mut text = monitors::prometheus(report, self.last_look.unwrap_or(now));
+        let mut text = monitors::prometheus(report, self.last_check.unwrap_or(now));
         let ready = u8::from(is_ready);
         let mut one = |name: &str, kind: &str, help: &str, samples: &[String]| {
             let name = format!("libvirt_kvm_init_{name}");
@@ -52,17 +53,17 @@ impl Metrics {
                 let _ = writeln!(text, "{name}{sample}");
             }
         };
-        let help = "1 if QEMU could open the device when it was last tried, else 0.";
+        let help = "1 if QEMU could open the device at the last check, else 0.";
         one("ready", "gauge", help, &[format!(" {ready}")]);
-        // Each kind is there from the start, so that its first increase shows.
-        let kinds = Action::ALL.map(|action| {
-            let count = self.heals.get(action.word()).copied().unwrap_or(0);
+        // Each action has a sample from the start: increase() does not count a series that begins at 1.
+        let counts = Action::ALL.map(|action| {
+            let count = self.repairs.get(action.word()).copied().unwrap_or(0);
             format!("{{action=\"{}\"}} {count}", action.word())
         });
-        let help = "Changes that were made to mend drift, by kind, since the start.";
-        one("heals_total", "counter", help, &kinds);
-        if let Some(last) = self.last_heal {
-            let help = "When drift was last mended, in seconds since 1970.";
+        let help = "Changes made to repair drift since the start, by action.";
+        one("heals_total", "counter", help, &counts);
+        if let Some(last) = self.last_repair {
+            let help = "When drift was last repaired, in seconds since 1970.";
             let sample = format!(" {}", seconds(last));
             one("last_heal_timestamp_seconds", "gauge", help, &[sample]);
         }

@@ -1,19 +1,18 @@
-//! `watch`: apply, then keep it so.
+//! `watch`: runs `apply`, then repairs drift when it happens.
 //!
-//! Nothing is polled as long as inotify has watches left. One on the device's directory, one on the device,
-//! and a few on the directories of the files that decide about it wake this process. What is wrong with the device
-//! is repaired at once, from what
-//! was seen last of those files, and when nothing has happened for a moment all of it is looked at
-//! again, as `apply` would. So a heal costs a few system calls, and the truth is never older than the
-//! last quiet moment. Its own changes come back as events, too, and find nothing to do.
+//! Nothing is polled as long as inotify has watches left. This process sleeps until an event of the device, of
+//! its directory, or of a directory with a group file, udev rule or qemu.conf. The device is repaired at once,
+//! from the last observation of those files, which takes only a few system calls. After 500 ms without events
+//! a full check follows, which does what `apply` does. Events that are caused by repairs find nothing to
+//! repair.
 //!
-//! What libvirt's QEMU can use comes first: the group file that libvirtd reads is brought in line
-//! before the device (memberships count at the next guest start, without a restart of libvirtd); where
-//! that is not possible the device keeps the number that worked, and that is reported as drift.
+//! The group file that libvirtd reads is aligned before the device: libvirt re-reads group membership at each
+//! guest start. If the group file cannot be aligned, the device keeps the GID that QEMU can use, and the
+//! report shows drift.
 //!
-//! What cannot be seen by an event (a file system that becomes writable in another container, a
-//! libvirtd that starts and whose socket is not seen) is asked for after one second, four, sixteen and so on up to
-//! `--recheck`, as long as the state is not right.
+//! Some changes cause no event, such as a file system that becomes writable in another container, or a
+//! libvirtd that starts while its socket directory is not visible. So while the state is not ok, full checks
+//! follow after 1, 4, 16 seconds and so on, up to `--recheck`.
 
 mod backoff;
 mod culprit;
@@ -49,62 +48,62 @@ pub use metrics::Metrics;
 use reconcile::{ProofLevel, Reconciler};
 use status_file::Status;
 
-/// How long nothing must happen before all is looked at again.
+/// A full check follows after this time without events.
 const QUIET: Duration = Duration::from_millis(500);
-/// A flood of events puts that off no longer than this.
+/// The longest time by which a flood of events delays a full check.
 const NEVER_LATER: Duration = Duration::from_secs(5);
 
-/// How often all that has no inotify watch, for none is left, is looked at.
+/// The poll interval for everything that could not get an inotify watch.
 const POLL: Duration = Duration::from_secs(1);
 
-/// Where libvirt's daemons make the sockets that clients connect to.
+/// The directory in which libvirt's daemons create the sockets for their clients.
 const SOCKETS: &str = "run/libvirt";
 
-/// Runs until a signal ends the process, which [`sys::end_well_on_request`] has seen to. Gives the exit code of one
-/// that could not even begin.
+/// Runs until a signal ends the process ([`sys::end_well_on_request`]). Returns the exit code if it could not
+/// start.
 pub fn run(flags: &Flags) -> u8 {
-    let again = || match resolve(flags) {
-        Ok((request, _)) if request.dry_run => {
-            Err(Error::Usage("watch has no --dry-run: see check".to_owned()))
-        }
+    let load = || match resolve(flags) {
+        Ok((request, _)) if request.dry_run => Err(Error::Usage(
+            "--dry-run cannot be used with watch; use `check`".to_owned(),
+        )),
         resolved => resolved,
     };
-    let report = match again() {
+    let report = match load() {
         Ok((request, output)) => {
             let format = output.format;
             note_format(format);
-            let told = |report: &Report| {
+            let print = |report: &Report| {
                 say(report, Some(format));
             };
-            watch(request, output, again, told)
+            watch(request, output, load, print)
         }
         Err(usage) => {
-            not_begun(flags, |name| std::env::var_os(name));
+            withdraw_status(flags, |name| std::env::var_os(name));
             Report::new(Verdict::Usage, usage.to_string())
         }
     };
     say(&report, None)
 }
 
-/// The same for a request. Returns the report on why it could not even begin.
+/// Watches for a resolved request. Returns only if that could not start, with a report of the reason.
 ///
-/// `again` gives the configuration again at SIGHUP; `told` gets the first report.
+/// `load` reads the configuration again at SIGHUP; `print` is called with the first report.
 fn watch(
     request: Request,
     output: Output,
-    again: impl Fn() -> Result<(Request, Output), Error>,
-    told: impl FnOnce(&Report),
+    load: impl Fn() -> Result<(Request, Output), Error>,
+    print: impl FnOnce(&Report),
 ) -> Report {
-    // The root of another process stays the one that it is now.
-    let again = || {
-        let (request, output) = again().map_err(|usage| usage.to_string())?;
+    // A root of another process (/proc/PID/root) is held open, since the PID may be reused later.
+    let load = || {
+        let (request, output) = load().map_err(|usage| usage.to_string())?;
         match libvirtd::hold(&request.sources.pod_root) {
             Ok(root) => Ok((request.with_root(root), output)),
             Err(error) => Err(error.to_string()),
         }
     };
     let report = match libvirtd::hold(&request.sources.pod_root) {
-        Ok(root) => begin(request.with_root(root), output, again, told).map_err(Into::into),
+        Ok(root) => begin(request.with_root(root), output, load, print).map_err(Into::into),
         Err(error) => {
             Status::default().withdraw(output.status_file.as_deref());
             Err(error)
@@ -113,9 +112,9 @@ fn watch(
     report.unwrap_or_else(|error| Report::from(Judgement::of_error(&error, false)))
 }
 
-/// For a run that ends before it begins, as its configuration cannot be meant: a status that an earlier
-/// one has left says nothing any more. A file that only that configuration names stays.
-fn not_begun(flags: &Flags, env: impl Fn(&str) -> Option<OsString>) {
+/// Removes the status file of an earlier run if the configuration is invalid and `watch` cannot start: the
+/// file is stale. A path that is set only in the invalid configuration file is not known here.
+fn withdraw_status(flags: &Flags, env: impl Fn(&str) -> Option<OsString>) {
     let flag = flags.get("status-file").map(OsString::from);
     let path = flag.or_else(|| env(&variable("status-file")));
     let path = path.filter(|path| !path.is_empty()).map(PathBuf::from);
@@ -125,21 +124,21 @@ fn not_begun(flags: &Flags, env: impl Fn(&str) -> Option<OsString>) {
 fn begin(
     request: Request,
     output: Output,
-    again: impl Fn() -> Result<(Request, Output), String>,
-    told: impl FnOnce(&Report),
+    load: impl Fn() -> Result<(Request, Output), String>,
+    print: impl FnOnce(&Report),
 ) -> sys::Result<Report> {
     let mut reconciler = Reconciler::new(request, output);
     reconciler.withdraw();
     let mut watcher = Watcher::new(POLL);
     watcher.follow_hangup()?;
     watcher.follow_mounts();
-    // What happens from here on is not missed, whatever the first look takes.
+    // The device is watched before the first full check, so that a change during the check is not missed.
     follow_device(&mut watcher, reconciler.request())?;
     reconciler.reconcile(ProofLevel::AsAsked);
     if reconciler.report().verdict == Verdict::Usage {
         return Ok(reconciler.report().clone());
     }
-    told(reconciler.report());
+    print(reconciler.report());
     reconciler.save();
     let mut watch = Watch {
         watcher,
@@ -148,10 +147,10 @@ fn begin(
     };
     loop {
         watch.watcher.use_events();
-        // What happened in a directory before it was followed is looked at like an event.
+        // A directory may have changed before it got its watch: a new watch counts as an event.
         let events = watch.follow();
-        let looked = watch.until_reconciled(events, &again);
-        if let Err(error) = looked {
+        let checked = watch.until_reconciled(events, &load);
+        if let Err(error) = checked {
             watch.reconciler.withdraw();
             return Err(error);
         }
@@ -161,30 +160,30 @@ fn begin(
 struct Watch {
     watcher: Watcher,
     reconciler: Reconciler,
-    /// What was said last about a directory that cannot be followed.
+    /// The last logged reason why a directory cannot be watched.
     problem: Option<String>,
 }
 
 impl Watch {
-    /// Until all has been looked at again.
+    /// Handles events until the next full check has ended. `first` are the events to handle at once.
     fn until_reconciled(
         &mut self,
         first: Events,
-        again: &impl Fn() -> Result<(Request, Output), String>,
+        load: &impl Fn() -> Result<(Request, Output), String>,
     ) -> sys::Result<()> {
         let recheck = Instant::now() + self.reconciler.recheck();
         let mut quiet: Option<Instant> = None;
         let mut latest: Option<Instant> = None;
         let mut events = first;
         loop {
-            if events.hangup && self.configure(again) {
+            if events.hangup && self.configure(load) {
                 return Ok(());
             }
             let now = Instant::now();
             let over = |due: Option<Instant>| due.is_some_and(|due| now >= due);
             let waited = self.reconciler.paused_until().is_some();
             let repairs = self.reconciler.repairs();
-            // A flood costs one look at its beginning, and the next one when it is over.
+            // A flood of events causes one full check when it begins, and the next one when it ends.
             if events.files && self.reconciler.since_reconciled(now) >= QUIET {
                 self.reconciler.reconcile(ProofLevel::NoVm);
             } else if events.device || waited {
@@ -194,7 +193,7 @@ impl Watch {
                 self.watcher.was_needed();
             }
             if waited {
-                // Whether this change holds shows by the next event, and then by a quiet moment.
+                // The next event, or a quiet period, shows whether this repair holds.
                 quiet = Some(now + QUIET);
                 latest = None;
             }
@@ -224,36 +223,36 @@ impl Watch {
         }
     }
 
-    /// Follows what an event says has moved, and adds what happened there.
+    /// Sets the watches again after a directory or a mount changed, and adds the events that this causes.
     fn follow_moved(&mut self, events: &mut Events) {
         if events.directories || events.polled {
             let more = self.follow();
             events.device |= more.device;
             events.files |= more.files;
-            // Whatever was mounted may be what was missing.
+            // A new mount may contain the files that were missing.
             events.files |= events.directories && !self.reconciler.is_right();
         }
     }
 
-    /// Whether there is another configuration than before.
-    fn configure(&mut self, again: &impl Fn() -> Result<(Request, Output), String>) -> bool {
-        match again() {
+    /// Reloads the configuration. False if it is invalid, so that the old one stays in effect.
+    fn configure(&mut self, load: &impl Fn() -> Result<(Request, Output), String>) -> bool {
+        match load() {
             Ok((request, output)) => {
-                log::info!("the configuration was read again");
+                log::info!("the configuration was reloaded");
                 self.reconciler.configure(request, output);
                 self.reconciler.reconcile(ProofLevel::AsAsked);
                 self.reconciler.save();
                 true
             }
             Err(error) => {
-                log::warn!("the configuration stays as it was: {error}");
+                log::warn!("keeping the old configuration: {error}");
                 false
             }
         }
     }
 
-    /// Directories come and go, so that each is followed again whenever all is looked at; that costs little
-    /// where it is followed already.
+    /// Sets all watches again, since directories come and go. An unchanged directory costs little. Returns the
+    /// events that this causes.
     fn follow(&mut self) -> Events {
         let libvirtd = self.reconciler.libvirtd();
         let libvirtd = libvirtd.map(|libvirtd| (libvirtd.pid, &libvirtd.pidfd));
@@ -273,7 +272,7 @@ impl Watch {
         });
         if self.problem != problem {
             if let Some(problem) = &problem {
-                log::warn!("what happens there is seen when all is looked at again: {problem}");
+                log::warn!("cannot watch for changes; only full checks will find them: {problem}");
             }
             self.problem = problem;
         }
@@ -319,7 +318,8 @@ fn follow_files(watcher: &mut Watcher, request: &Request, problems: &mut Vec<sys
     }
 }
 
-/// A libvirtd that starts makes its socket, on the node or where this container shares that directory.
+/// Watches for the socket that libvirtd creates when it starts, on the node or in a directory that this
+/// container shares with it.
 fn follow_sockets(watcher: &mut Watcher, request: &Request, problems: &mut Vec<sys::SyscallError>) {
     let own = Root::open(Path::new("/")).ok();
     let host = match host_root::find(request.sources.host_root.as_deref()) {
@@ -332,7 +332,8 @@ fn follow_sockets(watcher: &mut Watcher, request: &Request, problems: &mut Vec<s
     }
 }
 
-/// Whether the start of a libvirtd on this node is such an event for certain: the host root shows the directory.
+/// Whether the start of a libvirtd on this node certainly causes an event: its socket directory is visible
+/// below the host root.
 fn sees_sockets(request: &Request) -> bool {
     match host_root::find(request.sources.host_root.as_deref()) {
         Ok(HostRoot::At(root)) => matches!(root.find_directory(SOCKETS), Ok(Some(_))),

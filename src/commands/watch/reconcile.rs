@@ -1,4 +1,4 @@
-//! One device, kept as it is wanted.
+//! Repairs one device and its group file, and maintains the report, the metrics and the status file.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -23,51 +23,50 @@ use crate::report::{Report, changes};
 use crate::sys::device::Device;
 use crate::verdict::Verdict;
 
-/// The first wait before a state that is not right is looked at again without an event.
+/// The first wait before a full check without an event, while the state is not ok.
 const SOON_AGAIN: Duration = Duration::from_secs(1);
-/// How much longer each next wait is.
+/// The factor by which each further wait is longer.
 const LONGER: u32 = 4;
 
-/// How far the proof of a look goes.
+/// The proof that a full check includes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ProofLevel {
-    /// All that was asked for.
+    /// The proof that `--proof` sets.
     AsAsked,
-    /// No virtual machine: the kernel tells udev of it, and udev touches the device, which is an
-    /// event that would be answered with the next one.
+    /// At most `api-version`. For each virtual machine the kernel sends a change event
+    /// (kvm_uevent_notify_change), udev then touches the device, and a check after that event would create the
+    /// next machine.
     NoVm,
 }
 
-/// What is kept, and how that goes.
+/// The state of `watch` between two events.
 pub(super) struct Reconciler {
-    /// As it was configured.
+    /// The request as configured.
     asked: Request,
-    /// Where the report goes, and when.
     output: Output,
-    /// As it was configured, with what was found out since: libvirtd's root.
+    /// The request as configured, with the root of the libvirtd that was found.
     request: Request,
-    /// What is known from before.
     memory: Memory,
-    /// The libvirtd in another container whose root that is.
+    /// The libvirtd of another container, if `watch` maintains its group file.
     libvirtd: Option<Libvirtd>,
-    /// Whether there may be one that was not found yet.
+    /// Whether no libvirtd was found, or several.
     seeks: bool,
-    /// What was seen last.
+    /// The last observation, from which events are handled until the next full check.
     seen: Option<Observation>,
     report: Report,
-    /// Whether QEMU can open KVM, by that report.
     is_ready: bool,
     counts: Metrics,
     backoff: Backoff,
     log_limit: RateLimiter,
     paused_until: Option<Instant>,
-    looked: Option<Instant>,
-    /// How long to wait before looking again while the state is not right.
-    again: Option<Duration>,
-    /// The number that the pod's group had before it was brought in line.
-    old: Option<String>,
-    /// What was said last about a state that is not right.
-    said: Option<String>,
+    /// When the last full check ended.
+    checked: Option<Instant>,
+    /// The wait before the next full check, while the state is not ok.
+    retry: Option<Duration>,
+    /// The GID that the pod's group had before it was aligned.
+    old_gid: Option<String>,
+    /// The last logged reason why the state is not ok.
+    logged: Option<String>,
     metrics: Published,
     status: Status,
 }
@@ -82,23 +81,24 @@ impl Reconciler {
             libvirtd: None,
             seeks: false,
             seen: None,
-            report: Report::new(Verdict::Unproven, "nothing was looked at yet"),
+            report: Report::new(Verdict::Unproven, "the first check has not ended yet"),
             is_ready: false,
             counts: Metrics::default(),
             backoff: Backoff::default(),
             log_limit: RateLimiter::new(Instant::now()),
             paused_until: None,
-            looked: None,
-            again: None,
-            old: None,
-            said: None,
+            checked: None,
+            retry: None,
+            old_gid: None,
+            logged: None,
             metrics: Published::default(),
             status: Status::default(),
         }
     }
 
-    /// What was seen of another device says nothing of this one.
+    /// Sets a new configuration. The next full check applies it.
     pub(super) fn configure(&mut self, request: Request, output: Output) {
+        // The last good GID is that of the old device.
         if request.sources.device != self.asked.sources.device {
             self.memory.last_good_gid = None;
         }
@@ -108,7 +108,7 @@ impl Reconciler {
         }
         self.output = output;
         self.asked = request;
-        // To wait for the device to hold still is for the start.
+        // `--settle` applies only to the start.
         self.asked.settle = Duration::ZERO;
     }
 
@@ -120,45 +120,43 @@ impl Reconciler {
         &self.report
     }
 
-    /// The libvirtd in another container whose files are kept.
     pub(super) fn libvirtd(&self) -> Option<&Libvirtd> {
         self.libvirtd.as_ref()
     }
 
-    /// Whether a libvirtd may start whose files are to be kept.
+    /// Whether no libvirtd was found, or several: then starts of libvirtd must be noticed.
     pub(super) fn seeks(&self) -> bool {
         self.seeks
     }
 
-    /// How many changes were made so far.
     pub(super) fn repairs(&self) -> u64 {
         self.counts.repairs()
     }
 
-    /// Whether there is nothing to wait for.
+    /// Whether the last report has exit code 0.
     pub(super) fn is_right(&self) -> bool {
         self.report.exit_code == Verdict::Ok.code()
     }
 
-    /// Until when nothing is repaired, as another process undoes it at once.
+    /// The end of the current backoff, before which nothing is repaired.
     pub(super) fn paused_until(&self) -> Option<Instant> {
         self.paused_until
     }
 
-    /// How long ago all was looked at.
+    /// The time since the last full check.
     pub(super) fn since_reconciled(&self, now: Instant) -> Duration {
-        self.looked.map_or(Duration::MAX, |looked| {
-            now.saturating_duration_since(looked)
+        self.checked.map_or(Duration::MAX, |checked| {
+            now.saturating_duration_since(checked)
         })
     }
 
-    /// When all is to be looked at again though nothing happened.
+    /// The time after which a full check follows even without an event.
     pub(super) fn recheck(&self) -> Duration {
-        let again = self.again.unwrap_or(self.output.recheck);
-        again.min(self.output.recheck)
+        let retry = self.retry.unwrap_or(self.output.recheck);
+        retry.min(self.output.recheck)
     }
 
-    /// Looks at everything and repairs it, as `apply` does.
+    /// The full check: observes and repairs everything, as `apply` does.
     pub(super) fn reconcile(&mut self, level: ProofLevel) {
         let found = find(&self.asked.sources, &daemons());
         self.memory.group_file_readonly = false;
@@ -170,7 +168,7 @@ impl Reconciler {
         let is_seeking = matches!(found, Target::None | Target::OtherDevice(_));
         let lost = self.libvirtd.is_some() && is_seeking;
         if !lost {
-            // What was seen before is not needed any more, and may be as large as what will be.
+            // Dropped first to save memory: the next observation may be just as large.
             self.seen = None;
         }
         self.memory.kept_because = None;
@@ -180,7 +178,7 @@ impl Reconciler {
             self.memory.kept_gid = Some(good);
             self.memory.group_file_readonly = true;
             self.memory.kept_because = Some(format!(
-                "the device keeps the number {good}, which QEMU can use: {}",
+                "the device keeps GID {good}, which QEMU can use, because the group file cannot be aligned: {}",
                 finished.report.summary
             ));
             drop(finished);
@@ -199,36 +197,36 @@ impl Reconciler {
         self.seeks = is_seeking || matches!(found, Target::Ambiguous(_));
         self.libvirtd = match found {
             Target::Container(libvirtd) => Some(libvirtd),
-            // One that ran will run again.
+            // A libvirtd that has ended is expected to start again.
             _ => self.libvirtd.take().filter(|_| lost),
         };
-        // Until it does, the device is kept as it was for that one.
+        // Until then the device is repaired from the last observation for it.
         if seen.is_some() || !lost {
             self.seen = seen;
         }
         let is_settled = matches!(finished.of_device, Verdict::Ok | Verdict::Absent);
         self.conclude(finished);
         let waits = self.seeks || !self.is_right() && self.report.verdict != Verdict::Absent;
-        // The start of the libvirtd that is missing is an event.
-        let is_told = is_seeking && is_settled && super::sees_sockets(&self.asked);
-        let waits = waits && !is_told;
-        self.again = waits.then(|| self.again.map_or(SOON_AGAIN, |again| again * LONGER));
+        // If only a libvirtd is missing, its start causes an event.
+        let causes_event = is_seeking && is_settled && super::sees_sockets(&self.asked);
+        let waits = waits && !causes_event;
+        self.retry = waits.then(|| self.retry.map_or(SOON_AGAIN, |retry| retry * LONGER));
         if self.recheck() == self.output.recheck {
-            self.again = waits.then_some(self.output.recheck);
+            self.retry = waits.then_some(self.output.recheck);
         }
-        self.looked = Some(Instant::now());
+        self.checked = Some(Instant::now());
     }
 
-    /// Repairs the device, from what was seen last of all that decides about it.
+    /// Repairs the device from the last observation, or does a full check if that is not enough.
     pub(super) fn repair(&mut self) {
         let waited = self.paused_until.take().is_some();
         if self.seeks {
-            // The chart's lines touch the device just before libvirtd starts.
-            self.again = None;
+            // The chart's libvirt.sh touches the device just before libvirtd starts.
+            self.retry = None;
         }
         match self.repair_device(waited) {
             Ok(true) => {}
-            // What was in vain a moment ago is not tried at every event.
+            // A full check that has just failed to repair it is not repeated at every event.
             _ if self.since_reconciled(Instant::now()) < super::QUIET => {}
             Ok(false) => self.reconcile(ProofLevel::NoVm),
             Err(error) => {
@@ -238,8 +236,8 @@ impl Reconciler {
         }
     }
 
-    /// False where that takes a look at everything. What is no device, or none that may be touched, is
-    /// left for the quiet moment: it may be right again by then.
+    /// False if a full check is needed. A path that is no device, or not one that may be changed, is left to
+    /// the full check after the quiet period: it may be right again by then.
     fn repair_device(&mut self, waited: bool) -> Result<bool> {
         let Some(mut seen) = self.seen.take() else {
             return Ok(false);
@@ -250,58 +248,57 @@ impl Reconciler {
     }
 
     fn repair_seen(&mut self, seen: &mut Observation, waited: bool) -> Result<bool> {
-        let before = seen.device.as_ref().map(|node| node.facts.inode);
+        let before = seen.device.as_ref().map(|device| device.facts.inode);
         let device = look_again(seen, &self.request.sources)?;
         let plan = plan(seen, &self.request.policy, Some(&self.memory))?;
         let Outcome::Act(steps) = &plan.outcome else {
             return Ok(true);
         };
-        if steps.iter().any(|step| !is_the_devices(step)) {
+        if steps.iter().any(|step| !changes_only_device(step)) {
             return Ok(false);
         }
-        // No other number goes onto the device than the pod's group file has.
+        // The device gets a GID only if the group file that contains it is unchanged.
         if !steps.is_empty() && !group_file_stands(seen)? {
             return Ok(false);
         }
-        let same = before == seen.device.as_ref().map(|node| node.facts.inode);
+        let same = before == seen.device.as_ref().map(|device| device.facts.inode);
         if steps.is_empty() && same {
             return Ok(true);
         }
         if !steps.is_empty()
             && !waited
-            && let backoff::Action::After(wait, count) = self.backoff.found_undone(changed(seen))
+            && let backoff::Action::After(wait, count) = self.backoff.next_action(changed(seen))
         {
             self.pause(seen, &plan, wait, count)?;
             return Ok(true);
         }
         self.perform(steps, device.as_ref(), seen)?;
         look_again(seen, &self.request.sources)?;
-        self.backoff.changed(changed(seen));
+        self.backoff.record_repair(changed(seen));
         let finished = pipeline::prove_again(&self.request, seen, &plan)?;
-        // What changed at the same time is the next event.
+        // If the proof failed because the device changed during the run, the event of that change repeats it.
         if finished.opens || !device_changed(seen) {
             self.conclude(finished);
         }
         Ok(true)
     }
 
-    /// Leaves the device as another process made it for the `count`th time in a row, until `wait` is over.
+    /// Starts a backoff of `wait`, after another process reverted `count` repairs in a row.
     fn pause(&mut self, seen: &Observation, plan: &Plan, wait: Duration, count: u32) -> Result<()> {
         self.paused_until = Some(Instant::now() + wait);
-        // Now and then is enough.
+        // Logged after 20, 32, 64, … reversals.
         if count.is_power_of_two() || count == PATIENCE {
             let path = self.request.sources.device.display();
             let device = seen.device.as_ref();
-            let who = device.and_then(|device| culprit(seen, device, self.old.as_deref()));
-            let who = who.unwrap_or_else(|| {
-                format!("`auditctl -w {path} -p a` on the node tells the process")
+            let culprit = device.and_then(|device| culprit(seen, device, self.old_gid.as_deref()));
+            let culprit = culprit.unwrap_or_else(|| {
+                format!("run `auditctl -w {path} -p a` on the node to find the process")
             });
             log::warn!(
-                "{path} was changed back at once {count} times in a row, the next change waits \
-                 {wait:?}: {who}"
+                "{path} was reverted {count} times in a row; next repair in {wait:?}; {culprit}"
             );
         }
-        // Who asks in this time whether QEMU can open the device must not hear of the last change.
+        // During a long wait, `ready` must not report the proof of the last repair, which no longer holds.
         if wait >= super::QUIET {
             let finished = pipeline::prove_again(&self.request, seen, plan)?;
             self.is_ready = finished.is_ready;
@@ -311,7 +308,7 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Does what the device lacks.
+    /// Executes the steps for the device, counts them and logs them.
     fn perform(
         &mut self,
         steps: &[Step],
@@ -323,11 +320,11 @@ impl Reconciler {
             execute::perform(step, device.ok_or_else(|| no_device(seen))?)?;
             let changes = changes::changes(step);
             self.counts
-                .healed(changes.iter().map(|change| change.action));
+                .count_repairs(changes.iter().map(|change| change.action));
             match self.log_limit.allow(now) {
-                Some(0) => log::info!("healed: {}", changes::line(step)),
+                Some(0) => log::info!("repaired: {}", changes::line(step)),
                 Some(more) => log::info!(
-                    "healed: {}, after {more} changes that were not logged",
+                    "repaired: {} ({more} repairs before this one were not logged)",
                     changes::line(step)
                 ),
                 None => {}
@@ -340,21 +337,21 @@ impl Reconciler {
         let report = finished.report;
         let right = report.exit_code == Verdict::Ok.code();
         let line = (!right).then(|| report.closing_line());
-        if self.said != line {
-            // The first report is told in full by whoever asked for it.
+        if self.logged != line {
+            // The first report is printed in full, so it is not logged.
             match &line {
-                _ if !self.counts.has_looked() => {}
+                _ if !self.counts.has_checked() => {}
                 Some(line) => log::warn!("{line}"),
                 None => log::info!("{}", report.summary),
             }
-            self.said = line;
+            self.logged = line;
         }
-        self.counts.looked(SystemTime::now());
+        self.counts.record_check(SystemTime::now());
         self.report = report;
         self.is_ready = finished.is_ready;
     }
 
-    /// What `apply` changed after the first time was drift.
+    /// Counts the changes of a full check as repairs, except those of the first one.
     fn count(&mut self, finished: &Finished) {
         let applied = || {
             finished
@@ -363,31 +360,31 @@ impl Reconciler {
                 .iter()
                 .filter(|change| change.applied)
         };
-        if self.counts.has_looked() {
-            self.counts.healed(applied().map(|change| change.action));
+        if self.counts.has_checked() {
+            self.counts
+                .count_repairs(applied().map(|change| change.action));
         }
         let renumbered = applied().find(|change| change.action == Action::SetGroupGid);
         if let Some(from) = renumbered.and_then(|change| change.from.clone()) {
-            self.old = Some(from);
+            self.old_gid = Some(from);
         }
         if let Some(seen) = &finished.seen
-            && applied().any(|change| is_of_the_device(change.action))
+            && applied().any(|change| is_of_device(change.action))
         {
-            self.backoff.changed(changed(seen));
+            self.backoff.record_repair(changed(seen));
         }
     }
 
-    /// The number that the device is to keep, as the pod's group file could not be brought in line
-    /// with the one that it has to go to.
+    /// The GID that the device must keep, if the pod's group file could not be aligned with the target GID.
     fn stuck_with(&self, report: &Report) -> Option<Gid> {
         let stuck = matches!(report.verdict, Verdict::Failed | Verdict::Refused);
         let mut undone = report.changes.iter().filter(|change| !change.applied);
-        if !stuck || !undone.any(|change| is_the_group_files(change.action)) {
+        if !stuck || !undone.any(|change| is_of_group_file(change.action)) {
             return None;
         }
         let target = report.target.as_ref().map(|target| target.gid);
         let good = self.memory.last_good_gid.or_else(|| {
-            // At the start only QEMU can tell.
+            // At the start no GID is known to be good: the current one is, if QEMU can open the device.
             let now = pipeline::look(&self.request, Some(&self.memory), &Daemons::new(Vec::new));
             let gid = now.report.device.filter(|_| now.opens)?.gid?;
             is_id(gid).then(|| Gid::from_raw(gid))
@@ -395,13 +392,13 @@ impl Reconciler {
         good.filter(|good| target != Some(good.as_raw()))
     }
 
-    /// What a status file says that nobody keeps up to date is not true for long.
+    /// Removes the status file, which becomes stale as soon as it is no longer updated.
     pub(super) fn withdraw(&mut self) {
         let path = self.output.status_file.clone();
         self.status.withdraw(path.as_deref());
     }
 
-    /// Leaves the state for others.
+    /// Writes the metrics file and the status file.
     pub(super) fn save(&mut self) {
         let (counts, report, is_ready) = (&self.counts, &self.report, self.is_ready);
         self.metrics.write(self.output.metrics_file.as_deref(), || {
@@ -413,26 +410,27 @@ impl Reconciler {
     }
 }
 
-/// When the device was changed last; long ago where there is none.
+/// The device's ctime as a Unix timestamp; 0 without a device.
 fn changed(seen: &Observation) -> Duration {
-    let (seconds, nanos) = seen.device.as_ref().map_or((0, 0), |node| node.facts.ctime);
+    let device = seen.device.as_ref();
+    let (seconds, nanos) = device.map_or((0, 0), |device| device.facts.ctime);
     let seconds = u64::try_from(seconds).unwrap_or(0);
     Duration::new(seconds, u32::try_from(nanos).unwrap_or(0))
 }
 
-fn is_the_devices(step: &Step) -> bool {
+fn changes_only_device(step: &Step) -> bool {
     let changes = changes::changes(step);
-    changes.iter().all(|change| is_of_the_device(change.action))
+    changes.iter().all(|change| is_of_device(change.action))
 }
 
-fn is_of_the_device(action: Action) -> bool {
+fn is_of_device(action: Action) -> bool {
     matches!(
         action,
         Action::SetDeviceOwner | Action::SetDeviceMode | Action::SetDeviceAcl
     )
 }
 
-fn is_the_group_files(action: Action) -> bool {
+fn is_of_group_file(action: Action) -> bool {
     matches!(
         action,
         Action::SetGroupGid | Action::AddGroup | Action::AddMember | Action::WriteGroupFile

@@ -1,4 +1,4 @@
-//! What is asked for, for the libvirtd that was found.
+//! Adapts the configured request to the libvirtd that was found.
 
 use crate::config::{self, PodRoot, Sources, is_id};
 use crate::observe::GROUP_FILE;
@@ -9,7 +9,8 @@ use crate::plan::Memory;
 use crate::sys::device::Device;
 use crate::sys::progress;
 
-/// What is asked for, with what is known.
+/// The request for this check: `asked` with the pod root of the libvirtd that was found. Sets in `memory`
+/// whether the group file must stay unchanged, and which GID the device keeps in that case.
 pub(super) fn request_for(asked: &Request, target: &Target, memory: &mut Memory) -> Request {
     let mut request = asked.clone();
     match target {
@@ -21,7 +22,8 @@ pub(super) fn request_for(asked: &Request, target: &Target, memory: &mut Memory)
                 memory.group_file_readonly = true;
             }
         },
-        // An image of nothing but this program: until a libvirtd runs there is just the node.
+        // An image may contain only this program, without a group file: then the node's files are used until a
+        // libvirtd runs.
         Target::Node | Target::None | Target::OtherDevice(_) | Target::Ambiguous(_) => {
             let sources = &request.sources;
             let is_own = !matches!(target, Target::Node) && has_group_file(sources);
@@ -51,8 +53,8 @@ fn has_group_file(sources: &Sources) -> bool {
     path.exists()
 }
 
-/// Where no group file may be edited, the device keeps the GID that it has, unless one was named: what those
-/// files have is not known.
+/// Keeps the device's current GID, unless `--gid` is set: it is unclear which group file counts, so none is
+/// edited.
 fn keep_gid(asked: &Request, memory: &mut Memory) {
     memory.group_file_readonly = true;
     let now = || {

@@ -1,4 +1,4 @@
-//! A file in which others read the state.
+//! The files that `watch` writes for other programs: the status file and the metrics file.
 
 use std::fs::File;
 use std::path::Path;
@@ -8,59 +8,60 @@ use nix::errno::Errno;
 use crate::sys::claim::{Claimed, claim};
 use crate::sys::output_file;
 
-/// One that is for people and monitors to read: what goes wrong is said when it begins, and when it is over.
+/// An output file. Write errors are logged when they begin and when they end.
 #[derive(Debug, Default)]
 pub(super) struct Published {
-    /// What was said last about a file that could not be written.
-    said: Option<String>,
-    /// Whether what killed runs have left beside it was taken away.
+    /// The last logged write error.
+    logged: Option<String>,
+    /// Whether the temporary files of killed runs were removed.
     is_clear: bool,
 }
 
 impl Published {
-    /// Writes it, if it was asked for.
+    /// Replaces the file, if a path is configured.
     pub(super) fn write(&mut self, path: Option<&Path>, content: impl FnOnce() -> String) {
         if let Some(path) = path {
             if !std::mem::replace(&mut self.is_clear, true) {
                 output_file::clear(path);
             }
             let done = output_file::publish(path, content().as_bytes(), |_| Ok(()));
-            self.tell(path, done.err().map(|error| error.to_string()));
+            self.log_change(path, done.err().map(|error| error.to_string()));
         }
     }
 
-    fn tell(&mut self, path: &Path, error: Option<String>) {
-        if error != self.said {
+    fn log_change(&mut self, path: &Path, error: Option<String>) {
+        if error != self.logged {
             match &error {
                 Some(error) => log::warn!("{} is not up to date: {error}", path.display()),
                 None => log::info!("{} is up to date again", path.display()),
             }
-            self.said = error;
+            self.logged = error;
         }
     }
 }
 
-/// The one that probes act on. While this process lives, it holds a lock on the file that it published, which says
-/// so, and whether the proof is ok (sys/claim.rs).
+/// The status file, which readiness probes use. This process holds a lock on the published file as long as it
+/// lives; the lock also shows whether the proof is ok (sys/claim.rs).
 #[derive(Debug, Default)]
 pub(super) struct Status {
     published: Published,
-    /// The file that stands there, and whether it is claimed as proven.
+    /// The published file, and whether its lock shows that the proof is ok.
     held: Option<(Claimed, bool)>,
 }
 
 impl Status {
-    /// Takes away what an earlier run left there, or what is kept elsewhere from now on.
+    /// Removes the status file of an earlier run, or the one at a path that is no longer configured.
     pub(super) fn withdraw(&mut self, path: Option<&Path>) {
         self.held = None;
         let error = path.and_then(|path| output_file::withdraw(path).err());
         if let Some(error) = error {
-            log::warn!("what it says is out of date: {error}");
+            log::warn!("cannot remove the stale status file: {error}");
         }
     }
 
-    /// Writes it, if it was asked for. Where that fails, in a full volume for example, a file that says as much about
-    /// the proof stays, or an empty one takes its place: the lock says what counts.
+    /// Replaces the status file, if a path is configured. If that fails, for example because the volume is
+    /// full, the old file stays, or an empty one replaces it where the state of the proof differs: for `ready` the
+    /// lock decides.
     pub(super) fn write(
         &mut self,
         path: Option<&Path>,
@@ -80,23 +81,25 @@ impl Status {
                 None
             }
             Err(error) => {
-                let says_as_much = matches!(self.held, Some((_, said)) if said == is_proven);
+                let is_current = matches!(self.held, Some((_, claimed)) if claimed == is_proven);
                 let is_full = matches!(error.errno, Errno::ENOSPC | Errno::EDQUOT);
                 if is_full
-                    && !says_as_much
+                    && !is_current
                     && let Ok(file) = publish(b"")
                 {
                     self.held = Some((Claimed(file), is_proven));
                 }
-                if let Some((file, said)) =
-                    self.held.as_mut().filter(|(_, said)| *said != is_proven)
+                if let Some((file, claimed)) = self
+                    .held
+                    .as_mut()
+                    .filter(|(_, claimed)| *claimed != is_proven)
                     && claim(&file.0, is_proven).is_ok()
                 {
-                    *said = is_proven;
+                    *claimed = is_proven;
                 }
                 Some(error.to_string())
             }
         };
-        self.published.tell(path, error);
+        self.published.log_change(path, error);
     }
 }

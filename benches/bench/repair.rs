@@ -1,4 +1,4 @@
-//! `watch`: how long a drift lasts, and what it costs while there is none.
+//! Measures how fast `watch` repairs drift, and the cost of `watch` while nothing happens.
 
 use std::path::Path;
 use std::time::Duration;
@@ -42,16 +42,16 @@ pub fn measure(page: &mut Page, setting: &Setting) {
             for ((name, drift), times) in DRIFTS.iter().zip(&mut kinds) {
                 std::thread::sleep(PAUSE);
                 let took = time(*drift);
-                let took = took.unwrap_or_else(|| panic!("not healed in 10 s: {name}"));
+                let took = took.unwrap_or_else(|| panic!("not repaired within 10 s: {name}"));
                 times.push(took.as_secs_f64());
             }
         }
         let used = running.nanoseconds() - before;
         let all: Vec<_> = kinds.concat();
-        page.say(&format!(
-            "Each kind of drift {rounds} times, {} in all, {} ms apart; from just before the drift until somebody who \
-             looks without a pause sees the device right. {} of CPU time for each, the proofs' children not counted; \
-             peak memory {} KiB.",
+        page.paragraph(&format!(
+            "Each kind of drift is caused {rounds} times, {} in total, {} ms apart. The time is measured from just \
+             before the drift until a process that polls the device without a pause sees it repaired. CPU time for \
+             each repair: {}, without the child processes of the proof; peak memory: {} KiB.",
             count(all.len() as u64),
             PAUSE.as_millis(),
             ms(used as f64 / 1e9 / all.len() as f64),
@@ -68,40 +68,40 @@ pub fn measure(page: &mut Page, setting: &Setting) {
             .collect();
         rows.push(row("all", &all));
         page.table(
-            &["drift", "least", "median", "90 %", "99 %", "worst"],
+            &["drift", "minimum", "median", "90 %", "99 %", "maximum"],
             &rows,
         );
-        page.asked(
-            "drift to healed, median, ms",
+        page.target(
+            "drift to repaired, median, ms",
             part(all.clone(), 500) * 1e3,
             2.0,
         );
-        page.asked(
-            "drift to healed, worst, ms",
+        page.target(
+            "drift to repaired, worst, ms",
             part(all.clone(), 1000) * 1e3,
             20.0,
         );
-        page.asked("wake-ups while nothing happens", woken as f64, 0.0);
-        page.end();
+        page.target("wake-ups while nothing happens", woken as f64, 0.0);
+        page.end_list();
         tail(page, setting, all);
     });
 }
 
-/// How many drifts lasted longer than so long.
+/// Plots the share of drifts that lasted at least a given time.
 fn tail(page: &mut Page, setting: &Setting, mut times: Vec<f64>) {
     times.sort_by(f64::total_cmp);
     let of = times.len() as f64;
-    // The last twenty say how bad it gets; of the others some are enough.
-    let (few, last) = (times.len() / 100, times.len().saturating_sub(20));
+    // All of the twenty longest drifts, and one in a hundred of all drifts.
+    let (step, last) = (times.len() / 100, times.len().saturating_sub(20));
     let points = times.iter().enumerate();
-    let points = points.filter(|(place, _)| *place >= last || place % few.max(1) == 0);
+    let points = points.filter(|(place, _)| *place >= last || place % step.max(1) == 0);
     let points = points.map(|(place, time)| (time * 1e3, (of - place as f64) / of * 100.0));
     write(
         &setting.out.join("plots/heal.svg"),
         &[Panel {
-            title: "`watch`: drifts that lasted at least so long".to_owned(),
+            title: "`watch`: share of drifts by duration".to_owned(),
             x: "ms".to_owned(),
-            y: "% of the drifts".to_owned(),
+            y: "% that lasted at least this long".to_owned(),
             series: vec![Series {
                 name: format!("{} drifts of {} kinds", times.len(), DRIFTS.len()),
                 points: points.collect(),
@@ -109,5 +109,8 @@ fn tail(page: &mut Page, setting: &Setting, mut times: Vec<f64>) {
             notes: Vec::new(),
         }],
     );
-    page.image("heal.svg", "How many drifts lasted at least so long");
+    page.image(
+        "heal.svg",
+        "Share of drifts that lasted at least a given time",
+    );
 }
