@@ -22,5 +22,5 @@ mod keeps;
 mod libvirtd;
 mod memory;
 mod polled;
+mod reverts;
 mod start;
-mod war;
