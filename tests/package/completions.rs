@@ -110,7 +110,7 @@ fn zsh_completes_verbs_and_values() {
         assert!(seen.contains(format), "{format}: {seen}");
     }
     for verb in verbs() {
-        let seen = zsh("", "tried");
+        let seen = zsh("", "last proof");
         assert!(seen.contains(&verb), "{verb}: {seen}");
     }
 }

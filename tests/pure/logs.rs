@@ -612,7 +612,7 @@ fn no_path_and_a_bad_format_are_usage() {
         .unwrap();
     assert_eq!(out.status.code(), Some(2));
     let stderr = String::from_utf8(out.stderr).unwrap();
-    assert!(stderr.contains("--format: bad value `xml`"), "{stderr}");
+    assert!(stderr.contains("--format: invalid value `xml`"), "{stderr}");
 }
 
 #[test]

@@ -167,11 +167,11 @@ fn a_folder_in_its_place_and_other_hindrances_are_failures_that_say_so() {
         fails(&[
             "failed: ",
             "EISDIR",
-            "a directory stands where",
+            "a directory exists where",
             "remove it",
         ]);
         fs::write(path.join("content"), "").unwrap();
-        fails(&["a directory stands where"]);
+        fails(&["a directory exists where"]);
         fs::remove_dir_all(&path).unwrap();
         // Mounted over, as in a container that uses it.
         fs::write(&path, "old").unwrap();

@@ -165,7 +165,7 @@ fn what_cannot_be_meant_is_said_at_once() {
             );
         };
         refuses(watch(&scene).arg("--dry-run"), 2, "no --dry-run");
-        refuses(watch(&scene).args(["--recheck", "1ms"]), 2, "from 1s on");
+        refuses(watch(&scene).args(["--recheck", "1ms"]), 2, "at least 1s");
         refuses(
             &mut command(&bin, &["watch", "--nonsense"]),
             2,
