@@ -84,8 +84,8 @@ Example:
   libvirt-kvm-init ready /run/kvm-init/status.json
       as a readiness probe, also in an image without a shell
 
-Exit codes: 0 QEMU can open KVM, 2 usage, 4 no valid status file or watch is
-not running, 5 QEMU cannot open KVM";
+Exit codes: 0 QEMU can open KVM, 2 usage, 4 no valid status file or no
+running watch, 5 QEMU cannot open KVM";
 
 #[cfg(feature = "logs")]
 pub(super) const LOGS: &str = "\

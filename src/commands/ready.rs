@@ -88,7 +88,7 @@ fn evaluate(status_file: &Path, claim: Claim, content: &[u8]) -> Report {
     let summary = match status {
         Some(status) if is_ok == (verdict == Verdict::Ok) => status.summary,
         _ if verdict == Verdict::Ok => "QEMU can open KVM".to_owned(),
-        _ => format!("the last proof of `watch` was not ok; see the log of `watch` for the cause"),
+        _ => "the last proof of `watch` was not ok; see its log for the cause".to_owned(),
     };
     Report::new(verdict, summary)
 }
