@@ -1,18 +1,18 @@
-# make build   the static binary, under target/<arch>-unknown-linux-musl/release
-# make run     the incident and its cure, told on this machine (root, private namespaces)
-# make image   the container image, with podman or buildah, without network; for both architectures where
-#              the other one's target is installed. IMAGE=NAME:TAG names it, SOURCE=URL labels it
-# make test    every tier of tests that this machine can run
-# make bench   measures, side by side with what people use today: benches/RESULTS.md; BENCH=quick for less
+# make build   static binary in target/<arch>-unknown-linux-musl/release
+# make run     demonstrates the incident and its repair on this machine (root, private namespaces)
+# make image   container image, built with podman or buildah without network; for both architectures if the
+#              Rust target of the other one is installed. IMAGE=NAME:TAG sets its name, SOURCE=URL its source label
+# make test    every tier of tests that this machine supports
+# make bench   benchmarks, compared with existing tools: benches/RESULTS.md; BENCH=quick for fewer runs
 # make lint    rustfmt, clippy, cargo-deny, and zizmor for the workflows
 # make fuzz    each fuzz target for SECONDS=20, with cargo-fuzz
-# make sbom    what the binary is made of, for both architectures, with cargo-cyclonedx
-# make man     man pages and the shells' completions, under target/packaging/generated
-# make install what make build and make man left (or makes it), below PREFIX=/usr/local; DESTDIR= is put
-#              before it. make uninstall takes it away again
-# make deb     a Debian package, under target/debian, with cargo-deb. MAINTAINER="NAME <ADDRESS>" builds it
-# make reproducible   builds twice in different folders and compares the bytes
-# make docs    the tables of README.md and docs/ from the code, and the picture of make run
+# make sbom    bill of materials of the binary for both architectures, with cargo-cyclonedx
+# make man     man pages and shell completions in target/packaging/generated
+# make install installs the results of make build and make man below PREFIX=/usr/local, with DESTDIR= as prefix;
+#              builds them only if they are missing. make uninstall removes them
+# make deb     Debian package in target/debian, with cargo-deb. MAINTAINER="NAME <ADDRESS>" sets the maintainer
+# make reproducible   builds twice in different directories and compares the results
+# make docs    updates the generated tables of README.md, SECURITY.md and docs/, and the picture of make run
 
 ARCH   := $(shell uname -m)
 TARGET := $(ARCH)-unknown-linux-musl
@@ -20,23 +20,23 @@ BIN    := target/$(TARGET)/release/libvirt-kvm-init
 
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 IMAGE   = libvirt-kvm-init:$(VERSION)
-# What builds images, with its own options: BUILDER="podman --root /elsewhere"
+# The image builder, with options if needed: BUILDER="podman --root /elsewhere"
 BUILDER = $(firstword $(notdir $(shell command -v podman buildah)))
-# The architectures of the image, as Rust calls them.
+# The architectures of the image, by their Rust names.
 ARCHES  = $(ARCH) $(filter-out $(ARCH),$(patsubst %-unknown-linux-musl,%,$(filter \
     x86_64-unknown-linux-musl aarch64-unknown-linux-musl,$(shell rustup target list --installed))))
-# Who answers for the packages.
+# Maintainer of the packages.
 MAINTAINER = $(shell sed -n '/^.package.metadata.deb.$$/,$$s/^maintainer = "\(.*\)"/\1/p' Cargo.toml)
 EPOCH   = $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null),0)
 OCI_x86_64  := amd64
 OCI_aarch64 := arm64
 
-# A binary holds the paths of its sources, for messages. These are the same wherever it was built.
+# Panic messages contain source paths. Remap them, so that the binary does not depend on the build directory.
 CARGO_HOME ?= $(HOME)/.cargo
 REMAP = export CARGO_ENCODED_RUSTFLAGS="$$(printf -- '--remap-path-prefix=%s=/registry\037' \
     "$(CARGO_HOME)"/registry/src/*)--remap-path-prefix=$(CURDIR)=/libvirt-kvm-init"
 
-# Where things are installed.
+# Installation directories.
 PREFIX  = /usr/local
 BINDIR  = $(PREFIX)/bin
 MANDIR  = $(PREFIX)/share/man
@@ -46,7 +46,7 @@ ZSHDIR  = $(PREFIX)/share/zsh/site-functions
 FISHDIR = $(PREFIX)/share/fish/vendor_completions.d
 GENERATED = target/packaging/generated
 UNIT    = libvirt-kvm-init.service
-# The unit for a program in this folder, without the words on how to install it by hand.
+# Sets the directory of the program in ExecStart, and removes the comment on manual installation.
 unit    = sed -e '/^.   install /d' -e 's|/usr/local/bin/|$(1)/|' examples/systemd/$(UNIT)
 
 .PHONY: build build-x86_64 build-aarch64 image image-list run test bench lint fuzz sbom reproducible docs clean \
@@ -57,7 +57,7 @@ build:
 	cargo fetch --locked --quiet --target $(TARGET)
 	$(REMAP); cargo build --locked --release --target $(TARGET)
 
-# Needs no cross compiler: the linker that comes with Rust does it.
+# Needs no cross compiler: rust-lld, which is part of the Rust toolchain, links for both architectures.
 build-x86_64 build-aarch64: build-%:
 	rustup target add $*-unknown-linux-musl
 	cargo fetch --locked --quiet --target $*-unknown-linux-musl
@@ -68,8 +68,8 @@ build-x86_64 build-aarch64: build-%:
 image: build $(patsubst %,build-%,$(filter-out $(ARCH),$(ARCHES)))
 	$(MAKE) image-list
 
-# One image for each architecture, and a list of them that carries the name. The same sources give the
-# same image: times are those of the last commit.
+# One image per architecture, and a manifest list with the name. Timestamps are those of the last commit, so that the
+# same sources result in the same image.
 image-list:
 	@[ -n "$(BUILDER)" ] || { echo "make image needs podman or buildah" >&2; exit 1; }
 	@$(BUILDER) manifest rm $(IMAGE) >/dev/null 2>&1 || true
@@ -80,23 +80,23 @@ image-list:
 	        "target/$${arch#*:}-unknown-linux-musl/release"; \
 	done
 
-# The footers of the pages have the day of the last commit.
+# The footers of the pages contain the date of the last commit.
 man:
 	rm -rf "$(GENERATED)"
 	cargo run --locked --quiet --manifest-path packaging/generate/Cargo.toml --target-dir target/packaging \
 	    -- "$(GENERATED)" "$$(date -u -d "@$(EPOCH)" +%F)"
 
-# Whoever installs is often not who builds: what is there is taken as it is.
+# `make install` does not rebuild existing files: it often runs as a different user than `make build`.
 $(BIN):
 	$(MAKE) build
 $(GENERATED):
 	$(MAKE) man
 
-# A unit starts a program by its whole path, and make and systemd split at blanks.
+# ExecStart needs an absolute path, and make and systemd split words at spaces.
 install: $(BIN) $(GENERATED)
 	@case "$(BINDIR)" in \
-	    /*[!A-Za-z0-9/._+-]* | [!/]* | "") echo "make install: PREFIX and BINDIR: a path from / on, of" \
-	        "letters, digits and /._+-; DESTDIR may be any" >&2; exit 1;; \
+	    /*[!A-Za-z0-9/._+-]* | [!/]* | "") echo "make install: PREFIX and BINDIR must be absolute paths of" \
+	        "letters, digits and /._+- (DESTDIR can be any path)" >&2; exit 1;; \
 	esac
 	install -D -m 0755 $(BIN) "$(DESTDIR)$(BINDIR)/libvirt-kvm-init"
 	install -d "$(DESTDIR)$(MANDIR)/man8"
@@ -118,7 +118,7 @@ uninstall:
 deb: build $(patsubst %,build-%,$(filter-out $(ARCH),$(ARCHES))) man
 	$(MAKE) deb-list
 
-# One package for each architecture, of what is built. The same sources give the same package.
+# One package per architecture, from the existing build. The same sources result in the same package.
 deb-list: STAGE = target/packaging/debian
 deb-list: $(GENERATED)
 	@command -v cargo-deb >/dev/null || \

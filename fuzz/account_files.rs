@@ -1,5 +1,5 @@
-//! What shall hold of every edit of a group file, and of every look-up in account files.
-#![allow(clippy::unwrap_used)] // a panic is the report
+//! Invariants of edits of the group file and of lookups in passwd and group files.
+#![allow(clippy::unwrap_used)] // a panic reports the failure
 
 use std::borrow::Cow;
 
@@ -7,34 +7,34 @@ use libvirt_kvm_init::formats::accounts::edit::{Change, Want, align};
 use libvirt_kvm_init::formats::accounts::{group, passwd};
 use nix::unistd::Gid;
 
-/// The edit does what is wanted and nothing else.
+/// Checks that the edit makes the wanted change and no other.
 pub fn edit(file: &[u8], want: &Want<'_>) {
     let (after, changes) = align(file, want).unwrap();
     assert_eq!(changes.is_empty(), matches!(after, Cow::Borrowed(_)));
-    let found = group::by_name(&after, want.group).unwrap();
-    assert_eq!(found.gid, want.gid);
+    let edited = group::by_name(&after, want.group).unwrap();
+    assert_eq!(edited.gid, want.gid);
     if let Some(user) = want.member {
-        assert!(found.has_member(user));
+        assert!(edited.has_member(user));
         assert!(group::gids_of(&after, user, Gid::from_raw(65000)).contains(&want.gid));
     }
-    // Again: nothing to do.
-    let (again, none) = align(&after, want).unwrap();
-    assert!(matches!(again, Cow::Borrowed(_)) && none.is_empty());
+    // A second edit changes nothing.
+    let (repeated, no_changes) = align(&after, want).unwrap();
+    assert!(matches!(repeated, Cow::Borrowed(_)) && no_changes.is_empty());
     if changes.is_empty() {
         assert_eq!(&*after, file);
     } else {
         let undone = undo(file, &after, want, &changes);
         assert_eq!(undone.as_deref(), Some(file), "{}", after.escape_ascii());
     }
-    // Other users are in the same groups, but for the group that was renumbered.
+    // Other users stay members of the same groups, except the group whose GID was changed.
     let others = |text: &[u8]| -> Vec<Gid> {
         let own: Vec<_> = group::all_by_name(file, want.group)
             .map(|g| g.gid)
             .collect();
         let mut gids = group::gids_of(text, b"a", Gid::from_raw(65000));
-        // A line of the group's own may have had the number that is none.
-        let none = Gid::from_raw(u32::MAX);
-        gids.retain(|g| !own.contains(g) && *g != want.gid && *g != none);
+        // A line of the edited group can have had the invalid GID 4294967295.
+        let invalid = Gid::from_raw(u32::MAX);
+        gids.retain(|g| !own.contains(g) && *g != want.gid && *g != invalid);
         gids
     };
     if want.member != Some(b"a") {
@@ -42,7 +42,7 @@ pub fn edit(file: &[u8], want: &Want<'_>) {
     }
 }
 
-/// What the entries of a group file are is what look-ups find.
+/// Lookups by name, GID and member find exactly the entries that the iterator returns.
 pub fn group_look_ups(file: &[u8]) {
     for group in group::groups(file) {
         let first = group::by_name(file, group.name).unwrap();
@@ -57,7 +57,7 @@ pub fn group_look_ups(file: &[u8]) {
     }
 }
 
-/// What the entries of a passwd file are is what look-ups find, or an earlier line is.
+/// Lookups find each entry of a passwd file, or an earlier line with the same UID or name.
 pub fn passwd_look_ups(file: &[u8]) {
     for user in passwd::users(file) {
         let first = passwd::by_uid(file, user.uid);
@@ -67,9 +67,9 @@ pub fn passwd_look_ups(file: &[u8]) {
     }
 }
 
-/// Takes the edit back, given only what `align` says it did. `None` if that does not work out.
+/// Reverts the edit, using only the changes that `align` reported. `None` if they do not explain the difference.
 fn undo(before: &[u8], after: &[u8], want: &Want<'_>, changes: &[Change]) -> Option<Vec<u8>> {
-    // The edit is within one line: what surrounds it is equal on both sides.
+    // The edit is within one line: the text before and after it is equal.
     let same = |(a, b): &(&u8, &u8)| a == b;
     let prefix = before.iter().zip(after).take_while(same).count();
     let line = before[..prefix]
@@ -79,15 +79,15 @@ fn undo(before: &[u8], after: &[u8], want: &Want<'_>, changes: &[Change]) -> Opt
     let (head, before, after) = (&before[..line], &before[line..], &after[line..]);
     let member = want.member.unwrap_or_default();
     if let [Change::AddGroup { .. }, ..] = changes {
-        // A line was added; if its start equals that of the next line, the prefix is too long.
+        // A line was added. If it begins like the next line, the common prefix is too long, so try each position.
         let gid = want.gid.to_string();
         let text = [want.group, b":x:", gid.as_bytes(), b":", member, b"\n"].concat();
         let all = [head, after].concat();
         return (0..=all.len().saturating_sub(text.len())).find_map(|at| {
             let rest = all[at..].strip_prefix(&text[..])?;
-            let unended = all[..at].strip_suffix(b"\n").unwrap_or(&all[..at]);
+            let without_newline = all[..at].strip_suffix(b"\n").unwrap_or(&all[..at]);
             let whole = [head, before].concat();
-            [&all[..at], unended]
+            [&all[..at], without_newline]
                 .into_iter()
                 .map(|start| [start, rest].concat())
                 .find(|undone| *undone == whole)
@@ -103,7 +103,7 @@ fn undo(before: &[u8], after: &[u8], want: &Want<'_>, changes: &[Change]) -> Opt
         let mut colons = text.iter().enumerate().filter(|(_, b)| **b == b':');
         colons.nth(count).map(|(at, _)| at)
     };
-    // Name and password, the number, the list.
+    // The fields: name and password, GID, members.
     let visible = old.iter().position(|b| *b == 0).unwrap_or(old.len());
     let old_gid = colons(old, 1)? + 1..colons(&old[..visible], 2).unwrap_or(visible);
     let new_visible = new.iter().position(|b| *b == 0).unwrap_or(new.len());
@@ -112,12 +112,12 @@ fn undo(before: &[u8], after: &[u8], want: &Want<'_>, changes: &[Change]) -> Opt
         return None;
     }
     let set = changes.iter().any(|c| matches!(c, Change::SetGid { .. }));
-    let number = &new[new_gid.clone()];
-    if set && number != want.gid.to_string().as_bytes() || !set && number != &old[old_gid.clone()] {
+    let gid = &new[new_gid.clone()];
+    if set && gid != want.gid.to_string().as_bytes() || !set && gid != &old[old_gid.clone()] {
         return None;
     }
     let (old_tail, new_tail) = (&old[old_gid.end..], &new[new_gid.end..]);
-    // What may have been inserted into the tail, anywhere.
+    // The texts that the edit can have inserted at any position of the tail.
     let inserted = [
         vec![],
         b":".to_vec(),

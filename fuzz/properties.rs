@@ -1,9 +1,9 @@
-//! What must hold for any bytes that come from outside: one function for each fuzz target. The
-//! targets call them, and so does tests/pure/fuzz_replay.rs with all that is in corpus/.
+//! Invariants for arbitrary input bytes, one function per fuzz target. tests/pure/fuzz_replay.rs calls them with every
+//! file in corpus/.
 //!
-//! Where a property takes more than a file, the first bytes of the input choose it, so that seeds
-//! can be written by hand: `1kvm:x:424:` is a group file after its choice.
-#![allow(dead_code, clippy::unwrap_used)] // each target calls one; a panic is the report
+//! If a property has parameters besides the file, the first bytes of the input select them, so that seeds can be written
+//! by hand: `1kvm:x:424:` is the selector `1` and a group file.
+#![allow(dead_code, clippy::unwrap_used)] // each target calls one; a panic reports the failure
 
 #[path = "account_files.rs"]
 pub mod account_files;
@@ -31,10 +31,10 @@ use libvirt_kvm_init::pipeline::Request;
 use libvirt_kvm_init::text::is_hidden;
 use nix::unistd::{Gid, Uid};
 
-/// What takes any bytes, and panics where something does not hold.
+/// Panics if the invariants do not hold for the input.
 type Property = fn(&[u8]);
 
-/// Every target, by the name of its corpus.
+/// All targets, with the names of their corpora.
 pub const TARGETS: [(&str, Property); 8] = [
     ("group", group),
     ("passwd", passwd),
@@ -46,8 +46,8 @@ pub const TARGETS: [(&str, Property); 8] = [
     ("logs", logs),
 ];
 
-/// An edit changes what it should and no other byte, reports that, and has nothing to do a second time; or a name
-/// would have to be written that means more than a name.
+/// An edit makes and reports the wanted change, changes no other byte, and a second edit changes nothing; or it is
+/// refused because a name contains characters that are not allowed.
 pub fn group(data: &[u8]) {
     let Some((choice, file)) = data.split_first() else {
         return;
@@ -61,7 +61,7 @@ pub fn group(data: &[u8]) {
         member: member.map(str::as_bytes),
     };
     group_edit(file, &want);
-    // Names that are in the file, and what is in the place of a name.
+    // Names in the file, and the text before the first colon.
     let first = file.split(|b| matches!(b, b':' | b'\n')).next();
     for name in group::groups(file).map(|found| found.name).chain(first) {
         want.group = name;
@@ -95,7 +95,7 @@ fn group_edit(file: &[u8], want: &Want<'_>) {
     }
 }
 
-/// The entries are what look-ups find, and a line means the same wherever it is.
+/// Lookups find the entries, and the meaning of a line does not depend on its position.
 pub fn passwd(data: &[u8]) {
     account_files::passwd_look_ups(data);
     let entries = |file| -> Vec<(Vec<u8>, Uid, Gid)> {
@@ -109,7 +109,7 @@ pub fn passwd(data: &[u8]) {
     assert_eq!(alone, whole);
 }
 
-/// An error names a line that is there; a setting that is added reads back, and changes no other.
+/// Errors contain a valid line number; an added setting can be read back and does not change the others.
 pub fn qemu_conf(data: &[u8]) {
     let newlines = data.iter().filter(|b| **b == b'\n').count();
     let conf = qemu_conf::parse(data);
@@ -137,19 +137,19 @@ pub fn qemu_conf(data: &[u8]) {
     qemu_conf::id_spec(data);
     let line = data.split(|b| matches!(b, b'\n' | b'\r' | b'"' | 0));
     for value in line.take(8) {
-        // The text between quotes may not start as a string of three quotes would.
+        // The text between the quotes cannot contain quotes, so that it does not begin a triple-quoted string.
         let text = [b"group = \"", value, b"\"\n"].concat();
         let setting = qemu_conf::parse(&text).unwrap().group.unwrap();
         assert_eq!(setting.value, value);
     }
 }
 
-/// A forecast is always the same, gives no mode that is none, and knows the own rule when it decides.
+/// Predictions are deterministic, contain only valid modes, and apply the rule of `--persist` when it takes precedence.
 pub fn udev(data: &[u8]) {
     let Some((choice, rules)) = data.split_first() else {
         return;
     };
-    let node = Udevd {
+    let udevd = Udevd {
         version: [None, Some(252), Some(257), Some(258), Some(260)]
             .get(usize::from(choice & 7))
             .copied()
@@ -169,7 +169,7 @@ pub fn udev(data: &[u8]) {
         },
         complete: true,
     };
-    // A line of four bars begins another file.
+    // A line `||||` starts the next file.
     let mut parts = vec![Vec::new()];
     for line in rules.split_inclusive(|b| *b == b'\n') {
         match parts.last_mut() {
@@ -185,14 +185,14 @@ pub fn udev(data: &[u8]) {
         files: parts.into_iter().take(8).enumerate().map(file).collect(),
         hidden: None,
     };
-    let forecast = udev::predict(&files.all(), &node, &db);
-    assert_eq!(forecast, udev::predict(&files.all(), &node, &db));
+    let predictions = udev::predict(&files.all(), &udevd, &db);
+    assert_eq!(predictions, udev::predict(&files.all(), &udevd, &db));
     for file in &files.files {
         if let Some(own_rule) = OwnRule::of(&file.content) {
             assert_eq!(own_rule.file().content, file.content);
         }
     }
-    for diagnostic in forecast.ignored.iter().chain(&forecast.unclear) {
+    for diagnostic in predictions.ignored.iter().chain(&predictions.unclear) {
         assert!(
             diagnostic.rule.starts_with("/usr/lib/udev/rules.d/") && !diagnostic.why.is_empty()
         );
@@ -202,21 +202,21 @@ pub fn udev(data: &[u8]) {
         mode: 0o664,
     };
     let own = own_rule.file();
-    let with = udev::predict(&files.with(&own), &node, &db);
+    let with = udev::predict(&files.with(&own), &udevd, &db);
     for event in [Event::Start, Event::Add, Event::Change] {
-        for outcome in [&forecast, &with].map(|all| all.of(event).outcome()) {
+        for outcome in [&predictions, &with].map(|all| all.of(event).outcome()) {
             assert!(outcome.and_then(|o| o.mode).unwrap_or(0) <= 0o7777);
         }
         let Some(outcome) = with.of(event).outcome() else {
             continue;
         };
-        // Where an earlier `:=` has taken the group away, the rule gives what is left.
+        // If an earlier `:=` made the group final, the rule sets only the rest.
         if outcome.rule.starts_with(&own.path) && outcome.gid.is_some() {
             assert_eq!(outcome.gid, Some(own_rule.gid));
         }
         let by_own =
             |rule: &Option<String>| rule.as_ref().is_some_and(|r| r.starts_with(&own.path));
-        // Where an earlier `:=` has taken the mode away, the group still brings its own.
+        // If an earlier `:=` made the mode final, setting the group still implies mode 0660.
         if by_own(&outcome.mode_rule) {
             assert!([own_rule.mode, 0o660].map(Some).contains(&outcome.mode));
         }
@@ -226,7 +226,7 @@ pub fn udev(data: &[u8]) {
     }
 }
 
-/// An error names the file; nothing is left unread; a value that is written reads back.
+/// Errors contain the file name; no text is ignored; a written value can be read back.
 pub fn yaml(data: &[u8]) {
     let flags = Flags::new([("config", "c.yaml")]);
     let resolve = |yaml: &[u8]| {
@@ -244,12 +244,12 @@ pub fn yaml(data: &[u8]) {
             }
         }
     }
-    // Many of these signs are taken for lists in lists.
+    // More of these characters are rejected as deeply nested lists.
     if let Ok(text) = std::str::from_utf8(data)
         && !text.is_empty()
         && text.matches(['-', '?']).count() < 256
     {
-        // Characters that the file may not hold can be written as escapes.
+        // Characters that are forbidden in the file can be written as escapes.
         let quoted = serde_json::to_string(text).unwrap();
         let escape = |c: char| match c {
             '\u{2028}' | '\u{2029}' | '\u{feff}' => format!("\\u{:04x}", u32::from(c)),
@@ -265,7 +265,7 @@ pub fn yaml(data: &[u8]) {
     }
 }
 
-/// What is read is written alike, and a repair gives only the owning group more.
+/// A parsed ACL is written back unchanged, and a repair grants more access only to the owning group.
 pub fn acl(data: &[u8]) {
     let Some((choice, bytes)) = data.split_first_chunk::<2>() else {
         return;
@@ -289,39 +289,43 @@ pub fn acl(data: &[u8]) {
             _ => {}
         }
     }
-    // The device's owner and owning group; the group is one that an entry may name, too.
+    // The device's owner and owning group. An entry can also name that group.
     let owner = Uid::from_raw(0);
     let group = Gid::from_raw(*gids.last().unwrap());
-    let may = |acl: &Acl, who: &Subject<'_>, want| {
+    let may = |acl: &Acl, subject: &Subject<'_>, want| {
         let permissions = FilePermissions {
             uid: owner,
             gid: group,
             mode: 0,
             acl: Some(acl),
         };
-        permits(&permissions, who, want)
+        permits(&permissions, subject, want)
     };
     for uid in uids.iter().map(|raw| Uid::from_raw(*raw)) {
         let named = acl.get(Tag::User(uid)).is_some();
         for (gid, also) in gids.iter().zip(gids.iter().cycle().skip(1)) {
             let (gid, groups) = (Gid::from_raw(*gid), [Gid::from_raw(*also)]);
             for groups in [&groups[..], &[]] {
-                let who = Subject { uid, gid, groups };
+                let subject = Subject { uid, gid, groups };
                 let member = gid == group || groups.contains(&group);
                 if uid == owner || member && !named {
-                    assert!(exact.is_some() || may(&repaired, &who, READ_WRITE));
+                    assert!(exact.is_some() || may(&repaired, &subject, READ_WRITE));
                     continue;
                 }
                 let listed = named
                     || acl.get(Tag::Group(gid)).is_some()
                     || groups.iter().any(|gid| acl.get(Tag::Group(*gid)).is_some());
                 for want in 1..=7 {
-                    let (before, after) = (may(&acl, &who, want), may(&repaired, &who, want));
+                    let before = may(&acl, &subject, want);
+                    let after = may(&repaired, &subject, want);
                     if listed || exact.is_none() {
-                        assert!(before || !after, "{acl} -> {repaired}: {who:?} {want:o}");
+                        assert!(
+                            before || !after,
+                            "{acl} -> {repaired}: {subject:?} {want:o}"
+                        );
                     }
                     if exact.is_none() {
-                        assert_eq!(before, after, "{acl} -> {repaired}: {who:?} {want:o}");
+                        assert_eq!(before, after, "{acl} -> {repaired}: {subject:?} {want:o}");
                     }
                 }
             }
@@ -329,7 +333,7 @@ pub fn acl(data: &[u8]) {
     }
 }
 
-/// A record is only one under its own name, and then look-ups find it.
+/// A record is accepted only from a file with its own name or GID, and lookups then find it.
 pub fn userdb(data: &[u8]) {
     for at in ["usr/lib/userdb/kvm.group", "etc/userdb/78.group"] {
         let Some(found) = record(at, data) else {
@@ -372,13 +376,12 @@ pub fn userdb(data: &[u8]) {
     }
 }
 
-/// Whatever is in a log, and however it is cut when it is read, the report is the same, and nothing in
-/// it moves a terminal's cursor.
+/// The report does not depend on the sizes of the reads, and its text and JSON contain no control characters.
 pub fn logs(data: &[u8]) {
     let Some((choice, log)) = data.split_first() else {
         return;
     };
-    // A line of four bars begins another stream.
+    // A line `||||` starts the next stream.
     let mut streams = vec![Vec::new()];
     for line in log.split_inclusive(|b| *b == b'\n') {
         match streams.last_mut() {
@@ -400,7 +403,7 @@ pub fn logs(data: &[u8]) {
         }
         LogReport::new(aggregator.finish(), report::Read::default(), Vec::new())
     };
-    // Its buffer is large, and what it holds from before does not matter.
+    // The buffer is large, so it is reused; its old content must not affect the result.
     thread_local!(static SCANNER: RefCell<Scanner> = RefCell::default());
     let report = SCANNER.with_borrow_mut(|scanner| {
         let report = read(scanner, usize::MAX);
@@ -413,11 +416,11 @@ pub fn logs(data: &[u8]) {
     assert!(!json.trim_end().chars().any(is_hidden), "{json}");
     assert_eq!(serde_json::from_str::<LogReport>(&json).unwrap(), report);
     let messages = log.iter().filter(|b| **b == b'\n').count() + streams.len();
-    let told: u64 = report.guests.iter().map(|guest| guest.count).sum();
-    assert!(told + report.others <= u64::try_from(messages).unwrap());
+    let reported: u64 = report.guests.iter().map(|guest| guest.count).sum();
+    assert!(reported + report.others <= u64::try_from(messages).unwrap());
 }
 
-/// Bytes that come a few at a time.
+/// A reader that returns at most `step` bytes per call.
 struct Steps<'a> {
     rest: &'a [u8],
     step: usize,

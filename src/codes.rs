@@ -1,9 +1,9 @@
-//! The report's fixed lists of words, which programs and alerts key on: none is renamed. Every stage uses them.
+//! The fixed code words of the report. Programs and alerts depend on them, so none is ever renamed.
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
 
-/// An enum of which each value has a word, in JSON and in text.
+/// Defines an enum with a fixed word for each variant, for JSON and text.
 macro_rules! words {
     ($(#[$about:meta])* pub enum $name:ident { $($(#[$means:meta])+ $value:ident = $word:literal,)+ }) => {
         $(#[$about])*
@@ -13,10 +13,9 @@ macro_rules! words {
         }
 
         impl $name {
-            /// All of them.
             pub const ALL: [Self; [$($word),+].len()] = [$(Self::$value),+];
 
-            /// The word, as JSON has it.
+            /// The word in JSON and text.
             pub fn word(self) -> &'static str {
                 match self {
                     $(Self::$value => $word,)+
@@ -27,23 +26,23 @@ macro_rules! words {
 }
 
 words! {
-    /// The kinds of change.
+    /// Kinds of change.
     pub enum Action {
-        /// The pod's group gets another number.
+        /// Change the GID of the pod's group.
         SetGroupGid = "set-group-gid",
-        /// The pod gets the group.
+        /// Add a group to the pod.
         AddGroup = "add-group",
-        /// The QEMU user becomes a member.
+        /// Make the QEMU user a member of a group.
         AddMember = "add-member",
-        /// Owner and group of the device.
+        /// Set owner and group of the device.
         SetDeviceOwner = "set-device-owner",
-        /// The device's permission bits.
+        /// Set the permission bits of the device.
         SetDeviceMode = "set-device-mode",
-        /// The device's ACL, and with it the permission bits.
+        /// Set the ACL of the device, including its permission bits.
         SetDeviceAcl = "set-device-acl",
-        /// The file of `--group-file-out`, where no line of its groups changes.
+        /// Write the file of `--group-file-out` without changing a group.
         WriteGroupFile = "write-group-file",
-        /// The node's udev rule.
+        /// Write the udev rule on the node.
         WriteUdevRule = "write-udev-rule",
     }
 }
@@ -51,150 +50,149 @@ words! {
 words! {
     /// Why QEMU cannot open KVM.
     pub enum Cause {
-        /// Owner, group or mode do not let it.
+        /// Owner, group or mode deny access.
         Ownership = "ownership",
-        /// The POSIX ACL does not let it.
+        /// The POSIX ACL denies access.
         Acl = "acl",
-        /// The cgroup's device filter does not let it.
+        /// The device filter of the cgroup denies access.
         DeviceCgroup = "device-cgroup",
-        /// The mount ignores devices.
+        /// The file system of the device is mounted with `nodev`.
         Nodev = "nodev",
-        /// Everything else allows it, so a security module does not.
+        /// A security module (such as SELinux or AppArmor) denies access; all other checks allow it.
         SecurityModule = "security-module",
         /// No KVM driver is registered.
         NoDriver = "no-driver",
-        /// There is no node.
+        /// The device does not exist.
         Missing = "missing",
-        /// Something else stands in its place.
+        /// The path is not the KVM device (character device 10:232).
         NotKvm = "not-kvm",
-        /// Another hypervisor holds the processor.
+        /// Another hypervisor is using hardware virtualization.
         Busy = "busy",
-        /// The API version is not the one that QEMU wants.
+        /// KVM has another API version than the one that QEMU requires (12).
         ApiVersion = "api-version",
-        /// None of these.
+        /// None of the other causes.
         Unknown = "unknown",
     }
 }
 
 words! {
-    /// The fixed list of warnings: alerts key on these words.
+    /// Kinds of warning. Alerts depend on these words.
     pub enum WarningCode {
-        /// A source gave 0 or 4294967295.
+        /// A source sets GID 0 or 4294967295, which is never used for KVM.
         CandidateSkipped = "candidate-skipped",
-        /// The number is also another group of the pod, which gains KVM as QEMU gains what it may.
+        /// The GID also belongs to another group in the pod: its members gain KVM access, and QEMU gains the access of that
+        /// group.
         Collision = "collision",
-        /// `--gid`, the node's udev and its group database differ.
+        /// `--gid`, the node's udev and the node's group database have different GIDs.
         Disagreement = "disagreement",
-        /// The pod has the group twice; the first line counts.
+        /// The pod's group file contains the group twice; the first line is used.
         DuplicateGroup = "duplicate-group",
-        /// The node's udev gives the device a GID that means more than KVM (disk, docker, shadow and others, by
-        /// the node's name or by the pod's), or the target is one where there is no device: QEMU is not made a
-        /// member of that group.
+        /// The node's udev sets the device to a GID that grants more than KVM access (disk, docker, shadow and others,
+        /// by the group's name on the node or in the pod), or the target is such a GID and there is no device: QEMU is
+        /// not made a member of that group.
         GuardedGroup = "guarded-group",
-        /// This container does not see the node's file system.
+        /// The node's file system is not visible in this container.
         HostRootUnknown = "host-root-unknown",
-        /// The node has no QEMU user; proven for nobody with the group.
+        /// The node has no QEMU user, so the proof used UID 65534 and GID 65534 with the target GID.
         LimitedProof = "limited-proof",
-        /// Primary groups or running QEMUs still carry the old number.
+        /// Primary groups or running QEMU processes still use the old GID.
         OldGidInUse = "old-gid-in-use",
         /// This container's /dev is not the node's (`check`, `exec`, or with `--device`).
         PrivateDevice = "private-device",
-        /// A running libvirtd resolved its group before the group file changed (`check`).
+        /// A running libvirtd looked up its group before the group file changed (`check`).
         LibvirtdStale = "libvirtd-stale",
-        /// A libvirtd runs on this node, and its root may not be looked at (`check`, `watch`), or there are
-        /// several (`watch`): what was found does not hold for its files.
+        /// A libvirtd runs on this node and its root cannot be inspected (`check`, `watch`), or several run (`watch`):
+        /// the result does not apply to its files.
         LibvirtdUnseen = "libvirtd-unseen",
-        /// A name service cache may answer libvirtd instead of the pod's group file.
+        /// libvirtd may use a name service cache (nscd) instead of the pod's group file.
         NscdSocket = "nscd-socket",
-        /// Everybody may open the device (`check`).
+        /// Every user can open the device (`check`).
         OpenToOthers = "open-to-others",
-        /// Others than the QEMU user are members of the group (`check`).
+        /// The group has members besides the QEMU user (`check`).
         OtherMembers = "other-members",
-        /// The node's udev gives different groups at different events.
+        /// The node's udev sets different groups at different events.
         UdevEventsDiffer = "udev-events-differ",
-        /// A rule about the device that the node's udevd ignores.
+        /// The node's udevd ignores a rule for the device.
         UdevIgnored = "udev-ignored",
-        /// A rule about the device whose outcome cannot be told from the rules, or a part of the node that may
-        /// have such a rule and is not seen.
+        /// The result of a rule for the device cannot be computed, or a part of the node that may contain such a rule
+        /// cannot be read.
         UdevUnclear = "udev-unclear",
-        /// The rule of an earlier `--persist` gives another number than the node would have without it.
+        /// The rule of an earlier `--persist` sets another GID than the node would use without it.
         UdevRuleOutdated = "udev-rule-outdated",
-        /// The rule of `--persist` may not be written, and `watch` keeps the device without it.
+        /// A safety check refused the rule of `--persist`; `watch` maintains the device without it.
         UdevRuleRefused = "udev-rule-refused",
-        /// The running udevd applies numbers from before the node's files changed (`check`).
+        /// The running udevd uses GIDs or UIDs from before the node's files changed (`check`).
         UdevdStale = "udevd-stale",
         /// The device's owner is not mapped in this user namespace.
         UnmappedOwner = "unmapped-owner",
-        /// The proof was turned off.
+        /// The proof was turned off (`--proof off`).
         Unproven = "unproven",
-        /// The device was still being changed when `--settle` was over.
+        /// The device was still changing when the time of `--settle` was over.
         Unsettled = "unsettled",
     }
 }
 
-/// Something odd.
+/// A fact that does not affect the verdict but may need attention.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Warning {
-    /// Which.
+    /// The kind of warning.
     pub code: WarningCode,
-    /// What was seen.
+    /// The description of the warning.
     pub text: String,
 }
 
 impl Warning {
-    /// A warning.
     pub fn new(code: WarningCode, text: impl Into<String>) -> Self {
         let text = text.into();
         Self { code, text }
     }
 }
 
-/// What owner, group, mode and ACL say.
+/// The access that owner, group, mode and ACL grant to QEMU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Permission {
-    /// QEMU may read and write the device, and pass the directories above it.
+    /// QEMU has read and write permission for the device, and search permission for the directories above it.
     Allowed,
-    /// It may not.
+    /// QEMU lacks one of these permissions.
     Denied,
 }
 
-/// Where a candidate comes from, strongest first.
+/// Source of a candidate for the target GID, highest precedence first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
-    /// `--gid`, its variable or its key.
+    /// `--gid`, its environment variable or its configuration key.
     Flag,
-    /// What the node's udev gives at an add event.
+    /// The group that the node's udev sets at an add event.
     Udev,
     /// The node's group database.
     HostGroup,
-    /// `watch`: what worked last. A node whose files are not seen for a while has not changed its mind.
+    /// `watch`: the last GID that worked, used while the node's files cannot be read.
     Kept,
-    /// The device's own group.
+    /// The current group of the device.
     Device,
     /// The pod's group file.
     PodGroup,
 }
 
-/// What opening the device came to, as JSON has it.
+/// Result of the proof, as in JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub enum ProofWord {
-    /// It opened and KVM answered.
+    /// The device could be opened and KVM responded.
     Ok,
-    /// The proof was turned off.
+    /// The proof was turned off (`--proof off`).
     Off,
-    /// Nothing was opened.
+    /// The device was not opened.
     None,
-    /// Another device or API version than expected.
+    /// The opened device or its API version is not the expected one.
     Mismatch,
-    /// The name of the errno.
+    /// Opening the device failed with the errno of this name.
     Errno(String),
 }
 
 impl ProofWord {
-    /// The word, as JSON has it.
     pub fn as_str(&self) -> &str {
         match self {
             Self::Ok => "ok",

@@ -1,4 +1,4 @@
-//! Why a run ends early, and what to do next.
+//! Errors that end a run, with advice for the next step.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -8,42 +8,35 @@ use nix::errno::Errno;
 use crate::sys::SyscallError;
 use crate::verdict::Verdict;
 
-/// What ended a run.
 #[derive(Debug)]
 pub enum Error {
-    /// A flag, variable or configuration file is wrong. Nothing was changed.
+    /// An invalid flag, environment variable or configuration value. Nothing was changed.
     Usage(String),
-    /// A safety rule said no when the work had begun, before anything was changed.
+    /// A safety check failed after the run had started, before any change.
     Refused(String),
-    /// A system call failed.
     Syscall {
-        /// The call with its arguments, and what came back.
         error: SyscallError,
-        /// What was worked on.
         on: Object,
     },
-    /// Another process changes what is to be changed, again and again.
+    /// Another process repeatedly changes the same files or the device.
     Contended(String),
 }
 
-/// What a system call was about. It decides what to do next.
+/// The object of a system call, which selects the advice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Object {
-    /// The device.
     Device,
-    /// The pod root's group file.
+    /// The group file below the pod root.
     GroupFile,
     /// The file of `--group-file-out`.
     GroupFileOut,
-    /// The node's udev rule.
+    /// The rule of `--persist` on the node.
     UdevRule,
-    /// The binary that `install` puts into a volume.
+    /// The binary that `install` copies into a volume.
     Binary,
-    /// Anything else.
     Other,
 }
 
-/// What a function that may end a run returns.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl From<SyscallError> for Error {
@@ -56,7 +49,6 @@ impl From<SyscallError> for Error {
 }
 
 impl Error {
-    /// The verdict on a run that it ended.
     pub fn verdict(&self) -> Verdict {
         match self {
             Self::Usage(_) => Verdict::Usage,
@@ -88,11 +80,12 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 const LOCKED: &str =
-    "another process holds the lock on that file: find it with `lslocks`, then run again";
-const CHANGED: &str = "see whether another process changes it";
+    "another process holds the lock on that file; find it with `lslocks`, then repeat the command";
+const CHANGED: &str = "check whether another process is changing it";
 const ROOT: &str = "run this step as root";
+const DIRECTORY: &str = "a directory exists where the file belongs (the kubelet creates one for a missing subPath); \
+                         remove it from the volume, or delete the pod";
 
-/// What to do next.
 fn advice(on: Object, error: &SyscallError) -> Option<&'static str> {
     let errno = error.errno;
     Some(match on {
@@ -110,22 +103,22 @@ fn of_device(errno: Errno) -> &'static str {
         Errno::EROFS => "mount the node's /dev writable in this container",
         Errno::EPERM | Errno::EACCES => "run this step as root with CAP_CHOWN (privileged: true)",
         Errno::EINVAL => {
-            "this user namespace does not map that number: run without hostUsers: false"
+            "this user namespace does not map that GID; run the pod without hostUsers: false"
         }
-        _ => "see `dmesg` on the node",
+        _ => "check `dmesg` on the node",
     }
 }
 
 fn of_group_file(errno: Errno) -> &'static str {
     match errno {
         Errno::EROFS => {
-            "the root file system, or what is mounted over that file, is read-only: in a step \
-             before, give --group-file-out with a file in a volume, and mount that file read-only \
-             over etc/group in the libvirt container, as helm-patch/kustomize does; where that is \
-             so already, delete the pod: its step runs again"
+            "the file or its file system is mounted read-only: in an earlier step, write to a volume \
+             with --group-file-out and mount that file over etc/group in the libvirt container, as \
+             helm-patch/kustomize does; if it is already set up this way, delete the pod so that the \
+             init step runs again"
         }
         Errno::EPERM | Errno::EACCES => ROOT,
-        Errno::ENOSPC | Errno::EDQUOT => "make space in that file system",
+        Errno::ENOSPC | Errno::EDQUOT => "free space in that file system",
         Errno::EWOULDBLOCK => LOCKED,
         _ => CHANGED,
     }
@@ -133,16 +126,15 @@ fn of_group_file(errno: Errno) -> &'static str {
 
 fn of_group_file_out(errno: Errno) -> &'static str {
     match errno {
-        Errno::EINVAL | Errno::ENAMETOOLONG => "give the path of a file, with a shorter name",
-        Errno::EISDIR => {
-            "a directory stands where the file belongs, as the kubelet makes one for a subPath \
-             that did not exist: remove it from the volume, or delete the pod"
+        Errno::EINVAL | Errno::ENAMETOOLONG => "use the path of a file with a shorter name",
+        Errno::EISDIR => DIRECTORY,
+        Errno::ENOENT | Errno::ENOTDIR => "mount the volume there before this step",
+        Errno::EMLINK => {
+            "the mounted file has more than one hard link; mount a file with a single link"
         }
-        Errno::ENOENT | Errno::ENOTDIR => "mount the volume there first",
-        Errno::EMLINK => "the mounted file has other names (hard links): mount one that has none",
         Errno::EROFS => "mount the volume writable in this step",
         Errno::EPERM | Errno::EACCES => ROOT,
-        Errno::ENOSPC | Errno::EDQUOT => "make space in that volume",
+        Errno::ENOSPC | Errno::EDQUOT => "free space in that volume",
         Errno::EWOULDBLOCK => LOCKED,
         _ => CHANGED,
     }
@@ -152,8 +144,8 @@ fn of_udev_rule(errno: Errno) -> &'static str {
     match errno {
         Errno::EROFS => "mount the node's /etc/udev/rules.d writable in this container",
         Errno::EPERM | Errno::EACCES => ROOT,
-        Errno::ELOOP | Errno::EINVAL => "what stands there is no file: remove it",
-        Errno::ENOSPC | Errno::EDQUOT => "make space in that file system",
+        Errno::ELOOP | Errno::EINVAL => "it is not a regular file; remove it",
+        Errno::ENOSPC | Errno::EDQUOT => "free space in that file system",
         Errno::EWOULDBLOCK => LOCKED,
         _ => CHANGED,
     }
@@ -161,16 +153,13 @@ fn of_udev_rule(errno: Errno) -> &'static str {
 
 fn of_binary(errno: Errno) -> &'static str {
     match errno {
-        Errno::EISDIR | Errno::ENOTEMPTY | Errno::EEXIST => {
-            "a directory stands where the file belongs, as the kubelet makes one for a subPath that \
-             did not exist: remove it from the volume, or delete the pod"
-        }
-        Errno::EBUSY => "that file is a mount point: install into the volume itself",
+        Errno::EISDIR | Errno::ENOTEMPTY | Errno::EEXIST => DIRECTORY,
+        Errno::EBUSY => "that file is a mount point; install into the volume itself",
         Errno::EROFS => "mount the volume writable in this step",
         Errno::EPERM | Errno::EACCES => {
-            "run this step as root; where it is, see `lsattr` for what may not be changed (chattr +i)"
+            "run this step as root; if it already is, check with `lsattr` for an immutable file (chattr +i)"
         }
-        Errno::ENOSPC | Errno::EDQUOT => "make space in that volume",
+        Errno::ENOSPC | Errno::EDQUOT => "free space in that volume",
         Errno::EWOULDBLOCK => LOCKED,
         _ => CHANGED,
     }

@@ -1,28 +1,28 @@
 //! Makes `/dev/kvm` usable by the QEMU user of a libvirt pod, and proves it.
 //!
-//! The tree is the pipeline. A module imports only what stands below it.
+//! The modules form a pipeline. Each imports only modules that are listed below it (tests/layers checks this).
 //!
 //! ```text
 //! main        parse, start the log, dispatch, print, exit
-//!   cli       the command line as clap takes it
+//!   cli       the command line as clap parses it
 //!   commands  apply, check, exec, install, ready, watch, logs
 //!   pipeline  observe -> plan -> execute -> prove -> judge -> report, for apply, check and watch
-//!   report    what is printed: table, JSON, node-problem-detector, Prometheus
-//!   judge     pure: the verdict, its summary and advice; what happens to the device next
-//!   prove     a child with the QEMU identity opens the device; what its answer means
-//!   execute   the steps: the group file and the udev rule, the device last
-//!   plan      pure: the target GID, the safety rules, the steps
+//!   report    output formats: table, JSON, node-problem-detector, Prometheus
+//!   judge     pure: the verdict, its summary and advice; the effect of the next udev events
+//!   prove     opens the device in a child with the QEMU identity, and finds the cause of a failure
+//!   execute   carries out the steps: group file and udev rule, the device last
+//!   plan      pure: target GID, safety rules, steps
 //!   observe   one snapshot of the node, the pod, the device and the daemons
 //!   config    flags, environment and YAML -> Sources, Policy, Output
-//!   error     why a run ends early, and what to do next
-//!   sys       system calls; unsafe code in one file
-//!   formats   pure: other people's files as their owners read them
+//!   error     errors that end a run, with advice
+//!   sys       system calls; `unsafe` is confined to one file
+//!   formats   pure: parsers for files of other programs, compatible with those programs
 //!   text, codes, verdict
 //! ```
 //!
-//! [`observe::observe`] takes [`config::Sources`], [`plan::plan`] an observation and a [`config::Policy`];
-//! [`judge::judge`] takes all of it, and [`report::build`] makes the one [`report::Report`] from that. `watch`
-//! goes the same way at each event, `exec` in a child before it becomes a command.
+//! [`observe::observe`] takes [`config::Sources`]; [`plan::plan`] takes the observation and a [`config::Policy`];
+//! [`judge::judge`] takes both and the proof, and [`report::build`] makes the [`report::Report`]. `watch` runs the
+//! pipeline at each event, `exec` runs it in a child before it executes the command.
 
 pub mod cli;
 pub mod codes;

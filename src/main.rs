@@ -1,4 +1,4 @@
-//! The program: parse, start the log, dispatch, print, exit.
+//! The program: parses the command line, starts the log, runs the command, prints its report and exits.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -24,13 +24,13 @@ use libvirt_kvm_init::text::escape_control;
 use libvirt_kvm_init::verdict::Verdict;
 use nix::sys::signal::Signal;
 
-/// musl's own allocator asks the kernel for memory at almost every turn, which is a third of the time
-/// of a run that only reads some files.
+/// musl's allocator makes system calls for almost every allocation, a third of the time of a run that only reads
+/// some files.
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
-/// Does the work in a process of its own, and reports in its place where that hangs. `exec` starts one itself: this
-/// process becomes its command.
+/// Runs the command in a child process, and reports in its place if that child hangs or is killed. `exec` forks by
+/// itself, because this process has to become its command.
 fn main() -> ExitCode {
     let name = std::env::args_os().nth(1).unwrap_or_default();
     let Some(job) = name.to_str().and_then(Job::of_command) else {
@@ -42,8 +42,8 @@ fn main() -> ExitCode {
         Ok(Ended::Killed(signal)) => {
             if signal == Signal::SIGKILL {
                 report_failure(
-                    "the process that does the work was ended by SIGKILL; see `dmesg` on the node for an \
-                     out-of-memory kill"
+                    "the worker process was killed by SIGKILL; check `dmesg` on the node for an out-of-memory \
+                     kill"
                         .to_owned(),
                 );
             }
@@ -51,15 +51,15 @@ fn main() -> ExitCode {
         }
         Ok(Ended::Hung(text)) => report_failure(text),
         Ok(Ended::Lost(error)) => report_failure(error.to_string()),
-        // No process is left (pids.max): the work counts more than its supervision.
+        // fork(2) failed, for example at pids.max: work without supervision.
         Err(error) => command(&reduced.with_warning(format!(
-            "{error}: a file system that does not answer will keep this process from ending"
+            "{error}; this run has no supervision: a file system that does not respond can block it forever"
         ))),
     };
     code.into()
 }
 
-/// The command line's work. Gives the exit code.
+/// Runs the command of the command line and returns the exit code.
 fn command(reduced: &Reduced) -> u8 {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -84,7 +84,7 @@ fn command(reduced: &Reduced) -> u8 {
             run(&options.flags, check::check)
         }
         Command::Exec(options) => exec::exec(&options.command, || {
-            // Only this child gives up what it does not need.
+            // In the child only: the command inherits all privileges of this process.
             end_on_request();
             start_log(options.apply.verbose, options.apply.quiet);
             reduce(Job::Apply).log();
@@ -112,26 +112,27 @@ fn command(reduced: &Reduced) -> u8 {
     }
 }
 
-/// Answers a command line that cannot be parsed, or asks for help.
+/// Prints help or version if requested, else the reason why the command line cannot be parsed. Returns the exit
+/// code.
 fn refuse(error: &clap::Error) -> u8 {
-    // Its reader may take a long time.
+    // A slow reader of stderr or stdout is not a hang.
     let _waits = Wait::begin();
-    // Help and version are answers.
     if !error.use_stderr() {
         let _ = error.print();
         return 0;
     }
-    // The rest repeats arguments.
-    for line in error.to_string().lines() {
-        let _ = writeln!(io::stderr(), "{}", escape_control(line));
+    if cli::is_without_command(error) {
+        // The usage line contains argv[0].
+        for line in error.to_string().lines() {
+            let _ = writeln!(io::stderr(), "{}", escape_control(line));
+        }
     }
-    say(
-        &Report::new(Verdict::Usage, cli::what_is_wrong(error)),
-        None,
-    )
+    let first = std::env::args_os().nth(1);
+    let summary = cli::usage_error(error, first.as_deref());
+    say(&Report::new(Verdict::Usage, summary), None)
 }
 
-/// The report in the place of a worker that cannot give one.
+/// Prints a `failed` report on behalf of a worker that hangs or was killed, and returns the exit code.
 fn report_failure(text: String) -> u8 {
     let flags = match Cli::try_parse().map(|cli| cli.command) {
         Ok(Command::Install(options)) => {

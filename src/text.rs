@@ -1,9 +1,10 @@
-//! Text for a report: lists that fit a line, and names from files that may hold anything.
+//! Text for reports and logs: shortened lists, and escapes for control characters.
 #![forbid(unsafe_code)]
 
 use serde::Serialize;
 
-/// The first `most` of a list, and how many more there are: one line has to hold it. Nothing of an empty list.
+/// Joins the first `most` items of a list and appends the number of the rest (" and 3 more"), so that it fits on one
+/// line. Empty for an empty list.
 pub fn join_first(list: impl Iterator<Item = String>, most: usize, between: &str) -> String {
     let mut list = list.fuse();
     let mut text = list.by_ref().take(most).collect::<Vec<_>>().join(between);
@@ -14,8 +15,8 @@ pub fn join_first(list: impl Iterator<Item = String>, most: usize, between: &str
     text
 }
 
-/// Whether a character ends a line, or is not seen itself and moves or joins what is: Unicode's categories
-/// Cf, Zl and Zp (soft hyphen, joiners, controls of writing direction, annotations, tags).
+/// Whether a character is in the Unicode categories Cf, Zl or Zp: invisible characters that change how others are
+/// displayed (soft hyphen, joiners, text direction, annotations, tags), and separators of lines and paragraphs.
 pub fn is_format(char: char) -> bool {
     matches!(char, '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
         | '\u{890}'..='\u{891}' | '\u{8e2}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
@@ -24,12 +25,12 @@ pub fn is_format(char: char) -> bool {
         | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// Whether a character is not to be seen as it is: a control character, or one of [`is_format`].
+/// Whether a character must be escaped in output: a control character, or one of [`is_format`].
 pub fn is_hidden(char: char) -> bool {
     char.is_control() || is_format(char)
 }
 
-/// A text for a terminal or a log: names from files may hold anything.
+/// Escapes control and format characters for a terminal or a log: names from files can contain any character.
 pub fn escape_control(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for char in text.chars() {
@@ -42,18 +43,18 @@ pub fn escape_control(text: &str) -> String {
     plain
 }
 
-/// One line of JSON and a newline. serde_json escapes what JSON requires and no more: DEL, the C1 controls
-/// and [`is_format`] stand in its text as they are, and only within strings. Here they are escapes too, so
-/// that the text steers no terminal, and is the same to whatever parses it.
+/// One line of JSON and a newline. serde_json escapes only what JSON requires; DEL, the C1 controls and the
+/// characters of [`is_format`], which occur only within strings, stay as they are. They are escaped here too, so that
+/// the text cannot control a terminal; a parser reads the same values.
 ///
 /// # Errors
-/// serde_json's: a key that is no string.
+/// If a map has a key that is not a string.
 pub fn json_line(value: &impl Serialize) -> serde_json::Result<String> {
     let text = serde_json::to_string(value)?;
     let mut line = String::with_capacity(text.len() + 1);
     for char in text.chars() {
         if is_hidden(char) {
-            // Outside of the first plane as a surrogate pair.
+            // Characters beyond U+FFFF become a surrogate pair.
             for unit in char.encode_utf16(&mut [0; 2]) {
                 line.push_str(&format!("\\u{unit:04x}"));
             }

@@ -1,32 +1,32 @@
-//! Verdicts and the exit codes that stand for them, the same for every command.
+//! Verdicts and their exit codes, which are the same for every command.
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
 
-/// What the run came to. The exit code follows from it.
+/// Outcome of a run, which determines the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// The state is right, and QEMU can open KVM (or `--proof off`, `--missing skip`). `watch`: a signal
-    /// ended it. `logs`: no failure found.
+    /// The state is correct and QEMU can open KVM; with `--proof off` or `--missing skip`, exit code 0 does not imply
+    /// that. `watch`: ended by a signal. `logs`: no failures found.
     Ok,
-    /// `check` and `--dry-run`: QEMU cannot open KVM and `apply` would mend it, or it can and the node's
-    /// next event or the chart's libvirt.sh takes it away. `logs`: failures found.
+    /// `check` and `--dry-run`: QEMU cannot open KVM and `apply` would repair it; or QEMU can open KVM, but a step is
+    /// pending, or the node's next event or the chart's libvirt.sh will deny access. `logs`: failures found.
     Drift,
-    /// A bad flag or configuration; nothing was changed.
+    /// Invalid flag, environment variable or configuration; nothing was changed.
     Usage,
-    /// A safety rule said no; nothing was changed.
+    /// Refused by a safety check; nothing was changed.
     Refused,
-    /// A system call failed; the text names it with its arguments. Also a proof that could not be done.
+    /// A system call failed; the message contains the call with its arguments. Also if the proof could not be run.
     Failed,
-    /// The state is right and QEMU still cannot open KVM, or this container may not ask.
+    /// The state is correct but QEMU cannot open KVM, or this container lacks the privilege to open the device.
     Unproven,
     /// No KVM on this node; nothing was changed.
     Absent,
 }
 
 impl Verdict {
-    /// All of them, by exit code.
+    /// In the order of the exit codes.
     pub const ALL: [Self; 7] = [
         Self::Ok,
         Self::Drift,
@@ -37,7 +37,6 @@ impl Verdict {
         Self::Absent,
     ];
 
-    /// The exit code.
     pub fn code(self) -> u8 {
         match self {
             Self::Ok => 0,
@@ -50,7 +49,7 @@ impl Verdict {
         }
     }
 
-    /// The word for it, as the report has it.
+    /// The word in the report.
     pub fn word(self) -> &'static str {
         match self {
             Self::Ok => "ok",

@@ -1,103 +1,105 @@
-//! What `--help` of each command says below its options: where they come from, examples, exit codes.
+//! The text below the options in each command's `--help`: sources of the options, examples, exit codes.
 
 pub(super) const APPLY: &str = "\
-Every option but -v and -q can also be given as an environment variable
-(--host-root as LIBVIRT_KVM_INIT_HOST_ROOT) and, but for --config, as a key of
-the --config file (host-root). A flag beats the environment, which beats the
+Every option except -v and -q can also be set by an environment variable
+(--host-root: LIBVIRT_KVM_INIT_HOST_ROOT) and, except --config, by a key of the
+--config file (host-root). Flags override the environment, which overrides the
 file. BOOL is true or false.
 
 Examples:
   libvirt-kvm-init apply
-      in the libvirt image, before libvirtd; by hand on a node
+      in a container of the libvirt image, before libvirtd; or on a node
   libvirt-kvm-init apply --host-root /mnt/host-rootfs --settle 30s
       after a step that reloads the KVM module
   libvirt-kvm-init apply --dry-run --format json
-      what would be changed, for a program
+      planned changes in machine-readable form
 
 Exit codes: 0 ok, 1 drift (--dry-run), 2 usage, 3 refused, 4 failed, 5 unproven,
 6 absent";
 
 pub(super) const CHECK: &str = "\
-Takes apply's options, in the same three ways. On a node where libvirtd runs in
-a container it looks at that container's files, so that the report shows the
-node's view and the pod's.
+Takes the options of apply: flags, environment variables, keys of the --config
+file. On a node where libvirtd runs in a container, it inspects the files of
+that container, so that the report shows both the node and the pod.
 
 Examples:
   libvirt-kvm-init check
-      first thing in an incident: in the libvirt container, or on the node
+      first step in an incident, in the libvirt container or on the node
   libvirt-kvm-init check --format npd
       as a custom plugin of node-problem-detector
   libvirt-kvm-init check --format prometheus > FILE
-      for the textfile collector
+      for the textfile collector of the node exporter
 
 Exit codes: 0 ok, 1 drift, 2 usage, 3 refused, 4 failed, 5 unproven, 6 absent";
 
 pub(super) const EXEC: &str = "\
-Takes apply's options but --dry-run, in the same three ways. Stdout is the
-command's: the report goes to stderr. The command is only started once apply
-ended with 0, and finds itself as if it had been started without this program.
+Takes the options of apply except --dry-run: flags, environment variables, keys
+of the --config file. The report goes to stderr; stdout is left to the command.
+The command is started only if apply succeeds. It inherits an unmodified
+environment, as if it had been started directly.
 
 Examples:
   libvirt-kvm-init exec -- /tmp/libvirt.sh
       before the command of the libvirt container
   libvirt-kvm-init exec --host-root /mnt/host-rootfs --settle 30s -- libvirtd -l
-      with apply's options
+      with options of apply
 
-Exit codes: apply's, and 126 for a command that cannot run, 127 for one that
-is not there; else the command's";
+Exit codes: those of apply; 126 if the command cannot be run, 127 if it is not
+found; otherwise the exit code of the command";
 
 pub(super) const INSTALL: &str = "\
-The binary becomes DIR/libvirt-kvm-init, owned by root, mode 0755. It is left
-alone if it is there already.
+Writes the binary to DIR/libvirt-kvm-init, owned by root, mode 0755. A file
+that is already identical is not rewritten.
 
 Examples:
   libvirt-kvm-init install /pod-shared
-      as an init container, from this project's image
+      as an init container that runs this project's image
 
-Exit codes: 0 ok, 2 usage, 4 failed";
+Exit codes: 0 installed or already there, 2 usage, 3 others can write to DIR,
+4 failed";
 
 #[cfg(feature = "watch")]
 pub(super) const WATCH: &str = "\
-Takes apply's options, in the same three ways, and three of its own. It runs
-until SIGTERM or SIGINT ends it (exit code 0); SIGHUP makes it read its
-configuration again. Where no --root is given and a libvirtd runs in another
-container that can be seen (hostPID, shareProcessNamespace), the files are that
-container's.
+Takes the options of apply and three more: flags, environment variables, keys of
+the --config file. Runs until SIGTERM or SIGINT (exit code 0). SIGHUP reloads
+the configuration. Without --root, it maintains the files of a libvirtd in
+another container if that process is visible (hostPID, shareProcessNamespace).
 
 Examples:
   libvirt-kvm-init watch --group-file-out /var/lib/pod-shared/group
-      as a sidecar, behind the init step that makes the same file
+      as a sidecar, after the init step that writes the same file
   libvirt-kvm-init watch --metrics-file /textfile/libvirt-kvm-init.prom
-      for the textfile collector
+      for the textfile collector of the node exporter
   libvirt-kvm-init watch --recheck 30s -v
-      by hand
+      interactively
 
 Exit codes: 0 ended by a signal, 2 usage, 4 cannot watch";
 
 #[cfg(feature = "watch")]
 pub(super) const READY: &str = "\
-Reads the file that watch keeps with --status-file, and asks whether that watch
-still runs: it holds a lock on the file.
+Reads the status file that watch maintains with --status-file, and checks that
+watch is still running: it holds a lock on the file.
 
 Example:
   libvirt-kvm-init ready /run/kvm-init/status.json
-      as a probe, in an image without a shell as well
+      as a readiness probe, also in an image without a shell
 
-Exit codes: 0 QEMU can open KVM, 5 it cannot, 2 usage, 4 the file does not say,
-or no watch keeps it up to date";
+Exit codes: 0 QEMU can open KVM, 2 usage, 4 no valid status file or no
+running watch, 5 QEMU cannot open KVM";
 
 #[cfg(feature = "logs")]
 pub(super) const LOGS: &str = "\
-Without PATH it reads those of /var/log/libvirt, /var/log/nova and
-/var/log/kolla/nova that exist. Folders are read with all below them, gzip is
-unpacked, links in directories are not followed.
+Without PATH it reads /var/log/libvirt, /var/log/nova and /var/log/kolla/nova,
+as far as they exist. Directories are searched recursively (symlinks in them
+are not followed); gzip files are decompressed.
 
 Examples:
   libvirt-kvm-init logs
       on a node, or in its libvirt pod
   kubectl logs ds/nova-compute-default -c nova-compute | libvirt-kvm-init logs -
-      what a pod said
+      the log of a pod
   libvirt-kvm-init logs --format json /var/log/nova | jq '.guests[].instance'
-      for a program
+      UUIDs of the affected Nova instances
 
-Exit codes: 0 none found, 1 found, 2 usage, 4 none found and not all was read";
+Exit codes: 0 no failures found, 1 failures found, 2 usage, 4 no failures found
+but some input could not be read";

@@ -1,10 +1,11 @@
-//! The command line: commands and options as text. What they mean is decided in `config`.
+//! The command line: commands and options as unparsed text. `config` parses and checks the values.
 #![forbid(unsafe_code)]
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::options::{Flags, OPTIONS};
 
@@ -19,102 +20,95 @@ mod help;
     after_help = "Exit codes: 0 ok, 1 drift, 2 usage, 3 refused, 4 failed, 5 unproven, 6 absent"
 )]
 pub struct Cli {
-    /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What the program can be asked to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Align pod and device with the node's kvm GID: the init step
+    /// Align the pod and the device with the node's kvm GID (init step)
     #[command(after_help = help::APPLY, next_line_help = true)]
     Apply(Options),
-    /// The same without writing: what is, what should be, what comes next
+    /// Dry run: show current and target state, and what udev will do next
     #[command(after_help = help::CHECK, next_line_help = true)]
     Check(Options),
-    /// Align this container, then become a command: an entrypoint wrapper
+    /// Run apply, then exec a command (entrypoint wrapper)
     #[command(after_help = help::EXEC, next_line_help = true)]
     Exec(ExecOptions),
-    /// Put this binary into a volume, for images that do not contain it
+    /// Copy this binary into a volume, for images that do not contain it
     #[command(after_help = help::INSTALL)]
     Install(InstallOptions),
-    /// Apply, then keep it so: heal drift when it happens
+    /// Run apply, then watch for drift and repair it
     #[cfg(feature = "watch")]
     #[command(after_help = help::WATCH, next_line_help = true)]
     Watch(WatchOptions),
-    /// Whether QEMU could open KVM when `watch` last tried: for probes
+    /// Readiness probe: exit 0 if `watch` runs and its last proof was ok
     #[cfg(feature = "watch")]
     #[command(after_help = help::READY)]
     Ready(ReadyOptions),
-    /// Find guests that could not start for want of KVM in logs
+    /// Search logs for guests that failed to start with a KVM access error
     #[cfg(feature = "logs")]
     #[command(after_help = help::LOGS)]
     Logs(LogOptions),
 }
 
-/// The options of `exec`.
 #[derive(Debug, Args)]
 pub struct ExecOptions {
     #[command(flatten)]
     pub apply: Options,
-    /// The command and its arguments
+    /// Command to run, with its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,
 }
 
-/// The options of `install`.
 #[derive(Debug, Args)]
 pub struct InstallOptions {
-    /// The directory, in the volume
+    /// Directory in the volume that receives the binary
     #[arg(value_name = "DIR")]
     pub directory: PathBuf,
-    /// The report: table or json [default: table]
+    /// Report format: table or json [default: table]
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
 }
 
-/// The options of `logs`.
 #[cfg(feature = "logs")]
 #[derive(Debug, Args)]
 pub struct LogOptions {
-    /// Files and directories, or - for standard input
+    /// Files and directories to search, or - for standard input
     #[arg(value_name = "PATH")]
     pub paths: Vec<PathBuf>,
-    /// The report: table or json [default: table]
+    /// Report format: table or json [default: table]
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
-    /// Say more on stderr
+    /// Log more on stderr
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,
-    /// Say less on stderr, and show no progress
+    /// Log less on stderr, and show no progress
     #[arg(short, long)]
     pub quiet: bool,
 }
 
-/// The argument of `ready`.
 #[cfg(feature = "watch")]
 #[derive(Debug, Args)]
 pub struct ReadyOptions {
-    /// What watch was given as --status-file
+    /// File that a running watch maintains with --status-file
     #[arg(value_name = "STATUS-FILE")]
     pub status_file: PathBuf,
 }
 
-/// The options of `apply`, from their table. All are text here, and unset where the command line says nothing.
+/// The options of `apply`, `check` and `exec`, as text; an option that is not on the command line is unset.
 #[derive(Debug, Default)]
 pub struct Options {
-    /// Those that have a variable and a key as well.
+    /// The options that can also be set by the environment or the configuration file.
     pub flags: Flags,
-    /// How often more on stderr was asked for.
+    /// How often `-v` occurs.
     pub verbose: u8,
-    /// Whether less on stderr was asked for.
     pub quiet: bool,
 }
 
 impl Args for Options {
     fn augment_args(command: clap::Command) -> clap::Command {
-        // Only made for the command that is used.
+        // Deferred, so that clap builds the options only for the command that is used.
         command.defer(|command| arguments(command, false))
     }
 
@@ -124,7 +118,7 @@ impl Args for Options {
 }
 
 fn arguments(command: clap::Command, of_watch: bool) -> clap::Command {
-    let given = |only_watch: bool| {
+    let options = |only_watch: bool| {
         OPTIONS
             .iter()
             .filter(move |option| option.only_watch == only_watch)
@@ -132,11 +126,11 @@ fn arguments(command: clap::Command, of_watch: bool) -> clap::Command {
     let verbose = Arg::new("verbose").short('v').long("verbose");
     let quiet = Arg::new("quiet").short('q').long("quiet");
     let command = command
-        .args(given(false).map(|option| option.arg()))
-        .arg(verbose.action(ArgAction::Count).help("Say more on stderr"))
-        .arg(quiet.action(ArgAction::SetTrue).help("Say less on stderr"));
+        .args(options(false).map(|option| option.arg()))
+        .arg(verbose.action(ArgAction::Count).help("Log more on stderr"))
+        .arg(quiet.action(ArgAction::SetTrue).help("Log less on stderr"));
     match of_watch {
-        true => command.args(given(true).map(|option| option.arg())),
+        true => command.args(options(true).map(|option| option.arg())),
         false => command,
     }
 }
@@ -144,7 +138,7 @@ fn arguments(command: clap::Command, of_watch: bool) -> clap::Command {
 impl FromArgMatches for Options {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         Ok(Self {
-            flags: Flags::given(matches),
+            flags: Flags::from_matches(matches),
             verbose: matches.get_count("verbose"),
             quiet: matches.get_flag("quiet"),
         })
@@ -156,7 +150,7 @@ impl FromArgMatches for Options {
     }
 }
 
-/// The options of `watch`: those of `apply`, and its own.
+/// The options of `watch`: those of `apply`, and three more.
 #[cfg(feature = "watch")]
 #[derive(Debug, Default)]
 pub struct WatchOptions(pub Options);
@@ -183,27 +177,137 @@ impl FromArgMatches for WatchOptions {
     }
 }
 
-/// What is wrong with the command line, in one line.
-pub fn what_is_wrong(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let mut lines = text.lines();
-    let first = lines.next().and_then(|line| line.strip_prefix("error: "));
-    match first {
-        None => "a command is missing, see --help".to_owned(),
-        // What is missing is on the next line.
-        Some(first) if first.ends_with(':') => {
-            format!("{first} {}", lines.next().unwrap_or_default().trim())
-        }
-        Some(first) => first.to_owned(),
+/// The sentence for a command line that clap rejects: clap's message, its tips, and the help to read. `first` is the
+/// first argument of the command line, which names the command.
+pub fn usage_error(error: &clap::Error, first: Option<&OsStr>) -> String {
+    let is_command = |name: &&str| Cli::command().find_subcommand(name).is_some();
+    let help = match first.and_then(OsStr::to_str).filter(is_command) {
+        Some(command) => format!("run `libvirt-kvm-init {command} --help` for the options"),
+        None => "run `libvirt-kvm-init --help` for the commands".to_owned(),
+    };
+    if is_without_command(error) {
+        return format!("a command is missing; {help}");
     }
+    // clap separates its message, its tips, the usage and the pointer to --help by empty lines.
+    let text = error.to_string();
+    let mut parts = text.trim_end().split("\n\n");
+    let message = parts.next().unwrap_or_default();
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    // Missing arguments are listed on indented lines.
+    let mut sentence = message.replace("\n  ", " ");
+    if error.kind() == ErrorKind::InvalidSubcommand {
+        sentence = sentence.replacen("unrecognized subcommand", "unknown command", 1);
+    }
+    for tip in parts.flat_map(str::lines) {
+        if let Some(tip) = tip.strip_prefix("  tip: ") {
+            sentence = format!("{sentence}; {tip}");
+        }
+    }
+    format!("{sentence}; {help}")
+}
+
+/// Whether the command line contains no command, so that clap's text is the whole help.
+pub fn is_without_command(error: &clap::Error) -> bool {
+    error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use super::*;
 
     #[test]
-    fn the_command_line_is_sound() {
-        super::Cli::command().debug_assert();
+    fn clap_finds_no_mistake_in_the_definition_of_the_command_line() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_fits_80_columns() {
+        let command = Cli::command();
+        let names = command.get_subcommands().map(|one| Some(one.get_name()));
+        for name in names.chain([None]) {
+            let line = ["libvirt-kvm-init"].into_iter().chain(name);
+            let help = Cli::try_parse_from(line.chain(["--help"])).unwrap_err();
+            for line in help.to_string().lines() {
+                assert!(line.chars().count() <= 80, "{name:?}: {line}");
+            }
+        }
+    }
+
+    fn usage_error_of(line: &[&str]) -> String {
+        let error = Cli::try_parse_from(["libvirt-kvm-init"].iter().chain(line)).unwrap_err();
+        usage_error(&error, line.first().map(OsStr::new))
+    }
+
+    #[test]
+    fn usage_errors_are_one_line_that_states_the_mistake_once() {
+        let table: &[(&[&str], &str, &str)] = &[
+            (
+                &["apply", "--foo"],
+                "unexpected argument '--foo' found",
+                "apply",
+            ),
+            (
+                &["apply", "stray"],
+                "unexpected argument 'stray' found",
+                "apply",
+            ),
+            (
+                &["check", "--gdi=1"],
+                "unexpected argument '--gdi' found",
+                "check",
+            ),
+            (
+                &["apply", "--gid"],
+                "a value is required for '--gid <GID>' but none was supplied",
+                "apply",
+            ),
+            (
+                &["apply", "--strict", "--strict"],
+                "the argument '--strict[=<BOOL>]' cannot be used multiple times",
+                "apply",
+            ),
+            (
+                &["exec", "--gid=5"],
+                "the following required arguments were not provided: <CMD>...",
+                "exec",
+            ),
+            (
+                &["install"],
+                "the following required arguments were not provided: <DIR>",
+                "install",
+            ),
+            (&["frobnicate"], "unknown command 'frobnicate'", ""),
+            (&["--foo", "apply"], "unexpected argument '--foo' found", ""),
+            (&[], "a command is missing", ""),
+        ];
+        for (line, message, command) in table {
+            let text = usage_error_of(line);
+            let help = match *command {
+                "" => "run `libvirt-kvm-init --help` for the commands".to_owned(),
+                command => format!("run `libvirt-kvm-init {command} --help` for the options"),
+            };
+            assert_eq!(text, format!("{message}; {help}"), "{line:?}");
+        }
+    }
+
+    #[cfg(feature = "logs")]
+    #[test]
+    fn usage_errors_contain_the_tips_of_clap() {
+        assert_eq!(
+            usage_error_of(&["logs", "--formt=x"]),
+            "unexpected argument '--formt' found; to pass '--formt' as a value, use '-- --formt'; \
+             run `libvirt-kvm-init logs --help` for the options"
+        );
+    }
+
+    #[test]
+    fn control_characters_of_arguments_stay_escaped_in_the_closing_line() {
+        let text = usage_error_of(&["apply", "--a\nb\x1b[2J"]);
+        let report = crate::report::Report::new(crate::verdict::Verdict::Usage, text);
+        assert_eq!(
+            report.closing_line(),
+            "libvirt-kvm-init: usage: unexpected argument '--a\\nb\\u{1b}[2J' found; \
+             run `libvirt-kvm-init apply --help` for the options"
+        );
     }
 }

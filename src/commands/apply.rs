@@ -1,4 +1,4 @@
-//! `apply`: aligns device and pod with the node, and proves it.
+//! `apply`: aligns pod and device with the node, and proves the result.
 
 use crate::error::Result;
 use crate::judge::Judgement;
@@ -7,7 +7,6 @@ use crate::observe::libvirtd;
 use crate::pipeline::{self, Daemons, Request};
 use crate::report::Report;
 
-/// Does what was asked and reports it.
 pub fn apply(request: &Request) -> Report {
     match hold(request) {
         Ok(request) if request.dry_run => {
@@ -18,7 +17,7 @@ pub fn apply(request: &Request) -> Report {
     }
 }
 
-/// The same request, with the pod root held open where it is another process'.
+/// Opens the pod root for the whole run if it is the root of another process.
 pub(super) fn hold(request: &Request) -> Result<Request> {
     libvirtd::hold(&request.sources.pod_root).map(|root| request.with_root(root))
 }

@@ -1,4 +1,5 @@
-//! `check`: proves what is, says what should be, and what will happen next. Nothing is written or locked.
+//! `check`: reports the current state with a proof, the target state and the next udev events. It writes and locks
+//! nothing.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -12,8 +13,8 @@ use crate::observe::libvirtd::{Target, find};
 use crate::pipeline::{Daemons, Request, look};
 use crate::report::Report;
 
-/// Looks, proves and judges. On a node where libvirtd runs in a container the pod root is that
-/// container's, unless another one was named: the node's view and the pod's in one report.
+/// On a node where libvirtd runs in a container, the pod root is that container's root unless `--root` is set, so that
+/// the report shows both the node and the pod.
 pub fn check(request: &Request) -> Report {
     let daemons = Daemons::new(daemons);
     let mut request = match hold(request) {
@@ -23,13 +24,13 @@ pub fn check(request: &Request) -> Report {
     request.policy.allow_private_device = true;
     request.settle = std::time::Duration::ZERO;
     let sources = &mut request.sources;
-    let found = match sources.pod_root.path() == Path::new("/") && host_root::on_the_node() {
+    let target = match sources.pod_root.path() == Path::new("/") && host_root::on_the_node() {
         true => find(sources, &daemons),
         false => Target::Own,
     };
-    match found {
+    match target {
         Target::Container(libvirtd) => {
-            // `apply` without it would do the node's device alone and leave that container's files as they are.
+            // Without --root, `apply` on the node would only change the device, not the files of that container.
             let root = libvirtd.root.path().display();
             let _ = write!(request.policy.replay_flags, " --root={root}");
             sources.pod_root = PodRoot::of_process(libvirtd.root);

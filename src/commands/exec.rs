@@ -1,9 +1,8 @@
-//! The entrypoint wrapper: `apply` in this container's own files, then become the command that was
-//! given.
+//! `exec`, the entrypoint wrapper: runs `apply` on this container's files, then executes the command.
 //!
-//! `apply` is done in a child. The process that becomes the command changes nothing of itself, so that
-//! the command finds what the container's runtime set up: environment, streams, signals, capabilities,
-//! umask, descriptors, and that it is the first process of its PID namespace.
+//! `apply` runs in a child. The process that executes the command stays unmodified, so that the command has the
+//! environment, streams, signals, capabilities, umask and descriptors that the container runtime set up, and can be
+//! PID 1.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io::{self, IsTerminal, Write};
@@ -23,19 +22,19 @@ use crate::sys::supervise::{Ended, end_by, supervise};
 use crate::text::escape_control;
 use crate::verdict::Verdict;
 
-/// Where commands are looked for without a PATH, as the C library does (`_CS_PATH`).
+/// The search path if PATH is not set, as in the C library (`_CS_PATH`).
 const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
-/// What a shell gives for a command that was found and cannot run.
+/// A shell's exit code for a command that was found but cannot be run.
 const CANNOT_RUN: u8 = 126;
-/// What a shell gives for a command that was not found.
+/// A shell's exit code for a command that was not found.
 const NOT_FOUND: u8 = 127;
 
-/// Why the command does not run.
+/// Why the command was not started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Ending {
     /// The exit code.
     code: u8,
-    /// What is still to be said; nothing where the child has said it.
+    /// The message to print; none if the child has printed one.
     text: Option<String>,
 }
 
@@ -48,22 +47,23 @@ impl Ending {
     }
 }
 
-/// What `apply` is to do here: a container with a /dev of its own is told so, and goes on.
+/// Adapts the request to `exec`: a private /dev causes a warning instead of a refusal.
 ///
 /// # Errors
-/// [`Error::Usage`] for a dry run, after which there would be nothing to become.
+/// [`Error::Usage`] for a dry run, which contradicts starting the command.
 fn configure(mut request: Request) -> Result<Request, Error> {
     if request.dry_run {
-        let text = "exec changes and starts something, so dry-run cannot be meant: use `check`";
+        let text = "--dry-run cannot be used with exec; use `check`";
         return Err(Error::Usage(text.to_owned()));
     }
     request.policy.allow_private_device = true;
     Ok(request)
 }
 
-/// Does `apply`, which reports and gives its exit code, in a child, and then becomes `command`.
+/// Runs `apply`, which prints its report and returns its exit code, in a child, then executes `command`.
 ///
-/// Only returns where that did not happen: `apply` said no, or there is no such command. Gives the exit code.
+/// Returns only if the command was not started: `apply` failed, or the command cannot be executed. The return value is
+/// the exit code.
 pub fn exec(command: &[OsString], apply: impl FnOnce() -> u8) -> u8 {
     let ending = apply_and_become(command, apply);
     if let Some(text) = ending.text {
@@ -73,8 +73,8 @@ pub fn exec(command: &[OsString], apply: impl FnOnce() -> u8) -> u8 {
     ending.code
 }
 
-/// The child's part: all is said on stderr, since stdout is the command's. Where nobody reads that, the
-/// command is started all the same. Gives the exit code.
+/// Runs `apply` in the child and returns the exit code. The report goes to stderr, because stdout belongs to the
+/// command; if stderr cannot be written, the command is started anyway.
 pub fn align(flags: &Flags, quiet: bool) -> u8 {
     let resolved = super::resolve(flags)
         .and_then(|(request, output)| configure(request).map(|request| (request, output.format)));
@@ -99,31 +99,31 @@ fn apply_and_become(command: &[OsString], apply: impl FnOnce() -> u8) -> Ending 
         Ok(Ended::Exited(0)) => start(command),
         Ok(Ended::Exited(code)) => Ending { code, text: None },
         Ok(Ended::Hung(text)) => Ending::failed(text),
-        // Who sent one of these asked for just that.
+        // These signals request the end of this process.
         Ok(Ended::Killed(
             signal @ (Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP | Signal::SIGQUIT),
         )) => end_by(signal),
         Ok(Ended::Killed(signal)) => Ending::failed(format!(
-            "the child that does the work was ended by {signal}, so the command was not started; for \
-             SIGKILL see `dmesg` on the node for an out-of-memory kill"
+            "apply was killed by {signal}, so the command was not started; for SIGKILL, check `dmesg` on \
+             the node for an out-of-memory kill"
         )),
-        Err(error) if error.errno == Errno::EAGAIN => Ending::failed(format!(
-            "{error}; the limit of processes (pids.max) may be reached"
-        )),
+        Err(error) if error.errno == Errno::EAGAIN => {
+            Ending::failed(format!("{error}; check the limit of processes (pids.max)"))
+        }
         Ok(Ended::Lost(error)) | Err(error) => Ending::failed(error.to_string()),
     }
 }
 
 fn start(command: &[OsString]) -> Ending {
-    // An argument of a process holds no NUL.
+    // Arguments of this process cannot contain NUL.
     let args = command.iter().map(|arg| CString::new(arg.as_bytes()));
     let args: Vec<_> = args.filter_map(Result::ok).collect();
     let name = command.first().map(OsString::as_os_str).unwrap_or_default();
     let mut denied = None;
-    for path in places(name, std::env::var_os("PATH").as_deref()) {
+    for path in candidates(name, std::env::var_os("PATH").as_deref()) {
         match become_program(&path, &args) {
-            // Nothing here, but maybe further on.
-            errno if is_nowhere(name, errno) => {}
+            // Try the next directory of PATH.
+            errno if is_not_found(name, errno) => {}
             Errno::EACCES => denied = denied.or(Some((path, Errno::EACCES))),
             errno => return cannot(name, Some((path, errno))),
         }
@@ -131,10 +131,10 @@ fn start(command: &[OsString]) -> Ending {
     cannot(name, denied)
 }
 
-/// Whether execve(2) says that there is nothing. A directory of PATH that cannot be walked (a link that goes
-/// in a circle, a name that is too long, a share that does not answer) has nothing for anybody; of a
-/// command that says itself where it is, that has to be told.
-fn is_nowhere(name: &OsStr, errno: Errno) -> bool {
+/// Whether this errno of execve(2) means that the command is not at this path. A directory of PATH that cannot be
+/// searched (a circular link, a name that is too long, a network share that does not respond) is skipped; for a command
+/// with a slash in its name, these errors are reported.
+fn is_not_found(name: &OsStr, errno: Errno) -> bool {
     match errno {
         Errno::ENOENT | Errno::ENOTDIR => true,
         Errno::ELOOP
@@ -147,11 +147,11 @@ fn is_nowhere(name: &OsStr, errno: Errno) -> bool {
     }
 }
 
-/// Where a command may be: each directory of PATH, unless its name says where. An empty directory is the current
-/// one.
-fn places(name: &OsStr, path: Option<&OsStr>) -> Vec<CString> {
+/// The paths to try, as in execvp(3): one per directory of PATH, or the name itself if it contains a slash. An empty
+/// directory in PATH is the current directory.
+fn candidates(name: &OsStr, path: Option<&OsStr>) -> Vec<CString> {
     let name = name.as_bytes();
-    let places: Vec<Vec<u8>> = if name.is_empty() {
+    let paths: Vec<Vec<u8>> = if name.is_empty() {
         Vec::new()
     } else if name.contains(&b'/') {
         vec![name.to_vec()]
@@ -165,26 +165,26 @@ fn places(name: &OsStr, path: Option<&OsStr>) -> Vec<CString> {
             })
             .collect()
     };
-    let places = places.into_iter().map(CString::new);
-    places.filter_map(Result::ok).collect()
+    let paths = paths.into_iter().map(CString::new);
+    paths.filter_map(Result::ok).collect()
 }
 
-/// The code and the line of a shell.
-fn cannot(name: &OsStr, found: Option<(CString, Errno)>) -> Ending {
+/// The exit code of a shell, and a message. `failure` is the path that was found and the errno of execve(2).
+fn cannot(name: &OsStr, failure: Option<(CString, Errno)>) -> Ending {
     let name = name.display();
-    let Some((path, errno)) = found else {
-        let why = "not found; a script or program whose interpreter is missing is not found either";
+    let Some((path, errno)) = failure else {
+        let why = "not found (or its interpreter does not exist)";
         return Ending {
             code: NOT_FOUND,
             text: Some(format!("{name}: {why}")),
         };
     };
     let advice = match errno {
-        Errno::EACCES => "it must be a file that may be executed (mode, noexec mount)",
-        Errno::ENOEXEC => {
-            "it must be a program for this architecture, or a script that begins with #!"
+        Errno::EACCES => {
+            "check that it is a file with execute permission, on a mount without noexec"
         }
-        Errno::E2BIG => "its arguments and environment are too long",
+        Errno::ENOEXEC => "use a program for this architecture, or a script that begins with #!",
+        Errno::E2BIG => "shorten its arguments or environment",
         _ => "see execve(2)",
     };
     let path = path.to_string_lossy();
@@ -199,25 +199,25 @@ fn cannot(name: &OsStr, found: Option<(CString, Errno)>) -> Ending {
 mod tests {
     use super::*;
 
-    fn found(name: &str, path: Option<&str>) -> Vec<String> {
-        let places = places(OsStr::new(name), path.map(OsStr::new));
-        let text = |place: CString| place.into_string().unwrap();
-        places.into_iter().map(text).collect()
+    fn paths(name: &str, path: Option<&str>) -> Vec<String> {
+        let paths = candidates(OsStr::new(name), path.map(OsStr::new));
+        let text = |path: CString| path.into_string().unwrap();
+        paths.into_iter().map(text).collect()
     }
 
     #[test]
-    fn commands_are_looked_for_as_a_shell_does() {
-        assert_eq!(found("sh", Some("/a:/b/")), ["/a/sh", "/b//sh"]);
-        assert_eq!(found("sh", Some(":/a:")), ["sh", "/a/sh", "sh"]);
-        assert_eq!(found("sh", Some("")), ["sh"]);
-        assert_eq!(found("sh", None), ["/bin/sh", "/usr/bin/sh"]);
-        assert_eq!(found("./sh", Some("/a")), ["./sh"]);
-        assert_eq!(found("/x/sh", None), ["/x/sh"]);
-        assert!(found("", Some("/a")).is_empty());
+    fn searches_path_like_execvp() {
+        assert_eq!(paths("sh", Some("/a:/b/")), ["/a/sh", "/b//sh"]);
+        assert_eq!(paths("sh", Some(":/a:")), ["sh", "/a/sh", "sh"]);
+        assert_eq!(paths("sh", Some("")), ["sh"]);
+        assert_eq!(paths("sh", None), ["/bin/sh", "/usr/bin/sh"]);
+        assert_eq!(paths("./sh", Some("/a")), ["./sh"]);
+        assert_eq!(paths("/x/sh", None), ["/x/sh"]);
+        assert!(paths("", Some("/a")).is_empty());
     }
 
     #[test]
-    fn what_cannot_run_has_the_codes_of_a_shell() {
+    fn commands_that_cannot_be_run_have_the_exit_codes_of_a_shell() {
         let name = OsStr::new("x");
         assert_eq!(cannot(name, None).code, 127);
         for errno in [Errno::EACCES, Errno::ENOEXEC, Errno::E2BIG, Errno::ENOMEM] {

@@ -1,4 +1,4 @@
-//! Puts this very binary into a volume, for pods whose libvirt image does not contain it.
+//! `install`: copies the running binary into a volume, for pods whose libvirt image does not contain it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,14 +15,13 @@ use crate::sys::self_exe::SelfExe;
 use crate::text::{escape_control, json_line};
 use crate::verdict::Verdict;
 
-/// The version of the JSON form.
+/// The version of the JSON schema.
 pub const SCHEMA: u32 = 1;
-/// What the file is called, and what patches of pods mount.
+/// The file name, which the patches in helm-patch mount.
 pub const NAME: &str = "libvirt-kvm-init";
-/// The version that is installed.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// What `install` did. Its JSON form is a contract: fields are added, never renamed.
+/// The report of `install`. Its JSON form is stable: fields can be added but are never renamed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Installed {
@@ -30,20 +29,18 @@ pub struct Installed {
     pub schema: u32,
     /// `ok`, `usage`, `refused` or `failed`.
     pub verdict: Verdict,
-    /// The process' exit code.
     pub exit_code: u8,
     /// One sentence.
     pub summary: String,
-    /// Where the binary is, or should be.
+    /// The path of the installed binary.
     pub path: String,
-    /// The program's version.
     pub version: String,
-    /// Whether it was written; not where it was there already.
+    /// False if an identical binary already existed.
     pub written: bool,
 }
 
 impl Installed {
-    /// Prints it, nothing of it on stdout without a format. Gives the exit code.
+    /// Prints the report, without a format only the closing line, and returns the exit code.
     pub fn say(&self, format: Option<Format>) -> u8 {
         let text = match format {
             Some(Format::Json) => self.to_json().unwrap_or_default(),
@@ -54,7 +51,6 @@ impl Installed {
         finish(&text, self.exit_code, Verdict::Failed.code(), closing)
     }
 
-    /// A run that did not end well.
     pub fn failed(verdict: Verdict, path: &Path, summary: String) -> Self {
         Self {
             schema: SCHEMA,
@@ -76,7 +72,7 @@ impl Installed {
         }
     }
 
-    /// One line for people; nothing where it failed, which the closing line says.
+    /// The report as one line of text. Empty after a failure, which the closing line reports.
     pub fn line(&self) -> String {
         match self.verdict {
             Verdict::Ok => format!("{}\n", escape_control(&self.summary)),
@@ -85,22 +81,18 @@ impl Installed {
     }
 
     /// One line of JSON and a newline.
-    ///
-    /// # Errors
-    /// None that can happen: every key is a string.
     pub fn to_json(&self) -> serde_json::Result<String> {
         json_line(self)
     }
 
-    /// The last line of a run that did not end well.
+    /// The last line on stderr after a failure.
     pub fn closing_line(&self) -> String {
         let word = self.verdict.word();
         escape_control(&format!("libvirt-kvm-init: {word}: {}", self.summary))
     }
 }
 
-/// Puts the binary into `directory`, and prints the report in the format that a flag or the environment names. Gives
-/// the exit code.
+/// Copies the binary into `directory`, prints the report, and returns the exit code. `format` is the value of `--format`.
 pub fn run(directory: &Path, format: Option<&String>) -> u8 {
     match config::format(format, |name| std::env::var_os(name)) {
         Ok(format) => install(directory).say(Some(format)),
@@ -111,9 +103,8 @@ pub fn run(directory: &Path, format: Option<&String>) -> u8 {
     }
 }
 
-/// Puts the binary into `directory`. It is left alone only if it is a regular file, with one name, owned by
-/// root, 0755, with the same bytes; anything else that has its name is replaced, a link as well, and
-/// nothing is written through it.
+/// Copies the binary into `directory`. An existing file is kept only if it is a regular file with one link, owned by
+/// root, mode 0755, with the same content. Anything else of that name is replaced; a symlink is not followed.
 pub fn install(directory: &Path) -> Installed {
     let path = directory.join(NAME);
     match put(&path) {
@@ -122,7 +113,7 @@ pub fn install(directory: &Path) -> Installed {
     }
 }
 
-/// Whether it had to be written.
+/// Returns whether the binary was written.
 fn put(path: &Path) -> Result<bool> {
     let on_binary = |error| Error::Syscall {
         error,
@@ -133,7 +124,7 @@ fn put(path: &Path) -> Result<bool> {
     let mut done = || {
         let found = directory.find(&name)?;
         if program.is(&name, found.as_ref())? {
-            // Who may not take away what a killed run has left finds the program all the same.
+            // Leftovers of a killed run are removed only if this process can lock; they do no harm.
             if directory.has_leftovers(&name)
                 && directory.lock(LockFile::Own, Duration::ZERO).is_ok()
             {
@@ -142,7 +133,7 @@ fn put(path: &Path) -> Result<bool> {
             return Ok(false);
         }
         directory.lock(LockFile::Own, LOCK_WAIT)?;
-        // Another run may have been faster.
+        // Another run may have written it before this one had the lock.
         let found = directory.find(&name)?;
         if program.is(&name, found.as_ref())? {
             return Ok(false);
@@ -154,7 +145,7 @@ fn put(path: &Path) -> Result<bool> {
     done().map_err(on_binary)
 }
 
-/// Why the volume is no place for the binary.
+/// The error if the binary cannot be written into this directory.
 fn unfit(unfit: OutputDirError) -> Error {
     let error = match unfit {
         OutputDirError::Call(error) => error,
@@ -164,7 +155,7 @@ fn unfit(unfit: OutputDirError) -> Error {
     };
     match error.errno {
         Errno::ENOENT | Errno::ENOTDIR => Error::Usage(format!(
-            "{error}; give a directory, and mount the volume there first"
+            "{error}; use an existing directory, or mount the volume before this step"
         )),
         Errno::EROFS | Errno::EACCES | Errno::EPERM => Error::Syscall {
             error,

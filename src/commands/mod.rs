@@ -1,4 +1,4 @@
-//! What the program can be asked to do, a command a file.
+//! The commands, one per file.
 
 pub mod apply;
 pub mod check;
@@ -23,7 +23,7 @@ use crate::report::Report;
 use crate::sys::root::read_here;
 use crate::verdict::Verdict;
 
-/// Does a command that looks at the device, and prints its report. Gives the exit code.
+/// Runs `apply` or `check`, prints the report, and returns the exit code.
 pub fn run(flags: &Flags, command: impl Fn(&Request) -> Report) -> u8 {
     match resolve(flags) {
         Ok((request, to)) => {
@@ -34,7 +34,7 @@ pub fn run(flags: &Flags, command: impl Fn(&Request) -> Report) -> u8 {
     }
 }
 
-/// What this process was asked to do: by flags, its environment and the configuration file.
+/// Combines the flags with the environment of this process and the configuration file.
 fn resolve(flags: &Flags) -> Result<(Request, Output)> {
     let read = |path: &Path| read_here(path).map_err(|error| error.to_string());
     Request::resolve(flags, |name| var_os(name), read)

@@ -1,7 +1,6 @@
-//! What a command writes: its log, its report, and one last line on stderr where something is wrong.
+//! Output of the commands: log, report, and after a failure the closing line on stderr.
 //!
-//! Where the worker hangs, the process that supervises it reports in its place, in the format that the worker
-//! noted.
+//! If the worker hangs, the supervising process prints a report in its place, in the format that the worker noted.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::SystemTime;
@@ -13,28 +12,27 @@ use crate::text::escape_control;
 use crate::verdict::Verdict;
 
 const FORMATS: [Format; 4] = [Format::Table, Format::Json, Format::Npd, Format::Prometheus];
-/// What a worker notes for the process that supervises it: in which format it will report, from 1 on, or this once
-/// it has reported.
+/// The note of a worker that has printed its report. Before that, the note is the format of the report plus one.
 const REPORTED: u64 = u64::MAX;
 
-/// Notes in which format this process will report.
+/// Notes the report format of this process, for the supervising process.
 pub fn note_format(format: Format) {
     progress::set_note(format as u64 + 1);
 }
 
-/// In which format to report in the place of a worker; `None` after its own report. `asked` is what the command
-/// line says, for a worker that has noted nothing.
-pub fn noted_format(asked: Option<&String>) -> Option<Format> {
+/// The format for a report in the place of a worker; `None` if the worker has printed one. `flag` is the value of
+/// `--format`, used if the worker has noted nothing.
+pub fn noted_format(flag: Option<&String>) -> Option<Format> {
     match progress::note() {
         REPORTED => None,
-        0 => config::format(asked, |name| std::env::var_os(name)).ok(),
+        0 => config::format(flag, |name| std::env::var_os(name)).ok(),
         note => FORMATS
             .into_iter()
             .find(|format| *format as u64 + 1 == note),
     }
 }
 
-/// Logs go to stderr as bare lines: container runtimes and journald add the time.
+/// Starts logging to stderr, without timestamps: container runtimes and journald add them.
 pub fn start_log(verbose: u8, quiet: bool) {
     let level = match (quiet, verbose) {
         (true, _) => log::LevelFilter::Error,
@@ -48,7 +46,7 @@ pub fn start_log(verbose: u8, quiet: bool) {
     }
     builder.format(|out, record| {
         let level = record.level().as_str().to_ascii_lowercase();
-        // What is logged may hold names from files of others.
+        // Messages can contain names from files that are not trusted.
         let text = escape_control(&record.args().to_string());
         writeln!(out, "{level}: {text}")
     });
@@ -56,7 +54,7 @@ pub fn start_log(verbose: u8, quiet: bool) {
     builder.init();
 }
 
-/// Standard error, whose reader may take a long time.
+/// Standard error. A slow reader is not a hang.
 struct Stderr;
 
 impl Write for Stderr {
@@ -70,7 +68,7 @@ impl Write for Stderr {
     }
 }
 
-/// Prints the report, and gives the exit code.
+/// Prints the report and returns the exit code.
 pub fn say(report: &Report, format: Option<Format>) -> u8 {
     let text = render(report, format, io::stdout().is_terminal());
     let (code, unwritten) = match format {
@@ -81,7 +79,7 @@ pub fn say(report: &Report, format: Option<Format>) -> u8 {
     finish(&text, code, unwritten, closing)
 }
 
-/// The report as text; nothing without a format.
+/// The report as text; empty without a format.
 pub(super) fn render(report: &Report, format: Option<Format>, terminal: bool) -> String {
     match format {
         Some(Format::Table) => {
@@ -95,12 +93,11 @@ pub(super) fn render(report: &Report, format: Option<Format>, terminal: bool) ->
     }
 }
 
-/// The report on stdout, flushed; then, if something is wrong, one line on stderr that says what:
-/// the last thing written, so that Kubernetes' FallbackToLogsOnError shows it. `unwritten` is the exit code for a
-/// report that could not be written.
+/// Writes the report to stdout and flushes it, then the closing line to stderr: as the last output, so that
+/// Kubernetes' FallbackToLogsOnError shows it. `unwritten` is the exit code if the report cannot be written.
 pub(super) fn finish(text: &str, mut code: u8, unwritten: u8, closing: Option<String>) -> u8 {
     progress::set_note(REPORTED);
-    // Its reader may take a long time.
+    // A slow reader is not a hang.
     let _waits = Wait::begin();
     let mut stdout = io::stdout().lock();
     let written = stdout
@@ -111,9 +108,9 @@ pub(super) fn finish(text: &str, mut code: u8, unwritten: u8, closing: Option<St
     if let Some(line) = closing {
         let _ = writeln!(stderr, "{line}");
     }
-    // The last line says why the exit code is what it is.
+    // The last line must explain the exit code.
     match written {
-        // The reader of the report has seen enough.
+        // The reader closed the pipe on purpose, as `head` does.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
         Err(error) => {
             let line = format!("libvirt-kvm-init: failed: write(stdout): {error}");

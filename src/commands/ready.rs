@@ -1,7 +1,7 @@
-//! `ready`: what a `watch` that lives found last, as an exit code for a probe.
+//! `ready`: the result of the last proof of a running `watch`, as exit code for a readiness probe.
 //!
-//! Drift that QEMU can live with for now is no reason to be unready, so that the exit code of `check`
-//! would not do; and an image that holds nothing but this binary has no shell to read a file with.
+//! The exit code of `check` is not suitable: drift while QEMU can still open KVM is no reason to be unready. And an
+//! image that contains only this binary has no shell to evaluate the status file.
 #![forbid(unsafe_code)]
 
 use std::os::unix::fs::MetadataExt;
@@ -14,10 +14,10 @@ use crate::sys::claim::{Claim, claimed};
 use crate::sys::root::open_here;
 use crate::verdict::Verdict;
 
-/// What to do where the file does not say.
-const WATCH: &str = "see whether `watch` runs, with --status-file and this path";
+/// Advice if the status file is missing or stale.
+const WATCH: &str = "check that `watch` is running with --status-file and this path";
 
-/// What counts of the report that `--status-file` keeps.
+/// The parts of the report in the status file that `ready` uses.
 #[derive(Deserialize)]
 struct Status {
     summary: String,
@@ -29,17 +29,17 @@ struct Proof {
     result: String,
 }
 
-/// How often a file is opened again that was replaced while it was read.
+/// Attempts to read a file that is replaced while it is being read.
 const ROUNDS: usize = 10;
 
-/// [`Verdict::Ok`] if a `watch` that lives could open KVM as QEMU when it tried last, [`Verdict::Unproven`] if it
-/// could not, [`Verdict::Failed`] where the file does not say, or nobody keeps it up to date.
+/// [`Verdict::Ok`] if the last proof of a running `watch` was ok, [`Verdict::Unproven`] if it was not,
+/// [`Verdict::Failed`] if the file is missing or invalid, or no `watch` maintains it.
 pub fn ready(status_file: &Path) -> Report {
     let failed = |why: String| Report::new(Verdict::Failed, format!("{why}; {WATCH}"));
     let mut last = None;
     for _ in 0..ROUNDS {
         let (file, content) = match open_here(status_file) {
-            Ok(found) => found,
+            Ok(opened) => opened,
             Err(error) => return failed(error.to_string()),
         };
         let shown = status_file.display();
@@ -47,35 +47,35 @@ pub fn ready(status_file: &Path) -> Report {
             Ok(claim) => claim,
             Err(errno) => return failed(format!("fcntl({shown}, F_OFD_GETLK): {}", errno.desc())),
         };
-        // The file that was opened may have been replaced since: then nobody claims it any more.
-        let which = file.metadata().map(|meta| (meta.dev(), meta.ino())).ok();
-        if claim == Claim::Nobodys && last != which {
-            last = which;
+        // No lock: perhaps the file was replaced since it was opened. Retry with the new one.
+        let inode = file.metadata().map(|meta| (meta.dev(), meta.ino())).ok();
+        if claim == Claim::Nobodys && last != inode {
+            last = inode;
             continue;
         }
-        return said(status_file, claim, &content);
+        return evaluate(status_file, claim, &content);
     }
     failed(format!(
-        "{} is replaced again and again",
+        "{} was replaced each time while it was read",
         status_file.display()
     ))
 }
 
-/// What a file says whose lock says that.
-fn said(status_file: &Path, claim: Claim, content: &[u8]) -> Report {
+/// The report for the content of a status file and the state of its lock.
+fn evaluate(status_file: &Path, claim: Claim, content: &[u8]) -> Report {
     let shown = status_file.display();
     let failed = |why: String| Report::new(Verdict::Failed, format!("{why}; {WATCH}"));
     if claim == Claim::Nobodys {
         return failed(format!(
-            "no `watch` keeps {shown} up to date: no process holds its lock"
+            "no running `watch` maintains {shown}: no process holds its lock"
         ));
     }
-    // Where the volume is full there is nothing but the lock.
+    // If the volume is full, the file is empty and only the lock carries the result.
     let status = match content.is_empty() {
         true => None,
         false => match serde_json::from_slice::<Status>(content) {
             Ok(status) => Some(status),
-            Err(error) => return failed(format!("{shown} is no status file: {error}")),
+            Err(error) => return failed(format!("{shown} is not a status file: {error}")),
         },
     };
     let is_ok = status
@@ -88,7 +88,7 @@ fn said(status_file: &Path, claim: Claim, content: &[u8]) -> Report {
     let summary = match status {
         Some(status) if is_ok == (verdict == Verdict::Ok) => status.summary,
         _ if verdict == Verdict::Ok => "QEMU can open KVM".to_owned(),
-        _ => format!("`watch` runs, and its proof is not ok; its log says why, {shown} does not"),
+        _ => "the last proof of `watch` was not ok; see its log for the cause".to_owned(),
     };
     Report::new(verdict, summary)
 }
@@ -99,17 +99,17 @@ mod tests {
     use super::*;
     use crate::sys::claim::claim;
 
-    /// What is said of a file with this content while somebody claims it.
+    /// The verdict on a file with this content while a process holds its lock.
     fn verdict(content: &str, is_proven: bool) -> Verdict {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), content).unwrap();
         claim(file.as_file(), is_proven).unwrap();
         let got = ready(file.path()).verdict;
         let path = file.into_temp_path();
-        // A program that another test is starting holds every open file until its execve(2).
+        // A child that another test forks inherits the locked descriptor until its execve(2).
         let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
         while ready(&path).verdict != Verdict::Failed {
-            assert!(std::time::Instant::now() < end, "nobody claims it");
+            assert!(std::time::Instant::now() < end, "the lock was not released");
         }
         got
     }
@@ -121,21 +121,25 @@ mod tests {
     }
 
     #[test]
-    fn the_proof_counts_and_nothing_else() {
-        for seen in Verdict::ALL {
-            assert_eq!(verdict(&status(seen, "ok"), true), Verdict::Ok, "{seen:?}");
-            assert_eq!(verdict(&status(seen, "ok"), false), Verdict::Unproven);
+    fn only_the_proof_decides_not_the_verdict() {
+        for other in Verdict::ALL {
+            assert_eq!(
+                verdict(&status(other, "ok"), true),
+                Verdict::Ok,
+                "{other:?}"
+            );
+            assert_eq!(verdict(&status(other, "ok"), false), Verdict::Unproven);
             for result in ["EACCES", "off", "none", "mismatch"] {
                 for is_proven in [false, true] {
-                    let got = verdict(&status(seen, result), is_proven);
-                    assert_eq!(got, Verdict::Unproven, "{seen:?} {result} {is_proven}");
+                    let got = verdict(&status(other, result), is_proven);
+                    assert_eq!(got, Verdict::Unproven, "{other:?} {result} {is_proven}");
                 }
             }
         }
     }
 
     #[test]
-    fn a_file_that_says_nothing_is_no_yes() {
+    fn missing_and_invalid_files_are_not_ready() {
         for content in ["null", "{}", "{\"proof\":{\"result\":\"ok\"}", "ok\n"] {
             assert_eq!(verdict(content, true), Verdict::Failed, "{content}");
         }
@@ -144,9 +148,8 @@ mod tests {
         assert!(missing.summary.contains("ENOENT"), "{}", missing.summary);
     }
 
-    /// The volume was full.
     #[test]
-    fn of_an_empty_file_only_the_lock_counts() {
+    fn the_lock_decides_if_the_file_is_empty_because_the_volume_is_full() {
         assert_eq!(verdict("", true), Verdict::Ok);
         assert_eq!(verdict("", false), Verdict::Unproven);
     }

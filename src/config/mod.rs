@@ -1,8 +1,7 @@
-//! Flags, environment and YAML, in this order of precedence, made into what each stage takes: [`Sources`],
-//! [`Policy`], [`ProofKind`] and [`Output`].
+//! Combines flags, environment and YAML, in this order of precedence, into [`Sources`], [`Policy`], [`ProofKind`]
+//! and [`Output`].
 //!
-//! Each value keeps where it came from, so that a bad one is named by its flag, its variable, or
-//! its file and line.
+//! Each value keeps its [`Origin`], so that an error message names the flag, the variable, or file and line.
 #![forbid(unsafe_code)]
 
 pub mod options;
@@ -26,22 +25,20 @@ pub use pod_root::PodRoot;
 use values::Parser;
 pub use values::is_id;
 
-/// Where a value was given.
+/// The place where a value was set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// `--name`
     Flag(&'static str),
-    /// The GID that worked last, which `watch` goes back to.
+    /// `watch`: the last GID that worked, restored while the node's files cannot be read.
     Kept,
     /// `LIBVIRT_KVM_INIT_NAME`
     Env(&'static str),
-    /// Line and key of the configuration file.
+    /// A key of the configuration file.
     File {
-        /// The file as it was named.
         file: String,
         /// Counted from 1.
         line: usize,
-        /// The option's name.
         key: &'static str,
     },
 }
@@ -50,7 +47,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Flag(name) => write!(f, "--{name}"),
-            Self::Kept => f.write_str("what is kept"),
+            Self::Kept => f.write_str("the last GID that worked"),
             Self::Env(name) => f.write_str(&variable(name)),
             Self::File { file, line, key } => write!(f, "{file}:{line}: {key}"),
         }
@@ -63,135 +60,125 @@ pub fn variable(option: &str) -> String {
     format!("LIBVIRT_KVM_INIT_{name}")
 }
 
-/// How far the proof goes.
+/// The value of `--proof`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProofKind {
-    /// Open the device and ask for the API version.
+    /// Open the device and query the API version.
     ApiVersion,
-    /// Also create a virtual machine.
+    /// Also create a virtual machine (KVM_CREATE_VM).
     CreateVm,
-    /// No proof.
     Off,
 }
 
-/// What a node without KVM means.
+/// The value of `--missing`: the result on a node without KVM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Missing {
     /// Exit code 6.
     Fail,
-    /// Exit code 0: guests run without KVM here.
+    /// Exit code 0: guests on this node run without KVM.
     Skip,
 }
 
-/// How the report is written.
+/// Format of the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// For people.
     Table,
-    /// For programs.
     Json,
-    /// For node-problem-detector: one line of at most 80 characters, and its own exit codes.
+    /// For node-problem-detector: one line of at most 80 characters, and exit codes of its own.
     Npd,
-    /// For Prometheus: the text exposition format.
+    /// The text exposition format of Prometheus.
     Prometheus,
 }
 
-/// A text and where it was given.
+/// The unparsed value of an option.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Given {
-    /// As it was written.
     pub text: String,
-    /// Where.
     pub origin: Origin,
 }
 
-/// How long `watch` trusts silence.
+/// Default interval after which `watch` checks everything again without an event.
 const RECHECK: Duration = Duration::from_secs(300);
 
-/// What to look at.
+/// Where `observe` reads: paths and options of the observation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sources {
     /// The device as libvirtd sees it.
     pub device: PathBuf,
-    /// Whether the device was named, not assumed.
+    /// Whether `--device` was set.
     pub device_explicit: bool,
-    /// Where the node's file system is seen, if that was said.
+    /// Mount point of the node's file system, if `--host-root` was set.
     pub host_root: Option<PathBuf>,
-    /// Whether a host root that was named may be missing: `watch` saw it when it began, and an unmount
-    /// changes no GID.
+    /// Whether the host root of `--host-root` may be missing. `watch` sets this after its start: an unmount later does
+    /// not change the node's GID.
     pub host_root_optional: bool,
-    /// The pod root.
     pub pod_root: PodRoot,
-    /// qemu.conf, if not the pod root's.
+    /// Path of qemu.conf, if it is not below the pod root.
     pub qemu_conf: Option<PathBuf>,
-    /// Where the aligned group file goes, if not over the pod root's.
+    /// Output path of the aligned group file; none to edit the one below the pod root.
     pub group_file_out: Option<PathBuf>,
-    /// Whether to look at the place of the rule of `--persist`.
+    /// Whether to inspect the file that `--persist` writes.
     pub rule_slot: bool,
-    /// Whose libvirtd the pod root belongs to.
     pub libvirtd: Libvirtd,
 }
 
-/// Whose libvirtd the pod root belongs to, as far as that was looked for.
+/// The libvirtd that the pod root belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Libvirtd {
-    /// That of this container or of the node, or nobody looked for one.
+    /// The one of this container or of the node. Also if no search was made.
     Own,
-    /// That of another container, whose device may be another one.
+    /// The one of another container, which can have another device.
     Container,
-    /// None runs with the node's device; perhaps one (its process ID) with a /dev of its own.
+    /// None runs with the node's device. The process ID is that of one that runs with a /dev of its own.
     Missing(Option<u32>),
-    /// It cannot be told from others, or may not be looked at: why.
+    /// There are several, or one that cannot be inspected; the text is the reason.
     Unclear(String),
 }
 
-/// What is wanted.
+/// The target state and the safety options.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
-    /// The group's name.
     pub group: String,
-    /// An explicit target.
+    /// The target GID of `--gid`.
     pub gid: Option<(Gid, Origin)>,
-    /// An exact mode.
+    /// The exact mode of `--mode`.
     pub mode: Option<u16>,
-    /// QEMU's user instead of qemu.conf's.
+    /// Overrides `user` of qemu.conf.
     pub qemu_user: Option<Given>,
-    /// QEMU's group instead of qemu.conf's.
+    /// Overrides `group` of qemu.conf.
     pub qemu_group: Option<Given>,
-    /// Whether doubts are refusals.
+    /// Whether collisions, disagreements and an unknown host root are refused.
     pub strict: bool,
-    /// Whether the node gets a udev rule where its udev would undo the state.
+    /// Whether to write a udev rule on the node if its udev would undo the result.
     pub persist: bool,
-    /// What a node without KVM means.
     pub missing: Missing,
-    /// Whether a device that is not the node's is a warning, not a refusal.
+    /// Whether a device that is not the node's causes a warning instead of a refusal.
     pub allow_private_device: bool,
-    /// The flags that the next command needs to mean the same, each after a space.
+    /// The flags to repeat in suggested commands, each preceded by a space.
     pub replay_flags: String,
 }
 
 impl Policy {
-    /// The command that does what this one is about, as it is to be typed.
+    /// The `apply` command to suggest in advice, with the flags of this run, in backticks.
     pub fn command(&self, persist: bool) -> String {
         let persist = if persist { " --persist" } else { "" };
         format!("`libvirt-kvm-init apply{persist}{}`", self.replay_flags)
     }
 }
 
-/// Where the report goes, and when.
+/// Format and destinations of the report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
-    /// How the report is written.
     pub format: Format,
-    /// `watch`: where the metrics go.
+    /// `watch`: destination of the metrics.
     pub metrics_file: Option<PathBuf>,
-    /// `watch`: where the report goes.
+    /// `watch`: destination of the report.
     pub status_file: Option<PathBuf>,
-    /// `watch`: when all is looked at again though nothing happened.
+    /// `watch`: interval after which everything is checked again without an event.
     pub recheck: Duration,
 }
 
-/// The value of each option that was given anywhere, the strongest layer's.
+/// For each option that is set, the value with the highest precedence.
 #[derive(Debug, Default)]
 pub struct Values {
     given: BTreeMap<&'static str, Given>,
@@ -199,11 +186,11 @@ pub struct Values {
 }
 
 impl Values {
-    /// Puts flags, environment and the YAML file together. `env` answers for a variable's name,
-    /// `read` for the configuration file's content.
+    /// Combines flags, environment and the YAML file. `env` returns the value of a variable, `read` the content of the
+    /// configuration file.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a value that is not text, and for a configuration file that cannot be read.
+    /// [`Error::Usage`] if a value is not UTF-8, or if the configuration file cannot be read or parsed.
     pub fn collect(
         flags: &Flags,
         env: impl Fn(&str) -> Option<OsString>,
@@ -216,7 +203,7 @@ impl Values {
         if let Some(Given { text, origin }) = flag_or_env("config", flags.get("config"), &env)? {
             let content = read(Path::new(&text)).map_err(|error| {
                 Error::Usage(format!(
-                    "{origin}: {error}; mount the file there, or leave the option out"
+                    "{origin}: cannot read the file: {error}; mount it there, or remove the option"
                 ))
             })?;
             values.add_yaml(&text, &content)?;
@@ -228,16 +215,14 @@ impl Values {
         Ok(values)
     }
 
-    /// What to look at.
-    ///
     /// # Errors
-    /// [`Error::Usage`] for the first value that is not what it may be, here and below.
+    /// [`Error::Usage`] for the first invalid value; the same applies to the functions below.
     pub fn sources(&self) -> Result<Sources, Error> {
         let path = |name| self.value(name, values::path);
         let device = path("device")?;
         Ok(Sources {
             device_explicit: device.is_some(),
-            // A slash at the end would ask for a directory.
+            // Without a trailing slash, with which open(2) expects a directory.
             device: device
                 .map(|path| path.components().collect())
                 .unwrap_or_else(|| PathBuf::from("/dev/kvm")),
@@ -251,8 +236,6 @@ impl Values {
         })
     }
 
-    /// What is wanted.
-    ///
     /// # Errors
     /// As [`Values::sources`].
     pub fn policy(&self) -> Result<Policy, Error> {
@@ -273,8 +256,6 @@ impl Values {
         })
     }
 
-    /// How far the proof goes.
-    ///
     /// # Errors
     /// As [`Values::sources`].
     pub fn proof(&self) -> Result<ProofKind, Error> {
@@ -282,7 +263,7 @@ impl Values {
         Ok(proof.unwrap_or(ProofKind::ApiVersion))
     }
 
-    /// How long to wait for the device to hold still.
+    /// Maximum time to wait for the device to stop changing.
     ///
     /// # Errors
     /// As [`Values::sources`].
@@ -290,16 +271,12 @@ impl Values {
         Ok(self.value("settle", values::duration)?.unwrap_or_default())
     }
 
-    /// Whether nothing may be changed.
-    ///
     /// # Errors
     /// As [`Values::sources`].
     pub fn dry_run(&self) -> Result<bool, Error> {
         self.switch("dry-run")
     }
 
-    /// Where the report goes, and when.
-    ///
     /// # Errors
     /// As [`Values::sources`].
     pub fn output(&self) -> Result<Output, Error> {
@@ -324,16 +301,17 @@ impl Values {
         match parse(text) {
             Ok(value) => Ok(Some(value)),
             Err(expected) => Err(Error::Usage(format!(
-                "{origin}: bad value `{text}`, expected {expected}"
+                "{origin}: invalid value `{text}`, expected {expected}"
             ))),
         }
     }
 }
 
-/// The format of a command that takes no other option: flag, then environment, then the table.
+/// The report format of `install` and `logs`, which have no configuration file: from the flag, else from the
+/// environment, else the table.
 ///
 /// # Errors
-/// [`Error::Usage`] for a word that is no format.
+/// [`Error::Usage`] if the format is not `table` or `json`.
 pub fn format(
     flag: Option<&String>,
     env: impl Fn(&str) -> Option<OsString>,
@@ -358,12 +336,12 @@ fn flag_or_env(
     }
     let origin = Origin::Env(name);
     match env(&variable(name)) {
-        // Templates leave variables empty that nobody filled in.
+        // A template with an unset value results in an empty variable.
         Some(text) if text.is_empty() => Ok(None),
         Some(text) => match text.into_string() {
             Ok(text) => Ok(Some(Given { text, origin })),
             Err(raw) => Err(Error::Usage(format!(
-                "{origin}: {} is not UTF-8",
+                "{origin}: `{}` is not valid UTF-8",
                 raw.display()
             ))),
         },

@@ -1,29 +1,28 @@
-//! The options of `apply`, `check`, `exec` and `watch`, each declared once: its flag, its variable, its YAML
-//! key, its help and the tables of the documentation follow from its row.
+//! The options of `apply`, `check`, `exec` and `watch`. Each row of the table defines an option's flag, environment
+//! variable, YAML key, help and documentation.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 
 use clap::{Arg, ArgAction, ArgMatches};
 
-/// One option.
 #[derive(Debug, Clone, Copy)]
 pub struct Spec {
-    /// Its name: `--name`, the key `name`, the variable `LIBVIRT_KVM_INIT_NAME`.
+    /// For the flag `--name`, the key `name` and the variable `LIBVIRT_KVM_INIT_NAME`.
     pub name: &'static str,
-    /// What the help calls its value.
+    /// The metavariable in the help.
     value: &'static str,
-    /// Its help, with the default.
+    /// The help text, followed by the default.
     help: &'static str,
-    /// What its value may be, where that is a list.
+    /// The permitted values; empty if they cannot be listed.
     pub choices: &'static [&'static str],
-    /// Whether the flag may stand without a value, which then is `true`.
+    /// Whether the flag needs no value and then means `true`.
     is_switch: bool,
-    /// Whether the configuration file knows it.
+    /// Whether the option is a key of the configuration file.
     pub is_key: bool,
-    /// Whether `apply` needs it to mean the same when it is run again.
+    /// Whether a suggested `apply` command has to repeat the flag to have the same effect.
     pub is_repeated: bool,
-    /// Whether only `watch` has it as a flag. Every command knows its variable and its key.
+    /// Whether only `watch` has the flag. Every command accepts the variable and the key.
     pub only_watch: bool,
 }
 
@@ -67,7 +66,6 @@ impl Spec {
         }
     }
 
-    /// As clap takes it.
     pub(crate) fn arg(&self) -> Arg {
         let arg = Arg::new(self.name)
             .long(self.name)
@@ -84,122 +82,127 @@ impl Spec {
     }
 }
 
-/// All of them, in the order of the help.
+/// All options, in the order of the help.
 pub const OPTIONS: [Spec; 21] = [
     Spec {
         is_key: false,
         ..value(
             "config",
             "FILE",
-            "YAML file with any of these options as keys",
+            "Configuration file (YAML) with any of these options as keys",
         )
     },
     value(
         "device",
         "PATH",
-        "The device as libvirtd sees it [default: /dev/kvm]",
+        "Device, by the path that libvirtd uses [default: /dev/kvm]",
     ),
     value(
         "host-root",
         "DIR",
-        "Where the node's file system is seen [default: found]",
+        "Mount point of the node's root file system [default: auto-detected]",
     ),
     value(
         "root",
         "DIR",
-        "The root whose passwd, group and qemu.conf libvirtd uses [default: /]",
+        "Root directory with libvirtd's passwd, group, qemu.conf [default: /]",
     ),
     value(
         "group",
         "NAME",
-        "The group that shall own the device [default: kvm]",
+        "Group that should own the device [default: kvm]",
     ),
     value(
         "gid",
         "GID",
-        "The number for it [default: what the node uses]",
+        "GID of the device and of the pod's group [default: the node's GID]",
     ),
     value(
         "mode",
         "OCTAL",
-        "The device's exact mode [default: at least 0660]",
+        "Exact mode of the device [default: at least 0660]",
     ),
     value(
         "qemu-user",
         "USER",
-        "QEMU's user: a name, number or +number [default: from qemu.conf]",
+        "User that QEMU runs as: name, UID or +UID [default: from qemu.conf]",
     ),
     value(
         "qemu-group",
         "GROUP",
-        "QEMU's group: a name, number or +number [default: from qemu.conf]",
+        "Group that QEMU runs as: name, GID or +GID [default: from qemu.conf]",
     ),
     value(
         "qemu-conf",
         "FILE",
-        "libvirt's qemu.conf [default: ROOT/etc/libvirt/qemu.conf]",
+        "Path of libvirt's qemu.conf [default: ROOT/etc/libvirt/qemu.conf]",
     ),
     value(
         "group-file-out",
         "FILE",
-        "Write the aligned group file here and leave ROOT/etc/group alone",
+        "Write the aligned group file here; do not change ROOT/etc/group",
     ),
     value(
         "proof",
-        "HOW",
-        "The proof: api-version, create-vm or off [default: api-version]",
+        "MODE",
+        "Proof to run: api-version, create-vm or off [default: api-version]",
     )
     .one_of(&["api-version", "create-vm", "off"]),
     value(
         "missing",
-        "HOW",
-        "What a node without KVM is: fail, or skip (exit 0) [default: fail]",
+        "MODE",
+        "If the node has no KVM: fail, or skip (exit 0) [default: fail]",
     )
     .one_of(&["fail", "skip"]),
     value(
         "settle",
         "DURATION",
-        "Wait up to this long for the device to hold still [default: 0s]",
+        "Wait up to this long for the device to stop changing [default: 0s]",
     ),
     switch(
         "strict",
-        "Refuse on collisions, disagreements and an unknown host root",
+        "Refuse to run if GIDs collide or disagree or the host root is unknown",
     ),
-    // Whether it is needed is for the report to say.
+    // Not repeated: advice adds `--persist` where it is needed.
     switch(
         "persist",
-        "Also write a udev rule on the node where its udev would undo the state",
+        "Also write a udev rule on the node if its udev would undo the result",
     )
     .not_repeated(),
     value(
         "format",
         "FORMAT",
-        "The report: table, json, npd or prometheus [default: table]",
+        "Report format: table, json, npd or prometheus [default: table]",
     )
     .one_of(&["table", "json", "npd", "prometheus"])
     .not_repeated(),
-    switch("dry-run", "Show what would be changed, and change nothing").not_repeated(),
+    switch("dry-run", "Show the planned changes without making them").not_repeated(),
     value(
         "recheck",
         "DURATION",
-        "Look at everything again after this long without an event [default: 5m]",
+        "Check everything again after this long without an event [default: 5m]",
     )
     .of_watch(),
     value(
         "metrics-file",
         "FILE",
-        "Keep the state here, in Prometheus' text format",
+        "Keep metrics up to date in this file, in Prometheus text format",
     )
     .of_watch(),
-    value("status-file", "FILE", "Keep the report here, as JSON").of_watch(),
+    value(
+        "status-file",
+        "FILE",
+        "Keep the report up to date in this file, as JSON",
+    )
+    .of_watch(),
 ];
 
-/// The flags of a command line, as text.
+/// The flags of a command line, unparsed.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Flags(BTreeMap<&'static str, String>);
 
 impl Flags {
-    /// Flags with these names and texts.
+    /// Pairs of names and values; unknown names are ignored.
     pub fn new<'a>(flags: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut found = Self::default();
         for (name, text) in flags {
@@ -211,8 +214,8 @@ impl Flags {
         found
     }
 
-    /// What clap has parsed. An option that the command does not have is not given.
-    pub(crate) fn given(matches: &ArgMatches) -> Self {
+    pub(crate) fn from_matches(matches: &ArgMatches) -> Self {
+        // An error means that the command does not have the option.
         let text = |option: &Spec| matches.try_get_one::<String>(option.name).ok()?.cloned();
         let given = OPTIONS
             .iter()
@@ -220,7 +223,6 @@ impl Flags {
         Self(given.collect())
     }
 
-    /// The text of one of them.
     pub fn get(&self, name: &str) -> Option<&String> {
         self.0.get(name)
     }

@@ -10,7 +10,7 @@ use crate::sys::root::Root;
 #[derive(Debug, Clone)]
 pub struct PodRoot {
     path: PathBuf,
-    /// Where it is another process': this directory, whatever stands at its path by now.
+    /// The open root directory of another process: valid even if the path now leads elsewhere.
     held: Option<Arc<Root>>,
 }
 
@@ -28,12 +28,11 @@ impl PartialEq for PodRoot {
 impl Eq for PodRoot {}
 
 impl PodRoot {
-    /// The directory at this path, whichever that is when it is opened.
+    /// The directory at this path, looked up when it is opened.
     pub fn at(path: PathBuf) -> Self {
         Self { path, held: None }
     }
 
-    /// The root of another process.
     pub fn of_process(root: Root) -> Self {
         Self {
             path: root.path().to_owned(),
@@ -41,25 +40,19 @@ impl PodRoot {
         }
     }
 
-    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether it is the root of another process, and so another container's as a rule.
+    /// Whether this is the root of another process, which usually is in another container.
     pub fn is_of_process(&self) -> bool {
         self.held.is_some()
     }
 
-    /// The path of something below it.
     pub fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// Opens it.
-    ///
-    /// # Errors
-    /// What open(2) answers.
     pub fn open(&self) -> Result<Root> {
         match &self.held {
             Some(root) => root.again(),

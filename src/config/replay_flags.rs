@@ -1,24 +1,24 @@
-//! The flags of a command line that have to be repeated: variables and the configuration file speak to the
-//! next command by themselves.
+//! The flags to repeat in a suggested command. Options from the environment or the configuration file need no
+//! repeating.
 
 use std::path::Path;
 
 use super::options::{Flags, OPTIONS};
 
-/// The flags that `apply` needs to mean what this command line meant, as a shell takes them, each after a
+/// The flags that `apply` needs to have the effect of this command line, quoted for a shell, each preceded by a
 /// space.
 pub(super) fn replay_flags(flags: &Flags) -> String {
-    // What says no more than nothing would, and another root may be named instead.
+    // `--root=/` is the default, and the caller may append another root.
     let is_default = |name, text: &str| name == "root" && Path::new(text) == Path::new("/");
     let repeated = OPTIONS.iter().filter(|option| option.is_repeated);
-    let given = repeated.filter_map(|option| Some((option.name, flags.get(option.name)?)));
-    given
+    let flags_set = repeated.filter_map(|option| Some((option.name, flags.get(option.name)?)));
+    flags_set
         .filter(|(name, text)| !is_default(*name, text))
         .map(|(name, text)| format!(" --{name}={}", word(text)))
         .collect()
 }
 
-/// Text as a shell takes it for one word.
+/// Quotes text as one word of a shell, if necessary.
 fn word(text: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "%+,-./:=@_".contains(c);
     match text.chars().all(is_plain) {
@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_are_repeated_so_that_a_shell_reads_the_same() {
+    fn a_shell_parses_the_repeated_flags_as_the_original_values() {
         let options = Flags::new([
             ("config", "/etc/a b.yaml"),
             ("host-root", "/mnt/host-rootfs"),

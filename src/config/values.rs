@@ -1,4 +1,4 @@
-//! The values of options: what each may be, and what to say when it is not.
+//! Parsers for the values of options.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,10 +7,10 @@ use nix::unistd::Gid;
 
 use super::{Format, Missing, ProofKind};
 
-/// Gives the value, or says what was expected instead.
+/// Returns the value, or as error a description of the expected values, for "invalid value …, expected …".
 pub type Parser<T> = fn(&str) -> Result<T, &'static str>;
 
-/// A path that can be opened.
+/// A path without NUL, so that it can be passed to open(2).
 pub fn path(text: &str) -> Result<PathBuf, &'static str> {
     if text.is_empty() || text.contains('\0') {
         return Err("a path");
@@ -18,43 +18,43 @@ pub fn path(text: &str) -> Result<PathBuf, &'static str> {
     Ok(PathBuf::from(text))
 }
 
-/// A file that is replaced by one of its name. Nothing in /dev is: that is the node's, and /dev/null or
-/// /dev/stdout, which a file's name can be elsewhere, would be gone for everybody on it.
+/// A file that will be replaced by rename. Files in /dev are rejected: /dev is the node's, and replacing /dev/null or
+/// /dev/stdout would remove them for all its processes.
 pub fn output(text: &str) -> Result<PathBuf, &'static str> {
     let path = path(text)?;
     if path.parent() == Some(Path::new("/dev")) {
-        return Err("a file in a volume; /dev is the node's, with its devices");
+        return Err("a file outside /dev, such as one in a volume");
     }
     Ok(path)
 }
 
-/// A group's name as shadow's tools accept it.
 pub fn group(text: &str) -> Result<String, &'static str> {
-    // What shadow's tools accept as a name, a little wider; it ends up in a line of group(5).
-    let fine = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    // A little wider than the names that useradd(8) accepts. The name is written to a line of group(5).
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     let starts_well = text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
-    if starts_well && text.len() <= 32 && text.bytes().all(fine) {
+    if starts_well && text.len() <= 32 && text.bytes().all(allowed) {
         return Ok(text.to_owned());
     }
-    Err("a group's name: a letter or _, then letters, digits, _ . or -, at most 32")
+    Err("a group name: a letter or _, then letters, digits, _ . or -, at most 32 characters")
 }
 
-/// A decimal GID that can own something.
+/// A decimal GID that can own a file.
 pub fn gid(text: &str) -> Result<Gid, &'static str> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let number = digits.then(|| text.parse().ok()).flatten();
-    match number {
+    let gid = digits.then(|| text.parse().ok()).flatten();
+    match gid {
         Some(raw) if is_id(raw) => Ok(Gid::from_raw(raw)),
-        _ => Err("a number from 1 to 4294967294"),
+        _ => Err("a GID from 1 to 4294967294"),
     }
 }
 
-/// 0 is root's, and 4294967295 means "unchanged" to chown(2) and its like.
+/// Whether a UID or GID is valid as a target: 0 is root, and 4294967295 means "unchanged" in chown(2), setregid(2) and
+/// others.
 pub fn is_id(raw: u32) -> bool {
     raw != 0 && raw != u32::MAX
 }
 
-/// An octal mode.
+/// An octal mode, with or without a leading `0` or `0o`.
 pub fn mode(text: &str) -> Result<u16, &'static str> {
     let text = text.strip_prefix("0o").unwrap_or(text);
     let digits = text.len() <= 4 && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -65,9 +65,9 @@ pub fn mode(text: &str) -> Result<u16, &'static str> {
     }
 }
 
-/// A whole number and its unit.
+/// A whole number and a unit.
 pub fn duration(text: &str) -> Result<Duration, &'static str> {
-    const EXPECTED: &str = "a whole number with its unit: 500ms, 30s, 2m, 1h";
+    const EXPECTED: &str = "a whole number with a unit, such as 500ms, 30s, 2m or 1h";
     let end = text.bytes().take_while(u8::is_ascii_digit).count();
     let number: u64 = text[..end].parse().map_err(|_| EXPECTED)?;
     let millis = match &text[end..] {
@@ -77,22 +77,21 @@ pub fn duration(text: &str) -> Result<Duration, &'static str> {
         "h" => 3_600_000,
         _ => return Err(EXPECTED),
     };
-    // A day is longer than any boot; more would not fit poll(2)'s clock.
+    // One day is longer than any boot, and its milliseconds fit the int of poll(2).
     let total = number
         .checked_mul(millis)
         .filter(|total| *total <= 86_400_000);
     total.map(Duration::from_millis).ok_or("at most 24h")
 }
 
-/// A duration that is worth waiting for.
+/// A duration of at least one second.
 pub fn recheck(text: &str) -> Result<Duration, &'static str> {
     let least = Duration::from_secs(1);
     let long_enough = duration(text)?;
     let long_enough = Some(long_enough).filter(|duration| *duration >= least);
-    long_enough.ok_or("a whole number with its unit, from 1s on")
+    long_enough.ok_or("a duration of at least 1s, such as 30s or 5m")
 }
 
-/// A switch.
 pub fn bool(text: &str) -> Result<bool, &'static str> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "yes" | "on" | "1" => Ok(true),
@@ -101,7 +100,6 @@ pub fn bool(text: &str) -> Result<bool, &'static str> {
     }
 }
 
-/// How far the proof goes.
 pub fn proof(text: &str) -> Result<ProofKind, &'static str> {
     match text {
         "api-version" => Ok(ProofKind::ApiVersion),
@@ -111,7 +109,6 @@ pub fn proof(text: &str) -> Result<ProofKind, &'static str> {
     }
 }
 
-/// What a node without KVM means.
 pub fn missing(text: &str) -> Result<Missing, &'static str> {
     match text {
         "fail" => Ok(Missing::Fail),
@@ -120,7 +117,6 @@ pub fn missing(text: &str) -> Result<Missing, &'static str> {
     }
 }
 
-/// How the report is written.
 pub fn format(text: &str) -> Result<Format, &'static str> {
     match text {
         "table" => Ok(Format::Table),
@@ -131,7 +127,7 @@ pub fn format(text: &str) -> Result<Format, &'static str> {
     }
 }
 
-/// How the report on logs is written; monitors ask `check`.
+/// A format of `install` and `logs`; the formats for monitoring belong to `check`.
 pub fn log_format(text: &str) -> Result<Format, &'static str> {
     match format(text) {
         Ok(format @ (Format::Table | Format::Json)) => Ok(format),

@@ -1,4 +1,4 @@
-//! The YAML file of `--config`: one mapping of option names to single values.
+//! Parses the YAML file of `--config`: one mapping of option names to scalar values.
 #![forbid(unsafe_code)]
 
 use super::options::OPTIONS;
@@ -8,8 +8,8 @@ use crate::error::Error;
 /// The largest configuration file, in bytes.
 const MAX_SIZE: usize = 64 << 10;
 
-/// Whether lists or keys may be nested deeper than the YAML parser's stack bears: it limits `[` and
-/// `{`, but not `- - -` and `? ? ?`, which cost two bytes a level.
+/// Whether lists or keys may be nested so deeply that the YAML parser overflows its stack: it limits `[` and `{`, but
+/// not `- - -` and `? ? ?`, which need two bytes per level.
 fn nested_on_one_line(text: &str) -> bool {
     const MAX_LEVELS: usize = 256;
     let lines = text.lines().filter(|line| !line.starts_with('#'));
@@ -18,9 +18,9 @@ fn nested_on_one_line(text: &str) -> bool {
     levels.sum::<usize>() > MAX_LEVELS
 }
 
-/// The first character that a YAML file may not hold, and its line: a control character, a line end of
-/// other alphabets, or a byte order mark within the text. To the parser NUL is the end of the file, and a
-/// lone carriage return the end of a line that no editor shows.
+/// Line and value of the first forbidden character: a control character, U+2028 or U+2029, or a byte order mark within
+/// the text. The parser takes NUL as the end of the file, and a carriage return alone as a line end, which editors do
+/// not show.
 fn control_character(text: &str) -> Option<(usize, char)> {
     let mut line = 1;
     let mut chars = text.chars().peekable();
@@ -37,7 +37,7 @@ fn control_character(text: &str) -> Option<(usize, char)> {
     None
 }
 
-/// The line at which a second YAML document begins.
+/// The first line of a second YAML document.
 fn second_document(text: &str) -> Option<usize> {
     let mut begun = false;
     for (index, line) in text.lines().enumerate() {
@@ -50,8 +50,8 @@ fn second_document(text: &str) -> Option<usize> {
     None
 }
 
-/// The first line after the parsed document that holds more than a comment or the document's end (`...`):
-/// the parser stops there and reports nothing.
+/// The first line after the parsed document that contains more than a comment or the end marker (`...`). The parser
+/// ignores the rest without an error.
 fn text_after(document: &marked_yaml::Span, text: &str) -> Option<usize> {
     let at = |marker: Option<&marked_yaml::Marker>| {
         let index = marker.map_or(0, marked_yaml::Marker::character);
@@ -59,8 +59,8 @@ fn text_after(document: &marked_yaml::Span, text: &str) -> Option<usize> {
         &text[start.map_or(text.len(), |(start, _)| start)..]
     };
     let mut rest = at(document.end());
-    // The end of `{...}` is marked by its last character or by a comma before it, that of lines by what
-    // follows them.
+    // The parser's end of `{...}` is its last character or a comma before it; the end of a block mapping is the text
+    // after it.
     if at(document.start()).starts_with('{') {
         rest = rest.trim_start_matches([',', ' ', '\t', '\r', '\n']);
         while let Some(comment) = rest.strip_prefix('#') {
@@ -79,30 +79,28 @@ fn text_after(document: &marked_yaml::Span, text: &str) -> Option<usize> {
     Some(before.matches('\n').count() + first + 1)
 }
 
-/// What the parser would read otherwise than a person does, or could not bear.
+/// Rejects text that the parser reads differently from a person, or that could overflow the parser's stack.
 fn check_text(file: &str, text: &str) -> Result<(), Error> {
     if let Some((line, char)) = control_character(text) {
         let char = char.escape_unicode();
         return Err(Error::Usage(format!(
-            "{file}:{line}: the control character {char}, expected text; a value can be quoted and \
-             have it as an escape"
+            "{file}:{line}: control character {char} is not allowed; write it as an escape in a quoted value"
         )));
     }
     if text.len() > MAX_SIZE || nested_on_one_line(text) {
-        let why = "longer or deeper than any configuration";
         return Err(Error::Usage(format!(
-            "{file}: {why}, expected `option: value` lines"
+            "{file}: too large or too deeply nested, expected `option: value` lines"
         )));
     }
     match second_document(text) {
         Some(line) => Err(Error::Usage(format!(
-            "{file}:{line}: a second document, expected one"
+            "{file}:{line}: second document, expected only one"
         ))),
         None => Ok(()),
     }
 }
 
-/// The option of this name.
+/// The option with this name, or an error that lists all keys.
 fn known_key(name: &str) -> Result<&'static str, String> {
     let mut keys = OPTIONS
         .iter()
@@ -116,13 +114,15 @@ fn known_key(name: &str) -> Result<&'static str, String> {
 }
 
 impl Values {
-    /// Takes the values of a file. `file` is its name for messages.
+    /// Adds the values of a configuration file. `file` is its name for messages.
     ///
     /// # Errors
-    /// [`Error::Usage`] for what is not such a file, with the line.
+    /// [`Error::Usage`] with file and line, if the content is not a mapping of known keys to single values.
     pub(super) fn add_yaml(&mut self, file: &str, content: &[u8]) -> Result<(), Error> {
         let Ok(text) = std::str::from_utf8(content) else {
-            return Err(Error::Usage(format!("{file}: not UTF-8, expected YAML")));
+            return Err(Error::Usage(format!(
+                "{file}: not UTF-8, expected a YAML file"
+            )));
         };
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         check_text(file, text)?;
@@ -141,7 +141,7 @@ impl Values {
             )));
         };
         if let Some(line) = text_after(node.span(), text) {
-            let why = "text after the end of the document, expected none";
+            let why = "text after the end of the document; remove it";
             return Err(Error::Usage(format!("{file}:{line}: {why}")));
         }
         for (name, value) in mapping.iter() {
@@ -165,7 +165,7 @@ impl Values {
         Ok(())
     }
 
-    /// A file of nothing but comments is an empty configuration, everything else is an error.
+    /// Accepts a file that contains only comments, and turns any other error of the parser into a usage error.
     fn yaml_error(
         &self,
         file: &str,
@@ -184,7 +184,7 @@ impl Values {
                 .map_or(1, marked_yaml::Marker::line);
             let key = inner.key.as_str();
             return Err(Error::Usage(format!(
-                "{file}:{line}: the key `{key}` is there twice, expected each once"
+                "{file}:{line}: duplicate key `{key}`"
             )));
         }
         Err(Error::Usage(format!(

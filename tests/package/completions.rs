@@ -116,7 +116,7 @@ fn zsh_completes_commands_and_values() {
         assert!(seen.contains(format), "{format}: {seen}");
     }
     for name in commands() {
-        let seen = zsh("", "tried");
+        let seen = zsh("", "last proof");
         assert!(seen.contains(&name), "{name}: {seen}");
     }
 }

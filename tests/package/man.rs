@@ -66,7 +66,7 @@ fn each_command_has_a_page_with_all_its_options() {
             if let Some(long) = option.get_long() {
                 has(&format!("--{long}"));
                 if option.get_action().takes_values() {
-                    has(&format!("{} As --{long}.", variable(long)));
+                    has(&format!("{} Same as --{long}.", variable(long)));
                 }
             }
         }

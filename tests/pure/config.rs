@@ -242,7 +242,7 @@ fn invalid_values_report_origin_and_expected_format() {
             file,
             &[],
             "gid: 1\ngid: 2\n",
-            &["c.yaml:2", "`gid`", "twice"],
+            &["c.yaml:2", "duplicate key `gid`"],
         ),
         (file, &[], "gid: [108]\n", &["c.yaml:1", "gid", "one value"]),
         (
@@ -345,7 +345,10 @@ fn deeply_nested_config_file_is_refused() {
             &level.repeat(levels),
         );
         let error = error.unwrap_err();
-        assert!(error.starts_with("c.yaml: longer or deeper"), "{error}");
+        assert!(
+            error.starts_with("c.yaml: too large or too deeply nested"),
+            "{error}"
+        );
     }
     for (open, levels) in [("[", 60_000), ("{a: ", 15_000), ("- ", 255), ("? ", 255)] {
         let yaml = format!("gid: 5\ngroup: {}", open.repeat(levels));

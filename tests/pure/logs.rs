@@ -611,7 +611,7 @@ fn invalid_format_is_a_usage_error() {
         .unwrap();
     assert_eq!(out.status.code(), Some(2));
     let stderr = String::from_utf8(out.stderr).unwrap();
-    assert!(stderr.contains("--format: bad value `xml`"), "{stderr}");
+    assert!(stderr.contains("--format: invalid value `xml`"), "{stderr}");
 }
 
 #[test]

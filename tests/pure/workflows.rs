@@ -336,9 +336,13 @@ fn skipped_dependency_check_fails_in_ci() {
     assert!(!text.contains("NOT RUN"), "{text}");
     fetch(false);
     for (git, in_ci, why) in [
-        (None, 1, "without git it is not known why"),
-        (Some("exit 0"), 1, "answers, and cargo deny fetch db failed"),
-        (Some("exit 128"), 0, "does not reach"),
+        (None, 1, "without git the reason is unknown"),
+        (
+            Some("exit 0"),
+            1,
+            "is reachable, but cargo deny fetch db failed",
+        ),
+        (Some("exit 128"), 0, "cannot reach"),
     ] {
         if let Some(git) = git {
             tool("git", git);

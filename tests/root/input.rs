@@ -102,7 +102,11 @@ fn missing_command_is_a_usage_error_and_help_exits_with_0() {
     in_namespace(|| {
         let program = support::program();
         for args in [&[][..], &["frobnicate"], &["apply", "apply"]] {
-            go(&mut support::command(&program, args)).code(2);
+            let (code, out, err) = run(&mut support::command(&program, args));
+            assert_eq!((code, out.as_str()), (2, ""), "{args:?}: {err}");
+            let last = err.lines().last().unwrap();
+            assert!(last.starts_with("libvirt-kvm-init: usage: "), "{err}");
+            assert_eq!(err.lines().count() == 1, !args.is_empty(), "{err}");
         }
         for args in [
             &["--help"][..],

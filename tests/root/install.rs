@@ -169,11 +169,11 @@ fn directory_mount_point_or_read_only_volume_fails_with_advice() {
         fails(&[
             "failed: ",
             "EISDIR",
-            "a directory stands where",
+            "a directory exists where",
             "remove it",
         ]);
         fs::write(path.join("content"), "").unwrap();
-        fails(&["a directory stands where"]);
+        fails(&["a directory exists where"]);
         fs::remove_dir_all(&path).unwrap();
         // The target is a mount point, as in a container that uses it.
         fs::write(&path, "old").unwrap();

@@ -165,7 +165,7 @@ fn invalid_options_and_missing_descriptors_end_watch_at_once() {
             );
         };
         refuses(watch(&scene).arg("--dry-run"), 2, "no --dry-run");
-        refuses(watch(&scene).args(["--recheck", "1ms"]), 2, "from 1s on");
+        refuses(watch(&scene).args(["--recheck", "1ms"]), 2, "at least 1s");
         refuses(
             &mut command(&bin, &["watch", "--nonsense"]),
             2,

@@ -1,4 +1,4 @@
-//! What completes the command line in a shell.
+//! Completion scripts for bash, zsh and fish.
 
 use std::path::Path;
 use std::{fs, io};
@@ -9,22 +9,21 @@ use clap_complete::Shell;
 
 use crate::texts::{self, NAME};
 
-/// Writes one file for each shell, by the name under which that shell looks for it. `command` is not built.
-pub fn write(command: &Command, folder: &Path) -> io::Result<()> {
+/// Writes one file per shell, with the name that the shell expects. `command` must not be built yet.
+pub fn write(command: &Command, directory: &Path) -> io::Result<()> {
     let command = hinted(command);
     for (shell, file) in [
         (Shell::Bash, NAME.to_owned()),
         (Shell::Zsh, format!("_{NAME}")),
         (Shell::Fish, format!("{NAME}.fish")),
     ] {
-        let path = folder.join(shell.to_string()).join(file);
-        fs::create_dir_all(path.parent().unwrap_or(folder))?;
+        let path = directory.join(shell.to_string()).join(file);
+        fs::create_dir_all(path.parent().unwrap_or(directory))?;
         fs::write(path, text(shell, &command))?;
     }
     Ok(())
 }
 
-/// What a shell reads.
 fn text(shell: Shell, command: &Command) -> String {
     let generate = |name: &str| {
         let mut text = Vec::new();
@@ -34,34 +33,34 @@ fn text(shell: Shell, command: &Command) -> String {
     if shell != Shell::Bash {
         return generate(NAME);
     }
-    // For a name with hyphens clap_complete (4.6.11) sets the verb under one name and asks for it under
-    // another. So it is given a name without, which only the registration must not have.
+    // If the name contains hyphens, clap_complete (4.6.11) generates a bash script that stores the subcommand under one
+    // name and reads it under another. So generate it with underscores, and correct the name in the registration.
     let plain = NAME.replace('-', "_");
     let registered = |name: &str| format!(" -o default {name}\n");
     generate(&plain).replace(&registered(&plain), &registered(NAME))
 }
 
-/// The command with what each value may be, which the program itself decides only once it has read all
-/// of flags, environment and file.
+/// Adds the permitted values of options. The program itself does not declare them to clap, because it checks values
+/// only after merging flags, environment and file.
 fn hinted(command: &Command) -> Command {
-    let verbs = command
+    let names = command
         .get_subcommands()
-        .map(|verb| verb.get_name().to_owned());
-    let verbs: Vec<String> = verbs.collect();
-    verbs.into_iter().fold(command.clone(), |command, verb| {
-        command.mut_subcommand(&verb, |mut described| {
-            // Only a built verb has its options.
-            described.build();
-            described.mut_args(|arg| hint(&verb, arg))
+        .map(|one| one.get_name().to_owned());
+    let names: Vec<String> = names.collect();
+    names.into_iter().fold(command.clone(), |command, name| {
+        command.mut_subcommand(&name, |mut subcommand| {
+            // The options are deferred until the subcommand is built.
+            subcommand.build();
+            subcommand.mut_args(|arg| hint(&name, arg))
         })
     })
 }
 
-fn hint(verb: &str, arg: Arg) -> Arg {
+fn hint(command: &str, arg: Arg) -> Arg {
     let Some(name) = arg.get_value_names().and_then(<[_]>::first).cloned() else {
         return arg;
     };
-    if let Some(values) = texts::values(verb, arg.get_id().as_str()) {
+    if let Some(values) = texts::values(command, arg.get_id().as_str()) {
         return arg.value_parser(PossibleValuesParser::new(values.iter().copied()));
     }
     arg.value_hint(match name.as_str() {

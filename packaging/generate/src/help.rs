@@ -1,37 +1,32 @@
-//! What a verb's `--help` says below its options, in its parts.
+//! Splits the text below the options of a command's `--help` into paragraphs, examples and exit codes.
 
-/// An example: the command, and when it is of use.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Example {
-    /// As it is typed.
     pub command: String,
-    /// When.
+    /// Purpose of the example.
     pub when: String,
 }
 
-/// How a run ends.
+/// The exit codes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Exits {
-    /// Codes and what they mean, in the words of the help.
+    /// Codes with their meanings as in the help.
     Codes(Vec<(u8, String)>),
-    /// What is no plain list.
+    /// Free text.
     Text(String),
 }
 
-/// The parts.
 #[derive(Debug)]
 pub struct Help {
-    /// Before the examples, a paragraph each.
+    /// The paragraphs before the examples.
     pub paragraphs: Vec<String>,
-    /// The examples.
     pub examples: Vec<Example>,
-    /// The exit codes.
     pub exits: Option<Exits>,
 }
 
 impl Help {
-    /// Takes the text apart: blocks between empty lines, of which two have headings.
-    pub fn read(text: &str) -> Self {
+    /// Parses the text: blocks are separated by empty lines; examples and exit codes have headings.
+    pub fn parse(text: &str) -> Self {
         let mut help = Self {
             paragraphs: Vec::new(),
             examples: Vec::new(),
@@ -51,12 +46,12 @@ impl Help {
     }
 }
 
-/// One line of a wrapped paragraph.
+/// Joins the lines of a wrapped paragraph.
 fn joined(block: &str) -> String {
     block.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// A command stands two blanks in, what it is for six.
+/// Commands are indented by two spaces, their purpose by six.
 fn examples(block: &str) -> Vec<Example> {
     let mut examples: Vec<Example> = Vec::new();
     for line in block.lines() {
@@ -74,7 +69,7 @@ fn examples(block: &str) -> Vec<Example> {
     examples
 }
 
-/// `0 ok, 1 drift`, each with its number; everything else is a sentence.
+/// Parses `0 ok, 1 drift`; any other text stays a sentence.
 fn exits(text: &str) -> Exits {
     let code = |item: &str| {
         let (code, meaning) = item.split_once(' ')?;
@@ -89,8 +84,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_in_its_parts() {
-        let help = Help::read(
+    fn splits_help_into_paragraphs_examples_and_exit_codes() {
+        let help = Help::parse(
             "One\ntwo.\n\nExamples:\n  a -b\n      first\n  c | d\n      second,\n      longer\n\n\
              Exit codes: 0 ok, 1 drift (--dry-run),\n6 absent",
         );
@@ -107,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_in_a_sentence_stay_one() {
+    fn exit_codes_within_a_sentence_stay_text() {
         let text = "apply's, and 126 for one that cannot run";
         assert_eq!(exits(text), Exits::Text(text.to_owned()));
     }

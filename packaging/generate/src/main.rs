@@ -1,14 +1,14 @@
-//! `generate OUT DATE`: the man pages (OUT/man/man8), with DATE (such as 2025-11-03) in their footers, and
-//! what completes the command line in bash, zsh and fish (OUT/completions).
+//! `generate OUT DATE`: writes the man pages to OUT/man/man8, with DATE (such as 2025-11-03) in the footers, and the
+//! completions for bash, zsh and fish to OUT/completions.
 //!
-//! All that the pages say of verbs, options, examples and exit codes is the program's own help, read from
-//! [`libvirt_kvm_init::cli::Cli`]; what it leaves unsaid is in `texts`.
+//! Commands, options, examples and exit codes come from the program's help ([`libvirt_kvm_init::cli::Cli`]), the other
+//! texts from `texts`.
 
 #![allow(
     clippy::disallowed_methods,
-    reason = "nothing here runs on a node: a half-written page is written again"
+    reason = "build tool: an incomplete page is generated again"
 )]
-#![allow(clippy::print_stderr, reason = "a tool of the build")]
+#![allow(clippy::print_stderr, reason = "build tool")]
 
 mod completions;
 mod help;
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 }
 
 fn write(out: &Path, date: &str) -> io::Result<()> {
-    // Verbs are described when they are asked for: only a built command has their options.
+    // The options of the subcommands are deferred until the command is built.
     let mut command = Cli::command();
     command.build();
     man::write(&command, &out.join("man/man8"), date)?;

@@ -1,4 +1,4 @@
-//! Manual pages in roff: one of the program, one of each verb.
+//! Manual pages in roff: one for the program and one for each command.
 
 use std::path::Path;
 use std::{fs, io};
@@ -14,29 +14,29 @@ use crate::texts::{self, NAME};
 
 const SECTION: u8 = 8;
 
-/// What every page is made from.
+/// The data for all pages.
 struct Manual<'a> {
-    /// The program; built.
+    /// The program's clap command, built.
     program: &'a Command,
-    /// Its verbs, in the order of the help.
-    verbs: Vec<&'a Command>,
+    /// The program's commands, in the order of the help.
+    commands: Vec<&'a Command>,
     /// The date in the footer.
     date: &'a str,
 }
 
-/// Writes all pages. `program` is built.
-pub fn write(program: &Command, folder: &Path, date: &str) -> io::Result<()> {
-    let verbs = program.get_subcommands().collect();
+/// Writes all pages. `program` must be built.
+pub fn write(program: &Command, directory: &Path, date: &str) -> io::Result<()> {
+    let commands = program.get_subcommands().collect();
     let manual = Manual {
         program,
-        verbs,
+        commands,
         date,
     };
-    fs::create_dir_all(folder)?;
-    let file = |page: &str| folder.join(format!("{page}.{SECTION}"));
+    fs::create_dir_all(directory)?;
+    let file = |page: &str| directory.join(format!("{page}.{SECTION}"));
     fs::write(file(NAME), manual.overview()?)?;
-    for verb in &manual.verbs {
-        fs::write(file(&page_of(verb)), manual.verb(verb)?)?;
+    for command in &manual.commands {
+        fs::write(file(&page_of(command)), manual.page(command)?)?;
     }
     Ok(())
 }
@@ -48,13 +48,14 @@ impl Manual<'_> {
         let mut roff = Roff::new();
         roff.control("SH", ["SYNOPSIS"]);
         let option = [roman(" ["), italic("OPTION"), roman("...]")];
-        let verb = [bold(NAME), roman(" "), italic("VERB")];
-        roff.text([&verb[..], &option].concat());
+        let command = [bold(NAME), roman(" "), italic("COMMAND")];
+        roff.text([&command[..], &option].concat());
         roff.control("SH", ["DESCRIPTION"]);
         paragraphs(&mut roff, &texts::ABOUT);
         roff.control("SH", ["COMMANDS"]);
-        for verb in &self.verbs {
-            tagged(&mut roff, reference(&page_of(verb), SECTION), &about(verb));
+        for command in &self.commands {
+            let page = reference(&page_of(command), SECTION);
+            tagged(&mut roff, page, &about(command));
         }
         roff.control("SH", ["OPTIONS"]);
         let flag = |short, long| vec![bold(short), roman(", "), bold(long)];
@@ -76,42 +77,42 @@ impl Manual<'_> {
         Ok(page)
     }
 
-    /// The page of a verb.
-    fn verb(&self, verb: &Command) -> io::Result<Vec<u8>> {
-        let name = verb.get_name();
-        let help = verb.get_after_help().map(ToString::to_string);
-        let help = Help::read(&help.unwrap_or_default());
-        let mut page = self.start(verb, &page_of(verb))?;
+    /// The page of a command.
+    fn page(&self, command: &Command) -> io::Result<Vec<u8>> {
+        let name = command.get_name();
+        let help = command.get_after_help().map(ToString::to_string);
+        let help = Help::parse(&help.unwrap_or_default());
+        let mut page = self.start(command, &page_of(command))?;
         let mut roff = Roff::new();
         roff.control("SH", ["SYNOPSIS"]);
-        synopsis(&mut roff, verb);
+        synopsis(&mut roff, command);
         roff.control("SH", ["DESCRIPTION"]);
-        let mut description = vec![about(verb)];
+        let mut description = vec![about(command)];
         description.extend(help.paragraphs);
-        // That of exec is in its help.
+        // The help of exec describes where its report goes.
         if name != "exec" {
             description.push(texts::REPORT.to_owned());
         }
         paragraphs(&mut roff, &description);
         roff.to_writer(&mut page)?;
-        Man::new(verb.clone()).render_options_section(&mut page)?;
+        Man::new(command.clone()).render_options_section(&mut page)?;
 
         let mut roff = Roff::new();
         roff.control("SH", ["EXIT STATUS"]);
         exits(&mut roff, name, help.exits);
-        environment(&mut roff, verb);
+        environment(&mut roff, command);
         files(&mut roff, Some(name));
         roff.control("SH", ["EXAMPLES"]);
         for example in help.examples {
-            let command = vec![bold(example.command)];
-            tagged(&mut roff, command, &sentence(&example.when));
+            let typed = vec![bold(example.command)];
+            tagged(&mut roff, typed, &sentence(&example.when));
         }
-        self.see_also(&mut roff, &page_of(verb));
+        self.see_also(&mut roff, &page_of(command));
         roff.to_writer(&mut page)?;
         Ok(page)
     }
 
-    /// Title and name.
+    /// Title and NAME section.
     fn start(&self, command: &Command, name: &str) -> io::Result<Vec<u8>> {
         let version = self.program.get_version().unwrap_or_default();
         let line = command.get_about().map(ToString::to_string);
@@ -129,8 +130,8 @@ impl Manual<'_> {
     }
 
     fn see_also(&self, roff: &mut Roff, own: &str) {
-        let verbs = self.verbs.iter().map(|verb| page_of(verb));
-        let ours = std::iter::once(NAME.to_owned()).chain(verbs);
+        let commands = self.commands.iter().map(|command| page_of(command));
+        let ours = std::iter::once(NAME.to_owned()).chain(commands);
         let ours = ours.filter(|page| page != own).map(|page| (page, SECTION));
         let others = texts::SEE_ALSO.map(|(page, section)| (page.to_owned(), section));
         let mut line = Vec::new();
@@ -145,29 +146,29 @@ impl Manual<'_> {
     }
 }
 
-/// The usage line: the program's own, which leaves the options' names to their section.
-fn synopsis(roff: &mut Roff, verb: &Command) {
-    let usage = verb.clone().render_usage().to_string();
-    let start = format!("{NAME} {}", verb.get_name());
+/// The usage line of the help, with `[OPTIONS]` instead of all options.
+fn synopsis(roff: &mut Roff, command: &Command) {
+    let usage = command.clone().render_usage().to_string();
+    let start = format!("{NAME} {}", command.get_name());
     let rest = usage.split_once(&start).map_or("", |(_, rest)| rest);
     roff.text([bold(start), roman(rest)]);
 }
 
-/// The verb's line in the list, as a sentence.
-fn about(verb: &Command) -> String {
-    let about = verb.get_about().map(ToString::to_string);
+/// The command's description in the list of commands, as a sentence.
+fn about(command: &Command) -> String {
+    let about = command.get_about().map(ToString::to_string);
     sentence(&about.unwrap_or_default().replace('`', ""))
 }
 
-fn page_of(verb: &Command) -> String {
-    format!("{NAME}-{}", verb.get_name())
+fn page_of(command: &Command) -> String {
+    format!("{NAME}-{}", command.get_name())
 }
 
 fn reference(page: &str, section: u8) -> Vec<Inline> {
     vec![bold(page), roman(format!("({section})"))]
 }
 
-/// What follows the section's heading, with space between.
+/// Paragraphs after a section heading.
 fn paragraphs(roff: &mut Roff, texts: &[impl AsRef<str>]) {
     for (place, text) in texts.iter().enumerate() {
         if place > 0 {
@@ -183,21 +184,21 @@ fn tagged(roff: &mut Roff, tag: Vec<Inline>, text: &str) {
     roff.text([roman(text)]);
 }
 
-/// With a capital letter and a full stop.
+/// Capitalizes the text and adds a full stop.
 fn sentence(text: &str) -> String {
     let mut letters = text.chars();
     let first = letters.next().map(|first| first.to_ascii_uppercase());
     first.into_iter().chain(letters).chain(['.']).collect()
 }
 
-/// A code in full. `words` begins with the verdict's.
+/// An exit code with its full description. `words` begins with the word of the verdict.
 fn exit(roff: &mut Roff, verdict: Verdict, words: &str) {
     let tag = vec![bold(verdict.code().to_string()), roman(format!(" {words}"))];
     tagged(roff, tag, texts::exit(verdict));
 }
 
-/// The verb's own words for its codes, and the full meaning where they are a verdict's.
-fn exits(roff: &mut Roff, verb: &str, exits: Option<Exits>) {
+/// The exit codes of a command as in its help; codes of verdicts with their full description.
+fn exits(roff: &mut Roff, command: &str, exits: Option<Exits>) {
     let mut codes = match exits {
         Some(Exits::Codes(codes)) => codes,
         Some(Exits::Text(text)) => {
@@ -207,7 +208,7 @@ fn exits(roff: &mut Roff, verb: &str, exits: Option<Exits>) {
         None => return,
     };
     codes.sort();
-    let reports = texts::ALIGN.contains(&verb);
+    let reports = texts::ALIGN.contains(&command);
     for (code, words) in codes {
         let verdict = Verdict::ALL.into_iter().find(|known| {
             known.code() == code
@@ -225,22 +226,22 @@ fn exits(roff: &mut Roff, verb: &str, exits: Option<Exits>) {
     }
 }
 
-/// The options that are also variables, and the variables that are no options.
-fn environment(roff: &mut Roff, verb: &Command) {
-    let name = verb.get_name();
-    let valued = verb
+/// The variables that correspond to options, then the others.
+fn environment(roff: &mut Roff, command: &Command) {
+    let name = command.get_name();
+    let valued = command
         .get_opts()
         .filter(|option| option.get_action().takes_values());
     let options: Vec<_> = valued.filter_map(|option| option.get_long()).collect();
     let others = texts::VARIABLES
         .iter()
-        .filter(|(_, verbs, _)| verbs.contains(&name));
+        .filter(|(_, commands, _)| commands.contains(&name));
     if options.is_empty() {
         return;
     }
     roff.control("SH", ["ENVIRONMENT"]);
     for option in options {
-        let text = format!("As --{option}.");
+        let text = format!("Same as --{option}.");
         tagged(roff, vec![bold(variable(option))], &text);
     }
     for (variable, _, text) in others {
@@ -248,11 +249,11 @@ fn environment(roff: &mut Roff, verb: &Command) {
     }
 }
 
-fn files(roff: &mut Roff, verb: Option<&str>) {
-    let uses = |verbs: &[&str]| verb.is_none_or(|verb| verbs.contains(&verb));
+fn files(roff: &mut Roff, command: Option<&str>) {
+    let uses = |commands: &[&str]| command.is_none_or(|name| commands.contains(&name));
     let files: Vec<_> = texts::FILES
         .iter()
-        .filter(|(_, verbs, _)| uses(verbs))
+        .filter(|(_, commands, _)| uses(commands))
         .collect();
     if files.is_empty() {
         return;
