@@ -8,7 +8,7 @@ use libvirt_kvm_init::cli::{self, Cli, Command};
 use libvirt_kvm_init::commands::install::Installed;
 #[cfg(feature = "logs")]
 use libvirt_kvm_init::commands::logs;
-use libvirt_kvm_init::commands::output::{noted_format, say, start_log};
+use libvirt_kvm_init::commands::output::{noted_format, print_report, start_log};
 use libvirt_kvm_init::commands::{apply, check, exec, install, run};
 #[cfg(feature = "watch")]
 use libvirt_kvm_init::commands::{ready, watch};
@@ -102,7 +102,7 @@ fn command(reduced: &Reduced) -> u8 {
         #[cfg(feature = "watch")]
         Command::Ready(options) => {
             begin(0, false);
-            say(&ready::ready(&options.status_file), None)
+            print_report(&ready::ready(&options.status_file), None)
         }
         #[cfg(feature = "logs")]
         Command::Logs(options) => {
@@ -129,7 +129,7 @@ fn refuse(error: &clap::Error) -> u8 {
     }
     let first = std::env::args_os().nth(1);
     let summary = cli::usage_error(error, first.as_deref());
-    say(&Report::new(Verdict::Usage, summary), None)
+    print_report(&Report::new(Verdict::Usage, summary), None)
 }
 
 /// Prints a `failed` report on behalf of a worker that hangs or was killed, and returns the exit code.
@@ -137,12 +137,12 @@ fn report_failure(text: String) -> u8 {
     let flags = match Cli::try_parse().map(|cli| cli.command) {
         Ok(Command::Install(options)) => {
             let report = Installed::failed(Verdict::Failed, &options.directory, text);
-            return report.say(noted_format(options.format.as_ref()));
+            return report.print(noted_format(options.format.as_ref()));
         }
         #[cfg(feature = "logs")]
         Ok(Command::Logs(options)) => {
             let report = logs::report::LogReport::failed(Verdict::Failed, text);
-            return report.say(noted_format(options.format.as_ref()));
+            return report.print(noted_format(options.format.as_ref()));
         }
         Ok(Command::Apply(options) | Command::Check(options)) => options.flags,
         #[cfg(feature = "watch")]
@@ -150,5 +150,5 @@ fn report_failure(text: String) -> u8 {
         _ => Flags::default(),
     };
     let format = noted_format(flags.get("format"));
-    say(&Report::new(Verdict::Failed, text), format)
+    print_report(&Report::new(Verdict::Failed, text), format)
 }

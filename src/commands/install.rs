@@ -41,7 +41,7 @@ pub struct Installed {
 
 impl Installed {
     /// Prints the report, without a format only the closing line, and returns the exit code.
-    pub fn say(&self, format: Option<Format>) -> u8 {
+    pub fn print(&self, format: Option<Format>) -> u8 {
         let text = match format {
             Some(Format::Json) => self.to_json().unwrap_or_default(),
             Some(_) => self.line(),
@@ -95,10 +95,10 @@ impl Installed {
 /// Copies the binary into `directory`, prints the report, and returns the exit code. `format` is the value of `--format`.
 pub fn run(directory: &Path, format: Option<&String>) -> u8 {
     match config::format(format, |name| std::env::var_os(name)) {
-        Ok(format) => install(directory).say(Some(format)),
+        Ok(format) => install(directory).print(Some(format)),
         Err(usage) => {
             let report = Installed::failed(Verdict::Usage, directory, usage.to_string());
-            report.say(Some(Format::Table))
+            report.print(Some(Format::Table))
         }
     }
 }

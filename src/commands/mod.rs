@@ -28,9 +28,9 @@ pub fn run(flags: &Flags, command: impl Fn(&Request) -> Report) -> u8 {
     match resolve(flags) {
         Ok((request, to)) => {
             output::note_format(to.format);
-            output::say(&command(&request), Some(to.format))
+            output::print_report(&command(&request), Some(to.format))
         }
-        Err(usage) => output::say(&Report::new(Verdict::Usage, usage.to_string()), None),
+        Err(usage) => output::print_report(&Report::new(Verdict::Usage, usage.to_string()), None),
     }
 }
 

@@ -69,7 +69,7 @@ impl Write for Stderr {
 }
 
 /// Prints the report and returns the exit code.
-pub fn say(report: &Report, format: Option<Format>) -> u8 {
+pub fn print_report(report: &Report, format: Option<Format>) -> u8 {
     let text = render(report, format, io::stdout().is_terminal());
     let (code, unwritten) = match format {
         Some(Format::Npd) => (monitors::npd_code(report), monitors::NPD_UNKNOWN),

@@ -26,7 +26,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::output::{note_format, say};
+use super::output::{note_format, print_report};
 use super::resolve;
 use crate::config::options::Flags;
 use crate::config::{Output, variable};
@@ -73,7 +73,7 @@ pub fn run(flags: &Flags) -> u8 {
             let format = output.format;
             note_format(format);
             let print = |report: &Report| {
-                say(report, Some(format));
+                print_report(report, Some(format));
             };
             watch(request, output, load, print)
         }
@@ -82,7 +82,7 @@ pub fn run(flags: &Flags) -> u8 {
             Report::new(Verdict::Usage, usage.to_string())
         }
     };
-    say(&report, None)
+    print_report(&report, None)
 }
 
 /// Watches for a resolved request. Returns only if that could not start, with a report of the reason.
