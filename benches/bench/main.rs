@@ -38,7 +38,7 @@ pub struct Setting {
     pub huge: bool,
     /// The directory for RESULTS.md and plots/.
     pub out: PathBuf,
-    /// A directory on a disk, for files that should not be in memory. Each user removes its own files.
+    /// A directory on a disk, for files that should not be in memory. Each benchmark removes its own files.
     pub disk: PathBuf,
 }
 

@@ -107,7 +107,7 @@ impl ReadBudget {
     /// `EFBIG`, with the file's name, when the budget is exceeded.
     pub(crate) fn take(&mut self, content: &[u8], name: impl FnOnce() -> PathBuf) -> Result<()> {
         let left = self.0.checked_sub(content.len()).ok_or(Errno::EFBIG);
-        let left = left.context(|| format!("read({}) and the files before it", name().display()));
+        let left = left.context(|| format!("read({}, and the files before it)", name().display()));
         let hint = Some("these files must not be larger than 8 MiB in total");
         self.0 = left.map_err(|error| error.hint(hint))?;
         Ok(())

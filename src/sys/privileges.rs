@@ -110,9 +110,9 @@ pub const NEEDS: &[Need] = &[
 ///
 /// Without `CAP_SYS_PTRACE` a process can inspect the root, executable and namespaces only of processes that hold no
 /// capability beyond its own permitted ones (ptrace(2), "Ptrace access mode checking"): `check` in a container can
-/// inspect the libvirtd of that container only while it holds the same capabilities. In that case `check` and `watch`,
-/// which look for a libvirtd, keep all of them. `apply` inspects only the root of the node's PID 1, which normally
-/// holds `CAP_SYS_PTRACE`: keeping other capabilities would not help.
+/// inspect the libvirtd of that container only while it holds all capabilities of that process. So without it `check`
+/// and `watch`, which look for a libvirtd, keep all of them. `apply` inspects only the root of the node's PID 1, which
+/// normally holds `CAP_SYS_PTRACE`: keeping other capabilities would not help.
 pub fn kept(job: Job, held: u64) -> u64 {
     let inspects_libvirtd = matches!(job, Job::Check | Job::Watch);
     if inspects_libvirtd && held & Capability::CAP_SYS_PTRACE.bitmask() == 0 {

@@ -214,7 +214,7 @@ impl Root {
         let path = self.join(name);
         let listed = list(&fd, MAX_NAMES);
         let entries = listed.map_err(|errno| {
-            let many = "that directory must not have more than 10,000 entries";
+            let many = "that directory must not have more than 10,000 names";
             let call = format!("getdents64({})", path.display());
             SyscallError::new(call, errno).hint((errno == Errno::E2BIG).then_some(many))
         })?;

@@ -222,7 +222,7 @@ const CAPABILITIES: [u32; 2] = [0x2008_0522, 0];
 pub fn capabilities() -> Result<Capabilities> {
     let mut header = CAPABILITIES;
     let mut words = [[0_u32; 3]; 2];
-    // SAFETY: version 3 reads a header of two words and writes two structs of three words, the sizes of these arrays.
+    // SAFETY: version 3 takes a header of two words and fills two structs of three words, the sizes of these arrays.
     let done = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), words.as_mut_ptr()) };
     Errno::result(done)?;
     let [low, high] = words.map(|half| half.map(u64::from));
@@ -244,7 +244,7 @@ pub fn set_capabilities(new: Capabilities) -> Result<()> {
     let word = |part: u64| u32::try_from(part & u64::from(u32::MAX)).unwrap_or_default();
     let sets = [new.effective, new.permitted, new.inheritable];
     let words = [sets.map(word), sets.map(|set| word(set >> 32))];
-    // SAFETY: version 3 reads a header of two words and two structs of three words, the sizes of these arrays.
+    // SAFETY: version 3 takes a header of two words and two structs of three words, the sizes of these arrays.
     let done = unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), words.as_ptr()) };
     Errno::result(done).map(drop)
 }
@@ -400,7 +400,7 @@ const SIGPIPE_IGNORED: u8 = 1 << 3;
 static INHERITED: AtomicU8 = AtomicU8::new(0);
 static BLOCKED: AtomicU64 = AtomicU64::new(0);
 
-/// The state that [`note_inherited`] stored.
+/// The state that `note_inherited` stored.
 pub fn inherited() -> Inherited {
     Inherited {
         bits: INHERITED.load(Ordering::Relaxed),

@@ -383,7 +383,7 @@ fn failure_to_drop_capabilities_is_a_warning() {
         ];
         for (what, mut cmd, code) in cases {
             let run = go(without_call(&mut cmd, libc::SYS_capset, libc::EPERM)).code(code);
-            let told = "warn: capset: EPERM (Operation not permitted): this run goes on with all";
+            let told = "warn: capset: EPERM (Operation not permitted): this run continues with all";
             assert!(run.err.contains(told), "{what}: {run}");
         }
         let mut cmd = scene.apply();

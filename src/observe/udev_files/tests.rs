@@ -51,7 +51,12 @@ fn refuses_more_than_8_mib_of_rules() {
         ("etc/udev/rules.d/60-b.rules", &text),
     ]);
     let error = rules_in(&root).unwrap_err();
-    assert!(error.to_string().contains("b.rules, and those"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("b.rules, and the files before it"),
+        "{error}"
+    );
     assert!(error.advice().unwrap().contains("8 MiB"));
 }
 
