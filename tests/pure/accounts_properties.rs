@@ -1,4 +1,4 @@
-//! Properties of the group file's edit, over files made of fragments that parsers trip over.
+//! Properties of the group file edit and of the parsers, tested with files made of fragments that are hard to parse.
 
 use libvirt_kvm_init::formats::accounts::edit::Want;
 use libvirt_kvm_init::formats::qemu_conf;
@@ -53,7 +53,7 @@ fn file() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(fragment(), 0..24).prop_map(|parts| parts.concat())
 }
 
-/// The same cases in every run, unless PROPTEST_RNG_SEED asks for others.
+/// A fixed seed, so that every run has the same cases, unless PROPTEST_RNG_SEED sets another one.
 fn config() -> ProptestConfig {
     let mut config = ProptestConfig {
         cases: 4000,
@@ -70,7 +70,7 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn an_edit_does_what_is_wanted_and_nothing_else(
+    fn edit_makes_only_the_requested_change(
         file in file(),
         gid in prop::sample::select(vec![108u32, 424, 1, u32::MAX - 1]),
         member in prop::sample::select(vec![None, Some("nova"), Some("b")]),
@@ -84,13 +84,13 @@ proptest! {
     }
 
     #[test]
-    fn entries_agree_with_look_ups(file in file()) {
+    fn parsed_entries_agree_with_lookups(file in file()) {
         account_files::group_look_ups(&file);
         account_files::passwd_look_ups(&file);
     }
 
     #[test]
-    fn qemu_conf_takes_any_bytes(text in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn qemu_conf_parser_handles_any_bytes(text in prop::collection::vec(any::<u8>(), 0..200)) {
         if let Err(error) = qemu_conf::parse(&text) {
             prop_assert!(error.line <= 1 + text.iter().filter(|b| **b == b'\n').count());
         }
@@ -98,7 +98,7 @@ proptest! {
     }
 
     #[test]
-    fn qemu_conf_reads_back(user in "[a-z+0-9 #;='\\[]{0,12}", comment in "[^\r\n]{0,12}") {
+    fn qemu_conf_parser_returns_the_configured_user(user in "[a-z+0-9 #;='\\[]{0,12}", comment in "[^\r\n]{0,12}") {
         let text = format!("# {comment}\nx = [ '{comment}',\n]\nuser = \"{user}\" # {comment}\n");
         let conf = qemu_conf::parse(text.as_bytes());
         if !comment.contains('\'') {

@@ -1,4 +1,4 @@
-//! Flags, environment and YAML: precedence, and what is said of a value that cannot be meant.
+//! Flags, environment variables and YAML: precedence, and error messages for invalid values.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -9,11 +9,11 @@ use libvirt_kvm_init::cli::{Cli, Command};
 use libvirt_kvm_init::config::{Format, Missing, Output, Policy, ProofKind};
 use libvirt_kvm_init::pipeline::Request;
 
-/// Resolves a command line over some variables and one YAML file.
+/// Resolves a command line with these environment variables and one YAML file.
 fn resolve(flags: &[&str], env: &[(&str, &str)], yaml: &str) -> Result<(Request, Output), String> {
     let command = ["libvirt-kvm-init", "apply"].iter().chain(flags);
     let Command::Apply(options) = Cli::try_parse_from(command).unwrap().command else {
-        panic!("apply is another command")
+        panic!("`apply` was parsed as another command")
     };
     let env: HashMap<_, _> = env.iter().copied().collect();
     let env = |name: &str| env.get(name).map(OsString::from);
@@ -26,7 +26,7 @@ fn policy(flags: &[&str], env: &[(&str, &str)], yaml: &str) -> Policy {
 }
 
 #[test]
-fn nothing_given_is_the_documented_defaults() {
+fn defaults_are_as_documented() {
     let (request, output) = resolve(&[], &[], "").unwrap();
     let Request {
         sources, policy, ..
@@ -47,7 +47,7 @@ fn nothing_given_is_the_documented_defaults() {
 }
 
 #[test]
-fn flags_beat_environment_beats_file() {
+fn flags_override_environment_overrides_file() {
     let yaml = "gid: 1\ngroup: from-file\nmode: 0660\n";
     let env = [
         ("LIBVIRT_KVM_INIT_CONFIG", "c.yaml"),
@@ -63,7 +63,7 @@ fn flags_beat_environment_beats_file() {
 }
 
 #[test]
-fn every_option_is_also_a_variable_and_a_key() {
+fn every_option_has_a_variable_and_a_yaml_key() {
     let table = [
         ("device", "/x"),
         ("host-root", "/x"),
@@ -92,7 +92,7 @@ fn every_option_is_also_a_variable_and_a_key() {
         let yaml = format!("# comment\n{name}: {value}\n");
         let file = resolve(&["--config", "c.yaml"], &[], &yaml).unwrap();
         assert_ne!(flag, default, "{name}");
-        // All but the origin, which is what tells them apart, and flags, which do not speak again.
+        // Compare everything except the origin and the flags to repeat, which only flags set.
         assert_eq!(env.0.policy.replay_flags, "");
         let strip = |mut config: (Request, Output)| {
             config.0.policy.replay_flags.clear();
@@ -112,7 +112,7 @@ fn every_option_is_also_a_variable_and_a_key() {
 }
 
 #[test]
-fn empty_variables_and_keys_are_as_if_they_were_not_there() {
+fn empty_variables_and_yaml_keys_count_as_unset() {
     let env = [
         ("LIBVIRT_KVM_INIT_GID", ""),
         ("LIBVIRT_KVM_INIT_CONFIG", ""),
@@ -143,7 +143,7 @@ fn empty_variables_and_keys_are_as_if_they_were_not_there() {
 }
 
 #[test]
-fn switches_can_be_turned_off_again() {
+fn flag_turns_off_a_switch_set_by_variable() {
     let env = [("LIBVIRT_KVM_INIT_STRICT", "true")];
     assert!(policy(&[], &env, "").strict);
     assert!(!policy(&["--strict=false"], &env, "").strict);
@@ -151,7 +151,7 @@ fn switches_can_be_turned_off_again() {
 }
 
 #[test]
-fn durations_modes_and_numbers_read_as_written() {
+fn durations_and_modes_are_parsed() {
     let settle =
         |text: &str| resolve(&["--settle", text], &[], "").map(|(request, _)| request.settle);
     assert_eq!(settle("500ms").unwrap(), Duration::from_millis(500));
@@ -165,8 +165,8 @@ fn durations_modes_and_numbers_read_as_written() {
 }
 
 #[test]
-fn what_cannot_be_meant_is_named_with_its_place_and_what_was_expected() {
-    // (flags, variables, YAML) => what the message must contain
+fn invalid_values_report_origin_and_expected_format() {
+    // (flags, variables, YAML) => parts that the message must contain
     type Row<'a> = (
         &'a [&'a str],
         &'a [(&'a str, &'a str)],
@@ -267,7 +267,7 @@ fn what_cannot_be_meant_is_named_with_its_place_and_what_was_expected() {
             "gid: 108\n---\ngid: 0\n",
             &["c.yaml:2", "second document"],
         ),
-        // What ends the file for the parser, or hides a line from who reads it.
+        // Characters that end the file for the parser, or hide a line from a human reader.
         (
             file,
             &[],
@@ -318,16 +318,16 @@ fn what_cannot_be_meant_is_named_with_its_place_and_what_was_expected() {
 }
 
 #[test]
-fn help_fits_a_terminal() {
-    let verbs = [
+fn help_fits_80_columns() {
+    let commands = [
         None,
         Some("apply"),
         Some("check"),
         Some("exec"),
         Some("install"),
     ];
-    for verb in verbs {
-        let command = ["libvirt-kvm-init"].into_iter().chain(verb);
+    for name in commands {
+        let command = ["libvirt-kvm-init"].into_iter().chain(name);
         let command = command.chain(["--help"]);
         let help = Cli::try_parse_from(command).unwrap_err().to_string();
         for line in help.lines() {
@@ -337,7 +337,7 @@ fn help_fits_a_terminal() {
 }
 
 #[test]
-fn a_file_that_would_exhaust_the_stack_is_refused() {
+fn deeply_nested_config_file_is_refused() {
     for (level, levels) in [("- ", 100_000), ("? ", 30_000), ("- ?\t", 10_000)] {
         let error = resolve(
             &[],

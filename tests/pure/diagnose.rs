@@ -1,5 +1,5 @@
-//! From what the proof's child saw to one cause. What a machine can be brought to show, the kvm
-//! tier shows; these are the rules themselves, with the causes that no test machine has.
+//! Maps the probe result of the proof's child to one cause. The kvm tier tests the causes that a test machine can
+//! produce; these tests also cover those that it cannot.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 use nix::unistd::{Gid, Uid};
 
-fn node(uid: u32, gid: u32, mode: u16) -> DeviceState {
+fn device_state(uid: u32, gid: u32, mode: u16) -> DeviceState {
     DeviceState {
         facts: DeviceStat {
             kind: SFlag::S_IFCHR,
@@ -55,7 +55,7 @@ fn context<'a>(
     }
 }
 
-fn seen(
+fn diagnosed(
     answer: ProbeResult,
     device: &DeviceState,
     directories: &[(PathBuf, DeviceState)],
@@ -64,9 +64,9 @@ fn seen(
 }
 
 #[test]
-fn each_answer_has_its_cause() {
-    let good = node(0, 108, 0o660);
-    // what the child saw => result, cause, a word of the advice
+fn each_probe_result_maps_to_its_cause() {
+    let good = device_state(0, 108, 0o660);
+    // probe result => proof.result, cause, a word of the advice
     let table = [
         (
             ProbeResult::OtherInode,
@@ -150,17 +150,17 @@ fn each_answer_has_its_cause() {
         (ProbeResult::TimedOut, "none", Cause::Unknown, "5 s"),
         (ProbeResult::Killed, "none", Cause::Unknown, "killed"),
     ];
-    for (sight, result, cause, word) in table {
-        let proof = seen(sight, &good, &[]);
+    for (probe, result, cause, word) in table {
+        let proof = diagnosed(probe, &good, &[]);
         assert_eq!(
             (proof.word().as_str(), proof.cause()),
             (result, Some(cause)),
-            "{sight:?}"
+            "{probe:?}"
         );
         let advice = &proof.advice().unwrap().text;
-        assert!(advice.contains(word), "{sight:?}: {advice}");
+        assert!(advice.contains(word), "{probe:?}: {advice}");
     }
-    let proof = seen(ProbeResult::Ok(12), &good, &[]);
+    let proof = diagnosed(ProbeResult::Ok(12), &good, &[]);
     assert_eq!(
         (proof.word().as_str(), proof.cause(), proof.api_version()),
         ("ok", None, Some(12))
@@ -168,14 +168,20 @@ fn each_answer_has_its_cause() {
 }
 
 #[test]
-fn a_denial_is_told_apart_by_what_should_have_allowed_it() {
+fn eacces_maps_to_ownership_acl_nodev_or_security_module() {
     let denied = ProbeResult::Open(Errno::EACCES);
-    let cause = |node: &DeviceState, folders: &[(PathBuf, DeviceState)]| {
-        seen(denied, node, folders).cause()
+    let cause = |device: &DeviceState, directories: &[(PathBuf, DeviceState)]| {
+        diagnosed(denied, device, directories).cause()
     };
-    let good = node(0, 108, 0o660);
-    assert_eq!(cause(&node(0, 424, 0o660), &[]), Some(Cause::Ownership));
-    assert_eq!(cause(&node(0, 108, 0o640), &[]), Some(Cause::Ownership));
+    let good = device_state(0, 108, 0o660);
+    assert_eq!(
+        cause(&device_state(0, 424, 0o660), &[]),
+        Some(Cause::Ownership)
+    );
+    assert_eq!(
+        cause(&device_state(0, 108, 0o640), &[]),
+        Some(Cause::Ownership)
+    );
     assert_eq!(cause(&good, &[]), Some(Cause::SecurityModule));
     let nodev = DeviceState {
         nodev: true,
@@ -196,25 +202,25 @@ fn a_denial_is_told_apart_by_what_should_have_allowed_it() {
     };
     assert!(acl.acl.is_some());
     assert_eq!(cause(&acl, &[]), Some(Cause::Acl));
-    // Without the ACL it would be denied too: then the ACL is not what is wrong.
+    // Owner and mode alone already deny access, so the ACL is not the cause.
     let both = DeviceState {
         acl: acl.acl.clone(),
-        ..node(0, 424, 0o660)
+        ..device_state(0, 424, 0o660)
     };
     assert_eq!(cause(&both, &[]), Some(Cause::Ownership));
-    let mut folder = node(0, 0, 0o700);
-    folder.facts.kind = SFlag::S_IFDIR;
-    let proof = seen(denied, &good, &[(PathBuf::from("/dev"), folder)]);
+    let mut directory = device_state(0, 0, 0o700);
+    directory.facts.kind = SFlag::S_IFDIR;
+    let proof = diagnosed(denied, &good, &[(PathBuf::from("/dev"), directory)]);
     assert_eq!(proof.cause(), Some(Cause::Ownership));
     assert!(&proof.advice().unwrap().text.contains("/dev (0:0 0700)"));
 }
 
-/// A termination message holds 4096 bytes, and 2048 of the log.
+/// Kubernetes limits a termination message to 4096 bytes, and to 2048 bytes if it is taken from the log.
 #[test]
-fn advice_stays_short_however_many_groups_there_are() {
+fn advice_stays_short_with_70000_groups() {
     let mut nova = nova();
     nova.groups = (1_000_000..1_070_000).map(Gid::from_raw).collect();
-    let device = node(0, 7, 0o660);
+    let device = device_state(0, 7, 0o660);
     let context = context(&device, &[], &nova);
     let proof = diagnose(ProbeResult::Open(Errno::EACCES), &context);
     let advice = &proof.advice().unwrap().text;
@@ -222,10 +228,10 @@ fn advice_stays_short_however_many_groups_there_are() {
     assert!(advice.contains("1000015 and 69984 more"), "{advice}");
 }
 
-/// What is tried once more, and then a failure: nothing that the kernel has answered about the device, and
-/// nothing that this container lacks.
+/// A failure of the proof itself is retried once and then reported as failed. An answer of the kernel about the
+/// device or a missing privilege of this container is final.
 #[test]
-fn only_a_proof_that_failed_by_itself_is_undone() {
+fn only_failures_of_the_proof_itself_are_retried() {
     let undone = [
         ProbeResult::TimedOut,
         ProbeResult::Killed,

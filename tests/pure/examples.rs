@@ -1,4 +1,4 @@
-//! Every file in examples/ is used in a test, and every such test is run.
+//! Checks that a test uses every file in examples/, and that tests/run runs every such test.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use support::{project, read};
 
-/// The files, and the module that has each of them used by its tool.
+/// The files, and the test modules that use them with their tool.
 const FILES: [(&str, &str); 18] = [
     ("README.md", "kubectl"),
     ("ansible/bootstrap.yml", "ansible"),
@@ -28,8 +28,8 @@ const FILES: [(&str, &str); 18] = [
     ("systemd/libvirt-kvm-init.service", "systemd"),
 ];
 
-fn files(folder: &Path, found: &mut BTreeSet<String>) {
-    for entry in fs::read_dir(folder).unwrap() {
+fn files(directory: &Path, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             files(&path, found);
@@ -41,33 +41,36 @@ fn files(folder: &Path, found: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn no_example_is_without_a_test() {
+fn every_example_has_a_test() {
     let mut found = BTreeSet::new();
     files(&project("examples"), &mut found);
     let known: BTreeSet<_> = FILES.iter().map(|(file, _)| (*file).to_owned()).collect();
     assert_eq!(found, known);
     let readme = read("examples/README.md");
     for file in found {
-        let folder = file
+        let directory = file
             .rsplit_once('/')
-            .map_or(file.as_str(), |(folder, _)| folder);
-        let named = [file.as_str(), folder]
+            .map_or(file.as_str(), |(directory, _)| directory);
+        let named = [file.as_str(), directory]
             .iter()
             .any(|it| readme.contains(&format!("]({it})")));
-        assert!(named || file == "README.md", "{file} is not in the README");
+        assert!(
+            named || file == "README.md",
+            "{file} is not linked in examples/README.md"
+        );
     }
 }
 
-/// A name that matches no test would pass.
+/// A filter in tests/run that matches no test would pass silently.
 #[test]
-fn the_runner_runs_every_tools_examples() {
+fn tests_run_covers_the_examples_of_every_tool() {
     let runner = read("tests/run");
     for entry in fs::read_dir(project("tests/examples")).unwrap() {
         let path = entry.unwrap().path();
         let text = fs::read_to_string(&path).unwrap();
         let module = path.file_stem().unwrap().to_str().unwrap();
         let (alone, on_a_node) = text.split_once("mod on_a_node {").unwrap_or((&text, ""));
-        let wants = |name: &str, text: &str| {
+        let expect = |name: &str, text: &str| {
             let has = text.contains("#[test]");
             let run = runner.lines().any(|line| {
                 let mut words = line.split_whitespace();
@@ -76,8 +79,8 @@ fn the_runner_runs_every_tools_examples() {
             assert_eq!(run, has, "{name}");
         };
         if module != "main" {
-            wants(module, alone);
-            wants(&format!("{module}::on_a_node"), on_a_node);
+            expect(module, alone);
+            expect(&format!("{module}::on_a_node"), on_a_node);
         }
     }
 }

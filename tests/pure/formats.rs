@@ -1,4 +1,4 @@
-//! What monitors read: node-problem-detector's line and exit code, and Prometheus' text format.
+//! Output formats: the line and exit code for node-problem-detector, Prometheus' text format, and the table.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
@@ -15,7 +15,7 @@ fn stored() -> Report {
     serde_json::from_str(STORED).unwrap()
 }
 
-/// Texts as hostile names in files could make them.
+/// Texts that hostile names in files could produce.
 const TEXTS: [&str; 8] = [
     "",
     "short",
@@ -28,18 +28,18 @@ const TEXTS: [&str; 8] = [
 ];
 
 #[test]
-fn npd_gets_one_line_of_at_most_80() {
+fn npd_output_is_one_line_of_at_most_80_characters() {
     for verdict in Verdict::ALL {
         for cause in [None, Some(Cause::SecurityModule)] {
             for text in TEXTS {
-                // Every length around the limit.
+                // Try every length around the limit.
                 for pad in 0..90 {
                     let mut report = Report::new(verdict, "x".repeat(pad) + text);
                     report.proof.cause = cause;
                     let line = npd(&report);
                     let body = line.strip_suffix('\n').unwrap();
                     assert!(body.chars().count() <= 80, "{body}");
-                    // It cuts by bytes.
+                    // node-problem-detector truncates by bytes.
                     assert!(body.len() <= 80, "{body}");
                     assert!(!body.chars().any(char::is_control), "{body:?}");
                     assert_eq!(body.lines().count(), 1, "{body:?}");
@@ -56,7 +56,7 @@ fn npd_gets_one_line_of_at_most_80() {
 }
 
 #[test]
-fn npd_says_cause_and_summary() {
+fn npd_line_contains_cause_and_summary() {
     let mut report = Report::new(Verdict::Drift, "QEMU cannot open /dev/kvm");
     assert_eq!(npd(&report), "drift: QEMU cannot open /dev/kvm\n");
     report.proof.cause = Some(Cause::Ownership);
@@ -67,7 +67,7 @@ fn npd_says_cause_and_summary() {
 }
 
 #[test]
-fn npd_knows_three_exit_codes() {
+fn npd_maps_verdicts_to_three_exit_codes() {
     let table = [
         (Verdict::Ok, 0),
         (Verdict::Drift, 1),
@@ -87,9 +87,8 @@ fn npd_knows_three_exit_codes() {
     assert_eq!(npd_code(&report), 0);
 }
 
-/// Every sample by name and labels, once the text keeps to Prometheus' exposition format: HELP and
-/// TYPE once for each metric and before its samples, all its samples together, each once, values
-/// that are numbers.
+/// Checks the text against Prometheus' exposition format (HELP and TYPE once per metric and before its samples, all
+/// samples of a metric together, no duplicates, numeric values), and returns the samples by name and labels.
 fn metrics(text: &str) -> BTreeMap<String, String> {
     assert!(text.ends_with('\n'), "{text}");
     let mut samples = BTreeMap::new();
@@ -102,7 +101,10 @@ fn metrics(text: &str) -> BTreeMap<String, String> {
             .split_once(' ')
             .unwrap();
         assert!(!help.is_empty() && help.ends_with('.'), "{line}");
-        assert!(!seen.contains(&name.to_owned()), "{name} twice\n{text}");
+        assert!(
+            !seen.contains(&name.to_owned()),
+            "duplicate metric {name}\n{text}"
+        );
         let plain = |c: char| c.is_ascii_lowercase() || c == '_';
         assert!(name.starts_with("libvirt_kvm_init_") && name.chars().all(plain));
         seen.push(name.to_owned());
@@ -125,7 +127,7 @@ fn metrics(text: &str) -> BTreeMap<String, String> {
     samples
 }
 
-/// Nothing, or `{name="value",…}` in which quote, backslash and newline are escaped.
+/// Asserts that the labels are empty or `{name="value",…}` with quote, backslash and newline escaped.
 fn assert_labels(labels: &str) {
     if labels.is_empty() {
         return;
@@ -169,7 +171,7 @@ fn gauges(report: &Report) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn prometheus_gets_a_gauge_for_everything_that_alerts_need() {
+fn prometheus_output_has_the_gauges_that_alerts_use() {
     let mut report = stored();
     report
         .warnings
@@ -199,7 +201,7 @@ fn prometheus_gets_a_gauge_for_everything_that_alerts_need() {
 }
 
 #[test]
-fn exactly_one_verdict_is_set_and_what_is_not_known_is_left_out() {
+fn prometheus_sets_one_verdict_and_omits_unknown_gids() {
     for verdict in Verdict::ALL {
         let found = gauges(&Report::new(verdict, "x"));
         let set = found
@@ -213,7 +215,7 @@ fn exactly_one_verdict_is_set_and_what_is_not_known_is_left_out() {
 }
 
 #[test]
-fn labels_are_escaped() {
+fn prometheus_label_values_are_escaped() {
     let mut report = stored();
     for text in TEXTS {
         report.proof.result = text.to_owned().into();
@@ -237,7 +239,7 @@ fn labels_are_escaped() {
 }
 
 #[test]
-fn the_table_has_80_columns_with_any_path() {
+fn table_fits_80_columns_with_any_path() {
     let deep =
         "/proc/4194304/root/var/lib/kubelet/pods/11111111-2222-3333-4444-555555555555/volumes/x";
     for path in ["/proc/12345/root", deep, &"x".repeat(200), "/"] {
@@ -255,14 +257,14 @@ fn the_table_has_80_columns_with_any_path() {
         for line in text.lines() {
             assert!(line.chars().count() <= 80, "{line}\n{text}");
         }
-        // Nothing is lost where it is broken.
+        // Wrapping loses no text.
         let joined: String = text.split_whitespace().collect();
         assert!(joined.contains(&format!("{path}/etc/group:2")), "{text}");
     }
 }
 
 #[test]
-fn the_table_shows_the_computed_permission() {
+fn table_shows_the_computed_permission() {
     let mut report = stored();
     let line = "permission owner, group and mode allow it; open says yes\n";
     assert!(

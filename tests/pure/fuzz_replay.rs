@@ -1,5 +1,5 @@
-//! Every input that fuzz/corpus keeps, through the properties of its target: what the fuzzer would
-//! find at once is found without it.
+//! Replays every input in fuzz/corpus through the property of its fuzz target, so that known inputs are tested
+//! without the fuzzer.
 
 use crate::properties;
 
@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::{fs, panic};
 
-fn folder(name: &str) -> std::path::PathBuf {
+fn fuzz_path(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("fuzz")
         .join(name)
@@ -20,12 +20,12 @@ fn names(path: &Path) -> BTreeSet<String> {
 }
 
 #[test]
-fn each_input_has_its_properties() {
+fn corpus_inputs_satisfy_their_properties() {
     let mut failed = Vec::new();
     for (target, property) in properties::TARGETS {
-        let corpus = folder("corpus").join(target);
+        let corpus = fuzz_path("corpus").join(target);
         let inputs = names(&corpus);
-        assert!(!inputs.is_empty(), "{target} has no input");
+        assert!(!inputs.is_empty(), "{target} has no input in its corpus");
         println!("{target}: {} inputs", inputs.len());
         property(b"");
         for input in inputs {
@@ -39,18 +39,18 @@ fn each_input_has_its_properties() {
 }
 
 #[test]
-fn each_property_has_its_target_and_its_corpus() {
+fn each_property_has_a_fuzz_target_and_a_corpus() {
     let properties: BTreeSet<_> = properties::TARGETS.iter().map(|(name, _)| *name).collect();
-    let targets = names(&folder("targets"));
+    let targets = names(&fuzz_path("targets"));
     let targets: BTreeSet<_> = targets
         .iter()
         .filter_map(|name| name.strip_suffix(".rs"))
         .collect();
-    let corpora = names(&folder("corpus"));
+    let corpora = names(&fuzz_path("corpus"));
     let corpora: BTreeSet<_> = corpora.iter().map(String::as_str).collect();
     assert_eq!(targets, properties);
     assert_eq!(corpora, properties);
-    let manifest = fs::read_to_string(folder("Cargo.toml")).unwrap();
+    let manifest = fs::read_to_string(fuzz_path("Cargo.toml")).unwrap();
     for name in properties {
         assert!(manifest.contains(&format!("name = \"{name}\"\npath = \"targets/{name}.rs\"")));
     }

@@ -1,4 +1,4 @@
-//! What is planned where a GID means more than KVM, from observations that are put together here.
+//! Plans for GIDs that grant more than KVM access (guarded groups), computed from observations built here.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::observation::{device, host, observation};
 
 const STOCK: &str = "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
 
-/// How `--gid` and the like are given.
+/// How an option is set: on the command line, by an environment variable, or in the configuration file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum By {
     Flag,
@@ -48,7 +48,7 @@ fn decide(seen: &mut Observation, request: &Request, memory: Option<&Memory>) ->
     plan(seen, &request.policy, memory).unwrap()
 }
 
-/// The names of the groups that a step writes: those that the pod's file had are not among them.
+/// The kvm groups in the group file that the plan writes.
 fn groups(plan: &Plan) -> Vec<String> {
     let content = &group_step(plan).unwrap().content;
     let content = std::str::from_utf8(content).unwrap();
@@ -58,7 +58,7 @@ fn groups(plan: &Plan) -> Vec<String> {
     names.filter(|name| name.starts_with("kvm")).collect()
 }
 
-/// A node with these group lines and rules, and a pod with these group lines; `device` is its GID.
+/// A node with these group lines and udev rules, and a pod with these group lines; `device` is the device's GID.
 fn seen(node: &str, rules: &str, pod: &str, device: Option<u32>) -> Observation {
     let rules = RuleFile {
         path: "/etc/udev/rules.d/99-x.rules".to_owned(),
@@ -82,7 +82,7 @@ fn group_step(decision: &Plan) -> Option<&GroupStep> {
     })
 }
 
-/// The pod's group file once the steps are done.
+/// The pod's group file after all steps.
 fn aligned(seen: &Observation, plan: &Plan) -> String {
     let file = seen.pod.image_group().unwrap();
     let content = group_step(plan).map_or(file, |step| &step.content);
@@ -102,41 +102,41 @@ fn guarded(warnings: &[Warning]) -> Vec<&str> {
     found.map(|warning| warning.text.as_str()).collect()
 }
 
-/// A node whose add event gives the device the GID 6, which is disk by one of its names, wherever that is.
+/// Nodes whose add event sets GID 6 on the device, and the file in which one of the names of GID 6 is disk.
 fn targets() -> Vec<(&'static str, Observation)> {
-    let number = "KERNEL==\"kvm\", GROUP=\"6\", MODE=\"0660\"\n";
+    let numeric = "KERNEL==\"kvm\", GROUP=\"6\", MODE=\"0660\"\n";
     let pod = "kvm:x:424:\n";
-    let mut record = seen("kvm:x:6:\n", number, pod, Some(6));
+    let mut record = seen("kvm:x:6:\n", numeric, pod, Some(6));
     record.host.as_mut().unwrap().db.records.push(Record {
         name: "disk".to_owned(),
         gid: Gid::from_raw(6),
         at: "usr/lib/userdb/disk.group".to_owned(),
     });
-    let mut other_file = seen("kvm:x:6:\n", number, pod, Some(6));
+    let mut other_file = seen("kvm:x:6:\n", numeric, pod, Some(6));
     let files = &mut other_file.host.as_mut().unwrap().db.files;
     files.push(("usr/lib/group", b"disk:x:6:\n".to_vec()));
     vec![
-        ("/etc/group:2", seen("disk:x:6:\n", number, pod, Some(6))),
+        ("/etc/group:2", seen("disk:x:6:\n", numeric, pod, Some(6))),
         (
             "/etc/group:3",
-            seen("games:x:6:\ndisk:x:6:\n", number, pod, Some(6)),
+            seen("games:x:6:\ndisk:x:6:\n", numeric, pod, Some(6)),
         ),
-        // Also where the node's kvm has it as well.
+        // The node's group kvm has the same GID.
         (
             "/etc/group:3",
-            seen("kvm:x:6:\ndisk:x:6:\n", number, pod, Some(6)),
+            seen("kvm:x:6:\ndisk:x:6:\n", numeric, pod, Some(6)),
         ),
         ("/usr/lib/userdb/disk.group", record),
         ("/usr/lib/group:1", other_file),
         (
             "/pod/etc/group:3",
-            seen("kvm:x:6:\n", number, "games:x:6:\ndisk:x:6:\n", Some(6)),
+            seen("kvm:x:6:\n", numeric, "games:x:6:\ndisk:x:6:\n", Some(6)),
         ),
     ]
 }
 
 #[test]
-fn a_guarded_target_takes_a_gid_from_the_command_line_or_the_file() {
+fn guarded_target_needs_gid_from_command_line_or_file() {
     for (at, mut seen) in targets() {
         for strict in [false, true] {
             let strict = strict.then_some(("strict", "true"));
@@ -152,7 +152,7 @@ fn a_guarded_target_takes_a_gid_from_the_command_line_or_the_file() {
         for part in ["LIBVIRT_KVM_INIT_GID", "disk", at, "--gid 6", "`gid: 6`"] {
             assert!(text.contains(part), "{part}: {text}");
         }
-        // What `watch` found out is no permission, either.
+        // A GID that `watch` kept in memory does not permit it either.
         let kept = Memory {
             kept_gid: Some(Gid::from_raw(6)),
             ..Memory::default()
@@ -169,7 +169,7 @@ fn a_guarded_target_takes_a_gid_from_the_command_line_or_the_file() {
 }
 
 #[test]
-fn a_gid_of_another_group_is_permitted_by_a_variable() {
+fn environment_variable_permits_gid_of_unguarded_group() {
     let mut seen = seen("games:x:6:\nkvm:x:108:\n", STOCK, "kvm:x:424:\n", Some(6));
     for by in [By::Flag, By::File, By::Env] {
         let decision = decide(&mut seen, &config(&[("gid", "6")], by), None);
@@ -177,9 +177,9 @@ fn a_gid_of_another_group_is_permitted_by_a_variable() {
     }
 }
 
-/// The name that the pod gives the target is the option's.
+/// `--group` sets the name of the target group in the pod.
 #[test]
-fn a_guarded_name_for_the_group_takes_an_explicit_gid() {
+fn guarded_group_name_needs_explicit_gid() {
     let node = "kvm:x:108:\ndocker:x:99:\n";
     let mut seen = seen(node, STOCK, "docker:x:99:\n", Some(108));
     for by in [By::Flag, By::Env, By::File] {
@@ -190,9 +190,8 @@ fn a_guarded_name_for_the_group_takes_an_explicit_gid() {
 }
 
 #[test]
-fn an_event_gives_no_guarded_group() {
-    // The node's groups, the event's GROUP, the pod's groups => what the warning contains; nothing where QEMU
-    // becomes a member.
+fn udev_event_adds_no_guarded_group() {
+    // node's groups, GROUP of the event, pod's groups => a part of the warning; None if QEMU becomes a member
     let table = [
         (
             "disk:x:6:\n",
@@ -226,7 +225,7 @@ fn an_event_gives_no_guarded_group() {
     ];
     for (node, group, pod, guard) in table {
         for (event, add) in [("change", "\"change\""), ("start", "\"remove\"")] {
-            // A static node's rule counts when udevd starts, whatever its ACTION.
+            // udevd applies a rule with static_node at its start, whatever its ACTION.
             let options = match event {
                 "start" => ", OPTIONS+=\"static_node=kvm\"",
                 _ => "",
@@ -264,9 +263,9 @@ fn an_event_gives_no_guarded_group() {
     }
 }
 
-/// `--gid 6` permits the target 6, and 6 alone.
+/// `--gid 6` permits GID 6 and no other guarded GID.
 #[test]
-fn a_permission_is_for_one_gid() {
+fn explicit_gid_permits_only_that_gid() {
     let rules = format!("{STOCK}ACTION==\"change\", KERNEL==\"kvm\", GROUP=\"shadow\"\n");
     let node = "kvm:x:108:\ndisk:x:6:\nshadow:x:42:\n";
     let mut seen = seen(node, &rules, "kvm:x:424:\n", Some(108));
@@ -277,7 +276,7 @@ fn a_permission_is_for_one_gid() {
 }
 
 #[test]
-fn the_gid_that_the_device_leaves_is_not_kept_where_it_is_guarded() {
+fn previous_device_gid_is_not_kept_if_guarded() {
     for (node, pod, is_kept) in [
         ("disk:x:6:\n", "", false),
         ("", "disk:x:6:\n", false),
@@ -298,7 +297,7 @@ fn the_gid_that_the_device_leaves_is_not_kept_where_it_is_guarded() {
 }
 
 #[test]
-fn without_a_device_no_guarded_gid_goes_into_the_pods_file() {
+fn without_device_no_guarded_gid_in_pod_group_file() {
     let skip = [("missing", "skip"), ("group-file-out", "/out/group")];
     for (at, mut seen) in targets() {
         seen.device = None;
@@ -319,13 +318,13 @@ fn without_a_device_no_guarded_gid_goes_into_the_pods_file() {
             }
         }
     }
-    // An event's GID.
+    // The GID that an event sets.
     let rules = format!("{STOCK}ACTION==\"change\", KERNEL==\"kvm\", GROUP=\"disk\"\n");
     let mut seen = seen("kvm:x:108:\ndisk:x:6:\n", &rules, "kvm:x:424:\n", None);
     let decision = decide(&mut seen, &config(&skip, By::Flag), None);
     assert_eq!(aligned(&seen, &decision), "root:x:0:\nkvm:x:108:nova\n");
     assert_eq!(guarded(&decision.warnings).len(), 1);
-    // Nobody is given a file where a missing KVM is a failure.
+    // With --missing fail, no file is written.
     let fail = [("missing", "fail"), ("group-file-out", "/out/group")];
     let decision = decide(&mut seen, &config(&fail, By::Flag), None);
     assert_eq!(
@@ -334,9 +333,9 @@ fn without_a_device_no_guarded_gid_goes_into_the_pods_file() {
     );
 }
 
-/// A GID that is another group's on the node goes into no file without a device, either.
+/// Without a device, a GID that belongs to another group on the node is not written to a file either.
 #[test]
-fn without_a_device_another_groups_gid_stays_out_of_the_pods_file() {
+fn without_device_no_gid_of_another_node_group_in_pod_group_file() {
     let skip = [("missing", "skip"), ("group-file-out", "/out/group")];
     let rules = "KERNEL==\"kvm\", GROUP=\"games\", MODE=\"0660\"\n";
     let mut seen = seen("games:x:20:\n", rules, "kvm:x:424:\n", None);
@@ -346,7 +345,7 @@ fn without_a_device_another_groups_gid_stays_out_of_the_pods_file() {
 }
 
 #[test]
-fn a_name_that_is_more_than_a_name_is_refused_where_it_would_be_written() {
+fn unsafe_member_name_is_refused_if_it_must_be_written() {
     let long = "a".repeat(33);
     for name in ["x;id;#", "a/b", "a$(id)", "123", "no\u{1b}[2Jva", &long] {
         let mut seen = seen("kvm:x:108:\n", STOCK, "kvm:x:424:\n", Some(108));
@@ -362,7 +361,7 @@ fn a_name_that_is_more_than_a_name_is_refused_where_it_would_be_written() {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
-        // The image's own file serves a pod without a device.
+        // A pod without a device gets the image's group file unchanged.
         let skip = [("missing", "skip"), ("group-file-out", "/out/group")];
         let mut without = seen;
         without.device = None;
@@ -371,7 +370,7 @@ fn a_name_that_is_more_than_a_name_is_refused_where_it_would_be_written() {
         let decision = decide(&mut without, &config(&skip, By::Flag), None);
         let content = &group_step(&decision).unwrap().content;
         assert_eq!(content, without.pod.image_group().unwrap());
-        // What is in the file already has not to be written.
+        // A member that the file already lists need not be written.
         let mut there = without;
         there.device = Some(device(108));
         there.driver = Driver::Present;

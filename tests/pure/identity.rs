@@ -1,4 +1,4 @@
-//! Whom libvirt starts QEMU as, worked out from the pod root's files.
+//! The QEMU identity, computed from the files of the pod root.
 
 use libvirt_kvm_init::config::{Given, Origin};
 use libvirt_kvm_init::formats::qemu_conf::parse;
@@ -53,7 +53,7 @@ fn resolve(pod: &Pod<'_>) -> Result<Identity, IdentityError> {
 }
 
 #[test]
-fn qemu_conf_names_whom() {
+fn qemu_conf_determines_the_identity() {
     // qemu.conf => user, uid, gid, groups
     type Row<'a> = (&'a str, Option<&'a str>, u32, u32, &'a [u32]);
     let table: [Row<'_>; 9] = [
@@ -78,7 +78,7 @@ fn qemu_conf_names_whom() {
             109,
             &[42424, 108, 109],
         ),
-        // A name that is also a number is a name, unless a plus says otherwise.
+        // A numeric text that is also a name counts as the name, unless it starts with a plus.
         (
             "user = \"nova\"\ngroup = \"4242\"\n",
             Some("nova"),
@@ -93,7 +93,7 @@ fn qemu_conf_names_whom() {
             4242,
             &[42424, 108, 4242],
         ),
-        // The first name with the uid counts, whichever name was configured.
+        // The first passwd name with the UID counts, whichever name is configured.
         (
             "user = \"twin\"\ngroup = \"kvm\"\n",
             Some("nova"),
@@ -101,7 +101,7 @@ fn qemu_conf_names_whom() {
             108,
             &[42424, 108],
         ),
-        // A uid without a name has no groups but the configured one.
+        // A UID without a passwd name has only the configured group.
         (
             "user = \"4242\"\ngroup = \"kvm\"\n",
             None,
@@ -142,7 +142,7 @@ fn qemu_conf_names_whom() {
 }
 
 #[test]
-fn without_settings_the_distributions_defaults_count() {
+fn distribution_defaults_apply_without_settings() {
     let red_hat = "root:x:0:0:::\nqemu:x:107:107:::\n";
     let both = "libvirt-qemu:x:64055:107:::\nqemu:x:107:107:::\n";
     let groups = "kvm:x:108:\nqemu:x:107:\nlibvirt-qemu:x:64055:\n";
@@ -181,7 +181,7 @@ fn without_settings_the_distributions_defaults_count() {
 }
 
 #[test]
-fn flags_beat_qemu_conf() {
+fn flags_override_qemu_conf() {
     let conf = Some("user = \"root\"\ngroup = \"root\"\n");
     let flags = (Some("nova"), Some("+108"));
     let found = resolve(&Pod { conf, flags, ..POD }).unwrap();
@@ -189,10 +189,10 @@ fn flags_beat_qemu_conf() {
 }
 
 #[test]
-fn what_is_not_there_is_named_with_its_place() {
+fn unresolvable_user_or_group_is_reported_with_its_origin() {
     let both = "libvirt-qemu:x:64055:107:::\nqemu:x:107:107:::\n";
     let none = "root:x:0:0:::\n";
-    // pod => parts of the text, and whether the node just has no libvirt
+    // pod => parts of the text, and whether the reason is only a missing user or group
     let table: [(Pod<'_>, &[&str], bool); 8] = [
         (
             Pod {

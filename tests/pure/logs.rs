@@ -1,5 +1,5 @@
-//! `logs`: what lines say, which of them are one incident, and what the program does with files of
-//! every kind. The corpus in tests/data/logs has the shapes of real logs and nobody's data.
+//! `logs`: matching of lines, grouping into incidents, and reading of files of every kind. The files in
+//! tests/data/logs have the format of real logs, with invented data.
 
 use std::fs;
 use std::io::Write;
@@ -59,8 +59,8 @@ const FAILURE: &str = "2026-02-10T07:15:01.402211Z qemu-system-x86_64: Could not
                        module: Permission denied\n";
 
 #[test]
-fn each_message_has_its_cause() {
-    // a line => cause, result's errno
+fn each_kvm_message_maps_to_its_cause() {
+    // line => cause
     let table = [
         (
             "Could not access KVM kernel module: Permission denied",
@@ -152,7 +152,7 @@ fn each_message_has_its_cause() {
 }
 
 #[test]
-fn other_lines_say_nothing() {
+fn unrelated_lines_do_not_match() {
     for line in [
         "",
         "KVM",
@@ -169,7 +169,7 @@ fn other_lines_say_nothing() {
 }
 
 #[test]
-fn a_line_names_guest_request_and_time() {
+fn line_yields_guest_request_and_time() {
     let line = b"2026-02-10 08:15:16.300 7 ERROR nova.compute.manager [req-77777777-3333-4c5d-9e0f-\
         cccccccccccc req-88888888-4444-4c5d-9e0f-dddddddddddd u p - - d d] [instance: \
         6F1C2D3E-0002-4a5b-8c6d-000000000002] Instance failed to spawn: 2026-02-10T07:15:15.811200Z \
@@ -187,7 +187,7 @@ fn a_line_names_guest_request_and_time() {
 }
 
 #[test]
-fn a_guests_log_is_known_by_its_path() {
+fn domain_name_is_taken_from_the_log_path() {
     let domain = |path: &str| domain_of_path(Path::new(path)).map(String::from);
     let one = Some("instance-00000001".to_owned());
     for path in [
@@ -207,7 +207,7 @@ fn a_guests_log_is_known_by_its_path() {
 }
 
 #[test]
-fn what_a_terminal_would_obey_is_escaped() {
+fn control_characters_in_logs_are_escaped() {
     assert_eq!(
         printable(b"a\x1b[31m\r\n\xff\xe2\x80\xae\xc2\x9bz"),
         "a\\u{1b}[31m\\u{d}\\u{a}\\xff\\u{202e}\\u{9b}z"
@@ -278,9 +278,9 @@ fn one_incident_is_counted_once_across_nova_libvirt_and_qemu() {
 }
 
 #[test]
-fn nova_alone_says_which_and_in_local_time_too() {
+fn nova_log_alone_names_guests_in_utc_and_local_time() {
     let nova = fs::read_to_string("tests/data/logs/nova/nova-compute.log").unwrap();
-    // A node two hours east: Nova's own times move, QEMU's in between do not.
+    // With a local time two hours ahead of UTC, Nova's timestamps shift and those of QEMU do not.
     let local: String = nova
         .lines()
         .map(|line| line.replacen("2026-02-10 07:", "2026-02-10 09:", 1) + "\r\n")
@@ -306,7 +306,7 @@ fn nova_alone_says_which_and_in_local_time_too() {
 }
 
 #[test]
-fn a_traceback_without_any_name_is_one_failure() {
+fn traceback_without_guest_name_is_one_failure() {
     let (code, report) = text(
         "2026-02-10 07:15:03.552 ERROR nova.virt.libvirt.guest libvirt.libvirtError: internal error: qemu unexpectedly closed the monitor: Could not access KVM kernel module: Permission denied\n\
          2026-02-10 07:15:03.552 ERROR nova.virt.libvirt.guest qemu-system-x86_64: -accel kvm: failed to initialize kvm: Permission denied\n\
@@ -324,7 +324,7 @@ fn a_traceback_without_any_name_is_one_failure() {
 }
 
 #[test]
-fn what_qemu_says_days_later_is_no_part_of_novas_record() {
+fn qemu_line_of_another_day_is_a_separate_failure() {
     let (_, report) = text(&format!(
         "2026-02-08 07:15:03.022 7 ERROR nova [instance: 6f1c2d3e-0001-4a5b-8c6d-000000000001] \
          Could not access KVM kernel module: Permission denied\n{FAILURE}"
@@ -336,7 +336,7 @@ fn what_qemu_says_days_later_is_no_part_of_novas_record() {
 }
 
 #[test]
-fn failures_without_times_are_counted_by_their_words() {
+fn failures_without_timestamps_are_counted_by_message() {
     let once = "Could not access KVM kernel module: Permission denied\nqemu-system-x86_64: -accel kvm: failed to initialize kvm: Permission denied\n";
     let (_, report) = text(&once.repeat(3));
     assert_eq!((report.guests.len(), report.guests[0].count), (1, 3));
@@ -350,7 +350,7 @@ fn failures_without_times_are_counted_by_their_words() {
 }
 
 #[test]
-fn a_guest_that_is_started_again_and_again_fails_each_time() {
+fn each_failed_start_of_a_guest_is_counted() {
     let mut log = String::new();
     for minute in 0..5 {
         for second in [0, 5] {
@@ -372,7 +372,7 @@ fn a_guest_that_is_started_again_and_again_fails_each_time() {
 }
 
 #[test]
-fn what_is_not_utf8_and_crlf_do_not_matter() {
+fn invalid_utf8_and_crlf_are_tolerated() {
     let (code, report) = piped(|pipe| {
         pipe.write_all(b"\xff\xfe\x00\xc3(\r\n\xf0\x9f ").unwrap();
         pipe.write_all(FAILURE.trim_end().as_bytes()).unwrap();
@@ -382,7 +382,7 @@ fn what_is_not_utf8_and_crlf_do_not_matter() {
 }
 
 #[test]
-fn a_message_is_found_wherever_blocks_end() {
+fn message_across_a_block_boundary_is_found() {
     for shift in 0..80 {
         let filler = "x".repeat(99) + "\n";
         let mut log = filler.repeat((2 << 20) / 100 + 1);
@@ -400,8 +400,7 @@ fn a_message_is_found_wherever_blocks_end() {
     }
 }
 
-/// A log of several blocks: records of all sizes, quiet and dense parts, nothing that ends where a
-/// block does.
+/// A log of several blocks with records of all sizes and sparse and dense parts; no record ends at a block boundary.
 fn large_log() -> String {
     let mut log = String::new();
     let mut number = 0_u64;
@@ -427,17 +426,17 @@ fn large_log() -> String {
 }
 
 #[test]
-fn a_large_file_says_what_the_same_bytes_in_a_pipe_say() {
+fn large_file_and_pipe_give_the_same_report() {
     let log = large_log();
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("nova-compute.log");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("nova-compute.log");
     fs::write(&path, &log).unwrap();
     let (code, by_pipe) = text(&log);
     assert_eq!(code, 1);
     assert!(by_pipe.guests.len() > 500, "{}", by_pipe.guests.len());
     let (_, by_file) = logs(&[&path]);
     assert_eq!(by_file, by_pipe);
-    // Where no thread may be started, as under a limit of processes.
+    // The same under a process limit that allows no further thread.
     let out = Command::new("prlimit")
         .arg("--nproc=0:0")
         .arg(program().get_program())
@@ -446,7 +445,7 @@ fn a_large_file_says_what_the_same_bytes_in_a_pipe_say() {
         .output()
         .unwrap();
     assert_eq!(report(&out).1, by_pipe);
-    // And the end of a file may be anywhere.
+    // The file may end at any offset.
     for length in [
         (8 << 20) + 1,
         10 << 20,
@@ -460,7 +459,7 @@ fn a_large_file_says_what_the_same_bytes_in_a_pipe_say() {
 }
 
 #[test]
-fn a_line_of_100_mib_costs_no_memory() {
+fn line_of_100_mib_is_read_in_bounded_memory() {
     let mut child = program()
         .args(["logs", "--format", "json", "-"])
         .stdin(Stdio::piped())
@@ -504,7 +503,7 @@ fn field<'a>(status: &'a str, name: &str) -> &'a str {
 }
 
 #[test]
-fn many_guests_are_bounded_and_none_is_lost() {
+fn guest_list_is_bounded_and_the_rest_counted() {
     let (code, report) = piped(|pipe| {
         let mut log = std::io::BufWriter::new(pipe);
         for number in 0..30_000 {
@@ -530,21 +529,21 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn gzip_is_unpacked_and_its_end_missed() {
-    let folder = tempfile::tempdir().unwrap();
-    let at = |name: &str| folder.path().join(name);
+fn gzip_is_decompressed_and_truncation_reported() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
     let noise = (0..200_000_u64).map(|n| format!("{:x}\n", n.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
     let log = FAILURE.to_owned() + &noise.collect::<String>();
-    // Two members, one after the other, as appending makes them.
+    // Two gzip members, as appending creates them.
     let whole = [gzip(b"nothing\n"), gzip(log.as_bytes())].concat();
     fs::write(at("nova.log.2.gz"), &whole).unwrap();
-    let (code, report) = logs(&[folder.path()]);
+    let (code, report) = logs(&[directory.path()]);
     assert_eq!(
         (code, report.guests.len(), report.unreadable.len()),
         (1, 1, 0)
     );
     fs::write(at("nova.log.2.gz"), &whole[..whole.len() - 1000]).unwrap();
-    let (code, report) = logs(&[folder.path()]);
+    let (code, report) = logs(&[directory.path()]);
     assert_eq!(
         (code, report.guests.len(), report.unreadable.len()),
         (1, 1, 1)
@@ -553,41 +552,41 @@ fn gzip_is_unpacked_and_its_end_missed() {
         report.unreadable[0].error.contains("too early"),
         "{report:?}"
     );
-    // Nothing found and not all read is a failure.
+    // If no failure was found and a file could not be read completely, `logs` fails.
     let dull = gzip(b"nothing\n");
     fs::write(at("nova.log.2.gz"), &dull[..dull.len() - 3]).unwrap();
-    assert_eq!(logs(&[folder.path()]).0, 4);
+    assert_eq!(logs(&[directory.path()]).0, 4);
     fs::write(at("nova.log.2.gz"), b"\xfd7zXZ\0and so on").unwrap();
-    let (code, report) = logs(&[folder.path()]);
+    let (code, report) = logs(&[directory.path()]);
     assert_eq!(code, 4);
     assert!(report.unreadable[0].error.contains("xz"), "{report:?}");
 }
 
 #[test]
-fn folders_are_read_once_and_links_in_them_never() {
-    let folder = tempfile::tempdir().unwrap();
+fn directories_are_read_once_without_following_links() {
+    let directory = tempfile::tempdir().unwrap();
     let outside = tempfile::tempdir().unwrap();
-    let at = |name: &str| folder.path().join(name);
+    let at = |name: &str| directory.path().join(name);
     fs::write(outside.path().join("secret.log"), FAILURE).unwrap();
     fs::create_dir_all(at("a/b/c")).unwrap();
     symlink("..", at("a/b/loop")).unwrap();
     symlink(outside.path(), at("out")).unwrap();
     symlink(outside.path().join("secret.log"), at("a/secret.log")).unwrap();
     nix::unistd::mkfifo(&at("a/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let (code, report) = logs(&[folder.path()]);
+    let (code, report) = logs(&[directory.path()]);
     assert_eq!((code, report.read.files, report.read.skipped), (0, 0, 4));
     fs::write(at("a/b/c/x.log"), FAILURE).unwrap();
     fs::hard_link(at("a/b/c/x.log"), at("y.log")).unwrap();
-    let (code, report) = logs(&[folder.path(), &at("a"), &at("y.log")]);
+    let (code, report) = logs(&[directory.path(), &at("a"), &at("y.log")]);
     assert_eq!((code, report.read.files, report.guests[0].count), (1, 1, 1));
-    // What is named is meant, link or not.
+    // A path on the command line is read even if it is a link.
     assert_eq!(logs(&[&at("a/secret.log")]).0, 1);
 }
 
 #[test]
-fn what_cannot_be_read_is_named() {
-    let folder = tempfile::tempdir().unwrap();
-    let missing = folder
+fn unreadable_files_are_reported() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory
         .path()
         .join(std::ffi::OsStr::from_bytes(b"no\x1bne\xff.log"));
     let (code, report) = logs(&[&missing]);
@@ -597,7 +596,7 @@ fn what_cannot_be_read_is_named() {
         "{report:?}"
     );
     assert!(report.unreadable[0].error.contains("ENOENT"));
-    let good = folder.path().join("good.log");
+    let good = directory.path().join("good.log");
     fs::write(&good, FAILURE).unwrap();
     let (code, report) = logs(&[&missing, &good]);
     assert_eq!((code, report.unreadable.len()), (1, 1));
@@ -605,7 +604,7 @@ fn what_cannot_be_read_is_named() {
 }
 
 #[test]
-fn no_path_and_a_bad_format_are_usage() {
+fn invalid_format_is_a_usage_error() {
     let out = program()
         .args(["logs", "--format", "xml", "-"])
         .output()
@@ -616,16 +615,16 @@ fn no_path_and_a_bad_format_are_usage() {
 }
 
 #[test]
-fn the_table_fits_a_terminal() {
-    let folder = tempfile::tempdir().unwrap();
-    fs::create_dir(folder.path().join("qemu")).unwrap();
+fn table_fits_80_columns() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir(directory.path().join("qemu")).unwrap();
     let name = format!("qemu/{}\x1b[2J.log", "a-very-long-name-".repeat(12));
-    fs::write(folder.path().join(name), FAILURE).unwrap();
+    fs::write(directory.path().join(name), FAILURE).unwrap();
     let out = program()
         .arg("logs")
         .args([
             Path::new("tests/data/logs"),
-            folder.path(),
+            directory.path(),
             Path::new("/nowhere/at/all"),
         ])
         .output()

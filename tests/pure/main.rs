@@ -1,5 +1,5 @@
-//! What needs nothing but the sources: parsers, decisions, reports, the program's options and pages. `cargo test`
-//! runs it.
+//! The pure tier: tests of parsers, decisions, reports, options and documentation. It needs only the sources;
+//! `cargo test` runs it.
 #![allow(clippy::disallowed_methods)]
 #![allow(
     clippy::unwrap_used,

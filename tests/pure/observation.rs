@@ -1,4 +1,4 @@
-//! Observations that are put together, for what is planned from them.
+//! Builds observations for the tests of the plan.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use libvirt_kvm_init::sys::device::DeviceStat;
 use nix::sys::stat::SFlag;
 use nix::unistd::{Gid, Uid};
 
-/// The device `0:gid 0660`.
+/// A device with owner 0, this GID and mode 0660.
 pub fn device(gid: u32) -> DeviceState {
     DeviceState {
         facts: DeviceStat {
@@ -31,7 +31,7 @@ pub fn device(gid: u32) -> DeviceState {
     }
 }
 
-/// A node with these group lines behind root's, these rules and systemd 252; `gid` is its device's.
+/// A node with these group lines after root's, these udev rules and systemd 252; `gid` is the device's GID.
 pub fn host(groups: &str, rules: Vec<RuleFile>, gid: Option<u32>) -> Host {
     let mut host = Host {
         root: "/host".into(),
@@ -61,7 +61,7 @@ pub fn host(groups: &str, rules: Vec<RuleFile>, gid: Option<u32>) -> Host {
     host
 }
 
-/// That node, and a pod whose root is `root`, with these group lines behind root's and the QEMU user nova.
+/// This node and a pod with root `root`, these group lines after root's and the QEMU user nova.
 pub fn observation(host: Host, root: &str, groups: &str) -> Observation {
     let device = host.device.map(|stat| device(stat.gid.as_raw()));
     let driver = match device {

@@ -1,11 +1,11 @@
-//! The pages lead somewhere: links, paths, tests and make targets that they name are there.
+//! Checks that links, paths, tests and make targets named in the documentation exist.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use support::{project, read};
 
-/// Every page of the project and its text.
+/// Every Markdown page of the project with its text.
 fn pages() -> Vec<(PathBuf, String)> {
     let mut pages: Vec<_> = ["README.md", "SECURITY.md", "CONTRIBUTING.md"]
         .map(project)
@@ -19,9 +19,9 @@ fn pages() -> Vec<(PathBuf, String)> {
     pages.into_iter().map(with_text).collect()
 }
 
-/// Also to headings.
+/// Checks links to files and to headings.
 #[test]
-fn links_lead_somewhere() {
+fn links_resolve() {
     let mut links = 0;
     for (page, text) in pages() {
         for link in text
@@ -51,7 +51,7 @@ fn links_lead_somewhere() {
     assert!(links > 20, "{links}");
 }
 
-/// How a heading is called in a link, as GitHub forms it.
+/// The anchor that GitHub generates for a heading.
 fn anchor(line: &str) -> Option<String> {
     let title = line
         .trim_start_matches('#')
@@ -63,7 +63,7 @@ fn anchor(line: &str) -> Option<String> {
     Some(kept.collect::<String>().to_lowercase().replace(' ', "-"))
 }
 
-/// What stands between backticks, and each line of a block.
+/// The text between backticks, and each line of a code block.
 fn codes(text: &str) -> Vec<String> {
     let (mut codes, mut is_block) = (Vec::new(), false);
     for part in text.split("```") {
@@ -81,7 +81,7 @@ fn codes(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn each_path_that_contributors_are_sent_to_is_there() {
+fn paths_in_contributing_exist() {
     let text = read("CONTRIBUTING.md");
     let is_path = |code: &&String| {
         let starts = ["src/", "tests/", "fuzz/", "packaging/", "docs/", ".ci/"];
@@ -98,7 +98,7 @@ fn each_path_that_contributors_are_sent_to_is_there() {
     }
 }
 
-/// Of each test below a directory: its name, after those of the modules that it is in.
+/// The name of each test below a directory, prefixed with its module path.
 fn tests(directory: &Path) -> Vec<String> {
     let mut all = Vec::new();
     for entry in fs::read_dir(directory).unwrap_or_else(|e| panic!("{}: {e}", directory.display()))
@@ -120,7 +120,7 @@ fn tests(directory: &Path) -> Vec<String> {
 }
 
 #[test]
-fn each_test_that_is_named_is_there() {
+fn named_tests_exist() {
     let mut seen = 0;
     for (page, text) in pages() {
         for code in codes(&text) {
@@ -145,9 +145,9 @@ fn each_test_that_is_named_is_there() {
     assert!(seen > 100, "{seen}");
 }
 
-/// Whatever SECURITY.md claims, and that each make command is a target.
+/// Checks each claim in SECURITY.md, and that each make command there is a target.
 #[test]
-fn each_claim_names_what_shows_it() {
+fn each_security_claim_names_a_test_or_make_target() {
     let (page, makefile) = (read("SECURITY.md"), read("Makefile"));
     let tables = page
         .split("| it must not | shown by |\n| --- | --- |\n")
@@ -169,7 +169,7 @@ fn each_claim_names_what_shows_it() {
 }
 
 #[test]
-fn the_changelog_has_this_version() {
+fn changelog_has_this_version() {
     let text = read("CHANGELOG.md");
     let mut headings = text.lines().filter_map(|line| line.strip_prefix("## "));
     assert_eq!(headings.next(), Some("[Unreleased]"));

@@ -1,4 +1,4 @@
-//! What `--persist` plans, from observations that are put together here.
+//! Plans with `--persist`, computed from observations built here.
 
 use libvirt_kvm_init::codes::{Source, Warning, WarningCode};
 use libvirt_kvm_init::config::options::Flags;
@@ -42,7 +42,7 @@ fn decide(seen: &Observation, request: &Request) -> Plan {
     plan(seen, &request.policy, None).unwrap()
 }
 
-/// A node whose kvm is `kvm`, with these rules, and an earlier run's if `own` says so.
+/// A node whose group kvm has GID `kvm`, with these udev rules and, if `own` is set, the rule of an earlier run.
 fn seen(kvm: u32, rules: &[(&str, &str)], own: Option<OwnRule>) -> Observation {
     let mut files: Vec<_> = rules
         .iter()
@@ -67,7 +67,7 @@ fn own_rule(gid: u32, mode: u16) -> OwnRule {
     OwnRule { gid, mode }
 }
 
-/// What is written, as group, mode and what was there; or why not.
+/// The planned udev rule as GID, mode and previous content, or the text of the refusal.
 fn planned(decision: &Plan) -> Result<Option<(u32, u16, Option<String>)>, String> {
     match &decision.outcome {
         Outcome::Act(steps) => Ok(steps.iter().find_map(|step| match step {
@@ -87,7 +87,7 @@ fn codes(warnings: &[Warning]) -> Vec<WarningCode> {
 }
 
 #[test]
-fn a_rule_is_planned_where_some_event_would_undo_the_state() {
+fn persist_plans_a_rule_if_an_event_would_undo_the_state() {
     type Row<'a> = (
         &'a [(&'a str, &'a str)],
         Option<OwnRule>,
@@ -124,7 +124,7 @@ fn a_rule_is_planned_where_some_event_would_undo_the_state() {
             Some((108, 0o660, None)),
         ),
         (&[], None, None, None, Some((108, 0o660, None))),
-        // It stands already, and does; or does not any more.
+        // The rule exists and is still effective, or no longer.
         (&[], Some(own_rule(108, 0o660)), None, None, None),
         (&[STOCK], Some(own_rule(108, 0o660)), None, None, None),
         (
@@ -151,14 +151,14 @@ fn a_rule_is_planned_where_some_event_would_undo_the_state() {
             Ok(want),
             "{rules:?} {own:?} {gid:?} {mode:?}"
         );
-        // Nothing of it without the option.
+        // Without --persist no rule is planned.
         let decision = decide(&seen, &config(gid, mode, false));
         assert_eq!(planned(&decision), Ok(None));
     }
 }
 
 #[test]
-fn the_rule_comes_last_and_makes_further_groups_needless() {
+fn rule_is_the_last_step_and_replaces_extra_groups() {
     let seen = seen(108, &[STOCK, PIN], None);
     let kinds = |persist| {
         let decision = decide(&seen, &config(None, None, persist));
@@ -189,8 +189,8 @@ fn the_rule_comes_last_and_makes_further_groups_needless() {
 }
 
 #[test]
-fn the_own_rule_speaks_for_the_node_only_where_it_is_not_to_be_written_anew() {
-    // The node's number, the own rule's; with --persist, and without.
+fn own_rule_sets_the_target_only_without_persist() {
+    // The node's GID is 777 and that of our rule 108; with --persist, then without.
     for (rules, source) in [(&[STOCK][..], Source::Udev), (&[], Source::HostGroup)] {
         let seen = seen(777, rules, Some(own_rule(108, 0o660)));
         let renewed = decide(&seen, &config(None, None, true));
@@ -202,17 +202,23 @@ fn the_own_rule_speaks_for_the_node_only_where_it_is_not_to_be_written_anew() {
         let target = followed.resolution.target().unwrap();
         assert_eq!((target.gid.as_raw(), target.source), (108, Source::Udev));
         assert!(target.at.contains(own_rule::PATH), "{}", target.at);
-        let odd = codes(&followed.warnings);
-        assert!(odd.contains(&WarningCode::UdevRuleOutdated), "{odd:?}");
+        let warned = codes(&followed.warnings);
+        assert!(
+            warned.contains(&WarningCode::UdevRuleOutdated),
+            "{warned:?}"
+        );
 
         let named = decide(&seen, &config(Some("108"), None, false));
-        let odd = codes(&named.warnings);
-        assert!(!odd.contains(&WarningCode::UdevRuleOutdated), "{odd:?}");
+        let warned = codes(&named.warnings);
+        assert!(
+            !warned.contains(&WarningCode::UdevRuleOutdated),
+            "{warned:?}"
+        );
     }
 }
 
 #[test]
-fn what_cannot_be_written_or_would_not_win_is_refused() {
+fn persist_refuses_unwritable_or_overridden_rule() {
     type Spoil = fn(&mut Observation);
     let table: [(Spoil, &str); 9] = [
         (
@@ -280,7 +286,7 @@ fn add(seen: &mut Observation, path: &str, text: &str) {
 }
 
 #[test]
-fn its_page_shows_the_rule_and_how_to_take_it_out() {
+fn persist_docs_show_the_rule_and_its_removal() {
     let readme = include_str!("../../docs/persist.md");
     let content = own_rule(108, 0o660).file().content;
     for line in String::from_utf8(content).unwrap().lines() {

@@ -1,15 +1,15 @@
-//! The JSON report: what a stored one says is what this version reads and writes.
+//! The JSON report: a stored report must be read and written unchanged, and texts must be escaped.
 
 use libvirt_kvm_init::codes::{Action, WarningCode};
 use libvirt_kvm_init::report::Report;
 use libvirt_kvm_init::verdict::Verdict;
 use serde_json::Value;
 
-/// A run that mended the incident: the device was 0:424, the pod's kvm too, the node's is 108.
+/// The report of a run that repaired the incident: the device and the pod's kvm had GID 424, the node's kvm has 108.
 const STORED: &str = include_str!("../data/report.json");
 
 #[test]
-fn a_stored_report_is_read_and_written_as_it_stands() {
+fn stored_report_round_trips() {
     let report: Report = serde_json::from_str(STORED).unwrap();
     assert_eq!(report.verdict, Verdict::Ok);
     assert_eq!(report.exit_code, report.verdict.code());
@@ -24,14 +24,14 @@ fn a_stored_report_is_read_and_written_as_it_stands() {
 }
 
 #[test]
-fn it_is_one_line() {
+fn json_report_is_one_line() {
     let report: Report = serde_json::from_str(STORED).unwrap();
     let text = report.to_json().unwrap();
     assert_eq!(text.find('\n'), Some(text.len() - 1));
 }
 
 #[test]
-fn changes_are_called_in_text_what_json_calls_them() {
+fn action_words_equal_their_json_values() {
     use libvirt_kvm_init::codes::Action::{
         AddGroup, AddMember, SetDeviceAcl, SetDeviceMode, SetDeviceOwner, SetGroupGid,
         WriteGroupFile, WriteUdevRule,
@@ -50,9 +50,9 @@ fn changes_are_called_in_text_what_json_calls_them() {
     }
 }
 
-/// Names come from files that somebody else wrote.
+/// Names come from files that other users may write.
 #[test]
-fn a_text_can_neither_paint_nor_turn_round_a_terminal() {
+fn control_and_bidi_characters_are_escaped() {
     let text = "a\u{1b}[2J\n\u{9b}1m\u{202e}b\u{2066}\u{200b}\u{2028}\u{feff}\u{e9}";
     let shown = libvirt_kvm_init::text::escape_control(text);
     let want = "a\\u{1b}[2J\\n\\u{9b}1m\\u{202e}b\\u{2066}\\u{200b}\\u{2028}\\u{feff}\u{e9}";
@@ -62,9 +62,9 @@ fn a_text_can_neither_paint_nor_turn_round_a_terminal() {
     assert_eq!(line, "failed: a [2J  1m b    \u{e9}\n");
 }
 
-/// Every character that Unicode calls a format, or a separator of lines or paragraphs.
+/// All characters of the Unicode categories Cc, Cf, Zl and Zp.
 #[test]
-fn every_format_character_is_hidden() {
+fn unicode_control_and_format_characters_are_hidden() {
     use libvirt_kvm_init::text::is_hidden;
     use proptest::strategy::{Strategy, ValueTree};
     use proptest::test_runner::{Config, RngSeed, TestRunner};
@@ -84,9 +84,9 @@ fn every_format_character_is_hidden() {
     }
 }
 
-/// DEL, C1, what turns the writing direction, and what is outside of the first plane.
+/// Among them DEL, C1 controls, bidirectional controls, and characters outside the Basic Multilingual Plane.
 #[test]
-fn json_is_the_same_and_holds_no_hidden_character() {
+fn json_escapes_hidden_characters_and_round_trips() {
     use libvirt_kvm_init::text::is_hidden;
     let hidden: String = ('\0'..=char::MAX).filter(|char| is_hidden(*char)).collect();
     let text = format!("a{hidden}\"\\\u{e4}\u{1f600}");

@@ -1,5 +1,5 @@
-//! The workflows in .github: what zizmor and actionlint (tests/lint-workflows) do not know of them. Who builds cannot
-//! publish, nothing is released without the tests, and nothing is built but what the lock files name.
+//! Rules for the workflows in .github that zizmor and actionlint (tests/lint-workflows) do not check: jobs that build
+//! cannot publish, a release requires the tests, and builds use only the versions in the lock files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -44,7 +44,7 @@ impl Job {
         self.permissions.values().any(|right| right == "write")
     }
 
-    /// The lines of all its scripts.
+    /// The lines of all scripts of the job.
     fn lines(&self) -> impl Iterator<Item = &str> {
         self.steps.iter().flat_map(|step| step.run.lines())
     }
@@ -68,11 +68,11 @@ fn jobs() -> impl Iterator<Item = (String, Job)> {
     })
 }
 
-/// Another job could be changed by any crate's build script, by a macro or by a tool: it has no right and no
-/// token. The one that publishes runs nothing of these, and has no copy of the repository.
+/// A build script, macro or tool could change any job that builds, so such a job has no write permission and no token.
+/// The job that publishes runs no such code and does not check out the repository.
 #[test]
-fn what_can_write_builds_nothing() {
-    /// What that job may run, besides the shell itself.
+fn job_with_write_permission_builds_nothing() {
+    /// Commands that the publishing job may run, besides the shell itself.
     const TOOLS: [&str; 14] = [
         "base64",
         "cat",
@@ -120,14 +120,14 @@ fn what_can_write_builds_nothing() {
     assert_eq!(workflow("release").on, tags);
 }
 
-/// The first word of each command of a script: of each line, behind each pipe, and in each substitution.
+/// The first word of each command of a script: on each line, after each pipe and in each substitution.
 fn commands(script: &str) -> Vec<String> {
     let joined = script.replace("\\\n", " ");
     let split = joined.replace("$(", "\n").replace("<(", "\n");
     let starts = split.split(['\n', '|', ';', '&']).map(str::trim);
     let first = |part: &str| {
         let word = part.split([' ', ')']).next()?;
-        // A variable is set, or the rest of a substitution is left.
+        // Skip assignments and the rest of a substitution.
         let sets = word.contains('=') || word.starts_with(['"', '\'']);
         (!word.is_empty() && !sets).then(|| word.to_owned())
     };
@@ -135,7 +135,7 @@ fn commands(script: &str) -> Vec<String> {
 }
 
 #[test]
-fn commands_are_found_where_a_shell_finds_them() {
+fn commands_finds_every_command_of_a_script() {
     let script = "a --x <<<\"$Y\" | b\nv=1\nc \\\n    d >\"$(e f)\"\ndiff <(g) <(h | i)\n";
     assert_eq!(
         commands(script),
@@ -144,14 +144,14 @@ fn commands_are_found_where_a_shell_finds_them() {
 }
 
 #[test]
-fn nothing_is_released_untested() {
+fn release_requires_the_tests() {
     let (test, release) = (workflow("test"), workflow("release"));
     assert_eq!(test.jobs["test"].lines().last(), Some("bash .ci/run"));
     let uses = release.jobs["test"].uses.as_deref();
     assert_eq!(uses, Some("./.github/workflows/test.yml"));
     assert_eq!(release.jobs["build"].needs.as_deref(), Some("test"));
     assert_eq!(release.jobs["publish"].needs.as_deref(), Some("build"));
-    // What is released is what anybody gets who builds it again.
+    // The released binary must equal a second build.
     for arch in ["x86_64", "aarch64"] {
         let again = format!("tests/reproducible {arch} dist/libvirt-kvm-init-{arch}");
         assert!(
@@ -161,20 +161,20 @@ fn nothing_is_released_untested() {
     }
 }
 
-/// The check does what it is for: it is run on what was built, on what was changed, and on what was added.
+/// Runs the check on the unchanged build, then with each file changed or added.
 #[test]
-fn the_check_before_publishing_finds_what_was_changed_or_added() {
+fn publish_check_detects_changed_or_added_files() {
     let release = workflow("release");
     let run = |job: &str, part: &str| {
         let mut runs = release.jobs[job].steps.iter().map(|step| &step.run);
         runs.find(|run| run.contains(part)).unwrap()
     };
-    let folder = tempfile::tempdir().unwrap();
-    let at = |name: &str| folder.path().join(name);
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
     let bash = |script: &str, sums: &str| {
         let mut bash = std::process::Command::new("bash");
         let bash = bash.args(["-e", "-o", "pipefail", "-c", script]);
-        let bash = bash.current_dir(folder.path()).env("SUMS", sums);
+        let bash = bash.current_dir(directory.path()).env("SUMS", sums);
         bash.env("GITHUB_OUTPUT", at("output")).output().unwrap()
     };
     fs::create_dir(at("dist")).unwrap();
@@ -206,7 +206,7 @@ fn the_check_before_publishing_finds_what_was_changed_or_added() {
         }
         assert!(passes(), "{name}");
     }
-    // A changed file with its changed sum.
+    // A changed file whose checksum was changed too.
     fs::write(at("dist/a.deb"), "changed").unwrap();
     assert!(
         bash("cd dist; sha256sum -- [al]* >SHA256SUMS", "")
@@ -217,9 +217,9 @@ fn the_check_before_publishing_finds_what_was_changed_or_added() {
     assert!(!bash(check, "").status.success(), "no sums at all");
 }
 
-/// A tool is the one that was tried, not the latest, and the compiler is the manifest's.
+/// Tools have a fixed version, and the compiler is the one in Cargo.toml.
 #[test]
-fn tools_and_the_compiler_have_a_version() {
+fn tools_and_compiler_are_pinned() {
     let files = [".ci/run", ".github/workflows/release.yml"].map(text);
     let installs = files.iter().flat_map(|text| text.lines());
     let installs =
@@ -247,8 +247,8 @@ fn tools_and_the_compiler_have_a_version() {
 }
 
 #[test]
-fn nothing_is_built_but_what_the_lock_files_name() {
-    const VERBS: [&str; 11] = [
+fn every_cargo_command_uses_locked() {
+    const SUBCOMMANDS: [&str; 11] = [
         "build", "test", "clippy", "doc", "install", "fetch", "metadata", "tree", "deny", "run",
         "deb",
     ];
@@ -266,9 +266,9 @@ fn nothing_is_built_but_what_the_lock_files_name() {
         let joined = text(file).replace("\\\n", " ");
         for line in joined.lines().filter(|line| !line.trim().starts_with('#')) {
             for command in line.split("cargo ").skip(1) {
-                let verb = command.split(' ').next().unwrap();
-                // The advisories' database holds no crate.
-                if VERBS.contains(&verb) && !command.starts_with("deny fetch db") {
+                let subcommand = command.split(' ').next().unwrap();
+                // `deny fetch db` downloads only the advisory database, no crate.
+                if SUBCOMMANDS.contains(&subcommand) && !command.starts_with("deny fetch db") {
                     seen += 1;
                     assert!(command.contains("--locked"), "{file}: {line}");
                 }
@@ -278,12 +278,12 @@ fn nothing_is_built_but_what_the_lock_files_name() {
     assert!(seen > 12, "{seen} commands");
 }
 
-/// What is not checked is said, and where it could have been checked it is a failure in CI.
+/// A skipped check is printed, and is a failure in CI if it could have been run.
 #[test]
-fn a_check_of_dependencies_that_is_not_run_fails_in_ci() {
+fn skipped_dependency_check_fails_in_ci() {
     use std::os::unix::fs::{PermissionsExt, symlink};
-    let folder = tempfile::tempdir().unwrap();
-    let at = |name: &str| folder.path().join(name);
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
     let path = std::env::var_os("PATH").unwrap();
     for name in ["bash", "dirname", "env", "timeout"] {
         let mut all = std::env::split_paths(&path).map(|dir| dir.join(name));
@@ -296,7 +296,7 @@ fn a_check_of_dependencies_that_is_not_run_fails_in_ci() {
     let deny = |ci: bool| {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/deny");
         let mut deny = std::process::Command::new(at("bash"));
-        deny.arg(script).env_clear().env("PATH", folder.path());
+        deny.arg(script).env_clear().env("PATH", directory.path());
         if ci {
             deny.env("CI", "true");
         }
@@ -304,7 +304,7 @@ fn a_check_of_dependencies_that_is_not_run_fails_in_ci() {
         let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
         (output.status.code().unwrap(), text)
     };
-    // Nothing is installed.
+    // No tool is installed.
     let (code, text) = deny(false);
     assert!(
         code == 0 && text.contains("NOT RUN: cargo-deny"),
@@ -315,11 +315,11 @@ fn a_check_of_dependencies_that_is_not_run_fails_in_ci() {
         code == 1 && text.contains("NOT RUN: cargo-deny"),
         "{code} {text}"
     );
-    // The first check finds something.
+    // The first check fails.
     tool("cargo-deny", "exit 9");
     tool("cargo", "exit 4");
     assert_eq!((deny(false).0, deny(true).0), (4, 4));
-    // All is well, up to the advisories: what of the database, git, and which code in CI.
+    // All checks pass; the rest depends on whether the advisory database can be fetched and whether git reaches it.
     let fetch = |works: bool| {
         let code = if works { 0 } else { 1 };
         tool(

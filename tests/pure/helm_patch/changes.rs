@@ -1,13 +1,13 @@
-//! What a patch changes is its golden, a diff; here, what no patch does.
+//! Changes that no patch may make. The changes that a patch does make are its golden, a diff.
 
 use std::fs;
 
 use support::golden::{Way, cases, directory, golden_name, golden_of};
 use support::yaml;
 
-/// No line is removed or replaced, so that no list is reordered; but a field that is null is one that is not there.
+/// A patch removes or replaces no line, so it reorders no list. The exception `env: null` equals a missing field.
 #[test]
-fn each_patch_only_adds() {
+fn patches_only_add_lines() {
     for (fixture, way) in cases().filter(|(_, way)| *way != Way::Plain) {
         let diff = directory().join(format!("{}.diff", golden_name(fixture, way)));
         let diff = fs::read_to_string(diff).unwrap();
@@ -22,9 +22,9 @@ fn each_patch_only_adds() {
     }
 }
 
-/// Neither another kind of object nor a DaemonSet that is not the chart's.
+/// Neither other kinds of objects nor other DaemonSets change.
 #[test]
-fn only_the_libvirt_daemonsets_are_changed() {
+fn patches_change_only_libvirt_daemonsets() {
     for (fixture, way) in cases() {
         let plain = yaml::documents(&golden_of(fixture, Way::Plain));
         let patched = yaml::documents(&golden_of(fixture, way));

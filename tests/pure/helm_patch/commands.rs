@@ -1,4 +1,4 @@
-//! What the patches have run is what the program understands.
+//! Parses the commands in the patches with the program's own command line.
 
 use clap::Parser;
 use libvirt_kvm_init::cli::{Cli, Command};
@@ -8,12 +8,12 @@ use super::values::script;
 use support::golden::{Way, golden_of};
 use support::yaml;
 
-/// The command that a container has in a golden.
+/// The command of a container in a golden.
 fn command(way: Way, list: &str, name: &str) -> Vec<String> {
     words(way, list, name, "command")
 }
 
-/// What this project's own image, whose entrypoint is the program, is given in an init container.
+/// The arguments of an init container that runs this project's image, after the image's entrypoint.
 fn args(name: &str) -> Vec<String> {
     let mut words = words(Way::Exec, "initContainers", name, "args");
     words.insert(0, "libvirt-kvm-init".to_owned());
@@ -30,7 +30,7 @@ fn words(way: Way, list: &str, name: &str, field: &str) -> Vec<String> {
         .collect()
 }
 
-/// The words of the one call in a script, its continuation lines and variables resolved.
+/// The words of the single call of the program in a script, with continuation lines and variables resolved.
 fn call(way: Way) -> Vec<String> {
     let text = script(way)
         .replace("\\\n", " ")
@@ -59,7 +59,7 @@ fn request(words: &[String]) -> Request {
 }
 
 #[test]
-fn the_program_understands_what_the_patches_give_it() {
+fn program_accepts_the_commands_of_the_patches() {
     let step = command(Way::Kustomize, "initContainers", "libvirt-kvm-init");
     let wrapper = command(Way::Exec, "containers", "libvirt");
     let Command::Exec(exec) = Cli::try_parse_from(&wrapper).unwrap().command else {

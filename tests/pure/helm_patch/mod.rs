@@ -1,5 +1,5 @@
-//! The patches of helm-patch on what the libvirt chart renders: the manifests in tests/goldens, read as typed
-//! Kubernetes objects. The tier `kustomize` shows that they are what is built.
+//! Tests of the patches in helm-patch, applied to the manifests that the libvirt chart renders. They read the
+//! manifests in tests/goldens as typed Kubernetes objects; the tier `kustomize` compares the goldens with a build.
 
 mod changes;
 mod commands;
@@ -11,7 +11,7 @@ use std::fs;
 use support::golden::{Way, cases, directory, golden_name};
 
 #[test]
-fn there_is_no_golden_without_a_case() {
+fn every_golden_belongs_to_a_case() {
     let file = |(fixture, way)| {
         let extension = if way == Way::Plain { "yaml" } else { "diff" };
         format!("{}.{extension}", golden_name(fixture, way))

@@ -1,4 +1,4 @@
-//! The patched DaemonSets as Kubernetes reads them.
+//! The patched DaemonSets, parsed as Kubernetes objects.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,9 +9,9 @@ use serde_json::Value;
 use support::golden::{Way, cases, golden_of};
 use support::yaml;
 
-/// A DaemonSet of the chart, patched.
+/// A patched DaemonSet of the chart.
 struct Patched {
-    /// Which, for messages.
+    /// Fixture, way and name, for messages.
     what: String,
     way: Way,
     pod: PodSpec,
@@ -37,7 +37,7 @@ impl Patched {
         self.init().iter().chain(&self.pod.containers)
     }
 
-    /// What the patches add: containers, and mounts in the libvirt container.
+    /// The mounts of the containers that the patches add, and those that they add to the libvirt container.
     fn ours(&self) -> Vec<(&Container, &VolumeMount)> {
         let plain = ["/etc/group", "/usr/local/bin/libvirt-kvm-init"];
         self.containers()
@@ -70,7 +70,7 @@ fn mount<'a>(container: &'a Container, path: &str) -> Option<&'a VolumeMount> {
         .find(|mount| mount.mount_path == path)
 }
 
-/// Every libvirt DaemonSet of every golden but the plain ones.
+/// Every libvirt DaemonSet of every golden except the plain ones.
 fn patched() -> Vec<Patched> {
     let mut found = Vec::new();
     for (fixture, way) in cases().filter(|(_, way)| *way != Way::Plain) {
@@ -86,13 +86,13 @@ fn patched() -> Vec<Patched> {
             }
         }
     }
-    assert_eq!(found.len(), 4 * 5, "two of them in one fixture");
+    assert_eq!(found.len(), 4 * 5, "one fixture has two DaemonSets");
     found
 }
 
-/// Without what says nothing: nulls, empty lists and empty objects.
+/// The value without nulls, empty lists and empty objects.
 fn essence(value: &Value) -> Value {
-    let says = |value: &Value| {
+    let has_content = |value: &Value| {
         !(value.is_null()
             || value.as_array().is_some_and(Vec::is_empty)
             || value.as_object().is_some_and(serde_json::Map::is_empty))
@@ -102,16 +102,16 @@ fn essence(value: &Value) -> Value {
             let entries = entries
                 .iter()
                 .map(|(key, value)| (key.clone(), essence(value)));
-            entries.filter(|(_, value)| says(value)).collect()
+            entries.filter(|(_, value)| has_content(value)).collect()
         }
         Value::Array(elements) => elements.iter().map(essence).collect(),
         _ => value.clone(),
     }
 }
 
-/// Kubernetes drops or refuses a field that it does not know; here it would be missing.
+/// Kubernetes drops or rejects unknown fields; parsing into typed objects would lose them.
 #[test]
-fn kubernetes_knows_every_field() {
+fn kubernetes_types_know_every_field() {
     for (fixture, way) in cases() {
         for document in yaml::documents(&golden_of(fixture, way)) {
             let set: DaemonSet = serde_json::from_value(document.clone()).unwrap();
@@ -122,29 +122,29 @@ fn kubernetes_knows_every_field() {
 }
 
 #[test]
-fn every_mount_has_a_volume_and_a_place_of_its_own() {
+fn mounts_have_volumes_and_distinct_paths() {
     for patched in patched() {
         let what = &patched.what;
         let volumes = patched.pod.volumes.as_deref().unwrap_or_default();
         let names: BTreeSet<_> = volumes.iter().map(|volume| volume.name.as_str()).collect();
-        assert_eq!(names.len(), volumes.len(), "{what}: a volume twice");
+        assert_eq!(names.len(), volumes.len(), "{what}: duplicate volume");
         let containers: BTreeSet<_> = patched.containers().map(|c| c.name.as_str()).collect();
         let count = patched.containers().count();
-        assert_eq!(containers.len(), count, "{what}: a container twice");
+        assert_eq!(containers.len(), count, "{what}: duplicate container");
         for container in patched.containers() {
             let mut places = BTreeSet::new();
             for mount in mounts(container) {
                 let place = &mount.mount_path;
                 let at = format!("{what}: {} {place}", container.name);
                 assert!(names.contains(mount.name.as_str()), "{at}: {}", mount.name);
-                assert!(places.insert(place), "{at}: twice");
+                assert!(places.insert(place), "{at}: duplicate mount path");
             }
         }
     }
 }
 
 #[test]
-fn the_steps_come_last_and_the_binary_before_its_use() {
+fn added_steps_run_last_and_install_runs_first() {
     for patched in patched() {
         let what = &patched.what;
         let names: Vec<_> = patched
@@ -163,16 +163,16 @@ fn the_steps_come_last_and_the_binary_before_its_use() {
     }
 }
 
-/// Another image has another passwd and group file than the one that libvirtd reads.
+/// Another image would have other passwd and group files than those that libvirtd reads.
 #[test]
-fn the_step_runs_in_the_libvirt_containers_own_image() {
+fn step_uses_the_image_of_the_libvirt_container() {
     let mut images = BTreeMap::new();
     for patched in patched() {
         let (what, libvirt) = (&patched.what, patched.libvirt());
         if patched.way == Way::Kustomize {
             let step = patched.step(STEP);
             assert_eq!(step.image, libvirt.image, "{what}");
-            // A newer image under the same tag must not be pulled by one of them alone.
+            // With different pull policies, only one of them could get a newer image of the same tag.
             assert_eq!(step.image_pull_policy, libvirt.image_pull_policy, "{what}");
         }
         if matches!(patched.way, Way::Kustomize | Way::Exec) {
@@ -186,7 +186,7 @@ fn the_step_runs_in_the_libvirt_containers_own_image() {
 }
 
 #[test]
-fn the_step_sees_what_libvirtd_will_see() {
+fn step_has_libvirts_mounts_of_dev_and_qemu_conf() {
     for patched in patched() {
         if patched.way != Way::Kustomize {
             continue;
@@ -196,14 +196,18 @@ fn the_step_sees_what_libvirtd_will_see() {
             let (ours, theirs) = (mount(step, path), mount(libvirt, path));
             assert!(ours.is_some() && ours == theirs, "{what}: {path}");
         }
-        assert_eq!(mount(step, "/etc/group"), None, "{what}: not its image's");
+        assert_eq!(
+            mount(step, "/etc/group"),
+            None,
+            "{what}: the step must read the group file of its image"
+        );
     }
 }
 
-/// A mount of `/` is read-only only at the top, and pins what is mounted below it unless the node's
-/// unmounting reaches it.
+/// A read-only mount of `/` covers only the top mount, and it keeps the mounts below busy unless unmounts on the
+/// node propagate to it.
 #[test]
-fn the_nodes_root_is_read_only_and_follows_the_node() {
+fn host_root_is_read_only_and_propagates_from_the_node() {
     for patched in patched() {
         let what = &patched.what;
         for container in patched.containers() {
@@ -221,10 +225,10 @@ fn the_nodes_root_is_read_only_and_follows_the_node() {
     }
 }
 
-/// What the libvirt container sees of the node, a guest that breaks out of QEMU sees as well. By volume, since
-/// the node's root could be mounted anywhere.
+/// A guest that breaks out of QEMU sees the same parts of the node as the libvirt container. The test goes by
+/// volume, since the node's root could be mounted anywhere.
 #[test]
-fn the_libvirt_container_sees_no_more_of_the_node_than_it_needs() {
+fn libvirt_container_mounts_only_needed_node_directories() {
     let parts = [
         ("/etc", Some("Directory")),
         ("/run/tmpfiles.d", None),
@@ -256,7 +260,7 @@ fn the_libvirt_container_sees_no_more_of_the_node_than_it_needs() {
             Way::Exec | Way::Hooks => assert_eq!(seen, parts, "{what}"),
             _ => assert_eq!(seen, [], "{what}"),
         }
-        // The step is over before a guest can be started, and sees all of it.
+        // The init step ends before any guest can start, so it may mount the whole root.
         if patched.way == Way::Kustomize {
             let root = mount(patched.step(STEP), HOST).and_then(of_the_node);
             assert_eq!(root.unwrap().path, "/", "{what}");
@@ -264,10 +268,10 @@ fn the_libvirt_container_sees_no_more_of_the_node_than_it_needs() {
     }
 }
 
-/// Whoever may write the config map of options sets these three, and nothing else of a process of root's:
-/// neither BASH_ENV, which the libvirt container's script would run, nor LD_PRELOAD or PATH.
+/// A user who may write the config map of options must not set other variables of a root process, such as
+/// BASH_ENV (sourced by the libvirt container's script), LD_PRELOAD or PATH.
 #[test]
-fn a_config_map_sets_three_options_and_no_other_variable() {
+fn config_map_sets_only_three_options() {
     const OPTIONS: [&str; 3] = [
         "LIBVIRT_KVM_INIT_PROOF",
         "LIBVIRT_KVM_INIT_MISSING",
@@ -300,9 +304,9 @@ fn a_config_map_sets_three_options_and_no_other_variable() {
     }
 }
 
-/// QEMU can replace what is in the libvirt container's /tmp.
+/// QEMU can replace files in the libvirt container's /tmp.
 #[test]
-fn nothing_of_ours_is_where_qemu_can_write() {
+fn qemu_cannot_write_to_added_mounts() {
     for patched in patched() {
         let what = &patched.what;
         let ours = patched.ours();
@@ -314,7 +318,7 @@ fn nothing_of_ours_is_where_qemu_can_write() {
             let device = mount.mount_path == "/dev";
             assert_eq!(mount.read_only == Some(true), !written && !device, "{at}");
         }
-        // Of the volume that holds them, the libvirt container sees single files only.
+        // The libvirt container mounts only single files of the shared volume.
         for mount in mounts(patched.libvirt()) {
             if mount.name == "pod-shared" {
                 let at = format!("{what}: {}", mount.mount_path);
@@ -325,9 +329,9 @@ fn nothing_of_ours_is_where_qemu_can_write() {
     }
 }
 
-/// Where a file of a volume is missing when its container starts, the kubelet makes a folder of it.
+/// If a mounted file does not exist when its container starts, the kubelet creates a directory in its place.
 #[test]
-fn each_mounted_file_is_made_by_a_step_before() {
+fn mounted_files_are_created_by_earlier_steps() {
     for patched in patched() {
         let (what, libvirt) = (&patched.what, patched.libvirt());
         let word = |container: &Container, index: usize| {
@@ -336,9 +340,9 @@ fn each_mounted_file_is_made_by_a_step_before() {
         };
         if matches!(patched.way, Way::Kustomize | Way::Exec) {
             let install = patched.step(INSTALL);
-            let folder = mount(install, &word(install, 1)).unwrap();
+            let volume = mount(install, &word(install, 1)).unwrap();
             let binary = mount(libvirt, "/usr/local/bin/libvirt-kvm-init").unwrap();
-            assert_eq!(folder.name, binary.name, "{what}");
+            assert_eq!(volume.name, binary.name, "{what}");
             assert_eq!(
                 binary.sub_path.as_deref(),
                 Some("libvirt-kvm-init"),
@@ -348,8 +352,8 @@ fn each_mounted_file_is_made_by_a_step_before() {
         if patched.way == Way::Kustomize {
             let (install, step) = (patched.step(INSTALL), patched.step(STEP));
             let group = mount(libvirt, "/etc/group").unwrap();
-            let folder = mount(step, "/pod-shared").unwrap();
-            assert_eq!(group.name, folder.name, "{what}");
+            let volume = mount(step, "/pod-shared").unwrap();
+            assert_eq!(group.name, volume.name, "{what}");
             let out = format!(
                 "--group-file-out=/pod-shared/{}",
                 group.sub_path.as_deref().unwrap()
@@ -357,7 +361,7 @@ fn each_mounted_file_is_made_by_a_step_before() {
             assert!(step.command.as_ref().unwrap().contains(&out), "{what}");
             assert_eq!(
                 mount(install, "/pod-shared").unwrap().name,
-                folder.name,
+                volume.name,
                 "{what}"
             );
             assert_eq!(word(step, 0), "/pod-shared/libvirt-kvm-init", "{what}");
@@ -365,9 +369,9 @@ fn each_mounted_file_is_made_by_a_step_before() {
     }
 }
 
-/// The default, a file below /dev, would be made on the node.
+/// The default path is below /dev, so the file would be created on the node.
 #[test]
-fn no_message_file_is_made_in_the_nodes_dev() {
+fn termination_message_is_not_written_to_node_dev() {
     for patched in patched() {
         for step in patched
             .init()
@@ -384,7 +388,7 @@ fn no_message_file_is_made_in_the_nodes_dev() {
 }
 
 #[test]
-fn the_steps_have_the_rights_that_they_need() {
+fn steps_have_the_expected_security_context() {
     for patched in patched() {
         for step in patched
             .init()
@@ -392,19 +396,19 @@ fn the_steps_have_the_rights_that_they_need() {
             .filter(|step| step.name.starts_with(STEP))
         {
             let at = format!("{}: {}", patched.what, step.name);
-            let rights = step.security_context.as_ref().unwrap();
-            assert_eq!(rights.run_as_user, Some(0), "{at}");
-            assert_eq!(rights.read_only_root_filesystem, Some(true), "{at}");
-            let privileged = rights.privileged == Some(true);
+            let context = step.security_context.as_ref().unwrap();
+            assert_eq!(context.run_as_user, Some(0), "{at}");
+            assert_eq!(context.read_only_root_filesystem, Some(true), "{at}");
+            let privileged = context.privileged == Some(true);
             assert_eq!(privileged, step.name == STEP, "{at}");
             let requests = step.resources.as_ref().unwrap().requests.as_ref().unwrap();
             assert!(requests.keys().eq(["cpu", "memory"].iter()), "{at}");
         }
-        // A wrapper may do in the libvirt container what a step may.
-        let rights = patched.libvirt().security_context.as_ref().unwrap();
-        assert_eq!(rights.privileged, Some(true), "{}", patched.what);
+        // The wrapper in the libvirt container has the same privileges as a step.
+        let context = patched.libvirt().security_context.as_ref().unwrap();
+        assert_eq!(context.privileged, Some(true), "{}", patched.what);
         assert_eq!(
-            rights.read_only_root_filesystem,
+            context.read_only_root_filesystem,
             Some(false),
             "{}",
             patched.what

@@ -1,9 +1,8 @@
-//! The Helm values: what the chart makes of them, and their scripts.
+//! The Helm values and the scripts in them.
 //!
-//! Helm is not needed: the chart appends `pod.mounts.libvirt.libvirt.volumeMounts` as it stands to the
-//! libvirt container's mounts, and `volumes` to the pod's, which is done here by hand. Where it keeps the scripts is its own
-//! business: a hook is found by libvirtd at /etc/libvirt/hooks/daemon, and the other is what
-//! libvirt-init-modules runs.
+//! Helm is not needed: the chart appends `pod.mounts.libvirt.libvirt.volumeMounts` unchanged to the libvirt
+//! container's mounts, and `volumes` to those of the pod, which the tests do themselves. libvirtd runs the hook as
+//! /etc/libvirt/hooks/daemon; the container libvirt-init-modules runs the other script.
 
 use std::process::Command;
 
@@ -22,7 +21,7 @@ pub fn script(way: Way) -> String {
     script.as_str().unwrap().to_owned()
 }
 
-/// The keys of an object and of the objects in it.
+/// Collects the key paths of all leaves of an object.
 fn keys(prefix: &str, value: &Value, found: &mut Vec<String>) {
     let Some(entries) = value.as_object() else {
         return found.push(prefix.to_owned());
@@ -32,9 +31,9 @@ fn keys(prefix: &str, value: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// A value that the chart does not know does nothing, in silence.
+/// The chart silently ignores unknown values.
 #[test]
-fn the_values_are_the_charts() {
+fn values_files_use_only_known_chart_keys() {
     for (way, expected) in [
         (
             Way::Hooks,
@@ -67,12 +66,15 @@ fn the_values_are_the_charts() {
 }
 
 #[test]
-fn the_scripts_are_shell_and_no_template() {
+fn scripts_are_valid_shell_without_helm_templates() {
     for (way, interpreter) in [(Way::Hooks, "sh"), (Way::InitModules, "bash")] {
         let script = script(way);
         let first = script.lines().next().unwrap();
         assert_eq!(first, format!("#!/bin/{interpreter}"), "{way:?}");
-        assert!(!script.contains("{{"), "{way:?}: Helm would read it");
+        assert!(
+            !script.contains("{{"),
+            "{way:?}: Helm would treat it as a template"
+        );
         let parsed = Command::new(interpreter)
             .args(["-n", "-c", &script])
             .output();
@@ -85,16 +87,16 @@ fn the_scripts_are_shell_and_no_template() {
     }
 }
 
-/// Helm takes the list of one file only, whichever comes last; and where Genestack's Talos overlay replaces
-/// what Helm has rendered, a Component adds the same ones.
+/// Helm uses only the list of the last values file, so every file must have the whole list. Genestack's Talos
+/// overlay replaces the rendered volumes, so a Component adds them again.
 #[test]
-fn all_that_add_volumes_add_the_same_ones() {
+fn hooks_extra_containers_and_talos_add_the_same_volumes() {
     let of = |values: &Value| values["pod"]["mounts"]["libvirt"]["libvirt"]["volumes"].clone();
     let hooks = of(&Way::Hooks.values());
     assert_eq!(hooks.as_array().unwrap().len(), 6);
     let extra = read("examples/kubernetes/extra-containers.yaml");
     assert_eq!(of(&yaml::parse(&extra)), hooks);
-    // Below a key, since the reader wants a mapping.
+    // The YAML reader accepts only a mapping, so the list is put below a key.
     let talos = read("helm-patch/values/talos/patch.yaml");
     let talos = &yaml::parse(&format!("patch:\n{talos}"))["patch"];
     let talos = talos.as_array().unwrap().iter();
