@@ -1,5 +1,5 @@
-//! Advice is there to be followed: the commands that `check` names are run as they stand, and then QEMU
-//! opens KVM. And `apply` is only said to mend what it mends.
+//! Runs the commands in the advice of `check` unchanged and verifies that QEMU can then open KVM. `check` may advise
+//! `apply` only for problems that `apply` repairs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::state::remount_dev;
 use support::udevd::{NODE, Oracle, turn};
 use support::{Tree, fresh_dev, in_namespace, mknod_char, mknod_kvm, ok, program, set_owner};
 
-/// A pod that follows its node, and the node.
+/// A node and a pod.
 struct Scene {
     host: Tree,
     pod: Tree,
@@ -28,9 +28,9 @@ impl Scene {
         Self { host, pod }
     }
 
-    fn verb(&self, verb: &str, more: &[&str]) -> Report {
+    fn run(&self, command: &str, more: &[&str]) -> Report {
         let mut cmd = Command::new(program());
-        cmd.args([verb, "--format=json", "--root"])
+        cmd.args([command, "--format=json", "--root"])
             .arg(self.pod.path())
             .arg("--host-root")
             .arg(self.host.path())
@@ -43,7 +43,7 @@ impl Scene {
     }
 
     fn check(&self) -> Report {
-        self.verb("check", &[])
+        self.run("check", &[])
     }
 }
 
@@ -56,7 +56,7 @@ fn nova(gid: u32) -> Identity {
     }
 }
 
-/// The first command of a text, between backticks or at its end.
+/// The first command in an advice: between backticks, or at the end.
 fn command_in(text: &str) -> String {
     let quoted = text.split('`').nth(1);
     let last = || text.rsplit(": ").next().unwrap();
@@ -84,7 +84,7 @@ fn on_stage(test: impl FnOnce() + Send) {
 }
 
 #[test]
-fn a_lost_or_spoilt_node_comes_back_as_udev_makes_it() {
+fn advice_restores_a_lost_or_replaced_device_through_udev() {
     let _turn = turn();
     in_namespace(|| {
         oracle::require_tools();
@@ -107,7 +107,7 @@ fn a_lost_or_spoilt_node_comes_back_as_udev_makes_it() {
             let report = scene.check();
             assert_eq!(report.verdict, verdict, "{report:#?}");
             let advice = report.proof.advice.clone().unwrap_or(report.summary);
-            // The rest is asynchronous.
+            // udev handles the event asynchronously.
             follow(&advice, udev.folder());
             ok(udev.udevadm("settle").arg("--timeout=20"));
             assert_eq!(scene.check().verdict, Verdict::Ok, "{advice}");
@@ -118,10 +118,10 @@ fn a_lost_or_spoilt_node_comes_back_as_udev_makes_it() {
 }
 
 #[test]
-fn a_closed_folder_is_opened_for_the_class_that_qemu_is_in() {
+fn advice_opens_a_closed_directory_for_qemus_class() {
     on_stage(|| {
         let scene = Scene::new(108);
-        scene.verb("apply", &[]);
+        scene.run("apply", &[]);
         for (uid, gid, mode) in [(0, 0, 0o750), (0, 42424, 0o705), (42424, 0, 0o077)] {
             set_owner(Path::new("/dev"), uid, gid, mode);
             assert!(!qemu(&nova(108)).works, "{uid}:{gid} {mode:o}");
@@ -140,29 +140,29 @@ fn a_closed_folder_is_opened_for_the_class_that_qemu_is_in() {
 }
 
 #[test]
-fn a_closed_folder_before_a_link_is_found_too() {
+fn closed_directory_before_a_symlink_is_found() {
     on_stage(|| {
         let scene = Scene::new(108);
         let way = PathBuf::from("/dev/way");
         fs::create_dir(&way).unwrap();
         std::os::unix::fs::symlink("/dev", way.join("dev")).unwrap();
-        scene.verb("apply", &[]);
+        scene.run("apply", &[]);
         set_owner(&way, 0, 0, 0o700);
-        let report = scene.verb("check", &["--device", "/dev/way/dev/kvm"]);
+        let report = scene.run("check", &["--device", "/dev/way/dev/kvm"]);
         assert_eq!(report.proof.cause, Some(Cause::Ownership), "{report:#?}");
         assert_eq!(report.proof.computed, Some(Permission::Denied));
         assert_eq!(report.verdict, Verdict::Unproven);
         follow(&report.proof.advice.unwrap(), Path::new("/usr/bin"));
-        let report = scene.verb("check", &["--device", "/dev/way/dev/kvm"]);
+        let report = scene.run("check", &["--device", "/dev/way/dev/kvm"]);
         assert_eq!(report.verdict, Verdict::Ok, "{report:#?}");
     });
 }
 
 #[test]
-fn an_acl_that_denies_goes_away() {
+fn advice_removes_a_denying_acl() {
     on_stage(|| {
         let scene = Scene::new(108);
-        scene.verb("apply", &[]);
+        scene.run("apply", &[]);
         for acl in [
             "u::rw,u:42424:-,g::rw,m::rw,o::-",
             "u::rw,u:42424:r,u:7:rw,g::rw,m::rw,o::-",
@@ -183,9 +183,9 @@ fn an_acl_that_denies_goes_away() {
     });
 }
 
-/// A wrong number hides an ACL that would deny QEMU with the right one, too.
+/// A wrong GID hides an ACL that denies QEMU with the right GID too.
 #[test]
-fn what_is_mended_in_part_is_not_said_to_be_mended() {
+fn partial_repair_is_reported_as_partial() {
     on_stage(|| {
         let scene = Scene::new(424);
         set_owner(Path::new(NODE), 0, 108, 0o660);
@@ -198,7 +198,7 @@ fn what_is_mended_in_part_is_not_said_to_be_mended() {
             advice.ends_with("` mends a part, and names what is left"),
             "{advice}"
         );
-        let after = scene.verb("apply", &[]);
+        let after = scene.run("apply", &[]);
         assert!(!after.changes.is_empty());
         assert_eq!(after.proof.cause, Some(Cause::Acl), "{after:#?}");
         follow(&after.proof.advice.unwrap(), Path::new("/usr/bin"));
@@ -206,45 +206,45 @@ fn what_is_mended_in_part_is_not_said_to_be_mended() {
     });
 }
 
-/// The kernel asks about the mount first, and `apply` would change nothing about it.
+/// The kernel checks the mount before owner and mode, and `apply` cannot change the mount.
 #[test]
-fn nodev_comes_before_the_rights() {
+fn nodev_is_reported_before_owner_and_mode() {
     on_stage(|| {
         let scene = Scene::new(424);
         remount_dev(MsFlags::MS_NODEV);
         let report = scene.check();
-        let told = (report.verdict, report.proof.cause, report.proof.computed);
+        let reported = (report.verdict, report.proof.cause, report.proof.computed);
         let denied = Some(Permission::Denied);
-        assert_eq!(told, (Verdict::Unproven, Some(Cause::Nodev), denied));
-        let after = scene.verb("apply", &[]);
+        assert_eq!(reported, (Verdict::Unproven, Some(Cause::Nodev), denied));
+        let after = scene.run("apply", &[]);
         assert_eq!(after.proof.cause, Some(Cause::Nodev), "{after:#?}");
         assert!(!qemu(&nova(108)).works);
     });
 }
 
 #[test]
-fn apply_is_not_said_to_mend_what_a_security_module_denies() {
+fn apply_is_not_advised_for_a_security_module_denial() {
     on_stage(|| {
-        // The group file is off, and that is not why.
+        // The group file is wrong too, but the security module denies access.
         let scene = Scene::new(424);
         set_owner(Path::new(NODE), 0, 108, 0o666);
         if let Err(error) = landlock::deny_writing() {
-            println!("this kernel has no Landlock ({error}): not shown");
+            println!("not tested: this kernel has no Landlock ({error})");
             return;
         }
         let report = scene.check();
-        let told = (report.verdict, report.proof.cause, report.proof.computed);
+        let reported = (report.verdict, report.proof.cause, report.proof.computed);
         let allowed = Some(Permission::Allowed);
         let cause = Some(Cause::SecurityModule);
-        assert_eq!(told, (Verdict::Unproven, cause, allowed), "{report:#?}");
+        assert_eq!(reported, (Verdict::Unproven, cause, allowed), "{report:#?}");
         assert!(!report.summary.contains("mends"), "{}", report.summary);
         assert!(!qemu(&nova(424)).works && !qemu(&nova(108)).works);
     });
 }
 
-/// libvirtd would not start: why, and with what to do.
+/// libvirtd would not start without the group: the advice has the reason.
 #[test]
-fn a_pod_without_the_group_is_told_why() {
+fn missing_pod_group_is_explained() {
     on_stage(|| {
         let scene = Scene::new(108);
         scene.pod.file("etc/group", "root:x:0:\nnova:x:42424:\n");
@@ -254,17 +254,17 @@ fn a_pod_without_the_group_is_told_why() {
         for part in ["etc/libvirt/qemu.conf:2: group", "no such group `kvm`"] {
             assert!(advice.contains(part), "{part}: {advice}");
         }
-        assert_eq!(scene.verb("apply", &[]).verdict, Verdict::Ok);
+        assert_eq!(scene.run("apply", &[]).verdict, Verdict::Ok);
     });
 }
 
-/// What was named by mistake is no rubbish.
+/// A path that was mistyped in --device must not be removed.
 #[test]
-fn nobody_is_told_to_remove_what_was_named() {
+fn advice_does_not_remove_a_mistyped_device() {
     on_stage(|| {
         let scene = Scene::new(108);
         for device in ["/dev/null", "/dev", "/dev/shm/", "/etc/passwd"] {
-            let report = scene.verb("check", &["--device", device]);
+            let report = scene.run("check", &["--device", device]);
             assert_eq!(report.verdict, Verdict::Refused, "{report:#?}");
             let line = report.closing_line();
             assert!(
@@ -272,14 +272,14 @@ fn nobody_is_told_to_remove_what_was_named() {
                 "{line}"
             );
         }
-        let report = scene.verb("check", &["--device", "/dev/kmv"]);
+        let report = scene.run("check", &["--device", "/dev/kmv"]);
         assert_eq!(report.verdict, Verdict::Absent, "{report:#?}");
     });
 }
 
-/// The chart's libvirt.sh knows one group, whatever another one this was asked to look after.
+/// The chart's libvirt.sh always uses the group kvm, whatever `--group` is.
 #[test]
-fn libvirt_sh_gives_the_device_to_kvm_whatever_the_group() {
+fn libvirt_sh_sets_group_kvm_regardless_of_group_option() {
     on_stage(|| {
         let scene = Scene::new(424);
         let groups = "root:x:0:\nkvm:x:424:\nvirt:x:500:nova\nnova:x:42424:\n";
@@ -289,7 +289,7 @@ fn libvirt_sh_gives_the_device_to_kvm_whatever_the_group() {
         scene.host.file("etc/group", "root:x:0:\nvirt:x:500:\n");
         set_owner(Path::new(NODE), 0, 500, 0o660);
         assert!(qemu(&nova(500)).works);
-        let report = scene.verb("check", &["--group", "virt"]);
+        let report = scene.run("check", &["--group", "virt"]);
         // chmod 660 /dev/kvm; chown root:kvm /dev/kvm
         set_owner(Path::new(NODE), 0, 424, 0o660);
         assert!(!qemu(&nova(500)).works);

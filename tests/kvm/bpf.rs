@@ -1,5 +1,4 @@
-//! A device filter for a control group of version 2, as container runtimes make it: the only way to
-//! get one is bpf(2).
+//! A device filter for a cgroup v2, as container runtimes create it. Only bpf(2) can attach one.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -34,7 +33,7 @@ struct Attach {
     attach_flags: u32,
 }
 
-/// Denies every device to the group's processes, until the group is gone.
+/// Denies every device to the processes of the cgroup, for as long as the cgroup exists.
 pub fn deny_devices(group: &File) -> io::Result<OwnedFd> {
     // r0 = 0 (denied); exit
     let program: [u64; 2] = [0x0000_0000_0000_00b7, 0x0000_0000_0000_0095];
@@ -50,7 +49,7 @@ pub fn deny_devices(group: &File) -> io::Result<OwnedFd> {
         prog_flags: 0,
     };
     let loaded = bpf(BPF_PROG_LOAD, &load)?;
-    // SAFETY: the kernel has just made this descriptor for us.
+    // SAFETY: the kernel has just created this descriptor for this caller.
     let loaded = unsafe { OwnedFd::from_raw_fd(RawFd::try_from(loaded).unwrap()) };
     let attach = Attach {
         target_fd: u32::try_from(group.as_raw_fd()).unwrap(),
@@ -63,7 +62,7 @@ pub fn deny_devices(group: &File) -> io::Result<OwnedFd> {
 }
 
 fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<libc::c_long> {
-    // SAFETY: the attributes are as long as the call is told, and the pointers in them outlive it.
+    // SAFETY: the length passed is the size of the attributes, and the pointers in them outlive the call.
     let done = unsafe {
         libc::syscall(
             libc::SYS_bpf,

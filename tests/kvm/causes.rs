@@ -1,4 +1,4 @@
-//! One state for each cause, with the exact words of the report, and QEMU's own word beside it.
+//! One state for each cause: checks the text of the report and the error of QEMU in the same state.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use support::{
 
 const DEVICE: &str = "/dev/kvm";
 
-/// nova as it is after an apply with the node's number 108.
+/// The identity of nova after an apply on a node whose kvm has GID 108.
 fn nova() -> Identity {
     Identity {
         uid: 42424,
@@ -52,30 +52,30 @@ fn apply(pod: &Tree) -> Report {
 }
 
 #[track_caller]
-fn assert_told(
+fn assert_reported(
     report: &Report,
     verdict: Verdict,
     result: &str,
     cause: Option<Cause>,
     advice: &str,
 ) {
-    let told = (
+    let reported = (
         report.verdict,
         report.proof.result.as_str(),
         report.proof.cause,
     );
-    assert_eq!(told, (verdict, result, cause), "{report:#?}");
+    assert_eq!(reported, (verdict, result, cause), "{report:#?}");
     let line = report.closing_line();
     assert!(line.contains(advice), "`{advice}` is not in: {line}");
 }
 
 #[track_caller]
-fn assert_qemu(who: &Identity, says: &str) {
+fn assert_qemu(who: &Identity, message: &str) {
     let qemu = qemu(who);
-    assert!(!qemu.works && qemu.text.contains(says), "{qemu:?}");
+    assert!(!qemu.works && qemu.text.contains(message), "{qemu:?}");
 }
 
-/// A test in a namespace with a device 0:108 0660.
+/// Runs a test in a namespace with a device 0:108 0660.
 fn on_stage(test: impl FnOnce(&Tree) + Send) {
     in_namespace(|| {
         oracle::require();
@@ -86,27 +86,27 @@ fn on_stage(test: impl FnOnce(&Tree) + Send) {
 }
 
 #[test]
-fn a_virtual_machine_is_created() {
+fn create_vm_proof_succeeds() {
     on_stage(|pod| {
         set_owner(Path::new(DEVICE), 0, 424, 0o600);
         let report = apply_under(&[], pod, &["--proof=create-vm"]);
-        assert_told(&report, Verdict::Ok, "ok", None, "");
+        assert_reported(&report, Verdict::Ok, "ok", None, "");
         assert_eq!(report.proof.api_version, Some(12));
         assert!(qemu(&nova()).works);
     });
 }
 
 #[test]
-fn ownership() {
+fn ownership_denial_is_reported() {
     on_stage(|pod| {
-        // A uid that passwd has no name for gets no groups but the configured one.
+        // A UID without a passwd name has only the configured group.
         pod.file(
             "etc/libvirt/qemu.conf",
             "user = \"+4343\"\ngroup = \"+4242\"\n",
         );
         let advice = "/dev/kvm is 0:108 0660, and 4343:4242 with the groups 4242 may not";
         let cause = Some(Cause::Ownership);
-        assert_told(&apply(pod), Verdict::Unproven, "EACCES", cause, advice);
+        assert_reported(&apply(pod), Verdict::Unproven, "EACCES", cause, advice);
         let who = Identity {
             uid: 4343,
             gid: 4242,
@@ -118,68 +118,68 @@ fn ownership() {
 }
 
 #[test]
-fn a_closed_folder_is_named() {
+fn closed_directory_is_reported() {
     on_stage(|pod| {
         set_owner(Path::new("/dev"), 0, 0, 0o700);
         let advice =
             "the directory /dev (0:0 0700) does not let nova (42424:108) pass: chmod o+x /dev";
         let cause = Some(Cause::Ownership);
-        assert_told(&apply(pod), Verdict::Unproven, "EACCES", cause, advice);
+        assert_reported(&apply(pod), Verdict::Unproven, "EACCES", cause, advice);
         assert_qemu(&nova(), "Permission denied");
     });
 }
 
 #[test]
-fn acl() {
+fn denying_acl_is_reported() {
     on_stage(|pod| {
         ok(Command::new("setfacl").args(["-m", "u:42424:---", DEVICE]));
         let advice =
             "its ACL (user::rw-,user:42424:---,group::rw-,mask::rw-,other::---) denies nova";
         let cause = Some(Cause::Acl);
-        assert_told(&apply(pod), Verdict::Unproven, "EACCES", cause, advice);
+        assert_reported(&apply(pod), Verdict::Unproven, "EACCES", cause, advice);
         assert_qemu(&nova(), "Permission denied");
-        // A mask that hides the group's entry is another matter: that is mended.
+        // `apply` does repair an ACL in which only the entry of the owning group denies access.
         ok(Command::new("setfacl").args(["--set", "u::rw,u:1234:rw,g::---,m::rw,o::-", DEVICE]));
         assert_qemu(&nova(), "Permission denied");
-        assert_told(&apply(pod), Verdict::Ok, "ok", None, "");
+        assert_reported(&apply(pod), Verdict::Ok, "ok", None, "");
         assert!(qemu(&nova()).works);
     });
 }
 
 #[test]
-fn nodev() {
+fn nodev_mount_is_reported() {
     on_stage(|pod| {
         remount_dev(MsFlags::MS_NODEV);
         let advice = "on a mount with the option nodev";
         let cause = Some(Cause::Nodev);
-        assert_told(&apply(pod), Verdict::Unproven, "EACCES", cause, advice);
+        assert_reported(&apply(pod), Verdict::Unproven, "EACCES", cause, advice);
         assert_qemu(&nova(), "Permission denied");
-        // Root is not asked for its rights, and still gets nothing.
+        // nodev denies root too.
         pod.file(
             "etc/libvirt/qemu.conf",
             "user = \"root\"\ngroup = \"kvm\"\n",
         );
-        assert_told(&apply(pod), Verdict::Unproven, "EACCES", cause, advice);
+        assert_reported(&apply(pod), Verdict::Unproven, "EACCES", cause, advice);
     });
 }
 
 #[test]
-fn missing() {
+fn missing_device_is_absent() {
     on_stage(|pod| {
         fs::remove_file(DEVICE).unwrap();
         let cause = Some(Cause::Missing);
         let advice = "the KVM driver is loaded, so the node was lost";
-        assert_told(&apply(pod), Verdict::Absent, "none", cause, advice);
+        assert_reported(&apply(pod), Verdict::Absent, "none", cause, advice);
         assert_qemu(&nova(), "No such file or directory");
     });
 }
 
 #[test]
-fn not_kvm() {
+fn device_other_than_kvm_is_refused() {
     on_stage(|pod| {
         let device = Path::new(DEVICE);
         let cause = Some(Cause::NotKvm);
-        for ((major, minor), says) in [
+        for ((major, minor), message) in [
             ((10, 231), "No such device"),
             ((241, 232), "No such device or address"),
             ((1, 3), "Inappropriate ioctl"),
@@ -187,34 +187,34 @@ fn not_kvm() {
             fs::remove_file(device).unwrap();
             mknod_char(device, (major, minor), 0, 108, 0o660);
             let advice = format!("/dev/kvm is a character device {major}:{minor}, and KVM is");
-            assert_told(&apply(pod), Verdict::Refused, "none", cause, &advice);
-            assert_qemu(&nova(), says);
+            assert_reported(&apply(pod), Verdict::Refused, "none", cause, &advice);
+            assert_qemu(&nova(), message);
         }
         fs::remove_file(device).unwrap();
         fs::create_dir(device).unwrap();
         let advice = "/dev/kvm is a directory, which container runtimes make";
-        assert_told(&apply(pod), Verdict::Refused, "none", cause, advice);
+        assert_reported(&apply(pod), Verdict::Refused, "none", cause, advice);
         assert_qemu(&nova(), "Is a directory");
     });
 }
 
-/// /proc/misc may be hidden or a container's own: what opens is not absent.
+/// /proc/misc may be hidden or belong to the container: a device that can be opened is not absent.
 #[test]
-fn a_driver_that_answers_is_not_absent() {
+fn hidden_proc_misc_is_not_absent() {
     on_stage(|pod| {
         set_owner(Path::new(DEVICE), 0, 424, 0o600);
         let list = scratch().join("misc");
         fs::write(&list, "200 tun\n229 fuse\n").unwrap();
         bind(&list, Path::new("/proc/misc"));
-        assert_told(&apply(pod), Verdict::Ok, "ok", None, "");
+        assert_reported(&apply(pod), Verdict::Ok, "ok", None, "");
         assert!(qemu(&nova()).works);
     });
 }
 
-/// With each kind of device filter that this machine has: version 1's controller, version 2's
-/// program. The proof meets it, and so does QEMU.
+/// Tests each kind of device filter that this machine has (cgroup v1 controller, cgroup v2 BPF program) with the
+/// proof and with QEMU.
 #[test]
-fn device_cgroup() {
+fn device_cgroup_denial_is_reported() {
     on_stage(|pod| {
         let mut tried = Vec::new();
         let mut done = 0;
@@ -231,15 +231,15 @@ fn device_cgroup() {
             let advice = "the cgroup's device filter denies it to this container";
             let report = apply_under(&enter, pod, &[]);
             let cause = Some(Cause::DeviceCgroup);
-            assert_told(&report, Verdict::Unproven, "EPERM", cause, advice);
+            assert_reported(&report, Verdict::Unproven, "EPERM", cause, advice);
             let qemu = qemu_under(&enter, &nova());
             assert!(qemu.text.contains("Operation not permitted"), "{qemu:?}");
-            // Rights are asked before the filter.
+            // The kernel checks permissions before the filter.
             set_owner(Path::new(DEVICE), 0, 108, 0o660);
             ok(Command::new("setfacl").args(["-m", "u:42424:---", DEVICE]));
             let report = apply_under(&enter, pod, &[]);
             let cause = Some(Cause::Acl);
-            assert_told(&report, Verdict::Unproven, "EACCES", cause, "its ACL");
+            assert_reported(&report, Verdict::Unproven, "EACCES", cause, "its ACL");
             ok(Command::new("setfacl").args(["-b", DEVICE]));
             done += 1;
         }
@@ -247,45 +247,45 @@ fn device_cgroup() {
             done > 0,
             "this test needs a cgroup that can filter devices: {tried:?}"
         );
-        println!("{done} kinds of device filter; not to be had: {tried:?}");
+        println!("{done} kinds of device filter tested; not available: {tried:?}");
     });
 }
 
-/// A control group of the test's own that denies 10:232, gone with the value.
+/// A cgroup that denies 10:232; removed on drop.
 struct Filter {
-    folder: PathBuf,
-    /// A v2 filter ends with its group and this descriptor.
+    directory: PathBuf,
+    /// Descriptor of the cgroup v2 filter, kept open with the cgroup.
     _program: Option<std::os::fd::OwnedFd>,
 }
 
 impl Filter {
     fn version_1() -> Result<Self, String> {
-        let folder = mounted("cgroup", Some("devices"))?.join(own_name());
-        fs::create_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+        let directory = mounted("cgroup", Some("devices"))?.join(own_name());
+        fs::create_dir(&directory).map_err(|e| format!("{}: {e}", directory.display()))?;
         let filter = Self {
-            folder,
+            directory,
             _program: None,
         };
-        fs::write(filter.folder.join("devices.deny"), "c 10:232 rwm")
+        fs::write(filter.directory.join("devices.deny"), "c 10:232 rwm")
             .map_err(|e| format!("devices.deny: {e}"))?;
         Ok(filter)
     }
 
     fn version_2() -> Result<Self, String> {
-        let folder = mounted("cgroup2", None)?.join(own_name());
-        fs::create_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+        let directory = mounted("cgroup2", None)?.join(own_name());
+        fs::create_dir(&directory).map_err(|e| format!("{}: {e}", directory.display()))?;
         let mut filter = Self {
-            folder,
+            directory,
             _program: None,
         };
-        let group = fs::File::open(&filter.folder).unwrap();
+        let group = fs::File::open(&filter.directory).unwrap();
         filter._program = Some(bpf::deny_devices(&group).map_err(|e| format!("bpf: {e}"))?);
         Ok(filter)
     }
 
-    /// A command that moves itself in and becomes its arguments.
+    /// A command that moves itself into the cgroup and executes its arguments.
     fn enter(&self) -> Vec<String> {
-        let procs = self.folder.join("cgroup.procs");
+        let procs = self.directory.join("cgroup.procs");
         let script = "echo $$ > \"$0\" && exec \"$@\"";
         ["sh", "-c", script, procs.to_str().unwrap()]
             .map(str::to_owned)
@@ -295,14 +295,14 @@ impl Filter {
 
 impl Drop for Filter {
     fn drop(&mut self) {
-        // A process that has ended leaves its group a moment later.
+        // A process leaves its cgroup only a moment after it ended.
         for _ in 0..100 {
-            if fs::remove_dir(&self.folder).is_ok() {
+            if fs::remove_dir(&self.directory).is_ok() {
                 return;
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        println!("{} is left over", self.folder.display());
+        println!("cannot remove {}", self.directory.display());
     }
 }
 
@@ -310,7 +310,7 @@ fn own_name() -> String {
     format!("kvm-init-test-{}", std::process::id())
 }
 
-/// Where a cgroup file system of this type, and with this controller, is mounted.
+/// The mount point of a cgroup file system of this type and with this controller.
 fn mounted(kind: &str, controller: Option<&str>) -> Result<PathBuf, String> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     let found = mounts.lines().find_map(|line| {

@@ -1,4 +1,4 @@
-//! The proof's child: what the kernel takes it for, and what the QEMU user can do to it.
+//! Tests of the proof's child: its credentials in the kernel, and what the QEMU user can do to it.
 
 use std::fs;
 use std::path::Path;
@@ -16,8 +16,7 @@ use crate::held::{self, Held, status};
 use crate::oracle::{self, Identity, drop_to, run_with};
 use support::{Tree, fresh_dev, in_namespace, mknod_kvm, ok, require_commands, set_owner};
 
-/// Uids that no process of any machine has, one for each test: a signal to all of a user's processes
-/// must not meet another test's.
+/// Unused UIDs, one for each test: a signal to all processes of a user must not reach those of another test.
 const STOPPED: u32 = 1_951_515;
 const KILLED: u32 = STOPPED + 1;
 const TRACED: u32 = STOPPED + 2;
@@ -34,13 +33,13 @@ fn pod(uid: u32) -> Tree {
 }
 
 fn command(pod: &Tree, host: &Tree) -> Command {
-    let mut cmd = support::verb("apply", pod.path(), host.path());
+    let mut cmd = support::command_name("apply", pod.path(), host.path());
     cmd.arg("--format=json");
     cmd
 }
 
 fn check(pod: &Tree, host: &Tree, more: &[&str]) -> Command {
-    let mut cmd = support::verb("check", pod.path(), host.path());
+    let mut cmd = support::command_name("check", pod.path(), host.path());
     cmd.arg("--format=json").args(more);
     cmd
 }
@@ -55,7 +54,7 @@ fn user(uid: u32) -> Identity {
     }
 }
 
-/// A command of the QEMU user.
+/// A command that runs as the QEMU user.
 fn as_user(uid: u32, words: &[&str]) -> Command {
     let drop = drop_to(&user(uid));
     let mut cmd = Command::new(&drop[0]);
@@ -68,11 +67,11 @@ fn report(stdout: &str, stderr: &str) -> Report {
     serde_json::from_str(stdout).unwrap_or_else(|e| panic!("{e}\n{stdout}{stderr}"))
 }
 
-/// A process that sends a signal to every other process of its user, again and again.
+/// A process that repeatedly sends a signal to every other process of its user.
 struct Attacker(std::process::Child);
 
 impl Attacker {
-    /// Starts it, and waits until it has met a process of that user.
+    /// Starts the attacker and waits until a signal has reached a process of that user.
     fn start(signal: &str, uid: u32) -> Self {
         let script = format!("while :; do kill -s {signal} -- -1; done 2>&-");
         let mut cmd = as_user(uid, &["sh", "-c", &script]);
@@ -84,7 +83,10 @@ impl Attacker {
             stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
         };
         while !['Z', 'T'].contains(&state()) {
-            assert!(Instant::now() < end, "the attack meets nobody");
+            assert!(
+                Instant::now() < end,
+                "no signal reached a process of the user"
+            );
             std::thread::sleep(Duration::from_millis(1));
         }
         attacker
@@ -98,9 +100,9 @@ impl Drop for Attacker {
     }
 }
 
-/// Hundreds of runs under attack, of which none notices.
-fn is_not_met(signal: &str, uid: u32) {
-    /// The old kind of child was met after 20 runs at most.
+/// Asserts that hundreds of runs under attack all succeed.
+fn runs_are_not_affected(signal: &str, uid: u32) {
+    /// A child with the UID of the QEMU user was hit within 20 runs.
     const RUNS: usize = 400;
     in_namespace(|| {
         oracle::require();
@@ -110,13 +112,13 @@ fn is_not_met(signal: &str, uid: u32) {
         ok(&mut command(&pod, &host));
         let mut attacker = Attacker::start(signal, uid);
         for run in 0..RUNS {
-            // timeout(1) is the alarm: a program that never comes back must fail this test, not stop it.
+            // With timeout(1), a program that hangs fails this test instead of blocking it.
             let program = command(&pod, &host);
             let mut cmd = Command::new("timeout");
             cmd.args(["-s", "KILL", "15"])
                 .arg(program.get_program())
                 .args(program.get_args());
-            // A longer life for every second child.
+            // Every second child lives longer.
             if run % 2 == 1 {
                 cmd.arg("--proof=create-vm");
             }
@@ -125,26 +127,26 @@ fn is_not_met(signal: &str, uid: u32) {
             let report = report(&stdout, &stderr);
             let proof = (report.proof.result.as_str(), report.proof.api_version);
             assert_eq!(proof, ("ok", Some(12)), "run {run}: {report:#?}");
-            // Neither was a second child needed.
+            // An empty stderr shows that no second child was needed.
             assert_eq!(stderr, "", "run {run}");
         }
         let attacks = attacker.0.try_wait().unwrap().is_none();
         assert!(attacks, "the attack ended before the runs did");
-        println!("{RUNS} runs under {signal}, none of them met");
+        println!("{RUNS} runs under {signal}, none affected");
     });
 }
 
 #[test]
-fn the_qemu_user_cannot_kill_the_proof() {
-    is_not_met("KILL", KILLED);
+fn qemu_user_cannot_kill_the_proof() {
+    runs_are_not_affected("KILL", KILLED);
 }
 
 #[test]
-fn the_qemu_user_cannot_stop_the_proof() {
-    is_not_met("STOP", STOPPED);
+fn qemu_user_cannot_stop_the_proof() {
+    runs_are_not_affected("STOP", STOPPED);
 }
 
-/// What the kernel shows of a process that others may change.
+/// The attributes of a process that another process could change.
 fn shown(pid: u32) -> String {
     let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap();
     let stat = read("stat");
@@ -165,10 +167,10 @@ fn shown(pid: u32) -> String {
     )
 }
 
-/// Each way in which a process reaches another one of its own user, tried by the QEMU user on the proof's
-/// child in the moment in which that opens the device.
+/// The QEMU user tries each way to affect a process of its own user on the proof's child, while the child opens the
+/// device.
 #[test]
-fn the_qemu_user_cannot_touch_the_proofs_child() {
+fn qemu_user_cannot_signal_trace_or_renice_the_child() {
     let tools = ["renice", "taskset", "prlimit", "chrt", "ionice", "strace"];
     require_commands(&tools);
     in_namespace(|| {
@@ -177,7 +179,7 @@ fn the_qemu_user_cannot_touch_the_proofs_child() {
         mknod_kvm(Path::new("/dev/kvm"), 0, 108, 0o660);
         let (pod, host) = (pod(TOUCHED), Tree::host(108));
         ok(&mut command(&pod, &host));
-        // WINCH does nothing by itself; CONT is let through to each process of the same session.
+        // WINCH has no effect by default. CONT would be unsuitable: it is permitted within a session.
         let attacks = |pid: u32| {
             let script = |text: &str| vec!["sh".to_owned(), "-c".to_owned(), text.to_owned()];
             let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
@@ -212,8 +214,7 @@ fn the_qemu_user_cannot_touch_the_proofs_child() {
                 ),
             ]
         };
-        // On a process of its own all of it works, but for those that another setting of the machine may
-        // deny.
+        // All of these work on a process of the user itself, except those that a setting of the machine may deny.
         let own = Attacker(as_user(TOUCHED, &["sleep", "60"]).spawn().unwrap());
         let became = || {
             let status = fs::read_to_string(format!("/proc/{}/status", own.0.id())).unwrap();
@@ -221,7 +222,7 @@ fn the_qemu_user_cannot_touch_the_proofs_child() {
         };
         let end = Instant::now() + Duration::from_secs(10);
         while !became() {
-            assert!(Instant::now() < end, "no process of its own");
+            assert!(Instant::now() < end, "the user's own process did not start");
             std::thread::sleep(Duration::from_millis(1));
         }
         let by_its_user = |words: &[String]| {
@@ -230,7 +231,10 @@ fn the_qemu_user_cannot_touch_the_proofs_child() {
         };
         for (what, words) in &attacks(own.0.id())[..7] {
             let (code, stdout, stderr) = by_its_user(words);
-            assert_eq!(code, 0, "{what} of its own: {stdout}{stderr}");
+            assert_eq!(
+                code, 0,
+                "{what} on the user's own process: {stdout}{stderr}"
+            );
         }
         let mut held = Held::start(&mut check(&pod, &host, &[]));
         let child = held.next().expect("a child that opens the device");
@@ -253,10 +257,10 @@ fn the_qemu_user_cannot_touch_the_proofs_child() {
     });
 }
 
-/// What root does to the proof's child is no answer about the device either: it is asked once more, and
-/// then it is a failure.
+/// A child that root kills or stops returns no result about the device: the proof is repeated once, then the run
+/// fails.
 #[test]
-fn a_proof_that_cannot_be_done_is_tried_once_more_and_then_a_failure() {
+fn interrupted_proof_is_retried_once_then_fails() {
     in_namespace(|| {
         oracle::require();
         fresh_dev();
@@ -266,15 +270,15 @@ fn a_proof_that_cannot_be_done_is_tried_once_more_and_then_a_failure() {
         let root = |signal: Signal, pid: u32| {
             kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
         };
-        for verb in ["check", "apply"] {
+        for command_name in ["check", "apply"] {
             for (signal, how_often) in [
                 (Signal::SIGKILL, 1),
                 (Signal::SIGKILL, 2),
                 (Signal::SIGSTOP, 1),
                 (Signal::SIGSTOP, 2),
             ] {
-                let shown = format!("{verb}: {signal} for {how_often} of two");
-                let mut cmd = match verb {
+                let shown = format!("{command_name}: {signal} for {how_often} of two");
+                let mut cmd = match command_name {
                     "check" => check(&pod, &host, &[]),
                     _ => command(&pod, &host),
                 };
@@ -289,37 +293,40 @@ fn a_proof_that_cannot_be_done_is_tried_once_more_and_then_a_failure() {
                 }
                 let (code, stdout, stderr) = held.finish();
                 let report = report(&stdout, &stderr);
-                let told = format!("{shown}: {report:#?}{stderr}");
-                assert_eq!(pids.len(), 2, "{told}");
-                assert_ne!(pids[0], pids[1], "{told}");
-                assert_eq!(code, i32::from(report.exit_code), "{told}");
-                assert!(stderr.contains("tried once more"), "{told}");
-                // What was seen of the device and its surroundings is there all the same.
-                assert!(report.device.is_some() && report.qemu.is_some(), "{told}");
+                let details = format!("{shown}: {report:#?}{stderr}");
+                assert_eq!(pids.len(), 2, "{details}");
+                assert_ne!(pids[0], pids[1], "{details}");
+                assert_eq!(code, i32::from(report.exit_code), "{details}");
+                assert!(stderr.contains("tried once more"), "{details}");
+                // The report has the device and the identity anyway.
+                assert!(
+                    report.device.is_some() && report.qemu.is_some(),
+                    "{details}"
+                );
                 if how_often == 1 {
-                    assert_eq!((code, report.proof.result.as_str()), (0, "ok"), "{told}");
-                    assert_eq!(report.proof.api_version, Some(12), "{told}");
+                    assert_eq!((code, report.proof.result.as_str()), (0, "ok"), "{details}");
+                    assert_eq!(report.proof.api_version, Some(12), "{details}");
                     continue;
                 }
-                assert_eq!((code, report.verdict), (4, Verdict::Failed), "{told}");
-                assert_eq!(report.proof.result, ProofWord::None, "{told}");
-                assert_eq!(report.proof.api_version, None, "{told}");
+                assert_eq!((code, report.verdict), (4, Verdict::Failed), "{details}");
+                assert_eq!(report.proof.result, ProofWord::None, "{details}");
+                assert_eq!(report.proof.api_version, None, "{details}");
                 let line = stderr.lines().last().unwrap();
                 assert_eq!(line, report.closing_line());
                 let word = match signal {
                     Signal::SIGKILL => "killed",
                     _ => "did not answer within 5 s",
                 };
-                assert!(line.contains(word), "{told}");
-                assert!(!line.contains("cannot open"), "{told}");
+                assert!(line.contains(word), "{details}");
+                assert!(!line.contains("cannot open"), "{details}");
             }
         }
     });
 }
 
-/// setresuid(2) and its like take 4294967295 for "unchanged": a child that was told so stays root.
+/// setresuid(2) and similar calls treat 4294967295 as "unchanged", so a child with that ID would stay root.
 #[test]
-fn the_id_that_means_unchanged_is_refused() {
+fn id_4294967295_is_refused() {
     in_namespace(|| {
         oracle::require();
         fresh_dev();
@@ -348,10 +355,10 @@ fn the_id_that_means_unchanged_is_refused() {
     });
 }
 
-/// The contract: by what the kernel decides open(2) the child is QEMU, in everything else it is root, so
-/// that no process of the QEMU user may touch it. As the kernel shows it when the device is opened.
+/// For open(2) the child has the credentials of QEMU; its other UIDs and GIDs are root's, so that no process of the
+/// QEMU user may affect it. Both are read from /proc while the child opens the device.
 #[test]
-fn the_child_has_qemus_rights_to_files_and_is_root_in_everything_else() {
+fn child_has_qemus_file_permissions_and_roots_uids() {
     require_commands(&["strace"]);
     in_namespace(|| {
         oracle::require();
@@ -371,8 +378,8 @@ fn the_child_has_qemus_rights_to_files_and_is_root_in_everything_else() {
         held.release(child);
         let (code, stdout, stderr) = held.finish();
         assert_eq!(code, 0, "{stdout}{stderr}");
-        // Groups can only be set while there is a capability for it, and nothing may touch the device
-        // before the kernel was asked for all of it.
+        // The groups must be set before the capabilities are dropped, and all credentials must be read back before
+        // the device is accessed.
         let trace = pod.at("trace");
         let program = command(&pod, &host);
         ok(Command::new("strace")
@@ -383,7 +390,7 @@ fn the_child_has_qemus_rights_to_files_and_is_root_in_everything_else() {
         let trace = pod.read("trace");
         let dropped = trace.lines().find(|line| line.contains("setfsuid("));
         let pid = dropped
-            .expect("a child that takes on other credentials")
+            .expect("a child that sets other credentials")
             .split(' ')
             .next()
             .unwrap();
@@ -419,22 +426,21 @@ fn the_child_has_qemus_rights_to_files_and_is_root_in_everything_else() {
         let touched = calls.iter().position(|call| device(call)).unwrap();
         assert!(
             touched > order[9],
-            "the device was touched too early: {calls:#?}"
+            "the device was accessed too early: {calls:#?}"
         );
         let sets = |call: &&&str| call.starts_with("setres") || call.starts_with("setre");
         let sets: Vec<_> = calls.iter().filter(sets).collect();
         assert!(sets.is_empty(), "{sets:?}");
-        let asks = calls
+        let uses_access = calls
             .iter()
             .any(|call| call.contains("access(") || call.contains("accessat"));
-        assert!(!asks, "access(2) is no proof: {calls:#?}");
+        assert!(!uses_access, "access(2) must not be used: {calls:#?}");
     });
 }
 
-/// A call that does nothing and reports success, or a process that is not let go of its capabilities, is
-/// found before the device is touched.
+/// A system call that reports success without effect, or fails, is detected before the device is accessed.
 #[test]
-fn credentials_that_were_not_taken_on_prove_nothing() {
+fn proof_fails_if_credentials_were_not_set() {
     require_commands(&["strace"]);
     in_namespace(|| {
         oracle::require();
@@ -476,9 +482,9 @@ fn credentials_that_were_not_taken_on_prove_nothing() {
     });
 }
 
-/// libvirt leaves its capabilities to a QEMU that runs as root.
+/// libvirt does not drop the capabilities of a QEMU that runs as root.
 #[test]
-fn a_qemu_that_runs_as_root_is_proven_with_its_capabilities() {
+fn proof_for_root_qemu_keeps_its_capabilities() {
     in_namespace(|| {
         oracle::require();
         fresh_dev();
@@ -494,7 +500,7 @@ fn a_qemu_that_runs_as_root_is_proven_with_its_capabilities() {
             groups: vec![0, 108],
             name: Some("root".to_owned()),
         };
-        // Root's own, and by CAP_DAC_OVERRIDE alone.
+        // A device owned by root, then one that root can open only by CAP_DAC_OVERRIDE.
         for owner in [(0, 0), (1234, 1234)] {
             let _ = fs::remove_file("/dev/kvm");
             mknod_kvm(Path::new("/dev/kvm"), owner.0, owner.1, 0o600);
@@ -516,7 +522,7 @@ fn a_qemu_that_runs_as_root_is_proven_with_its_capabilities() {
             let report = report(&stdout, &stderr);
             assert_eq!(report.proof.result, ProofWord::Ok, "{code} {report:#?}");
         }
-        // A container without that capability: QEMU there is another matter, and that is not a denial.
+        // A container without CAP_DAC_OVERRIDE cannot prove what QEMU can do, and must not report a denial.
         let mut cmd = check(&pod, &host, &[]);
         let drop = || {
             caps::drop(None, caps::CapSet::Bounding, CAP_DAC_OVERRIDE)
@@ -532,9 +538,9 @@ fn a_qemu_that_runs_as_root_is_proven_with_its_capabilities() {
     });
 }
 
-/// The child's effective group is root's, and open(2) does not go by that.
+/// The child's effective GID is 0; open(2) uses the file-system GID instead.
 #[test]
-fn the_groups_of_root_open_nothing_for_qemu() {
+fn proof_does_not_use_the_groups_of_root() {
     in_namespace(|| {
         oracle::require();
         fresh_dev();
@@ -543,8 +549,8 @@ fn the_groups_of_root_open_nothing_for_qemu() {
         mknod_kvm(device, 0, 108, 0o660);
         ok(&mut command(&pod, &host));
         let mut opened = 0;
-        // Owner and mode of the device, and of its folder.
-        for (what, folder) in [
+        // Owner and mode of the device, and of its directory.
+        for (what, directory) in [
             ((0, 0, 0o660), (0, 0, 0o755)),
             ((0, 0, 0o060), (0, 0, 0o755)),
             ((0, 0, 0o606), (0, 0, 0o755)),
@@ -558,12 +564,12 @@ fn the_groups_of_root_open_nothing_for_qemu() {
             ((0, 42424, 0o660), (0, 42424, 0o710)),
         ] {
             set_owner(device, what.0, what.1, what.2);
-            set_owner(dev, folder.0, folder.1, folder.2);
+            set_owner(dev, directory.0, directory.1, directory.2);
             let works = oracle::qemu(&user(TRACED)).works;
             let (_, stdout, stderr) = run_with(&mut check(&pod, &host, &[]), b"");
             let result = report(&stdout, &stderr).proof.result;
             let want = if works { "ok" } else { "EACCES" };
-            assert_eq!(result.as_str(), want, "{what:?} in {folder:?}: {stderr}");
+            assert_eq!(result.as_str(), want, "{what:?} in {directory:?}: {stderr}");
             opened += usize::from(works);
         }
         assert_eq!(opened, 5);

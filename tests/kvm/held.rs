@@ -1,6 +1,6 @@
-//! The proof's child, held in the moment in which it opens the device: a seccomp filter of the test hands
-//! each open(2) for reading and writing to the test, which decides when it goes on (seccomp_unotify(2)).
-//! Nothing traces the child, so that a test can try that as well.
+//! Stops the proof's child at the moment it opens the device. A seccomp filter reports each open(2) for reading and
+//! writing to the test, which decides when the call continues (seccomp_unotify(2)). No tracer is attached to the
+//! child, so a test can also try to trace it.
 #![allow(unsafe_code)]
 
 use std::fs;
@@ -15,20 +15,20 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 /// `SECCOMP_IOCTL_NOTIF_RECV` and `SECCOMP_IOCTL_NOTIF_SEND` (include/uapi/linux/seccomp.h)
 const RECEIVE: u32 = 0xc050_2100;
 const SEND: u32 = 0xc018_2101;
-/// Where the program holds the filter's listener, whatever else it has open.
+/// Descriptor number of the filter's listener in the program, above the numbers that it uses itself.
 const LISTENER: RawFd = 200;
-/// Longer than any run may take.
+/// Time limit of a run.
 const LONGEST: Duration = Duration::from_secs(20);
 
-/// A run whose proof's child is held.
+/// A run of the program whose proof's child is stopped at its open(2) of the device.
 pub struct Held {
     child: Child,
     listener: OwnedFd,
-    /// For the children that the test has killed.
+    /// Start of the run, for the time limit.
     started: Instant,
 }
 
-/// A child that is about to open the device.
+/// A child that is stopped before it opens the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Opening {
     id: u64,
@@ -42,13 +42,13 @@ impl Held {
         // SAFETY: system calls only.
         unsafe { cmd.pre_exec(install) };
         let child = cmd.spawn().unwrap();
-        // SAFETY: two system calls; the second makes a descriptor for this caller alone.
+        // SAFETY: two system calls; the second creates a descriptor owned by this caller.
         let listener = unsafe {
             let process = libc::syscall(libc::SYS_pidfd_open, child.id(), 0);
             let process = OwnedFd::from_raw_fd(RawFd::try_from(process).unwrap());
-            let got = libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), LISTENER, 0);
-            assert!(got >= 0, "pidfd_getfd: {}", io::Error::last_os_error());
-            OwnedFd::from_raw_fd(RawFd::try_from(got).unwrap())
+            let listener = libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), LISTENER, 0);
+            assert!(listener >= 0, "pidfd_getfd: {}", io::Error::last_os_error());
+            OwnedFd::from_raw_fd(RawFd::try_from(listener).unwrap())
         };
         Self {
             child,
@@ -60,7 +60,10 @@ impl Held {
     /// The next child that opens the device; `None` once the run has ended.
     pub fn next(&mut self) -> Option<Opening> {
         loop {
-            assert!(self.started.elapsed() < LONGEST, "it does not end");
+            assert!(
+                self.started.elapsed() < LONGEST,
+                "the run exceeds its time limit"
+            );
             let mut fds = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
             let ready = poll(&mut fds, PollTimeout::from(20_u8)).unwrap();
             if ready > 0
@@ -74,19 +77,25 @@ impl Held {
         }
     }
 
-    /// Nothing where the child has ended in the meantime.
+    /// `None` if the child has ended before its notification was read.
     fn receive(&self) -> Option<Opening> {
-        // SAFETY: zeroes are a valid value, and what the kernel wants to find.
-        let mut found: libc::seccomp_notif = unsafe { std::mem::zeroed() };
-        // SAFETY: the kernel fills as many bytes as the request says, and the structure has them.
-        let done = unsafe { libc::ioctl(self.listener.as_raw_fd(), RECEIVE as _, &raw mut found) };
+        // SAFETY: zeroes are a valid value, and the kernel requires a zeroed structure.
+        let mut notification: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+        // SAFETY: the kernel writes the size encoded in the request, which is the size of the structure.
+        let done = unsafe {
+            libc::ioctl(
+                self.listener.as_raw_fd(),
+                RECEIVE as _,
+                &raw mut notification,
+            )
+        };
         (done == 0).then_some(Opening {
-            id: found.id,
-            pid: found.pid,
+            id: notification.id,
+            pid: notification.pid,
         })
     }
 
-    /// Lets it go on; false where it has ended.
+    /// Lets the child continue; false if it has ended.
     pub fn release(&self, opening: Opening) -> bool {
         let mut answer = libc::seccomp_notif_resp {
             id: opening.id,
@@ -94,11 +103,11 @@ impl Held {
             error: 0,
             flags: u32::try_from(libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE).unwrap(),
         };
-        // SAFETY: the kernel reads as many bytes as the request says, and the structure has them.
+        // SAFETY: the kernel reads the size encoded in the request, which is the size of the structure.
         unsafe { libc::ioctl(self.listener.as_raw_fd(), SEND as _, &raw mut answer) == 0 }
     }
 
-    /// Lets every further child go on, and gives exit code, stdout and stderr.
+    /// Lets every further child continue and returns exit code, stdout and stderr.
     pub fn finish(mut self) -> (i32, String, String) {
         while let Some(opening) = self.next() {
             self.release(opening);
@@ -110,7 +119,7 @@ impl Held {
     }
 }
 
-/// Gives this process the filter, whose listener becomes [`LISTENER`], to be kept by what it executes.
+/// Installs the filter in this process; its listener becomes [`LISTENER`] and stays open across exec.
 fn install() -> io::Result<()> {
     let code = |op: u32| u16::try_from(op).unwrap_or_default();
     let number = |value| u32::try_from(value).unwrap_or_default();
@@ -124,8 +133,7 @@ fn install() -> io::Result<()> {
     let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
     let answer = libc::BPF_RET | libc::BPF_K;
     let mut filter = [
-        // The call's number is the first word of struct seccomp_data, its third argument, the flags,
-        // begins at byte 32.
+        // In struct seccomp_data the system call number is the first word; the third argument, the flags, is at byte 32.
         step(load, 0, 0, 0),
         step(equal, number(libc::SYS_openat), 0, 4),
         step(load, 32, 0, 0),
@@ -143,8 +151,7 @@ fn install() -> io::Result<()> {
         len: u16::try_from(filter.len()).unwrap_or_default(),
         filter: filter.as_mut_ptr(),
     };
-    // SAFETY: the program outlives the call, which copies it; dup2 gives a descriptor without
-    // close-on-exec.
+    // SAFETY: the program outlives the call, which copies it; dup2 returns a descriptor without close-on-exec.
     let done = unsafe {
         let listener = libc::syscall(
             libc::SYS_seccomp,
@@ -163,13 +170,13 @@ fn install() -> io::Result<()> {
     }
 }
 
-/// Does this in the process that becomes the command.
+/// Runs `what` in the child process before it executes the command.
 pub fn before(cmd: &mut Command, what: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
     // SAFETY: the callers make system calls only.
     unsafe { cmd.pre_exec(what) };
 }
 
-/// The numbers of a line of /proc/PID/status.
+/// The values of a line of /proc/PID/status.
 pub fn status(pid: u32, key: &str) -> Vec<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(key));

@@ -1,9 +1,7 @@
-//! The scripts of helm-patch/values, run by real shells with the real program in a pod made for the test:
-//! this namespace's `/` with its own /etc and /dev, and the node's root, or what the hook sees of it, at
-//! /mnt/host-rootfs.
+//! Runs the scripts of helm-patch/values with real shells and the real program. The pod is this namespace's `/` with
+//! its own /etc and /dev; the node's root, or the parts that the hook sees, is at /mnt/host-rootfs.
 //!
-//! Needs root, KVM and shellcheck. Loading modules is the one thing that is not done: `modprobe` only notes how it
-//! is called.
+//! Needs root, KVM and shellcheck. No modules are loaded: a replacement of `modprobe` only logs its arguments.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -19,7 +17,7 @@ use support::{
 
 const DEVICE: &str = "/dev/kvm";
 const HOST: &str = "/mnt/host-rootfs";
-/// What the node calls kvm, and what the image does.
+/// The GID of kvm on the node and in the image.
 const NODE: u32 = 108;
 const IMAGE: u32 = 424;
 const IMAGE_GROUP: &str = "root:x:0:\nkvm:x:424:nova\nnova:x:42424:\n";
@@ -40,8 +38,8 @@ fn executable(path: &Path, text: &str) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// The pod's accounts at /etc, an empty /dev, and a node's root that is not mounted yet. The image's
-/// qemu.conf says nothing.
+/// Sets up the pod's accounts at /etc, an empty /dev and the node's root, which is not mounted yet. The image's
+/// qemu.conf sets nothing.
 fn pod() -> Tree {
     support::require_kvm();
     let etc = Tree::pod(IMAGE);
@@ -57,7 +55,7 @@ fn pod() -> Tree {
     host
 }
 
-/// In a folder that comes first in the PATH.
+/// A path in a directory that is first in PATH.
 fn bin(name: &str) -> PathBuf {
     let bin = scratch().join("bin");
     fs::create_dir_all(&bin).unwrap();
@@ -90,9 +88,9 @@ fn mount_parts(host: &Tree) {
     let mounts = &values["pod"]["mounts"]["libvirt"]["libvirt"]["volumeMounts"];
     for mount in mounts.as_array().unwrap() {
         let at = Path::new(mount["mountPath"].as_str().unwrap());
-        let part = at.strip_prefix(HOST).unwrap().to_str().unwrap();
+        let directory = at.strip_prefix(HOST).unwrap().to_str().unwrap();
         fs::create_dir_all(at).unwrap();
-        bind(&host.dir(part).at(part), at);
+        bind(&host.dir(directory).at(directory), at);
         ok(Command::new("mount")
             .args(["-o", "remount,bind,ro"])
             .arg(at));
@@ -104,13 +102,13 @@ fn owner(path: &str) -> (u32, u32, u32) {
     (node.uid(), node.gid(), node.mode() & 0o7777)
 }
 
-/// The lines of the chart's libvirt.sh, which run before libvirtd.
+/// Runs the commands of the chart's libvirt.sh that precede libvirtd.
 fn chart() {
     ok(Command::new("sh").args(["-ec", "chmod 660 /dev/kvm; chown root:kvm /dev/kvm"]));
 }
 
 #[test]
-fn shellcheck_has_nothing_to_say() {
+fn scripts_pass_shellcheck() {
     support::require_commands(&["shellcheck"]);
     let dir = tempfile::tempdir().unwrap();
     for (file, path) in [
@@ -128,10 +126,10 @@ mod hooks {
 
     const HOOK: &str = "/etc/libvirt/hooks/daemon";
 
-    /// What stands for libvirtd: it runs its hook, keeps what that prints to itself, does not look at
-    /// the exit code, and then goes on. Gives its own exit code and what is in the container's log.
+    /// A replacement of libvirtd: it runs its hook, discards the hook's output, ignores its exit code, and
+    /// continues. Returns its own exit code and the container's log.
     fn libvirtd(operation: &str) -> (i32, String) {
-        // Dash redirects before it forks; libvirtd's own standard error stays what it is.
+        // Dash redirects before it forks, so the subshell keeps libvirtd's own standard error.
         let hook = format!("(exec {HOOK} - {operation} - {operation} >/dev/null 2>&1)");
         let text = format!("{hook}; echo going on >&2");
         let (code, stdout, log) = run(command("sh").args(["-c", &text]));
@@ -139,7 +137,7 @@ mod hooks {
         (code, log)
     }
 
-    /// A pod whose node gives the device to 108, with the hook in it.
+    /// A pod with the hook, on a node whose device has GID 108.
     fn with_hook() -> Tree {
         let host = pod();
         let text = script("hooks.yaml", "/conf/hooks/scripts/daemon");
@@ -154,11 +152,11 @@ mod hooks {
     }
 
     #[test]
-    fn the_pod_follows_the_node_before_libvirtd_goes_on() {
+    fn hook_aligns_the_pod_before_libvirtd_continues() {
         in_namespace(|| {
             let host = with_hook();
             mount_parts(&host);
-            // Twice: a container that is started anew has its image's files again.
+            // Run twice: a restarted container has the files of its image again.
             for _ in 0..2 {
                 fs::write("/etc/group", IMAGE_GROUP).unwrap();
                 chart();
@@ -174,9 +172,9 @@ mod hooks {
     }
 
     #[test]
-    fn libvirtd_does_not_go_on_after_a_failure() {
+    fn failed_hook_stops_libvirtd() {
         in_namespace(|| {
-            // The number is another group's in the image, and one that must not be given away.
+            // In the image, the GID belongs to disk, a guarded group.
             let host = with_hook();
             mount_parts(&host);
             let disk = IMAGE_GROUP.to_owned() + "disk:x:108:\n";
@@ -188,16 +186,16 @@ mod hooks {
             assert_eq!(fs::read_to_string("/etc/group").unwrap(), disk);
             fs::write("/etc/group", IMAGE_GROUP).unwrap();
 
-            // Nothing of the node is there.
-            for part in ["etc", "usr/lib", "run/udev", "run/tmpfiles.d"] {
-                support::detach(&Path::new(HOST).join(part));
+            // No directory of the node is mounted.
+            for directory in ["etc", "usr/lib", "run/udev", "run/tmpfiles.d"] {
+                support::detach(&Path::new(HOST).join(directory));
             }
             fs::remove_dir_all(HOST).unwrap();
             let (code, log) = libvirtd("start");
             assert_eq!(code, 128 + 9, "{log}");
             assert!(log.contains("--host-root"), "{log}");
 
-            // The program is not in the image.
+            // The program is missing in the image.
             fs::remove_file(bin("libvirt-kvm-init")).unwrap();
             let (code, log) = libvirtd("start");
             assert_eq!(code, 128 + 9, "{log}");
@@ -206,7 +204,7 @@ mod hooks {
                 "{log}"
             );
 
-            // libvirtd also calls its hook at its end, and to read its configuration again.
+            // libvirtd also calls its hook at shutdown and at reload.
             for operation in ["shutdown", "reload"] {
                 let (code, log) = libvirtd(operation);
                 assert_eq!((code, log.as_str()), (0, "going on\n"), "{operation}");
@@ -221,7 +219,7 @@ mod init_modules {
     const SCRIPT: &str = "/etc/libvirt-init-modules.sh";
     const CONF: &str = "/etc/modprobe.d_host/qemu-system-x86.conf";
 
-    /// A pod of which the init container that loads modules is run: its /dev is its own.
+    /// The init container that loads modules; it has its own /dev.
     fn with_script(cpu_flags: &str, modprobe: &str) -> Tree {
         let host = pod();
         fs::create_dir("/etc/modprobe.d_host").unwrap();
@@ -237,16 +235,16 @@ mod init_modules {
         bind(&cpuinfo, Path::new("/proc/cpuinfo"));
         mount_tmpfs(Path::new("/sys/module"), "mode=755");
         mknod_kvm(Path::new(DEVICE), 0, 0, 0o600);
-        for folder in ["dev", "run"] {
-            mount_tmpfs(&host.at(folder), "mode=755");
+        for directory in ["dev", "run"] {
+            mount_tmpfs(&host.at(directory), "mode=755");
         }
         mknod_kvm(&host.at("dev/kvm"), 0, NODE, 0o660);
         mount_host(&host);
         host
     }
 
-    /// Runs the script. Gives its exit code, its messages, and how modprobe was called by it.
-    fn go() -> (i32, String, String) {
+    /// Runs the script and returns its exit code, its stderr and the arguments of its modprobe calls.
+    fn run_script() -> (i32, String, String) {
         let calls = scratch().join("calls");
         let _ = fs::remove_file(&calls);
         let (code, _, stderr) = run(&mut command(SCRIPT));
@@ -254,18 +252,18 @@ mod init_modules {
     }
 
     #[test]
-    fn the_pod_follows_the_node_by_a_file_in_the_nodes_run() {
+    fn script_writes_the_group_file_to_the_nodes_run() {
         in_namespace(|| {
             let host = with_script("vmx", "");
             set_owner(&host.at("dev/kvm"), 0, 0, 0o600);
             for _ in 0..2 {
-                let (code, stderr, _) = go();
+                let (code, stderr, _) = run_script();
                 assert_eq!(code, 0, "{stderr}");
                 assert_eq!(host.read("run/libvirt-kvm-init/group"), ALIGNED);
             }
             let node = host.at("dev/kvm");
             assert_eq!(owner(node.to_str().unwrap()), (0, NODE, 0o660));
-            // What is this container's own is left alone.
+            // The files of this container are unchanged.
             assert_eq!(owner(DEVICE), (0, 0, 0o600));
             assert_eq!(fs::read_to_string("/etc/group").unwrap(), IMAGE_GROUP);
 
@@ -290,19 +288,19 @@ mod init_modules {
     }
 
     #[test]
-    fn nested_virtualisation_is_turned_on_once() {
+    fn nested_virtualization_is_enabled_once() {
         for (flags, module) in [("vmx", "kvm_intel"), ("svm", "kvm_amd")] {
             in_namespace(|| {
                 let _host = with_script(flags, "");
-                let (code, stderr, calls) = go();
+                let (code, stderr, calls) = run_script();
                 assert_eq!(code, 0, "{stderr}");
                 let expected = format!("-d {HOST} -r {module}\n-d {HOST} {module} nested=1\n");
                 assert_eq!(calls, expected);
                 let conf = format!("options {module} nested=1\n");
                 assert_eq!(fs::read_to_string(CONF).unwrap(), conf);
-                // What an operator wrote there stays.
+                // A file that an operator wrote is kept.
                 fs::write(CONF, "# mine\n").unwrap();
-                let (code, stderr, calls) = go();
+                let (code, stderr, calls) = run_script();
                 assert_eq!((code, calls.as_str()), (0, ""), "{stderr}");
                 assert_eq!(fs::read_to_string(CONF).unwrap(), "# mine\n");
             });
@@ -310,47 +308,47 @@ mod init_modules {
     }
 
     #[test]
-    fn a_module_is_not_loaded_anew_without_need_or_under_guests() {
+    fn module_is_not_reloaded_without_need_or_while_in_use() {
         in_namespace(|| {
-            // Guests run: the module cannot be taken out.
+            // Guests are running, so the module cannot be removed.
             let _host = with_script("vmx", "case $* in *-r*) exit 1 ;; esac");
-            let (code, stderr, calls) = go();
+            let (code, stderr, calls) = run_script();
             assert_eq!(code, 0, "{stderr}");
             assert_eq!(calls, format!("-d {HOST} -r kvm_intel\n"));
             assert!(stderr.contains("kvm_intel is in use"), "{stderr}");
 
-            // It is on already.
+            // Nested virtualization is already enabled.
             fs::remove_file(CONF).unwrap();
             let parameters = "/sys/module/kvm_intel/parameters";
             fs::create_dir_all(parameters).unwrap();
             fs::write(format!("{parameters}/nested"), "Y\n").unwrap();
-            let (code, stderr, calls) = go();
+            let (code, stderr, calls) = run_script();
             assert_eq!((code, calls.as_str()), (0, ""), "{stderr}");
             assert!(Path::new(CONF).exists());
         });
         in_namespace(|| {
-            // Neither Intel nor AMD, where KVM has no such module.
+            // A processor of neither Intel nor AMD: KVM has no such module.
             let _host = with_script("", "");
-            let (code, stderr, calls) = go();
+            let (code, stderr, calls) = run_script();
             assert_eq!((code, calls.as_str()), (0, ""), "{stderr}");
             assert!(!Path::new(CONF).exists());
         });
     }
 
     #[test]
-    fn a_module_that_does_not_load_is_left_to_the_verdict() {
+    fn verdict_decides_after_a_failed_module_load() {
         in_namespace(|| {
             let _host = with_script("svm", "case $* in *nested*) exit 1 ;; esac");
-            let (code, stderr, _) = go();
+            let (code, stderr, _) = run_script();
             assert_eq!(code, 0, "{stderr}");
             assert!(stderr.contains("could not load kvm_amd"), "{stderr}");
         });
         in_namespace(|| {
             let host = with_script("svm", "");
-            // The number is one of the image's own.
+            // In the image, the GID belongs to disk.
             let disk = IMAGE_GROUP.to_owned() + "disk:x:108:\n";
             fs::write("/etc/group", disk).unwrap();
-            let (code, stderr, _) = go();
+            let (code, stderr, _) = run_script();
             assert_eq!(code, 3, "{stderr}");
             assert!(stderr.contains("disk"), "{stderr}");
             assert!(!host.at("run/libvirt-kvm-init/group").exists());

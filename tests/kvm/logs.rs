@@ -1,5 +1,5 @@
-//! What the machine's own QEMU says when it cannot open KVM, for each state of the node: `logs`
-//! finds it and names the cause.
+//! Runs the machine's QEMU with devices that it cannot open, and checks that `logs` finds the error in its output and
+//! reports the cause.
 
 use std::fs;
 use std::io::Write;
@@ -11,7 +11,7 @@ use libvirt_kvm_init::codes::Cause;
 use libvirt_kvm_init::commands::logs::report::LogReport;
 use support::{fresh_dev, in_namespace, mknod_char, mknod_kvm, program, require_commands};
 
-/// What QEMU says on stderr, run by a user that is no one in particular.
+/// The stderr of QEMU, run as an unprivileged user.
 fn qemu() -> Vec<u8> {
     let out = Command::new("qemu-system-x86_64")
         .args([
@@ -52,75 +52,75 @@ fn logs(input: &[u8]) -> LogReport {
     serde_json::from_slice(&out.stdout).unwrap()
 }
 
-fn says(make: impl FnOnce(&Path) + Send, cause: Cause, result: &str) {
+fn assert_cause(make: impl FnOnce(&Path) + Send, cause: Cause, result: &str) {
     require_commands(&["qemu-system-x86_64"]);
     in_namespace(|| {
         fresh_dev();
         make(Path::new("/dev/kvm"));
-        let said = qemu();
-        let report = logs(&said);
-        let said = String::from_utf8_lossy(&said);
+        let stderr = qemu();
+        let report = logs(&stderr);
+        let stderr = String::from_utf8_lossy(&stderr);
         assert_eq!(
             (report.guests.len(), report.guests[0].count),
             (1, 1),
-            "{said}"
+            "{stderr}"
         );
         let guest = &report.guests[0];
         assert_eq!(
             (guest.cause, guest.result.as_str()),
             (cause, result),
-            "{said}"
+            "{stderr}"
         );
-        assert!(guest.first.is_some(), "{said}");
+        assert!(guest.first.is_some(), "{stderr}");
     });
 }
 
 #[test]
-fn denied() {
-    says(
-        |node| mknod_kvm(node, 0, 0, 0o600),
+fn permission_denied_is_ownership() {
+    assert_cause(
+        |device| mknod_kvm(device, 0, 0, 0o600),
         Cause::Ownership,
         "EACCES",
     );
 }
 
 #[test]
-fn missing() {
-    says(|_| (), Cause::Missing, "ENOENT");
+fn missing_device_is_missing() {
+    assert_cause(|_| (), Cause::Missing, "ENOENT");
 }
 
 #[test]
-fn no_driver() {
-    says(
-        |node| mknod_char(node, (10, 231), 0, 0, 0o666),
+fn device_without_driver_is_no_driver() {
+    assert_cause(
+        |device| mknod_char(device, (10, 231), 0, 0, 0o666),
         Cause::NoDriver,
         "ENODEV",
     );
-    says(
-        |node| mknod_char(node, (241, 232), 0, 0, 0o666),
+    assert_cause(
+        |device| mknod_char(device, (241, 232), 0, 0, 0o666),
         Cause::NoDriver,
         "ENXIO",
     );
 }
 
 #[test]
-fn something_else() {
-    says(
-        |node| fs::create_dir(node).unwrap(),
+fn directory_or_file_is_not_kvm() {
+    assert_cause(
+        |device| fs::create_dir(device).unwrap(),
         Cause::NotKvm,
         "EISDIR",
     );
-    let file = |node: &Path| {
-        fs::write(node, "").unwrap();
-        support::set_owner(node, 0, 0, 0o666);
+    let file = |device: &Path| {
+        fs::write(device, "").unwrap();
+        support::set_owner(device, 0, 0, 0o666);
     };
-    says(file, Cause::NotKvm, "ENOTTY");
+    assert_cause(file, Cause::NotKvm, "ENOTTY");
 }
 
 #[test]
-fn a_loop() {
-    says(
-        |node| std::os::unix::fs::symlink("kvm", node).unwrap(),
+fn symlink_loop_is_missing() {
+    assert_cause(
+        |device| std::os::unix::fs::symlink("kvm", device).unwrap(),
         Cause::Missing,
         "ELOOP",
     );

@@ -1,5 +1,4 @@
-//! What libvirt and QEMU do, found without the program: identities by asking glibc, verdicts by
-//! starting QEMU.
+//! Reference results that do not use the program under test: identities from glibc, and verdicts from starting QEMU.
 
 use std::cell::RefCell;
 use std::ffi::CString;
@@ -13,29 +12,29 @@ use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
 use support::{bind, require_commands, require_kvm, scratch};
 
-/// Whom libvirt starts QEMU as.
+/// The identity with which libvirt starts QEMU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     pub uid: u32,
     pub gid: u32,
-    /// Sorted, each once.
+    /// Sorted, without duplicates.
     pub groups: Vec<u32>,
-    /// The first passwd name with the uid.
+    /// The first passwd name with the UID.
     pub name: Option<String>,
 }
 
-/// glibc, made to read the account files of a test instead of the machine's.
+/// Makes glibc read the account files of a test instead of the machine's.
 pub struct Accounts {
     passwd: PathBuf,
     group: PathBuf,
 }
 
 impl Accounts {
-    /// Covers the account files of this namespace. Whatever fails here fails the test: compared
-    /// with the machine's own files the answers would mean nothing.
+    /// Bind-mounts test files over the account files of this namespace. Any failure here fails the test, since
+    /// results from the machine's own files would be meaningless.
     pub fn cover() -> Self {
         if !cfg!(target_env = "gnu") {
-            panic!("the oracle is glibc: test a gnu build");
+            panic!("this test compares with glibc: test a gnu build");
         }
         for socket in ["/run/nscd", "/var/run/nscd"] {
             if Path::new(socket).exists() {
@@ -56,14 +55,18 @@ impl Accounts {
         let seen = User::from_name("canary")
             .unwrap()
             .map(|user| user.uid.as_raw());
-        assert_eq!(seen, Some(12345), "glibc must see our passwd file");
+        assert_eq!(
+            seen,
+            Some(12345),
+            "glibc must read the passwd file of the test"
+        );
         let root = Group::from_name("root").unwrap();
-        assert_eq!(root, None, "glibc sees another group file too");
+        assert_eq!(root, None, "glibc also reads another group file");
         accounts
     }
 
-    /// Asks while glibc reads these files. Afterwards it reads empty ones: setpriv would take the
-    /// number 108 for a group that is called so.
+    /// Calls `ask` while glibc reads these files. Afterwards the files are empty: setpriv would treat 108 as the
+    /// name of a group if one had that name.
     pub fn with<T>(&self, passwd: &[u8], group: &[u8], ask: impl FnOnce(&Self) -> T) -> T {
         let set = |passwd: &[u8], group: &[u8]| {
             fs::write(&self.passwd, passwd).unwrap();
@@ -75,7 +78,7 @@ impl Accounts {
         answer
     }
 
-    /// virGetUserID and virGetGroupID, then virGetGroupList; `None` where libvirtd would not start.
+    /// Computes what virGetUserID, virGetGroupID and virGetGroupList return; `None` if libvirtd would not start.
     pub fn identity(&self, user: &str, group: &str) -> Option<Identity> {
         let uid = number_after_plus(user).or_else(|| {
             let found = User::from_name(user).unwrap();
@@ -105,7 +108,7 @@ impl Accounts {
         })
     }
 
-    /// getgrnam
+    /// Calls getgrnam(3).
     pub fn gid_of(&self, group: &str) -> Option<u32> {
         Group::from_name(group)
             .unwrap()
@@ -117,7 +120,7 @@ fn number_after_plus(text: &str) -> Option<u32> {
     text.strip_prefix('+').map(|number| number.parse().unwrap())
 }
 
-/// What came of a QEMU.
+/// The result of a QEMU run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Qemu {
     pub works: bool,
@@ -137,12 +140,12 @@ const QEMU: [&str; 10] = [
     "-monitor",
 ];
 
-/// Runs QEMU up to its monitor with the credentials that libvirt would give it.
+/// Runs QEMU up to its monitor with the credentials that libvirt would set.
 pub fn qemu(who: &Identity) -> Qemu {
     qemu_under(&[], who)
 }
 
-/// The same, through a command that ends in `exec "$@"` or the like.
+/// Like [`qemu`], started through a wrapper command that executes its arguments.
 pub fn qemu_under(wrapper: &[&str], who: &Identity) -> Qemu {
     let mut words: Vec<String> = wrapper.iter().map(|&word| word.to_owned()).collect();
     words.extend(drop_to(who));
@@ -150,10 +153,10 @@ pub fn qemu_under(wrapper: &[&str], who: &Identity) -> Qemu {
     words.push("stdio".to_owned());
     let (code, stdout, stderr) = run_with(Command::new(&words[0]).args(&words[1..]), b"quit\n");
     let text = format!("{stdout}{stderr}");
-    // Anything else would be an oracle that fails for a reason of its own.
+    // Any other failure is unrelated to KVM.
     assert!(
         code == 0 || text.contains("KVM kernel module") || text.contains("initialize kvm"),
-        "QEMU says neither yes nor no: {code} {text}"
+        "QEMU failed for a reason other than KVM: {code} {text}"
     );
     Qemu {
         works: code == 0,
@@ -161,8 +164,7 @@ pub fn qemu_under(wrapper: &[&str], who: &Identity) -> Qemu {
     }
 }
 
-/// The words before a command that give it these credentials; uid 0 keeps its capabilities, and
-/// setuid(2) takes those of everybody else.
+/// A command prefix that sets these credentials. UID 0 keeps its capabilities; for other users setuid(2) drops them.
 pub fn drop_to(who: &Identity) -> Vec<String> {
     let groups: Vec<_> = who.groups.iter().map(u32::to_string).collect();
     [
@@ -177,7 +179,7 @@ pub fn drop_to(who: &Identity) -> Vec<String> {
     .to_vec()
 }
 
-/// Runs a command to its end without ever opening /dev/null, which a `nodev` /dev refuses.
+/// Runs a command to its end without opening /dev/null, which fails on a `nodev` /dev.
 pub fn run_with(cmd: &mut Command, input: &[u8]) -> (i32, String, String) {
     let mut child = cmd
         .stdin(Stdio::piped())
@@ -185,7 +187,7 @@ pub fn run_with(cmd: &mut Command, input: &[u8]) -> (i32, String, String) {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap_or_else(|e| panic!("{cmd:?}: {e}"));
-    // A QEMU that has already said no reads nothing.
+    // A QEMU that has already failed reads no input.
     let _ = child.stdin.take().unwrap().write_all(input);
     let out = child.wait_with_output().unwrap();
     let signal = out.status.signal().map(|signal| 128 + signal);
@@ -200,15 +202,14 @@ thread_local! {
     static SHARED_TURN: RefCell<Option<fs::File>> = const { RefCell::new(None) };
 }
 
-/// What every test of this tier needs; it fails with a clear text where that is missing. The kernel
-/// sends a change event to every udevd whenever a virtual machine begins or ends: until this thread
-/// ends no test has one running.
+/// Checks the requirements of every test of this tier. The kernel sends a change event to every udevd whenever a
+/// virtual machine starts or ends, so no other test runs a udevd until this thread ends.
 pub fn require() {
     require_tools();
     SHARED_TURN.set(Some(support::udevd::shared_turn()));
 }
 
-/// The same for a test that has a udevd running.
+/// Like [`require`], for a test that runs a udevd.
 pub fn require_tools() {
     require_commands(&["qemu-system-x86_64", "setpriv", "setfacl", "getfacl"]);
     require_kvm();

@@ -1,6 +1,5 @@
-//! `apply --persist` against the real systemd-udevd: where a rule is written, every event then leaves
-//! the node as it shall be and QEMU opens it; where another rule would have the last word, nothing is
-//! changed.
+//! Tests `apply --persist` with a real systemd-udevd. After a rule is written, every event leaves the device in the
+//! target state and QEMU can open it. If another rule would override ours, nothing is changed.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -12,7 +11,7 @@ use libvirt_kvm_init::report::Report;
 
 use crate::udevd::{
     DEBIAN, DEFAULTS, FEDORAS, GENESTACKS, KOLLA_ALONE, KOLLAS, NONE, P108, P424, PINNED, Rules,
-    install, live_through, place, pod, run, run_more, warns, who, with_udevd,
+    install, live_through, pod, run, run_more, set_device, warns, who, with_udevd,
 };
 use support::Tree;
 use support::udevd::{Oracle, State, shown, state};
@@ -24,25 +23,25 @@ const LATER: &str = "etc/udev/rules.d/zz.rules";
 const EARLIER: &str = "etc/udev/rules.d/60-x.rules";
 const IN_RUN: &str = "run/udev/rules.d/99-libvirt-kvm-init.rules";
 
-/// What comes of it.
+/// The expected outcome of a run with `--persist`.
 #[derive(Debug, Clone, Copy)]
-enum Comes {
-    /// Nothing is written, and none of udev's events undoes this group.
+enum Outcome {
+    /// No rule is written, and no udev event changes this GID.
     Needless(u32),
-    /// A rule; after each event the device is 0, this group, this mode.
+    /// A rule is written; after each event the device has owner 0, this GID and this mode.
     Rule(u32, u32),
-    /// The run is refused, and names all of these.
+    /// The run is refused with a message that contains these parts.
     Refused(&'static [&'static str]),
 }
 
-use Comes::{Needless, Refused, Rule};
+use Outcome::{Needless, Refused, Rule};
 
-type Case = (&'static str, Rules, &'static [&'static str], Comes);
+type Case = (&'static str, Rules, &'static [&'static str], Outcome);
 
 const CASES: [Case; 27] = [
     ("Debian", DEBIAN, &[], Needless(108)),
     (
-        "Debian, another number",
+        "Debian, another GID",
         DEBIAN,
         &["--gid=500"],
         Rule(500, 0o660),
@@ -55,7 +54,7 @@ const CASES: [Case; 27] = [
     ),
     ("Fedora", FEDORAS, &[], Needless(108)),
     (
-        "Fedora, another number",
+        "Fedora, another GID",
         FEDORAS,
         &["--gid=500"],
         Rule(500, 0o666),
@@ -92,7 +91,7 @@ const CASES: [Case; 27] = [
         Rule(108, 0o660),
     ),
     (
-        "a group that the node does not know",
+        "a group that does not exist on the node",
         &[(
             DEFAULTS,
             "KERNEL==\"kvm\", GROUP=\"nosuch\", MODE=\"0666\"\n",
@@ -101,7 +100,7 @@ const CASES: [Case; 27] = [
         Rule(108, 0o666),
     ),
     (
-        "an earlier rule that asks a program",
+        "an earlier rule with PROGRAM",
         &[
             (DEFAULTS, K),
             (
@@ -113,13 +112,13 @@ const CASES: [Case; 27] = [
         Rule(108, 0o660),
     ),
     (
-        "a file of that name in a weaker folder",
+        "a file of that name in a directory of lower precedence",
         &[(DEFAULTS, K), (IN_RUN, "KERNEL==\"kvm\", GROUP=\"5\"\n")],
         &["--gid=108"],
         Rule(108, 0o660),
     ),
     (
-        "a later rule that wants the same",
+        "a later rule for the same GID",
         &[(DEFAULTS, K), (LATER, "KERNEL==\"kvm\", GROUP=\"5\"\n")],
         &[],
         Rule(5, 0o660),
@@ -173,7 +172,7 @@ const CASES: [Case; 27] = [
         ]),
     ),
     (
-        "a later rule that asks a program",
+        "a later rule with PROGRAM",
         &[
             (DEFAULTS, K),
             (
@@ -203,7 +202,7 @@ const CASES: [Case; 27] = [
         Rule(108, 0o660),
     ),
     (
-        "somebody else's file",
+        "a file of another author",
         &[
             (DEFAULTS, K),
             (PINNED, GENESTACK),
@@ -234,90 +233,94 @@ fn own() -> Option<(String, u64, (i64, i64))> {
     Some((content, meta.ino(), (meta.ctime(), meta.ctime_nsec())))
 }
 
-/// What the run says that it wrote: from, to, whether it did.
+/// The rule changes in the report: from, to, applied.
 fn written(report: &Report) -> Vec<(Option<&str>, &str, bool)> {
     let rules = report.changes.iter();
     let rules = rules.filter(|change| change.action == Action::WriteUdevRule);
-    let told = rules.map(|change| (change.from.as_deref(), change.to.as_str(), change.applied));
-    told.collect()
+    let details = rules.map(|change| (change.from.as_deref(), change.to.as_str(), change.applied));
+    details.collect()
 }
 
 fn foreseen(report: &Report) -> Vec<Option<(u32, String)>> {
     let udev = report.host.as_ref().unwrap().udev.as_ref().unwrap();
     let events = [&udev.start, &udev.add, &udev.change].into_iter();
-    let told = events.map(|event| {
+    let details = events.map(|event| {
         let event = event.as_ref()?;
         Some((event.gid?, event.mode.clone()?))
     });
-    told.collect()
+    details.collect()
 }
 
-/// Every event leaves a fresh node so, and QEMU gets what it needs of each.
-fn lasts(oracle: &Oracle, pod: &Tree, want: State, told: &str) {
-    assert_eq!(state(), want, "after apply: {told}");
-    let asked = oracle.ask();
-    assert_eq!(asked, [want; 3], "{:?} {told}", asked.map(shown));
-    place(want);
+/// Asserts that every event sets a new device to this state, and that QEMU can open it after each event.
+fn lasts(oracle: &Oracle, pod: &Tree, want: State, details: &str) {
+    assert_eq!(state(), want, "after apply: {details}");
+    let states = oracle.ask();
+    assert_eq!(states, [want; 3], "{:?} {details}", states.map(shown));
+    set_device(want);
     let locked_out = live_through(oracle, pod);
     let locked_out: Vec<_> = locked_out
         .iter()
-        .map(|(happens, node)| format!("{happens:?}: {}", shown(*node)))
+        .map(|(event, node)| format!("{event:?}: {}", shown(*node)))
         .collect();
-    assert!(locked_out.is_empty(), "{locked_out:?} {told}");
+    assert!(locked_out.is_empty(), "{locked_out:?} {details}");
 }
 
 #[test]
-fn a_rule_is_written_where_udev_would_undo_the_state_and_only_where_it_wins() {
+fn rule_is_written_only_if_needed_and_effective() {
     with_udevd(|oracle| {
-        for (name, rules, more, comes) in CASES {
+        for (name, rules, more, outcome) in CASES {
             install(oracle, name, rules);
-            place((0, 0, 0o600));
+            set_device((0, 0, 0o600));
             let pod = pod(P424);
             let before = (own(), pod.read("etc/group"), state());
             let planned = run_more("apply", &[&["--persist", "--dry-run"], more].concat(), &pod);
             assert_eq!((own(), pod.read("etc/group"), state()), before, "{name}");
             let report = persist(more, &pod);
-            let told = format!("{name}: {report:#?}");
-            match comes {
+            let details = format!("{name}: {report:#?}");
+            match outcome {
                 Needless(gid) => {
-                    assert_eq!((report.exit_code, written(&report)), (0, vec![]), "{told}");
-                    assert_eq!(own(), None, "{told}");
-                    assert_eq!(state().1, gid, "{told}");
+                    assert_eq!(
+                        (report.exit_code, written(&report)),
+                        (0, vec![]),
+                        "{details}"
+                    );
+                    assert_eq!(own(), None, "{details}");
+                    assert_eq!(state().1, gid, "{details}");
                     assert_eq!(written(&planned), [], "{planned:#?}");
-                    // Fedora's and kolla's udevd may give more than the pod's group needs.
+                    // udevd.rs covers kolla without defaults.
                     if rules != KOLLA_ALONE {
-                        assert_eq!(live_through(oracle, &pod), [], "{told}");
+                        assert_eq!(live_through(oracle, &pod), [], "{details}");
                     }
                 }
                 Rule(gid, mode) => {
-                    assert_eq!(report.exit_code, 0, "{told}");
-                    assert_eq!(written(&report), [(None, OWN, true)], "{told}");
+                    assert_eq!(report.exit_code, 0, "{details}");
+                    assert_eq!(written(&report), [(None, OWN, true)], "{details}");
                     assert_eq!(written(&planned), [(None, OWN, false)], "{planned:#?}");
                     let meta = fs::symlink_metadata(OWN).unwrap();
                     let rights = (meta.uid(), meta.gid(), meta.permissions().mode() & 0o7777);
-                    assert_eq!(rights, (0, 0, 0o644), "{told}");
+                    assert_eq!(rights, (0, 0, 0o644), "{details}");
                     let want = Some((gid, format!("{mode:04o}")));
-                    assert_eq!(foreseen(&report), vec![want; 3], "{told}");
-                    assert!(!warns(&report, WarningCode::UdevEventsDiffer), "{told}");
-                    // One number lasts, so no group is made for another one.
-                    assert!(!pod.read("etc/group").contains("kvm-"), "{told}");
-                    let stands = (own(), pod.read("etc/group"));
+                    assert_eq!(foreseen(&report), vec![want; 3], "{details}");
+                    assert!(!warns(&report, WarningCode::UdevEventsDiffer), "{details}");
+                    // All events set the same GID, so no group for another GID is added.
+                    assert!(!pod.read("etc/group").contains("kvm-"), "{details}");
+                    let existing = (own(), pod.read("etc/group"));
                     let again = persist(more, &pod);
                     assert_eq!((again.exit_code, again.changes.len()), (0, 0), "{again:#?}");
-                    assert_eq!((own(), pod.read("etc/group")), stands, "{again:#?}");
-                    // Without --mode the device keeps a wider one that it has.
-                    place((0, gid, mode));
-                    lasts(oracle, &pod, (0, gid, mode), &told);
+                    assert_eq!((own(), pod.read("etc/group")), existing, "{again:#?}");
+                    // Without --mode, apply keeps a wider mode of the device.
+                    set_device((0, gid, mode));
+                    lasts(oracle, &pod, (0, gid, mode), &details);
                     let checked = run_more("check", more, &pod);
                     assert_eq!(checked.exit_code, 0, "{checked:#?}");
                 }
                 Refused(parts) => {
-                    assert_eq!(report.exit_code, 3, "{told}");
-                    assert!(report.summary.starts_with("--persist: "), "{told}");
+                    assert_eq!(report.exit_code, 3, "{details}");
+                    assert!(report.summary.starts_with("--persist: "), "{details}");
                     for part in parts {
-                        assert!(report.summary.contains(part), "`{part}` in {told}");
+                        assert!(report.summary.contains(part), "`{part}` in {details}");
                     }
-                    assert_eq!((own(), pod.read("etc/group"), state()), before, "{told}");
+                    assert_eq!((own(), pod.read("etc/group"), state()), before, "{details}");
                     assert_eq!(planned.summary, report.summary);
                 }
             }
@@ -325,9 +328,9 @@ fn a_rule_is_written_where_udev_would_undo_the_state_and_only_where_it_wins() {
     });
 }
 
-/// The oracle of the refusals: with the rule forced in, udevd does what they say.
+/// Checks the refusals: with the refused rule installed, udevd sets another state.
 #[test]
-fn where_it_is_refused_udevd_would_not_have_followed_it() {
+fn udevd_overrides_every_rule_that_persist_refuses() {
     with_udevd(|oracle| {
         install(oracle, "Debian", DEBIAN);
         let pod = pod(P424);
@@ -339,7 +342,7 @@ fn where_it_is_refused_udevd_would_not_have_followed_it() {
             let text = fs::read_to_string(OWN).unwrap().replace("0666", "0660");
             rule.insert(gid, text);
         }
-        for (name, rules, more, comes) in CASES {
+        for (name, rules, more, outcome) in CASES {
             let gid = match more {
                 ["--gid=500"] => "500",
                 _ => "108",
@@ -347,37 +350,37 @@ fn where_it_is_refused_udevd_would_not_have_followed_it() {
             let others = rules
                 .iter()
                 .any(|(path, _)| path.ends_with("kvm-init.rules"));
-            let (Refused(_), false) = (comes, others) else {
+            let (Refused(_), false) = (outcome, others) else {
                 continue;
             };
             install(oracle, name, rules);
             fs::write(OWN, &rule[gid]).unwrap();
             let want = (0, gid.parse().unwrap(), 0o660);
-            let asked = oracle.ask();
+            let states = oracle.ask();
             assert!(
-                asked.iter().any(|state| *state != want),
-                "{name}: {asked:?}"
+                states.iter().any(|state| *state != want),
+                "{name}: {states:?}"
             );
         }
     });
 }
 
-/// The own rule is no reason for its own number: where it may be written anew, the node speaks without
-/// it; where it may not, it is what udev does, and the pod follows.
+/// With --persist, our rule may be rewritten, so the target GID is determined without it. Without --persist, our rule
+/// is part of what udev does, and the pod follows it.
 #[test]
-fn the_own_rule_does_not_keep_an_old_number_for_ever() {
+fn own_rule_is_updated_when_the_gid_changes() {
     with_udevd(|oracle| {
         for rules in [DEBIAN, NONE] {
             fs::write("/etc/group", "root:x:0:\nkvm:x:108:\n").unwrap();
             install(oracle, "the node", rules);
-            place((0, 0, 0o600));
+            set_device((0, 0, 0o600));
             let pod = pod(P424);
             let report = persist(&["--gid=500"], &pod);
             assert_eq!(written(&report), [(None, OWN, true)], "{report:#?}");
             lasts(oracle, &pod, (0, 500, 0o660), "--gid");
 
-            // Others follow it, and say what is odd.
-            let stands = own();
+            // Runs without --persist follow the rule and warn.
+            let existing = own();
             let report = run("apply", &pod);
             assert_eq!(
                 (report.exit_code, report.changes.len()),
@@ -387,17 +390,17 @@ fn the_own_rule_does_not_keep_an_old_number_for_ever() {
             assert_eq!(report.target.as_ref().unwrap().gid, 500);
             assert!(warns(&report, WarningCode::UdevRuleOutdated), "{report:#?}");
             assert!(warns(&report, WarningCode::Disagreement), "{report:#?}");
-            assert_eq!(own(), stands);
+            assert_eq!(own(), existing);
 
-            // Asked again without the number, it is the node's own.
+            // A run with --persist and without --gid writes the node's GID for kvm.
             let report = persist(&[], &pod);
             assert_eq!(report.exit_code, 0, "{report:#?}");
             let needed = [(Some("0:500 0660"), OWN, true)];
             assert_eq!(written(&report), needed, "{report:#?}");
             assert_eq!(report.warnings, [], "{report:#?}");
-            lasts(oracle, &pod, (0, 108, 0o660), "the node's own");
+            lasts(oracle, &pod, (0, 108, 0o660), "the node's GID");
 
-            // The node's number changes.
+            // The node's GID for kvm changes.
             fs::write("/etc/group", "root:x:0:\nkvm:x:777:\n").unwrap();
             let checked = run_more("check", &["--persist"], &pod);
             let needed = [(Some("0:108 0660"), OWN, false)];
@@ -406,10 +409,10 @@ fn the_own_rule_does_not_keep_an_old_number_for_ever() {
             let needed = [(Some("0:108 0660"), OWN, true)];
             assert_eq!(written(&report), needed, "{report:#?}");
             assert_eq!(who(&pod).groups, [777, 42424]);
-            lasts(oracle, &pod, (0, 777, 0o660), "the node's new number");
+            lasts(oracle, &pod, (0, 777, 0o660), "the node's new GID");
 
-            // What is no longer needed stays.
-            let stands = own();
+            // A rule that is no longer needed is kept.
+            let existing = own();
             let kvm =
                 "KERNEL==\"kvm\", GROUP=\"777\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
             fs::write(Path::new("/").join(DEFAULTS), kvm).unwrap();
@@ -419,28 +422,28 @@ fn the_own_rule_does_not_keep_an_old_number_for_ever() {
                 (0, 0),
                 "{report:#?}"
             );
-            assert_eq!(own(), stands);
+            assert_eq!(own(), existing);
         }
     });
 }
 
-/// udevd looks at its folders' times when an event comes, though not twice within 3 s.
+/// At an event, udevd compares the times of its rules directories, at most once in 3 s.
 #[test]
-fn a_running_udevd_takes_the_rule_up_by_itself() {
+fn running_udevd_loads_the_rule_without_restart() {
     with_udevd(|oracle| {
         install(oracle, "Debian", DEBIAN);
         let pod = pod(P108);
-        place((0, 108, 0o660));
+        set_device((0, 108, 0o660));
         let daemon = oracle.start();
         oracle.trigger("add");
         assert_eq!(state(), (0, 108, 0o660));
-        // Files' times are compared, and may be coarse.
+        // udevd compares file times, which may be coarse.
         std::thread::sleep(Duration::from_millis(50));
         let report = persist(&["--gid=500"], &pod);
         assert_eq!(report.exit_code, 0, "{report:#?}");
         let since = Instant::now();
         loop {
-            place((0, 0, 0o600));
+            set_device((0, 0, 0o600));
             oracle.trigger("add");
             if state() == (0, 500, 0o660) {
                 break;
@@ -452,18 +455,21 @@ fn a_running_udevd_takes_the_rule_up_by_itself() {
             );
             std::thread::sleep(Duration::from_millis(200));
         }
-        eprintln!("taken up {:.1} s later", since.elapsed().as_secs_f64());
+        eprintln!(
+            "udevd loaded the rule after {:.1} s",
+            since.elapsed().as_secs_f64()
+        );
         drop(daemon);
     });
 }
 
-/// What README says to do takes it out.
+/// The two commands in the rule file remove the rule and restore the device.
 #[test]
-fn it_is_taken_out_as_it_says_itself() {
+fn commands_in_the_rule_file_remove_it() {
     with_udevd(|oracle| {
         install(oracle, "Debian", DEBIAN);
         let pod = pod(P108);
-        place((0, 108, 0o660));
+        set_device((0, 108, 0o660));
         let daemon = oracle.start();
         assert_eq!(persist(&["--gid=500"], &pod).exit_code, 0);
         let content = own().unwrap().0;
@@ -484,13 +490,13 @@ fn it_is_taken_out_as_it_says_itself() {
     });
 }
 
-/// A link in its place is somebody's way of masking it.
+/// An administrator masks a rule file by a link to /dev/null.
 #[test]
-fn a_masked_rule_stays_masked() {
+fn masked_rule_stays_masked() {
     with_udevd(|oracle| {
         install(oracle, "Genestack", GENESTACKS);
         symlink("/dev/null", OWN).unwrap();
-        place((0, 108, 0o660));
+        set_device((0, 108, 0o660));
         let report = persist(&[], &pod(P424));
         assert_eq!(report.exit_code, 3, "{report:#?}");
         assert!(report.summary.contains("symbolic link"), "{report:#?}");

@@ -1,7 +1,7 @@
-//! Some hundred drawn states: what `check` foresees, what `apply` says, and what it leaves, against
-//! what QEMU meets.
+//! Compares `check` and `apply` with QEMU in several hundred random states: predictions, verdicts and the resulting
+//! state.
 //!
-//! `KVM_TEST_STATE=N` replays one of them, `KVM_TEST_SEED` and `KVM_TEST_STATES` draw others.
+//! `KVM_TEST_STATE=N` replays one state; `KVM_TEST_SEED` and `KVM_TEST_STATES` generate other ones.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,7 +25,7 @@ const SEED: u64 = 0x006b_766d_0232;
 const STATES: usize = 400;
 
 #[test]
-fn verdicts_are_what_qemu_meets() {
+fn verdicts_match_qemu() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());
     let seed = number("KVM_TEST_SEED").map_or(SEED, |seed: usize| seed as u64);
     let states = number("KVM_TEST_STATES").unwrap_or(STATES);
@@ -39,10 +39,10 @@ fn verdicts_are_what_qemu_meets() {
         let mut tally = BTreeMap::new();
         let mut failed = Vec::new();
         for index in which {
-            // Each state from its own seed, so that one alone can be replayed.
+            // Each state has its own seed, so it can be replayed alone.
             let mut random = Random((seed + index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let state = State::draw(&mut random);
-            match catch_unwind(AssertUnwindSafe(|| try_out(&state, &accounts))) {
+            match catch_unwind(AssertUnwindSafe(|| test_state(&state, &accounts))) {
                 Ok(words) => words
                     .into_iter()
                     .for_each(|word| *tally.entry(word).or_insert(0) += 1),
@@ -71,21 +71,21 @@ fn verdicts_are_what_qemu_meets() {
             "check ok",
             "check drift",
             "check unproven",
-            "it comes true",
+            "the predicted drift happens",
         ] {
             assert!(seen(word) >= 5, "the states are not various enough: {word}");
         }
     }
 }
 
-/// Everything that the program must not touch where it says that it did not.
+/// The attributes of a file that must not change in a run without changes.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp {
     mode: u32,
     owner: (u32, u32),
     rdev: u64,
     inode: u64,
-    /// Moves with the ACL, too.
+    /// Also changes when the ACL changes.
     ctime: (i64, i64),
     content: Option<Vec<u8>>,
 }
@@ -107,7 +107,7 @@ fn stamp(path: &Path) -> Stamp {
 fn snapshot(stage: &Stage) -> Snapshot {
     fn walk(path: &Path, into: &mut Snapshot) {
         into.insert(path.to_owned(), stamp(path));
-        // What is mounted below /dev is not the program's business, and the terminals' times move.
+        // Skip mounts below /dev: the times of terminals change.
         let below = path.parent() == Some(Path::new("/dev"));
         if path.is_dir() && !path.is_symlink() && !below {
             for entry in fs::read_dir(path).unwrap() {
@@ -116,12 +116,12 @@ fn snapshot(stage: &Stage) -> Snapshot {
         }
     }
     let mut all = Snapshot::new();
-    for folder in stage.folders() {
-        all.insert(folder.to_owned(), stamp(folder));
-        for entry in fs::read_dir(folder).unwrap() {
+    for directory in stage.directories() {
+        all.insert(directory.to_owned(), stamp(directory));
+        for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
             if path.ends_with("dev") {
-                // Either empty, or /dev, which is walked once.
+                // This directory is empty or the same as /dev, which is walked once.
                 all.insert(path.clone(), stamp(&path));
                 let node = path.join("kvm");
                 if node.symlink_metadata().is_ok() {
@@ -142,7 +142,7 @@ fn assert_untouched(before: &Snapshot, after: &Snapshot) {
         assert_eq!(
             Some(stamp),
             after.get(path),
-            "{} was touched",
+            "{} was changed",
             path.display()
         );
     }
@@ -150,7 +150,7 @@ fn assert_untouched(before: &Snapshot, after: &Snapshot) {
         .keys()
         .filter(|path| !before.contains_key(*path))
         .collect();
-    assert!(new.is_empty(), "appeared: {new:?}");
+    assert!(new.is_empty(), "new files: {new:?}");
 }
 
 struct Run {
@@ -162,26 +162,34 @@ fn apply(stage: &Stage, state: &State) -> Run {
     run(stage, state, &["apply"])
 }
 
-fn run(stage: &Stage, state: &State, verb: &[&str]) -> Run {
+fn run(stage: &Stage, state: &State, command: &[&str]) -> Run {
     let mut cmd = Command::new(program());
-    let (code, stdout, stderr) = run_with(cmd.args(verb).args(stage.arguments(state)), b"");
+    let (code, stdout, stderr) = run_with(cmd.args(command).args(stage.arguments(state)), b"");
     let report: Report = serde_json::from_str(&stdout)
         .unwrap_or_else(|e| panic!("{cmd:?}: code {code}, not a report: {e}\n{stdout}{stderr}"));
-    assert_eq!(code, i32::from(report.exit_code), "exit code and report");
+    assert_eq!(
+        code,
+        i32::from(report.exit_code),
+        "exit code differs from the report"
+    );
     let skipped = report.verdict == Verdict::Absent && code == 0 && state.has("--missing=skip");
     assert!(
         report.exit_code == report.verdict.code() || skipped,
-        "{:?} with {code}",
+        "{:?} with exit code {code}",
         report.verdict
     );
     if report.verdict != Verdict::Ok {
         let last = stderr.lines().last().unwrap_or_default();
-        assert_eq!(last, report.closing_line(), "the last line on stderr");
+        assert_eq!(
+            last,
+            report.closing_line(),
+            "the last line on stderr is not the closing line"
+        );
     }
     Run { code, report }
 }
 
-/// Whom libvirt would start QEMU as, from the files as they are now.
+/// The identity with which libvirt would start QEMU, from the current files.
 fn identity_now(stage: &Stage, state: &State, accounts: &Accounts) -> Option<Identity> {
     let passwd = fs::read(stage.pod.at("etc/passwd")).unwrap();
     let group = fs::read(stage.group_file()?).unwrap();
@@ -190,26 +198,26 @@ fn identity_now(stage: &Stage, state: &State, accounts: &Accounts) -> Option<Ide
 }
 
 fn assert_identity(report: &Report, who: Option<&Identity>) {
-    let who = who.expect("a report on an identity, where libvirtd would not start");
+    let who = who.expect("an identity in the report although libvirtd would not start");
     let qemu = report.qemu.as_ref().expect("the identity");
     let mut groups = qemu.groups.clone();
     groups.sort_unstable();
-    let told = Identity {
+    let reported = Identity {
         uid: qemu.uid,
         gid: qemu.gid,
         groups,
         name: qemu.user.clone(),
     };
-    assert_eq!(&told, who, "whom QEMU runs as, against glibc");
+    assert_eq!(&reported, who, "the QEMU identity differs from glibc's");
     assert!(!qemu.stand_in);
 }
 
-fn try_out(state: &State, accounts: &Accounts) -> Vec<String> {
+fn test_state(state: &State, accounts: &Accounts) -> Vec<String> {
     let stage = Stage::build(state);
     let mut words = Vec::new();
     let who = identity_now(&stage, state, accounts);
     let works = who.as_ref().map(qemu).is_some_and(|qemu| qemu.works);
-    let checked = look(&stage, state, &["check"], who.as_ref(), works);
+    let checked = inspect(&stage, state, &["check"], who.as_ref(), works);
     words.push(format!("check {}", checked.report.verdict.word()));
     words.extend(live_through(
         &stage,
@@ -219,7 +227,7 @@ fn try_out(state: &State, accounts: &Accounts) -> Vec<String> {
         who.as_ref(),
     ));
     let predicted = state.dry_run_first.then(|| {
-        let run = look(&stage, state, &["apply", "--dry-run"], who.as_ref(), works);
+        let run = inspect(&stage, state, &["apply", "--dry-run"], who.as_ref(), works);
         words.push(format!("dry-run {}", run.report.verdict.word()));
         run
     });
@@ -228,7 +236,7 @@ fn try_out(state: &State, accounts: &Accounts) -> Vec<String> {
     let run = apply(&stage, state);
     let after = snapshot(&stage);
     words.push(format!("apply {}", run.report.verdict.word()));
-    // `check` looks at a device that is not the node's, and `apply` leaves it alone.
+    // `check` inspects a device that is not the node's, and `apply` does not change it.
     let private = state.on_host == OnHost::Other && !state.has("--device");
     if let Some(predicted) = predicted {
         assert_predicted(state, &predicted, &run);
@@ -243,13 +251,13 @@ fn try_out(state: &State, accounts: &Accounts) -> Vec<String> {
     let meets = who.as_ref().map(qemu);
     let works = meets.as_ref().is_some_and(|meets| meets.works);
     let report = &run.report;
-    let told = || format!("{report:#?}\nQEMU as {who:?}: {meets:?}");
+    let details = || format!("{report:#?}\nQEMU as {who:?}: {meets:?}");
     match run.code {
         0 if report.verdict == Verdict::Absent => {
-            assert!(!works, "absent, and QEMU works: {}", told());
+            assert!(!works, "absent although QEMU works: {}", details());
             assert_eq!(state.kind, Kind::Missing);
             assert_out_is_there(&stage);
-            if state.out == Out::NotAsked {
+            if state.out == Out::NotSet {
                 assert_untouched(&before, &after);
             }
         }
@@ -258,8 +266,8 @@ fn try_out(state: &State, accounts: &Accounts) -> Vec<String> {
                 assert_eq!(report.proof.result, ProofWord::Off);
                 assert!(report.warnings.iter().any(|w| w.code.word() == "unproven"));
             } else {
-                assert!(works, "ok, and QEMU does not work: {}", told());
-                assert_eq!(report.proof.result, ProofWord::Ok, "{}", told());
+                assert!(works, "ok although QEMU does not work: {}", details());
+                assert_eq!(report.proof.result, ProofWord::Ok, "{}", details());
                 assert_eq!(
                     (report.proof.cause, report.proof.api_version),
                     (None, Some(12))
@@ -271,18 +279,18 @@ fn try_out(state: &State, accounts: &Accounts) -> Vec<String> {
             assert_out_is_there(&stage);
             assert_nobody_gained(state, acl_before.as_ref());
             assert_again_is_nothing(&stage, state, &after);
-            let checked = look(&stage, state, &["check"], who.as_ref(), works);
+            let checked = inspect(&stage, state, &["check"], who.as_ref(), works);
             assert!(matches!(checked.code, 0 | 1), "{:#?}", checked.report);
             let lasts = live_through(&stage, state, accounts, &checked, who.as_ref());
             words.extend(lasts.map(|word| format!("apply, then {word}")));
-            // A rule that gives no group, or group 0, leaves nothing that a pod could follow.
-            let nodes_fault = checked
+            // With a rule that sets no group, or group 0, there is no GID that a pod could follow.
+            let fault_of_the_node = checked
                 .report
                 .summary
                 .contains("change the rule on the node");
             let member = who.as_ref().is_some_and(|who| who.name.is_some());
             assert!(
-                checked.code == 0 || nodes_fault || !member,
+                checked.code == 0 || fault_of_the_node || !member,
                 "after apply: {:#?}",
                 checked.report
             );
@@ -291,7 +299,7 @@ fn try_out(state: &State, accounts: &Accounts) -> Vec<String> {
             assert_untouched(&before, &after);
             let reason =
                 state.pod_group.is_none() || who.is_none() || libvirtd_fails(state, report);
-            assert!(reason, "usage without a reason: {}", told());
+            assert!(reason, "usage error without a reason: {}", details());
         }
         3 => {
             assert_untouched(&before, &after);
@@ -299,11 +307,11 @@ fn try_out(state: &State, accounts: &Accounts) -> Vec<String> {
             assert_refusal_has_a_reason(state, report);
         }
         4 => {
-            assert_eq!(state.mount, Mount::ReadOnly, "{}", told());
-            assert!(report.summary.contains("EROFS"), "{}", told());
+            assert_eq!(state.mount, Mount::ReadOnly, "{}", details());
+            assert!(report.summary.contains("EROFS"), "{}", details());
         }
         5 => {
-            assert!(!works, "unproven, and QEMU works: {}", told());
+            assert!(!works, "unproven although QEMU works: {}", details());
             assert_identity(report, who.as_ref());
             let meets = meets.as_ref().unwrap();
             assert_same_errno(report, &meets.text);
@@ -311,21 +319,27 @@ fn try_out(state: &State, accounts: &Accounts) -> Vec<String> {
             words.push(follow_advice(&stage, state, report, accounts));
         }
         6 => {
-            assert!(!works, "absent, and QEMU works: {}", told());
-            assert_eq!(state.kind, Kind::Missing, "{}", told());
+            assert!(!works, "absent although QEMU works: {}", details());
+            assert_eq!(state.kind, Kind::Missing, "{}", details());
             assert_untouched(&before, &after);
         }
-        _ => panic!("code {}: {}", run.code, told()),
+        _ => panic!("unexpected exit code {}: {}", run.code, details()),
     }
-    stage.strike();
+    stage.remove();
     words
 }
 
-/// `check` and a dry run change nothing, and 0, 5 and 6 say of the state as it is what QEMU meets
-/// in it.
-fn look(stage: &Stage, state: &State, verb: &[&str], who: Option<&Identity>, works: bool) -> Run {
+/// Runs `check` or a dry run, which must change nothing. Exit codes 0, 5 and 6 must agree with QEMU in the current
+/// state.
+fn inspect(
+    stage: &Stage,
+    state: &State,
+    command: &[&str],
+    who: Option<&Identity>,
+    works: bool,
+) -> Run {
     let before = snapshot(stage);
-    let run = run(stage, state, verb);
+    let run = run(stage, state, command);
     assert_untouched(&before, &snapshot(stage));
     let report = &run.report;
     assert!(report.changes.iter().all(|change| !change.applied));
@@ -338,16 +352,16 @@ fn look(stage: &Stage, state: &State, verb: &[&str], who: Option<&Identity>, wor
             } else {
                 assert_eq!(
                     who, None,
-                    "no identity told, and libvirtd would start: {report:#?}"
+                    "no identity in the report although libvirtd would start: {report:#?}"
                 );
             }
             if report.proof.result != ProofWord::Off {
-                assert_eq!(proven, works, "the proof against QEMU: {report:#?}");
+                assert_eq!(proven, works, "the proof disagrees with QEMU: {report:#?}");
             }
             match run.code {
                 0 => assert!(works || state.has("--proof=off"), "{report:#?}"),
-                // What is to come needs no change now, and a group file of its own that is only out
-                // of date has no line to show.
+                // A future event needs no change now, and an outdated --group-file-out is drift without a
+                // change in the report.
                 1 => assert!(
                     works || !report.changes.is_empty() || stage.out().is_some(),
                     "{report:#?}"
@@ -357,24 +371,24 @@ fn look(stage: &Stage, state: &State, verb: &[&str], who: Option<&Identity>, wor
         }
         6 => assert!(!works, "{report:#?}"),
         2 | 3 => {}
-        code => panic!("code {code}: {report:#?}"),
+        code => panic!("unexpected exit code {code}: {report:#?}"),
     }
     run
 }
 
-/// Something that happens to the device sooner or later.
+/// A future event that changes the device.
 #[derive(Debug)]
 enum Coming {
-    /// An event of the node's udev: a device as the kernel makes it, or the one that is there.
+    /// An event of the node's udev, for a new device as the kernel creates it or for the existing one.
     Event { fresh: bool, event: UdevEvent },
-    /// The chart's libvirt.sh: `chmod 660 /dev/kvm; chown root:kvm /dev/kvm`, with the pod's kvm if
-    /// it has one.
+    /// The chart's libvirt.sh: `chmod 660 /dev/kvm; chown root:kvm /dev/kvm`, with the pod's GID for kvm if the group
+    /// exists.
     LibvirtSh(Option<u32>),
 }
 
 impl Coming {
-    /// Does it.
-    fn befall(&self, stage: &Stage, state: &State) {
+    /// Applies the event to the device.
+    fn perform(&self, stage: &Stage, state: &State) {
         match self {
             Self::Event { fresh, event } => {
                 let node = stage.nodes_device(state);
@@ -398,13 +412,13 @@ impl Coming {
     }
 }
 
-/// Everything that is to come: what the report says of the node's udev, and what the chart does.
+/// All future events: those of the node's udev in the report, and the chart's libvirt.sh.
 fn coming(stage: &Stage, report: &Report, accounts: &Accounts) -> Vec<Coming> {
     let file = fs::read(stage.group_file().unwrap()).unwrap();
     let kvm = accounts.with(b"", &file, |glibc| glibc.gid_of("kvm"));
     let mut all = vec![Coming::LibvirtSh(kvm)];
     let host = report.host.as_ref().expect("a host root");
-    let udev = host.udev.clone().expect("a forecast");
+    let udev = host.udev.clone().expect("udev predictions");
     for (fresh, event) in [
         (false, udev.start),
         (true, udev.add.clone()),
@@ -416,8 +430,7 @@ fn coming(stage: &Stage, report: &Report, accounts: &Accounts) -> Vec<Coming> {
     all
 }
 
-/// Where QEMU works, `check` knows whether something takes that away: it is done to the node, and
-/// QEMU started.
+/// If QEMU works, `check` must predict whether an event takes access away. Applies each event and starts QEMU.
 fn live_through(
     stage: &Stage,
     state: &State,
@@ -429,20 +442,20 @@ fn live_through(
     if report.proof.result != ProofWord::Ok {
         return None;
     }
-    // A group file of its own is out of date: that is drift whatever comes.
+    // An outdated --group-file-out is drift whatever the events do.
     let stale_out = checked.code == 1 && report.summary.contains("is not as it shall be");
     if stale_out {
-        return Some("only the group file".to_owned());
+        return Some("only the group file is outdated".to_owned());
     }
     let mut known = BTreeMap::from([(guard(), true)]);
     let mut losses = Vec::new();
     let restore = stage.keep_device(state);
     for coming in coming(stage, report, accounts) {
-        // udev and the chart's container do not see the pod's read-only mount.
+        // The read-only mount of the pod does not apply to udev and the chart's container.
         if state.mount == Mount::ReadOnly {
             remount_dev(MsFlags::empty());
         }
-        coming.befall(stage, state);
+        coming.perform(stage, state);
         let works = *known
             .entry(guard())
             .or_insert_with(|| qemu(who.unwrap()).works);
@@ -452,23 +465,29 @@ fn live_through(
         restore();
     }
     match checked.code {
-        0 => assert!(losses.is_empty(), "ok, but: {losses:?} {report:#?}"),
-        1 => assert!(!losses.is_empty(), "drift, and nothing comes: {report:#?}"),
-        code => panic!("{code} with a proof that is ok: {report:#?}"),
+        0 => assert!(
+            losses.is_empty(),
+            "ok, but these events lock QEMU out: {losses:?} {report:#?}"
+        ),
+        1 => assert!(
+            !losses.is_empty(),
+            "drift, but no event locks QEMU out: {report:#?}"
+        ),
+        code => panic!("exit code {code} with proof ok: {report:#?}"),
     }
     Some(match losses.len() {
-        0 => "it lasts".to_owned(),
-        _ => "it comes true".to_owned(),
+        0 => "no event locks QEMU out".to_owned(),
+        _ => "the predicted drift happens".to_owned(),
     })
 }
 
-/// What lets QEMU open the device, or not.
+/// The attributes of the device that decide whether QEMU can open it.
 fn guard() -> (u32, u32, u32, Option<BTreeMap<String, String>>) {
     let meta = fs::symlink_metadata(DEVICE).unwrap();
     (meta.uid(), meta.gid(), meta.mode(), acl())
 }
 
-/// What a dry run says is what apply then does. Only a read-only /dev shows at the attempt alone.
+/// `apply` must do what the dry run reported. Only a read-only /dev is not detected before the attempt.
 fn assert_predicted(state: &State, dry: &Run, run: &Run) {
     if run.code == 4 && state.mount == Mount::ReadOnly {
         return;
@@ -479,10 +498,14 @@ fn assert_predicted(state: &State, dry: &Run, run: &Run) {
             .map(|change| (change.action, change.from.clone(), change.to.clone()))
             .collect()
     };
-    assert_eq!(plan(&dry.report), plan(&run.report), "dry run, then apply");
+    assert_eq!(
+        plan(&dry.report),
+        plan(&run.report),
+        "apply changes differ from the dry run"
+    );
     let then: &[i32] = match dry.code {
-        // QEMU can now, but not with the number that the node's next event gives: a fixed group
-        // without a name in passwd is not for this program to change.
+        // QEMU works now, but not with the GID that the node's next event sets: the program cannot make a user
+        // without a passwd name a member.
         1 if dry.report.proof.result == ProofWord::Ok => &[0, 5],
         1 => &[0],
         0 => &[0],
@@ -490,7 +513,7 @@ fn assert_predicted(state: &State, dry: &Run, run: &Run) {
         3 => &[3],
         5 => &[5],
         6 => &[6],
-        code => panic!("dry run: {code}"),
+        code => panic!("dry run: unexpected exit code {code}"),
     };
     assert!(
         then.contains(&run.code),
@@ -502,8 +525,8 @@ fn assert_predicted(state: &State, dry: &Run, run: &Run) {
     );
 }
 
-/// The compiled-in defaults are unknown, or what they name is not there: then libvirtd would not
-/// start even where qemu.conf names others.
+/// True if the compiled-in defaults are unknown or their user or group does not exist. libvirtd then does not start,
+/// even if qemu.conf sets others.
 fn libvirtd_fails(state: &State, report: &Report) -> bool {
     state.build.is_none() && report.summary.contains("ambiguous")
 }
@@ -524,7 +547,7 @@ fn assert_refusal_has_a_reason(state: &State, report: &Report) {
     } else if why.contains("which is the pod's group libvirt") {
         !state.has("--gid") && state.pod_group.as_ref().unwrap().contains("libvirt:x:108:")
     } else if why.contains("the member name '42424' is not written") {
-        // A name of digits, which would have to be written.
+        // A numeric member name, which would have to be written.
         state.passwd.contains("42424:x:")
     } else if why.contains("no number for the group") {
         let kvm = |text: &str| text.contains("kvm:x:108") || text.contains("kvm:x:424");
@@ -539,7 +562,7 @@ fn assert_refusal_has_a_reason(state: &State, report: &Report) {
     assert!(reason, "refused without a reason: {report:#?}");
 }
 
-/// The device and the group file after an exit 0.
+/// Checks the device and the group file after exit code 0.
 fn assert_left(
     state: &State,
     report: &Report,
@@ -552,7 +575,7 @@ fn assert_left(
     assert_eq!(
         (meta.uid(), meta.gid()),
         (0, target.gid),
-        "the device's owner"
+        "the device's owner and GID"
     );
     let mode = meta.mode() & 0o7777;
     match state
@@ -564,7 +587,7 @@ fn assert_left(
         None => {
             assert_eq!(mode & 0o660, 0o660, "{mode:o}");
             if state.acl.is_none() {
-                assert_eq!(mode, state.mode | 0o660, "bits for others are left alone");
+                assert_eq!(mode, state.mode | 0o660, "bits for others must be kept");
             }
         }
     }
@@ -586,20 +609,24 @@ fn assert_left(
     if who.uid != 0 && who.name.is_some() {
         assert!(
             who.groups.contains(&target.gid),
-            "the QEMU user is a member"
+            "the QEMU user must be a member"
         );
     }
     let old = state.pod_group.as_ref().unwrap().as_bytes();
-    assert_eq!(other_lines(&file), other_lines(old), "the other lines");
+    assert_eq!(
+        other_lines(&file),
+        other_lines(old),
+        "the other lines must be unchanged"
+    );
 }
 
-/// Whether a line is kvm's, or that of a further number that an event of the node gives.
+/// True for the line of kvm and for those of additional groups for GIDs that events of the node set.
 fn is_kvms(line: &[u8]) -> bool {
     let line = line.trim_ascii_start();
     line.starts_with(b"kvm:") || line.starts_with(b"kvm-")
 }
 
-/// The lines of a group file that are not kvm's.
+/// The lines of a group file other than those of kvm.
 fn other_lines(file: &[u8]) -> Vec<&[u8]> {
     let lines = file.split(|byte| *byte == b'\n');
     lines
@@ -609,7 +636,7 @@ fn other_lines(file: &[u8]) -> Vec<&[u8]> {
 
 fn assert_out_is_there(stage: &Stage) {
     let Some(out) = stage.out() else { return };
-    let meta = fs::symlink_metadata(out).expect("--group-file-out after an exit 0");
+    let meta = fs::symlink_metadata(out).expect("--group-file-out exists after exit code 0");
     assert!(meta.is_file());
     assert_eq!((meta.uid(), meta.gid()), (0, 0));
     assert_eq!(meta.permissions().mode() & 0o7777, 0o644);
@@ -617,17 +644,21 @@ fn assert_out_is_there(stage: &Stage) {
         fs::read(stage.pod.at("etc/group")).unwrap(),
         fs::read(out).unwrap(),
     );
-    assert_eq!(other_lines(&out), other_lines(&own), "whole");
+    assert_eq!(
+        other_lines(&out),
+        other_lines(&own),
+        "the output must have all lines"
+    );
 }
 
 fn assert_again_is_nothing(stage: &Stage, state: &State, after: &Snapshot) {
     let again = apply(stage, state);
-    assert_eq!(again.code, 0, "the second run: {:#?}", again.report);
-    assert_eq!(again.report.changes, [], "the second run");
+    assert_eq!(again.code, 0, "the second run failed: {:#?}", again.report);
+    assert_eq!(again.report.changes, [], "the second run changed something");
     assert_untouched(after, &snapshot(stage));
 }
 
-/// The device's ACL as (tag and name, permissions); `None` without a device.
+/// The device's ACL as (tag and name, permissions); `None` if there is no device.
 fn acl() -> Option<BTreeMap<String, String>> {
     let meta = fs::symlink_metadata(DEVICE).ok()?;
     use std::os::unix::fs::FileTypeExt;
@@ -644,7 +675,7 @@ fn acl() -> Option<BTreeMap<String, String>> {
     Some(text.lines().filter_map(entry).collect())
 }
 
-/// Raising the mask gives nobody but owner and group more than they effectively had.
+/// Asserts that raising the mask extended the effective permissions of owner and owning group only.
 fn assert_nobody_gained(state: &State, before: Option<&BTreeMap<String, String>>) {
     let (Some(before), Some(after)) = (before, acl()) else {
         return;
@@ -671,7 +702,7 @@ fn assert_nobody_gained(state: &State, before: Option<&BTreeMap<String, String>>
     }
 }
 
-/// The errno in the report is the one in QEMU's text.
+/// Asserts that the errno in the report is the one in QEMU's message.
 fn assert_same_errno(report: &Report, text: &str) {
     let errnos = [
         (Errno::EACCES, "Permission denied"),
@@ -680,15 +711,15 @@ fn assert_same_errno(report: &Report, text: &str) {
         (Errno::ENODEV, "No such device"),
         (Errno::ENXIO, "No such device or address"),
     ];
-    let said = errnos
-        .iter()
-        .find(|(_, said)| text.contains(&format!("Could not access KVM kernel module: {said}\n")));
-    let (errno, _) = said.unwrap_or_else(|| panic!("an unknown text: {text}"));
+    let message = errnos.iter().find(|(_, message)| {
+        text.contains(&format!("Could not access KVM kernel module: {message}\n"))
+    });
+    let (errno, _) = message.unwrap_or_else(|| panic!("no known error in QEMU's message: {text}"));
     assert_eq!(report.proof.result.as_str(), format!("{errno:?}"), "{text}");
     let cause = report.proof.cause.expect("a cause");
     assert!(
         matches!(cause, Cause::Ownership | Cause::Acl | Cause::Nodev),
-        "nothing here could be {cause:?}: {report:#?}"
+        "no state here can have the cause {cause:?}: {report:#?}"
     );
 }
 
@@ -696,7 +727,7 @@ fn cause_word(report: &Report) -> String {
     format!("cause {:?}", report.proof.cause.unwrap())
 }
 
-/// Does what the advice says until QEMU works: a cause is right if its remedy helps.
+/// Follows the advice until QEMU works: a reported cause is correct if its remedy helps.
 fn follow_advice(stage: &Stage, state: &State, first: &Report, accounts: &Accounts) -> String {
     let mut report = first.clone();
     let mut done = Vec::new();
@@ -705,7 +736,7 @@ fn follow_advice(stage: &Stage, state: &State, first: &Report, accounts: &Accoun
         let advice = report.proof.advice.clone().unwrap();
         assert!(
             !done.contains(&advice),
-            "the advice was followed, and did not help: {advice}"
+            "following the advice did not help: {advice}"
         );
         match cause {
             Cause::Acl => {
@@ -715,13 +746,13 @@ fn follow_advice(stage: &Stage, state: &State, first: &Report, accounts: &Accoun
             Cause::Nodev => remount_dev(MsFlags::empty()),
             Cause::Ownership if advice.starts_with("the directory /dev ") => {
                 if state.mount == Mount::ReadOnly {
-                    return "advice, then read-only".to_owned();
+                    return "advice followed, then read-only".to_owned();
                 }
                 let mode = fs::metadata("/dev").unwrap().mode();
                 fs::set_permissions("/dev", fs::Permissions::from_mode(mode | 0o001)).unwrap();
             }
             Cause::Ownership => {
-                // Nothing that this program may change: the configured identity is not in the group.
+                // The program cannot repair this: the configured identity is not in the group.
                 let meta = fs::symlink_metadata(DEVICE).unwrap();
                 let who = identity_now(stage, state, accounts).unwrap();
                 assert!(!who.groups.contains(&meta.gid()), "{report:#?}");
@@ -729,9 +760,9 @@ fn follow_advice(stage: &Stage, state: &State, first: &Report, accounts: &Accoun
                 assert!(who.uid != 0 && who.uid != meta.uid());
                 assert!(
                     who.name.is_none(),
-                    "a user with a name is made a member: {report:#?}"
+                    "a user with a name must be made a member: {report:#?}"
                 );
-                return "advice: another identity".to_owned();
+                return "advice: cannot be repaired for this identity".to_owned();
             }
             other => panic!("{other:?}: {report:#?}"),
         }
@@ -742,13 +773,15 @@ fn follow_advice(stage: &Stage, state: &State, first: &Report, accounts: &Accoun
                 let who = identity_now(stage, state, accounts).unwrap();
                 assert!(
                     qemu(&who).works,
-                    "ok after the advice, and QEMU does not work"
+                    "ok after the advice although QEMU does not work"
                 );
                 return format!("advice helps after {}", done.len());
             }
-            4 if state.mount == Mount::ReadOnly => return "advice, then read-only".to_owned(),
+            4 if state.mount == Mount::ReadOnly => {
+                return "advice followed, then read-only".to_owned();
+            }
             5 => report = run.report,
-            code => panic!("{code} after the advice: {:#?}", run.report),
+            code => panic!("exit code {code} after the advice: {:#?}", run.report),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The states that are drawn, and how they are made.
+//! Generates random states of node and pod, and sets them up.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -18,7 +18,7 @@ pub const DEVICE: &str = "/dev/kvm";
 pub enum Kind {
     Kvm,
     Missing,
-    Folder,
+    Directory,
     File,
     Fifo,
     LinkToKvm,
@@ -46,7 +46,7 @@ impl Mount {
     }
 }
 
-/// What the host root shows at dev/kvm.
+/// What is at dev/kvm in the host root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnHost {
     Nothing,
@@ -54,10 +54,10 @@ pub enum OnHost {
     Other,
 }
 
-/// What stands where `--group-file-out` will write.
+/// Whether `--group-file-out` is set, and the file that exists there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Out {
-    NotAsked,
+    NotSet,
     Fresh,
     Stale,
     WrongMode,
@@ -68,14 +68,13 @@ pub struct State {
     pub kind: Kind,
     pub owner: (u32, u32),
     pub mode: u32,
-    /// As `setfacl --set` takes it.
+    /// In the syntax of `setfacl --set`.
     pub acl: Option<String>,
     pub mount: Mount,
-    pub folder: u32,
+    pub dev_mode: u32,
     pub on_host: OnHost,
     pub pod_group: Option<String>,
     pub host_group: Option<&'static str>,
-    /// The node's udev rules.
     pub rules: &'static str,
     pub passwd: &'static str,
     pub user: Option<&'static str>,
@@ -85,7 +84,7 @@ pub struct State {
     pub build: Option<&'static str>,
     pub out: Out,
     pub options: Vec<&'static str>,
-    /// Whether a run with `--dry-run` comes first.
+    /// If set, `apply --dry-run` runs before `apply`.
     pub dry_run_first: bool,
 }
 
@@ -129,8 +128,7 @@ const HOST_GROUPS: [Option<&str>; 12] = [
     None,
 ];
 
-/// Nothing, what Debian ships, what Fedora ships, a mode alone, a pinned number beside Debian's, and
-/// a group that is nobody's.
+/// No rules, Debian's, Fedora's, a mode alone, a pinned GID after Debian's rule, and a group that does not exist.
 const RULES: [&str; 9] = [
     "",
     "",
@@ -163,13 +161,13 @@ const PASSWDS: [&str; 10] = [
 impl State {
     pub fn draw(random: &mut Random) -> Self {
         use Kind::{
-            Block, DanglingLink, Fifo, File, Folder, Kvm, LinkToKvm, Missing, Null, OtherMajor,
+            Block, DanglingLink, Directory, Fifo, File, Kvm, LinkToKvm, Missing, Null, OtherMajor,
             OtherMinor,
         };
         let others = [
             Missing,
             Missing,
-            Folder,
+            Directory,
             File,
             Fifo,
             LinkToKvm,
@@ -197,7 +195,7 @@ impl State {
             8..16 => Mount::ReadOnly,
             _ => Mount::Normal,
         };
-        let folder = match random.below(100) {
+        let dev_mode = match random.below(100) {
             0..5 => 0o700,
             5..10 => 0o711,
             10..12 => 0o754,
@@ -253,7 +251,7 @@ impl State {
         let out = if random.chance(25) {
             random.pick(&[Out::Fresh, Out::Fresh, Out::Stale, Out::WrongMode])
         } else {
-            Out::NotAsked
+            Out::NotSet
         };
         let state = Self {
             kind,
@@ -261,7 +259,7 @@ impl State {
             mode,
             acl,
             mount,
-            folder,
+            dev_mode,
             on_host,
             pod_group,
             host_group: random.pick(&HOST_GROUPS),
@@ -275,7 +273,7 @@ impl State {
             options: draw_options(random),
             dry_run_first: random.chance(50),
         };
-        // Else hardly anything would be right from the start.
+        // Otherwise hardly any state would be right from the start.
         if random.chance(12) {
             state.made_right(random)
         } else {
@@ -283,7 +281,7 @@ impl State {
         }
     }
 
-    /// The same with a pod and a device that agree with the node, but for one thing at most.
+    /// This state with a pod and a device that agree with the node, except for at most one attribute.
     fn made_right(self, random: &mut Random) -> Self {
         let mut right = Self {
             kind: Kind::Kvm,
@@ -313,7 +311,7 @@ impl State {
         self.options.iter().any(|given| given.starts_with(option))
     }
 
-    /// The user and group that libvirtd was built with, or told by qemu.conf or by flags.
+    /// The user and group of libvirtd's build, of qemu.conf or of the flags.
     pub fn configured(&self) -> Option<(String, String)> {
         let known = |name: &str| {
             let mut lines = self.passwd.lines();
@@ -336,7 +334,7 @@ impl State {
             _ if given_group.is_some() => ("libvirt-qemu", "?"),
             _ => return None,
         };
-        // An image that was assembled from another distribution's packages has only one of both.
+        // An image that was assembled from packages of another distribution has only one of the two users.
         let user = match user {
             "libvirt-qemu" if !known("libvirt-qemu") && known("qemu") => "qemu",
             "qemu" if !known("qemu") && known("libvirt-qemu") => "libvirt-qemu",
@@ -412,12 +410,12 @@ fn draw_options(random: &mut Random) -> Vec<&'static str> {
     options
 }
 
-/// A state, made.
+/// A state that is set up in the current namespace.
 pub struct Stage {
     pub pod: Tree,
     pub host: Tree,
     out: PathBuf,
-    asked_out: bool,
+    has_out: bool,
 }
 
 impl Stage {
@@ -454,7 +452,7 @@ impl Stage {
         }
         let volume = Tree::new();
         let out = volume.at("group");
-        let asked_out = state.out != Out::NotAsked;
+        let has_out = state.out != Out::NotSet;
         if matches!(state.out, Out::Stale | Out::WrongMode) {
             let mode = if state.out == Out::Stale {
                 0o644
@@ -468,7 +466,7 @@ impl Stage {
             pod,
             host,
             out,
-            asked_out,
+            has_out,
         }
     }
 
@@ -481,7 +479,7 @@ impl Stage {
         ]
         .map(str::to_owned)
         .to_vec();
-        if self.asked_out {
+        if self.has_out {
             words.push(format!("--group-file-out={}", self.out.display()));
         }
         words.extend(state.options.iter().map(|&word| word.to_owned()));
@@ -491,17 +489,17 @@ impl Stage {
     /// The group file that libvirtd would read now.
     pub fn group_file(&self) -> Option<PathBuf> {
         let own = self.pod.at("etc/group");
-        let out = Some(self.out.clone()).filter(|out| self.asked_out && out.exists());
+        let out = Some(self.out.clone()).filter(|out| self.has_out && out.exists());
         out.or(Some(own).filter(|own| own.exists()))
     }
 
-    /// Where the aligned group file was asked for.
+    /// The path of `--group-file-out`, if set.
     pub fn out(&self) -> Option<&Path> {
-        self.asked_out.then_some(&*self.out)
+        self.has_out.then_some(&*self.out)
     }
 
-    /// The folders that hold everything the program could touch, but /dev.
-    pub fn folders(&self) -> [&Path; 3] {
+    /// The directories with all files that the program could change, except /dev.
+    pub fn directories(&self) -> [&Path; 3] {
         [
             self.pod.path(),
             self.host.path(),
@@ -509,7 +507,7 @@ impl Stage {
         ]
     }
 
-    /// The node as its udev sees it.
+    /// The path of the device that the node's udev manages.
     pub fn nodes_device(&self, state: &State) -> PathBuf {
         match state.on_host {
             OnHost::Other => self.host.at("dev/kvm"),
@@ -517,7 +515,7 @@ impl Stage {
         }
     }
 
-    /// Makes a device anew, as it was when this was called.
+    /// Returns a function that recreates the device as it was at this call.
     pub fn keep_device<'a>(&'a self, state: &'a State) -> impl Fn() + 'a {
         let meta = fs::metadata(DEVICE).unwrap();
         let acl = scratch().join("acl");
@@ -537,12 +535,12 @@ impl Stage {
         }
     }
 
-    /// Takes the state away again.
-    pub fn strike(self) {
+    /// Removes the state.
+    pub fn remove(self) {
         detach(&self.host.at("dev"));
-        for folder in self.folders() {
-            assert!(folder.starts_with(scratch()));
-            fs::remove_dir_all(folder).unwrap();
+        for directory in self.directories() {
+            assert!(directory.starts_with(scratch()));
+            fs::remove_dir_all(directory).unwrap();
         }
     }
 }
@@ -553,7 +551,7 @@ fn place_device(state: &State) {
     match state.kind {
         Kind::Kvm => mknod_kvm(device, uid, gid, state.mode),
         Kind::Missing => {}
-        Kind::Folder => fs::create_dir(device).unwrap(),
+        Kind::Directory => fs::create_dir(device).unwrap(),
         Kind::File => fs::write(device, "").unwrap(),
         Kind::Fifo => mkfifo(device, Mode::S_IRUSR).unwrap(),
         Kind::LinkToKvm => {
@@ -572,11 +570,11 @@ fn place_device(state: &State) {
     if let Some(acl) = &state.acl {
         ok(Command::new("setfacl").args(["--set", acl, DEVICE]));
     }
-    set_owner(Path::new("/dev"), 0, 0, state.folder);
+    set_owner(Path::new("/dev"), 0, 0, state.dev_mode);
     remount_dev(state.mount.options());
 }
 
-/// Gives this namespace's /dev these options, and no others.
+/// Remounts /dev of this namespace with exactly these options.
 pub fn remount_dev(options: MsFlags) {
     let none = None::<&str>;
     mount(

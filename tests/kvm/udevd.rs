@@ -1,5 +1,5 @@
-//! What `check` foresees, with the real systemd-udevd as the one who does it and QEMU as the one whom
-//! it hits; and that after `apply` no event of the node locks QEMU out.
+//! Compares the predictions of `check` with a real systemd-udevd and with QEMU, and shows that after `apply` no event
+//! of the node takes KVM away from QEMU.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -32,12 +32,12 @@ pub(super) const GENESTACKS: Rules = &[(DEFAULTS, K), (PINNED, GENESTACK)];
 pub(super) const KOLLAS: Rules = &[(DEFAULTS, K), (PINNED, KOLLA)];
 pub(super) const KOLLA_ALONE: Rules = &[(PINNED, KOLLA)];
 
-/// What can happen to the device.
+/// An event that changes the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Happens {
-    /// udevd starts.
+pub(super) enum Event {
+    /// A start of udevd.
     Start,
-    /// The module is reloaded: a node as the kernel makes it, and an add event.
+    /// A module reload: a device as the kernel creates it, then an add event.
     Reload,
     /// An add event.
     Add,
@@ -47,10 +47,10 @@ pub(super) enum Happens {
     LibvirtSh,
 }
 
-use Happens::{Add, Change, LibvirtSh, Reload, Start};
+use Event::{Add, Change, LibvirtSh, Reload, Start};
 
-impl Happens {
-    /// What `check` calls it.
+impl Event {
+    /// The name of the event in the summary of `check`.
     fn called(self) -> &'static str {
         match self {
             Start => "a udevd restart",
@@ -62,28 +62,28 @@ impl Happens {
     }
 }
 
-/// What `check` says.
+/// The expected result of `check`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Says {
-    /// QEMU can, and will.
+enum Expected {
+    /// QEMU can open KVM, and no event changes that.
     Fine,
-    /// QEMU can, and this is the first that takes it away.
-    Until(Happens),
-    /// QEMU cannot, and `apply` mends it for good.
-    Mends,
+    /// QEMU can open KVM until this event, the first that takes access away.
+    Until(Event),
+    /// QEMU cannot open KVM, and `apply` repairs that permanently.
+    Repairs,
 }
 
-use Says::{Fine, Mends, Until};
+use Expected::{Fine, Repairs, Until};
 
-/// Node, pod, what `check` says, and all that really locks QEMU out.
+/// A node and a pod, the expected result of `check`, and the events that lock QEMU out.
 struct Case {
     name: &'static str,
     rules: Rules,
     node: State,
-    /// Groups of the pod with their members.
+    /// Group lines of the pod, with members.
     pod: &'static str,
-    says: Says,
-    locks_out: &'static [Happens],
+    expected: Expected,
+    locks_out: &'static [Event],
 }
 
 pub(super) const P108: &str = "kvm:x:108:nova\n";
@@ -95,15 +95,15 @@ const fn case(
     rules: Rules,
     node: State,
     pod: &'static str,
-    says: Says,
-    locks_out: &'static [Happens],
+    expected: Expected,
+    locks_out: &'static [Event],
 ) -> Case {
     Case {
         name,
         rules,
         node,
         pod,
-        says,
+        expected,
         locks_out,
     }
 }
@@ -130,15 +130,15 @@ const CASES: [Case; 17] = [
         DEBIAN,
         (0, 108, 0o660),
         P424,
-        Mends,
+        Repairs,
         &[],
     ),
     case(
-        "Debian, nobody was there yet",
+        "Debian, device as the kernel creates it",
         DEBIAN,
         (0, 0, 0o600),
         P424,
-        Mends,
+        Repairs,
         &[],
     ),
     case(
@@ -150,21 +150,14 @@ const CASES: [Case; 17] = [
         &[Start, Reload, Add, Change],
     ),
     case(
-        "Fedora, two numbers",
+        "Fedora, two GIDs",
         FEDORAS,
         (0, 108, 0o666),
         P424,
         Fine,
         &[],
     ),
-    case(
-        "Fedora, one number",
-        FEDORAS,
-        (0, 108, 0o660),
-        P108,
-        Fine,
-        &[],
-    ),
+    case("Fedora, one GID", FEDORAS, (0, 108, 0o660), P108, Fine, &[]),
     case(
         "Fedora, QEMU in no group",
         FEDORAS,
@@ -182,7 +175,7 @@ const CASES: [Case; 17] = [
         &[LibvirtSh],
     ),
     case(
-        "Genestack, one of two numbers",
+        "Genestack, one of two GIDs",
         GENESTACKS,
         (0, 929_292, 0o660),
         P929292,
@@ -198,7 +191,7 @@ const CASES: [Case; 17] = [
         &[Reload, Add, Change],
     ),
     case(
-        "Genestack, both numbers",
+        "Genestack, both GIDs",
         GENESTACKS,
         (0, 929_292, 0o660),
         "kvm:x:929292:nova\nkvm-108:x:108:nova\n",
@@ -229,14 +222,14 @@ const CASES: [Case; 17] = [
         Until(Reload),
         &[Reload, Add, Change],
     ),
-    // What the kernel makes at a module's reload no rule speaks of, and nothing is foreseen.
+    // No rule covers the device that the kernel creates at a module reload, so `check` predicts nothing.
     case("no rules", NONE, (0, 424, 0o660), P424, Fine, &[Reload]),
     case(
         "no rules, the incident",
         NONE,
         (0, 108, 0o660),
         P424,
-        Mends,
+        Repairs,
         &[Reload],
     ),
 ];
@@ -252,7 +245,7 @@ pub(super) fn pod(groups: &str) -> Tree {
     pod
 }
 
-/// Whom libvirt starts QEMU as in such a pod.
+/// The identity with which libvirt starts QEMU in such a pod.
 pub(super) fn who(pod: &Tree) -> Identity {
     let mut groups = vec![42424];
     for line in pod.read("etc/group").lines() {
@@ -271,11 +264,11 @@ pub(super) fn who(pod: &Tree) -> Identity {
     }
 }
 
-pub(super) fn place((uid, gid, mode): State) {
+pub(super) fn set_device((uid, gid, mode): State) {
     set_owner(Path::new(NODE), uid, gid, mode);
 }
 
-/// A container with the node's root file system at /host, its /dev, and of the image only what
+/// A container with the node's root file system at /host, the node's /dev, and only those image directories that
 /// programs need to run.
 fn container() {
     let root = scratch().join("container");
@@ -295,18 +288,18 @@ fn container() {
     mount(Some("/"), &host, None::<&str>, all, None::<&str>).unwrap();
 }
 
-/// Runs the program for this pod, in a container of the node that this namespace is.
-pub(super) fn run(verb: &str, pod: &Tree) -> Report {
-    run_more(verb, &[], pod)
+/// Runs the program for this pod in the container; this namespace acts as the node.
+pub(super) fn run(command: &str, pod: &Tree) -> Report {
+    run_more(command, &[], pod)
 }
 
-/// The same with more options.
-pub(super) fn run_more(verb: &str, more: &[&str], pod: &Tree) -> Report {
+/// Like [`run`], with additional options.
+pub(super) fn run_more(command: &str, more: &[&str], pod: &Tree) -> Report {
     let at_host = |path: &Path| Path::new("/host").join(path.strip_prefix("/").unwrap());
     let mut cmd = Command::new("chroot");
     cmd.arg(scratch().join("container"));
     cmd.arg(at_host(&program().canonicalize().unwrap()));
-    cmd.args([verb, "--format=json", "--host-root=/host", "--root"]);
+    cmd.args([command, "--format=json", "--host-root=/host", "--root"]);
     cmd.arg(at_host(pod.path())).args(more);
     let (code, stdout, stderr) = run_with(&mut cmd, b"");
     let report: Report = serde_json::from_str(&stdout)
@@ -319,27 +312,28 @@ pub(super) fn warns(report: &Report, code: WarningCode) -> bool {
     report.warnings.iter().any(|warning| warning.code == code)
 }
 
-/// Lets everything happen to the node as it is now, and leaves it so. What locks QEMU out?
-pub(super) fn live_through(oracle: &Oracle, pod: &Tree) -> Vec<(Happens, State)> {
+/// Applies each event to the current device, restores the device after each, and returns the events that lock QEMU
+/// out.
+pub(super) fn live_through(oracle: &Oracle, pod: &Tree) -> Vec<(Event, State)> {
     let (before, who) = (state(), who(pod));
     let mut known = BTreeMap::new();
     let mut locked_out = Vec::new();
-    let mut look = |happens| {
+    let mut record = |event| {
         let now = state();
         if !*known.entry(now).or_insert_with(|| qemu(&who).works) {
-            locked_out.push((happens, now));
+            locked_out.push((event, now));
         }
-        place(before);
+        set_device(before);
     };
     let daemon = oracle.start();
-    look(Start);
-    place((0, 0, 0o600));
+    record(Start);
+    set_device((0, 0, 0o600));
     oracle.trigger("add");
-    look(Reload);
+    record(Reload);
     oracle.trigger("add");
-    look(Add);
+    record(Add);
     oracle.trigger("change");
-    look(Change);
+    record(Change);
     drop(daemon);
     ok(Command::new("chmod").args(["660", NODE]));
     let groups = pod.read("etc/group");
@@ -347,11 +341,11 @@ pub(super) fn live_through(oracle: &Oracle, pod: &Tree) -> Vec<(Happens, State)>
     if let Some((gid, _)) = kvm.and_then(|fields| fields.split_once(':')) {
         ok(Command::new("chown").args([&format!("0:{gid}"), NODE]));
     }
-    look(LibvirtSh);
+    record(LibvirtSh);
     locked_out
 }
 
-/// A namespace in which udevd looks after the node, and what the machine must keep.
+/// Runs `f` in a namespace whose device udevd manages, and checks that the machine's own device is unchanged.
 pub(super) fn with_udevd(f: impl FnOnce(&Oracle) + Send) {
     support::require_root();
     let _turn = turn();
@@ -365,7 +359,7 @@ pub(super) fn with_udevd(f: impl FnOnce(&Oracle) + Send) {
     assert_eq!(
         machines_own(),
         before,
-        "the machine's own {NODE} was touched"
+        "the machine's own {NODE} was changed"
     );
 }
 
@@ -375,56 +369,60 @@ pub(super) fn install(oracle: &Oracle, name: &str, rules: Rules) {
 }
 
 #[test]
-fn what_check_foresees_is_what_udevd_does() {
+fn check_predicts_what_udevd_does() {
     with_udevd(|oracle| {
         for case in &CASES {
             install(oracle, case.name, case.rules);
-            place(case.node);
+            set_device(case.node);
             let pod = pod(case.pod);
             let mut report = run("check", &pod);
-            let told = |report: &Report| format!("{}: {report:#?}", case.name);
+            let details = |report: &Report| format!("{}: {report:#?}", case.name);
             let works = qemu(&who(&pod)).works;
             assert_eq!(
                 works,
                 report.proof.result == ProofWord::Ok,
                 "{}",
-                told(&report)
+                details(&report)
             );
-            assert_eq!(works, case.says != Mends, "{}", told(&report));
-            if case.says == Mends {
-                assert_eq!(report.exit_code, 1, "{}", told(&report));
-                assert_eq!(run("apply", &pod).exit_code, 0, "{}", told(&report));
+            assert_eq!(works, case.expected != Repairs, "{}", details(&report));
+            if case.expected == Repairs {
+                assert_eq!(report.exit_code, 1, "{}", details(&report));
+                assert_eq!(run("apply", &pod).exit_code, 0, "{}", details(&report));
                 report = run("check", &pod);
             }
-            match case.says {
-                Fine | Mends => assert_eq!(report.exit_code, 0, "{}", told(&report)),
+            match case.expected {
+                Fine | Repairs => assert_eq!(report.exit_code, 0, "{}", details(&report)),
                 Until(first) => {
-                    assert_eq!(report.exit_code, 1, "{}", told(&report));
+                    assert_eq!(report.exit_code, 1, "{}", details(&report));
                     let named = report.summary.contains(first.called());
-                    assert!(named, "{}", told(&report));
+                    assert!(named, "{}", details(&report));
                 }
             }
             let locked_out = live_through(oracle, &pod);
             let shown: Vec<_> = locked_out
                 .iter()
-                .map(|(happens, node)| format!("{happens:?}: {}", shown(*node)))
+                .map(|(event, node)| format!("{event:?}: {}", shown(*node)))
                 .collect();
-            let locks_out: Vec<_> = locked_out.iter().map(|(happens, _)| *happens).collect();
-            assert_eq!(locks_out, case.locks_out, "{shown:?} {}", told(&report));
-            if let Until(first) = case.says {
-                let named = |(happens, node): &(Happens, State)| {
+            let locks_out: Vec<_> = locked_out.iter().map(|(event, _)| *event).collect();
+            assert_eq!(locks_out, case.locks_out, "{shown:?} {}", details(&report));
+            if let Until(first) = case.expected {
+                let named = |(event, node): &(Event, State)| {
                     let (uid, gid, mode) = node;
-                    *happens == first && report.summary.contains(&format!("{uid}:{gid} {mode:04o}"))
+                    *event == first && report.summary.contains(&format!("{uid}:{gid} {mode:04o}"))
                 };
-                assert!(locked_out.iter().any(named), "{shown:?} {}", told(&report));
+                assert!(
+                    locked_out.iter().any(named),
+                    "{shown:?} {}",
+                    details(&report)
+                );
             }
         }
     });
 }
 
-/// The pinned rule has no static_node: a start of udevd gives 108, an event 929292.
+/// The pinned rule has no static_node: a start of udevd sets GID 108, an event 929292.
 #[test]
-fn one_apply_outlasts_every_event_of_a_node_that_disagrees_with_itself() {
+fn one_apply_survives_all_events_of_a_node_with_two_gids() {
     with_udevd(|oracle| {
         install(oracle, "Genestack", GENESTACKS);
         assert_eq!(
@@ -438,7 +436,7 @@ fn one_apply_outlasts_every_event_of_a_node_that_disagrees_with_itself() {
             (0, 0, 0o600),
         ] {
             for groups in [P424, P108, P929292, "kvm:x:929292:\n", ""] {
-                place(node);
+                set_device(node);
                 let pod = pod(groups);
                 let applied = run("apply", &pod);
                 assert_eq!(applied.exit_code, 0, "{applied:#?}");
@@ -460,7 +458,11 @@ fn one_apply_outlasts_every_event_of_a_node_that_disagrees_with_itself() {
                 let before = (state(), ctime(&pod));
                 let again = run("apply", &pod);
                 assert_eq!((again.exit_code, again.changes.len()), (0, 0), "{again:#?}");
-                assert_eq!((state(), ctime(&pod)), before, "the second apply");
+                assert_eq!(
+                    (state(), ctime(&pod)),
+                    before,
+                    "the second apply changed something"
+                );
                 if groups == P424 {
                     assert_eq!(live_through(oracle, &pod), []);
                 }
@@ -469,13 +471,13 @@ fn one_apply_outlasts_every_event_of_a_node_that_disagrees_with_itself() {
     });
 }
 
-/// For the sake of an event QEMU gets nothing that is more than KVM.
+/// To survive an event, `apply` does not make QEMU a member of a group that grants more than KVM.
 #[test]
-fn a_guarded_group_is_not_given_away_for_an_event() {
+fn guarded_group_is_not_granted_because_of_an_event() {
     with_udevd(|oracle| {
         install(oracle, "Genestack", GENESTACKS);
         for (other, gets) in [("libvirt", false), ("disk", false), ("render", true)] {
-            place((0, 108, 0o660));
+            set_device((0, 108, 0o660));
             let pod = pod(&format!("{other}:x:108:\nkvm:x:424:nova\n"));
             let applied = run("apply", &pod);
             assert_eq!(applied.exit_code, 0, "{applied:#?}");
@@ -495,7 +497,7 @@ fn a_guarded_group_is_not_given_away_for_an_event() {
     });
 }
 
-/// When the node or the group file was last changed.
+/// The change times of the device and of the group file.
 fn ctime(pod: &Tree) -> [(i64, i64); 2] {
     use std::os::unix::fs::MetadataExt;
     [Path::new(NODE), &pod.at("etc/group")].map(|path| {
@@ -504,49 +506,52 @@ fn ctime(pod: &Tree) -> [(i64, i64); 2] {
     })
 }
 
-/// The kernel sends one for each virtual machine that begins or ends, so the node's rules are applied
-/// at each start of a guest.
+/// The kernel sends a change event for each virtual machine that starts or ends, so udevd applies its rules at each
+/// start of a guest.
 #[test]
-fn a_guest_is_a_change_event() {
+fn starting_a_guest_triggers_a_change_event() {
     with_udevd(|oracle| {
         install(oracle, "Genestack", GENESTACKS);
-        place((0, 0, 0o600));
+        set_device((0, 0, 0o600));
         let daemon = oracle.start();
         assert_eq!(state(), (0, 108, 0o660));
         let pod = pod(P108);
         assert!(qemu(&who(&pod)).works);
         ok(oracle.udevadm("settle").arg("--timeout=10"));
         assert_eq!(state(), (0, 929_292, 0o660));
-        assert!(!qemu(&who(&pod)).works, "the second guest");
+        assert!(
+            !qemu(&who(&pod)).works,
+            "QEMU must fail at the second guest"
+        );
         drop(daemon);
     });
 }
 
-/// udevd looks groups up when it reads its rules: a group that is renumbered later is news to it only
-/// after a restart, and `check` says so.
+/// udevd resolves group names when it reads its rules. It does not notice a later change of the GID until it is
+/// restarted, and `check` warns of that.
 #[test]
-fn a_udevd_that_knows_the_old_number_is_told_of() {
+fn check_warns_of_udevd_with_outdated_gid() {
     with_udevd(|oracle| {
         install(oracle, "Debian", DEBIAN);
         let pod = pod(P108);
-        place((0, 108, 0o660));
+        set_device((0, 108, 0o660));
         let daemon = oracle.start();
         let report = run("check", &pod);
         assert_eq!(report.exit_code, 0, "{report:#?}");
         assert!(!warns(&report, WarningCode::UdevdStale), "{report:#?}");
-        // Times are compared in seconds.
+        // The program compares times in whole seconds.
         std::thread::sleep(Duration::from_millis(2100));
         fs::write("/etc/group", "root:x:0:\nkvm:x:777:\n").unwrap();
         let report = run("check", &pod);
         assert!(warns(&report, WarningCode::UdevdStale), "{report:#?}");
         assert_eq!(report.exit_code, 1, "{report:#?}");
         assert!(report.summary.contains("0:777"), "{report:#?}");
-        place((0, 0, 0o600));
+        set_device((0, 0, 0o600));
         oracle.trigger("add");
-        assert_eq!(state(), (0, 108, 0o660), "the old number");
+        assert_eq!(state(), (0, 108, 0o660), "udevd must still use the old GID");
         drop(daemon);
         let daemon = oracle.start();
-        assert_eq!(state(), (0, 777, 0o660), "the new number");
+        assert_eq!(state(), (0, 777, 0o660), "udevd must use the new GID");
         assert_eq!(run("apply", &pod).exit_code, 0);
         let report = run("check", &pod);
         assert!(!warns(&report, WarningCode::UdevdStale), "{report:#?}");

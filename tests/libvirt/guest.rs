@@ -1,10 +1,10 @@
-//! The libvirt tier: the distribution's libvirtd and QEMU, the incident's exact error before `apply`, and
-//! a running `<domain type='kvm'>` after it.
+//! Starts a `<domain type='kvm'>` with the distribution's libvirtd and QEMU: it fails with the error of the incident
+//! before `apply` and runs after it.
 //!
-//! Needs root, KVM, and of Debian or Ubuntu: libvirt-daemon-system, libvirt-clients, qemu-system-x86.
-//! libvirtd sees private copies of /etc, /run, /var/{lib,cache,log}/libvirt and /dev, and no cgroups. It
-//! runs in a PID namespace of its own, whose init reaps at once what QEMU's daemonizing leaves behind:
-//! where the machine's own init takes its time, libvirt waits seconds for each of its many QEMU probes.
+//! Needs root, KVM, and on Debian or Ubuntu the packages libvirt-daemon-system, libvirt-clients and qemu-system-x86.
+//! libvirtd has private copies of /etc, /run, /var/{lib,cache,log}/libvirt and /dev, and no cgroups. It runs in its
+//! own PID namespace, whose init immediately reaps the orphans of a daemonizing QEMU: if the machine's init is slow
+//! at that, libvirt waits seconds for each of its many QEMU probes.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -21,7 +21,7 @@ use support::{
 
 const DEVICE: &str = "/dev/kvm";
 
-/// The pod: this namespace's `/`, with the node's root beside it.
+/// The pod, whose root is this namespace's `/`, and the node's root.
 struct Pod {
     host: Tree,
     guest: Guest,
@@ -29,7 +29,7 @@ struct Pod {
 }
 
 impl Pod {
-    /// Private copies of all that libvirtd writes to, the image's accounts, and the node's device.
+    /// Sets up private copies of all directories that libvirtd writes to, the image's accounts, and the node's device.
     fn new() -> Self {
         support::require_commands(&[
             "libvirtd",
@@ -89,8 +89,8 @@ impl Pod {
         }
     }
 
-    /// Starts libvirtd with the QEMU driver alone and only one QEMU to find. It ends when its standard input
-    /// does, and its guests with it.
+    /// Starts libvirtd with only the QEMU driver and only one QEMU in its PATH. libvirtd and its guests end when the
+    /// standard input is closed.
     fn start_libvirtd(&mut self) {
         let init = "exec 3<&0
             PATH=$BIN LIBVIRT_DRIVER_DIR=$DRIVERS $LIBVIRTD 3<&- & l=$!
@@ -124,7 +124,7 @@ impl Pod {
             if ended.is_some() || began.elapsed() > Duration::from_secs(30) {
                 let _ = child.kill();
                 panic!(
-                    "libvirtd does not answer ({ended:?}):\n{}",
+                    "libvirtd is not reachable ({ended:?}):\n{}",
                     self.guest.said()
                 );
             }
@@ -141,7 +141,7 @@ impl Pod {
         }
     }
 
-    /// The cure, as the pod's init step runs it. Gives the identity that the program computed for QEMU.
+    /// Runs `apply` like the pod's init step and returns the identity that the program computed for QEMU.
     fn apply(&self) -> Identity {
         let (code, report) = self.report("apply");
         assert_eq!(code, 0, "{report}");
@@ -162,11 +162,11 @@ impl Pod {
         }
     }
 
-    /// A verb's exit code and report.
-    fn report(&self, verb: &str) -> (i32, serde_json::Value) {
+    /// The exit code and report of a command.
+    fn report(&self, command: &str) -> (i32, serde_json::Value) {
         let mut cmd = Command::new(program());
-        // Named as what is no default: `check` would look for a libvirtd in another container.
-        cmd.args([verb, "--format", "json", "--root", "/proc/self/root"]);
+        // Without an explicit --root, `check` would look for a libvirtd in another container.
+        cmd.args([command, "--format", "json", "--root", "/proc/self/root"]);
         cmd.arg("--host-root").arg(self.host.path());
         let (code, stdout, stderr) = run(&mut cmd);
         let report = serde_json::from_str(&stdout);
@@ -176,7 +176,7 @@ impl Pod {
         )
     }
 
-    /// What `check` says: its exit code, and whether the running libvirtd is older than the group file.
+    /// Runs `check` and returns its exit code, and whether it warns that libvirtd is older than the group file.
     fn check(&self) -> (i32, bool) {
         let (code, report) = self.report("check");
         let warnings = report["warnings"].as_array().unwrap();
@@ -186,12 +186,12 @@ impl Pod {
         (code, stale)
     }
 
-    /// The chart's lines; `kvm` is what the pod's /etc/group says.
+    /// Runs the commands of the chart's libvirt.sh; `kvm` is resolved in the pod's /etc/group.
     fn chart(&self) {
         ok(Command::new("sh").args(["-ec", guest::CHART]));
     }
 
-    /// The node's udev handles an event.
+    /// Sets the device as the node's udev does at an event.
     fn udev(&self) {
         set_owner(Path::new(DEVICE), 0, NODE, 0o660);
     }
@@ -207,9 +207,9 @@ impl Drop for Pod {
     }
 }
 
-/// A node is rebooted, the pod comes up, a guest is started; then the pod is restarted with `apply` in it.
+/// After a reboot of the node a guest fails to start; after `apply` and a restart of the pod it starts.
 #[test]
-fn pod_restart() {
+fn guest_starts_after_apply_and_pod_restart() {
     in_namespace(|| {
         let mut pod = Pod::new();
         pod.start_libvirtd();
@@ -229,57 +229,65 @@ fn pod_restart() {
         );
         assert_eq!(
             computed, seen,
-            "the identity that apply proves with is the one that QEMU gets"
+            "apply must prove with the identity that QEMU gets"
         );
 
         pod.chart();
-        assert_eq!(pod.device_gid(), NODE, "the chart's kvm is the node's now");
+        assert_eq!(
+            pod.device_gid(),
+            NODE,
+            "the chart's kvm must have the node's GID"
+        );
         pod.guest.starts("after the chart's own chown");
 
         pod.udev();
-        pod.guest.starts("after an event of the node");
+        pod.guest.starts("after a udev event on the node");
     });
 }
 
-/// What the chart's lines do without `apply`: they win until the node's next event. Then `apply` mends it
-/// under a libvirtd that goes on running: of a group it knows the old number, but members are read anew.
+/// Without `apply`, the chart's chown works until the node's next event. `apply` then repairs the pod while libvirtd
+/// keeps running: libvirtd keeps the old GID of the configured group, but rereads memberships at each guest start.
 #[test]
-fn live_libvirtd() {
+fn apply_repairs_under_a_running_libvirtd() {
     in_namespace(|| {
         let mut pod = Pod::new();
         pod.chart();
         assert_eq!(pod.device_gid(), IMAGE);
-        // Times are compared by the second.
+        // The program compares times in whole seconds.
         std::thread::sleep(Duration::from_secs(2));
         pod.start_libvirtd();
-        assert_eq!(pod.check(), (0, false), "the chart's number works now");
-        assert_eq!(pod.guest.starts("the chart has taken the node").gid, IMAGE);
+        assert_eq!(pod.check(), (0, false), "the GID that the chart set works");
+        assert_eq!(pod.guest.starts("after the chart's chown").gid, IMAGE);
 
         pod.udev();
-        assert_eq!(pod.check(), (1, false), "and now it does not");
-        pod.guest.fails("an event of the node has taken it back");
+        assert_eq!(pod.check(), (1, false), "the node's GID does not work");
+        pod.guest.fails("after a udev event on the node");
 
         std::thread::sleep(Duration::from_secs(2));
         pod.apply();
-        assert_eq!(pod.check(), (0, true), "a warning, which is no verdict");
+        assert_eq!(
+            pod.check(),
+            (0, true),
+            "a warning must not change the verdict"
+        );
         let seen = pod.guest.starts("after apply, libvirtd not restarted");
         assert_eq!(
             seen.gid, IMAGE,
-            "libvirtd resolves the configured group once"
+            "libvirtd must resolve the configured group only once"
         );
         assert!(seen.groups.contains(&NODE), "{seen:?}");
 
         pod.chart();
         pod.udev();
         pod.guest
-            .starts("after the chart's chown and an event of the node");
+            .starts("after the chart's chown and a udev event on the node");
     });
 }
 
-/// The node's number changes again and again under a libvirtd that goes on running, and its events put
-/// the device to its old number and back: with `watch` every guest starts, and libvirtd is not restarted.
+/// The node's GID for kvm changes repeatedly while libvirtd runs, and events set the device to an old GID and back.
+/// With `watch` every guest starts, without a restart of libvirtd.
 #[test]
-fn the_nodes_number_changes_under_a_live_libvirtd() {
+fn watch_follows_changing_node_gid_under_a_running_libvirtd() {
     in_namespace(|| {
         let mut pod = Pod::new();
         let mut watch = Command::new(program());
@@ -294,7 +302,7 @@ fn the_nodes_number_changes_under_a_live_libvirtd() {
         pod.start_libvirtd();
         let first = pod.guest.starts("before").gid;
 
-        /// Set when it goes out of scope, by a failure as well.
+        /// Sets the flag on drop, also if the test fails.
         struct Over<'a>(&'a std::sync::atomic::AtomicBool);
         impl Drop for Over<'_> {
             fn drop(&mut self) {
@@ -311,7 +319,7 @@ fn the_nodes_number_changes_under_a_live_libvirtd() {
                         return;
                     }
                     fs::write(&host, format!("root:x:0:\nkvm:x:{gid}:\n")).unwrap();
-                    // Every phase of a start meets every phase of a change.
+                    // This interval lets starts and changes overlap in every phase.
                     for drift in [NODE, gid] {
                         std::thread::sleep(Duration::from_millis(1370));
                         set_owner(Path::new(DEVICE), 0, drift, 0o660);
@@ -321,7 +329,7 @@ fn the_nodes_number_changes_under_a_live_libvirtd() {
             let _over = Over(&over);
             for number in 0..12 {
                 let seen = pod.guest.starts(&format!("start {number}"));
-                assert_eq!(seen.gid, first, "libvirtd is still the same");
+                assert_eq!(seen.gid, first, "libvirtd must not be restarted");
             }
         });
         let log = fs::read_to_string(log).unwrap();
@@ -332,10 +340,10 @@ fn the_nodes_number_changes_under_a_live_libvirtd() {
     });
 }
 
-/// A list of devices without the device: its rights are as they should be, and no guest gets it. Where
-/// libvirt makes neither a /dev nor a filter of the list, it does nothing.
+/// A cgroup_device_acl without /dev/kvm keeps the device from every guest, although owner and mode are right. If
+/// libvirt creates neither a private /dev nor a device filter from the list, the list has no effect.
 #[test]
-fn device_list() {
+fn cgroup_device_acl_without_kvm_is_reported() {
     const MISSING: &str = "Could not access KVM kernel module: No such file or directory";
     in_namespace(|| {
         let mut pod = Pod::new();
@@ -345,8 +353,8 @@ fn device_list() {
         let list =
             "cgroup_device_acl = [ '/dev/null', '/dev/zero', '/dev/urandom', '/dev/ptmx' ]\n";
         fs::write(conf, before.clone() + list).unwrap();
-        for verb in ["apply", "check"] {
-            let (code, report) = pod.report(verb);
+        for command in ["apply", "check"] {
+            let (code, report) = pod.report(command);
             assert_eq!(
                 (code, &report["verdict"]),
                 (5, &"unproven".into()),
@@ -372,8 +380,8 @@ fn device_list() {
 
         let neither = "namespaces = []\ncgroup_controllers = [ 'cpu' ]\n";
         fs::write(conf, before + list + neither).unwrap();
-        assert_eq!(pod.check().0, 0, "nothing is made of the list");
+        assert_eq!(pod.check().0, 0, "libvirt does not use the list");
         pod.start_libvirtd();
-        pod.guest.starts("nothing is made of the list");
+        pod.guest.starts("libvirt does not use the list");
     });
 }

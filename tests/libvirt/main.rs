@@ -1,5 +1,5 @@
-//! The distribution's libvirtd and QEMU, and libvirt's own parser of qemu.conf: `cargo test --test libvirt` as
-//! root.
+//! The libvirt tier: tests with the distribution's libvirtd and QEMU, and with libvirt's own parser of qemu.conf. Run
+//! `cargo test --test libvirt` as root.
 #![allow(clippy::disallowed_methods)]
 #![allow(
     clippy::unwrap_used,

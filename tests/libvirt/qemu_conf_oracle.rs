@@ -1,11 +1,10 @@
-//! The qemu.conf parser against libvirt's own.
+//! Compares the qemu.conf parser with libvirt's own.
 //!
-//! libvirt.so exports its parser for its daemons (symbol version LIBVIRT_PRIVATE); the test loads the
-//! distribution's library and asks it about the same bytes. Needs libvirt0:
-//! `cargo test --test qemu_conf_oracle`.
+//! libvirt.so exports its parser for its daemons (symbol version LIBVIRT_PRIVATE). The test loads the distribution's
+//! library and parses the same bytes with it. Needs libvirt0:
+//! `cargo test --test libvirt qemu_conf_oracle::`.
 //!
-//! libvirt is asked through `virConfReadFile`, as libvirtd asks, and not `virConfReadString`, which
-//! would stop at a NUL.
+//! The test calls `virConfReadFile`, like libvirtd, because `virConfReadString` would stop at a NUL.
 #![allow(unsafe_code)] // C functions of a library that is loaded at run time
 #![allow(clippy::missing_transmute_annotations)] // the fields give the types
 
@@ -24,7 +23,7 @@ type ErrorFunc = unsafe extern "C" fn(*mut c_void, *mut c_void);
 
 unsafe extern "C" fn be_quiet(_: *mut c_void, _: *mut c_void) {}
 
-/// The library's functions, and a file for it to read.
+/// The functions of the library, and a file for it to read.
 struct Libvirt {
     read_file: unsafe extern "C" fn(*const c_char, c_uint) -> *mut c_void,
     free: unsafe extern "C" fn(*mut c_void) -> c_int,
@@ -37,15 +36,15 @@ struct Libvirt {
     _dir: tempfile::TempDir,
 }
 
-/// `user` and `group` as libvirt reads them.
+/// The values of `user` and `group` that libvirt reads.
 type Found = (Option<Vec<u8>>, Option<Vec<u8>>);
 
-/// Why libvirt refuses: its line, where it names one, and its words.
+/// libvirt's error: the line, if the message has one, and the text.
 type Refused = (Option<usize>, String);
 
 impl Libvirt {
     fn load() -> Self {
-        // SAFETY: loading the library runs its constructors, which need nothing from us.
+        // SAFETY: loading the library runs its constructors, which have no preconditions.
         let library = unsafe { libc::dlopen(c"libvirt.so.0".as_ptr(), libc::RTLD_NOW) };
         assert!(!library.is_null(), "needs libvirt.so.0 (Debian: libvirt0)");
         let symbol = |name: &CStr| {
@@ -85,7 +84,7 @@ impl Libvirt {
     }
 
     fn refused(&self) -> Refused {
-        // SAFETY: returns a C string that lives until the thread's next error.
+        // SAFETY: returns a C string that is valid until the thread's next error.
         let message = unsafe { CStr::from_ptr((self.last_error)()) };
         let message = message.to_str().unwrap();
         let path = self.path.to_str().unwrap();
@@ -106,7 +105,7 @@ impl Libvirt {
         }
         let get = |name: &CStr| {
             let mut value = std::ptr::null_mut();
-            // SAFETY: the handle is alive; the value is ours to free, and a C string if there is one.
+            // SAFETY: the handle is valid; the value is a C string that the caller frees, or null.
             unsafe {
                 match (self.string)(conf, name.as_ptr(), &raw mut value) {
                     0 => Ok(None),
@@ -119,14 +118,14 @@ impl Libvirt {
                 }
             }
         };
-        // libvirtd asks in this order, and gives up at the first error.
+        // libvirtd reads the settings in this order and stops at the first error.
         let found = get(c"user").and_then(|user| Ok((user, get(c"group")?)));
         // SAFETY: the handle is not used again.
         unsafe { (self.free)(conf) };
         found
     }
 
-    /// What `virGetUserID` and `virGetGroupID`, which must agree, make of a value.
+    /// The ID that `virGetUserID` and `virGetGroupID` return for a value; both must agree.
     fn id(&self, value: &[u8]) -> Option<u32> {
         let text = CString::new(value).unwrap();
         let (mut uid, mut gid) = (0, 0);
@@ -143,7 +142,7 @@ impl Libvirt {
     }
 }
 
-/// libvirt's words for what we expected.
+/// libvirt's text for an error of our parser.
 fn words(error: &SyntaxError) -> &'static str {
     match error.expected {
         "a name" => "expecting a name",
@@ -156,11 +155,11 @@ fn words(error: &SyntaxError) -> &'static str {
         "a digit" => "unterminated number",
         "a string" => "expected a string for",
         "at most 10 MiB" => "too large",
-        other => panic!("no words for {other}"),
+        other => panic!("no libvirt text for {other}"),
     }
 }
 
-/// Compares, and says whether the file was accepted and whether it had a user or group.
+/// Compares both parsers; returns whether the file was accepted, and whether it sets a user or group.
 fn compare(libvirt: &Libvirt, text: &[u8]) -> (bool, bool) {
     let shown = || text.get(..2000).unwrap_or(text).escape_ascii().to_string();
     let theirs = libvirt.parse(text);
@@ -182,7 +181,7 @@ fn compare(libvirt: &Libvirt, text: &[u8]) -> (bool, bool) {
                 "{}: {ours}, but {message}",
                 shown()
             );
-            // By design: libvirt names no line for a setting of the wrong type or a large file.
+            // libvirt reports no line for a setting of the wrong type or a file that is too large.
             assert_eq!(
                 *line,
                 line.map(|_| ours.line),
@@ -285,7 +284,7 @@ const VALUES: &[&[u8]] = &[
     b"'a'b",
 ];
 
-/// Statements that are mostly good.
+/// A file of mostly valid statements.
 fn statements(random: &mut Random) -> Vec<u8> {
     let mut file = Vec::new();
     for _ in 0..random.below(6) {
@@ -304,7 +303,7 @@ fn statements(random: &mut Random) -> Vec<u8> {
 }
 
 #[test]
-fn files_as_libvirt_reads_them() {
+fn qemu_conf_is_parsed_as_by_libvirt() {
     let libvirt = Libvirt::load();
     let mut files: Vec<Vec<u8>> = vec![vec![]];
     for token in TOKENS {
@@ -322,7 +321,7 @@ fn files_as_libvirt_reads_them() {
             files.push([b"user=", *first, b";user=", *second].concat());
         }
     }
-    // The shape of the distribution's file, and each prefix of it.
+    // A file like the distribution's, each prefix of it, and each variant without one byte.
     let whole: &[u8] = b"# Master configuration file\n\n#user = \"root\"\n\nuser = \"nova\" # the one\n\
         group = 'kvm'\ncgroup_device_acl = [\n    \"/dev/null\", \"/dev/full\",\n    \"/dev/kvm\",\n]\n\
         migration_port_min = 49152\nnvram = \"\"\"a\n\"b\"\"\"\n";
@@ -338,7 +337,7 @@ fn files_as_libvirt_reads_them() {
             tokens.extend(random.pick(TOKENS));
         }
         files.push(tokens);
-        // One byte of a good file replaced.
+        // A valid file with one byte replaced.
         let mut mutated = whole.to_vec();
         let at = random.below(mutated.len());
         mutated[at] = random.pick(TOKENS)[0];
@@ -357,7 +356,7 @@ fn files_as_libvirt_reads_them() {
 }
 
 #[test]
-fn ids_as_libvirt_reads_them() {
+fn ids_are_parsed_as_by_libvirt() {
     const PARTS: &[&[u8]] = &[
         b"0",
         b"1",
@@ -395,7 +394,7 @@ fn ids_as_libvirt_reads_them() {
     let mut ids = 0;
     for value in &values {
         let theirs = libvirt.id(value);
-        // No user or group on any machine has such a name, so libvirt goes on to the number.
+        // No user or group on any machine has such a name, so libvirt treats the text as a numeric ID.
         let ours = match id_spec(value) {
             Some(IdSpec::Number(id)) => Some(id),
             Some(IdSpec::NameOrNumber { name, number }) => {
@@ -404,7 +403,7 @@ fn ids_as_libvirt_reads_them() {
             }
             None => None,
         };
-        // By design: 4294967295 is a number to libvirt, and no ID here.
+        // libvirt accepts 4294967295; our parser rejects it by design.
         let theirs = theirs.filter(|id| *id != u32::MAX);
         assert_eq!(ours, theirs, "{}", value.escape_ascii());
         ids += usize::from(ours.is_some());
