@@ -1,5 +1,5 @@
-//! The tasks, read and run by Ansible. The machine is not changed: the tasks have a mount namespace with
-//! its own /usr/local/bin and /dev, and trees for node and pod.
+//! Tests of the Ansible tasks. The machine is not changed: the tasks run in a mount namespace with its own
+//! /usr/local/bin, /etc/systemd/system and /dev, and with test directories for node and pod.
 
 use std::fs;
 use std::path::Path;
@@ -10,44 +10,44 @@ use support::{
     require_kvm, run, scratch, set_owner,
 };
 
-/// A playbook beside a copy of the examples, as a role would have it.
-fn playbook(folder: &Path, vars: &serde_json::Value) -> Command {
-    copy(&project("examples"), &folder.join("examples"));
+/// Writes a playbook next to a copy of the examples, as a role would have it.
+fn playbook(directory: &Path, vars: &serde_json::Value) -> Command {
+    copy(&project("examples"), &directory.join("examples"));
     let book = serde_json::json!([{
         "hosts": "localhost", "connection": "local", "gather_facts": false, "vars": vars,
-        // Static, so that it is read with the playbook.
+        // A static import, so that the syntax check includes the tasks.
         "tasks": [{ "ansible.builtin.import_tasks": "examples/ansible/bootstrap.yml" }],
     }]);
-    fs::write(folder.join("playbook.yml"), book.to_string()).unwrap();
+    fs::write(directory.join("playbook.yml"), book.to_string()).unwrap();
     let mut command = Command::new("ansible-playbook");
     command.args(["-i", "localhost,", "playbook.yml"]);
-    command.current_dir(folder).env("HOME", folder);
+    command.current_dir(directory).env("HOME", directory);
     command
         .env("ANSIBLE_NOCOLOR", "1")
         .env("ANSIBLE_LOCALHOST_WARNING", "0");
-    fs::write(folder.join("ansible.cfg"), "").unwrap();
+    fs::write(directory.join("ansible.cfg"), "").unwrap();
     command
-        .env("ANSIBLE_CONFIG", folder.join("ansible.cfg"))
+        .env("ANSIBLE_CONFIG", directory.join("ansible.cfg"))
         .env("ANSIBLE_DEPRECATION_WARNINGS", "0");
     command.env("ANSIBLE_PYTHON_INTERPRETER", "/usr/bin/python3");
     command
 }
 
 #[test]
-fn the_tasks_are_read() {
+fn tasks_pass_the_syntax_check() {
     let dir = tempfile::tempdir().unwrap();
     let (code, out, err) = run(playbook(dir.path(), &serde_json::json!({})).arg("--syntax-check"));
     assert_eq!(code, 0, "{out}{err}");
 }
 
-/// What needs root and KVM.
+/// Tests that need root and KVM.
 mod on_a_node {
     use super::*;
 
     const UNIT: &str = "examples/systemd/libvirt-kvm-init.service";
 
     #[test]
-    fn the_tasks_install_align_and_are_idempotent() {
+    fn tasks_install_align_and_are_idempotent() {
         in_namespace(|| {
             require_kvm();
             let binary = scratch().join("binary");
@@ -68,36 +68,36 @@ mod on_a_node {
                     .args(more)
                     .env("LIBVIRT_KVM_INIT_HOST_ROOT", node.path());
                 command.env("LIBVIRT_KVM_INIT_ROOT", pod.path());
-                // systemctl makes the links, and asks no systemd.
+                // With this, systemctl creates the links without a running systemd.
                 command.env("SYSTEMD_OFFLINE", "1");
                 let (code, out, err) = run(&mut command);
                 (code, format!("{out}{err}"))
             };
-            let (code, said) = play(&["--check", "-e", "libvirt_kvm_init_unit=false"]);
+            let (code, output) = play(&["--check", "-e", "libvirt_kvm_init_unit=false"]);
             assert!(
                 code == 0 && !Path::new("/usr/local/bin/libvirt-kvm-init").exists(),
-                "{said}"
+                "{output}"
             );
-            let (code, said) = play(&[]);
-            assert!(code == 0 && said.contains("changed=4 "), "{said}");
+            let (code, output) = play(&[]);
+            assert!(code == 0 && output.contains("changed=4 "), "{output}");
             assert_eq!(fs::read(unit).unwrap(), fs::read(project(UNIT)).unwrap());
             let link = wanted.join("libvirt-kvm-init.service");
-            assert_eq!(fs::read_link(link).unwrap(), unit, "{said}");
+            assert_eq!(fs::read_link(link).unwrap(), unit, "{output}");
             assert!(
-                said.contains("QEMU as nova (42424:108) can open /dev/kvm"),
-                "{said}"
+                output.contains("QEMU as nova (42424:108) can open /dev/kvm"),
+                "{output}"
             );
-            let (code, said) = play(&[]);
-            assert!(code == 0 && said.contains("changed=0 "), "{said}");
+            let (code, output) = play(&[]);
+            assert!(code == 0 && output.contains("changed=0 "), "{output}");
             set_owner(device, 0, 5, 0o660);
-            let (code, said) = play(&[]);
-            assert!(code == 0 && said.contains("changed=1 "), "{said}");
-            // A node without KVM fails the play, unless that is meant.
+            let (code, output) = play(&[]);
+            assert!(code == 0 && output.contains("changed=1 "), "{output}");
+            // A node without KVM fails the play, except with --missing=skip.
             fs::remove_file(device).unwrap();
-            let (code, said) = play(&[]);
-            assert!(code == 2 && said.contains("absent"), "{said}");
-            let (code, said) = play(&["-e", r#"{"libvirt_kvm_init_args": ["--missing=skip"]}"#]);
-            assert!(code == 0 && said.contains("changed=0 "), "{said}");
+            let (code, output) = play(&[]);
+            assert!(code == 2 && output.contains("absent"), "{output}");
+            let (code, output) = play(&["-e", r#"{"libvirt_kvm_init_args": ["--missing=skip"]}"#]);
+            assert!(code == 0 && output.contains("changed=0 "), "{output}");
         });
     }
 }

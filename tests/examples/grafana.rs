@@ -1,4 +1,4 @@
-//! The dashboard, as far as it can be read without Grafana.
+//! Tests of the dashboard's JSON that do not need Grafana.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ fn dashboard() -> Value {
     serde_json::from_str(&read("examples/grafana/libvirt-kvm-init.json")).unwrap()
 }
 
-/// What its panels ask Prometheus.
+/// The Prometheus queries of the dashboard's panels.
 pub fn queries() -> Vec<String> {
     let dashboard = dashboard();
     let panels = dashboard["panels"].as_array().unwrap().iter();
@@ -23,9 +23,9 @@ pub fn queries() -> Vec<String> {
 }
 
 #[test]
-fn three_panels_have_a_place_and_a_data_source_of_the_users_choice() {
+fn dashboard_has_three_panels_with_selectable_data_source() {
     let dashboard = dashboard();
-    assert!(dashboard["id"].is_null(), "Grafana gives it one");
+    assert!(dashboard["id"].is_null(), "Grafana must assign the id");
     assert_eq!(dashboard["templating"]["list"][0]["name"], "datasource");
     let panels = dashboard["panels"].as_array().unwrap();
     assert_eq!(panels.len(), 3);
@@ -40,15 +40,15 @@ fn three_panels_have_a_place_and_a_data_source_of_the_users_choice() {
         assert!(x + w <= 24);
         for (ox, oy, ow, oh) in &places {
             let apart = x + w <= *ox || ox + ow <= x || y + h <= *oy || oy + oh <= y;
-            assert!(apart, "{} lies on another one", panel["title"]);
+            assert!(apart, "{} overlaps another panel", panel["title"]);
         }
         places.push((x, y, w, h));
     }
 }
 
-/// A panel over raw series would cost more with every node.
+/// The cost of a query over raw series would grow with the number of nodes.
 #[test]
-fn the_panels_show_what_the_recording_rules_make() {
+fn panels_query_only_recording_rules() {
     let records = promtool::records();
     for query in queries() {
         let name = query.split([' ', '{']).next().unwrap().to_owned();

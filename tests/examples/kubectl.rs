@@ -1,4 +1,4 @@
-//! What kustomize makes of the manifests, and what kubectl prints of nodes.
+//! Builds the example manifests with kustomize, and runs the kubectl command of examples/README.md.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::kubernetes::{OF_THE_NODE, mounts, request, typed};
 use support::{copy, ok, project, read, yaml};
 
-/// The libvirt pods of these fixtures.
+/// The fixtures and the number of their libvirt DaemonSets.
 const FIXTURES: [(&str, usize); 4] = [
     ("genestack/base", 1),
     ("genestack/talos", 1),
@@ -21,7 +21,7 @@ const FIXTURES: [(&str, usize); 4] = [
     ("label-overrides", 2),
 ];
 
-/// The DaemonSets that kustomize builds of these, with their names.
+/// The names and pods of the DaemonSets that kustomize builds from a resource and Components.
 fn build(resource: &str, components: &[&str]) -> Vec<(String, PodSpec)> {
     let workspace = tempfile::tempdir().unwrap();
     let at = |name: &str| workspace.path().join(name);
@@ -42,13 +42,13 @@ fn build(resource: &str, components: &[&str]) -> Vec<(String, PodSpec)> {
     .collect()
 }
 
-/// Every mount has a volume, and every volume a name of its own.
+/// Asserts that every mount has a volume and that volume names are unique.
 fn assert_sound(name: &str, pod: &PodSpec) {
     let volumes = pod.volumes.as_deref().unwrap_or_default();
     let mut names: Vec<_> = volumes.iter().map(|volume| &volume.name).collect();
     names.sort();
     names.dedup();
-    assert_eq!(names.len(), volumes.len(), "{name}: a volume twice");
+    assert_eq!(names.len(), volumes.len(), "{name}: duplicate volume");
     for container in pod.init_containers.iter().flatten().chain(&pod.containers) {
         for mount in mounts(container) {
             let known = names.contains(&&mount.name);
@@ -57,7 +57,7 @@ fn assert_sound(name: &str, pod: &PodSpec) {
     }
 }
 
-fn metrics_folder(pod: &PodSpec) -> Option<String> {
+fn metrics_directory(pod: &PodSpec) -> Option<String> {
     let mut volumes = pod.volumes.iter().flatten();
     let volume = volumes.find(|volume| volume.name == "kvm-metrics")?;
     volume.host_path.as_ref().map(|host| host.path.clone())
@@ -66,11 +66,11 @@ fn metrics_folder(pod: &PodSpec) -> Option<String> {
 const TEXTFILE: &str = "/var/lib/node_exporter/textfile_collector";
 
 #[test]
-fn the_sidecar_comes_behind_the_step_in_every_libvirt_pod() {
+fn sidecar_follows_the_step_in_every_libvirt_pod() {
     for (fixture, count) in FIXTURES {
         let resource = format!("../fixtures/{fixture}");
         let step = "../helm-patch/kustomize";
-        for (more, folder) in [
+        for (more, directory) in [
             (&["../kubernetes/sidecar"][..], None),
             (
                 &["../kubernetes/sidecar", "../kubernetes/textfile"],
@@ -94,21 +94,21 @@ fn the_sidecar_comes_behind_the_step_in_every_libvirt_pod() {
                 );
                 assert_eq!(last[0].image, pod.containers[0].image, "{fixture}");
                 assert_eq!(last[1].image, pod.containers[0].image, "{fixture}");
-                assert_eq!(metrics_folder(pod).as_deref(), folder, "{fixture}");
+                assert_eq!(metrics_directory(pod).as_deref(), directory, "{fixture}");
             }
-            // What else is there stays as it was.
+            // Other DaemonSets are unchanged.
             for (name, pod) in sets
                 .iter()
                 .filter(|(name, _)| !name.starts_with("libvirt-"))
             {
-                assert_eq!(metrics_folder(pod), None, "{name}");
+                assert_eq!(metrics_directory(pod), None, "{name}");
             }
         }
     }
 }
 
 #[test]
-fn the_daemonset_is_built_with_and_without_privileges() {
+fn daemonset_builds_privileged_and_unprivileged() {
     let built = ok(Command::new("kubectl")
         .arg("kustomize")
         .arg(project("examples/kubernetes/daemonset")));
@@ -124,16 +124,16 @@ fn the_daemonset_is_built_with_and_without_privileges() {
         panic!("{sets:?}")
     };
     assert_sound(name, pod);
-    assert_eq!(metrics_folder(pod).as_deref(), Some(TEXTFILE));
+    assert_eq!(metrics_directory(pod).as_deref(), Some(TEXTFILE));
     for volume in pod.volumes.iter().flatten() {
         let host = volume.host_path.as_ref().map(|host| host.path.as_str());
         assert!(host.is_none_or(|it| it == TEXTFILE || OF_THE_NODE.contains(&it)));
     }
     let watch = &pod.containers[0];
-    let rights = watch.security_context.as_ref().unwrap();
-    assert_eq!(rights.privileged, Some(false));
-    assert_eq!(rights.allow_privilege_escalation, Some(false));
-    let capabilities = rights.capabilities.as_ref().unwrap();
+    let context = watch.security_context.as_ref().unwrap();
+    assert_eq!(context.privileged, Some(false));
+    assert_eq!(context.allow_privilege_escalation, Some(false));
+    let capabilities = context.capabilities.as_ref().unwrap();
     assert_eq!(capabilities.drop.as_deref(), Some(&["ALL".to_owned()][..]));
     let add = capabilities.add.as_ref().unwrap();
     assert_eq!(add, &["CHOWN", "SYS_PTRACE"]);
@@ -143,12 +143,12 @@ fn the_daemonset_is_built_with_and_without_privileges() {
     );
     assert!(
         watch.readiness_probe.is_none(),
-        "the proof would never be ok"
+        "readiness would never be reached without a proof"
     );
 }
 
 #[test]
-fn the_daemonset_sees_flatcars_groups_with_its_component() {
+fn flatcar_component_mounts_baselayout() {
     let sets = build("../kubernetes/daemonset", &["../kubernetes/flatcar"]);
     let [(name, pod)] = &sets[..] else {
         panic!("{sets:?}")
@@ -167,7 +167,7 @@ fn the_daemonset_sees_flatcars_groups_with_its_component() {
     assert_eq!(host.type_.as_deref(), Some("Directory"));
 }
 
-/// An API server as far as `kubectl get nodes` asks one; it ends with the test.
+/// An API server that implements what `kubectl get nodes` needs; it ends with the test.
 fn api_server(nodes: &Value) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -236,9 +236,9 @@ fn shell(line: &str, kubeconfig: &Path) -> String {
         .env("HOME", "/nonexistent"))
 }
 
-/// The command line of the README prints what the README shows.
+/// The command in examples/README.md must print the output shown there.
 #[test]
-fn the_readmes_command_prints_every_nodes_verdict() {
+fn readme_command_prints_every_nodes_verdict() {
     let readme = read("examples/README.md");
     let block = readme
         .split("```console\n$ kubectl get nodes ")
@@ -251,7 +251,7 @@ fn the_readmes_command_prints_every_nodes_verdict() {
     ))
     .unwrap();
     let good = config["conditions"][0]["message"].as_str().unwrap();
-    // What node-problem-detector would have of the program.
+    // The line that node-problem-detector would get from the program.
     let mut report = libvirt_kvm_init::report::Report::new(
         libvirt_kvm_init::verdict::Verdict::Drift,
         "QEMU as nova (42424:424) cannot open /dev/kvm: EACCES; `libvirt-kvm-init apply` mends it",

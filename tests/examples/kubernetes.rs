@@ -1,4 +1,4 @@
-//! The manifests as Kubernetes reads them.
+//! Tests of the example manifests, parsed as Kubernetes objects.
 
 use clap::Parser;
 use k8s_openapi::api::apps::v1::DaemonSet;
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use support::{read, yaml};
 
-/// What of the node the watchers may see.
+/// The node's directories that the watchers may mount.
 pub const OF_THE_NODE: [&str; 6] = [
     "/dev",
     "/etc",
@@ -20,28 +20,29 @@ pub const OF_THE_NODE: [&str; 6] = [
     "/run/udev",
     "/usr/lib",
 ];
-/// Where a libvirtd that starts is seen: a sidecar has the one of its pod.
+/// The directory in which a starting libvirtd creates its sockets; a sidecar has that of its pod.
 const SOCKETS: &str = "/run/libvirt";
-/// Where they see it.
+/// The mount point of these directories.
 const HOST: &str = "/host";
 
-/// Whether all that the manifest says came through: Kubernetes drops or refuses a field that it does
-/// not know, and here it would be missing.
+/// True if no field of the manifest was lost in parsing. Kubernetes drops or rejects unknown fields; parsing into typed
+/// objects loses them.
 pub fn is_contained(manifest: &Value, known: &Value) -> bool {
     match (manifest, known) {
-        (Value::Object(says), _) => says.iter().all(|(key, value)| {
+        (Value::Object(fields), _) => fields.iter().all(|(key, value)| {
             let known = known.get(key).unwrap_or(&Value::Null);
             value.is_null() || is_contained(value, known)
         }),
-        (Value::Array(says), Value::Array(known)) => {
-            let mut pairs = says.iter().zip(known);
-            says.len() == known.len() && pairs.all(|(says, known)| is_contained(says, known))
+        (Value::Array(elements), Value::Array(known)) => {
+            let mut pairs = elements.iter().zip(known);
+            elements.len() == known.len()
+                && pairs.all(|(element, known)| is_contained(element, known))
         }
         _ => manifest == known,
     }
 }
 
-/// An object of Kubernetes, all of whose fields it knows.
+/// Parses an object and asserts that Kubernetes knows all of its fields.
 pub fn typed<T: DeserializeOwned + serde::Serialize>(manifest: &Value) -> T {
     let object: T = serde_json::from_value(manifest.clone()).unwrap();
     let known = serde_json::to_value(&object).unwrap();
@@ -49,7 +50,7 @@ pub fn typed<T: DeserializeOwned + serde::Serialize>(manifest: &Value) -> T {
     object
 }
 
-/// A watcher, and the volumes that come with it.
+/// A container that runs `watch`, and the volumes that come with it.
 struct Watcher {
     name: &'static str,
     container: Container,
@@ -57,7 +58,7 @@ struct Watcher {
 }
 
 fn sidecar() -> Watcher {
-    // Below a key, since the reader wants a mapping.
+    // The YAML reader accepts only a mapping, so the list is put below a key.
     let patch = read("examples/kubernetes/sidecar/patch.yaml");
     let patch = &yaml::parse(&format!("patch:\n{patch}"))["patch"];
     let added = |path: &str| -> Vec<Value> {
@@ -91,19 +92,19 @@ fn set() -> DaemonSet {
 
 fn watchers() -> [Watcher; 3] {
     let pod = set().spec.unwrap().template.spec.unwrap();
-    let of_its_own = Watcher {
+    let standalone = Watcher {
         name: "daemonset",
         container: pod.containers[0].clone(),
         volumes: pod.volumes.unwrap(),
     };
-    [sidecar(), extra(), of_its_own]
+    [sidecar(), extra(), standalone]
 }
 
 pub fn mounts(container: &Container) -> &[VolumeMount] {
     container.volume_mounts.as_deref().unwrap_or_default()
 }
 
-/// The words after the program's name.
+/// The arguments after the program's name.
 pub fn words(container: &Container) -> Vec<String> {
     let command = container.command.iter().flatten().skip(1);
     command
@@ -112,7 +113,7 @@ pub fn words(container: &Container) -> Vec<String> {
         .collect()
 }
 
-/// What the program makes of them.
+/// The request that the program parses from the arguments.
 pub fn request(container: &Container) -> (Request, Output) {
     let words = words(container);
     let cli = Cli::try_parse_from([&["program".to_owned()], words.as_slice()].concat());
@@ -124,7 +125,7 @@ pub fn request(container: &Container) -> (Request, Output) {
 }
 
 #[test]
-fn of_the_nodes_file_system_they_see_what_they_need() {
+fn watchers_mount_only_needed_node_directories() {
     for Watcher {
         name,
         container,
@@ -168,9 +169,9 @@ fn of_the_nodes_file_system_they_see_what_they_need() {
     }
 }
 
-/// Whoever may write a config map sets the options that are named, and no other variable of root's.
+/// A user who may write a config map can set only the listed options, and no other variable of a root process.
 #[test]
-fn no_config_map_is_taken_over_as_a_whole() {
+fn watchers_use_no_env_from() {
     for Watcher {
         name, container, ..
     } in watchers()
@@ -193,16 +194,16 @@ fn no_config_map_is_taken_over_as_a_whole() {
 }
 
 #[test]
-fn they_have_no_more_rights_than_they_need() {
+fn watchers_have_the_expected_security_context() {
     for Watcher {
         name, container, ..
     } in watchers()
     {
-        let rights = container.security_context.unwrap();
-        // The proof; see examples/README.md.
-        assert_eq!(rights.privileged, Some(true), "{name}");
-        assert_eq!(rights.run_as_user, Some(0), "{name}");
-        assert_eq!(rights.read_only_root_filesystem, Some(true), "{name}");
+        let context = container.security_context.unwrap();
+        // Needed for the proof; see examples/README.md.
+        assert_eq!(context.privileged, Some(true), "{name}");
+        assert_eq!(context.run_as_user, Some(0), "{name}");
+        assert_eq!(context.read_only_root_filesystem, Some(true), "{name}");
         assert!(container.ports.is_none(), "{name}");
         let path = container.termination_message_path.as_deref();
         assert_eq!(path, Some("/var/log/termination-log"), "{name}: not /dev");
@@ -213,9 +214,9 @@ fn they_have_no_more_rights_than_they_need() {
     }
 }
 
-/// Drift alone must not make a pod unready, so that it is not `check` that is asked.
+/// Drift alone must not make a pod unready, so the probe runs `ready` and not `check`.
 #[test]
-fn ready_is_what_the_status_file_says_of_the_proof() {
+fn readiness_probe_reads_the_status_file() {
     for Watcher {
         name,
         container,
@@ -235,11 +236,11 @@ fn ready_is_what_the_status_file_says_of_the_proof() {
         );
         assert!(container.liveness_probe.is_none(), "{name}");
         assert!(container.startup_probe.is_none(), "{name}");
-        // Both files can be replaced where they are, and are the pod's.
+        // Both files are in writable emptyDir directories of the pod, so they can be replaced.
         for file in [status_file, output.metrics_file.unwrap()] {
-            let folder = file.parent().unwrap().to_str();
+            let directory = file.parent().unwrap().to_str();
             let mount = mounts(&container).iter();
-            let mut mount = mount.filter(|it| Some(it.mount_path.as_str()) == folder);
+            let mut mount = mount.filter(|it| Some(it.mount_path.as_str()) == directory);
             let mount = mount.next().unwrap_or_else(|| panic!("{name}: {file:?}"));
             assert!(mount.read_only != Some(true) && mount.sub_path.is_none());
             let volume = volumes.iter().find(|volume| volume.name == mount.name);
@@ -249,10 +250,10 @@ fn ready_is_what_the_status_file_says_of_the_proof() {
     }
 }
 
-/// A file of a volume that another container has at a path of its own is that container's only as
-/// long as it is not replaced; what is mounted by itself is written in place.
+/// Another container that mounts a single file of a volume keeps the old inode if the file is replaced. The sidecar
+/// mounts the file itself too, so the program writes it in place.
 #[test]
-fn the_sidecar_writes_the_file_that_libvirtd_reads() {
+fn sidecar_writes_the_group_file_that_libvirtd_reads() {
     let container = sidecar().container;
     assert_eq!(container.restart_policy.as_deref(), Some("Always"));
     let golden = support::golden::golden("genestack-base-kustomize");
@@ -276,7 +277,7 @@ fn the_sidecar_writes_the_file_that_libvirtd_reads() {
 }
 
 #[test]
-fn the_daemonset_asks_nothing_of_the_cluster() {
+fn daemonset_needs_no_cluster_access() {
     let set = set().spec.unwrap();
     let labels = set.template.metadata.as_ref().unwrap().labels.clone();
     assert_eq!(set.selector.match_labels, labels);
@@ -284,17 +285,21 @@ fn the_daemonset_asks_nothing_of_the_cluster() {
     assert_eq!(pod.automount_service_account_token, Some(false));
     assert_eq!(pod.service_account_name, None);
     assert_eq!(pod.host_network, None);
-    assert_eq!(pod.host_pid, Some(true), "it finds libvirtd by its process");
+    assert_eq!(
+        pod.host_pid,
+        Some(true),
+        "needed to find the libvirtd process"
+    );
     let (Request { sources, .. }, _) = request(&pod.containers[0]);
     assert_eq!(
         sources.pod_root.path().to_str(),
         Some("/"),
-        "then the root is libvirtd's"
+        "without --root, `watch` uses libvirtd's root"
     );
     assert_eq!(sources.group_file_out, None);
 }
 
-/// What needs root and KVM.
+/// Tests that need root and KVM.
 mod on_a_node {
     use std::path::Path;
     use std::process::Command;
@@ -302,10 +307,10 @@ mod on_a_node {
     use super::*;
     use support::{Tree, bind, fresh_dev, in_namespace, mknod_kvm, ok, program, require_kvm, run};
 
-    /// What the manifests mount of the node is enough of it: rules of all three places count, and so
-    /// do groups that a link in /etc leads to.
+    /// The mounted directories suffice: udev rules of all three directories take effect, and so does a group file
+    /// behind a link in /etc.
     #[test]
-    fn the_parts_of_the_node_are_enough() {
+    fn mounted_node_directories_suffice() {
         for watcher in watchers() {
             in_namespace(|| {
                 require_kvm();

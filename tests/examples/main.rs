@@ -1,7 +1,7 @@
-//! Every file in examples/, with the tool that it is for.
+//! Tests every file in examples/ with the tool that it is for.
 //!
-//! There is a module for each tool, so that the runner can leave out, and name, those whose tool the machine lacks.
-//! In each of them `on_a_node` is what also needs root and KVM.
+//! Each tool has a module, so that tests/run can skip and report those whose tool is not installed. In each module,
+//! `on_a_node` has the tests that also need root and KVM.
 #![allow(clippy::disallowed_methods)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 

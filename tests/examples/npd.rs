@@ -1,4 +1,4 @@
-//! node-problem-detector's custom plugin monitor: its configuration, and the plugin run for real.
+//! Tests of the configuration for node-problem-detector's custom plugin monitor, and runs of the plugin.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,8 +13,7 @@ use support::{
 
 const CONFIGS: [&str; 2] = ["libvirt-kvm-init", "libvirt-kvm-init-event"];
 
-/// What the monitor reads (pkg/custompluginmonitor/types/config.go); it ignores in silence what it
-/// does not know.
+/// The keys that the monitor reads (pkg/custompluginmonitor/types/config.go). It silently ignores other keys.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {
@@ -73,14 +72,14 @@ fn seconds(duration: &str) -> u32 {
 }
 
 #[test]
-fn the_monitor_accepts_the_configuration() {
+fn configuration_is_valid_for_the_monitor() {
     for name in CONFIGS {
         let config = config(name);
         assert_eq!(config.plugin, "custom");
         assert!(!config.source.is_empty());
         assert_eq!(config.global.max_output_length, 80);
         let timeout = seconds(&config.global.timeout);
-        // The proof itself gives up after 10 s.
+        // The proof has a time limit of 10 s.
         assert!(timeout > 10 && timeout < seconds(&config.global.invoke_interval));
         for rule in &config.rules {
             assert!(seconds(&rule.timeout) <= timeout, "{name}");
@@ -95,7 +94,7 @@ fn the_monitor_accepts_the_configuration() {
         }
     }
     let (lasting, passing) = (config(CONFIGS[0]), config(CONFIGS[1]));
-    // A lasting problem needs a default of its condition, or the monitor does not start.
+    // The monitor does not start if a permanent problem has no default condition.
     assert_eq!(lasting.rules[0].r#type, "permanent");
     assert_eq!(
         lasting.rules[0].condition.as_ref(),
@@ -106,7 +105,7 @@ fn the_monitor_accepts_the_configuration() {
     assert_ne!(lasting.conditions[0].reason, lasting.rules[0].reason);
 }
 
-/// The plugin as the monitor runs it: exit code, and one line of at most 80 bytes.
+/// Runs the plugin like the monitor; returns its exit code and its output, one line of at most 80 bytes.
 fn plugin(rule: &Rule, node: &Tree, pod: &Tree, more: &[(&str, &str)]) -> (i32, String) {
     let mut command = Command::new(program());
     command.args(&rule.args).env_clear();
@@ -114,17 +113,17 @@ fn plugin(rule: &Rule, node: &Tree, pod: &Tree, more: &[(&str, &str)]) -> (i32, 
     command.env("LIBVIRT_KVM_INIT_HOST_ROOT", node.path());
     command.envs(more.iter().copied());
     let (code, out, err) = run(&mut command);
-    let said = out.trim();
-    assert!(said.len() <= 80 && said.lines().count() <= 1, "{out}{err}");
-    (code, said.to_owned())
+    let line = out.trim();
+    assert!(line.len() <= 80 && line.lines().count() <= 1, "{out}{err}");
+    (code, line.to_owned())
 }
 
-/// What needs root and KVM.
+/// Tests that need root and KVM.
 mod on_a_node {
     use super::*;
 
     #[test]
-    fn the_plugin_says_fine_problem_and_unknown() {
+    fn plugin_reports_fine_problem_and_unknown() {
         in_namespace(|| {
             require_kvm();
             fresh_dev();
@@ -134,16 +133,16 @@ mod on_a_node {
             for name in CONFIGS {
                 for rule in &config(name).rules {
                     assert_eq!(rule.path, "/usr/local/bin/libvirt-kvm-init");
-                    let (code, said) = plugin(rule, &node, &pod, &[]);
-                    assert!(code == 1 && said.starts_with("absent"), "{code} {said}");
+                    let (code, line) = plugin(rule, &node, &pod, &[]);
+                    assert!(code == 1 && line.starts_with("absent"), "{code} {line}");
                     mknod_kvm(device, 0, 108, 0o660);
-                    let (code, said) = plugin(rule, &node, &pod, &[]);
-                    assert!(code == 0 && said.starts_with("ok: "), "{code} {said}");
+                    let (code, line) = plugin(rule, &node, &pod, &[]);
+                    assert!(code == 0 && line.starts_with("ok: "), "{code} {line}");
                     set_owner(device, 0, 5, 0o600);
-                    let (code, said) = plugin(rule, &node, &pod, &[]);
+                    let (code, line) = plugin(rule, &node, &pod, &[]);
                     assert!(
-                        code == 1 && said.starts_with("drift (ownership): "),
-                        "{code} {said}"
+                        code == 1 && line.starts_with("drift (ownership): "),
+                        "{code} {line}"
                     );
                     let wrong = [("LIBVIRT_KVM_INIT_GID", "none")];
                     assert_eq!(plugin(rule, &node, &pod, &wrong).0, 2);

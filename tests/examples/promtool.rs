@@ -1,4 +1,4 @@
-//! The rules, their tests, and the metrics that they are about.
+//! Tests of the Prometheus rules, the rules' own tests, and the metrics that they use.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,14 +29,14 @@ fn rules() -> Vec<Value> {
         .collect()
 }
 
-/// The names that recording rules give.
+/// The metric names that the recording rules create.
 pub fn records() -> BTreeSet<String> {
     let rules = rules();
     let names = rules.iter().filter_map(|rule| rule["record"].as_str());
     names.map(str::to_owned).collect()
 }
 
-/// Every name of a metric that the program has, in a state where it has all of them.
+/// The names of all metrics of the program, written in a state that has all of them.
 fn metrics() -> BTreeSet<String> {
     let mut metrics = Metrics::default();
     metrics.healed([Action::SetDeviceOwner].into_iter());
@@ -48,14 +48,14 @@ fn metrics() -> BTreeSet<String> {
         .collect()
 }
 
-/// The words of an expression that are names of ours.
+/// The metric names of this program in an expression.
 fn names(expression: &str) -> impl Iterator<Item = &str> {
     let words = expression.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'));
     words.filter(|word| word.contains("libvirt_kvm_init"))
 }
 
 #[test]
-fn the_rules_are_about_metrics_that_there_are() {
+fn rules_use_existing_metrics() {
     let (metrics, records) = (metrics(), records());
     let tests = read("examples/prometheus/rules-test.yaml");
     for rule in rules() {
@@ -68,7 +68,7 @@ fn the_rules_are_about_metrics_that_there_are() {
             for name in ["summary", "description"] {
                 assert!(rule["annotations"][name].is_string(), "{alert}");
             }
-            // Each alert is seen to fire.
+            // Each alert must have a test in which it fires.
             let fires = format!("alertname: {alert}\n");
             assert!(tests.contains(&fires), "{alert} has no test");
         }
@@ -90,23 +90,23 @@ fn promtool(args: &[&str], input: Option<&str>) {
         .write_all(input.unwrap_or_default().as_bytes())
         .unwrap();
     drop(stdin);
-    let output = child.wait_with_output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    assert!(output.status.success(), "{args:?}: {said}\n{input:?}");
+    let result = child.wait_with_output().unwrap();
+    let output = [result.stdout, result.stderr].concat();
+    let output = String::from_utf8_lossy(&output);
+    assert!(result.status.success(), "{args:?}: {output}\n{input:?}");
 }
 
 #[test]
-fn the_rules_pass_their_tests() {
+fn rules_pass_their_tests() {
     let path = project(RULES);
     promtool(&["check", "rules", path.to_str().unwrap()], None);
     let path = project("examples/prometheus/rules-test.yaml");
     promtool(&["test", "rules", path.to_str().unwrap()], None);
 }
 
-/// The dashboard's queries are expressions that Prometheus can read.
+/// promtool checks the dashboard's queries as expressions of recording rules.
 #[test]
-fn the_dashboards_queries_are_read() {
+fn dashboard_queries_are_valid_promql() {
     let rules = grafana::queries().into_iter().enumerate();
     let rules: Vec<_> = rules
         .map(|(number, query)| serde_json::json!({ "record": format!("a:b{number}"), "expr": query }))
@@ -118,13 +118,13 @@ fn the_dashboards_queries_are_read() {
     promtool(&["check", "rules", path.to_str().unwrap()], None);
 }
 
-/// What needs root and KVM.
+/// Tests that need root and KVM.
 mod on_a_node {
     use super::*;
 
-    /// What `check` and `watch` really write, in a good and in a bad state, passes Prometheus' linter.
+    /// The metrics that `check` and `watch` write, in a right and in a wrong state, pass `promtool check metrics`.
     #[test]
-    fn prometheus_accepts_what_the_program_writes() {
+    fn promtool_accepts_the_written_metrics() {
         in_namespace(|| {
             require_kvm();
             fresh_dev();
@@ -132,9 +132,9 @@ mod on_a_node {
             bind(Path::new("/dev"), &node.at("dev"));
             let device = Path::new("/dev/kvm");
             mknod_kvm(device, 0, 108, 0o660);
-            let command = |verb: &str| {
+            let command = |name: &str| {
                 let mut command = Command::new(program());
-                command.arg(verb).env_clear();
+                command.arg(name).env_clear();
                 command.arg("--host-root").arg(node.path());
                 command.arg("--root").arg(pod.path());
                 command
@@ -169,7 +169,7 @@ mod on_a_node {
             ok(Command::new("kill").arg(child.id().to_string()));
             assert_eq!(child.wait().unwrap().code(), Some(0));
             promtool(&["check", "metrics"], Some(&text));
-            // What the README reckons with: see «The fleet».
+            // The limits that the README assumes under «The fleet».
             let series = text.lines().filter(|line| !line.starts_with('#')).count();
             assert!(
                 series <= 26 && text.len() <= 2_500,

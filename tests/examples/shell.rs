@@ -1,4 +1,4 @@
-//! The scripts.
+//! Tests of the shell scripts.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ const SCRIPT: &str = "examples/incident.sh";
 const RECORDER: &str = "docs/record";
 
 #[test]
-fn shellcheck_has_nothing_to_say() {
+fn scripts_pass_shellcheck() {
     for script in [
         SCRIPT,
         RECORDER,
@@ -17,19 +17,19 @@ fn shellcheck_has_nothing_to_say() {
         "benches/whole-job.sh",
     ] {
         let mut cmd = Command::new("shellcheck");
-        // What a script sources is named from the project's root.
+        // Paths of sourced files are relative to the project's root.
         cmd.arg("-x").current_dir(project("."));
         assert_eq!(ok(cmd.arg(script)), "");
     }
 }
 
-/// What needs root and KVM.
+/// Tests that need root and KVM.
 mod on_a_node {
     use super::*;
 
-    /// It makes a namespace of its own.
+    /// The script creates its own namespace.
     #[test]
-    fn the_incident_is_told_to_its_end() {
+    fn incident_script_runs_to_its_end() {
         require_root();
         let story = ok(Command::new(project(SCRIPT))
             .arg(program())

@@ -1,4 +1,4 @@
-//! The unit.
+//! Tests of the systemd unit.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -14,7 +14,7 @@ use support::{
 
 const UNIT: &str = "examples/systemd/libvirt-kvm-init.service";
 
-/// The values of a key.
+/// The words that the unit sets for a key.
 fn values(key: &str) -> Vec<String> {
     let unit = read(UNIT);
     let lines = unit.lines().filter_map(|line| line.split_once('='));
@@ -29,7 +29,7 @@ fn values(key: &str) -> Vec<String> {
 }
 
 #[test]
-fn it_comes_after_udev_and_before_the_kubelet() {
+fn unit_starts_after_udev_and_before_the_kubelet() {
     let after = values("After");
     for unit in ["systemd-udevd.service", "systemd-udev-trigger.service"] {
         assert!(after.contains(&unit.to_owned()), "{after:?}");
@@ -48,21 +48,21 @@ fn it_comes_after_udev_and_before_the_kubelet() {
 }
 
 #[test]
-fn systemd_verifies_it_and_finds_it_hardened() {
+fn unit_passes_systemd_verify_and_security() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("libvirt-kvm-init.service");
-    // It asks whether the program is there.
+    // `systemd-analyze verify` checks that the program exists.
     let program = program();
     let unit = read(UNIT).replace("/usr/local/bin/libvirt-kvm-init", program.to_str().unwrap());
     fs::write(&path, unit).unwrap();
     let (code, out, err) = run(Command::new("systemd-analyze")
         .args(["verify", "--man=no"])
         .arg(&path));
-    // Some machines' other units are warned about, too.
+    // On some machines it also warns about other units.
     let ours = |line: &&str| line.contains("libvirt-kvm-init");
-    let said: Vec<_> = err.lines().chain(out.lines()).filter(ours).collect();
-    assert!(code == 0 && said.is_empty(), "{code}: {said:?}");
-    // 10 is a unit without any of it; no network, few capabilities, no writable files: below 3.
+    let warnings: Vec<_> = err.lines().chain(out.lines()).filter(ours).collect();
+    assert!(code == 0 && warnings.is_empty(), "{code}: {warnings:?}");
+    // The exposure of a unit without hardening is about 10; this one must stay below 3.
     let mut security = Command::new("systemd-analyze");
     security
         .args(["security", "--offline=true", "--threshold=30"])
@@ -71,13 +71,13 @@ fn systemd_verifies_it_and_finds_it_hardened() {
     assert_eq!(code, 0, "{out}{err}");
 }
 
-/// What needs root and KVM.
+/// Tests that need root and KVM.
 mod on_a_node {
     use super::*;
 
-    /// A node whose device is nobody's in particular is made right with the unit's capabilities alone.
+    /// The unit's capabilities suffice to repair a device with a foreign owner and an ACL.
     #[test]
-    fn its_capabilities_do() {
+    fn capabilities_of_the_unit_suffice() {
         in_namespace(|| {
             require_kvm();
             fresh_dev();

@@ -1,6 +1,5 @@
-//! The container image that `make image` builds: the binary alone, and what a container runtime is told
-//! of it. Needs root, podman or buildah, tar, and `make build` (for both architectures it looks at what
-//! is there).
+//! Tests the container image that `make image` builds: it contains only the binary and has the expected configuration.
+//! Needs root, podman or buildah, tar, and the binaries of `make build`; it tests each architecture that was built.
 //!
 //! `cargo test --test image` as root.
 #![allow(clippy::disallowed_methods)]
@@ -21,7 +20,7 @@ use support::{bind, in_namespace, mount_tmpfs, ok, require_commands, scratch};
 
 const NAME: &str = "libvirt-kvm-init:test";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// What Rust and what container images call an architecture.
+/// The architectures as named by Rust and by container images.
 const ARCHES: [(&str, &str); 2] = [("x86_64", "amd64"), ("aarch64", "arm64")];
 
 fn repository() -> &'static Path {
@@ -33,7 +32,7 @@ fn binary(arch: &str) -> PathBuf {
     repository().join(name)
 }
 
-/// An image in the layout of the Open Container Initiative: blobs by their digest.
+/// An image in the OCI layout, which stores blobs by digest.
 struct Layout(PathBuf);
 
 impl Layout {
@@ -55,7 +54,7 @@ impl Layout {
     }
 }
 
-/// Builds with what the Makefile says, in a store of its own.
+/// Builds with the Makefile, in a separate store.
 fn build(arches: &[&str]) -> Layout {
     require_commands(&["tar", "make"]);
     let path = std::env::var_os("PATH").unwrap();
@@ -82,7 +81,7 @@ fn build(arches: &[&str]) -> Layout {
 }
 
 #[test]
-fn the_image_is_the_binary_alone_for_each_architecture_that_was_built() {
+fn image_contains_only_the_binary_for_each_architecture() {
     in_namespace(|| {
         let built = ARCHES.iter().filter(|(arch, _)| binary(arch).is_file());
         let built: Vec<_> = built.collect();
@@ -105,10 +104,10 @@ fn the_image_is_the_binary_alone_for_each_architecture_that_was_built() {
             check_config(&config["config"]);
             let layers = manifest["layers"].as_array().unwrap();
             assert_eq!(layers.len(), 1, "{manifest}");
-            let (layer, folder) = (layout.blob(&layers[0]), scratch().join(name));
-            check_layer(&layer, &folder, arch);
+            let (layer, directory) = (layout.blob(&layers[0]), scratch().join(name));
+            check_layer(&layer, &directory, arch);
             if name == &own {
-                check_run(&folder);
+                check_run(&directory);
             }
         }
     });
@@ -129,7 +128,7 @@ fn check_config(config: &Value) {
     assert_eq!(label("source"), "https://example.org/source");
 }
 
-fn check_layer(layer: &Path, folder: &Path, arch: &str) {
+fn check_layer(layer: &Path, directory: &Path, arch: &str) {
     let list = ok(Command::new("tar")
         .args(["--numeric-owner", "-tvzf"])
         .arg(layer));
@@ -137,17 +136,17 @@ fn check_layer(layer: &Path, folder: &Path, arch: &str) {
     assert_eq!(lines.len(), 1, "{list}");
     assert!(lines[0].starts_with("-rwxr-xr-x 0/0 "), "{list}");
     assert!(lines[0].ends_with(" libvirt-kvm-init"), "{list}");
-    fs::create_dir(folder).unwrap();
+    fs::create_dir(directory).unwrap();
     ok(Command::new("tar")
         .arg("-xzf")
         .arg(layer)
         .arg("-C")
-        .arg(folder));
-    let unpacked = fs::read(folder.join("libvirt-kvm-init")).unwrap();
+        .arg(directory));
+    let unpacked = fs::read(directory.join("libvirt-kvm-init")).unwrap();
     assert!(unpacked == fs::read(binary(arch)).unwrap());
 }
 
-/// Nothing else is needed: no passwd file, no library, no shell.
+/// Checks that the binary runs without a passwd file, a library or a shell.
 fn check_run(root: &Path) {
     let chroot = |args: &[&str]| {
         let mut cmd = Command::new("chroot");

@@ -1,5 +1,5 @@
-//! tests/goldens is what `kubectl kustomize` builds of the fixtures and the patches of helm-patch:
-//! `cargo test --test kustomize`. `KVM_INIT_UPDATE_GOLDENS=1` writes what is built instead (needs diff).
+//! Compares tests/goldens with what `kubectl kustomize` builds from the fixtures and the patches of helm-patch:
+//! `cargo test --test kustomize`. `KVM_INIT_UPDATE_GOLDENS=1` updates the goldens instead (needs diff).
 #![allow(clippy::disallowed_methods)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -11,7 +11,7 @@ use serde_json::Value;
 use support::golden::{Way, cases, directory, golden_name, golden_of};
 use support::{copy, project, read, yaml};
 
-/// A folder with the fixtures and the Components, for overlays beside them.
+/// A directory with copies of the fixtures and Components, to which a test adds overlays.
 fn workspace() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     copy(&project("tests/fixtures"), &dir.path().join("fixtures"));
@@ -19,7 +19,7 @@ fn workspace() -> tempfile::TempDir {
     dir
 }
 
-/// What kustomize makes of `kustomization` in a folder of its own beside the fixtures, or why not.
+/// Builds `kustomization` in an overlay directory next to the fixtures; returns the manifests or the error.
 fn try_build(workspace: &Path, kustomization: &str) -> Result<String, String> {
     let overlay = workspace.join("overlay");
     fs::create_dir_all(&overlay).unwrap();
@@ -27,15 +27,15 @@ fn try_build(workspace: &Path, kustomization: &str) -> Result<String, String> {
     kustomize(&overlay)
 }
 
-fn kustomize(folder: &Path) -> Result<String, String> {
+fn kustomize(overlay: &Path) -> Result<String, String> {
     let output = Command::new("kubectl")
         .arg("kustomize")
-        .arg(folder)
+        .arg(overlay)
         .output()
         .expect("this tier needs kubectl");
     let stderr = String::from_utf8(output.stderr).unwrap();
     if output.status.success() {
-        assert_eq!(stderr, "", "kustomize warns");
+        assert_eq!(stderr, "", "kustomize printed a warning");
         return Ok(String::from_utf8(output.stdout).unwrap());
     }
     Err(stderr)
@@ -54,7 +54,7 @@ fn kustomization(fixture: &str, way: Way) -> String {
     }
 }
 
-/// The rest of a kustomization that does to the pod what the chart's template does with the values.
+/// Patches that add the values' volumes and mounts to the pod, as the chart's template does.
 fn as_the_chart_renders_them(way: Way) -> String {
     let lists = &way.values()["pod"]["mounts"]["libvirt"]["libvirt"];
     let added = |list: &str, path: &str| -> Vec<Value> {
@@ -74,8 +74,8 @@ fn as_the_chart_renders_them(way: Way) -> String {
     format!("patches:\n  - {patch}\n")
 }
 
-/// Helm renders the values before any overlay is applied: Genestack's one for Talos replaces the volumes that
-/// they add, so that a Component adds them again.
+/// Helm renders the values before any overlay is applied. Genestack's overlay for Talos replaces the volumes, so a
+/// Component adds them again.
 fn rendered_then_talos(workspace: &Path, way: Way) -> String {
     let rendered = workspace.join("rendered");
     fs::create_dir_all(&rendered).unwrap();
@@ -94,7 +94,7 @@ fn rendered_then_talos(workspace: &Path, way: Way) -> String {
     format!("resources:\n  - ../talos\n{again}")
 }
 
-/// Writes a golden: the plain DaemonSets whole, a patch as its difference to them.
+/// Writes a golden: the plain DaemonSets in full, a patched variant as a diff to them.
 fn update(fixture: &str, way: Way, built: &str) {
     let (plain, name) = (golden_name(fixture, Way::Plain), golden_name(fixture, way));
     let at = |name: &str, extension: &str| directory().join(format!("{name}.{extension}"));
@@ -104,7 +104,7 @@ fn update(fixture: &str, way: Way, built: &str) {
     let new = tempfile::NamedTempFile::new().unwrap();
     fs::write(&new, built).unwrap();
     let mut diff = Command::new("diff");
-    // Each hunk names the list of the pod that it is in.
+    // Each hunk header shows the list of the pod that it changes.
     diff.args(["-U1", "--show-function-line=^      [a-zA-Z]"]);
     for name in [&plain, &name] {
         diff.arg(format!("--label={name}.yaml"));
@@ -116,7 +116,7 @@ fn update(fixture: &str, way: Way, built: &str) {
 }
 
 #[test]
-fn the_goldens_are_what_kustomize_builds() {
+fn goldens_match_the_kustomize_output() {
     let workspace = workspace();
     let writes = std::env::var_os("KVM_INIT_UPDATE_GOLDENS").is_some_and(|value| value == "1");
     for (fixture, way) in cases() {
@@ -132,13 +132,13 @@ fn the_goldens_are_what_kustomize_builds() {
         }
         assert!(
             golden_of(fixture, way) == built,
-            "{fixture} {way:?} differs from what is built: `KVM_INIT_UPDATE_GOLDENS=1 cargo test --test \
-             kustomize` writes it, and git shows the difference"
+            "{fixture} {way:?} differs from the build. Run `KVM_INIT_UPDATE_GOLDENS=1 cargo test --test \
+             kustomize` to update it, and review the change with git diff"
         );
     }
 }
 
-/// The block of YAML in helm-patch/README.md that has `part` in it.
+/// The YAML block in helm-patch/README.md that contains `part`.
 fn block(part: &str) -> String {
     let readme = read("helm-patch/README.md");
     let mut blocks = readme.split("```yaml\n").skip(1);
@@ -146,18 +146,18 @@ fn block(part: &str) -> String {
         let block = block.split("```").next()?;
         block.contains(part).then(|| block.to_owned())
     });
-    block.unwrap_or_else(|| panic!("no {part} in the README"))
+    block.unwrap_or_else(|| panic!("no YAML block with {part} in helm-patch/README.md"))
 }
 
-/// The overlay that helm-patch/README.md tells people to write.
+/// Tests the overlay in helm-patch/README.md.
 #[test]
-fn the_overlay_of_the_readme_gives_the_golden() {
+fn readme_overlay_builds_the_golden() {
     let overlay = block("\ncomponents:\n");
     for (way, fixture, resource) in [
         (Way::Kustomize, "genestack/base", "../base"),
         (Way::Exec, "genestack/talos", "../talos"),
     ] {
-        // Genestack's folders: base, talos, and the overlay that is the operator's.
+        // Genestack's directories base and talos, and the operator's overlay.
         let workspace = tempfile::tempdir().unwrap();
         copy(&project("tests/fixtures/genestack"), workspace.path());
         let component = project("helm-patch").join(way.name());
@@ -168,9 +168,9 @@ fn the_overlay_of_the_readme_gives_the_golden() {
     }
 }
 
-/// To try one node, all DaemonSets of the chart wait for their pods to be deleted.
+/// The patch for testing one node first sets OnDelete for all DaemonSets of the chart.
 #[test]
-fn the_readmes_patch_for_one_node_first_meets_every_daemonset() {
+fn readme_on_delete_patch_applies_to_every_daemonset() {
     let workspace = workspace();
     let overlay = kustomization("label-overrides", Way::Kustomize) + &block("OnDelete");
     let built = try_build(workspace.path(), &overlay).unwrap();
@@ -183,9 +183,10 @@ fn the_readmes_patch_for_one_node_first_meets_every_daemonset() {
     assert_eq!((waiting, rolling), (2, 0), "{built}");
 }
 
-/// What the patches rest on is asked for, so that another pod is not patched wrongly in silence.
+/// The patches test their assumptions about the pod, so that an unexpected pod fails the build instead of being patched
+/// wrongly.
 #[test]
-fn a_pod_that_is_not_as_expected_fails_the_build() {
+fn unexpected_pod_fails_the_build() {
     for (way, change, why) in [
         (
             Way::Kustomize,
@@ -216,8 +217,8 @@ fn a_pod_that_is_not_as_expected_fails_the_build() {
     }
 }
 
-/// The libvirt container of the first DaemonSet, after a change of the fixture.
-fn libvirt_after(change: &str, components: &[&str]) -> Result<serde_json::Value, String> {
+/// The pod of the first DaemonSet, built from a changed fixture with these Components.
+fn pod_after(change: &str, components: &[&str]) -> Result<serde_json::Value, String> {
     let workspace = workspace();
     let changed = workspace.path().join("fixtures/changed");
     fs::create_dir(&changed).unwrap();
@@ -236,9 +237,9 @@ fn libvirt_after(change: &str, components: &[&str]) -> Result<serde_json::Value,
     Ok(set["spec"]["template"]["spec"].clone())
 }
 
-/// The chart gives the libvirt container variables where Ceph is used, and an operator may.
+/// The chart sets variables in the libvirt container for Ceph, and an operator may add others.
 #[test]
-fn variables_that_the_container_has_already_stay() {
+fn existing_container_variables_are_kept() {
     let ours = [
         "LIBVIRT_KVM_INIT_PROOF",
         "LIBVIRT_KVM_INIT_MISSING",
@@ -262,7 +263,7 @@ fn variables_that_the_container_has_already_stay() {
             true,
         ),
     ] {
-        let pod = libvirt_after(change, &["exec"]).unwrap();
+        let pod = pod_after(change, &["exec"]).unwrap();
         let libvirt = &pod["containers"][0];
         assert_eq!(libvirt["name"], "libvirt", "{change}");
         let env = libvirt["env"].as_array().unwrap().iter();
@@ -271,16 +272,16 @@ fn variables_that_the_container_has_already_stay() {
         let mut expected = [&ours[..], theirs].concat();
         expected.sort_unstable();
         assert_eq!(names, expected, "{change}");
-        // What is the operator's own stays his.
+        // envFrom of the operator is kept.
         assert_eq!(!libvirt["envFrom"].is_null(), from, "{change}");
     }
 }
 
-/// The one directory more is seen by the container that sees the others, and no other way has it.
+/// The Component adds one more directory to the container that mounts the others, which only the way exec has.
 #[test]
-fn flatcars_directory_goes_with_exec_alone() {
+fn flatcar_component_works_only_with_exec() {
     let nothing = "- {op: test, path: /spec/template/spec/containers/0/name, value: libvirt}";
-    let pod = libvirt_after(nothing, &["exec", "flatcar"]).unwrap();
+    let pod = pod_after(nothing, &["exec", "flatcar"]).unwrap();
     let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
     let mount = mounts.last().unwrap();
     assert_eq!(
@@ -301,7 +302,7 @@ fn flatcars_directory_goes_with_exec_alone() {
         })
     );
     for others in [&["flatcar"][..], &["kustomize", "flatcar"]] {
-        let error = libvirt_after(nothing, others).unwrap_err();
+        let error = pod_after(nothing, others).unwrap_err();
         assert!(error.contains("containers/0/command"), "{error}");
     }
 }

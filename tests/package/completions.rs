@@ -1,8 +1,8 @@
-//! What bash, zsh and fish complete, asked of the shells themselves.
+//! Runs bash, zsh and fish with the generated completions.
 
 use std::process::Command;
 
-use crate::{described, generated, verbs};
+use crate::{commands, described, generated};
 use support::{ok, require_commands};
 
 const FORMATS: [&str; 4] = ["json", "npd", "prometheus", "table"];
@@ -18,10 +18,10 @@ fn sorted(text: &str) -> Vec<String> {
     lines
 }
 
-/// The words that bash would offer for the last of `words`.
+/// The completions that bash offers for the last of `words`.
 fn bash(words: &[&str]) -> Vec<String> {
     require_commands(&["bash"]);
-    // As bash does it: the function that is registered, with command, word and the word before.
+    // Like bash, call the registered function with command, word and previous word.
     let script = r#"
         source "$1"; shift
         COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}
@@ -40,8 +40,8 @@ fn owned(words: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn bash_completes_verbs_options_and_values() {
-    let mut want = verbs();
+fn bash_completes_commands_options_and_values() {
+    let mut want = commands();
     want.extend(owned(&["--help", "--version", "-V", "-h"]));
     want.sort();
     assert_eq!(bash(&[""]), want);
@@ -51,22 +51,26 @@ fn bash_completes_verbs_options_and_values() {
     assert_eq!(bash(&["watch", "--metr"]), ["--metrics-file"]);
     assert_eq!(bash(&["apply", "--metr"]), [""]);
     assert_eq!(bash(&["apply", "--proof", "c"]), ["create-vm"]);
-    for verb in described().get_subcommands() {
-        let offered = bash(&[verb.get_name(), "--"]);
-        let mut options: Vec<_> = verb
+    for subcommand in described().get_subcommands() {
+        let offered = bash(&[subcommand.get_name(), "--"]);
+        let mut options: Vec<_> = subcommand
             .get_opts()
             .filter_map(|option| option.get_long())
             .collect();
         options.push("help");
         for option in options {
             let option = format!("--{option}");
-            assert!(offered.contains(&option), "{}: {option}", verb.get_name());
+            assert!(
+                offered.contains(&option),
+                "{}: {option}",
+                subcommand.get_name()
+            );
         }
     }
 }
 
 #[test]
-fn fish_completes_verbs_options_and_values() {
+fn fish_completes_commands_options_and_values() {
     require_commands(&["fish"]);
     let fish = |line: &str| {
         let script = "source $argv[1]; complete -C $argv[2]";
@@ -74,11 +78,11 @@ fn fish_completes_verbs_options_and_values() {
         command.args(["--no-config", "-c", script]);
         command.arg(completions("fish", "libvirt-kvm-init.fish"));
         let out = ok(command.arg(format!("libvirt-kvm-init {line}")));
-        // What a word is for stands behind a tab.
+        // fish prints a tab and a description after each word.
         let words = out.lines().map(|line| line.split('\t').next().unwrap());
         sorted(&words.collect::<Vec<_>>().join("\n"))
     };
-    let mut want = verbs();
+    let mut want = commands();
     want.sort();
     assert_eq!(fish(""), want);
     assert_eq!(fish("check --format "), FORMATS);
@@ -86,9 +90,9 @@ fn fish_completes_verbs_options_and_values() {
     assert!(fish("apply --metr").is_empty());
 }
 
-/// On a terminal of its own, since zsh completes nowhere else.
+/// Runs zsh on a pseudoterminal, since it completes only on a terminal.
 #[test]
-fn zsh_completes_verbs_and_values() {
+fn zsh_completes_commands_and_values() {
     require_commands(&["zsh", "timeout"]);
     let script = r#"
         zmodload zsh/zpty
@@ -101,16 +105,18 @@ fn zsh_completes_verbs_and_values() {
     let zsh = |line: &str, last: &str| {
         let mut command = Command::new("timeout");
         command.args(["60", "zsh", "-f", "-c", script, "zsh"]);
-        let folder = generated().join("completions/zsh");
-        command.arg(folder).arg(format!("libvirt-kvm-init {line}"));
+        let directory = generated().join("completions/zsh");
+        command
+            .arg(directory)
+            .arg(format!("libvirt-kvm-init {line}"));
         ok(command.arg(last).env("TERM", "dumb"))
     };
     for format in FORMATS {
         let seen = zsh("check --format ", "table");
         assert!(seen.contains(format), "{format}: {seen}");
     }
-    for verb in verbs() {
+    for name in commands() {
         let seen = zsh("", "tried");
-        assert!(seen.contains(&verb), "{verb}: {seen}");
+        assert!(seen.contains(&name), "{name}: {seen}");
     }
 }

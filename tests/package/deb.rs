@@ -1,6 +1,5 @@
-//! The Debian package: built, looked at, and installed, used, removed and purged in a root of its own.
-//! That root is an overlay of this machine's, with a package database of its own: what is written shows in
-//! one folder, and nothing of it reaches the machine.
+//! Builds and inspects the Debian package, and installs, uses, removes and purges it in a separate root. That root is an
+//! overlay of this machine's with its own package database: all writes go to one directory, and none to the machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,8 +18,8 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 const UNIT: &str = "usr/lib/systemd/system/libvirt-kvm-init.service";
 const WANTED: &str = "etc/systemd/system/multi-user.target.wants/libvirt-kvm-init.service";
 
-/// Packages the static binary of this machine's architecture, and gives the package's bytes: the folder
-/// in which it is made is one for all.
+/// Packages the static binary of this machine's architecture and returns the bytes of the package. The lock is needed
+/// since all builds use the same directory.
 fn build() -> Vec<u8> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -31,18 +30,21 @@ fn build() -> Vec<u8> {
         repository().join(binary).is_file(),
         "this tier needs the static binary: `make build`"
     );
-    // Cargo.toml names the folder of what is generated.
-    let folder = repository().join("target/packaging/generated");
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(folder.parent().unwrap()).unwrap();
-    ok(Command::new("cp").arg("-r").arg(generated()).arg(&folder));
+    // Cargo.toml expects the generated files in this directory.
+    let directory = repository().join("target/packaging/generated");
+    let _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(directory.parent().unwrap()).unwrap();
+    ok(Command::new("cp")
+        .arg("-r")
+        .arg(generated())
+        .arg(&directory));
     ok(make().arg("deb-list").arg(format!("ARCHES={arch}")));
     let name = if arch == "aarch64" { "arm64" } else { "amd64" };
     let package = format!("target/debian/libvirt-kvm-init_{VERSION}-1_{name}.deb");
     fs::read(repository().join(package)).unwrap()
 }
 
-/// What the package holds, as `mode path`.
+/// The expected files of the package, as `mode path`.
 fn want() -> Vec<String> {
     let pages = pages();
     let pages = pages
@@ -64,7 +66,7 @@ fn want() -> Vec<String> {
     all
 }
 
-/// A root in which packages can be installed: what is written to it, and where it is.
+/// A root in which packages can be installed: the directory with the written files, and the path of the root.
 struct Root {
     written: PathBuf,
     path: PathBuf,
@@ -92,17 +94,17 @@ impl Root {
             Some(options.as_str()),
         )
         .unwrap();
-        // A database that knows one package, which every Debian has.
+        // A package database with one package that every Debian system has.
         let base = "Package: init-system-helpers\nStatus: install ok installed\nVersion: 1.65\n\
                     Architecture: all\nMaintainer: nobody <nobody@localhost>\nDescription: stands for it\n";
         let database = path.join("var/lib/dpkg");
         mount_tmpfs(&database, "mode=755");
-        for folder in ["info", "updates", "triggers"] {
-            fs::create_dir(database.join(folder)).unwrap();
+        for directory in ["info", "updates", "triggers"] {
+            fs::create_dir(database.join(directory)).unwrap();
         }
         fs::write(database.join("status"), base).unwrap();
-        // State and logs that are the machine's, and that dpkg and its helpers write.
-        for folder in [
+        // Hide the directories of the machine to which dpkg and its helpers write state and logs.
+        for directory in [
             "var/log",
             "var/lib/systemd",
             "tmp",
@@ -110,10 +112,10 @@ impl Root {
             "dev",
             "etc/systemd/system",
         ] {
-            fs::create_dir_all(path.join(folder)).unwrap();
-            mount_tmpfs(&path.join(folder), "mode=755");
+            fs::create_dir_all(path.join(directory)).unwrap();
+            mount_tmpfs(&path.join(directory), "mode=755");
         }
-        // Some images of Debian tell dpkg to leave manuals out.
+        // Some Debian images configure dpkg to skip man pages.
         let settings = path.join("etc/dpkg/dpkg.cfg.d");
         fs::create_dir_all(&settings).unwrap();
         mount_tmpfs(&settings, "mode=755");
@@ -139,30 +141,30 @@ impl Root {
         ok(dpkg.args(["--no-triggers", "--force-confnew", what, package]));
     }
 
-    /// What dpkg knows of the package.
+    /// The status of the package in dpkg's database.
     fn status(&self) -> String {
         let mut query = self.command("dpkg-query");
         let format = "-f${db:Status-Abbrev}";
         run(query.args(["-W", format, "libvirt-kvm-init"])).1
     }
 
-    /// What there is of it in the overlay and in those folders that are its own, but the database.
+    /// All files in the overlay and in the hidden directories, except the package database.
     fn traces(&self) -> Vec<String> {
-        // A folder that was empty on the machine and is nobody's in this database goes with the package:
-        // what an overlay notes of that is a device.
+        // dpkg removes a directory that is empty and that no package in this database owns; the overlay records
+        // that as a device with mode 0000.
         let gone = |file: &String| file.starts_with("0000 ");
         let mut all = files(&self.written);
         all.retain(|file| !gone(file));
-        for folder in ["etc/systemd/system", "var/lib/systemd"] {
-            let below = files(&self.at(folder)).into_iter();
-            all.extend(below.map(|file| file.replacen(' ', &format!(" {folder}/"), 1)));
+        for directory in ["etc/systemd/system", "var/lib/systemd"] {
+            let below = files(&self.at(directory)).into_iter();
+            all.extend(below.map(|file| file.replacen(' ', &format!(" {directory}/"), 1)));
         }
         all
     }
 }
 
 #[test]
-fn the_package_holds_what_it_should_and_lintian_finds_nothing() {
+fn package_has_the_expected_files_and_passes_lintian() {
     require_commands(&["lintian", "dpkg-deb"]);
     in_namespace(|| {
         let package = scratch().join("package.deb");
@@ -174,12 +176,12 @@ fn the_package_holds_what_it_should_and_lintian_finds_nothing() {
         assert_eq!(field("Package"), "libvirt-kvm-init\n");
         assert_eq!(field("Version"), format!("{VERSION}-1\n"));
         assert_eq!(field("Depends"), "init-system-helpers (>= 1.54~)\n");
-        let folder = scratch().join("unpacked");
+        let directory = scratch().join("unpacked");
         ok(Command::new("dpkg-deb")
             .arg("-x")
             .arg(&package)
-            .arg(&folder));
-        assert_eq!(files(&folder), want());
+            .arg(&directory));
+        assert_eq!(files(&directory), want());
         let list = ok(Command::new("dpkg-deb").arg("-c").arg(&package));
         for line in list.lines() {
             assert!(
@@ -187,7 +189,7 @@ fn the_package_holds_what_it_should_and_lintian_finds_nothing() {
                 "{line}"
             );
         }
-        let unit = fs::read_to_string(folder.join(UNIT)).unwrap();
+        let unit = fs::read_to_string(directory.join(UNIT)).unwrap();
         assert!(
             unit.contains("\nExecStart=/usr/bin/libvirt-kvm-init apply "),
             "{unit}"
@@ -202,14 +204,14 @@ fn the_package_holds_what_it_should_and_lintian_finds_nothing() {
 }
 
 #[test]
-fn the_same_sources_give_the_same_package() {
+fn package_build_is_reproducible() {
     in_namespace(|| {
         assert!(build() == build());
     });
 }
 
 #[test]
-fn it_is_installed_used_removed_and_purged_and_nothing_remains() {
+fn package_installs_runs_and_purges_without_residue() {
     require_commands(&["dpkg", "chroot", "systemctl"]);
     in_namespace(|| {
         let root = Root::new();
@@ -221,14 +223,14 @@ fn it_is_installed_used_removed_and_purged_and_nothing_remains() {
             assert!(root.at(path).is_file(), "{path}");
         }
         assert!(root.traces().len() >= want().len());
-        // Neither enabled nor started: there is nothing but the files themselves.
+        // The unit is neither enabled nor started.
         assert!(!root.at(WANTED).is_symlink());
 
         let version = ok(root.command("libvirt-kvm-init").arg("--version"));
         assert_eq!(version, format!("libvirt-kvm-init {VERSION}\n"));
-        used(&root);
+        run_installed(&root);
 
-        // What the operator enabled goes with the package.
+        // Removing the package also removes the link of an enabled unit.
         ok(root
             .command("systemctl")
             .args(["enable", "libvirt-kvm-init"]));
@@ -241,8 +243,8 @@ fn it_is_installed_used_removed_and_purged_and_nothing_remains() {
     });
 }
 
-/// The installed program looks at a node and a pod that are not this machine.
-fn used(root: &Root) {
+/// Runs `check` of the installed program for a node and a pod of the test.
+fn run_installed(root: &Root) {
     fresh_dev();
     mknod_kvm(Path::new("/dev/kvm"), 0, 108, 0o660);
     let (pod, node) = (Tree::pod(424), Tree::host(108));
@@ -257,6 +259,6 @@ fn used(root: &Root) {
     assert_eq!(report["target"]["gid"], 108, "{out}");
     assert_eq!(report["pod"]["kvm_gid"], 424, "{out}");
     assert_eq!(report["device"]["gid"], 108, "{out}");
-    // With KVM it is drift, without one there is nothing to align.
+    // The verdict is drift with KVM and absent without it.
     assert!([1, 6].contains(&code), "{code}: {out}{err}");
 }

@@ -5,11 +5,11 @@ use std::fs;
 use crate::{files, generated, make, pages, repository};
 use support::{ok, program, run};
 
-/// `make WHAT` into a folder.
-fn put(what: &str, folder: &std::path::Path, more: &[&str]) {
+/// Runs `make WHAT` with DESTDIR.
+fn put(what: &str, destination: &std::path::Path, more: &[&str]) {
     ok(make()
         .arg(what)
-        .arg(format!("DESTDIR={}", folder.display()))
+        .arg(format!("DESTDIR={}", destination.display()))
         .arg(format!("BIN={}", program().display()))
         .arg(format!("GENERATED={}", generated().display()))
         .args(more));
@@ -34,14 +34,14 @@ fn want(prefix: &str) -> Vec<String> {
 }
 
 #[test]
-fn everything_goes_where_it_is_looked_for_and_goes_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let root = folder.path().join("with a blank");
+fn make_install_and_uninstall_handle_every_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("with a space");
     put("install", &root, &[]);
     assert_eq!(files(&root), want("usr/local"));
     let installed = fs::read(root.join("usr/local/bin/libvirt-kvm-init")).unwrap();
     assert!(installed == fs::read(program()).unwrap());
-    // Again is the same again.
+    // A second install gives the same result.
     put("install", &root, &[]);
     assert_eq!(files(&root), want("usr/local"));
     fs::write(root.join("usr/local/share/man/man8/other.8"), "").unwrap();
@@ -50,7 +50,7 @@ fn everything_goes_where_it_is_looked_for_and_goes_again() {
 }
 
 #[test]
-fn the_unit_starts_the_program_that_was_installed() {
+fn unit_starts_the_installed_program() {
     let root = tempfile::tempdir().unwrap();
     put("install", root.path(), &["PREFIX=/opt/kvm"]);
     assert_eq!(files(root.path()), want("opt/kvm"));
@@ -70,9 +70,9 @@ fn the_unit_starts_the_program_that_was_installed() {
 }
 
 #[test]
-fn a_unit_that_could_not_start_is_not_installed() {
+fn unusable_prefix_is_rejected() {
     let root = tempfile::tempdir().unwrap();
-    for prefix in ["usr", "/opt/with a blank", "/opt/a&b", "/opt/%i"] {
+    for prefix in ["usr", "/opt/with a space", "/opt/a&b", "/opt/%i"] {
         let mut make = make();
         make.arg("install")
             .arg(format!("DESTDIR={}/", root.path().display()))
@@ -86,14 +86,14 @@ fn a_unit_that_could_not_start_is_not_installed() {
 }
 
 #[test]
-fn the_repository_may_lie_below_a_blank() {
-    let folder = tempfile::tempdir().unwrap();
-    let root = folder.path().join("with a blank");
+fn repository_path_may_contain_a_space() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("with a space");
     fs::create_dir(&root).unwrap();
     for name in ["Makefile", "Cargo.toml"] {
         fs::copy(repository().join(name), root.join(name)).unwrap();
     }
-    let said = ok(make().current_dir(&root).args(["-n", "test"]));
+    let printed = ok(make().current_dir(&root).args(["-n", "test"]));
     let want = format!("KVM_INIT_TEST_BIN=\"{}/", root.display());
-    assert!(said.contains(&want), "{said}");
+    assert!(printed.contains(&want), "{printed}");
 }

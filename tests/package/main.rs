@@ -1,5 +1,5 @@
-//! What is installed beside the binary, and how: man pages, completions, `make install`, the Debian
-//! package. Needs root, make, `make build`, cargo-deb, dpkg, lintian, mandoc, groff, bash, zsh and fish.
+//! The package tier: tests of the man pages, the completions, `make install` and the Debian package. Needs root, make,
+//! the binary of `make build`, cargo-deb, dpkg, lintian, mandoc, groff, bash, zsh and fish.
 //!
 //! `cargo test --test package` as root.
 #![allow(clippy::disallowed_methods)]
@@ -30,7 +30,7 @@ fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// `make` in the repository. What it is told is not what a `make` around this test was told.
+/// `make` in the repository, without the flags of a `make` that runs this test.
 fn make() -> Command {
     require_commands(&["make"]);
     let mut make = Command::new("make");
@@ -39,48 +39,52 @@ fn make() -> Command {
     make
 }
 
-/// The man pages and completions, made once.
+/// The directory with the man pages and completions, generated once.
 fn generated() -> &'static Path {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("generated");
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    DIRECTORY.get_or_init(|| {
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("generated");
         ok(make()
             .arg("man")
-            .arg(format!("GENERATED={}", folder.display())));
-        folder
+            .arg(format!("GENERATED={}", directory.display())));
+        directory
     })
 }
 
-/// The program's command with all that its verbs take.
+/// The program's command line with all commands and options.
 fn described() -> clap::Command {
     let mut command = Cli::command();
     command.build();
     command
 }
 
-/// The names of the verbs.
-fn verbs() -> Vec<String> {
+/// The names of the commands.
+fn commands() -> Vec<String> {
     let command = described();
-    let verbs = command.get_subcommands();
-    verbs.map(|verb| verb.get_name().to_owned()).collect()
+    let subcommands = command.get_subcommands();
+    subcommands
+        .map(|subcommand| subcommand.get_name().to_owned())
+        .collect()
 }
 
 /// The manual pages, by file name.
 fn pages() -> Vec<String> {
-    let of_verbs = verbs().into_iter();
-    let of_verbs = of_verbs.map(|verb| format!("libvirt-kvm-init-{verb}.8"));
-    of_verbs.chain(["libvirt-kvm-init.8".to_owned()]).collect()
+    let of_commands = commands().into_iter();
+    let of_commands = of_commands.map(|name| format!("libvirt-kvm-init-{name}.8"));
+    of_commands
+        .chain(["libvirt-kvm-init.8".to_owned()])
+        .collect()
 }
 
-/// Every file below a folder as `mode path`, sorted; folders without their modes.
+/// Every file below a directory as `mode path`, sorted; directories are not listed.
 fn files(root: &Path) -> Vec<String> {
     let mut found = Vec::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
+    let mut directories = vec![root.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).unwrap() {
             let entry = entry.unwrap();
             if entry.file_type().unwrap().is_dir() {
-                folders.push(entry.path());
+                directories.push(entry.path());
                 continue;
             }
             let mode = entry.metadata().unwrap().permissions().mode() & 0o7777;

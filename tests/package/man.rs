@@ -1,4 +1,4 @@
-//! The manual pages.
+//! Tests of the man pages.
 
 use std::fs;
 use std::process::Command;
@@ -6,13 +6,13 @@ use std::process::Command;
 use libvirt_kvm_init::config::variable;
 use libvirt_kvm_init::verdict::Verdict;
 
-use crate::{described, files, generated, pages, verbs};
+use crate::{commands, described, files, generated, pages};
 use support::{require_commands, run};
 
-/// A page as a terminal shows it, without blanks where lines are broken or words spread.
+/// A page as a terminal shows it, with line breaks and repeated spaces collapsed.
 fn rendered(page: &str) -> String {
     let path = generated().join("man/man8").join(page);
-    // Without hyphens that are not the page's own.
+    // Turn off hyphenation.
     let text = fs::read_to_string(path).unwrap();
     let plain = format!(".nh\n{text}");
     let source = generated().join(format!("{page}.plain"));
@@ -27,28 +27,28 @@ fn rendered(page: &str) -> String {
 }
 
 #[test]
-fn mandoc_and_groff_find_nothing_wrong() {
+fn man_pages_pass_mandoc_and_groff() {
     require_commands(&["mandoc", "groff"]);
     for page in pages() {
         let path = generated().join("man/man8").join(&page);
         let mut mandoc = Command::new("mandoc");
-        let said = run(mandoc.args(["-Tlint", "-Wwarning"]).arg(&path));
-        assert_eq!(said, (0, String::new(), String::new()), "{page}");
+        let output = run(mandoc.args(["-Tlint", "-Wwarning"]).arg(&path));
+        assert_eq!(output, (0, String::new(), String::new()), "{page}");
         let mut groff = Command::new("groff");
-        let said = run(groff.args(["-man", "-Tutf8", "-ww", "-z"]).arg(&path));
-        assert_eq!(said, (0, String::new(), String::new()), "{page}");
+        let output = run(groff.args(["-man", "-Tutf8", "-ww", "-z"]).arg(&path));
+        assert_eq!(output, (0, String::new(), String::new()), "{page}");
     }
 }
 
-/// One for the program and one for each verb, no more.
+/// There is one page for the program and one for each command.
 #[test]
-fn each_verb_has_a_page_with_all_that_it_takes() {
+fn each_command_has_a_page_with_all_its_options() {
     require_commands(&["groff"]);
     let mut want: Vec<_> = pages().iter().map(|page| format!("0644 {page}")).collect();
     want.sort();
     assert_eq!(files(&generated().join("man/man8")), want);
-    for verb in described().get_subcommands() {
-        let name = verb.get_name();
+    for command in described().get_subcommands() {
+        let name = command.get_name();
         let page = rendered(&format!("libvirt-kvm-init-{name}.8"));
         let has = |what: &str| assert!(page.contains(what), "{name}: {what}: {page}");
         has(&format!("SYNOPSIS libvirt-kvm-init {name} "));
@@ -56,7 +56,10 @@ fn each_verb_has_a_page_with_all_that_it_takes() {
             has(&format!(" {section} "));
         }
         has("SEE ALSO libvirt-kvm-init(8), ");
-        for option in verb.get_arguments().filter(|option| !option.is_hide_set()) {
+        for option in command
+            .get_arguments()
+            .filter(|option| !option.is_hide_set())
+        {
             if let Some(help) = option.get_help() {
                 has(&help.to_string());
             }
@@ -67,8 +70,8 @@ fn each_verb_has_a_page_with_all_that_it_takes() {
                 }
             }
         }
-        // Everything that the help says below the options is there in one section or another.
-        let help = verb.get_after_help().unwrap().to_string();
+        // Every example in the help text below the options is in the page.
+        let help = command.get_after_help().unwrap().to_string();
         for line in help.lines().filter(|line| line.starts_with("  libvirt")) {
             has(line.trim());
         }
@@ -76,11 +79,11 @@ fn each_verb_has_a_page_with_all_that_it_takes() {
 }
 
 #[test]
-fn the_overview_leads_everywhere() {
+fn overview_page_lists_commands_and_verdicts() {
     require_commands(&["groff"]);
     let page = rendered("libvirt-kvm-init.8");
-    for verb in verbs() {
-        let name = format!("libvirt-kvm-init-{verb}");
+    for command in commands() {
+        let name = format!("libvirt-kvm-init-{command}");
         assert!(page.contains(&format!("{name}(8)")), "{name}: {page}");
     }
     for verdict in Verdict::ALL {

@@ -1,4 +1,4 @@
-//! What a step that cannot do its work says, and that it leaves all as it was.
+//! Tests of steps that fail: their message, and that they change nothing.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -14,7 +14,7 @@ use support::{mount_tmpfs, program, set_owner};
 const OUT: &str = "--group-file-out=/pod-shared/group";
 const GIVEN: &str = "--host-root=/mnt/host-rootfs";
 
-/// The patched pod, in which the binary is already; no step waits long for a device.
+/// The patched pod with the binary already installed and a short --settle.
 pub fn with_step(node: &Node) -> Pod<'_> {
     let mut pod = Pod::new(node, "genestack-base-kustomize");
     pod.replace(STEP, "--settle=30s", &["--settle=200ms"]);
@@ -22,7 +22,7 @@ pub fn with_step(node: &Node) -> Pod<'_> {
     pod
 }
 
-/// The pod whose libvirt container is wrapped, with a command that says so when it runs.
+/// The pod whose libvirt container runs the wrapper, with a command that prints the kvm line and exits with 7.
 fn wrapped(node: &Node) -> Pod<'_> {
     let mut pod = Pod::new(node, "genestack-base-exec");
     pod.replace("libvirt", "--settle=30s", &["--settle=200ms"]);
@@ -32,7 +32,7 @@ fn wrapped(node: &Node) -> Pod<'_> {
     pod
 }
 
-/// What the steps before ours leave in the pod.
+/// Prepares the pod as the steps before ours do.
 fn before_ours(pod: &Pod) {
     let options = pod.volume("pod-shared").join("libvirtd.conf");
     fs::write(&options, guest::LIBVIRTD_CONF).unwrap();
@@ -41,22 +41,22 @@ fn before_ours(pod: &Pod) {
     assert_eq!(install.code, 0, "{install:?}");
 }
 
-/// Where the step's group file goes.
+/// The path of the step's --group-file-out.
 pub fn output(pod: &Pod) -> PathBuf {
     pod.volume("pod-shared").join("group")
 }
 
-/// All that a step could change: which inodes they are, when they were changed, whose they are.
+/// Inode, owner, mode, size and change time of every file that a step could change.
 fn state(pod: &Pod) -> Vec<String> {
-    let mut places = vec![PathBuf::from(DEVICE), pod.node.at("etc/group")];
+    let mut paths = vec![PathBuf::from(DEVICE), pod.node.at("etc/group")];
     let mut volume: Vec<_> = fs::read_dir(pod.volume("pod-shared"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .collect();
     volume.sort();
-    places.append(&mut volume);
+    paths.append(&mut volume);
     let shown = |path: &PathBuf| match fs::symlink_metadata(path) {
-        // A file that came and went is no change.
+        // Ignore the times of directories: a temporary file changes them.
         Ok(it) if it.is_dir() => path.display().to_string(),
         Ok(it) => format!(
             "{}: {} {}:{} {:o} {} {}.{:09}",
@@ -71,19 +71,19 @@ fn state(pod: &Pod) -> Vec<String> {
         ),
         Err(e) => format!("{}: {e}", path.display()),
     };
-    places.iter().map(shown).collect()
+    paths.iter().map(shown).collect()
 }
 
-/// The step ends with this code, says this in its last line, and changes nothing.
+/// Asserts that the step ends with this code, has this text in its last line, and changes nothing.
 pub fn refuses(pod: &Pod, code: i32, reason: &str) -> Ended {
     let before = state(pod);
     let ended = pod.step(STEP);
-    says(&ended, code, reason);
+    assert_failed(&ended, code, reason);
     assert_eq!(state(pod), before, "{reason}");
     ended
 }
 
-fn says(ended: &Ended, code: i32, reason: &str) {
+fn assert_failed(ended: &Ended, code: i32, reason: &str) {
     assert_eq!(ended.code, code, "{reason}: {ended:?}");
     let verdict = match code {
         2 => "usage",
@@ -91,26 +91,26 @@ fn says(ended: &Ended, code: i32, reason: &str) {
         4 => "failed",
         5 => "unproven",
         6 => "absent",
-        _ => panic!("{code} is no failure"),
+        _ => panic!("exit code {code} is not a failure"),
     };
     let start = format!("libvirt-kvm-init: {verdict}: ");
     assert!(ended.reason().starts_with(&start), "{ended:?}");
     assert!(ended.reason().contains(reason), "{reason}: {ended:?}");
-    // What Kubernetes shows of a log are its last 2048 bytes.
+    // Kubernetes shows the last 2048 bytes of a log.
     assert!(ended.reason().len() < 2048, "{ended:?}");
     assert_eq!(ended.group(), None, "{reason}");
 }
 
-/// The wrapper ends so, and the command did not run.
+/// Asserts that the wrapper fails with this code and text and does not run the command.
 fn wrapper_refuses(pod: &Pod, code: i32, reason: &str) {
     let before = state(pod);
     let ended = pod.libvirt();
-    says(&ended, code, reason);
+    assert_failed(&ended, code, reason);
     assert_eq!(ended.stdout, "", "{ended:?}");
     assert_eq!(state(pod), before, "{reason}");
 }
 
-/// The wrapper aligns the group, and becomes the command.
+/// Asserts that the wrapper aligns the group and executes the command.
 fn wrapper_goes_on(pod: &Pod, gid: u32) -> Ended {
     let ended = pod.libvirt();
     assert_eq!(ended.code, 7, "{ended:?}");
@@ -118,14 +118,14 @@ fn wrapper_goes_on(pod: &Pod, gid: u32) -> Ended {
     ended
 }
 
-/// The image's group file with another number for kvm.
+/// The image's group file with this GID for kvm.
 fn expected_group_with(pod: &Pod, gid: u32) -> String {
     let image = pod.image.read("etc/group");
     let old = format!("\nkvm:x:{IMAGE}:nova\n");
     image.replace(&old, &format!("\nkvm:x:{gid}:nova\n"))
 }
 
-/// The step succeeds and leaves the pod's group file, with this number.
+/// Asserts that the step succeeds and writes the pod's group file with this GID.
 pub fn goes_on(pod: &Pod, gid: u32) -> Ended {
     let ended = pod.step(STEP);
     assert_eq!(ended.code, 0, "{ended:?}");
@@ -141,7 +141,7 @@ pub fn goes_on(pod: &Pod, gid: u32) -> Ended {
 }
 
 #[test]
-fn a_node_without_the_device() {
+fn missing_device_is_absent_or_skipped() {
     on_a_node(|node| {
         let mut pod = with_step(node);
         fs::remove_file(DEVICE).unwrap();
@@ -160,15 +160,15 @@ fn a_node_without_the_device() {
 }
 
 #[test]
-fn a_private_dev() {
+fn step_refuses_a_private_dev() {
     on_a_node(|node| {
         let mut pod = with_step(node);
         pod.unmount(STEP, "/dev");
         refuses(&pod, 3, "mount the node's /dev at /dev");
         assert!(!output(&pod).exists());
 
-        // Where libvirtd is started in the same container, its guests would have that device. Of the node's
-        // /dev nothing is seen there, so that there is nothing to compare it with.
+        // The wrapper goes on, since libvirtd in the same container uses the same device. The node's /dev is not
+        // mounted there, so the two devices cannot be compared.
         let mut pod = wrapped(node);
         pod.unmount("libvirt", "/dev");
         let before = state(&pod);
@@ -184,19 +184,19 @@ fn a_private_dev() {
 }
 
 #[test]
-fn the_nodes_root_is_missing() {
+fn missing_host_root_is_a_usage_error() {
     on_a_node(|node| {
         let mut pod = with_step(node);
         pod.unmount(STEP, HOST);
         refuses(&pod, 2, "--host-root /mnt/host-rootfs");
         assert!(!output(&pod).exists());
-        // Its mount point is in the image, and nothing is mounted there.
+        // The image has the mount point, but nothing is mounted there.
         pod.image.dir(HOST.trim_start_matches('/'));
         refuses(&pod, 2, "nothing is mounted there");
         pod.replace(STEP, GIVEN, &["--strict"]);
         refuses(&pod, 3, "does not see the node's file system");
         pod.replace(STEP, "--strict", &[]);
-        // What the node says is not known: the device has a number, and the pod takes it.
+        // Without the host root, the target is the GID of the device.
         let ended = goes_on(&pod, NODE);
         assert!(ended.stdout.contains("host-root-unknown"), "{ended:?}");
     });
@@ -211,7 +211,7 @@ fn the_nodes_root_is_missing() {
 }
 
 #[test]
-fn a_read_only_root() {
+fn read_only_root_fails_only_if_a_change_is_needed() {
     on_a_node(|node| {
         let mut pod = with_step(node);
         pod.replace(STEP, OUT, &[]);
@@ -221,7 +221,7 @@ fn a_read_only_root() {
         let context = pod.container("libvirt").security_context.as_mut();
         context.unwrap().read_only_root_filesystem = Some(true);
         wrapper_refuses(&pod, 4, "give --group-file-out");
-        // Where nothing must change it does not matter.
+        // A read-only root does not matter if nothing must be changed.
         let aligned = pod.image.read("etc/group");
         let aligned = aligned.replace(&format!(":{IMAGE}:nova"), &format!(":{NODE}:nova"));
         pod.image.file("etc/group", &aligned);
@@ -230,9 +230,9 @@ fn a_read_only_root() {
     });
 }
 
-/// Both ways at once.
+/// The wrapper and a mounted group file in one container.
 #[test]
-fn the_wrapper_below_a_mounted_file() {
+fn wrapper_fails_with_read_only_mounted_group_file() {
     on_a_node(|node| {
         let mut pod = wrapped(node);
         fs::copy(pod.image.at("etc/group"), output(&pod)).unwrap();
@@ -249,7 +249,7 @@ fn the_wrapper_below_a_mounted_file() {
 }
 
 #[test]
-fn a_group_file_that_cannot_be_written() {
+fn unwritable_group_file_output_fails() {
     on_a_node(|node| {
         let mut pod = with_step(node);
         goes_on(&pod, NODE);
@@ -266,7 +266,7 @@ fn a_group_file_that_cannot_be_written() {
         refuses(&pod, 4, "mount the volume writable in this step");
         pod.spec = spec.clone();
 
-        // A volume that is full.
+        // A full volume.
         let small = pod.volume("pod-shared").join("small");
         fs::create_dir(&small).unwrap();
         mount_tmpfs(&small, "size=4k,mode=777");
@@ -282,10 +282,10 @@ fn a_group_file_that_cannot_be_written() {
     });
 }
 
-/// What a kubelet makes where the file that it mounts is missing: the libvirt container does not start, and
-/// the step says why from then on.
+/// If a file to be mounted is missing, the kubelet creates a directory in its place: the libvirt container does not
+/// start, and the step reports the directory from then on.
 #[test]
-fn a_pod_that_was_started_without_the_file() {
+fn directory_made_by_the_kubelet_is_reported() {
     on_a_node(|node| {
         let pod = with_step(node);
         let ended = pod.libvirt();
@@ -296,9 +296,9 @@ fn a_pod_that_was_started_without_the_file() {
     });
 }
 
-/// An emptyDir is older than a container: it outlives restarts of the pod's sandbox, and of the node.
+/// An emptyDir survives restarts of containers, of the pod's sandbox and of the node.
 #[test]
-fn an_old_volume() {
+fn old_volume_content_is_kept_or_replaced() {
     on_a_node(|node| {
         let pod = with_step(node);
         goes_on(&pod, NODE);
@@ -309,7 +309,7 @@ fn an_old_volume() {
         assert!(!again.stdout.contains("changed"), "{again:?}");
         assert_eq!(state(&pod), before);
 
-        // Left by another image, and by another version.
+        // Files of another image and of another version.
         fs::write(output(&pod), "root:x:0:\nkvm:x:555:nova\nold:x:1234:\n").unwrap();
         let binary = pod.volume("pod-shared").join(STEP);
         fs::remove_file(&binary).unwrap();
@@ -324,25 +324,25 @@ fn an_old_volume() {
     });
 }
 
-/// A pod whose step fails stays there.
+/// A pod whose step fails does not start its libvirt container.
 #[test]
-fn the_pod_stays_in_its_init_step() {
+fn refused_step_blocks_the_pod() {
     on_a_node(|node| {
         let pod = with_step(node);
-        // The number is another group's in the image, and one that must not be given away.
+        // In the image, the GID belongs to disk, a guarded group.
         let image = pod.image.read("etc/group");
         let disk = image.replace("\ndisk:x:6:", &format!("\ndisk:x:{NODE}:"));
         assert_ne!(disk, image);
         pod.image.file("etc/group", &disk);
         let (step, ended) = pod.init().unwrap_err();
         assert_eq!(step, STEP);
-        says(&ended, 3, "disk");
+        assert_failed(&ended, 3, "disk");
         assert!(!output(&pod).exists());
     });
 }
 
 #[test]
-fn a_hook_that_fails_ends_libvirtd() {
+fn failed_hook_ends_libvirtd() {
     on_a_node(|node| {
         let mut pod = Pod::new(node, "genestack-base-values-hooks");
         pod.with_hook();
@@ -357,15 +357,15 @@ fn a_hook_that_fails_ends_libvirtd() {
     });
 }
 
-/// Whoever may write the config map of options runs nothing as root by it, and names no other group or file.
+/// A user who may write the config map of options can neither run a command as root nor set another group or file.
 #[test]
-fn a_config_map_runs_no_command_in_the_libvirt_container() {
+fn config_map_cannot_run_commands_in_the_libvirt_container() {
     on_a_node(|node| {
         let mut pod = Pod::new(node, "genestack-base-exec");
         pod.replace("libvirt", "--settle=30s", &["--settle=200ms"]);
         pod.replace("libvirt", "/tmp/libvirt.sh", &["bash", "-c", "exit 7"]);
         before_ours(&pod);
-        // What bash would run leaves a trace in the container's own layer.
+        // The script that bash would run leaves a file in the container's layer.
         pod.image
             .file("srv/evil", "id -u >/srv/ran; echo $PPID >>/srv/ran\n");
         for attack in [
@@ -384,7 +384,7 @@ fn a_config_map_runs_no_command_in_the_libvirt_container() {
             assert_eq!(group, expected_group_with(&pod, NODE), "{attack:?}");
         }
 
-        // The options that are meant still count.
+        // The allowed options still take effect.
         pod.options = vec![("LIBVIRT_KVM_INIT_PROOF", "off")];
         let ended = pod.libvirt();
         assert_eq!(ended.code, 7, "{ended:?}");

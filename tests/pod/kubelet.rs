@@ -1,4 +1,4 @@
-//! A pod as a kubelet runs it, from what the patches render.
+//! Runs a pod that the patches render, as a kubelet does.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -16,11 +16,11 @@ use support::yaml;
 use support::{Tree, ok, run, scratch};
 
 pub const STEP: &str = "libvirt-kvm-init";
-/// Where the node's root, or what is shown of it, is in containers.
+/// Mount point of the node's root, or of parts of it, in containers.
 pub const HOST: &str = "/mnt/host-rootfs";
 
-/// What stands for the chart's script that loads KVM's module anew: the node's device is another inode
-/// then, and nobody's but root's.
+/// A replacement of the chart's script that reloads the KVM module: the node's device is then a new inode with owner
+/// and mode 0:0 0600.
 const MODULES: &str = "#!/bin/sh
 set -e
 rm /mnt/host-rootfs/dev/kvm
@@ -28,63 +28,63 @@ mknod -m 600 /mnt/host-rootfs/dev/kvm c 10 232
 : >/etc/modprobe.d_host/loaded
 ";
 
-/// What stands for the chart's script that writes libvirtd's options.
+/// A replacement of the chart's script that writes libvirtd's options.
 const OPTIONS: &str = "#!/bin/sh
 exec cp /etc/libvirt/libvirtd.conf.image /tmp/pod-shared/libvirtd.conf
 ";
 
-/// A pod of a DaemonSet, and its folders on the node.
+/// A pod of a DaemonSet, and its directories on the node.
 pub struct Pod<'a> {
     pub node: &'a Node,
     pub spec: PodSpec,
-    /// What is in the config map of options.
+    /// The content of the config map of options.
     pub options: Vec<(&'static str, &'static str)>,
-    /// The libvirt image, to be changed before anything is run.
+    /// The libvirt image; tests change it before they run containers.
     pub image: Tree,
     libvirt: Image,
-    folder: PathBuf,
+    directory: PathBuf,
     pub guest: Guest,
     main: Option<(String, Running)>,
 }
 
-/// How a container ended.
+/// The result of a container.
 #[derive(Debug)]
 pub struct Ended {
     pub code: i32,
     pub stdout: String,
     pub stderr: String,
-    /// What the container has written into its own layer.
+    /// The container's writable layer.
     pub layer: PathBuf,
 }
 
 impl Ended {
-    /// What `kubectl describe` ends with: the last line.
+    /// The last line of stderr, which `kubectl describe` shows.
     pub fn reason(&self) -> &str {
         self.stderr.lines().last().unwrap_or_default()
     }
 
-    /// The container's own group file, where it is not the image's any more.
+    /// The container's own group file, if the container changed it.
     pub fn group(&self) -> Option<String> {
         fs::read_to_string(self.layer.join("etc/group")).ok()
     }
 }
 
 impl<'a> Pod<'a> {
-    /// What a golden says.
+    /// The pod of the first DaemonSet in a golden.
     pub fn new(node: &'a Node, golden: &str) -> Self {
         let documents = yaml::documents(&support::golden::golden(golden));
         let set: DaemonSet = serde_json::from_value(documents[0].clone()).unwrap();
         let spec = set.spec.unwrap().template.spec.unwrap();
         let (libvirt, image) = Image::libvirt(node);
         image.file("etc/libvirt/libvirtd.conf.image", guest::LIBVIRTD_CONF);
-        let folder = tempfile::Builder::new().prefix("pod").tempdir_in(scratch());
+        let directory = tempfile::Builder::new().prefix("pod").tempdir_in(scratch());
         let mut pod = Self {
             node,
             spec,
             options: Vec::new(),
             image,
             libvirt,
-            folder: folder.unwrap().keep(),
+            directory: directory.unwrap().keep(),
             guest: Guest {
                 run: node.at("run/libvirt"),
                 logs: PathBuf::new(),
@@ -102,12 +102,12 @@ impl<'a> Pod<'a> {
         pod
     }
 
-    /// Makes the image one that has the program in it.
+    /// Adds the program to the image.
     pub fn with_program(&self) {
         copy_program(&self.image.at("usr/local/bin/libvirt-kvm-init"));
     }
 
-    /// The same, with the hook of helm-patch/values where the chart puts hooks.
+    /// Adds the program to the image, and the hook of helm-patch/values at the chart's path.
     pub fn with_hook(&self) {
         self.with_program();
         let hook = script("hooks.yaml", "/conf/hooks/scripts/daemon");
@@ -117,12 +117,12 @@ impl<'a> Pod<'a> {
         fs::set_permissions(self.image.at(place), mode).unwrap();
     }
 
-    /// Where a volume is on the node; made if it is not there.
+    /// The path of a volume on the node; created if it does not exist.
     pub fn volume(&self, name: &str) -> PathBuf {
         let mut volumes = self.spec.volumes.iter().flatten();
         let volume = volumes.find(|volume| volume.name == name);
         let volume = volume.unwrap_or_else(|| panic!("no volume {name}"));
-        // libvirt would make cgroups for its guests: it finds none here, and goes without.
+        // libvirt would create cgroups for its guests; without the mount it runs them without.
         if let Some(at) = volume.host_path.as_ref().filter(|_| name != "cgroup") {
             let path = self.node.at(&at.path);
             if !path.exists() {
@@ -130,7 +130,7 @@ impl<'a> Pod<'a> {
             }
             return path;
         }
-        let path = self.folder.join("volumes").join(name);
+        let path = self.directory.join("volumes").join(name);
         if !path.exists() {
             fs::create_dir_all(&path).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
@@ -146,7 +146,7 @@ impl<'a> Pod<'a> {
         all.find(|container| container.name == name).unwrap()
     }
 
-    /// Replaces a word of a container's command.
+    /// Replaces an argument in a container's command.
     pub fn replace(&mut self, container: &str, old: &str, new: &[&str]) {
         let command = self.container(container).command.as_mut().unwrap();
         let at = command.iter().position(|word| word == old);
@@ -154,7 +154,7 @@ impl<'a> Pod<'a> {
         command.splice(at..=at, new.iter().map(|word| (*word).to_owned()));
     }
 
-    /// Takes a mount from a container.
+    /// Removes a mount from a container.
     pub fn unmount(&mut self, container: &str, path: &str) {
         let mounts = self.container(container).volume_mounts.as_mut().unwrap();
         let before = mounts.len();
@@ -162,7 +162,7 @@ impl<'a> Pod<'a> {
         assert_eq!(mounts.len() + 1, before, "{path}");
     }
 
-    /// Takes all mounts of the node's file system from a container.
+    /// Removes all mounts of the node's file system from a container.
     pub fn unmount_host(&mut self, container: &str) {
         let mounts = self.container(container).volume_mounts.as_mut().unwrap();
         let before = mounts.len();
@@ -170,9 +170,9 @@ impl<'a> Pod<'a> {
         assert!(mounts.len() < before, "{container}");
     }
 
-    /// The container as `podman run` is told it.
+    /// The name of the container and the `podman run` command for it.
     fn command(&self, container: &Container) -> (String, Command) {
-        // One that names no command runs what its image does.
+        // A container without a command runs the entrypoint of its image.
         let entry = "/libvirt-kvm-init".to_owned();
         let (image, command) = match &container.command {
             Some(command) => (&self.libvirt, command),
@@ -186,7 +186,7 @@ impl<'a> Pod<'a> {
         ] {
             podman.args(on.unwrap_or(false).then_some(option));
         }
-        rights(container, &mut podman);
+        set_privileges(container, &mut podman);
         for mount in container.volume_mounts.iter().flatten() {
             podman.arg("-v").arg(self.mount(mount));
         }
@@ -199,7 +199,7 @@ impl<'a> Pod<'a> {
         (name, podman)
     }
 
-    /// What a container gets of the config map of options, as a whole or key by key.
+    /// The variables that a container gets from the config map of options, as a whole or by key.
     fn variables(&self, container: &Container) -> Vec<(String, &str)> {
         const MAP: &str = "libvirt-kvm-init";
         let mut found = Vec::new();
@@ -227,7 +227,7 @@ impl<'a> Pod<'a> {
         let mut source = self.volume(&mount.name);
         if let Some(inner) = &mount.sub_path {
             source.push(inner);
-            // So the kubelet does, too.
+            // The kubelet creates a missing path as a directory, too.
             if !source.exists() {
                 fs::create_dir_all(&source).unwrap();
             }
@@ -245,26 +245,28 @@ impl<'a> Pod<'a> {
     }
 
     fn termination_log(&self, container: &Container) -> String {
-        let file = self.folder.join(format!("{}.termination", container.name));
+        let file = self
+            .directory
+            .join(format!("{}.termination", container.name));
         fs::write(&file, "").unwrap();
         let at = container.termination_message_path.as_deref();
         let at = at.unwrap_or("/dev/termination-log");
         format!("{}:{at}", file.display())
     }
 
-    /// Runs the libvirt container to its end.
+    /// Runs the libvirt container and waits until it ends.
     pub fn libvirt(&self) -> Ended {
         self.ended(&self.spec.containers[0])
     }
 
-    /// Runs an init container to its end.
+    /// Runs an init container and waits until it ends.
     pub fn step(&self, name: &str) -> Ended {
         let mut steps = self.spec.init_containers.iter().flatten();
         let step = steps.find(|step| step.name == name);
         self.ended(step.unwrap_or_else(|| panic!("no init container {name}")))
     }
 
-    /// Runs a container to its end.
+    /// Runs a container and waits until it ends.
     pub fn ended(&self, container: &Container) -> Ended {
         let began = Instant::now();
         let (name, mut podman) = self.command(container);
@@ -282,8 +284,8 @@ impl<'a> Pod<'a> {
         }
     }
 
-    /// Runs the init containers one after the other, until one fails. The one that waits for other
-    /// services is left out: there is no cluster.
+    /// Runs the init containers one after the other until one fails. Skips the one that waits for other services, since
+    /// there is no cluster.
     pub fn init(&self) -> Result<(), (String, Ended)> {
         let steps = self.spec.init_containers.iter().flatten();
         for step in steps.filter(|step| step.name != "init") {
@@ -295,11 +297,11 @@ impl<'a> Pod<'a> {
         Ok(())
     }
 
-    /// Starts the libvirt container, and waits until its libvirtd answers.
+    /// Starts the libvirt container and waits until its libvirtd accepts connections.
     pub fn start(&mut self) {
         assert!(self.main.is_none());
         let (name, mut command) = self.command(&self.spec.containers[0]);
-        self.guest.messages = self.folder.join(format!("{name}.log"));
+        self.guest.messages = self.directory.join(format!("{name}.log"));
         let log = fs::File::create_new(&self.guest.messages).unwrap();
         let _ = fs::remove_file(self.guest.socket());
         let began = Instant::now();
@@ -312,20 +314,23 @@ impl<'a> Pod<'a> {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        eprintln!("{name}: libvirtd answers after {:.1?}", began.elapsed());
+        eprintln!("{name}: libvirtd is ready after {:.1?}", began.elapsed());
         self.main = Some((name, running));
     }
 
-    /// Ends the libvirt container.
+    /// Stops the libvirt container.
     pub fn stop(&mut self) {
-        let (name, running) = self.main.take().expect("it runs");
+        let (name, running) = self.main.take().expect("the libvirt container is running");
         ok(self.node.podman("stop").args(["--time=10", &name]));
         running.end();
     }
 
-    /// `kubectl exec` in the libvirt container.
+    /// Runs a command in the libvirt container, like `kubectl exec`.
     pub fn exec(&self, words: &[&str]) -> (i32, String, String) {
-        let (name, _) = self.main.as_ref().expect("it runs");
+        let (name, _) = self
+            .main
+            .as_ref()
+            .expect("the libvirt container is running");
         run(self.node.podman("exec").arg(name).args(words))
     }
 
@@ -344,7 +349,7 @@ pub fn script(file: &str, path: &str) -> String {
     values.pointer(path).unwrap().as_str().unwrap().to_owned()
 }
 
-/// What config maps and secrets contain.
+/// Fills a volume with the content of its config map or secret.
 fn fill(volume: &Volume, path: &Path) {
     let libvirt = format!(
         "#!/bin/sh\nset -ex\n{}\nPATH=/opt/libvirt/bin:/usr/local/bin \
@@ -366,7 +371,7 @@ fn fill(volume: &Volume, path: &Path) {
     let config = volume.config_map.as_ref().and_then(|it| it.default_mode);
     let secret = volume.secret.as_ref().and_then(|it| it.default_mode);
     let mode = config.or(secret).unwrap_or(0o644);
-    // As the kubelet does it, so that all of it can be replaced at once.
+    // The kubelet uses this layout to replace the whole content atomically.
     fs::create_dir(path.join("..2026")).unwrap();
     symlink("..2026", path.join("..data")).unwrap();
     for (name, text) in files {
@@ -378,8 +383,8 @@ fn fill(volume: &Volume, path: &Path) {
     }
 }
 
-/// Whom the container runs as, and what it may do.
-fn rights(container: &Container, podman: &mut Command) {
+/// Sets the user and the privileges of a container.
+fn set_privileges(container: &Container, podman: &mut Command) {
     let context = container.security_context.clone().unwrap_or_default();
     let user = context.run_as_user.unwrap_or(0);
     podman.args(["--user", &user.to_string()]);

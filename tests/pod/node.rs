@@ -1,5 +1,5 @@
-//! The node: a /dev, a root file system to mount into containers, and a podman that leaves nothing
-//! behind.
+//! A node for tests: a /dev, a root file system to mount into containers, and a podman whose storage is removed with
+//! the test.
 
 use std::cell::Cell;
 use std::fs;
@@ -20,11 +20,11 @@ use support::{
 
 pub const DEVICE: &str = "/dev/kvm";
 
-/// Ends the containers that a test left behind, and itself, when its standard input ends. Until then it
-/// reaps at once whatever loses its parent: libvirt waits for the QEMUs that it asks what they can do.
+/// The init of the PID namespace. When its standard input is closed it ends, and with it the remaining containers of
+/// the test. It reaps orphans immediately, since libvirt waits for the QEMU processes that it probes.
 const INIT: &str = "mount -t proc proc /proc; echo up; exec 3<&0; (read -r _ <&3) & wait $!";
 
-/// What the containers of a test run on.
+/// The node on which the containers of a test run.
 pub struct Node {
     root: PathBuf,
     init: Child,
@@ -36,14 +36,14 @@ pub struct Node {
 }
 
 impl Node {
-    /// With a device that its udev has given to `NODE`. Only inside `in_namespace`.
+    /// A node whose device has the GID `NODE`. Only inside `in_namespace`.
     pub fn new() -> Self {
         Self::prepare(None, guest::accounts())
     }
 
-    /// The same, with a real udevd that follows the distribution's rules.
+    /// A node with a real udevd and the distribution's rules.
     pub fn with_udevd() -> Self {
-        // Before udevd's own files stand in place of the machine's.
+        // Read the accounts before udevd's files are mounted over those of the machine.
         let accounts = guest::accounts();
         let (group, passwd) = (
             format!("root:x:0:\nkvm:x:{NODE}:\n"),
@@ -69,7 +69,7 @@ impl Node {
 
         fs::write(scratch().join("containers.conf"), containers_conf()).unwrap();
 
-        // What is started from here on is in a PID namespace of its own; the first is its init.
+        // Processes started from here on are in a new PID namespace; the first is its init.
         unshare(CloneFlags::CLONE_NEWPID).expect("unshare(CLONE_NEWPID)");
         let mut init = Command::new("sh")
             .args(["-c", INIT])
@@ -83,7 +83,7 @@ impl Node {
         ok(Command::new("mount")
             .args(["--rbind", "/dev"])
             .arg(root.join("dev")));
-        // Mounts of the node reach the containers that ask for them, and back, but not the machine.
+        // Mounts propagate between the node and containers that request it, but not to the machine.
         ok(Command::new("mount").arg("--make-rshared").arg(scratch()));
         let own = scratch();
         let cgroup = format!("/libvirt-kvm-init{}", own.file_name().unwrap().display());
@@ -101,12 +101,12 @@ impl Node {
         }
     }
 
-    /// Where something of the node's file system is.
+    /// The path of a file in the node's file system.
     pub fn at(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
 
-    /// The node handles an event of the device.
+    /// Lets the node handle a udev event of the device.
     pub fn event(&self) {
         match &self.udev {
             Some((oracle, _)) => oracle.trigger("add"),
@@ -114,7 +114,7 @@ impl Node {
         }
     }
 
-    /// Does the same 200 ms after `note` has come into being, whatever happens meanwhile.
+    /// Does the same in the background, 200 ms after the file `note` is created.
     pub fn answers(&self, note: &Path) -> Running {
         let answer = match &self.udev {
             Some((oracle, _)) => {
@@ -132,25 +132,25 @@ impl Node {
         Running::start(Command::new("timeout").args(words).arg(note))
     }
 
-    /// One of podman's commands.
-    pub fn podman(&self, verb: &str) -> Command {
+    /// A podman command.
+    pub fn podman(&self, subcommand: &str) -> Command {
         let own = scratch().join("podman");
         let mut command = Command::new("timeout");
         command.args(["-k", "5", "120", "podman", "--log-level=error"]);
-        for (option, folder) in [
+        for (option, directory) in [
             ("--root", "root"),
             ("--runroot", "run"),
             ("--tmpdir", "tmp"),
         ] {
-            command.arg(option).arg(own.join(folder));
+            command.arg(option).arg(own.join(directory));
         }
         command.args(["--storage-driver=vfs", "--runtime=runc"]);
-        command.args(["--cgroup-manager=cgroupfs", verb]);
+        command.args(["--cgroup-manager=cgroupfs", subcommand]);
         command.env("CONTAINERS_CONF", scratch().join("containers.conf"));
         command
     }
 
-    /// `podman run` with the options that all containers have, the container's name, and its root.
+    /// `podman run` with the options of all containers, the container's name, and its root.
     pub fn run(&self, name: &str, image: &Image) -> (Command, String, PathBuf) {
         let number = self.containers.get() + 1;
         self.containers.set(number);
@@ -171,7 +171,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.udev = None;
-        let _ = self.init.wait(); // closes its standard input first; all in its namespace end with it
+        let _ = self.init.wait(); // closes its standard input first; all processes of the namespace end with it
         for controller in fs::read_dir("/sys/fs/cgroup")
             .into_iter()
             .flatten()
@@ -192,8 +192,8 @@ fn remove_cgroup(cgroup: &Path) {
     let _ = fs::remove_dir(cgroup);
 }
 
-/// A command on the node, ended with the value. The namespace's init can only end when the test has waited
-/// for all that it has started itself.
+/// A command on the node, killed on drop. The namespace's init can only end after the test has waited for all
+/// processes that it started.
 pub struct Running(Child);
 
 impl Running {
@@ -201,12 +201,12 @@ impl Running {
         Self(command.stdin(Stdio::null()).spawn().unwrap())
     }
 
-    /// Whether it has ended, and how.
+    /// The exit status, if the command has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.0.try_wait().unwrap()
     }
 
-    /// Waits for its end.
+    /// Waits until the command ends.
     pub fn end(mut self) -> ExitStatus {
         self.0.wait().unwrap()
     }
@@ -225,13 +225,13 @@ fn debian() -> RuleSet {
     rule_sets::set("Debian", vec![("usr/lib/udev/rules.d", stock)])
 }
 
-/// The node's root file system; its /dev is not mounted yet. Where there is a udevd, it sees its files here.
+/// Creates the node's root file system; its /dev is not mounted yet. With a udevd, it contains udevd's files.
 fn node_root(udevd: bool) -> PathBuf {
     let host = Tree::host(NODE);
     if udevd {
-        for folder in ["etc", "usr/lib/udev/rules.d"] {
-            host.dir(folder);
-            bind(&Path::new("/").join(folder), &host.at(folder));
+        for directory in ["etc", "usr/lib/udev/rules.d"] {
+            host.dir(directory);
+            bind(&Path::new("/").join(directory), &host.at(directory));
         }
     } else {
         fresh_dev();
@@ -242,7 +242,7 @@ fn node_root(udevd: bool) -> PathBuf {
     host.path().to_owned()
 }
 
-/// podman raises limits to what it thinks good, which not every machine's root may.
+/// podman raises resource limits, which root is not allowed to do on every machine; so set the current limits.
 fn containers_conf() -> String {
     let limits = fs::read_to_string("/proc/self/limits").unwrap();
     let hard = |name: &str| {
@@ -257,12 +257,12 @@ fn containers_conf() -> String {
     )
 }
 
-/// What containers are made of: the lower layers of an overlay.
+/// The lower layers of the overlay that is a container's root.
 pub struct Image(String);
 
 impl Image {
-    /// The libvirt image: the machine's own root below the image's accounts, in which kvm is `kvm`, and
-    /// without any of what this project brings.
+    /// The libvirt image: the machine's own root with the accounts of the image over it, and without any files of
+    /// this project.
     pub fn libvirt(node: &Node) -> (Self, Tree) {
         let tree = Tree::new();
         let (group, passwd) = &node.accounts;
@@ -272,7 +272,7 @@ impl Image {
         (Self(format!("{}:/", tree.path().display())), tree)
     }
 
-    /// The project's own image: the program and nothing else, if it is a static one.
+    /// The project's own image: the program alone if it is static, otherwise with the machine's root for its libraries.
     pub fn program() -> Self {
         let tree = Tree::new();
         copy_program(&tree.at("libvirt-kvm-init"));
@@ -282,11 +282,11 @@ impl Image {
         Self(format!("{}{below}", tree.path().display()))
     }
 
-    /// A container's root: a fresh writable layer upon the image.
+    /// Mounts a container's root: a new writable layer over the image.
     fn layer(&self, name: &str) -> PathBuf {
         let own = scratch().join("layers").join(name);
-        for folder in ["upper", "work", "root"] {
-            fs::create_dir_all(own.join(folder)).unwrap();
+        for directory in ["upper", "work", "root"] {
+            fs::create_dir_all(own.join(directory)).unwrap();
         }
         let root = own.join("root");
         let options = format!(
@@ -307,20 +307,20 @@ pub fn written_by(name: &str) -> PathBuf {
     scratch().join("layers").join(name).join("upper")
 }
 
-/// Puts the program under test at a path.
+/// Copies the program under test to a path.
 pub fn copy_program(to: &Path) {
     fs::create_dir_all(to.parent().unwrap()).unwrap();
     fs::copy(program(), to).unwrap();
     fs::set_permissions(to, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Owner, group and mode of the device.
+/// UID, GID and mode of the device.
 pub fn device() -> (u32, u32, u32) {
     let node = fs::metadata(DEVICE).unwrap();
     (node.uid(), node.gid(), node.mode() & 0o7777)
 }
 
-/// Runs `f` on a node of its own.
+/// Runs `f` on a new node.
 pub fn on_a_node(f: impl FnOnce(&Node) + Send) {
     support::in_namespace(|| f(&Node::new()));
 }

@@ -1,6 +1,6 @@
-//! The chart's order of events: the module is loaded anew, the node answers later, the steps run, the
-//! chart's own script takes the device, and libvirtd starts a guest. Then the node handles an event, and
-//! the libvirt container alone is started anew.
+//! Tests in the chart's order of events: the module is reloaded, the node's udev handles the event later, the steps
+//! run, the chart's own script changes the device, and libvirtd starts a guest. Then the node handles a udev event,
+//! and only the libvirt container is restarted.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +15,7 @@ use support::{in_namespace, mknod_kvm, mount_tmpfs};
 
 const NODES: (u32, u32, u32) = (0, NODE, 0o660);
 
-/// As whom QEMU runs in a pod that follows its node.
+/// The identity of QEMU in a pod that follows its node.
 fn aligned() -> Identity {
     Identity {
         uid: NOVA,
@@ -24,7 +24,7 @@ fn aligned() -> Identity {
     }
 }
 
-/// The image's group file, in which only kvm's number is another one.
+/// The image's group file with the node's GID for kvm.
 fn expected(pod: &Pod) -> String {
     let image = pod.image.read("etc/group");
     let old = format!("\nkvm:x:{IMAGE}:nova\n");
@@ -32,16 +32,20 @@ fn expected(pod: &Pod) -> String {
     image.replace(&old, &format!("\nkvm:x:{NODE}:nova\n"))
 }
 
-/// What every way must stand. The init containers have run.
-fn guests_start_whatever_happens(pod: &mut Pod) {
+/// The checks that every way must pass after its init containers have run.
+fn guests_start_after_event_and_restart(pod: &mut Pod) {
     pod.start();
     assert_eq!(pod.guest.starts("after the steps"), aligned());
-    assert_eq!(node::device(), NODES, "the chart's kvm is the node's");
+    assert_eq!(
+        node::device(),
+        NODES,
+        "the chart's kvm must have the node's GID"
+    );
     assert_eq!(pod.group(), expected(pod));
 
     pod.node.event();
     assert_eq!(node::device(), NODES);
-    pod.guest.starts("after an event of the node");
+    pod.guest.starts("after a udev event on the node");
 
     let mounts = pod.spec.containers[0].volume_mounts.iter().flatten();
     let seen = mounts.filter(|mount| mount.mount_path.starts_with(HOST));
@@ -49,7 +53,7 @@ fn guests_start_whatever_happens(pod: &mut Pod) {
         let check = ["libvirt-kvm-init", "check", "--host-root", HOST];
         let (code, stdout, stderr) = pod.exec(&check);
         assert_eq!(code, 0, "{stdout}{stderr}");
-        // Parts of the node are as good as all of it: nothing above them is the node's.
+        // The mounted directories suffice; the rest of the node's root is not mounted.
         let (code, listed, stderr) = pod.exec(&["ls", HOST]);
         assert_eq!((code, listed.as_str()), (0, "etc\nrun\nusr\n"), "{stderr}");
         let report: serde_json::Value = {
@@ -59,7 +63,7 @@ fn guests_start_whatever_happens(pod: &mut Pod) {
         assert_eq!(report["target"]["gid"], NODE, "{report:#}");
         assert_eq!(report["host"]["kvm_gid"], NODE, "{report:#}");
     } else {
-        // PID 1 of this container's namespace is not the node's, so that nothing shows the node here.
+        // PID 1 of the container's PID namespace is not the node's, so the host root cannot be found.
         let (code, stdout, stderr) = pod.exec(&["libvirt-kvm-init", "check"]);
         assert_eq!(code, 0, "{stdout}{stderr}");
         assert!(stdout.contains("host-root-unknown"), "{stdout}");
@@ -73,11 +77,12 @@ fn guests_start_whatever_happens(pod: &mut Pod) {
     );
     assert_eq!(pod.group(), expected(pod));
     pod.node.event();
-    pod.guest.starts("after that and an event of the node");
+    pod.guest
+        .starts("after the restart and a udev event on the node");
     pod.stop();
 }
 
-/// Runs the init containers, while the node answers to the module step.
+/// Runs the init containers, while the node's udev handles the event of the module step.
 fn init(pod: &Pod) {
     let before = fs::metadata(DEVICE).unwrap();
     let answer = pod
@@ -86,46 +91,46 @@ fn init(pod: &Pod) {
     if let Err((step, ended)) = pod.init() {
         panic!("{step}: {ended:?}");
     }
-    assert!(answer.end().success(), "the node's answer");
-    // Where a container's last message goes by default is a file in /dev, which is the node's.
+    assert!(answer.end().success(), "the node's event handling failed");
+    // The default termination message path is in /dev, which is the node's.
     assert!(!Path::new("/dev/termination-log").exists());
     assert_ne!(fs::metadata(DEVICE).unwrap().ino(), before.ino());
 }
 
 #[test]
-fn the_mounted_file() {
+fn guests_start_with_mounted_group_file() {
     let _turn = udevd::turn();
     in_namespace(|| {
         let node = Node::with_udevd();
         let mut pod = Pod::new(&node, "genestack-base-kustomize");
         init(&pod);
         assert_eq!(node::device(), NODES);
-        guests_start_whatever_happens(&mut pod);
+        guests_start_after_event_and_restart(&mut pod);
     });
 }
 
 #[test]
-fn the_entrypoint_wrapper() {
+fn guests_start_with_entrypoint_wrapper() {
     on_a_node(|node| {
         let mut pod = Pod::new(node, "chart-2026.1-exec");
         init(&pod);
-        guests_start_whatever_happens(&mut pod);
+        guests_start_after_event_and_restart(&mut pod);
     });
 }
 
 #[test]
-fn the_daemon_hook() {
+fn guests_start_with_daemon_hook() {
     on_a_node(|node| {
         let mut pod = Pod::new(node, "genestack-talos-values-hooks");
         pod.with_hook();
         init(&pod);
-        guests_start_whatever_happens(&mut pod);
+        guests_start_after_event_and_restart(&mut pod);
     });
 }
 
-/// The step is that which loads the module. It finds the module as it shall be: nothing is loaded here.
+/// The step is the module script. Nested virtualization is already configured, so it loads no module.
 #[test]
-fn the_module_script() {
+fn guests_start_with_module_script() {
     on_a_node(|node| {
         mount_tmpfs(&node.at("run"), "mode=755");
         let pod = &mut Pod::new(node, "genestack-base-values-init-modules");
@@ -141,31 +146,28 @@ fn the_module_script() {
             panic!("{step}: {ended:?}");
         }
         assert_eq!(node::device(), NODES);
-        guests_start_whatever_happens(pod);
+        guests_start_after_event_and_restart(pod);
     });
 }
 
-/// What the patches are for: the chart alone takes the device, and the node's next event takes it back.
+/// The problem that the patches solve: the chart's chown works only until the node's next udev event.
 #[test]
-fn without_a_patch_a_guest_starts_once() {
+fn without_patch_the_next_event_breaks_guests() {
     on_a_node(|node| {
         let mut pod = Pod::new(node, "genestack-base-plain");
         init(&pod);
         pod.start();
-        assert_eq!(
-            pod.guest.starts("the chart has taken the device").gid,
-            IMAGE
-        );
+        assert_eq!(pod.guest.starts("after the chart's chown").gid, IMAGE);
         assert_eq!(node::device(), (0, IMAGE, 0o660));
         node.event();
-        pod.guest.fails("an event of the node has taken it back");
+        pod.guest.fails("after a udev event on the node");
         pod.stop();
     });
 }
 
-/// The module is loaded anew, and its device comes into being, under the step.
+/// The module is reloaded while the step runs, and the step waits for the new device.
 #[test]
-fn the_step_waits_for_the_device() {
+fn step_waits_for_the_device() {
     on_a_node(|node| {
         let pod = Pod::new(node, "genestack-base-kustomize");
         let install = pod.step("libvirt-kvm-init-install");
@@ -182,7 +184,7 @@ fn the_step_waits_for_the_device() {
         assert_eq!(node::device(), NODES);
         assert!(answer.end().success());
         assert_eq!(node::device(), NODES);
-        // By then the node had answered: there was nothing to do but to wait.
+        // udev had handled the event before the step continued, so the step changed nothing.
         assert!(!step.stdout.contains("set-device-owner"), "{step:?}");
     });
 }

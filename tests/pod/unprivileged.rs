@@ -1,4 +1,5 @@
-//! What the step may still do in a container that is not privileged, and what it says it could not prove.
+//! Tests of the step in containers that are not privileged: which changes it can still make, and what it reports
+//! instead of a proof.
 
 use std::path::Path;
 
@@ -13,7 +14,7 @@ use support::set_owner;
 const FILTER: &str = "the cgroup's device filter denies it to this container, which says nothing of \
                       the node: run this step with privileged: true";
 
-/// The patched pod, its step without `privileged` and without these capabilities.
+/// The patched pod, whose step runs without `privileged` and without these capabilities.
 fn without<'a>(node: &'a Node, capabilities: &[&str]) -> Pod<'a> {
     let mut pod = with_step(node);
     let context = pod.container(STEP).security_context.as_mut().unwrap();
@@ -25,12 +26,12 @@ fn without<'a>(node: &'a Node, capabilities: &[&str]) -> Pod<'a> {
     pod
 }
 
-/// The device as the kernel makes it.
+/// Sets the device to the state in which the kernel creates it.
 fn fresh() {
     set_owner(Path::new(DEVICE), 0, 0, 0o600);
 }
 
-/// The step does its work, and says that it could not prove it.
+/// Asserts that the step makes its changes and reports that it could not prove the result.
 fn unproven(pod: &Pod, reason: &str) -> Ended {
     let ended = pod.step(STEP);
     assert_eq!(ended.code, 5, "{ended:?}");
@@ -41,9 +42,9 @@ fn unproven(pod: &Pod, reason: &str) -> Ended {
     ended
 }
 
-/// Owner and mode may be changed; what may not be opened is not the node's fault.
+/// The step can change owner and mode; that it cannot open the device is due to its container, not to the node.
 #[test]
-fn the_containers_device_filter() {
+fn step_under_device_filter_is_unproven() {
     on_a_node(|node| {
         let mut pod = without(node, &[]);
         fresh();
@@ -56,7 +57,7 @@ fn the_containers_device_filter() {
             ended.stdout.contains("cause      device-cgroup"),
             "{ended:?}"
         );
-        // All is right and nothing is left to do: it is still not proven.
+        // With nothing left to change, the result is still not proven.
         let ended = unproven(&pod, FILTER);
         assert!(!ended.stdout.contains("changed"), "{ended:?}");
 
@@ -69,9 +70,9 @@ fn the_containers_device_filter() {
     });
 }
 
-/// Without the right to become QEMU's user nothing is asked.
+/// Without the capabilities to take on the QEMU identity, the step does not open the device.
 #[test]
-fn no_right_to_become_another_user() {
+fn step_without_setuid_and_setgid_is_unproven() {
     on_a_node(|node| {
         let pod = without(node, &["SETUID", "SETGID"]);
         fresh();
@@ -84,9 +85,9 @@ fn no_right_to_become_another_user() {
     });
 }
 
-/// What it may not change it names, and leaves.
+/// The step reports the change that it has no permission for.
 #[test]
-fn no_right_to_give_the_device_away() {
+fn step_without_chown_fails() {
     on_a_node(|node| {
         let denied = "fchownat(/dev/kvm, 0, 108): EPERM";
         for (capabilities, once_right) in [
@@ -95,23 +96,23 @@ fn no_right_to_give_the_device_away() {
         ] {
             let pod = without(node, capabilities);
             fresh();
-            // The pod's file comes first, the device last.
+            // The step writes the pod's group file first and changes the device last.
             let ended = pod.step(STEP);
             assert_eq!(ended.code, 4, "{ended:?}");
             assert!(ended.reason().contains(denied), "{ended:?}");
             assert!(output(&pod).exists());
             assert_eq!(device(), (0, 0, 0o600));
             refuses(&pod, 4, "run this step as root with CAP_CHOWN");
-            // The node has done it: there is nothing to change.
+            // After a udev event nothing is left to change.
             node.event();
             unproven(&pod, once_right);
         }
     });
 }
 
-/// Not even root: what is right already is seen, and no more.
+/// As another user than root, the step can only confirm a state that is already right.
 #[test]
-fn another_user_than_root() {
+fn step_as_non_root_fails_or_is_unproven() {
     on_a_node(|node| {
         let mut pod = without(node, &["ALL"]);
         let context = pod.container(STEP).security_context.as_mut().unwrap();
