@@ -1,4 +1,4 @@
-//! The kinds of drift, and how long each takes to be healed. Needs a `Scene` in a namespace.
+//! The kinds of drift, and a measurement of the time until each is repaired. Needs a `Scene` in a namespace.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 
 use crate::{KVM, get_xattr, mknod_char, mknod_kvm, set_owner, set_xattr};
 
-/// Longer than what makes an undo a tug-of-war.
+/// Longer than the interval within which `watch` counts a change as an immediate revert.
 pub const PAUSE: Duration = Duration::from_millis(25);
-/// Where the kernel keeps an ACL, and tags of its entries (linux/posix_acl.h).
+/// The extended attribute of an ACL, and tags of its entries (linux/posix_acl.h).
 const ACL: &str = "system.posix_acl_access";
 const OWNING_GROUP: u8 = 4;
 const MASK: u8 = 16;
 const RIGHT: (u32, u32) = (0, 108);
 
-/// Makes the device wrong; the moment at which it was wrong, and there to be mended.
+/// A name, and a function that makes the device wrong and returns the time from which `watch` could repair it.
 pub type Drift = (&'static str, fn() -> Instant);
 
 fn acl(text: &[(u16, u16, u32)]) -> Vec<u8> {
@@ -28,7 +28,7 @@ fn acl(text: &[(u16, u16, u32)]) -> Vec<u8> {
     bytes
 }
 
-/// The mode says rw for the group, and the entry of the owning group says nothing.
+/// Sets an ACL whose mask shows rw as group bits in the mode, while the entry of the owning group grants nothing.
 fn deny_by_acl() -> Instant {
     const NONE: u32 = u32::MAX;
     let entries = [
@@ -51,7 +51,7 @@ fn beside() -> &'static Path {
     Path::new("/dev/.beside")
 }
 
-/// Puts something else in its place for a moment, and then a node as the kernel makes it.
+/// Replaces the device by another file for a moment, and then by a device as the kernel creates it.
 fn replaced_by(make: impl Fn()) -> Instant {
     make();
     fs::rename(beside(), kvm()).unwrap();
@@ -62,7 +62,7 @@ fn replaced_by(make: impl Fn()) -> Instant {
     at
 }
 
-/// /dev/canary must be there.
+/// All kinds of drift. /dev/canary must exist.
 pub const DRIFTS: [Drift; 10] = [
     ("chown", || {
         let at = Instant::now();
@@ -102,7 +102,7 @@ pub const DRIFTS: [Drift; 10] = [
     ("another device in its place, and back", || {
         replaced_by(|| mknod_char(beside(), (1, 3), 0, 0, 0o600))
     }),
-    // drivers/base/devtmpfs.c: rights reset, unlinked, made anew.
+    // drivers/base/devtmpfs.c: owner and mode reset, unlinked, recreated.
     ("as the kernel removes and makes it", || {
         set_owner(kvm(), 0, 0, 0);
         fs::remove_file(KVM).unwrap();
@@ -112,8 +112,8 @@ pub const DRIFTS: [Drift; 10] = [
     }),
 ];
 
-/// QEMU's user can open it by its group: by owner and mode, and, where there is an ACL, by the entry of the owning
-/// group and the mask.
+/// True if the QEMU user can open the device by its group: by owner and mode and, with an ACL, by the entry of the
+/// owning group and the mask.
 pub fn right() -> bool {
     let Ok(meta) = fs::symlink_metadata(KVM) else {
         return false;
@@ -126,7 +126,7 @@ pub fn right() -> bool {
     entries.all(|entry| !matches!(entry[..2], [OWNING_GROUP | MASK, 0]) || entry[2] & 6 == 6)
 }
 
-/// How long from the drift until the state is right, seen by somebody who looks without a pause.
+/// Causes a drift and returns the time until the state is right, measured by polling without a pause.
 pub fn time(drift: fn() -> Instant) -> Option<Duration> {
     let at = drift();
     while !right() {

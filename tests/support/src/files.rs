@@ -1,4 +1,4 @@
-//! Files of the project, and what stat(2), read(2) and getxattr(2) return of a test's own.
+//! Files of the project, and the state of a test's files.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ pub fn read(path: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// Copies a folder with all below it.
+/// Copies a directory recursively.
 pub fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -39,13 +39,13 @@ pub fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Everything that stat(2) and read(2) say of the files below some folders.
+/// The results of stat(2) and read(2) for all files below some directories.
 pub type State = BTreeMap<PathBuf, (String, Vec<u8>)>;
 
-/// The state of these directories and of all below them. Of files of 16 MiB and more the content is left out.
-pub fn state(folders: &[&Path]) -> State {
+/// The state of these directories and everything below them, without the content of files of 16 MiB and more.
+pub fn state(directories: &[&Path]) -> State {
     let mut all = State::new();
-    let mut todo: Vec<_> = folders.iter().map(|path| path.to_path_buf()).collect();
+    let mut todo: Vec<_> = directories.iter().map(|path| path.to_path_buf()).collect();
     while let Some(path) = todo.pop() {
         let Ok(meta) = fs::symlink_metadata(&path) else {
             continue;
@@ -84,24 +84,24 @@ fn facts(meta: &fs::Metadata) -> String {
     )
 }
 
-/// Waits until this is so. The limit is there for a test that hangs.
+/// Waits until the condition is true; panics after a minute.
 #[track_caller]
 pub fn eventually(what: &str, mut is: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(60);
     while !is() {
-        assert!(Instant::now() < end, "not in a minute: {what}");
+        assert!(Instant::now() < end, "not within a minute: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Waits until another process than those that had it open before keeps a file open.
+/// Waits until a process that is not in `before` has the file open.
 pub fn opened_by_another(path: &Path, before: &[u32]) {
     eventually("a process that opens the file", || {
         openers(path).iter().any(|pid| !before.contains(pid))
     });
 }
 
-/// Waits until a process, or a child of it, sleeps in clock_nanosleep(2): so does one that waits for a lock.
+/// Waits until a process or a child of it sleeps in clock_nanosleep(2), as the program does while it waits for a lock.
 pub fn waits_for_lock(pid: u32) {
     let number = nix::libc::SYS_clock_nanosleep.to_string();
     let sleeps = |pid: u32| {
@@ -118,7 +118,7 @@ pub fn waits_for_lock(pid: u32) {
     });
 }
 
-/// The processes that have a file open.
+/// The PIDs of the processes that have a file open.
 pub fn openers(path: &Path) -> Vec<u32> {
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -138,14 +138,14 @@ pub fn owner(path: &Path) -> (u32, u32, u32) {
     (meta.uid(), meta.gid(), meta.mode() & 0o7777)
 }
 
-/// The inode's number.
+/// The inode number.
 pub fn inode(path: &Path) -> u64 {
     fs::symlink_metadata(path).unwrap().ino()
 }
 
-/// The names in a folder, sorted.
-pub fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap();
+/// The names in a directory, sorted.
+pub fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap();
     let mut names: Vec<_> = entries
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
@@ -169,7 +169,7 @@ pub fn make_read_only(target: &Path) {
 /// Sets an extended attribute.
 pub fn set_xattr(path: &Path, name: &str, value: &[u8]) -> std::io::Result<()> {
     let (path, name) = c_strings(path, name);
-    // SAFETY: both strings end in NUL, and the value is as long as the call is told.
+    // SAFETY: both strings end in NUL, and the length passed is the length of the value.
     let done = unsafe {
         libc::setxattr(
             path.as_ptr(),
@@ -186,11 +186,11 @@ pub fn set_xattr(path: &Path, name: &str, value: &[u8]) -> std::io::Result<()> {
     }
 }
 
-/// An extended attribute of at most 4096 bytes; `None` if it is not there.
+/// An extended attribute of at most 4096 bytes; `None` if it does not exist.
 pub fn get_xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
     let (path, name) = c_strings(path, name);
     let mut value = vec![0_u8; 4096];
-    // SAFETY: both strings end in NUL, and the buffer is as long as the call is told.
+    // SAFETY: both strings end in NUL, and the length passed is the length of the buffer.
     let got = unsafe {
         libc::getxattr(
             path.as_ptr(),

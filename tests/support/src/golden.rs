@@ -1,5 +1,5 @@
-//! tests/goldens: for each fixture the DaemonSets as kustomize writes them (`-plain.yaml`), and for each patch
-//! of helm-patch a unified diff to them.
+//! Reads tests/goldens: for each fixture the DaemonSets as kustomize prints them (`-plain.yaml`), and for each patch of
+//! helm-patch a unified diff to them.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{project, yaml};
 
-/// What the chart renders, below tests/fixtures.
+/// The fixtures below tests/fixtures: manifests that the chart renders.
 pub const FIXTURES: [&str; 4] = [
     "genestack/base",
     "genestack/talos",
@@ -15,10 +15,10 @@ pub const FIXTURES: [&str; 4] = [
     "label-overrides",
 ];
 
-/// What is done to it.
+/// A way to patch a fixture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// Nothing: the fixture as kustomize writes it.
+    /// Not patched: the fixture as kustomize prints it.
     Plain,
     /// The Component helm-patch/kustomize.
     Kustomize,
@@ -31,7 +31,6 @@ pub enum Way {
 }
 
 impl Way {
-    /// All of them.
     pub const ALL: [Self; 5] = [
         Self::Plain,
         Self::Kustomize,
@@ -40,7 +39,7 @@ impl Way {
         Self::InitModules,
     ];
 
-    /// What goldens are named by.
+    /// The part of a golden's name for this way.
     pub fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
@@ -51,15 +50,15 @@ impl Way {
         }
     }
 
-    /// The values file that Helm is given for it.
+    /// The Helm values file of this way.
     pub fn values(self) -> Value {
         let name = self.name().strip_prefix("values-");
-        let name = name.unwrap_or_else(|| panic!("{self:?} is no values file"));
+        let name = name.unwrap_or_else(|| panic!("{self:?} has no values file"));
         yaml::parse(&crate::read(&format!("helm-patch/values/{name}.yaml")))
     }
 }
 
-/// The directory that holds them.
+/// The directory tests/goldens.
 pub fn directory() -> PathBuf {
     project("tests/goldens")
 }
@@ -76,7 +75,7 @@ pub fn golden(name: &str) -> String {
     patched(&read(plain), &diff)
 }
 
-/// Applies a unified diff exactly: its line numbers and its context must be those of the text.
+/// Applies a unified diff; its line numbers and context must match the text exactly.
 fn patched(old: &str, diff: &str) -> String {
     let old: Vec<_> = old.split_inclusive('\n').collect();
     let (mut new, mut next) = (String::new(), 0);

@@ -1,4 +1,4 @@
-//! A guest that needs KVM, the accounts of an image, and what a libvirtd makes of both.
+//! A guest that needs KVM, the accounts of an image, and helpers that start the guest with libvirtd.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -8,16 +8,16 @@ use std::time::Instant;
 
 use crate::run;
 
-/// What the node's udev gives the device.
+/// The GID that the node's udev sets on the device.
 pub const NODE: u32 = 108;
-/// What the image calls kvm.
+/// The GID of kvm in the image.
 pub const IMAGE: u32 = 424;
 /// The UID and GID of the image's nova.
 pub const NOVA: u32 = 42424;
-/// The incident.
+/// QEMU's error in the incident.
 pub const ERROR: &str = "Could not access KVM kernel module: Permission denied";
 
-/// No disks and no firmware's wishes. The CPU is one that needs neither vmx nor svm of the machine.
+/// A domain without disks and firmware, and with a CPU model that needs neither vmx nor svm.
 pub const DOMAIN: &str = "<domain type='kvm'>
   <name>guest</name>
   <uuid>6b7ab1f6-0d33-4d4e-9c1a-5b9f2a0c4e11</uuid>
@@ -35,7 +35,7 @@ pub const DOMAIN: &str = "<domain type='kvm'>
 </domain>
 ";
 
-/// The lines of the chart's libvirt.sh that run after every init step.
+/// The commands of the chart's libvirt.sh that run after every init step.
 pub const CHART: &str = "if [ -c /dev/kvm ]; then chmod 660 /dev/kvm; chown root:kvm /dev/kvm; fi";
 
 /// The image's qemu.conf.
@@ -44,8 +44,8 @@ pub const QEMU_CONF: &str =
 /// The image's libvirtd.conf.
 pub const LIBVIRTD_CONF: &str = "auth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\n";
 
-/// The image's group file and passwd file: the distribution's lines stay, for libvirtd looks up its
-/// built-in defaults too.
+/// The image's group file and passwd file. They keep the distribution's lines, since libvirtd also looks up its built-in
+/// default user and group.
 pub fn accounts() -> (String, String) {
     let keep = |file: &str| -> String {
         let text = fs::read_to_string(file).unwrap();
@@ -67,10 +67,10 @@ pub fn accounts() -> (String, String) {
     )
 }
 
-/// Makes the folders `bin` and `drivers`, for PATH and `LIBVIRT_DRIVER_DIR`: the QEMU driver alone, and only
-/// one QEMU to find.
-pub fn only_qemu(folder: &Path) {
-    let (bin, drivers) = (folder.join("bin"), folder.join("drivers"));
+/// Creates the directories `bin` and `drivers`, for PATH and `LIBVIRT_DRIVER_DIR`, with only the QEMU driver and only
+/// one QEMU.
+pub fn only_qemu(directory: &Path) {
+    let (bin, drivers) = (directory.join("bin"), directory.join("drivers"));
     fs::create_dir_all(&bin).unwrap();
     fs::create_dir_all(&drivers).unwrap();
     symlink(
@@ -81,7 +81,7 @@ pub fn only_qemu(folder: &Path) {
     symlink(qemu_driver(), drivers.join("libvirt_driver_qemu.so")).unwrap();
 }
 
-/// libvirt's QEMU driver, where the distribution has put it.
+/// The path of libvirt's QEMU driver in this distribution.
 fn qemu_driver() -> PathBuf {
     ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"]
         .iter()
@@ -90,36 +90,36 @@ fn qemu_driver() -> PathBuf {
         .expect("this tier needs libvirt's QEMU driver, which this machine does not have")
 }
 
-/// With which ids the guest's QEMU runs.
+/// The IDs of the guest's QEMU process.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// All four UIDs.
+    /// The value of all four UIDs.
     pub uid: u32,
-    /// All four GIDs.
+    /// The value of all four GIDs.
     pub gid: u32,
     /// Sorted.
     pub groups: Vec<u32>,
 }
 
-/// The guest of `DOMAIN`, and where its libvirtd is met.
+/// The guest of `DOMAIN`, and the paths of its libvirtd.
 pub struct Guest {
     /// libvirtd's /run/libvirt.
     pub run: PathBuf,
     /// libvirtd's /var/log/libvirt.
     pub logs: PathBuf,
-    /// The file that libvirtd's messages are in.
+    /// libvirtd's log file.
     pub messages: PathBuf,
-    /// The /proc in which libvirtd's PIDs are.
+    /// The /proc of libvirtd's PID namespace.
     pub proc: PathBuf,
 }
 
 impl Guest {
-    /// Where libvirtd is asked.
+    /// libvirtd's socket.
     pub fn socket(&self) -> PathBuf {
         self.run.join("libvirt-sock")
     }
 
-    /// What libvirtd has said.
+    /// The content of libvirtd's log.
     pub fn said(&self) -> String {
         fs::read_to_string(&self.messages).unwrap_or_default()
     }
@@ -141,23 +141,23 @@ impl Guest {
         out
     }
 
-    /// The guest cannot start, for the incident's reason.
+    /// Asserts that the guest fails to start with the error of the incident.
     pub fn fails(&self, when: &str) {
         self.fails_with(ERROR, when);
     }
 
-    /// The guest cannot start, and QEMU says this.
+    /// Asserts that the guest fails to start with this error of QEMU.
     pub fn fails_with(&self, error: &str, when: &str) {
         let (code, _, stderr) = self.virsh(&["start", "guest"]);
         let log = fs::read_to_string(self.logs.join("qemu/guest.log")).unwrap_or_default();
-        assert_ne!(code, 0, "{when}: the guest starts");
+        assert_ne!(code, 0, "{when}: the guest must not start");
         assert!(
             stderr.contains(error) || log.contains(error),
             "{when}: another error\n{stderr}\n{log}"
         );
     }
 
-    /// The guest starts and runs; then it is destroyed. Gives the identity of its QEMU.
+    /// Asserts that the guest starts and runs, destroys it, and returns the identity of its QEMU.
     pub fn starts(&self, when: &str) -> Identity {
         let (code, _, stderr) = self.virsh(&["start", "guest"]);
         assert_eq!(code, 0, "{when}: {stderr}\n{}", self.said());
@@ -170,7 +170,7 @@ impl Guest {
         identity
     }
 
-    /// From the status of the guest's QEMU, by libvirtd's own /proc.
+    /// The identity in /proc/PID/status of the guest's QEMU.
     fn identity(&self) -> Identity {
         let pid = fs::read_to_string(self.run.join("qemu/guest.pid")).unwrap();
         let status = fs::read_to_string(self.proc.join(pid.trim()).join("status")).unwrap();

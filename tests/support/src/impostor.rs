@@ -1,5 +1,5 @@
-//! A process of an unprivileged user that looks like a libvirtd in a container: name, root, files, even the node's
-//! device. What its root shows is root's files, bound there in a user and mount namespace of its own.
+//! A process of an unprivileged user that looks like a libvirtd in a container: name, root, files and the node's device.
+//! The files below its root belong to root; the process bind-mounts them in its own user and mount namespace.
 
 use std::fs;
 use std::io::Read;
@@ -8,10 +8,10 @@ use std::process::{Child, Command, Stdio};
 
 use crate::scratch;
 
-/// The user that it runs as, who owns nothing that a test looks at.
+/// The UID of the impostor, which owns no files of a test.
 pub const UID: u32 = 1_951_600;
 
-/// Made in its own namespaces: `$1` is a directory that it may mount on, `$2` what becomes its group file.
+/// Runs in the impostor's namespaces: `$1` is the directory for its root, `$2` the file to use as its group file.
 const SETUP: &str = r#"
     set -e
     mount -t tmpfs none "$1"
@@ -26,26 +26,25 @@ const SETUP: &str = r#"
     echo 'root:x:0:0::/:/bin/sh' >etc/passwd
     echo 'nova:x:42424:42424::/:/bin/sh' >>etc/passwd
     printf '%s\n' 'user = "nova"' 'group = "+108"' >etc/libvirt/qemu.conf
-    # Root owns the executable, and its name is right.
+    # The executable has the expected name and is owned by root.
     : >app/libvirtd
     mount --bind "$(command -v sleep)" app/libvirtd
     echo up
 "#;
 
-/// It ends with the value.
+/// The running impostor, killed on drop.
 pub struct Impostor {
     child: Child,
     pid: u32,
 }
 
 impl Impostor {
-    /// Starts it with this file as the group file below its root. `enter` is put before its command: how it gets
-    /// into a PID namespace.
+    /// Starts the impostor with this file as its group file. `enter` is a command prefix that enters a PID namespace.
     pub fn start(enter: &[String], group: &Path) -> Self {
         Self::run(enter, group, "")
     }
 
-    /// The same, and another process of its own puts one file after the other in the place of the group file.
+    /// Starts an impostor that has another process repeatedly swap its group file between two files.
     pub fn flipping(enter: &[String], group: &Path, other: &Path) -> Self {
         let flip = format!(
             "(while :; do for file in '{}' '{}'; do
@@ -82,25 +81,27 @@ impl Impostor {
         let pid = loop {
             match named() {
                 Some(pid) => break pid,
-                None if std::time::Instant::now() > end => panic!("the impostor has no name"),
+                None if std::time::Instant::now() > end => {
+                    panic!("the impostor did not start libvirtd")
+                }
                 None => std::thread::sleep(std::time::Duration::from_millis(5)),
             }
         };
         Self { child, pid }
     }
 
-    /// Its process ID in the PID namespace of the test.
+    /// The process ID in the PID namespace of the test.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Its root.
+    /// The root directory, in /proc.
     pub fn root(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root", self.pid))
     }
 }
 
-/// The process of that tree that calls itself libvirtd.
+/// Finds the process named libvirtd among a process and its descendants.
 fn named(pid: u32) -> Option<u32> {
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     if name.trim_end() == "libvirtd" {

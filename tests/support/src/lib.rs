@@ -1,9 +1,9 @@
-//! What the tests and benches share: a private mount namespace with a /dev of its own, trees that stand for a
-//! pod's or a node's file system, the program under test, and the oracles that it is compared with.
+//! Code shared by tests and benches: private mount namespaces with their own /dev, directory trees used as the file
+//! system of a pod or a node, the program under test, and the oracles that it is compared with.
 //!
-//! Each binary that uses it is linked with one build of it. It uses nothing of the library under test.
-#![allow(clippy::disallowed_methods)] // what changes files here changes a test's own
-#![allow(clippy::new_without_default)] // `new` mounts and makes devices
+//! It is built once for all tests and benches and does not use the library under test.
+#![allow(clippy::disallowed_methods)] // these calls change only files of a test
+#![allow(clippy::new_without_default)] // `new` mounts file systems and creates devices
 
 mod files;
 mod limits;

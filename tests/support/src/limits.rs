@@ -1,11 +1,12 @@
-//! What a command has to do without: system calls, memory, its root, capabilities.
+//! Restrictions for a command: failing system calls, limits of memory and processor time, another root, fewer
+//! capabilities.
 #![allow(unsafe_code)]
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-/// Makes a system call answer `errno` in a command: what an older kernel or a runtime's filter does.
+/// Makes a system call fail with `errno` in a command, as an older kernel or a container runtime's filter does.
 pub fn without_call(cmd: &mut Command, call: libc::c_long, errno: i32) -> &mut Command {
     let call = u32::try_from(call).unwrap();
     let errno = u32::try_from(errno).unwrap();
@@ -17,7 +18,7 @@ pub fn without_call(cmd: &mut Command, call: libc::c_long, errno: i32) -> &mut C
         k,
     };
     let filter = [
-        // The number is the first word of struct seccomp_data.
+        // The system call number is the first word of struct seccomp_data.
         step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
         step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, call, 0, 1),
         step(
@@ -51,12 +52,12 @@ pub fn without_call(cmd: &mut Command, call: libc::c_long, errno: i32) -> &mut C
     unsafe { cmd.pre_exec(install) }
 }
 
-/// Bounds the memory that the command may map, in bytes.
+/// Limits the memory that a command can map, in bytes.
 pub fn bounded_memory(cmd: &mut Command, bytes: u64) -> &mut Command {
     limited(cmd, libc::RLIMIT_AS as _, bytes)
 }
 
-/// Kills a command that needs more processor time than reading its input does: 20 s.
+/// Limits the processor time of a command to 20 s, more than reading its input needs.
 pub fn bounded_cpu(cmd: &mut Command) -> &mut Command {
     limited(cmd, libc::RLIMIT_CPU as _, 20)
 }
@@ -67,7 +68,7 @@ fn limited(cmd: &mut Command, resource: u32, most: u64) -> &mut Command {
             rlim_cur: most,
             rlim_max: most,
         };
-        // SAFETY: reads a struct that lives here.
+        // SAFETY: reads a valid local struct.
         match unsafe { libc::setrlimit(resource as _, &raw const limit) } {
             0 => Ok(()),
             _ => Err(std::io::Error::last_os_error()),
@@ -77,7 +78,7 @@ fn limited(cmd: &mut Command, resource: u32, most: u64) -> &mut Command {
     unsafe { cmd.pre_exec(limit) }
 }
 
-/// Makes a command run below another root.
+/// Runs a command with another root directory.
 pub fn below<'a>(cmd: &'a mut Command, root: &Path) -> &'a mut Command {
     let root = root.to_owned();
     let change = move || {
@@ -89,7 +90,7 @@ pub fn below<'a>(cmd: &'a mut Command, root: &Path) -> &'a mut Command {
     unsafe { cmd.pre_exec(change) }
 }
 
-/// Takes a capability from the command for good.
+/// Drops a capability from the bounding set of a command.
 pub fn without_capability(cmd: &mut Command, capability: caps::Capability) -> &mut Command {
     let drop =
         move || caps::drop(None, caps::CapSet::Bounding, capability).map_err(std::io::Error::other);

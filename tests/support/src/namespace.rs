@@ -1,8 +1,8 @@
-//! A private mount namespace for each test, with device nodes of its own.
+//! A private mount namespace with its own devices for each test.
 //!
-//! A test never changes the machine's own /dev/kvm, /etc or libvirt. Everything below happens in a
-//! mount namespace that ends with the closure; trees live on a tmpfs of that namespace, so that
-//! clearing up cannot follow a bind mount out of it.
+//! A test never changes the machine's own /dev/kvm, /etc or libvirt. Everything below happens in a mount namespace that
+//! ends with the closure. Directory trees are on a tmpfs of that namespace, so that cleanup cannot follow a bind mount
+//! out of it.
 
 use std::cell::RefCell;
 use std::ffi::OsString;
@@ -21,15 +21,15 @@ thread_local! {
     static SCRATCH: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
 }
 
-/// Panics with a clear text where root is missing: what decides which tiers run is the runner.
+/// Panics if the test does not run as root: tests/run decides which tiers run, so a test never skips itself.
 pub fn require_root() {
     assert!(
         nix::unistd::geteuid().is_root(),
-        "this tier needs root: run it as root, or leave it out"
+        "this tier needs root: run it as root or skip it"
     );
 }
 
-/// Panics where one of the distribution's commands is missing.
+/// Panics if one of these commands is not installed.
 pub fn require_commands(names: &[&str]) {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path: OsString = [path, OsString::from("/usr/sbin:/sbin")].join(std::ffi::OsStr::new(":"));
@@ -39,32 +39,32 @@ pub fn require_commands(names: &[&str]) {
         .collect();
     assert!(
         missing.is_empty(),
-        "this tier needs {missing:?}, which this machine does not have"
+        "this tier needs these commands, which are not installed: {missing:?}"
     );
 }
 
-/// Panics where a 10:232 node does not lead to a working KVM. Needs `in_namespace`.
+/// Panics if a device 10:232 cannot be opened. Needs `in_namespace`.
 pub fn require_kvm() {
     let node = scratch().join("kvm-probe");
     mknod_kvm(&node, 0, 0, 0o600);
     if let Err(e) = fs::File::options().read(true).write(true).open(&node) {
-        panic!("this tier needs a usable KVM, and opening 10:232 says: {e}");
+        panic!("this tier needs a usable KVM, but opening 10:232 failed: {e}");
     }
     fs::remove_file(&node).unwrap();
 }
 
-/// The distribution's udev, unpacked: in the folder that `KVM_INIT_TEST_UDEV` names, or in
-/// target/oracle, where tests/install puts it.
+/// The directory of the unpacked udev of the distribution: `KVM_INIT_TEST_UDEV`, or the newest in target/oracle, where
+/// tests/install unpacks it.
 pub fn udev_folder() -> Option<PathBuf> {
     let usual = project("target/oracle");
     let unpacked = || fs::read_dir(&usual).into_iter().flatten().flatten();
     let given = std::env::var_os("KVM_INIT_TEST_UDEV").map(PathBuf::from);
-    let folder = given.or_else(|| unpacked().map(|entry| entry.path()).max());
-    folder.filter(|folder| folder.join("bin/udevadm").is_file())
+    let directory = given.or_else(|| unpacked().map(|entry| entry.path()).max());
+    directory.filter(|directory| directory.join("bin/udevadm").is_file())
 }
 
-/// Runs `f` in a thread with a private mount namespace. Commands started from that thread are in it
-/// too; a panic of `f` goes on in the caller.
+/// Runs `f` in a thread with a private mount namespace. Commands started from that thread are in it too; a panic of
+/// `f` is propagated to the caller.
 pub fn in_namespace<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     require_root();
     default_signals();
@@ -97,29 +97,30 @@ pub fn in_namespace<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// A job that a shell or nohup(1) starts in the background ignores these signals, and so would what a test starts.
+/// A job that a shell or nohup(1) starts in the background ignores these signals; the processes of a test would inherit
+/// that.
 #[allow(unsafe_code)]
 fn default_signals() {
     use nix::sys::signal::{SigHandler, Signal, signal};
     for number in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {
-        // SAFETY: installs no handler.
+        // SAFETY: sets the default action and installs no handler.
         unsafe { signal(number, SigHandler::SigDfl) }.unwrap();
     }
 }
 
-/// Whether this thread is in a namespace of its own.
+/// True if this thread runs inside `in_namespace`.
 pub(crate) fn in_a_namespace() -> bool {
     SCRATCH.with_borrow(Option::is_some)
 }
 
-/// The namespace's own folder: a tmpfs that allows device nodes and ends with the namespace.
+/// The namespace's own directory: a tmpfs that allows devices and ends with the namespace.
 pub fn scratch() -> PathBuf {
     SCRATCH
         .with_borrow(Clone::clone)
         .expect("only inside in_namespace")
 }
 
-/// A new empty folder below `scratch()`.
+/// A new empty directory below `scratch()`.
 pub(crate) fn scratch_dir() -> PathBuf {
     tempfile::Builder::new()
         .tempdir_in(scratch())
@@ -127,7 +128,7 @@ pub(crate) fn scratch_dir() -> PathBuf {
         .keep()
 }
 
-/// Mounts a tmpfs on which device nodes work.
+/// Mounts a tmpfs that allows devices.
 pub fn mount_tmpfs(target: &Path, options: &str) {
     mount(
         Some("tmpfs"),
@@ -151,14 +152,14 @@ pub fn bind(source: &Path, target: &Path) {
     .unwrap_or_else(|e| panic!("bind {} on {}: {e}", source.display(), target.display()));
 }
 
-/// The same with all that is mounted below.
+/// Bind-mounts `source` on `target` with all mounts below it.
 pub fn bind_all(source: &Path, target: &Path) {
     let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
     mount(Some(source), target, None::<&str>, flags, None::<&str>)
         .unwrap_or_else(|e| panic!("bind {} on {}: {e}", source.display(), target.display()));
 }
 
-/// Takes everything that is mounted on `target` out of this namespace.
+/// Unmounts everything on `target` in this namespace.
 pub fn detach(target: &Path) {
     loop {
         match umount2(target, MntFlags::MNT_DETACH) {
@@ -169,8 +170,8 @@ pub fn detach(target: &Path) {
     }
 }
 
-/// Replaces /dev by an own one with the nodes that programs expect, and without /dev/kvm. The old one is
-/// detached first: libvirt looks for what is mounted below /dev, and would find it below ours.
+/// Replaces /dev by a new one with the devices that programs expect, and without /dev/kvm. Detaches the old one first,
+/// since libvirt searches for mounts below /dev and would find the old ones.
 pub fn fresh_dev() {
     assert!(in_a_namespace(), "only inside in_namespace");
     let dev = Path::new("/dev");
@@ -210,19 +211,19 @@ pub fn fresh_dev() {
     }
 }
 
-/// Makes a character device with exactly these owners and this mode.
+/// Creates a character device with exactly this owner, group and mode.
 pub fn mknod_char(path: &Path, (major, minor): (u64, u64), uid: u32, gid: u32, mode: u32) {
     mknod(path, SFlag::S_IFCHR, Mode::empty(), makedev(major, minor))
         .unwrap_or_else(|e| panic!("mknod {}: {e}", path.display()));
     set_owner(path, uid, gid, mode);
 }
 
-/// Makes a KVM node, 10:232.
+/// Creates a KVM device, 10:232.
 pub fn mknod_kvm(path: &Path, uid: u32, gid: u32, mode: u32) {
     mknod_char(path, (10, 232), uid, gid, mode);
 }
 
-/// chown, then chmod, as udev does.
+/// Calls chown, then chmod, as udev does.
 pub fn set_owner(path: &Path, uid: u32, gid: u32, mode: u32) {
     chown(path, Some(uid), Some(gid)).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();

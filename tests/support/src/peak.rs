@@ -1,6 +1,5 @@
-//! Peak memory, as the kernel tells it of a process that is about to end: VmHWM of /proc/PID/status, of the process
-//! that was started or the worker that it supervises, which has more. What wait4(2) gives would count whoever started
-//! it as well.
+//! Measures peak memory: VmHWM in /proc/PID/status of a process that is about to end, the larger one of the started
+//! process and the worker that it supervises. The value of wait4(2) would include the process before its exec.
 
 use std::fs;
 use std::path::Path;
@@ -11,22 +10,22 @@ use std::time::{Duration, Instant};
 
 use crate::{Run, Scene, command, go, is_release, program, scratch};
 
-/// What `apply` and `watch` may need at most where files are of ordinary size, in KiB. It is asserted of
-/// the release binary alone, which is the one that KVM_INIT_TEST_BIN names.
+/// Limit in KiB for `apply` and `watch` with files of ordinary size. It is asserted only for the release binary, set by
+/// KVM_INIT_TEST_BIN.
 pub const AT_MOST: u64 = 3 * 1024;
 
-/// A run that was measured.
+/// A measured run.
 pub struct Measured {
-    /// What it came to.
+    /// Exit code and output.
     pub run: Run,
-    /// Its peak in KiB.
+    /// Peak memory in KiB.
     pub peak: u64,
-    /// What strace wrote.
+    /// The output of strace.
     pub trace: String,
 }
 
-/// Runs `of` below strace, which records `calls` and holds it up for a moment where it ends. `more` sets what it
-/// runs with.
+/// Runs `of` under strace, which logs `calls` and delays exit_group(2), so that /proc can be read. `more` configures
+/// the command.
 pub fn measured(of: &Command, calls: &str, more: impl FnOnce(&mut Command)) -> Measured {
     let (pid, log) = (scratch().join("pid"), scratch().join("calls"));
     let _ = fs::remove_file(&pid);
@@ -64,8 +63,8 @@ pub fn measured(of: &Command, calls: &str, more: impl FnOnce(&mut Command)) -> M
         is_over.store(true, Ordering::Relaxed);
         (run, watcher.join().unwrap())
     });
-    assert!(peak > 0, "it was not seen: {run}");
-    // strace ends a moment after what it traced.
+    assert!(peak > 0, "no VmHWM could be read: {run}");
+    // strace ends shortly after the traced process.
     let end = Instant::now() + Duration::from_secs(5);
     let last = format!("{} ", number());
     let read = || fs::read_to_string(&log).unwrap_or_default();
@@ -77,7 +76,7 @@ pub fn measured(of: &Command, calls: &str, more: impl FnOnce(&mut Command)) -> M
     Measured { run, peak, trace }
 }
 
-/// The shell and strace were the same process before.
+/// The peak, if the process has executed the program: before, the same process ran the shell and strace.
 fn of_program(status: &str) -> Option<u64> {
     let name = program().file_name()?.to_str()?.get(..15)?.to_owned();
     let field = |key: &str| {
@@ -92,8 +91,8 @@ fn of_program(status: &str) -> Option<u64> {
     hwm.strip_suffix(" kB")?.parse().ok()
 }
 
-/// Makes the files of a node and a pod as large as those of a machine that is in use: accounts, the
-/// commented qemu.conf of the distribution, and 80 files of rules.
+/// Makes the files of a node and a pod as large as those of a machine in use: accounts, the distribution's commented
+/// qemu.conf, and 80 rules files.
 pub fn ordinary(scene: &Scene) {
     let lines = |line: &dyn Fn(u32) -> String| (0..80).map(line).collect::<String>();
     let groups = lines(&|n| format!("service{n}:x:{}:\n", 900 + n));
@@ -127,12 +126,12 @@ pub fn ordinary(scene: &Scene) {
         .file("usr/lib/udev/rules.d/50-udev-default.rules", stock);
 }
 
-/// Prints a peak, and holds it to the bound.
+/// Prints a peak and asserts the limit.
 pub fn bounded(what: &str, peak: u64) {
     let bound = if is_release() {
         "at most 3072"
     } else {
-        "no bound for a build that is no release"
+        "no limit for a debug build"
     };
     println!("{what}: peak {peak} KiB (VmHWM), {bound}");
     assert!(!is_release() || peak <= AT_MOST, "{what}: {peak} KiB");

@@ -1,10 +1,10 @@
-//! A small generator for drawn tests (xorshift64*): the same draws in every run.
+//! A small random number generator for tests (xorshift64*) with the same sequence in every run.
 
-/// Its state, which must not be 0.
+/// The state of the generator, which must not be 0.
 pub struct Random(pub u64);
 
 impl Random {
-    /// A number below `bound`.
+    /// A random number below `bound`.
     pub fn below(&mut self, bound: usize) -> usize {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -13,12 +13,12 @@ impl Random {
         usize::try_from(high).unwrap() % bound
     }
 
-    /// One of them.
+    /// A random element.
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())]
     }
 
-    /// True in `percent` of a hundred cases.
+    /// True with a probability of `percent` %.
     pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }

@@ -1,8 +1,8 @@
-//! Rule sets for the comparison with a real udevd.
+//! Sets of udev rules for the comparison with a real udevd.
 
 use std::fmt;
 
-/// Where rules are, below the root.
+/// The rules directories, relative to the root.
 pub const FOLDERS: [&str; 4] = [
     "etc/udev/rules.d",
     "run/udev/rules.d",
@@ -10,15 +10,15 @@ pub const FOLDERS: [&str; 4] = [
     "usr/lib/udev/rules.d",
 ];
 
-/// The groups of the node.
+/// The node's group file.
 pub const GROUP: &str = "root:x:0:\ntty:x:5:\ndisk:x:6:\nkvm:x:108:\nqemu:x:107:\n\
     big:x:929292:\n0109:x:209:\n110:x:210:\n65535:x:211:\ninvalid:x:65535:\n[x]:x:212:\n\
     with space:x:213:\nnogroup:x:65534:\n";
-/// Its users.
+/// The node's passwd file.
 pub const PASSWD: &str = "root:x:0:0::/:/bin/sh\nqemu:x:107:107::/:/bin/sh\n\
     nobody:x:65534:65534::/:/bin/sh\n";
 
-/// What stands at a path.
+/// The content of a path.
 pub enum Content {
     /// A file.
     Text(Vec<u8>),
@@ -26,25 +26,25 @@ pub enum Content {
     Link(&'static str),
     /// A directory.
     Folder,
-    /// In this folder, all that the distribution's package has.
+    /// A directory with all rules files of the distribution's package.
     Stock,
 }
 
-/// A path below the root and what stands there.
+/// A path below the root and its content.
 pub struct Entry {
     /// Without a leading slash.
     pub path: String,
-    /// What stands there.
+    /// The content of the path.
     pub content: Content,
 }
 
 /// The rules of a node.
 pub struct RuleSet {
-    /// What a failed comparison calls it.
+    /// The name, printed when a comparison fails.
     pub name: String,
-    /// The files that hold rules.
+    /// The rules files.
     pub files: Vec<Entry>,
-    /// Whether the forecast may say that it cannot tell.
+    /// True if the prediction may be unclear.
     pub may_be_unclear: bool,
 }
 
@@ -64,7 +64,7 @@ impl fmt::Display for RuleSet {
     }
 }
 
-/// A set that the forecast must be clear about.
+/// A set for which the prediction must be clear.
 pub fn set(name: &str, files: Vec<(&str, Content)>) -> RuleSet {
     let entry = |(path, content): (&str, Content)| Entry {
         path: path.to_owned(),
@@ -77,14 +77,14 @@ pub fn set(name: &str, files: Vec<(&str, Content)>) -> RuleSet {
     }
 }
 
-/// A file of this text.
+/// A file with this text.
 pub fn text(text: impl AsRef<[u8]>) -> Content {
     Content::Text(text.as_ref().to_vec())
 }
 
 const ETC: &str = "etc/udev/rules.d/99-x.rules";
 const USR: &str = "usr/lib/udev/rules.d";
-/// The lines of Fedora's stock rules that matter here.
+/// The relevant lines of Fedora's stock rules.
 pub const FEDORA: &str = "ACTION!=\"add\", GOTO=\"default_end\"\n\
     SUBSYSTEM==\"misc\", KERNEL==\"tun\", MODE=\"0666\", OPTIONS+=\"static_node=net/tun\"\n\
     KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0666\", OPTIONS+=\"static_node=kvm\"\n\
@@ -93,10 +93,10 @@ pub const FEDORA: &str = "ACTION!=\"add\", GOTO=\"default_end\"\n\
 pub const GENESTACK: &str = "KERNEL==\"kvm\", GROUP=\"929292\", MODE=\"0660\"\n";
 /// Kolla's rule.
 pub const KOLLA: &str = "KERNEL==\"kvm\", GROUP=\"42427\", MODE=\"0660\"\n";
-/// Debian's line.
+/// Debian's rule.
 pub const K: &str = "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
 
-/// What distributions and people write, and every corner that is known.
+/// Rules of distributions and administrators, and all known edge cases.
 pub fn written() -> Vec<RuleSet> {
     let mut sets = vec![
         set("no rules", vec![]),
@@ -154,7 +154,7 @@ pub fn written() -> Vec<RuleSet> {
             ],
         ),
         set(
-            "stock, masked by a link to a folder",
+            "stock, masked by a link to a directory",
             vec![
                 (USR, Content::Stock),
                 (
@@ -164,7 +164,7 @@ pub fn written() -> Vec<RuleSet> {
             ],
         ),
         set(
-            "stock, masked by a folder",
+            "stock, masked by a directory",
             vec![
                 (USR, Content::Stock),
                 ("etc/udev/rules.d/50-udev-default.rules", Content::Folder),
@@ -192,7 +192,7 @@ pub fn written() -> Vec<RuleSet> {
             ],
         ),
         set(
-            "the mask itself is masked by something stronger",
+            "the mask is masked in a directory of higher precedence",
             vec![
                 ("usr/lib/udev/rules.d/50-a.rules", text(FEDORA)),
                 ("run/udev/rules.d/50-a.rules", text("")),
@@ -200,7 +200,7 @@ pub fn written() -> Vec<RuleSet> {
             ],
         ),
         set(
-            "order is by name, not by folder",
+            "order is by name, not by directory",
             vec![
                 (
                     "usr/lib/udev/rules.d/99-z.rules",
@@ -221,7 +221,7 @@ pub fn written() -> Vec<RuleSet> {
             ],
         ),
         set(
-            "names that are none",
+            "files that are not rules files by name",
             vec![
                 ("etc/udev/rules.d/99-x.rule", text(K)),
                 ("etc/udev/rules.d/.99-x.rules", text(K)),
@@ -230,7 +230,7 @@ pub fn written() -> Vec<RuleSet> {
             ],
         ),
         set(
-            "a mask of blanks is none",
+            "a file with only a newline is not a mask",
             vec![
                 (USR, Content::Stock),
                 ("etc/udev/rules.d/50-udev-default.rules", text("\n")),
@@ -297,7 +297,7 @@ pub fn written() -> Vec<RuleSet> {
     sets
 }
 
-/// Put together from parts that matter, always the same.
+/// Random rule sets from relevant parts, the same in every run.
 pub fn random(count: usize) -> Vec<RuleSet> {
     let mut dice = Dice(0x6b76_6d21);
     (0..count)
@@ -458,7 +458,7 @@ fn random_set(number: usize, dice: &mut Dice) -> RuleSet {
     let labels = ["one", "two"];
     let names = ["50-a.rules", "60-b.rules", "99-x.rules"];
     let mut files = Vec::new();
-    for folder in FOLDERS {
+    for directory in FOLDERS {
         for name in names {
             if dice.below(4) > 0 {
                 continue;
@@ -487,7 +487,7 @@ fn random_set(number: usize, dice: &mut Dice) -> RuleSet {
                 1 => Content::Link("/dev/null"),
                 _ => text(body),
             };
-            let path = format!("{folder}/{name}");
+            let path = format!("{directory}/{name}");
             files.push(Entry { path, content });
         }
     }

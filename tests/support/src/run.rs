@@ -1,24 +1,23 @@
-//! The program under test, commands, and what they come to.
+//! The program under test, commands, and their results.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The program under test: `KVM_INIT_TEST_BIN` (a release or static build), or the one that cargo has built and
-/// names to tests and benches.
+/// The program under test: `KVM_INIT_TEST_BIN` (a release or static build), or the build of cargo, whose path cargo
+/// passes to tests and benches.
 pub fn program() -> PathBuf {
     let names = ["KVM_INIT_TEST_BIN", "CARGO_BIN_EXE_libvirt-kvm-init"];
     let path = names.into_iter().find_map(std::env::var_os);
-    path.expect("neither KVM_INIT_TEST_BIN nor cargo names the program to test")
+    path.expect("no program to test: set KVM_INIT_TEST_BIN or run the test with cargo")
         .into()
 }
 
-/// Whether the program under test is one that `KVM_INIT_TEST_BIN` names: a release build, which alone is held to
-/// bounds of memory and processor time.
+/// True if `KVM_INIT_TEST_BIN` is set: only a release build must meet the limits of memory and processor time.
 pub fn is_release() -> bool {
     std::env::var_os("KVM_INIT_TEST_BIN").is_some()
 }
 
-/// Runs a command to its end: exit code (128 + the signal's number if one ended it), stdout, stderr.
+/// Runs a command to its end; returns the exit code (128 + signal number if a signal ended it), stdout and stderr.
 pub fn run(cmd: &mut Command) -> (i32, String, String) {
     use std::os::unix::process::ExitStatusExt;
     let out = cmd
@@ -37,25 +36,25 @@ pub fn run(cmd: &mut Command) -> (i32, String, String) {
     )
 }
 
-/// Runs a command that must succeed, and gives its stdout.
+/// Runs a command that must succeed and returns its stdout.
 pub fn ok(cmd: &mut Command) -> String {
     let (code, stdout, stderr) = run(cmd);
     assert_eq!(code, 0, "{cmd:?}\n{stdout}{stderr}");
     stdout
 }
-/// `apply` without any option, in an environment without any variable but PATH.
+/// `apply` without options, in an environment with PATH only.
 pub fn apply() -> Command {
     command(&program(), &["apply"])
 }
 
-/// A verb of the program for this pod on this node.
+/// A command of the program for this pod on this node.
 pub fn verb(verb: &str, pod: &Path, node: &Path) -> Command {
     let mut cmd = command(&program(), &[verb, "--root"]);
     cmd.arg(pod).arg("--host-root").arg(node);
     cmd
 }
 
-/// A command in an environment without any variable but PATH.
+/// A command in an environment with PATH only.
 pub fn command(path: &Path, args: &[&str]) -> Command {
     let mut cmd = Command::new(path);
     cmd.args(args).env_clear().env("PATH", PATH);
@@ -64,20 +63,20 @@ pub fn command(path: &Path, args: &[&str]) -> Command {
 
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Run {
-    /// The exit code, or 128 + the number of the signal that ended it.
+    /// The exit code, or 128 + signal number if a signal ended the run.
     pub code: i32,
-    /// What it wrote on stdout.
+    /// Standard output.
     pub out: String,
-    /// What it wrote on stderr.
+    /// Standard error.
     pub err: String,
     shown: String,
 }
 
-/// Runs the program, and checks what holds for every run: no panic, no colour, no line of the table
-/// over 80 columns, and on failure a last line that says why.
+/// Runs the program and checks the rules for every run: no panic, no colour, no line of the table over 80 columns, and
+/// on failure a last line with the reason.
 pub fn go(cmd: &mut Command) -> Run {
     let shown = format!("{cmd:?}");
     let (code, out, err) = run(cmd);
@@ -101,12 +100,12 @@ pub fn go(cmd: &mut Command) -> Run {
     run
 }
 
-/// Every line has at most 80 columns, unless one word alone is wider.
+/// Asserts that every line has at most 80 columns, unless a single word is wider.
 pub fn assert_fits(table: &str) {
     for line in table.lines() {
         let width = line.chars().count();
         let longest = line.split_whitespace().map(|word| word.chars().count());
-        // The word and the label before it.
+        // The longest word with its label.
         let longest = longest.max().unwrap_or_default() + 11;
         assert!(width <= 80.max(longest), "{width} columns: {line}\n{table}");
     }
@@ -125,14 +124,14 @@ impl std::fmt::Display for Run {
 }
 
 impl Run {
-    /// The exit code must be this one.
+    /// Asserts the exit code.
     #[track_caller]
     pub fn code(self, want: i32) -> Self {
         assert_eq!(self.code, want, "{self}");
         self
     }
 
-    /// The last line must contain all of these.
+    /// Asserts that the last line contains all of these parts.
     #[track_caller]
     pub fn says(self, parts: &[&str]) -> Self {
         let last = self.err.lines().last().unwrap_or_default();
@@ -145,14 +144,14 @@ impl Run {
         self
     }
 
-    /// The report.
+    /// Parses stdout as a report.
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {self}"))
     }
 }
 
-/// Runs with `--format json`, and gives the report.
+/// Runs with `--format json` and returns exit code and report.
 #[track_caller]
 pub fn report(cmd: &mut Command) -> (i32, serde_json::Value) {
     let run = go(cmd.args(["--format", "json"]));
@@ -161,7 +160,7 @@ pub fn report(cmd: &mut Command) -> (i32, serde_json::Value) {
     (run.code, report)
 }
 
-/// The codes of a report's warnings, but for the one that is about the machine's own QEMUs.
+/// The codes of a report's warnings, without the one about QEMU processes of the machine itself.
 pub fn warnings(report: &serde_json::Value) -> Vec<String> {
     let all = report["warnings"].as_array().unwrap().iter();
     all.map(|warning| warning["code"].as_str().unwrap().to_owned())

@@ -8,7 +8,7 @@ use crate::{State, Tree, bind, fresh_dev, mknod_kvm, require_kvm, state};
 /// The device of every scene.
 pub const KVM: &str = "/dev/kvm";
 
-/// A node whose kvm is 108, and a pod whose image says 424, over one /dev.
+/// A node whose kvm has GID 108 and a pod whose kvm has GID 424, with one shared /dev.
 pub struct Scene {
     /// The node's root.
     pub host: Tree,
@@ -17,26 +17,26 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// The incident: the device is 0:424.
+    /// The state of the incident: the device is 0:424.
     pub fn new() -> Self {
         Self::with_device(0, 424, 0o660)
     }
 
-    /// With this owner, group and mode of the device.
+    /// A scene whose device has this owner, group and mode.
     pub fn with_device(uid: u32, gid: u32, mode: u32) -> Self {
         let scene = Self::without_device();
         mknod_kvm(Path::new(KVM), uid, gid, mode);
         scene
     }
 
-    /// A pod that is as the node, with the device as it should be.
+    /// A pod that is aligned with the node, and a device in the target state.
     pub fn settled() -> Self {
         let scene = Self::with_device(0, 108, 0o660);
         scene.pod.file("etc/group", ALIGNED);
         scene
     }
 
-    /// With a driver, and without a device.
+    /// A node with the KVM driver and without a device.
     pub fn without_device() -> Self {
         require_kvm();
         fresh_dev();
@@ -57,16 +57,16 @@ impl Scene {
         cmd
     }
 
-    /// A verb for this pod on this node.
+    /// A command of the program for this pod on this node.
     pub fn verb(&self, verb: &str) -> Command {
         crate::verb(verb, self.pod.path(), self.host.path())
     }
 
-    /// Everything that a run must not touch when it says no.
+    /// The state of all files that a refused run must not change.
     pub fn state(&self) -> State {
         state(&[self.host.path(), self.pod.path(), Path::new("/dev")])
     }
 }
 
-/// The group file of [`Tree::pod`] once it follows a node whose kvm is 108.
+/// The group file of [`Tree::pod`] after alignment with a node whose kvm has GID 108.
 pub const ALIGNED: &str = "root:x:0:\nkvm:x:108:nova\nnova:x:42424:\n";

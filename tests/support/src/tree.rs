@@ -1,4 +1,4 @@
-//! Folders that stand for file systems.
+//! Directory trees that are used as file systems of pods and nodes.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 
 use crate::namespace::{in_a_namespace, scratch_dir};
 
-/// A folder that stands for the root of a pod or of a node.
+/// A directory that is used as the root of a pod or a node.
 pub struct Tree {
     root: PathBuf,
-    /// Outside of a namespace, the folder is removed with the value.
+    /// Removes the directory on drop; set only outside of a namespace.
     _own: Option<tempfile::TempDir>,
 }
 
 impl Tree {
-    /// With nothing in it but etc, usr and dev.
+    /// A tree with empty directories etc, usr and dev.
     pub fn new() -> Self {
         let tree = if in_a_namespace() {
             Self {
@@ -33,7 +33,7 @@ impl Tree {
         tree
     }
 
-    /// A pod whose image numbers kvm `kvm_gid` and has nova (42424) as its member.
+    /// A pod whose group kvm has this GID and the member nova (42424).
     pub fn pod(kvm_gid: u32) -> Self {
         let tree = Self::new();
         tree.file(
@@ -51,8 +51,8 @@ impl Tree {
         tree
     }
 
-    /// A node whose group database numbers kvm `kvm_gid`, as a whole: it has what tells its root from
-    /// some of its directories.
+    /// A node whose group kvm has this GID. It has the files that distinguish a whole root from a mount of single
+    /// directories.
     pub fn host(kvm_gid: u32) -> Self {
         let tree = Self::new();
         tree.dir("usr/bin").dir("proc");
@@ -61,23 +61,23 @@ impl Tree {
         tree
     }
 
-    /// Where it is.
+    /// The path of the tree.
     pub fn path(&self) -> &Path {
         &self.root
     }
 
-    /// Where `name` in it is.
+    /// The path of `name` in the tree.
     pub fn at(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
-    /// Makes a folder, with its parents.
+    /// Creates a directory with its parents.
     pub fn dir(&self, name: &str) -> &Self {
         fs::create_dir_all(self.at(name)).unwrap();
         self
     }
 
-    /// Writes a file, with its parents.
+    /// Writes a file and creates its parents.
     pub fn file(&self, name: &str, text: &str) -> &Self {
         let path = self.at(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -85,7 +85,7 @@ impl Tree {
         self
     }
 
-    /// What a file says.
+    /// The content of a file.
     pub fn read(&self, name: &str) -> String {
         fs::read_to_string(self.at(name)).unwrap()
     }

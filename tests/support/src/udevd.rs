@@ -1,8 +1,8 @@
 //! The distribution's real systemd-udevd.
 //!
-//! The daemon runs in a private mount namespace with a /dev, /run, /etc and rules folders of its own.
-//! It is the one in `KVM_INIT_TEST_UDEV`, or in target/oracle, where tests/run unpacks it: the
-//! package is never installed, since its scripts would start it on the machine's own /dev.
+//! The daemon runs in a private mount namespace with its own /dev, /run, /etc and rules directories. It is the one in
+//! `KVM_INIT_TEST_UDEV`, or in target/oracle, where tests/run unpacks it. The package is never installed, since its
+//! scripts would start udevd on the machine's own /dev.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -15,19 +15,19 @@ use crate::{bind, fresh_dev, mknod_kvm, mount_tmpfs, ok, run, scratch, set_owner
 
 /// The device in sysfs.
 pub const KVM: &str = "/sys/devices/virtual/misc/kvm";
-/// The device that udevd is to set up.
+/// The device that udevd manages.
 pub const NODE: &str = "/dev/kvm";
 
-/// Where udev is unpacked.
+/// The directory of the unpacked udev.
 fn oracle() -> PathBuf {
     udev_folder().expect(
-        "this test needs udev unpacked (not installed) in target/oracle/udev-VERSION, or in the \
-         folder that KVM_INIT_TEST_UDEV names: run tests/run, or `apt-get download udev` and `dpkg \
-         -x` it there",
+        "this test needs udev unpacked (not installed) in target/oracle/udev-VERSION or in the \
+        directory KVM_INIT_TEST_UDEV: run tests/run, or `apt-get download udev` and unpack it \
+        there with `dpkg -x`",
     )
 }
 
-/// udevd and what it is asked with, in the namespace's own folders.
+/// udevd and udevadm, in directories of the namespace.
 pub struct Oracle {
     udevadm: PathBuf,
     udevd: PathBuf,
@@ -35,7 +35,7 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    /// Replaces everything that udevd reads and writes.
+    /// Replaces all directories and files that udevd reads and writes.
     pub fn new(group: &str, passwd: &str) -> Self {
         let from = oracle();
         let own = scratch();
@@ -63,12 +63,12 @@ impl Oracle {
         bind(&etc, Path::new("/etc"));
         mount_tmpfs(Path::new("/run"), "mode=755");
         fs::create_dir(Path::new("/run/udev")).unwrap();
-        for folder in ["/usr/lib", "/usr/local/lib"] {
-            let folder = Path::new(folder);
-            let rules = folder.join("udev/rules.d");
+        for directory in ["/usr/lib", "/usr/local/lib"] {
+            let directory = Path::new(directory);
+            let rules = directory.join("udev/rules.d");
             if !rules.is_dir() {
-                // Folders that the machine does not have are made in a copy of links.
-                overlay(folder);
+                // Directories that the machine does not have are created in an overlay of links.
+                overlay(directory);
                 fs::create_dir_all(&rules).unwrap();
             }
             mount_tmpfs(&rules, "mode=755");
@@ -81,17 +81,17 @@ impl Oracle {
         }
     }
 
-    /// Where its commands are.
+    /// The directory with udevadm and udevd.
     pub fn folder(&self) -> &Path {
         self.udevadm.parent().unwrap()
     }
 
-    /// Makes the rules folders hold this set and nothing else.
+    /// Replaces the content of the rules directories by this set.
     pub fn install(&self, set: &RuleSet) {
-        for folder in rule_sets::FOLDERS {
-            let folder = Path::new("/").join(folder);
-            if folder.is_dir() {
-                for entry in fs::read_dir(&folder).unwrap().flatten() {
+        for directory in rule_sets::FOLDERS {
+            let directory = Path::new("/").join(directory);
+            if directory.is_dir() {
+                for entry in fs::read_dir(&directory).unwrap().flatten() {
                     let path = entry.path();
                     match entry.file_type().unwrap().is_dir() {
                         true => fs::remove_dir_all(path).unwrap(),
@@ -99,7 +99,7 @@ impl Oracle {
                     }
                 }
             }
-            fs::create_dir_all(&folder).unwrap();
+            fs::create_dir_all(&directory).unwrap();
         }
         for Entry { path, content } in &set.files {
             let path = Path::new("/").join(path);
@@ -116,7 +116,7 @@ impl Oracle {
         }
     }
 
-    /// What the three events make of a fresh node.
+    /// The state in which a start, an add event and a change event leave a new device.
     pub fn ask(&self) -> [State; 3] {
         let fresh = || set_owner(Path::new(NODE), 0, 0, 0o600);
         fresh();
@@ -132,7 +132,7 @@ impl Oracle {
         [start, add, change]
     }
 
-    /// Starts a udevd that knows nothing from an earlier one, and waits until it answers.
+    /// Starts a udevd without state of an earlier one, and waits until it is ready.
     pub fn start(&self) -> Daemon {
         let _ = fs::remove_dir_all("/run/udev/data");
         let _ = fs::remove_file("/run/udev/control");
@@ -146,13 +146,13 @@ impl Oracle {
         let daemon = Daemon(child);
         let patience = Instant::now() + Duration::from_secs(20);
         while !self.answers() {
-            assert!(Instant::now() < patience, "udevd does not answer");
+            assert!(Instant::now() < patience, "udevd is not ready");
             std::thread::sleep(Duration::from_millis(2));
         }
         daemon
     }
 
-    /// Has the kernel announce the device once more, and waits until udevd is done with it.
+    /// Triggers an event of the device, and waits until udevd has handled it.
     pub fn trigger(&self, action: &str) {
         let action = format!("--action={action}");
         ok(self.udevadm("trigger").args(["--settle", &action, KVM]));
@@ -163,16 +163,16 @@ impl Oracle {
             && run(self.udevadm("control").args(["--ping", "--timeout=10"])).0 == 0
     }
 
-    /// udevadm with a command, ended after 20 seconds.
+    /// A udevadm command with a time limit of 20 seconds.
     pub fn udevadm(&self, verb: &str) -> Command {
-        // A worker that fails answers no one who waits for its event.
+        // If a udevd worker fails, udevadm would wait for its event without limit.
         let mut command = Command::new("timeout");
         command.arg("20").arg(&self.udevadm).arg(verb);
         command
     }
 }
 
-/// A running udevd, ended with the value.
+/// A running udevd, terminated on drop.
 pub struct Daemon(Child);
 
 impl Drop for Daemon {
@@ -183,16 +183,16 @@ impl Drop for Daemon {
     }
 }
 
-/// Puts a tmpfs of links to what is in `folder` over it, so that folders can be made there.
-fn overlay(folder: &Path) {
-    let copy = scratch().join(folder.to_string_lossy().replace('/', "_"));
+/// Mounts a tmpfs with links to the entries of `directory` over it, so that new directories can be created there.
+fn overlay(directory: &Path) {
+    let copy = scratch().join(directory.to_string_lossy().replace('/', "_"));
     fs::create_dir(&copy).unwrap();
-    bind(folder, &copy);
-    mount_tmpfs(folder, "mode=755");
+    bind(directory, &copy);
+    mount_tmpfs(directory, "mode=755");
     for entry in fs::read_dir(&copy).unwrap().flatten() {
-        // udev's own is made anew: through a link, the machine's would be written to.
+        // The directory udev is recreated: through a link, files of the machine would be changed.
         if entry.file_name() != "udev" {
-            symlink(entry.path(), folder.join(entry.file_name())).unwrap();
+            symlink(entry.path(), directory.join(entry.file_name())).unwrap();
         }
     }
 }
@@ -200,18 +200,18 @@ fn overlay(folder: &Path) {
 /// Owner, group and permission bits.
 pub type State = (u32, u32, u32);
 
-/// As `ls -n` and chmod(1) write them.
+/// A state in the notation of `ls -n` and chmod(1).
 pub fn shown((uid, gid, mode): State) -> String {
     format!("{uid}:{gid} {mode:04o}")
 }
 
-/// The device's.
+/// The state of the device.
 pub fn state() -> State {
     let node = fs::metadata(NODE).unwrap();
     (node.uid(), node.gid(), node.permissions().mode() & 0o7777)
 }
 
-/// What a test must not touch.
+/// The attributes of the machine's own device, which a test must not change.
 pub fn machines_own() -> Option<(u64, u32, u32, u32, i64, i64)> {
     let node = fs::metadata(NODE).ok()?;
     Some((
@@ -224,15 +224,15 @@ pub fn machines_own() -> Option<(u64, u32, u32, u32, i64, i64)> {
     ))
 }
 
-/// The kernel's events reach every udevd: one comparison at a time on the machine, as long as this
-/// lives.
+/// An exclusive lock on the machine for tests that run a udevd, held until the file is closed: the kernel sends its
+/// events to every udevd.
 pub fn turn() -> fs::File {
     let turn = uevent();
     turn.lock().unwrap();
     turn
 }
 
-/// For tests that run no udevd, and cause events for others.
+/// The shared lock for tests that run no udevd but cause events.
 pub fn shared_turn() -> fs::File {
     let turn = uevent();
     turn.lock_shared().unwrap();

@@ -1,4 +1,4 @@
-//! A running `watch`, and what /proc says of it.
+//! A running `watch`, and its state in /proc.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
@@ -11,10 +11,10 @@ use nix::unistd::Pid;
 
 use crate::{KVM, Scene, owner, scratch};
 
-/// How long an event is waited for: so long that only a test that hangs comes to it.
+/// Time limit for waiting for an event, only reached if a test hangs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// `watch`, killed with the value.
+/// A running `watch`, killed on drop.
 pub struct Watch {
     child: Child,
     log: PathBuf,
@@ -22,13 +22,13 @@ pub struct Watch {
     pub report: serde_json::Value,
 }
 
-/// `watch` for a pod on a node.
+/// The command `watch` for a pod on a node.
 pub fn watch(scene: &Scene) -> Command {
     scene.verb("watch")
 }
 
 impl Watch {
-    /// Starts it, and waits for its first report.
+    /// Starts `watch`, and waits for its first report and until it is idle.
     pub fn start(cmd: &mut Command) -> Self {
         let log = scratch().join(format!("watch-{:?}.log", Instant::now()));
         cmd.args(["--format", "json"]);
@@ -46,19 +46,19 @@ impl Watch {
             )
         });
         let watch = Self { child, log, report };
-        // The directories of files are followed just after the report.
+        // `watch` sets up its watches of directories just after the report.
         watch.is_idle();
         watch
     }
 
-    /// Waits until nothing is left to do: it polls for the next event with no shorter limit than that for the next
-    /// look at everything. What it is started by, or a child of its own, has no such limit.
+    /// Waits until `watch` is idle: its worker is in poll(2) with a timeout longer than 600 ms, and its supervisor waits
+    /// without a time limit.
     #[track_caller]
     pub fn is_idle(&self) {
         let read = |pid: &str, name: &str| {
             fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default()
         };
-        // The last one of parents, children and their children, and its supervisor.
+        // The innermost descendant, and its parent.
         let calls = || {
             let (mut above, mut pid) = (String::new(), self.pid().to_string());
             loop {
@@ -71,52 +71,57 @@ impl Watch {
         };
         let polls = || {
             let (supervisor, call) = calls();
-            // That one has no limit for its wait once it has seen that the worker waits.
+            // The supervisor waits without a limit after it has seen that the worker waits.
             let sleeps = format!("{} ", nix::libc::SYS_rt_sigtimedwait);
             let has_no_limit = supervisor.split(' ').nth(3) == Some("0x0");
             if !supervisor.starts_with(&sleeps) || !has_no_limit {
                 return false;
             }
             let words: Vec<_> = call.split(' ').collect();
-            // The limit of poll(2) is an int of milliseconds, -1 for none.
+            // The timeout of poll(2) is an int of milliseconds, -1 for none.
             let limit = words.get(3).and_then(|word| word.strip_prefix("0x"));
             let limit = limit.and_then(|hex| u64::from_str_radix(hex, 16).ok());
             words[0] == nix::libc::SYS_poll.to_string()
                 && limit.is_some_and(|limit| limit & 0xffff_ffff > 600)
         };
-        // What a child leaves to do is seen the second time.
+        // Check twice, in case a child has just ended and leaves work to do.
         let is = until(PATIENCE, || polls() && polls());
-        assert!(is, "it never waits: {:?}\n{}", calls(), self.log());
+        assert!(
+            is,
+            "watch did not become idle: {:?}\n{}",
+            calls(),
+            self.log()
+        );
     }
 
-    /// Its process ID.
+    /// The process ID of the supervisor.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// The process that does the work: the only child of the one that supervises it.
+    /// The process ID of the worker, the only child of the supervisor.
     pub fn worker(&self) -> u32 {
         let pid = self.pid();
         let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
         list.split_whitespace().next().unwrap().parse().unwrap()
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the supervisor.
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.pid()).unwrap()), signal).unwrap();
     }
 
-    /// What it has logged.
+    /// The log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    /// A number of /proc/PID/status of the worker.
+    /// A value in /proc/PID/status of the worker.
     pub fn status(&self, key: &str) -> u64 {
         status(self.worker(), key)
     }
 
-    /// How often both processes were woken up, or gave their place to another process.
+    /// The number of voluntary context switches of both processes.
     pub fn wakeups(&self) -> u64 {
         let both = [self.pid(), self.worker()];
         both.map(|pid| status(pid, "voluntary_ctxt_switches"))
@@ -124,7 +129,7 @@ impl Watch {
             .sum()
     }
 
-    /// Processor time of both so far, in nanoseconds, without that of the worker's children.
+    /// Processor time of both processes so far in nanoseconds, without the worker's children.
     pub fn nanoseconds(&self) -> u64 {
         let one = |pid| {
             let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
@@ -134,7 +139,7 @@ impl Watch {
         [self.pid(), self.worker()].map(one).iter().sum()
     }
 
-    /// Processor time of both so far, in ticks of 10 ms, with that of the worker's children.
+    /// Processor time of both processes so far in ticks of 10 ms, with the worker's children.
     pub fn ticks(&self) -> u64 {
         let one = |pid| {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
@@ -148,19 +153,19 @@ impl Watch {
         [self.pid(), self.worker()].map(one).iter().sum()
     }
 
-    /// Waits for a line that contains this.
+    /// Waits until the log contains this text.
     #[track_caller]
     pub fn says(&self, part: &str) {
         let said = || self.log().contains(part);
         assert!(until(PATIENCE, said), "`{part}` is not in\n{}", self.log());
     }
 
-    /// Its exit code, once it has ended.
+    /// Waits until `watch` ends, and returns its exit code.
     pub fn end(mut self) -> Option<i32> {
         self.child.wait().unwrap().code()
     }
 
-    /// Whether it still runs.
+    /// True if `watch` is still running.
     pub fn runs(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
@@ -172,13 +177,16 @@ impl Drop for Watch {
         let workers = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
         let _ = self.child.kill();
         let _ = self.child.wait();
-        // The kernel ends the worker with it.
+        // The kernel kills the worker with the supervisor (PR_SET_PDEATHSIG).
         let worker = workers.unwrap_or_default().trim().to_owned();
         let gone = || worker.is_empty() || !Path::new("/proc").join(&worker).exists();
         let is_gone = until(Duration::from_secs(5), gone);
-        assert!(is_gone || std::thread::panicking(), "{worker} goes on");
+        assert!(
+            is_gone || std::thread::panicking(),
+            "the worker {worker} did not end"
+        );
         if std::thread::panicking() {
-            eprintln!("watch said:\n{}", self.log());
+            eprintln!("log of watch:\n{}", self.log());
         }
     }
 }
@@ -191,7 +199,7 @@ fn status(pid: u32, key: &str) -> u64 {
     digits.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// Asks again and again, at most so long.
+/// Polls until the condition is true, at most this long.
 pub fn until(longest: Duration, mut is: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + longest;
     while Instant::now() < end {
@@ -203,7 +211,7 @@ pub fn until(longest: Duration, mut is: impl FnMut() -> bool) -> bool {
     is()
 }
 
-/// Waits for the device to be as it shall be.
+/// Waits until the device has this owner, group and mode.
 #[track_caller]
 pub fn healed(want: (u32, u32, u32)) {
     let path = Path::new(KVM);
@@ -216,7 +224,7 @@ pub fn healed(want: (u32, u32, u32)) {
     );
 }
 
-/// What a command says on stderr until it ends.
+/// Runs a command to its end; returns its exit code and stderr.
 pub fn refused(cmd: &mut Command) -> (Option<i32>, String) {
     let mut child = cmd
         .stdin(Stdio::null())
@@ -234,7 +242,7 @@ pub fn refused(cmd: &mut Command) -> (Option<i32>, String) {
     (child.wait().unwrap().code(), text)
 }
 
-/// Half, worst, and how many were over two bounds.
+/// Prints the distribution of times; returns the median and the maximum.
 pub fn distribution(what: &str, mut times: Vec<Duration>) -> (Duration, Duration) {
     times.sort();
     let at = |part: usize| times[(times.len() - 1) * part / 1000];

@@ -4,12 +4,12 @@ use marked_yaml::types::MarkedScalarNode;
 use marked_yaml::{LoaderOptions, Node};
 use serde_json::{Map, Value};
 
-/// The documents of a stream as `kubectl kustomize` prints it.
+/// Parses the documents of a stream that `kubectl kustomize` prints.
 pub fn documents(text: &str) -> Vec<Value> {
     text.split("\n---\n").map(parse).collect()
 }
 
-/// One document.
+/// Parses one document.
 pub fn parse(text: &str) -> Value {
     let options = LoaderOptions::default()
         .error_on_duplicate_keys(true)
@@ -30,7 +30,7 @@ fn value(node: &Node) -> Value {
     }
 }
 
-/// What is not quoted may be something else than a string. Floats do not occur here.
+/// Resolves the type of an unquoted scalar. Floats do not occur here.
 fn scalar(node: &MarkedScalarNode) -> Value {
     let text = node.as_str();
     if !node.may_coerce() {
