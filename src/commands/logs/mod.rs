@@ -42,8 +42,8 @@ pub const PLACES: [&str; 3] = ["/var/log/libvirt", "/var/log/nova", "/var/log/ko
 /// Returns the exit code.
 pub fn run(paths: &[PathBuf], format: Option<&String>, quiet: bool) -> u8 {
     match config::format(format, |name| std::env::var_os(name)) {
-        Ok(format) => read(paths, quiet).say(Some(format)),
-        Err(usage) => LogReport::failed(Verdict::Usage, usage.to_string()).say(None),
+        Ok(format) => read(paths, quiet).print(Some(format)),
+        Err(usage) => LogReport::failed(Verdict::Usage, usage.to_string()).print(None),
     }
 }
 

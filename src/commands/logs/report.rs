@@ -78,7 +78,7 @@ pub struct Unreadable {
 
 impl LogReport {
     /// Prints the report on stdout, if `format` is set, and the closing line. Returns the exit code.
-    pub fn say(&self, format: Option<Format>) -> u8 {
+    pub fn print(&self, format: Option<Format>) -> u8 {
         let text = match format {
             Some(Format::Json) => self.to_json().unwrap_or_default(),
             Some(_) => self.table(),
