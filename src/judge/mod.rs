@@ -161,6 +161,10 @@ fn of_proof(case: &Case<'_>) -> Judgement {
             ),
         ),
         ProofResult::Ok(_) => (Verdict::Ok, format!("{qemu} can open {path}")),
+        ProofResult::Off if has_pending_steps(case) => (
+            Verdict::Ok,
+            format!("changes are pending, and opening {path} was not tested (--proof off)"),
+        ),
         ProofResult::Off => (
             Verdict::Ok,
             format!(
@@ -200,6 +204,11 @@ fn of_proof(case: &Case<'_>) -> Judgement {
         judgement.exit_code = absent_code(case.policy);
     }
     judgement
+}
+
+/// Whether this is a run of `check` or `--dry-run` that lists steps.
+fn has_pending_steps(case: &Case<'_>) -> bool {
+    case.ahead.is_some() && matches!(&case.plan.outcome, Outcome::Act(steps) if !steps.is_empty())
 }
 
 /// The advice, followed by the command if `apply` repairs the cause.

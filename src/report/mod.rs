@@ -92,7 +92,7 @@ pub struct Device {
     pub mode: Option<String>,
     /// POSIX ACL of the device in short text form; null if it has none.
     pub acl: Option<String>,
-    /// Whether it is the same inode as the node's /dev/kvm; null if the node's device cannot be read.
+    /// Whether the device is the same inode as the node's /dev/kvm; null if the node's device cannot be read.
     pub same_inode_as_host: Option<bool>,
     /// Name of the device's GID in the node's group database; null if it has none.
     pub group_on_host: Option<String>,
@@ -127,11 +127,13 @@ pub struct HostDevice {
 /// What the node's udev rules assign to a new device, which the kernel creates as 0:0 0600.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Udev {
-    /// Result of a udevd start; null if no rule sets anything.
+    /// Result of a udevd start; null if no rule applies or the result cannot be predicted.
     pub start: Option<UdevEvent>,
-    /// Result of an add event, at boot or when the KVM module is loaded; null if no rule sets anything.
+    /// Result of an add event (boot, or loading of the KVM module); null if no rule applies or the result cannot be
+    /// predicted.
     pub add: Option<UdevEvent>,
-    /// Result of a change event, such as `udevadm trigger` sends; null if no rule sets anything.
+    /// Result of a change event (`udevadm trigger`, or a guest start or stop); null if no rule applies or the result
+    /// cannot be predicted.
     pub change: Option<UdevEvent>,
     /// Rules about the device that the node's udevd ignores, each as file and line.
     pub ignored: Vec<String>,
@@ -155,7 +157,7 @@ pub struct Pod {
     pub root: String,
     /// Name of the group that should own the device (`--group`).
     pub group: String,
-    /// GID of that group in the pod's group file; null if the file has no such group.
+    /// GID of the group (`--group`) in the pod's group file; null if the file has no such group.
     pub kvm_gid: Option<u32>,
     /// Path of the group file that libvirtd reads: the file of `--group-file-out`, or etc/group in the pod root.
     pub group_file: String,
