@@ -118,7 +118,7 @@ fn of_group_file(errno: Errno) -> &'static str {
              init step runs again"
         }
         Errno::EPERM | Errno::EACCES => ROOT,
-        Errno::ENOSPC | Errno::EDQUOT => "free space in that file system",
+        Errno::ENOSPC | Errno::EDQUOT => "free up space in that file system",
         Errno::EWOULDBLOCK => LOCKED,
         _ => CHANGED,
     }
@@ -126,7 +126,8 @@ fn of_group_file(errno: Errno) -> &'static str {
 
 fn of_group_file_out(errno: Errno) -> &'static str {
     match errno {
-        Errno::EINVAL | Errno::ENAMETOOLONG => "use the path of a file with a shorter name",
+        Errno::EINVAL => "use the path of a file",
+        Errno::ENAMETOOLONG => "use a shorter file name",
         Errno::EISDIR => DIRECTORY,
         Errno::ENOENT | Errno::ENOTDIR => "mount the volume there before this step",
         Errno::EMLINK => {
@@ -134,7 +135,7 @@ fn of_group_file_out(errno: Errno) -> &'static str {
         }
         Errno::EROFS => "mount the volume writable in this step",
         Errno::EPERM | Errno::EACCES => ROOT,
-        Errno::ENOSPC | Errno::EDQUOT => "free space in that volume",
+        Errno::ENOSPC | Errno::EDQUOT => "free up space in that volume",
         Errno::EWOULDBLOCK => LOCKED,
         _ => CHANGED,
     }
@@ -144,8 +145,8 @@ fn of_udev_rule(errno: Errno) -> &'static str {
     match errno {
         Errno::EROFS => "mount the node's /etc/udev/rules.d writable in this container",
         Errno::EPERM | Errno::EACCES => ROOT,
-        Errno::ELOOP | Errno::EINVAL => "it is not a regular file; remove it",
-        Errno::ENOSPC | Errno::EDQUOT => "free space in that file system",
+        Errno::ELOOP | Errno::EINVAL => "remove that file: it is not a regular file",
+        Errno::ENOSPC | Errno::EDQUOT => "free up space in that file system",
         Errno::EWOULDBLOCK => LOCKED,
         _ => CHANGED,
     }
@@ -159,7 +160,7 @@ fn of_binary(errno: Errno) -> &'static str {
         Errno::EPERM | Errno::EACCES => {
             "run this step as root; if it already is, check with `lsattr` for an immutable file (chattr +i)"
         }
-        Errno::ENOSPC | Errno::EDQUOT => "free space in that volume",
+        Errno::ENOSPC | Errno::EDQUOT => "free up space in that volume",
         Errno::EWOULDBLOCK => LOCKED,
         _ => CHANGED,
     }

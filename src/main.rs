@@ -24,7 +24,7 @@ use libvirt_kvm_init::text::escape_control;
 use libvirt_kvm_init::verdict::Verdict;
 use nix::sys::signal::Signal;
 
-/// musl's allocator makes system calls for almost every allocation, a third of the time of a run that only reads
+/// musl's own allocator makes a system call for almost every allocation: a third of the time of a run that only reads
 /// some files.
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
@@ -84,7 +84,7 @@ fn command(reduced: &Reduced) -> u8 {
             run(&options.flags, check::check)
         }
         Command::Exec(options) => exec::exec(&options.command, || {
-            // In the child only: the command inherits all privileges of this process.
+            // In the child only, so that the command inherits all privileges of this process.
             end_on_request();
             start_log(options.apply.verbose, options.apply.quiet);
             reduce(Job::Apply).log();

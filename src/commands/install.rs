@@ -124,7 +124,7 @@ fn put(path: &Path) -> Result<bool> {
     let mut done = || {
         let found = directory.find(&name)?;
         if program.is(&name, found.as_ref())? {
-            // Leftovers of a killed run are removed only if this process can lock; they do no harm.
+            // Remove leftovers of a killed run. Without the lock they stay, which does no harm.
             if directory.has_leftovers(&name)
                 && directory.lock(LockFile::Own, Duration::ZERO).is_ok()
             {

@@ -30,7 +30,7 @@ pub use values::is_id;
 pub enum Origin {
     /// `--name`
     Flag(&'static str),
-    /// `watch`: the last GID that worked, restored while the node's files cannot be read.
+    /// `watch`: the GID that it keeps on the device because QEMU could not use the new one.
     Kept,
     /// `LIBVIRT_KVM_INIT_NAME`
     Env(&'static str),
@@ -47,7 +47,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Flag(name) => write!(f, "--{name}"),
-            Self::Kept => f.write_str("the last GID that worked"),
+            Self::Kept => f.write_str("watch (kept GID)"),
             Self::Env(name) => f.write_str(&variable(name)),
             Self::File { file, line, key } => write!(f, "{file}:{line}: {key}"),
         }
@@ -100,7 +100,7 @@ pub struct Given {
 /// Default interval after which `watch` checks everything again without an event.
 const RECHECK: Duration = Duration::from_secs(300);
 
-/// Where `observe` reads: paths and options of the observation.
+/// The paths and options of the observation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sources {
     /// The device as libvirtd sees it.
@@ -125,13 +125,13 @@ pub struct Sources {
 /// The libvirtd that the pod root belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Libvirtd {
-    /// The one of this container or of the node. Also if no search was made.
+    /// The libvirtd of this container or of the node, or no search was made.
     Own,
-    /// The one of another container, which can have another device.
+    /// The libvirtd of another container, which can have another device.
     Container,
-    /// None runs with the node's device. The process ID is that of one that runs with a /dev of its own.
+    /// No libvirtd runs with the node's device. The process ID is that of a libvirtd with a private /dev, if any.
     Missing(Option<u32>),
-    /// There are several, or one that cannot be inspected; the text is the reason.
+    /// Several libvirtd run, or one that cannot be inspected; the text is the reason.
     Unclear(String),
 }
 

@@ -95,7 +95,7 @@ pub const OPTIONS: [Spec; 21] = [
     value(
         "device",
         "PATH",
-        "Device, by the path that libvirtd uses [default: /dev/kvm]",
+        "Path of the device as libvirtd sees it [default: /dev/kvm]",
     ),
     value(
         "host-root",
@@ -186,13 +186,13 @@ pub const OPTIONS: [Spec; 21] = [
     value(
         "metrics-file",
         "FILE",
-        "Keep metrics up to date in this file, in Prometheus text format",
+        "Write metrics to this file, in Prometheus text format",
     )
     .of_watch(),
     value(
         "status-file",
         "FILE",
-        "Keep the report up to date in this file, as JSON",
+        "Write the report to this file, as JSON",
     )
     .of_watch(),
 ];

@@ -148,7 +148,7 @@ fn open_failed(errno: Errno, context: &AccessContext<'_>) -> (Cause, Advice) {
 }
 
 const BUSY: &str =
-    "another hypervisor (VirtualBox, VMware, Xen) is using hardware virtualisation; stop it";
+    "another hypervisor (VirtualBox, VMware, Xen) is using hardware virtualization; stop it";
 
 /// How many groups a message lists.
 const GROUPS: usize = 16;
@@ -244,7 +244,7 @@ fn create_vm_failed(errno: Errno) -> (Cause, String) {
     match errno {
         Errno::EBUSY => (Cause::Busy, BUSY.to_owned()),
         errno if is_no_driver(errno) => {
-            let advice = "virtualisation is disabled in the firmware (BIOS); enable VT-x or AMD-V";
+            let advice = "virtualization is disabled in the firmware (BIOS); enable VT-x or AMD-V";
             (Cause::Unknown, advice.to_owned())
         }
         _ => {

@@ -69,6 +69,6 @@ pub fn note(step: &Step) -> Option<&'static str> {
     // Before it handles an event, udevd checks whether a rules directory changed, at most once in 3 s (observed
     // with systemd 252).
     matches!(step, Step::UdevRule(_)).then_some(
-        "udevd applies the rule to all events from 3 s after now; `udevadm control --reload` is not needed",
+        "udevd applies the rule after at most 3 s; `udevadm control --reload` is not needed",
     )
 }

@@ -116,7 +116,10 @@ fn daemonset_builds_privileged_and_unprivileged() {
     let image = set.spec.unwrap().template.spec.unwrap().containers[0]
         .image
         .clone();
-    assert_eq!(image.as_deref(), Some("example/libvirt-kvm-init:0.1.0"));
+    assert_eq!(
+        image.as_deref(),
+        Some("YOUR-REGISTRY/libvirt-kvm-init:YOUR-TAG")
+    );
 
     let (textfile, unprivileged) = ("../kubernetes/textfile", "../kubernetes/unprivileged");
     let sets = build("../kubernetes/daemonset", &[unprivileged, textfile]);

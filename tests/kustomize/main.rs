@@ -47,7 +47,7 @@ fn kustomization(fixture: &str, way: Way) -> String {
         Way::Plain => resources,
         Way::Kustomize | Way::Exec => format!(
             "{resources}components:\n  - ../helm-patch/{}\nimages:\n  - name: libvirt-kvm-init\n    \
-             newName: example/libvirt-kvm-init\n    newTag: 0.1.0\n",
+             newName: YOUR-REGISTRY/libvirt-kvm-init\n    newTag: YOUR-TAG\n",
             way.name()
         ),
         Way::Hooks | Way::InitModules => resources + &as_the_chart_renders_them(way),

@@ -215,12 +215,12 @@ fn read_only_root_fails_only_if_a_change_is_needed() {
     on_a_node(|node| {
         let mut pod = with_step(node);
         pod.replace(STEP, OUT, &[]);
-        refuses(&pod, 4, "give --group-file-out");
+        refuses(&pod, 4, "with --group-file-out");
 
         let mut pod = wrapped(node);
         let context = pod.container("libvirt").security_context.as_mut();
         context.unwrap().read_only_root_filesystem = Some(true);
-        wrapper_refuses(&pod, 4, "give --group-file-out");
+        wrapper_refuses(&pod, 4, "with --group-file-out");
         // A read-only root does not matter if nothing must be changed.
         let aligned = pod.image.read("etc/group");
         let aligned = aligned.replace(&format!(":{IMAGE}:nova"), &format!(":{NODE}:nova"));

@@ -47,7 +47,7 @@ fn group_file_out_refuses_devices_and_other_files() {
         let node = scene.host.at("etc/group");
         let before = scene.state();
         for (out, why) in [
-            (Path::new(KVM), "device"),
+            (Path::new(KVM), "outside /dev"),
             (&null, "device"),
             (&secrets, "not a group file"),
             (&node, "the node's own group file"),

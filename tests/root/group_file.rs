@@ -129,7 +129,7 @@ fn full_file_system_leaves_the_old_file() {
         let run = go(scene
             .apply()
             .args(["--qemu-user=+42424", "--qemu-group=kvm"]));
-        run.code(4).says(&["ENOSPC", "make space"]);
+        run.code(4).says(&["ENOSPC", "free up space"]);
         assert_eq!(scene.pod.read("etc/group"), old);
         assert_eq!(names(&etc), [".pwd.lock", "group"]);
         assert_eq!(owner(KVM.as_ref()), (0, 424, 0o660));
@@ -153,7 +153,7 @@ fn full_file_system_leaves_a_mounted_file_unchanged() {
         bind(&volume.join("group"), &file);
         go(&mut scene.apply())
             .code(4)
-            .says(&["ENOSPC", "make space"]);
+            .says(&["ENOSPC", "free up space"]);
         assert_eq!(fs::read_to_string(&file).unwrap(), old);
         fs::remove_file(volume.join("filler")).unwrap();
         go(&mut scene.apply()).code(0);

@@ -72,9 +72,9 @@ fn rules_file_is_written_once_and_only_with_persist() {
         let old = umask(Mode::from_bits_truncate(0o077));
         let run = go(persist(&scene).args(["--format", "json"])).code(0);
         umask(old);
-        let told = "info: write-udev-rule /etc/udev/rules.d/99-libvirt-kvm-init.rules\ninfo: udevd reads the rule \
-                    by itself";
-        assert!(run.err.contains(told), "{run}");
+        let log = "info: write-udev-rule /etc/udev/rules.d/99-libvirt-kvm-init.rules\ninfo: udevd applies \
+                    the rule after at most 3 s";
+        assert!(run.err.contains(log), "{run}");
         let report = run.json();
         let change = serde_json::json!([{
             "action": "write-udev-rule",

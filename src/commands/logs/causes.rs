@@ -92,7 +92,7 @@ const LIBVIRT_FOUND_NONE: &str = "libvirt found no usable /dev/kvm: on that node
      kvm_intel` or `modprobe kvm_amd`, enable VT-x or AMD-V in the firmware, and mount the node's \
      /dev into the libvirt pod";
 const DISABLED_IN_FIRMWARE: &str =
-    "virtualisation is disabled in the firmware (BIOS): enable VT-x or AMD-V";
+    "virtualization is disabled in the firmware (BIOS): enable VT-x or AMD-V";
 const NO_VIRTUAL_MACHINE: &str =
     "KVM could not create a virtual machine: check `dmesg | grep -i kvm` on that node";
 
@@ -117,7 +117,7 @@ fn advice(cause: Cause) -> &'static str {
              `modprobe kvm_amd`, and check `dmesg | grep -i kvm`"
         }
         Cause::Busy => {
-            "another hypervisor (VirtualBox, VMware, Xen) was using hardware virtualisation: stop it"
+            "another hypervisor (VirtualBox, VMware, Xen) was using hardware virtualization: stop it"
         }
         Cause::NotKvm => {
             "/dev/kvm was not the KVM device: remove it, then run `modprobe -r` and `modprobe` for \

@@ -177,7 +177,11 @@ fn step_uses_the_image_of_the_libvirt_container() {
         }
         if matches!(patched.way, Way::Kustomize | Way::Exec) {
             let image = patched.step(INSTALL).image.as_deref();
-            assert_eq!(image, Some("example/libvirt-kvm-init:0.1.0"), "{what}");
+            assert_eq!(
+                image,
+                Some("YOUR-REGISTRY/libvirt-kvm-init:YOUR-TAG"),
+                "{what}"
+            );
         }
         let image = (libvirt.image.clone(), libvirt.image_pull_policy.clone());
         images.entry(image).or_insert(what.clone());
