@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::machine::tool;
 use support::{
-    KVM, Tree, bind, fresh_dev, mknod_char, mknod_kvm, ok, program, scratch, udev_folder,
+    KVM, Tree, bind, fresh_dev, mknod_char, mknod_kvm, ok, program, scratch, udev_directory,
 };
 
 /// The pod's etc is also mounted at /etc, so that shell scripts and `apply` have the same to do: nothing.
@@ -77,7 +77,7 @@ impl Stage {
         };
         let bare = node();
         let mut rules = 0;
-        let ruled = udev_folder().map(|udev| {
+        let ruled = udev_directory().map(|udev| {
             let node = node();
             node.dir(RULES);
             for entry in fs::read_dir(udev.join("lib/udev/rules.d"))

@@ -108,7 +108,7 @@ fn advice_restores_a_lost_or_replaced_device_through_udev() {
             assert_eq!(report.verdict, verdict, "{report:#?}");
             let advice = report.proof.advice.clone().unwrap_or(report.summary);
             // udev handles the event asynchronously.
-            follow(&advice, udev.folder());
+            follow(&advice, udev.directory());
             ok(udev.udevadm("settle").arg("--timeout=20"));
             assert_eq!(scene.check().verdict, Verdict::Ok, "{advice}");
             assert!(qemu(&nova(108)).works);

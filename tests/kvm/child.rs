@@ -33,13 +33,13 @@ fn pod(uid: u32) -> Tree {
 }
 
 fn command(pod: &Tree, host: &Tree) -> Command {
-    let mut cmd = support::command_name("apply", pod.path(), host.path());
+    let mut cmd = support::program_command("apply", pod.path(), host.path());
     cmd.arg("--format=json");
     cmd
 }
 
 fn check(pod: &Tree, host: &Tree, more: &[&str]) -> Command {
-    let mut cmd = support::command_name("check", pod.path(), host.path());
+    let mut cmd = support::program_command("check", pod.path(), host.path());
     cmd.arg("--format=json").args(more);
     cmd
 }

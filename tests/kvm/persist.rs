@@ -484,7 +484,7 @@ fn commands_in_the_rule_file_remove_it() {
         assert_eq!(commands.len(), 2, "{content}");
         std::thread::sleep(Duration::from_millis(3100));
         let path = std::env::var("PATH").unwrap();
-        let path = format!("{}:{path}", oracle.folder().display());
+        let path = format!("{}:{path}", oracle.directory().display());
         let mut shell = std::process::Command::new("sh");
         let script = format!("{} && {} --settle", commands[0], commands[1]);
         support::ok(shell.args(["-ec", &script]).env("PATH", path));

@@ -35,7 +35,7 @@ fn gid_collision_is_a_warning_and_refused_for_guarded_groups() {
             with(name);
             let before = scene.state();
             let run = go(&mut scene.apply()).code(3);
-            let run = run.says(&["refused: ", name, "--gid 108"]);
+            let run = run.last_line_has(&["refused: ", name, "--gid 108"]);
             assert_eq!(scene.state(), before, "{run}");
             let (code, said) = report(scene.apply().args(["--gid", "108"]));
             assert_eq!(
@@ -62,7 +62,7 @@ fn gid_of_another_group_on_the_node_needs_the_gid_option() {
         scene.host.file("etc/group", "root:x:0:\ndisk:x:6:\n");
         let before = scene.state();
         let run = go(&mut scene.apply()).code(3);
-        run.says(&["refused: ", "disk", "/etc/group:2", "--gid 6"]);
+        run.last_line_has(&["refused: ", "disk", "/etc/group:2", "--gid 6"]);
         assert_eq!(scene.state(), before);
         go(scene.apply().args(["--gid", "6"])).code(0);
         assert!(scene.pod.read("etc/group").contains("kvm:x:6:nova\n"));
@@ -75,7 +75,7 @@ fn gid_option_that_differs_from_the_node_is_a_warning_and_refused_with_strict() 
         let scene = Scene::new();
         let before = scene.state();
         let run = go(scene.apply().args(["--strict", "--gid=500"])).code(3);
-        run.says(&["--gid sets GID 500", "/etc/group:2 sets GID 108"]);
+        run.last_line_has(&["--gid sets GID 500", "/etc/group:2 sets GID 108"]);
         assert_eq!(scene.state(), before);
         let (code, report) = report(scene.apply().args(["--gid", "500"]));
         assert_eq!(
@@ -209,7 +209,7 @@ fn run_without_any_candidate_gid_is_refused() {
         scene.pod.file("etc/group", "root:x:0:\nnova:x:42424:\n");
         let before = scene.state();
         let run = go(&mut scene.apply()).code(3);
-        run.says(&["refused: ", "kvm", "--gid"]);
+        run.last_line_has(&["refused: ", "kvm", "--gid"]);
         assert_eq!(scene.state(), before);
         go(scene.apply().args(["--gid", "108"])).code(0);
         assert!(scene.pod.read("etc/group").ends_with("kvm:x:108:nova\n"));

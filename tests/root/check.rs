@@ -146,7 +146,7 @@ fn check_needs_the_capabilities_setuid_and_setgid() {
         assert_eq!((code, &found["proof"]["result"]), (0, &"ok".into()));
         for too_few in ["-all,+setuid", "-all,+setgid", "-all"] {
             let ran = go(&mut with(too_few)).code(5);
-            let ran = ran.says(&[
+            let ran = ran.last_line_has(&[
                 "could not test whether",
                 "EPERM",
                 "CAP_SETUID",
@@ -172,7 +172,7 @@ fn no_rm_advice_for_a_wrong_file_in_a_private_dev() {
             fs::remove_file(KVM).unwrap();
             make(Path::new(KVM));
             let ran = go(&mut check(&scene)).code(3);
-            let ran = ran.says(&["mount the node's /dev at /dev"]);
+            let ran = ran.last_line_has(&["mount the node's /dev at /dev"]);
             assert!(!ran.err.contains("rm"), "{ran}");
         }
     });
@@ -205,7 +205,8 @@ fn check_shows_private_and_node_device_and_apply_refuses() {
         let (host, pod) = (Tree::host(108), Tree::pod(108));
         mknod_kvm(Path::new(KVM), 0, 108, 0o666);
         mknod_kvm(&host.at("dev/kvm"), 0, 424, 0o660);
-        let run = |command_name: &str| support::verb(command_name, pod.path(), host.path());
+        let run =
+            |command_name: &str| support::program_command(command_name, pod.path(), host.path());
         let before = state(&[host.path(), pod.path(), Path::new("/dev")]);
         let (code, found) = report(&mut run("check"));
         assert_eq!(code, 0, "{found}");

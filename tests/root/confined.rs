@@ -53,7 +53,7 @@ fn group_file_out_refuses_devices_and_other_files() {
             (&node, "the node's own group file"),
         ] {
             let run = go(scene.apply().arg("--group-file-out").arg(out));
-            let run = run.code(2).says(&["--group-file-out", why]);
+            let run = run.code(2).last_line_has(&["--group-file-out", why]);
             assert_eq!(scene.state(), before, "{run}");
         }
         // A link to one of them is replaced, not followed.
@@ -112,10 +112,14 @@ fn root_of_an_unprivileged_process_is_refused() {
         let impostor = Impostor::start(&[], &script);
         let root = impostor.root();
         for name in ["apply", "check", "watch"] {
-            let run = go(&mut support::verb(name, &root, scene.host.path()));
+            let run = go(&mut support::program_command(
+                name,
+                &root,
+                scene.host.path(),
+            ));
             assert!(state(&[&script]) == before, "{run}");
             run.code(3)
-                .says(&[root.to_str().unwrap(), "does not run as root"]);
+                .last_line_has(&[root.to_str().unwrap(), "does not run as root"]);
         }
         // A process with UID 0 in another user namespace is not trusted either.
         drop(impostor);
@@ -128,14 +132,14 @@ fn root_of_an_unprivileged_process_is_refused() {
         let mut ready = [0; 6];
         std::io::Read::read_exact(other.stdout.as_mut().unwrap(), &mut ready).unwrap();
         let root = format!("/proc/{}/root", other.id());
-        let run = go(&mut support::verb(
+        let run = go(&mut support::program_command(
             "apply",
             Path::new(&root),
             scene.host.path(),
         ));
         other.kill().unwrap();
         other.wait().unwrap();
-        run.code(3).says(&["another user namespace"]);
+        run.code(3).last_line_has(&["another user namespace"]);
     });
 }
 
@@ -166,6 +170,6 @@ fn control_characters_of_qemu_conf_are_escaped() {
         let conf = "user = \"\"\"no\nva\u{1b}[2J\"\"\"\ngroup = \"kvm\"\n";
         scene.pod.file("etc/libvirt/qemu.conf", conf);
         let run = go(&mut scene.apply());
-        run.code(2).says(&["no\\nva\\u{1b}[2J"]);
+        run.code(2).last_line_has(&["no\\nva\\u{1b}[2J"]);
     });
 }

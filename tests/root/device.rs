@@ -106,7 +106,7 @@ fn file_that_is_not_the_kvm_device_is_refused_with_advice() {
                 "symbolic link" | "directory" => "remove it",
                 _ => "rm /dev/kvm && mknod -m 600 /dev/kvm c 10 232",
             };
-            let run = run.says(&["refused: ", KVM, what, advice]);
+            let run = run.last_line_has(&["refused: ", KVM, what, advice]);
             assert_eq!(scene.state(), before, "{run}");
             let (_, report) = report(&mut scene.apply());
             assert_eq!(report["proof"]["cause"], "not-kvm", "{what}");
@@ -130,7 +130,7 @@ fn read_only_dev_fails_only_if_the_device_needs_a_change() {
         run().code(0);
         for (gid, mode, call) in [(424, 0o660, "fchownat("), (108, 0o600, "fchmodat(")] {
             set_owner(kvm(), 0, gid, mode);
-            run().code(4).says(&[
+            run().code(4).last_line_has(&[
                 "failed: ",
                 call,
                 &device.display().to_string(),
@@ -160,7 +160,7 @@ fn apply_works_without_fchmodat2() {
         let mut cmd = scene.apply();
         cmd.arg("--device").arg(directory.join("kvm"));
         let run = go(without_call(&mut cmd, FCHMODAT2, libc::ENOSYS)).code(4);
-        run.says(&["fchmodat(", "EROFS"]);
+        run.last_line_has(&["fchmodat(", "EROFS"]);
     });
 }
 
@@ -230,7 +230,7 @@ fn acl_that_denies_the_qemu_user_is_reported_and_kept() {
         assert_eq!(acl(kvm()), before);
         go(&mut scene.apply())
             .code(5)
-            .says(&["setfacl", "nova", KVM]);
+            .last_line_has(&["setfacl", "nova", KVM]);
     });
 }
 
@@ -242,10 +242,10 @@ fn private_dev_is_refused_without_the_device_option() {
         let (host, pod) = (Tree::host(108), Tree::pod(424));
         mknod_kvm(kvm(), 0, 424, 0o660);
         mknod_kvm(&host.at("dev/kvm"), 0, 108, 0o660);
-        let apply = || support::verb("apply", pod.path(), host.path());
+        let apply = || support::program_command("apply", pod.path(), host.path());
         let everything = || state(&[host.path(), pod.path(), Path::new("/dev")]);
         let before = everything();
-        go(&mut apply()).code(3).says(&[
+        go(&mut apply()).code(3).last_line_has(&[
             "refused: ",
             "0:424 0660",
             "0:108 0660",
@@ -261,6 +261,8 @@ fn private_dev_is_refused_without_the_device_option() {
         assert_eq!(state(&[host.path()]), hosts);
         // No device in this /dev, but one on the node.
         fs::remove_file(kvm()).unwrap();
-        go(&mut apply()).code(3).says(&["mount the node's /dev"]);
+        go(&mut apply())
+            .code(3)
+            .last_line_has(&["mount the node's /dev"]);
     });
 }

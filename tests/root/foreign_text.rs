@@ -48,7 +48,7 @@ fn control_characters_in_a_user_name_are_escaped_by_every_command() {
             for (command, args) in commands {
                 for format in ["table", "json", "npd", "prometheus"] {
                     let scene = pod_of(&name, is_member);
-                    let mut cmd = scene.verb(command);
+                    let mut cmd = scene.command(command);
                     let (code, out, err) = run(cmd.args(["--format", format]).args(args));
                     for text in [&out, &err] {
                         let found = hidden(text);
@@ -67,7 +67,7 @@ fn escape_character_is_escaped_in_log_lines() {
         for (command, args) in [("apply", &[][..]), ("exec", &["--", "true"])] {
             let scene = pod_of("no\u{1b}[2Jva", false);
             let before = scene.pod.read("etc/group");
-            let mut cmd = scene.verb(command);
+            let mut cmd = scene.command(command);
             let (_, _, err) = run(cmd.args(["--format", "json"]).args(args));
             assert!(!err.contains('\u{1b}'), "{command}: {err:?}");
             assert!(err.contains("no\\x1b[2Jva"), "{command}: {err}");

@@ -93,7 +93,7 @@ fn read_only_file_system_fails_without_changes_and_advises_group_file_out() {
         bind_read_only(&etc.clone(), &etc);
         let before = scene.state();
         let run = go(&mut scene.apply()).code(4);
-        run.says(&["failed: ", "EROFS", "--group-file-out"]);
+        run.last_line_has(&["failed: ", "EROFS", "--group-file-out"]);
         assert_eq!(scene.state(), before);
         assert_eq!(owner(KVM.as_ref()), (0, 424, 0o660));
     });
@@ -129,7 +129,7 @@ fn full_file_system_leaves_the_old_file() {
         let run = go(scene
             .apply()
             .args(["--qemu-user=+42424", "--qemu-group=kvm"]));
-        run.code(4).says(&["ENOSPC", "free up space"]);
+        run.code(4).last_line_has(&["ENOSPC", "free up space"]);
         assert_eq!(scene.pod.read("etc/group"), old);
         assert_eq!(names(&etc), [".pwd.lock", "group"]);
         assert_eq!(owner(KVM.as_ref()), (0, 424, 0o660));
@@ -153,7 +153,7 @@ fn full_file_system_leaves_a_mounted_file_unchanged() {
         bind(&volume.join("group"), &file);
         go(&mut scene.apply())
             .code(4)
-            .says(&["ENOSPC", "free up space"]);
+            .last_line_has(&["ENOSPC", "free up space"]);
         assert_eq!(fs::read_to_string(&file).unwrap(), old);
         fs::remove_file(volume.join("filler")).unwrap();
         go(&mut scene.apply()).code(0);
@@ -172,7 +172,7 @@ fn symbolic_link_as_group_file_is_refused() {
         symlink("/usr/lib/group", scene.pod.at("etc/group")).unwrap();
         let before = scene.state();
         let run = go(&mut scene.apply()).code(3);
-        run.says(&["symbolic link", "--group-file-out"]);
+        run.last_line_has(&["symbolic link", "--group-file-out"]);
         assert_eq!(scene.state(), before);
         // As the source of an output the link is accepted.
         let out = scene.pod.at("out");
@@ -188,7 +188,7 @@ fn missing_pod_group_file_is_a_usage_error() {
         fs::remove_file(scene.pod.at("etc/group")).unwrap();
         let before = scene.state();
         let run = go(&mut scene.apply()).code(2);
-        run.says(&["usage: ", "etc/group does not exist", "--root"]);
+        run.last_line_has(&["usage: ", "etc/group does not exist", "--root"]);
         assert_eq!(scene.state(), before);
     });
 }

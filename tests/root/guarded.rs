@@ -43,7 +43,7 @@ fn change_event_rule_adds_no_guarded_group() {
             let out = scene.pod.dir("volume").at("volume/group");
             let before = scene.state();
             let run = go(scene.apply().arg("--strict")).code(3);
-            let run = run.says(&["refused: ", "--strict: an event of the node"]);
+            let run = run.last_line_has(&["refused: ", "--strict: an event of the node"]);
             assert_eq!(scene.state(), before, "{group}: {run}");
 
             let (code, said) = report(&mut scene.apply());
@@ -115,7 +115,7 @@ fn variable_does_not_permit_a_guarded_gid() {
             let scene = attacked(node, "kvm", pod);
             let before = scene.state();
             let run = go(scene.apply().env("LIBVIRT_KVM_INIT_GID", "6")).code(3);
-            let run = run.says(&["refused: ", "disk", "LIBVIRT_KVM_INIT_GID", "--gid 6"]);
+            let run = run.last_line_has(&["refused: ", "disk", "LIBVIRT_KVM_INIT_GID", "--gid 6"]);
             assert_eq!(scene.state(), before, "{run}");
             let aligned =
                 format!("root:x:0:\nkvm:x:6:nova\nnova:x:42424:\n{pod}kvm-108:x:108:nova\n");
@@ -153,7 +153,7 @@ fn gid_with_one_guarded_name_on_the_node_is_refused() {
             scene.host.file(file, text);
             let before = scene.state();
             let run = go(&mut scene.apply()).code(3);
-            let run = run.says(&["refused: ", "disk", file, "--gid 6"]);
+            let run = run.last_line_has(&["refused: ", "disk", file, "--gid 6"]);
             assert_eq!(scene.state(), before, "{run}");
         }
     });
@@ -215,10 +215,10 @@ fn user_name_with_shell_syntax_is_refused() {
             let before = scene.state();
             let passwd = scene.pod.at("etc/passwd");
             let parts = ["refused: ", "etc/group", passwd.to_str().unwrap(), name];
-            let run = go(&mut scene.apply()).code(3).says(&parts);
+            let run = go(&mut scene.apply()).code(3).last_line_has(&parts);
             assert_eq!(scene.state(), before, "{run}");
             let run = go(scene.apply().arg("--group-file-out").arg(&out));
-            let run = run.code(3).says(&parts);
+            let run = run.code(3).last_line_has(&parts);
             assert_eq!(scene.state(), before, "{run}");
             let mut exec = scene.exec(&[]);
             let (code, text, err) = support::run(exec.args(["echo", "started"]));
@@ -255,9 +255,9 @@ fn control_characters_and_document_ends_in_a_configuration_are_errors() {
             fs::write(&config, text).unwrap();
             let before = scene.state();
             for command in ["apply", "check"] {
-                let run = go(scene.verb(command).arg("--config").arg(&config)).code(2);
+                let run = go(scene.command(command).arg("--config").arg(&config)).code(2);
                 let place = format!("{}:{line}: ", config.display());
-                let run = run.says(&["usage: ", &place]);
+                let run = run.last_line_has(&["usage: ", &place]);
                 assert_eq!(scene.state(), before, "{text:?}: {run}");
             }
         }

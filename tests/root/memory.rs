@@ -48,7 +48,7 @@ fn with_file<T>(tree: &Tree, name: &str, make: impl Fn(&Path), with: impl FnOnce
 }
 
 fn assert_too_large(run: Run, name: &str) {
-    run.code(4).says(&[name, "EFBIG", "8 MiB"]);
+    run.code(4).last_line_has(&[name, "EFBIG", "8 MiB"]);
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn too_large_input_file_is_refused_within_64_mib() {
                 let make = |at: &Path| File::create(at).unwrap().set_len(size).unwrap();
                 with_file(tree, name, make, || {
                     assert_too_large(go(limited(&mut scene.apply())), name);
-                    assert_too_large(go(limited(&mut scene.verb("check"))), name);
+                    assert_too_large(go(limited(&mut scene.command("check"))), name);
                 });
             }
         }
@@ -70,12 +70,14 @@ fn too_large_input_file_is_refused_within_64_mib() {
         File::create(&conf).unwrap().set_len(60 << 20).unwrap();
         let mut cmd = scene.apply();
         let run = go(limited(cmd.arg("--qemu-conf").arg(&conf)));
-        run.code(2).says(&["EFBIG"]);
+        run.code(2).last_line_has(&["EFBIG"]);
         fs::remove_file(&conf).unwrap();
         let status = scene.pod.at("status.json");
         File::create(&status).unwrap().set_len(60 << 20).unwrap();
         let mut cmd = command(&support::program(), &["ready"]);
-        go(limited(cmd.arg(&status))).code(4).says(&["EFBIG"]);
+        go(limited(cmd.arg(&status)))
+            .code(4)
+            .last_line_has(&["EFBIG"]);
         fs::remove_file(&status).unwrap();
         // Nothing was changed but the times of directories.
         let now = scene.state();
@@ -197,7 +199,7 @@ fn largest_allowed_input_file_is_read_within_64_mib() {
                             assert_eq!(fs::read_to_string(tree.at(name)).unwrap(), content);
                             assert_eq!(owner(Path::new(KVM)), (0, 424, 0o660), "{shown}");
                         }
-                        let (code, out, err) = run(limited(&mut scene.verb("check")));
+                        let (code, out, err) = run(limited(&mut scene.command("check")));
                         if code > 6 {
                             wrong.push(format!("check: {shown}, {code}\n{out}{err}"));
                         }
@@ -249,7 +251,7 @@ fn edit_beyond_the_size_limit_is_refused() {
             cmd.args(more.map(|out| format!("--group-file-out={}", out.display())));
             go(limited(&mut cmd))
                 .code(4)
-                .says(&["write(", "EFBIG", "8 MiB"]);
+                .last_line_has(&["write(", "EFBIG", "8 MiB"]);
             assert!(scene.pod.read("etc/group") == content);
             assert_eq!(owner(Path::new(KVM)), (0, 424, 0o660));
             assert!(!out.exists());

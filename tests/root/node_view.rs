@@ -130,7 +130,7 @@ fn check_on_the_node_reports_node_and_pod() {
         );
         let run = go(&mut check());
         run.code(1)
-            .says(&["drift: ", "nova", &format!("run {way_out} to repair it")]);
+            .last_line_has(&["drift: ", "nova", &format!("run {way_out} to repair it")]);
         assert!(
             found["summary"].as_str().unwrap().contains(&way_out),
             "{found}"
@@ -147,7 +147,7 @@ fn check_on_the_node_reports_node_and_pod() {
         let root = libvirtd.root.to_str().unwrap();
         // Without CAP_SYS_PTRACE the run cannot inspect a process that holds more capabilities (ptrace(2)).
         let run = go(&mut node.on_the_node("/kvm-init", &["apply", "--root", root])).code(3);
-        run.says(&["refused: ", "EACCES", "CAP_SYS_PTRACE"]);
+        run.last_line_has(&["refused: ", "EACCES", "CAP_SYS_PTRACE"]);
         assert_eq!(everything(), before);
         // With CAP_SYS_PTRACE it also sees the root of PID 1, which is not this node's; hence --host-root.
         let mut apply = command(
@@ -191,7 +191,9 @@ fn node_device_proves_nothing_for_a_libvirtd_with_a_private_dev() {
             for part in [there, "0:108 0660", root] {
                 assert!(text.contains(part), "{part}: {text}");
             }
-            go(&mut check()).code(5).says(&["a different one", there]);
+            go(&mut check())
+                .code(5)
+                .last_line_has(&["a different one", there]);
             let _ = fs::remove_file(pod.tree.at("dev/kvm"));
         }
         assert_eq!(owner(&node.tree.at("dev/kvm")), (0, 108, 0o660));
@@ -280,7 +282,7 @@ fn impostor_libvirtd_is_neither_reported_nor_edited() {
             for command_name in ["apply", "check"] {
                 let run = go(&mut node.on_the_node("/kvm-init", &[command_name, "--root", root]));
                 assert!(state(&[&script]) == before, "{run}");
-                run.code(3).says(&[root, "does not run as root"]);
+                run.code(3).last_line_has(&[root, "does not run as root"]);
             }
         }
         drop(pod);
@@ -316,7 +318,7 @@ fn node_device_proves_nothing_for_a_libvirtd_with_a_nodev_dev() {
         let (code, found) = report(&mut check());
         assert_eq!(code, 5, "{found}");
         assert_eq!(warnings(&found), ["private-device"]);
-        go(&mut check()).code(5).says(&["option nodev"]);
+        go(&mut check()).code(5).last_line_has(&["option nodev"]);
     });
 }
 
@@ -330,7 +332,7 @@ fn drifted_pod_with_a_private_dev_is_not_reported_as_drift() {
         assert_eq!(report(&mut check_on(&node, ours)).0, 1);
         detach(&pod.tree.at("dev"));
         let ran = go(&mut check_on(&node, ours)).code(5);
-        let ran = ran.says(&["mount the node's /dev"]);
+        let ran = ran.last_line_has(&["mount the node's /dev"]);
         assert!(!ran.err.contains("to repair it"), "{ran}");
     });
 }

@@ -148,7 +148,7 @@ fn held_output_lock_fails_the_run_after_ten_seconds() {
             let binary = scope.spawn(|| go(&mut install(&shared)).code(4));
             for run in [group, binary] {
                 let run = run.join().unwrap();
-                run.says(&["/.libvirt-kvm-init.lock, F_OFD_SETLK) for 10 s", "lslocks"]);
+                run.last_line_has(&["/.libvirt-kvm-init.lock, F_OFD_SETLK) for 10 s", "lslocks"]);
             }
         });
         assert_eq!(scene.state(), before);
@@ -178,7 +178,10 @@ impl Ending {
     #[track_caller]
     fn refused(self) {
         match self {
-            Self::Ended(run) => drop(run.code(3).says(&["refused: ", "only root can write"])),
+            Self::Ended(run) => drop(
+                run.code(3)
+                    .last_line_has(&["refused: ", "only root can write"]),
+            ),
             Self::Logged(log) => {
                 assert!(
                     log.contains("only root can write") && log.contains("EACCES"),
@@ -308,7 +311,7 @@ fn output_directory_that_another_user_can_write_is_refused() {
             let before = scene.state();
             let mut cmd = scene.apply();
             let run = go(cmd.args(["--persist", "--gid=500"])).code(3);
-            let run = run.says(&["refused: --persist: ", "0777"]);
+            let run = run.last_line_has(&["refused: --persist: ", "0777"]);
             assert_eq!(scene.state(), before, "{run}");
             set_owner(&scene.host.at(at), 0, 0, 0o755);
         }
@@ -351,7 +354,9 @@ fn empty_dir_is_made_writable_for_root_only_and_used() {
         // Links in /proc are refused, because their text does not show their target.
         fs::remove_file(shared.join("group")).unwrap();
         let mut cmd = to(&scene, Path::new("/proc/self/cwd/group"));
-        go(cmd.current_dir(&shared)).code(3).says(&["in /proc"]);
+        go(cmd.current_dir(&shared))
+            .code(3)
+            .last_line_has(&["in /proc"]);
         let mut cmd = to(&scene, Path::new("group"));
         go(cmd.current_dir(&shared)).code(0);
         assert_eq!(names(&shared), ["group"]);
@@ -450,10 +455,10 @@ fn directory_of_root_at_the_output_path_is_a_failure() {
         fs::create_dir(shared.join(BINARY)).unwrap();
         go(&mut to(&scene, &shared.join("group")))
             .code(4)
-            .says(&["EISDIR", "subPath"]);
+            .last_line_has(&["EISDIR", "subPath"]);
         go(&mut install(&shared))
             .code(4)
-            .says(&["EISDIR", "subPath"]);
+            .last_line_has(&["EISDIR", "subPath"]);
         assert_eq!(names(&shared), ["group", BINARY]);
     });
 }
@@ -607,7 +612,7 @@ fn install_into_a_users_own_directory_fails_at_fchown() {
         let copy = crate::rights::reachable();
         let mut cmd = command(&copy, &["install"]);
         let run = go(cmd.arg(&own).uid(OTHER).gid(OTHER)).code(4);
-        run.says(&["fchown", "EPERM", "as root"]);
+        run.last_line_has(&["fchown", "EPERM", "as root"]);
         assert_eq!(names(&own), [""; 0]);
         assert_eq!(ok(&mut command(&copy, &["--version"])).lines().count(), 1);
     });

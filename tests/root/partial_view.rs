@@ -52,7 +52,7 @@ fn view(scene: &Scene, parts: &[&str]) -> Tree {
 }
 
 fn run(scene: &Scene, command: &str, host_root: &Path) -> Command {
-    support::verb(command, scene.pod.path(), host_root)
+    support::program_command(command, scene.pod.path(), host_root)
 }
 
 fn check(scene: &Scene, host_root: &Path) -> Value {

@@ -48,7 +48,8 @@ fn refused(scene: &Scene, cmd: &mut Command, parts: &[&str]) -> Run {
     let run = go(cmd.arg("--format=json")).code(3);
     assert_eq!(scene.state(), before, "{run}");
     assert_eq!(run.json()["changes"], serde_json::json!([]), "{run}");
-    run.says(&["refused: --persist: "]).says(parts)
+    run.last_line_has(&["refused: --persist: "])
+        .last_line_has(parts)
 }
 
 /// Checks owner, mode and comments of the rules file, and returns its rule.
@@ -150,7 +151,7 @@ fn check_reports_a_missing_rule_if_the_next_event_denies_qemu() {
             go(&mut check)
         };
         check(&[]).code(0);
-        check(&["--persist"]).code(1).says(&[
+        check(&["--persist"]).code(1).last_line_has(&[
             "drift: ",
             "a module reload or reboot (no udev rule matches it) will set it to 0:0 0600",
             "`libvirt-kvm-init apply --persist --",
@@ -161,12 +162,12 @@ fn check_reports_a_missing_rule_if_the_next_event_denies_qemu() {
         // A rule that `apply` cannot override without --persist.
         scene.host.file(STOCK, &DEBIAN.replace("0660", "0640"));
         fs::remove_file(scene.host.at(OWN)).unwrap();
-        check(&[]).code(1).says(&[
+        check(&[]).code(1).last_line_has(&[
             "0:108 0640",
             "change the rule on the node",
             "apply --persist",
         ]);
-        check(&["--persist"]).code(1).says(&[
+        check(&["--persist"]).code(1).last_line_has(&[
             "0:108 0640",
             "`libvirt-kvm-init apply --persist --",
             "` to write a udev rule",
@@ -188,7 +189,7 @@ fn read_only_node_is_refused_before_any_change() {
         make_read_only(&mount);
         bind(Path::new("/dev"), &mount.join("dev"));
         let on_it = |how: &str| {
-            let mut cmd = support::verb("apply", scene.pod.path(), &mount);
+            let mut cmd = support::program_command("apply", scene.pod.path(), &mount);
             cmd.arg(how);
             cmd
         };
@@ -218,7 +219,8 @@ fn persist_without_a_host_root_is_refused() {
         let mut cmd = pod.on_the_node("/kvm-init", &["apply", "--persist"]);
         cmd.env("KUBERNETES_SERVICE_HOST", "10.0.0.1");
         let run = go(&mut cmd).code(3);
-        let run = run.says(&["refused: --persist: ", "cannot read the node's file system"]);
+        let run =
+            run.last_line_has(&["refused: --persist: ", "cannot read the node's file system"]);
         let after = state(&[&pod.tree.at("etc"), &pod.tree.at("dev")]);
         assert_eq!(after, before, "{run}");
     });
@@ -454,7 +456,7 @@ fn concurrent_persist_runs_succeed_and_a_held_lock_fails() {
         go(&mut persist(&scene)).code(0);
         let run = go(persist(&scene).arg("--gid=500")).code(4);
         let held = "/.libvirt-kvm-init.lock, F_OFD_SETLK) for 10 s";
-        run.says(&["failed: --persist: fcntl(", held, "lslocks"]);
+        run.last_line_has(&["failed: --persist: fcntl(", held, "lslocks"]);
         // The rule is written last: guests can start until the node's next event.
         assert_eq!(owner(Path::new(KVM)), (0, 500, 0o660));
         assert!(scene.host.read(OWN).ends_with(RULE));

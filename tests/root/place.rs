@@ -160,7 +160,7 @@ fn missing_host_root_is_a_warning_with_every_container_marker() {
             reset();
             let before = state(&[pod.tree.at("etc").as_path(), &pod.tree.at("dev")]);
             let run = go(cmd().arg("--strict")).code(3);
-            run.says(&["refused: ", "--host-root", "/mnt/host-rootfs"]);
+            run.last_line_has(&["refused: ", "--host-root", "/mnt/host-rootfs"]);
             assert_eq!(
                 state(&[pod.tree.at("etc").as_path(), &pod.tree.at("dev")]),
                 before
@@ -235,7 +235,7 @@ fn invalid_host_root_option_is_a_usage_error() {
             let mut cmd = pod.apply_in_pod();
             cmd.env("KUBERNETES_SERVICE_HOST", "10.0.0.1");
             let run = go(cmd.args(["--host-root", given])).code(2);
-            run.says(&["usage: --host-root ", given, why, "mount the node's root"]);
+            run.last_line_has(&["usage: --host-root ", given, why, "mount the node's root"]);
         }
         assert_eq!(
             state(&[pod.tree.at("etc").as_path(), &pod.tree.at("dev")]),

@@ -211,9 +211,9 @@ fn each_command_keeps_exactly_its_documented_capabilities() {
         let mut persist = scene.apply();
         persist.arg("--persist");
         keeps("apply --persist", &Held::start(&mut persist), APPLY);
-        let mut watch = scene.verb("watch");
+        let mut watch = scene.command("watch");
         keeps("watch", &Held::start(&mut watch), APPLY);
-        let mut check = scene.verb("check");
+        let mut check = scene.command("check");
         keeps("check", &Held::start(&mut check), CHECK);
         let mut install = command(&program(), &["install"]);
         install.arg(scene.pod.path());
@@ -355,8 +355,8 @@ fn without_sys_ptrace_only_check_and_watch_keep_all_capabilities() {
         keeps("ready", 2, ready, only(&[]));
         let logs = command(&program(), &["logs", "--format=json", "/dev/null"]);
         keeps("logs", 1, logs, only(&[]));
-        keeps("check", 1, scene.verb("check"), all());
-        keeps("watch", 1, scene.verb("watch"), all());
+        keeps("check", 1, scene.command("check"), all());
+        keeps("watch", 1, scene.command("watch"), all());
     });
 }
 
@@ -369,7 +369,7 @@ fn failure_to_drop_capabilities_is_a_warning() {
         install.arg(scene.pod.path());
         let mut apply = scene.apply();
         apply.arg("--proof=off");
-        let mut check = scene.verb("check");
+        let mut check = scene.command("check");
         check.arg("--proof=off");
         let ready = command(&program(), &["ready", "/dev/absent"]);
         let logs = command(&program(), &["logs", "/dev/null"]);
@@ -432,7 +432,7 @@ fn every_kept_capability_is_needed() {
             scene.pod.file("etc/group", ALIGNED);
             support::set_owner(Path::new(KVM), 0, 108, 0o660);
             closed_etc(scene);
-            scene.verb("check")
+            scene.command("check")
         });
         // The new file first gets its owner and then its mode.
         needs(&[CAP_FOWNER], |scene| {
@@ -464,7 +464,7 @@ fn killing_the_proofs_child_needs_no_capability() {
             let (scene, trace) = (Scene::settled(), scratch().join("trace"));
             let only = ["-f", "-qq", "-e", "trace=kill", "-e", "signal=none", "-o"];
             let mut cmd = command(Path::new("strace"), &only);
-            let check = scene.verb("check");
+            let check = scene.command("check");
             cmd.arg(&trace).arg(check.get_program());
             cmd.args(check.get_args());
             if without {
@@ -496,6 +496,6 @@ fn apply_works_with_foreign_owners_and_security_labels() {
         if labelled {
             assert_eq!(get_xattr(&group, "security.kvm-init-test"), None);
         }
-        go(&mut scene.verb("check")).code(0);
+        go(&mut scene.command("check")).code(0);
     });
 }

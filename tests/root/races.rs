@@ -101,7 +101,7 @@ fn held_password_lock_fails_the_run_after_ten_seconds() {
         let lock = lock(&scene.pod.at(PASSWORDS)).unwrap();
         let before = scene.state();
         let run = go(&mut scene.apply()).code(4);
-        run.says(&[
+        run.last_line_has(&[
             "failed: ",
             "etc/.pwd.lock, F_OFD_SETLK) for 10 s",
             "lslocks",
@@ -260,7 +260,9 @@ fn apply_fails_after_repeated_external_changes() {
                 match run.code {
                     4 => {
                         lost += 1;
-                        drop(run.says(&["another process repeatedly changes", "--settle"]));
+                        drop(
+                            run.last_line_has(&["another process repeatedly changes", "--settle"]),
+                        );
                     }
                     code => assert!([0, 5].contains(&code), "{run}"),
                 }

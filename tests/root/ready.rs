@@ -22,12 +22,14 @@ fn ready_depends_on_the_proof_not_on_the_verdict() {
             .file("usr/lib/udev/rules.d/50-udev-default.rules", rule);
         let file = scratch().join("status.json");
         let ready = || go(command(&program(), &["ready"]).arg(&file));
-        ready().code(4).says(&["status.json", "ENOENT"]);
+        ready().code(4).last_line_has(&["status.json", "ENOENT"]);
         for (gid, verdict, code) in [(424, 1, 0), (108, 1, 5)] {
             set_owner(Path::new(KVM), 0, gid, 0o660);
-            let report = go(scene.verb("check").arg("--format=json")).code(verdict);
+            let report = go(scene.command("check").arg("--format=json")).code(verdict);
             fs::write(&file, &report.out).unwrap();
-            ready().code(4).says(&["no process holds its lock"]);
+            ready()
+                .code(4)
+                .last_line_has(&["no process holds its lock"]);
             // Lock the file as `watch` does.
             let kept = fs::File::options().write(true).open(&file).unwrap();
             claim(&kept, code == 0).unwrap();

@@ -45,7 +45,7 @@ fn unprivileged_run_reports_the_capabilities_that_the_proof_needs() {
         let scene = Scene::settled();
         let before = scene.state();
         let run = go(&mut behind(&scene, &NOBODY)).code(5);
-        run.says(&["unproven: ", "EPERM", "CAP_SETUID", "CAP_SETGID"]);
+        run.last_line_has(&["unproven: ", "EPERM", "CAP_SETUID", "CAP_SETGID"]);
         go(behind(&scene, &NOBODY).args(["--proof", "off"])).code(0);
         assert_eq!(scene.state(), before);
     });
@@ -58,14 +58,14 @@ fn unprivileged_run_changes_nothing_and_names_the_failed_call() {
         let scene = Scene::new();
         let before = scene.state();
         let run = go(&mut behind(&scene, &NOBODY)).code(4);
-        run.says(&["failed: ", "EACCES", "etc", "as root"]);
+        run.last_line_has(&["failed: ", "EACCES", "etc", "as root"]);
         // With the right group file the next failure is at the device.
         assert_eq!(scene.state(), before);
         scene.pod.file("etc/group", ALIGNED);
         for (gid, mode, call) in [(424, 0o660, "fchownat("), (108, 0o640, "fchmodat(")] {
             set_owner(Path::new(KVM), 0, gid, mode);
             let run = go(&mut behind(&scene, &NOBODY)).code(4);
-            run.says(&["failed: ", call, "EPERM", "CAP_CHOWN"]);
+            run.last_line_has(&["failed: ", call, "EPERM", "CAP_CHOWN"]);
             assert_eq!(owner(Path::new(KVM)), (0, gid, mode));
         }
     });
@@ -77,7 +77,7 @@ fn missing_capability_is_reported_with_the_failed_call() {
         let scene = Scene::new();
         // Root owns everything here, so only the device's group needs CAP_CHOWN.
         let run = go(without_capability(&mut scene.apply(), CAP_CHOWN)).code(4);
-        run.says(&["fchownat(", "EPERM", "CAP_CHOWN"]);
+        run.last_line_has(&["fchownat(", "EPERM", "CAP_CHOWN"]);
         assert_eq!(scene.pod.read("etc/group"), ALIGNED);
         for capability in [CAP_DAC_OVERRIDE, CAP_FOWNER] {
             set_owner(Path::new(KVM), 0, 424, 0o600);
@@ -85,7 +85,7 @@ fn missing_capability_is_reported_with_the_failed_call() {
         }
         for capability in [CAP_SETUID, CAP_SETGID] {
             let run = go(without_capability(&mut scene.apply(), capability)).code(5);
-            run.says(&["EPERM", "CAP_SETUID", "CAP_SETGID"]);
+            run.last_line_has(&["EPERM", "CAP_SETUID", "CAP_SETGID"]);
         }
     });
 }
@@ -102,12 +102,12 @@ fn unmapped_ids_in_a_user_namespace_are_left_alone() {
         set_owner(Path::new(KVM), 0, 424, 0o600);
         let run = go(behind(&scene, &inside).args(["--format", "json"])).code(5);
         assert_eq!(warnings(&run.json()), ["unmapped-owner"]);
-        let run = run.says(&["unproven: ", "user namespace"]);
+        let run = run.last_line_has(&["unproven: ", "user namespace"]);
         assert_eq!(owner(Path::new(KVM)).1, 424, "{run}");
         // The device belongs to root, but the target GID has no mapping.
         set_owner(Path::new(KVM), 0, 0, 0o660);
         let run = go(&mut behind(&scene, &inside)).code(4);
-        run.says(&["fchownat(", "EINVAL", "user namespace"]);
+        run.last_line_has(&["fchownat(", "EINVAL", "user namespace"]);
         assert_eq!(owner(Path::new(KVM)), (0, 0, 0o660));
     });
 }

@@ -200,7 +200,7 @@ fn worker_may_be_pid_1_of_a_pid_namespace() {
     require_commands(&["unshare"]);
     in_namespace(|| {
         let scene = Scene::settled();
-        let check = scene.verb("check");
+        let check = scene.command("check");
         let mut cmd = command(std::path::Path::new("unshare"), &["--pid"]);
         cmd.arg(check.get_program()).args(check.get_args());
         support::go(&mut cmd).code(0);
@@ -215,7 +215,7 @@ fn signal_ends_exec_while_it_waits_for_the_device() {
         let scene = Scene::without_device();
         for signal in ALL {
             let mark = support::scratch().join(format!("mark-{signal}"));
-            let mut cmd = scene.verb("exec");
+            let mut cmd = scene.command("exec");
             cmd.args(["-v", "--settle", "60s", "--", "touch"])
                 .arg(&mark);
             let mut cmd = as_first_process(&cmd, false);

@@ -115,7 +115,7 @@ fn drifts_are_repaired_while_udevd_changes_the_device() {
         let (oracle, host) = node();
         let pod = Tree::pod(424);
         mknod_char(Path::new("/dev/canary"), (1, 3), 0, 0, 0o600);
-        let mut cmd = support::verb("watch", pod.path(), host.path());
+        let mut cmd = support::program_command("watch", pod.path(), host.path());
         let watch = Watch::start(cmd.args(["--recheck", "1h"]));
         let daemon = oracle.start();
         let over = AtomicBool::new(false);
@@ -147,7 +147,7 @@ fn event_caused_by_the_proof_causes_no_other_proof() {
         let (oracle, host) = node();
         let _daemon = oracle.start();
         let pod = Tree::pod(424);
-        let mut cmd = support::verb("watch", pod.path(), host.path());
+        let mut cmd = support::program_command("watch", pod.path(), host.path());
         let watch = Watch::start(cmd.args(["--proof", "create-vm"]));
         watch.is_idle();
         let before = watch.wakeups();
@@ -185,7 +185,7 @@ fn devices_created_and_removed_by_the_kernel_cause_events() {
         };
         let number = 500 + std::process::id() % 1000;
         let name = format!("loop{number}");
-        let ask = |request| crate::folders::ioctl(&control, request, number);
+        let ask = |request| crate::directories::ioctl(&control, request, number);
         let mut watcher = Watcher::new(PAUSE);
         assert!(watcher.follow_device(&dev, name.as_ref()).unwrap());
         let soon = || Some(Instant::now() + Duration::from_secs(5));

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use support::metrics::check_metrics;
 use support::peak::{bounded, ordinary};
-use support::watch::{PATIENCE, Watch, healed, until, watch};
+use support::watch::{PATIENCE, Watch, until, wait_for_repair, watch};
 use support::{
     ALIGNED, KVM, Scene, bind, command, go, in_namespace, inode, make_read_only, mknod_char,
     mknod_kvm, mount_tmpfs, ok, program, run, scratch, set_owner,
@@ -59,7 +59,7 @@ fn group_file_mounted_in_another_container_is_updated() {
             scene
                 .host
                 .file("etc/group", &format!("root:x:0:\nkvm:x:{gid}:\n"));
-            healed((0, gid, 0o660));
+            wait_for_repair((0, gid, 0o660));
             let line = format!("kvm:x:{gid}:nova");
             assert!(sees().contains(&line), "{gid}");
             watch.is_idle();
@@ -124,7 +124,7 @@ fn device_gets_no_gid_that_the_pods_group_file_does_not_have() {
             make_read_only(&directory);
             set_owner(Path::new(KVM), 0, 424, 0o660);
             watch.signal(Signal::SIGCONT);
-            watch.says("EROFS");
+            watch.wait_for_log("EROFS");
             for _ in 0..100 {
                 let now = support::owner(Path::new(KVM));
                 assert_eq!(now, (0, 424, 0o660), "{has_output}: {}", watch.log());
@@ -153,7 +153,7 @@ fn single_mounted_file_is_maintained_without_a_lock() {
             scene
                 .host
                 .file("etc/group", &format!("root:x:0:\nkvm:x:{gid}:\n"));
-            healed((0, gid, 0o660));
+            wait_for_repair((0, gid, 0o660));
             let line = format!("\nkvm:x:{gid}:nova\n");
             assert!(fs::read_to_string(&source).unwrap().contains(&line));
         }
@@ -192,7 +192,7 @@ fn status_and_metrics_show_the_current_state() {
             "\nlibvirt_kvm_init_heals_total{action=\"set-device-owner\"} 0\n",
         );
         set_owner(Path::new(KVM), 0, 424, 0o600);
-        healed(RIGHT);
+        wait_for_repair(RIGHT);
         reads(
             &metrics,
             "\nlibvirt_kvm_init_heals_total{action=\"set-device-owner\"} 1\n",
@@ -248,7 +248,7 @@ fn watch_with_ordinary_files_needs_at_most_3_mib() {
         let text = scene.pod.read("etc/group");
         for n in 0..20 {
             set_owner(Path::new(KVM), 0, 424, 0o600);
-            healed(RIGHT);
+            wait_for_repair(RIGHT);
             scene
                 .pod
                 .file("etc/group", &text.replace("kvm:x:108", "kvm:x:424"));
@@ -304,9 +304,9 @@ fn status_and_metrics_files_must_be_regular() {
         let mut cmd = watch(&scene);
         cmd.arg("--status-file").arg(&status);
         let watch = Watch::start(cmd.arg("--metrics-file").arg(&metrics));
-        watch.says("which is not a regular file");
+        watch.wait_for_log("which is not a regular file");
         set_owner(Path::new(KVM), 0, 424, 0o600);
-        watch.says("repaired");
+        watch.wait_for_log("repaired");
         drop(watch);
         assert!(is_null(&status) && is_null(Path::new("/dev/null")));
         assert!(fs::symlink_metadata(&metrics).unwrap().is_symlink());
@@ -346,7 +346,7 @@ fn status_file_is_removed_or_unlocked_when_it_is_outdated() {
         ready().code(0);
         let _ = fs::write(directory.join("full"), [0; 12 << 10]);
         set_owner(Path::new(KVM), 0, 424, 0o600);
-        starting.says("is not up to date");
+        starting.wait_for_log("is not up to date");
         // The proof is still ok, as in the file.
         ready().code(0);
         // Now it fails, which the lock shows instead of the file.
@@ -356,7 +356,7 @@ fn status_file_is_removed_or_unlocked_when_it_is_outdated() {
         mknod_kvm(Path::new(KVM), 0, 108, 0o660);
         fs::remove_file(directory.join("full")).unwrap();
         set_owner(Path::new(KVM), 0, 424, 0o600);
-        starting.says("is up to date again");
+        starting.wait_for_log("is up to date again");
         ready().code(0);
         drop(starting);
         ready().code(4);
@@ -372,25 +372,25 @@ fn unwritable_metrics_file_is_logged_once_and_repairs_go_on() {
         let mut cmd = watch(&scene);
         cmd.arg("--metrics-file").arg(directory.join("kvm.prom"));
         let watch = Watch::start(&mut cmd);
-        watch.says("ENOENT");
+        watch.wait_for_log("ENOENT");
         let drift = || {
             for _ in 0..3 {
                 set_owner(Path::new(KVM), 0, 424, 0o600);
-                healed(RIGHT);
+                wait_for_repair(RIGHT);
                 watch.is_idle();
             }
         };
         drift();
         fs::create_dir(&directory).unwrap();
         drift();
-        watch.says("is up to date again");
+        watch.wait_for_log("is up to date again");
         mount_tmpfs(&directory, "size=4k,nr_inodes=20,mode=777");
         let _ = fs::write(directory.join("full"), [0; 8192]);
         drift();
-        watch.says("ENOSPC");
+        watch.wait_for_log("ENOSPC");
         make_read_only(&directory);
         drift();
-        watch.says("EROFS");
+        watch.wait_for_log("EROFS");
         let log = watch.log();
         let lines = log.lines().filter(|line| line.contains("not up to date"));
         assert_eq!(lines.count(), 3, "{log}");
@@ -413,14 +413,14 @@ fn sighup_reloads_the_configuration() {
             &watch,
             &format!("status-file: {}\nmode: '0666'\n", status.display()),
         );
-        healed((0, 108, 0o666));
+        wait_for_repair((0, 108, 0o666));
         assert!(until(PATIENCE, || status.exists()));
         again(&watch, "mode: 0999\n");
-        watch.says("keeping the old configuration");
+        watch.wait_for_log("keeping the old configuration");
         again(&watch, "dry-run: true\n");
-        watch.says("--dry-run cannot be used with watch");
+        watch.wait_for_log("--dry-run cannot be used with watch");
         fs::set_permissions(KVM, fs::Permissions::from_mode(0o600)).unwrap();
-        healed((0, 108, 0o666));
+        wait_for_repair((0, 108, 0o666));
         // With another device.
         let other = scratch().join("kvm");
         mknod_kvm(&other, 0, 0, 0o600);

@@ -68,7 +68,7 @@ fn flood(what: &str, watch: &Watch, user: (u32, u32), once: impl Fn() + Send + S
         if std::env::var_os("KVM_INIT_TEST_BIN").is_some() {
             assert!(share <= SHARE, "{what}: {:.2} % of a core", share * 100.0);
         }
-        let healed = (0..20).map(|_| {
+        let repairs = (0..20).map(|_| {
             std::thread::sleep(Duration::from_millis(150));
             time(|| {
                 let at = Instant::now();
@@ -77,7 +77,7 @@ fn flood(what: &str, watch: &Watch, user: (u32, u32), once: impl Fn() + Send + S
             })
             .unwrap_or_else(|| panic!("{what}: not repaired\n{}", watch.log()))
         });
-        distribution(what, healed.collect());
+        distribution(what, repairs.collect());
         assert!(right());
         drop(ends);
     });
@@ -181,11 +181,11 @@ fn drift_hidden_by_a_queue_overflow_is_repaired() {
                 support::mknod_kvm(Path::new(KVM), 0, 0, 0o600);
             }
             watch.signal(nix::sys::signal::Signal::SIGCONT);
-            support::watch::healed((0, 108, 0o660));
+            support::watch::wait_for_repair((0, 108, 0o660));
             watch.is_idle();
             // The device that was replaced during the overflow is watched again.
             set_owner(Path::new(KVM), 0, 424, 0o660);
-            support::watch::healed((0, 108, 0o660));
+            support::watch::wait_for_repair((0, 108, 0o660));
         }
     });
 }
@@ -204,7 +204,7 @@ fn bind_mounted_device_is_maintained() {
         for _ in 0..5 {
             watch.is_idle();
             set_owner(&node.join("kvm"), 0, 424, 0o600);
-            support::watch::healed((0, 108, 0o660));
+            support::watch::wait_for_repair((0, 108, 0o660));
         }
     });
 }

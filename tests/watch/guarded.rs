@@ -5,7 +5,7 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 
-use support::watch::{PATIENCE, Watch, healed, until, watch};
+use support::watch::{PATIENCE, Watch, until, wait_for_repair, watch};
 use support::{ALIGNED, KVM, Scene, in_namespace, owner, scratch, set_owner};
 
 const GROUPS: &str = "root:x:0:\nkvm:x:108:\ndisk:x:6:\n";
@@ -22,7 +22,7 @@ fn event_rule_adds_no_guarded_group() {
         scene.host.file("etc/udev/rules.d/99-x.rules", rule);
         watch.is_idle();
         set_owner(Path::new(KVM), 0, 6, 0o660);
-        healed((0, 108, 0o660));
+        wait_for_repair((0, 108, 0o660));
         watch.is_idle();
         assert_eq!(scene.pod.read("etc/group"), ALIGNED, "{}", watch.log());
     });
@@ -48,7 +48,7 @@ fn guarded_old_gid_of_the_device_is_not_kept_as_membership() {
         assert_eq!(owner(Path::new(KVM)), (0, 6, 0o660));
         fs::write(&config, "gid: 108\n").unwrap();
         watch.signal(Signal::SIGHUP);
-        healed((0, 108, 0o660));
+        wait_for_repair((0, 108, 0o660));
         let done = || fs::read_to_string(&status).is_ok_and(|text| text.contains("guarded-group"));
         assert!(until(PATIENCE, done));
         assert_eq!(scene.pod.read("etc/group"), ALIGNED, "{}", watch.log());
@@ -80,9 +80,9 @@ fn control_characters_in_names_are_escaped_in_log_and_status() {
         let other = "root:x:0:\ngames:x:108:\n";
         let right = scene.host.read("etc/group");
         scene.host.file("etc/group", other);
-        watch.says("refused");
+        watch.wait_for_log("refused");
         scene.host.file("etc/group", &right);
-        watch.says("can open /dev/kvm");
+        watch.wait_for_log("can open /dev/kvm");
         let files = [status, metrics].map(|path| fs::read_to_string(path).unwrap());
         for text in files.into_iter().chain([watch.log()]) {
             let hidden = |c: &char| c.is_control() && *c != '\n' || *c == '\u{202e}';

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use crate::libvirtd::{Libvirtd, alone, bare_root, container, enter, follows};
 use support::impostor::Impostor;
-use support::watch::{PATIENCE, Watch, healed, until, watch};
+use support::watch::{PATIENCE, Watch, until, wait_for_repair, watch};
 use support::{
     KVM, Scene, Tree, bind, command, go, in_namespace, mknod_kvm, mount_tmpfs, program,
     require_commands, scratch, set_owner, state,
@@ -99,7 +99,7 @@ fn unprivileged_process_named_libvirtd_causes_no_edit() {
             !texts.contains("hash") && !texts.contains("backup"),
             "{texts}"
         );
-        healed(RIGHT);
+        wait_for_repair(RIGHT);
     });
 }
 
@@ -129,7 +129,7 @@ fn impostor_beside_the_real_libvirtd_is_ignored() {
         becomes(&status, 0);
         scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
         follows(&watch, &second, 109);
-        healed((0, 109, 0o660));
+        wait_for_repair((0, 109, 0o660));
         assert!(facts(&script) == before, "{}", watch.log());
     });
 }
@@ -184,7 +184,7 @@ fn only_valid_group_files_in_root_owned_directories_are_edited() {
             let (mut cmd, status) = daemon_set(&scene);
             let watch = Watch::start(&mut cmd);
             let _libvirtd = Libvirtd::start(&watch, &scene.pod);
-            watch.says("is not a group file");
+            watch.wait_for_log("is not a group file");
             wait_for_two_checks(&status);
             assert!(facts(&file) == before, "{what}: {}", watch.log());
             assert_ne!(ready(&status), 0, "{what}");
@@ -200,7 +200,7 @@ fn only_valid_group_files_in_root_owned_directories_are_edited() {
             let (mut cmd, status) = daemon_set(&scene);
             let watch = Watch::start(&mut cmd);
             let _libvirtd = Libvirtd::start(&watch, &scene.pod);
-            watch.says("users other than root can change");
+            watch.wait_for_log("users other than root can change");
             assert!(state(&[&scene.pod.at("etc")]) == before);
             assert_ne!(ready(&status), 0);
         });
@@ -229,11 +229,11 @@ fn uninspectable_libvirtd_prevents_edits_and_readiness() {
         let watch = Watch::start(&mut cmd);
         let before = state(&[&scene.pod.at("etc")]);
         let _libvirtd = Libvirtd::start(&watch, &scene.pod);
-        watch.says("cannot inspect libvirtd");
+        watch.wait_for_log("cannot inspect libvirtd");
         wait_for_two_checks(&status);
         assert!(state(&[&scene.pod.at("etc")]) == before);
         assert_eq!(ready(&status), 5);
-        healed(RIGHT);
+        wait_for_repair(RIGHT);
     });
 }
 
@@ -246,7 +246,7 @@ fn watch_without_libvirtd_is_not_ready() {
         let (mut cmd, status) = daemon_set(&scene);
         let watch = Watch::start(&mut cmd);
         assert_eq!(watch.report["verdict"], "unproven", "{}", watch.report);
-        healed(RIGHT);
+        wait_for_repair(RIGHT);
         assert_eq!(ready(&status), 5);
         wait_for_two_checks(&status);
         assert_eq!(ready(&status), 5);
@@ -324,24 +324,24 @@ fn full_status_volume_does_not_affect_readiness() {
         fill();
         let running = Watch::start(watch(&scene).arg("--status-file").arg(&status));
         assert_eq!(ready(&status), 0, "{}", running.log());
-        running.says("ENOSPC");
+        running.wait_for_log("ENOSPC");
         empty();
         set_owner(Path::new(KVM), 0, 424, 0o660);
-        healed(RIGHT);
+        wait_for_repair(RIGHT);
         let written = || fs::metadata(&status).is_ok_and(|meta| meta.size() > 0);
         assert!(until(PATIENCE, written));
         assert_eq!(ready(&status), 0);
         // The volume becomes full during the run.
         fill();
         set_owner(Path::new(KVM), 0, 424, 0o660);
-        healed(RIGHT);
+        wait_for_repair(RIGHT);
         running.is_idle();
         assert_eq!(ready(&status), 0, "{}", running.log());
         // Without a successful proof it is not ready.
         fs::remove_file(KVM).unwrap();
         becomes(&status, 5);
         mknod_kvm(Path::new(KVM), 0, 0, 0o600);
-        healed(RIGHT);
+        wait_for_repair(RIGHT);
         becomes(&status, 0);
     });
 }
@@ -360,14 +360,14 @@ fn libvirtd_with_a_nodev_dev_is_not_ready() {
         let watch = Watch::start(&mut cmd);
         let _libvirtd = Libvirtd::start(&watch, &scene.pod);
         follows(&watch, &scene.pod, 108);
-        watch.says("option nodev");
+        watch.wait_for_log("option nodev");
         for _ in 0..40 {
             assert_eq!(ready(&status), 5, "{:?}", fs::read_to_string(&status));
             std::thread::sleep(Duration::from_millis(50));
         }
         // A repair does not make it ready either.
         set_owner(Path::new(KVM), 0, 424, 0o660);
-        healed(RIGHT);
+        wait_for_repair(RIGHT);
         wait_for_two_checks(&status);
         assert_eq!(ready(&status), 5);
     });
@@ -418,7 +418,7 @@ time.sleep(600)";
         becomes(&status, 0);
         scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
         follows(&watch, &scene.pod, 109);
-        healed((0, 109, 0o660));
+        wait_for_repair((0, 109, 0o660));
         wait_for_two_checks(&status);
         assert_eq!(ready(&status), 0, "{}", watch.log());
         // They end with the PID namespace of `watch`.
@@ -444,13 +444,13 @@ fn device_keeps_its_gid_while_several_libvirtds_run() {
             Libvirtd::start(&watch, &one),
             Libvirtd::start(&watch, &other),
         );
-        watch.says("runs in several containers");
+        watch.wait_for_log("runs in several containers");
         // The device stays as it was when the second libvirtd started, whatever node and chart set.
         scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
         wait_for_two_checks(&status);
         assert_eq!(support::owner(Path::new(KVM)), RIGHT, "{}", watch.log());
         set_owner(Path::new(KVM), 0, 0, 0o600);
-        healed(RIGHT);
+        wait_for_repair(RIGHT);
         assert_eq!(ready(&status), 5);
     });
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use support::watch::{PATIENCE, Watch, healed, until, watch};
+use support::watch::{PATIENCE, Watch, until, wait_for_repair, watch};
 use support::{
     KVM, Scene, bind, detach, in_namespace, make_read_only, ok, owner, scratch, set_owner,
 };
@@ -25,7 +25,7 @@ fn device_keeps_the_working_gid_if_the_group_file_is_read_only() {
         let watch = Watch::start(watch(&scene).arg("--status-file").arg(&status));
         make_etc_read_only(&scene);
         scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
-        watch.says("the device keeps GID 108, which QEMU can use");
+        watch.wait_for_log("the device keeps GID 108, which QEMU can use");
         assert_eq!(owner(Path::new(KVM)), RIGHT);
         let drift =
             || fs::read_to_string(&status).is_ok_and(|text| text.contains("\"verdict\":\"drift\""));
@@ -34,15 +34,15 @@ fn device_keeps_the_working_gid_if_the_group_file_is_read_only() {
         // The node's udev changes the device anyway.
         watch.is_idle();
         set_owner(Path::new(KVM), 0, 109, 0o660);
-        healed(RIGHT);
+        wait_for_repair(RIGHT);
         watch.is_idle();
         assert!(drift(), "the verdict is no longer drift");
 
         // The file becomes writable, which `watch` finds in a later check without an event.
         detach(&scene.pod.at("etc"));
-        healed((0, 109, 0o660));
+        wait_for_repair((0, 109, 0o660));
         assert!(scene.pod.read("etc/group").contains("kvm:x:109:nova\n"));
-        watch.says("info: QEMU as nova (42424:109) can open /dev/kvm");
+        watch.wait_for_log("info: QEMU as nova (42424:109) can open /dev/kvm");
         let log = watch.log();
         assert_eq!(log.matches("the device keeps").count(), 1, "{log}");
     });
@@ -62,7 +62,7 @@ fn device_keeps_the_working_gid_from_the_start_on() {
         assert_eq!(watch.report["verdict"], "drift", "{}", watch.report);
         assert_eq!(owner(Path::new(KVM)), (0, 424, 0o660));
         set_owner(Path::new(KVM), 0, 108, 0o660);
-        healed((0, 424, 0o660));
+        wait_for_repair((0, 424, 0o660));
     });
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use support::watch::{PATIENCE, Watch, healed, until};
+use support::watch::{PATIENCE, Watch, until, wait_for_repair};
 use support::{KVM, Scene, Tree, bind, command, in_namespace, owner, program, scratch, set_owner};
 
 /// Puts a program named libvirtd and its libraries below a root. It must be called before `watch` starts in its own
@@ -161,18 +161,18 @@ fn files_of_a_libvirtd_in_another_container_are_maintained() {
         assert_eq!(watch.report["verdict"], "unproven", "{}", watch.report);
         let summary = watch.report["summary"].as_str().unwrap();
         assert!(summary.contains("no libvirtd"), "{summary}");
-        healed((0, 108, 0o660));
+        wait_for_repair((0, 108, 0o660));
         let libvirtd = Libvirtd::start(&watch, &scene.pod);
         follows(&watch, &scene.pod, 108);
 
         scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
         follows(&watch, &scene.pod, 109);
-        healed((0, 109, 0o660));
+        wait_for_repair((0, 109, 0o660));
         // While a second libvirtd runs as well, neither container is edited.
         let other = Libvirtd::start(&watch, &second);
         set_owner(Path::new(KVM), 0, 424, 0o660);
-        watch.says("runs in several containers");
-        healed((0, 109, 0o660));
+        watch.wait_for_log("runs in several containers");
+        wait_for_repair((0, 109, 0o660));
         assert!(group(&second).contains("kvm:x:425:nova\n"));
 
         // The first libvirtd ends, and the pod is recreated twice.

@@ -11,10 +11,10 @@
 )]
 
 mod crowd;
+mod directories;
 mod drifts;
 mod files;
 mod flood;
-mod folders;
 mod guarded;
 mod idle;
 mod impostor;

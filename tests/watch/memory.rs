@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::path::Path;
 
-use support::watch::{PATIENCE, Watch, healed, until, watch};
+use support::watch::{PATIENCE, Watch, until, wait_for_repair, watch};
 use support::{KVM, Scene, bounded_memory, in_namespace, set_owner};
 
 /// Limit of the address space, including the program.
@@ -42,7 +42,7 @@ fn large_input_files_do_not_end_watch() {
             running.is_idle();
             for _ in 0..3 {
                 set_owner(Path::new(KVM), 0, 424, 0o600);
-                healed((0, 108, 0o660));
+                wait_for_repair((0, 108, 0o660));
                 running.is_idle();
             }
             assert!(running.runs(), "{name}: {}", running.log());

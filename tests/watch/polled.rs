@@ -12,7 +12,7 @@ use std::time::Duration;
 use caps::CapSet;
 use nix::sys::signal::Signal::SIGHUP;
 
-use support::watch::{PATIENCE, Watch, healed, until, watch};
+use support::watch::{PATIENCE, Watch, until, wait_for_repair, watch};
 use support::{
     KVM, Scene, detach, go, in_namespace, mknod_kvm, mount_tmpfs, owner, scratch, set_owner,
     without_call,
@@ -62,35 +62,35 @@ fn watch_polls_everything_without_inotify() {
             assert_eq!(running.report["verdict"], "ok", "{what}");
             for _ in 0..3 {
                 set_owner(Path::new(KVM), 0, 424, 0o660);
-                healed(RIGHT);
+                wait_for_repair(RIGHT);
             }
             fs::remove_file(KVM).unwrap();
-            running.says("absent");
+            running.wait_for_log("absent");
             mknod_kvm(Path::new(KVM), 0, 0, 0o600);
-            healed(RIGHT);
+            wait_for_repair(RIGHT);
             // Input files that are changed in place, replaced, or in a new directory.
             scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
-            healed((0, 109, 0o660));
+            wait_for_repair((0, 109, 0o660));
             let (new, name) = (scene.host.at("etc/new"), scene.host.at("etc/group"));
             fs::write(&new, "root:x:0:\nkvm:x:110:\n").unwrap();
             fs::rename(&new, &name).unwrap();
-            healed((0, 110, 0o660));
+            wait_for_repair((0, 110, 0o660));
             let rule =
                 "KERNEL==\"kvm\", GROUP=\"555\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
             let name = "etc/udev/rules.d/99-kvm.rules";
             scene.host.file(name, rule);
-            healed((0, 555, 0o660));
+            wait_for_repair((0, 555, 0o660));
             scene.host.file(name, &rule.replace("555", "556"));
-            healed((0, 556, 0o660));
+            wait_for_repair((0, 556, 0o660));
             fs::remove_file(scene.host.at(name)).unwrap();
-            healed((0, 110, 0o660));
+            wait_for_repair((0, 110, 0o660));
             // SIGHUP and events of mounts need no inotify.
             running.signal(SIGHUP);
-            running.says("the configuration was reloaded");
+            running.wait_for_log("the configuration was reloaded");
             mount_tmpfs(Path::new("/dev"), "mode=755");
-            running.says("/dev/kvm exists on the node, but not in this container");
+            running.wait_for_log("/dev/kvm exists on the node, but not in this container");
             detach(Path::new("/dev"));
-            running.says("info: QEMU as nova");
+            running.wait_for_log("info: QEMU as nova");
             assert_logged_once(&running.log(), part);
         });
     }
@@ -244,18 +244,18 @@ fn exhausted_inotify_instances_do_not_stop_apply_or_watch() {
         assert_eq!(running.report["verdict"], "ok");
         assert!(!has_inotify(&running));
         set_owner(Path::new(KVM), 0, 424, 0o660);
-        healed(RIGHT);
+        wait_for_repair(RIGHT);
         assert_logged_once(&running.log(), "fs.inotify.max_user_instances");
         // A free instance is used again.
         drop(hog);
-        running.says(NOT_ANY_MORE);
+        running.wait_for_log(NOT_ANY_MORE);
         assert!(has_inotify(&running));
         // If all other instances are used up again, `watch` keeps its own.
         let hog = Hog::start(1);
         for _ in 0..3 {
             std::thread::sleep(MOMENT);
             set_owner(Path::new(KVM), 0, 424, 0o600);
-            healed(RIGHT);
+            wait_for_repair(RIGHT);
         }
         drop(hog);
         let log = running.log();

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use support::watch::{PATIENCE, Watch, healed, until, watch};
+use support::watch::{PATIENCE, Watch, until, wait_for_repair, watch};
 use support::{KVM, Scene, command, in_namespace, owner, program, run, set_owner};
 
 /// Reverts the GID of the device until `stop`, and counts the reverts.
@@ -50,7 +50,7 @@ fn watch_backs_off_logs_the_conflict_and_repairs_in_the_end() {
         let scene = Scene::settled();
         let watch = Watch::start(&mut watch(&scene));
         conflict(&watch, 777, Duration::from_secs(5));
-        healed((0, 108, 0o660));
+        wait_for_repair((0, 108, 0o660));
         let log = watch.log();
         assert!(log.contains("was reverted 20 times in a row"), "{log}");
         assert!(log.contains("auditctl"), "{log}");
@@ -59,7 +59,7 @@ fn watch_backs_off_logs_the_conflict_and_repairs_in_the_end() {
         watch.is_idle();
         let log = watch.log();
         set_owner(Path::new(KVM), 0, 777, 0o660);
-        healed((0, 108, 0o660));
+        wait_for_repair((0, 108, 0o660));
         watch.is_idle();
         let waits_logged = |log: &str| log.matches("was reverted").count();
         assert_eq!(
@@ -95,7 +95,7 @@ fn watch_is_not_ready_while_it_backs_off() {
             stop.store(true, Ordering::Relaxed);
             assert_eq!(code, 5, "{}", watch.log());
         });
-        healed((0, 108, 0o660));
+        wait_for_repair((0, 108, 0o660));
         assert!(until(PATIENCE, || ready() == 0), "{}", watch.log());
         assert!(watch.log().lines().count() < 40, "{}", watch.log());
     });
@@ -107,14 +107,14 @@ fn charts_libvirt_sh_is_named_as_the_likely_cause() {
         let scene = Scene::new();
         let out = scene.pod.at("aligned");
         let watch = Watch::start(watch(&scene).arg("--group-file-out").arg(&out));
-        healed((0, 108, 0o660));
+        wait_for_repair((0, 108, 0o660));
         conflict(&watch, 424, Duration::from_secs(2));
-        watch.says("0:424 0660 is what the chart's libvirt.sh sets");
+        watch.wait_for_log("0:424 0660 is what the chart's libvirt.sh sets");
         drop(watch);
         // If the group file itself was aligned its old GID is remembered.
         let watch = Watch::start(&mut support::watch::watch(&scene));
         conflict(&watch, 424, Duration::from_secs(2));
-        watch.says("0:424 0660 is what the chart's libvirt.sh sets");
+        watch.wait_for_log("0:424 0660 is what the chart's libvirt.sh sets");
     });
 }
 
@@ -126,8 +126,8 @@ fn udev_rule_is_named_as_the_likely_cause() {
         scene.host.file("etc/udev/rules.d/99-kvm.rules", rule);
         let watch = Watch::start(watch(&scene).args(["--gid", "108"]));
         conflict(&watch, 555, Duration::from_secs(2));
-        watch.says("etc/udev/rules.d/99-kvm.rules:1");
-        watch.says("0:555 0660 is what");
+        watch.wait_for_log("etc/udev/rules.d/99-kvm.rules:1");
+        watch.wait_for_log("0:555 0660 is what");
     });
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal::{SIGINT, SIGTERM};
 use nix::sys::signal::{SigSet, Signal};
 
-use support::watch::{Watch, healed, refused, watch};
+use support::watch::{Watch, refused, wait_for_repair, watch};
 use support::{
     KVM, Scene, command, in_namespace, mknod_kvm, program, require_commands, run, scratch,
     set_owner, waits_for_lock, without_call,
@@ -197,7 +197,7 @@ fn watch_continues_after_a_refusal_or_without_privileges() {
         assert_eq!(running.report["verdict"], "refused");
         fs::remove_dir(KVM).unwrap();
         mknod_kvm(Path::new(KVM), 0, 0, 0o600);
-        healed((0, 108, 0o660));
+        wait_for_repair((0, 108, 0o660));
         let log = running.log();
         let first = log.lines().next().unwrap_or_default().to_owned();
         assert_eq!(log.matches(&first).count(), 1, "not logged once\n{log}");
@@ -215,7 +215,7 @@ fn watch_continues_after_a_refusal_or_without_privileges() {
         let mut running = Watch::start(&mut cmd);
         assert_eq!(running.report["verdict"], "unproven", "{}", running.report);
         set_owner(Path::new(KVM), 0, 424, 0o660);
-        running.says("failed");
+        running.wait_for_log("failed");
         assert!(running.runs());
     });
 }
@@ -232,7 +232,7 @@ fn failing_proof_is_logged_once() {
         assert_eq!(running.report["verdict"], "unproven");
         for _ in 0..20 {
             set_owner(Path::new(KVM), 0, 424, 0o600);
-            healed((0, 108, 0o660));
+            wait_for_repair((0, 108, 0o660));
             std::thread::sleep(Duration::from_millis(30));
         }
         running.is_idle();
@@ -242,6 +242,6 @@ fn failing_proof_is_logged_once() {
             "etc/libvirt/qemu.conf",
             "user = \"nova\"\ngroup = \"kvm\"\n",
         );
-        running.says("info: QEMU as nova");
+        running.wait_for_log("info: QEMU as nova");
     });
 }

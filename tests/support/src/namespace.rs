@@ -55,7 +55,7 @@ pub fn require_kvm() {
 
 /// The directory of the unpacked udev of the distribution: `KVM_INIT_TEST_UDEV`, or the newest in target/oracle, where
 /// tests/install unpacks it.
-pub fn udev_folder() -> Option<PathBuf> {
+pub fn udev_directory() -> Option<PathBuf> {
     let usual = project("target/oracle");
     let unpacked = || fs::read_dir(&usual).into_iter().flatten().flatten();
     let given = std::env::var_os("KVM_INIT_TEST_UDEV").map(PathBuf::from);

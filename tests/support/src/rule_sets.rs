@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// The rules directories, relative to the root.
-pub const FOLDERS: [&str; 4] = [
+pub const DIRECTORIES: [&str; 4] = [
     "etc/udev/rules.d",
     "run/udev/rules.d",
     "usr/local/lib/udev/rules.d",
@@ -25,7 +25,7 @@ pub enum Content {
     /// A symbolic link.
     Link(&'static str),
     /// A directory.
-    Folder,
+    Directory,
     /// A directory with all rules files of the distribution's package.
     Stock,
 }
@@ -56,7 +56,7 @@ impl fmt::Display for RuleSet {
                 Content::Text(text) if text.len() > 4000 => write!(f, "\n{path}: long")?,
                 Content::Text(text) => write!(f, "\n{path}:\n{}", String::from_utf8_lossy(text))?,
                 Content::Link(to) => write!(f, "\n{path} -> {to}")?,
-                Content::Folder => write!(f, "\n{path}/")?,
+                Content::Directory => write!(f, "\n{path}/")?,
                 Content::Stock => write!(f, "\n{path}: stock")?,
             }
         }
@@ -167,7 +167,7 @@ pub fn written() -> Vec<RuleSet> {
             "stock, masked by a directory",
             vec![
                 (USR, Content::Stock),
-                ("etc/udev/rules.d/50-udev-default.rules", Content::Folder),
+                ("etc/udev/rules.d/50-udev-default.rules", Content::Directory),
             ],
         ),
         set(
@@ -458,7 +458,7 @@ fn random_set(number: usize, dice: &mut Dice) -> RuleSet {
     let labels = ["one", "two"];
     let names = ["50-a.rules", "60-b.rules", "99-x.rules"];
     let mut files = Vec::new();
-    for directory in FOLDERS {
+    for directory in DIRECTORIES {
         for name in names {
             if dice.below(4) > 0 {
                 continue;

@@ -48,8 +48,8 @@ pub fn apply() -> Command {
 }
 
 /// A command of the program for this pod on this node.
-pub fn verb(verb: &str, pod: &Path, node: &Path) -> Command {
-    let mut cmd = command(&program(), &[verb, "--root"]);
+pub fn program_command(name: &str, pod: &Path, node: &Path) -> Command {
+    let mut cmd = command(&program(), &[name, "--root"]);
     cmd.arg(pod).arg("--host-root").arg(node);
     cmd
 }
@@ -133,7 +133,7 @@ impl Run {
 
     /// Asserts that the last line contains all of these parts.
     #[track_caller]
-    pub fn says(self, parts: &[&str]) -> Self {
+    pub fn last_line_has(self, parts: &[&str]) -> Self {
         let last = self.err.lines().last().unwrap_or_default();
         for part in parts {
             assert!(

@@ -47,19 +47,19 @@ impl Scene {
 
     /// `apply` for this pod on this node.
     pub fn apply(&self) -> Command {
-        self.verb("apply")
+        self.command("apply")
     }
 
     /// `exec` for this pod on this node, up to the command.
     pub fn exec(&self, options: &[&str]) -> Command {
-        let mut cmd = self.verb("exec");
+        let mut cmd = self.command("exec");
         cmd.args(options).arg("--");
         cmd
     }
 
     /// A command of the program for this pod on this node.
-    pub fn verb(&self, verb: &str) -> Command {
-        crate::verb(verb, self.pod.path(), self.host.path())
+    pub fn command(&self, name: &str) -> Command {
+        crate::program_command(name, self.pod.path(), self.host.path())
     }
 
     /// The state of all files that a refused run must not change.

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::rule_sets::{self, Content, Entry, RuleSet};
-use crate::{bind, fresh_dev, mknod_kvm, mount_tmpfs, ok, run, scratch, set_owner, udev_folder};
+use crate::{bind, fresh_dev, mknod_kvm, mount_tmpfs, ok, run, scratch, set_owner, udev_directory};
 
 /// The device in sysfs.
 pub const KVM: &str = "/sys/devices/virtual/misc/kvm";
@@ -20,7 +20,7 @@ pub const NODE: &str = "/dev/kvm";
 
 /// The directory of the unpacked udev.
 fn oracle() -> PathBuf {
-    udev_folder().expect(
+    udev_directory().expect(
         "this test needs udev unpacked (not installed) in target/oracle/udev-VERSION or in the \
         directory KVM_INIT_TEST_UDEV: run tests/run, or `apt-get download udev` and unpack it \
         there with `dpkg -x`",
@@ -82,13 +82,13 @@ impl Oracle {
     }
 
     /// The directory with udevadm and udevd.
-    pub fn folder(&self) -> &Path {
+    pub fn directory(&self) -> &Path {
         self.udevadm.parent().unwrap()
     }
 
     /// Replaces the content of the rules directories by this set.
     pub fn install(&self, set: &RuleSet) {
-        for directory in rule_sets::FOLDERS {
+        for directory in rule_sets::DIRECTORIES {
             let directory = Path::new("/").join(directory);
             if directory.is_dir() {
                 for entry in fs::read_dir(&directory).unwrap().flatten() {
@@ -106,7 +106,7 @@ impl Oracle {
             match content {
                 Content::Text(text) => fs::write(path, text).unwrap(),
                 Content::Link(to) => symlink(to, path).unwrap(),
-                Content::Folder => fs::create_dir(path).unwrap(),
+                Content::Directory => fs::create_dir(path).unwrap(),
                 Content::Stock => {
                     for entry in fs::read_dir(&self.stock).unwrap().flatten() {
                         fs::copy(entry.path(), path.join(entry.file_name())).unwrap();
@@ -164,10 +164,10 @@ impl Oracle {
     }
 
     /// A udevadm command with a time limit of 20 seconds.
-    pub fn udevadm(&self, verb: &str) -> Command {
+    pub fn udevadm(&self, name: &str) -> Command {
         // If a udevd worker fails, udevadm would wait for its event without limit.
         let mut command = Command::new("timeout");
-        command.arg("20").arg(&self.udevadm).arg(verb);
+        command.arg("20").arg(&self.udevadm).arg(name);
         command
     }
 }

@@ -24,7 +24,7 @@ pub struct Watch {
 
 /// The command `watch` for a pod on a node.
 pub fn watch(scene: &Scene) -> Command {
-    scene.verb("watch")
+    scene.command("watch")
 }
 
 impl Watch {
@@ -155,9 +155,13 @@ impl Watch {
 
     /// Waits until the log contains this text.
     #[track_caller]
-    pub fn says(&self, part: &str) {
-        let said = || self.log().contains(part);
-        assert!(until(PATIENCE, said), "`{part}` is not in\n{}", self.log());
+    pub fn wait_for_log(&self, part: &str) {
+        let is_logged = || self.log().contains(part);
+        assert!(
+            until(PATIENCE, is_logged),
+            "`{part}` is not in\n{}",
+            self.log()
+        );
     }
 
     /// Waits until `watch` ends, and returns its exit code.
@@ -213,7 +217,7 @@ pub fn until(longest: Duration, mut is: impl FnMut() -> bool) -> bool {
 
 /// Waits until the device has this owner, group and mode.
 #[track_caller]
-pub fn healed(want: (u32, u32, u32)) {
+pub fn wait_for_repair(want: (u32, u32, u32)) {
     let path = Path::new(KVM);
     let right = || fs::symlink_metadata(path).is_ok() && owner(path) == want;
     let in_time = until(PATIENCE, right);

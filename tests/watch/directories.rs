@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
-use support::watch::{PATIENCE, Watch, healed, until, watch};
+use support::watch::{PATIENCE, Watch, until, wait_for_repair, watch};
 use support::{
     ALIGNED, KVM, Scene, bind, detach, in_namespace, mknod_kvm, mount_tmpfs, owner, scratch,
     set_owner,
@@ -35,19 +35,19 @@ fn removed_and_recreated_device_is_repaired() {
         let scene = Scene::settled();
         let mut watch = Watch::start(&mut watch(&scene));
         fs::remove_file(KVM).unwrap();
-        watch.says("absent");
+        watch.wait_for_log("absent");
         mknod_kvm(Path::new(KVM), 0, 0, 0o600);
-        healed(RIGHT);
-        watch.says("can open /dev/kvm");
+        wait_for_repair(RIGHT);
+        watch.wait_for_log("can open /dev/kvm");
         // A link is never followed.
         mknod_kvm(Path::new("/dev/other"), 0, 0, 0o600);
         fs::remove_file(KVM).unwrap();
         symlink("/dev/other", KVM).unwrap();
-        watch.says("symbolic link");
+        watch.wait_for_log("symbolic link");
         assert_eq!(owner(Path::new("/dev/other")), (0, 0, 0o600));
         assert!(watch.runs());
         fs::rename("/dev/other", KVM).unwrap();
-        healed(RIGHT);
+        wait_for_repair(RIGHT);
     });
 }
 
@@ -58,7 +58,7 @@ fn watch_started_without_a_device_waits_for_it() {
         let watch = Watch::start(&mut watch(&scene));
         assert_eq!(watch.report["verdict"], "absent");
         mknod_kvm(Path::new(KVM), 0, 0, 0o600);
-        healed(RIGHT);
+        wait_for_repair(RIGHT);
         assert_eq!(scene.pod.read("etc/group"), ALIGNED);
     });
 }
@@ -112,11 +112,11 @@ fn device_in_a_private_dev_is_left_alone() {
         let watch = Watch::start(&mut watch(&scene));
         mount_tmpfs(Path::new("/dev"), "mode=755");
         mknod_kvm(Path::new(KVM), 0, 0, 0o600);
-        watch.says("this container's /dev is not the node's");
+        watch.wait_for_log("this container's /dev is not the node's");
         assert_eq!(owner(Path::new(KVM)), (0, 0, 0o600));
         assert_eq!(owner(&scene.host.at("dev/kvm")), RIGHT);
         nix::mount::umount("/dev").unwrap();
-        watch.says("info: QEMU as nova (42424:108) can open /dev/kvm");
+        watch.wait_for_log("info: QEMU as nova (42424:108) can open /dev/kvm");
     });
 }
 
@@ -131,7 +131,7 @@ fn node_group_file_is_not_edited_when_the_host_root_disappears() {
         let watch = Watch::start(&mut watch(&scene));
         mount_tmpfs(scene.host.path(), "mode=755");
         set_owner(Path::new(KVM), 0, 0, 0o600);
-        healed(RIGHT);
+        wait_for_repair(RIGHT);
         assert_eq!(scene.pod.read("etc/group"), before);
         let changed = before.replace(":108:", ":109:");
         assert_ne!(changed, before);
@@ -157,7 +157,7 @@ fn changes_of_the_nodes_group_file_and_rules_are_followed() {
             fs::rename(scene.host.at("etc/group.new"), scene.host.at("etc/group")).unwrap();
         };
         group(109);
-        healed((0, 109, 0o660));
+        wait_for_repair((0, 109, 0o660));
         let pods = scene.pod.read("etc/group");
         assert!(pods.contains("kvm:x:109:nova\n"), "{pods}");
         // The old GID worked until the device was changed, so it stays as a membership.
@@ -165,13 +165,13 @@ fn changes_of_the_nodes_group_file_and_rules_are_followed() {
         moment();
         let rule = "KERNEL==\"kvm\", GROUP=\"555\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"\n";
         scene.host.file("etc/udev/rules.d/99-kvm.rules", rule);
-        healed((0, 555, 0o660));
+        wait_for_repair((0, 555, 0o660));
         moment();
         fs::remove_file(scene.host.at("etc/udev/rules.d/99-kvm.rules")).unwrap();
-        healed((0, 109, 0o660));
+        wait_for_repair((0, 109, 0o660));
         moment();
         group(108);
-        healed(RIGHT);
+        wait_for_repair(RIGHT);
         let pods = scene.pod.read("etc/group");
         assert!(pods.contains("kvm:x:108:nova\n"), "{pods}");
     });
@@ -185,7 +185,7 @@ fn target_gid_is_kept_while_the_host_root_is_unmounted() {
         let place = scratch().join("host-rootfs");
         fs::create_dir(&place).unwrap();
         bind(scene.host.path(), &place);
-        let mut cmd = support::verb("watch", scene.pod.path(), &place);
+        let mut cmd = support::program_command("watch", scene.pod.path(), &place);
         // The output is made from the image's file, which has another GID.
         scene
             .pod
@@ -198,11 +198,11 @@ fn target_gid_is_kept_while_the_host_root_is_unmounted() {
         fs::remove_file(KVM).unwrap();
         moment();
         mknod_kvm(Path::new(KVM), 0, 0, 0o600);
-        healed(RIGHT);
+        wait_for_repair(RIGHT);
         moment();
         assert_eq!(fs::read_to_string(&out).unwrap(), ALIGNED);
         bind(scene.host.path(), &place);
         scene.host.file("etc/group", "root:x:0:\nkvm:x:109:\n");
-        healed((0, 109, 0o660));
+        wait_for_repair((0, 109, 0o660));
     });
 }
