@@ -167,6 +167,7 @@ reproducible:
 
 docs: build
 	KVM_INIT_WRITE_DOCS=1 cargo test --locked --quiet --test pure readme::
+	KVM_INIT_WRITE_DOCS=1 KVM_INIT_TEST_BIN="$(CURDIR)/$(BIN)" cargo test --locked --quiet --test root readme::
 	docs/record $(BIN) >target/run.svg && mv target/run.svg docs/run.svg
 
 clean:
