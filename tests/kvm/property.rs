@@ -546,7 +546,7 @@ fn assert_refusal_has_a_reason(state: &State, report: &Report) {
         state.has("--strict")
     } else if why.contains("which is the pod's group libvirt") {
         !state.has("--gid") && state.pod_group.as_ref().unwrap().contains("libvirt:x:108:")
-    } else if why.contains("the member name '42424' is not written") {
+    } else if why.contains("the member name '42424' cannot be written") {
         // A numeric member name, which would have to be written.
         state.passwd.contains("42424:x:")
     } else if why.contains("cannot determine a GID for the group") {
@@ -744,7 +744,7 @@ fn follow_advice(stage: &Stage, state: &State, first: &Report, accounts: &Accoun
                 assert_eq!(done.0, 0, "{done:?}");
             }
             Cause::Nodev => remount_dev(MsFlags::empty()),
-            Cause::Ownership if advice.starts_with("the directory /dev ") => {
+            Cause::Ownership if advice.contains("search permission for the directory /dev ") => {
                 if state.mount == Mount::ReadOnly {
                     return "advice followed, then read-only".to_owned();
                 }
