@@ -164,7 +164,11 @@ fn invalid_options_and_missing_descriptors_end_watch_at_once() {
                 "{text}"
             );
         };
-        refuses(watch(&scene).arg("--dry-run"), 2, "no --dry-run");
+        refuses(
+            watch(&scene).arg("--dry-run"),
+            2,
+            "--dry-run cannot be used with watch",
+        );
         refuses(watch(&scene).args(["--recheck", "1ms"]), 2, "at least 1s");
         refuses(
             &mut command(&bin, &["watch", "--nonsense"]),
