@@ -19,7 +19,7 @@
 //! This is accepted: the files are complete in this case as well, and the next run recovers.
 //!
 //! **In place.** A mounted file is written in place. It is one page at most here: a longer one can be torn by
-//! SIGKILL, as README.md documents.
+//! SIGKILL, as docs/design.md documents.
 #![allow(clippy::disallowed_methods)]
 #![allow(
     clippy::unwrap_used,
