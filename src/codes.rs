@@ -127,7 +127,7 @@ words! {
         UnmappedOwner = "unmapped-owner",
         /// The proof was turned off (`--proof off`).
         Unproven = "unproven",
-        /// The device was still changing when the time of `--settle` was over.
+        /// The device was still changing when the limit of `--settle` was reached.
         Unsettled = "unsettled",
     }
 }

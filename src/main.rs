@@ -24,8 +24,8 @@ use libvirt_kvm_init::text::escape_control;
 use libvirt_kvm_init::verdict::Verdict;
 use nix::sys::signal::Signal;
 
-/// musl's own allocator makes a system call for almost every allocation: a third of the time of a run that only reads
-/// some files.
+/// musl's own allocator makes a system call for almost every allocation, which takes a third of the time of a run that
+/// only reads some files.
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 

@@ -82,7 +82,7 @@ fn time(of: libc::timeval) -> f64 {
 /// Waits for the process. Returns its exit code and the resources that it and its reaped children used.
 fn wait(child: &Child) -> (i32, libc::rusage) {
     let mut status = 0;
-    // SAFETY: integers and timevals: all bits zero is a value.
+    // SAFETY: the fields are integers and structs of integers, for which zero is a valid value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     let pid = child.id().cast_signed();
     // SAFETY: both pointers are to locals; the process is our child, and nothing else waits for it.

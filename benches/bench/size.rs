@@ -9,7 +9,7 @@ use crate::machine::tool;
 use crate::page::{Page, count};
 use support::{program, run};
 
-/// 1.75 MiB.
+/// Size limit of the binary, 1.75 MiB.
 const LIMIT: u64 = 1_835_008;
 const BARE: [&str; 5] = [
     "build",

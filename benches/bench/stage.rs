@@ -10,7 +10,8 @@ use support::{
     KVM, Tree, bind, fresh_dev, mknod_char, mknod_kvm, ok, program, scratch, udev_directory,
 };
 
-/// The pod's etc is also mounted at /etc, so that shell scripts and `apply` have the same to do: nothing.
+/// The roots and the device. The pod's etc is also mounted at /etc, so that shell scripts inspect the same files as
+/// `apply`, and neither has to change anything.
 pub struct Stage {
     pub pod: Tree,
     /// A host root without udev rules.
@@ -22,7 +23,7 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// To be called only in a private mount namespace.
+    /// Creates the stage. Call it only in a private mount namespace.
     pub fn new() -> Self {
         fresh_dev();
         mknod_kvm(Path::new(KVM), 0, 108, 0o660);

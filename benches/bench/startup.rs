@@ -171,7 +171,7 @@ fn targets(page: &mut Page, compared: &Compared, runs: &[Vec<Once>]) {
 }
 
 /// Lists commands with another exit code than 0: virt-host-validate and kvm-ok end early on a machine whose
-/// processor lacks virtualisation flags.
+/// processor lacks virtualization flags.
 fn early(page: &mut Page, compared: &Compared, runs: &[Vec<Once>]) {
     let mut early = Vec::new();
     for (job, runs) in compared.jobs.iter().zip(runs) {

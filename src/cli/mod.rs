@@ -101,7 +101,7 @@ pub struct ReadyOptions {
 pub struct Options {
     /// The options that can also be set by the environment or the configuration file.
     pub flags: Flags,
-    /// How often `-v` occurs.
+    /// The number of `-v` flags.
     pub verbose: u8,
     pub quiet: bool,
 }

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_proof_decides_not_the_verdict() {
+    fn readiness_depends_on_the_proof_and_not_on_the_verdict() {
         for other in Verdict::ALL {
             assert_eq!(
                 verdict(&status(other, "ok"), true),

@@ -125,7 +125,7 @@ pub struct Sources {
 /// The libvirtd that the pod root belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Libvirtd {
-    /// The libvirtd of this container or of the node, or no search was made.
+    /// The libvirtd of this container or of the node; also if no search was made.
     Own,
     /// The libvirtd of another container, which can have another device.
     Container,
@@ -215,8 +215,10 @@ impl Values {
         Ok(values)
     }
 
+    /// The [`Sources`] that these values set.
+    ///
     /// # Errors
-    /// [`Error::Usage`] for the first invalid value; the same applies to the functions below.
+    /// [`Error::Usage`] for the first invalid value.
     pub fn sources(&self) -> Result<Sources, Error> {
         let path = |name| self.value(name, values::path);
         let device = path("device")?;
@@ -236,6 +238,8 @@ impl Values {
         })
     }
 
+    /// The [`Policy`] that these values set.
+    ///
     /// # Errors
     /// As [`Values::sources`].
     pub fn policy(&self) -> Result<Policy, Error> {
@@ -256,6 +260,8 @@ impl Values {
         })
     }
 
+    /// The proof to run; [`ProofKind::ApiVersion`] by default.
+    ///
     /// # Errors
     /// As [`Values::sources`].
     pub fn proof(&self) -> Result<ProofKind, Error> {
@@ -271,12 +277,16 @@ impl Values {
         Ok(self.value("settle", values::duration)?.unwrap_or_default())
     }
 
+    /// Whether to show the planned changes without making them.
+    ///
     /// # Errors
     /// As [`Values::sources`].
     pub fn dry_run(&self) -> Result<bool, Error> {
         self.switch("dry-run")
     }
 
+    /// The [`Output`] that these values set.
+    ///
     /// # Errors
     /// As [`Values::sources`].
     pub fn output(&self) -> Result<Output, Error> {

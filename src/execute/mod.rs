@@ -32,7 +32,8 @@ pub struct Locks {
 
 impl Locks {
     /// Opens and locks the directories of these steps that are not locked yet, waiting up to `patience` for each. A
-    /// read-only directory stays unlocked. Returns true if there was one: then the observation may be out of date.
+    /// read-only directory stays unlocked. Returns true if there was a directory to lock: then the observation may be
+    /// out of date.
     ///
     /// # Errors
     /// [`Error::Refused`] for a directory in which another user can write.
@@ -75,7 +76,7 @@ pub fn due(steps: &[Step]) -> &[Step] {
 /// Checks before anything is changed that no other user can write in the directory of the rule.
 ///
 /// # Errors
-/// [`Error::Refused`] for such a directory. Its other errors are reported when the rule is written.
+/// [`Error::Refused`] if another user can write there. Other errors are reported when the rule is written.
 pub fn refuse_rule(steps: &[Step]) -> Result<()> {
     let Some(Step::UdevRule(step)) = steps.last() else {
         return Ok(());

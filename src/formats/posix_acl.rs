@@ -18,7 +18,7 @@ const VERSION: u32 = 2;
 /// The permissions that QEMU needs, since it opens the device with `O_RDWR`.
 pub const READ_WRITE: u16 = 0o6;
 
-/// What an entry applies to.
+/// The user, group or class that an entry applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tag {
     /// `user::`, the file's owner.

@@ -44,7 +44,7 @@ pub struct SyntaxError {
     pub line: usize,
     /// The setting that contains the error, if any.
     pub key: Option<String>,
-    /// What libvirt's parser expected at this position.
+    /// The syntax element that libvirt's parser expected at this position.
     pub expected: &'static str,
 }
 
@@ -142,7 +142,7 @@ enum Value {
 /// A setting's name, line and value.
 type Statement<'a> = (&'a [u8], usize, Value);
 
-/// What was expected where parsing stopped.
+/// The syntax element that was expected where parsing stopped.
 type Expected = &'static str;
 
 struct Cursor<'a> {

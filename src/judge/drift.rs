@@ -42,7 +42,7 @@ impl Drift<'_> {
         }
     }
 
-    /// The place where `apply` has to run, as text after the command; empty if here.
+    /// The place where `apply` has to run, as text after the command; empty if it has to run here.
     fn place(&self) -> &'static str {
         let pod = &self.case.seen.pod;
         let is_here = pod.is_host || pod.root.path() != Path::new("/");
@@ -71,7 +71,7 @@ impl Drift<'_> {
             let next_step = fix_command(policy, self.place());
             let summary = format!("{}; {next_step}", judgement.summary);
             judgement.set(Verdict::Drift, summary);
-            // The summary names the command, so the advice holds the reason only.
+            // The summary names the command, so the advice contains only the reason.
             judgement.advice = proof.result.advice().map(|advice| advice.text.clone());
         } else if !self.steps().is_empty()
             && !is_repaired
@@ -80,7 +80,7 @@ impl Drift<'_> {
             let apply = policy.command(policy.persist);
             let text = &advice.text;
             judgement.advice = Some(format!(
-                "{text}; run {apply}, which repairs a part and reports the rest"
+                "{text}; run {apply}, which repairs part of this and reports the rest"
             ));
         }
     }

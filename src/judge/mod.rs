@@ -88,7 +88,7 @@ impl Judgement {
         self.summary = summary;
     }
 
-    /// For a proof that is not valid for the QEMU that the running libvirtd starts.
+    /// Sets the verdict `unproven`, because the proof is not valid for the QEMU that the running libvirtd starts.
     fn set_unproven(&mut self, summary: String) {
         self.set(Verdict::Unproven, summary);
         self.proof_counts = false;

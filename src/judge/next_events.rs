@@ -24,8 +24,9 @@ pub struct NextEvent {
 /// The group in the `chown` of the chart's libvirt.sh.
 pub const CHARTS_GROUP: &str = "kvm";
 
-/// All predictable events. `unruled` (`--persist`) adds the module reload after which the device keeps the
-/// kernel's default 0:0 0600 because no rule matches it. Otherwise that is left to the node's administrators.
+/// All predictable events. With `unruled` they include a module reload after which the device keeps the kernel's
+/// default 0:0 0600 because no rule matches it. Without `--persist` this event is not reported as drift, because
+/// adding a rule is then up to the node's administrators.
 pub fn next_events(seen: &Observation, unruled: bool) -> Vec<NextEvent> {
     let Some(now) = &seen.device else {
         return Vec::new();
@@ -115,7 +116,7 @@ fn libvirt_sh(seen: &Observation, now: &DeviceState) -> Option<NextEvent> {
     })
 }
 
-/// As chmod(2): the group bits become the mask entry of an ACL.
+/// Sets the mode as chmod(2) does: with an ACL, the group bits become its mask entry.
 fn set_mode(device: &mut DeviceState, mode: u16) {
     device.facts.mode = mode;
     device.acl = device.acl.take().map(|acl| acl.with_mode(mode));

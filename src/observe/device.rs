@@ -37,7 +37,7 @@ pub enum Driver {
 pub(super) fn inspect(device: &Device) -> Result<DeviceState> {
     let facts = device.facts();
     if !facts.is_kvm() {
-        // Of a file that is not the KVM device, only the type is reported.
+        // For a file that is not the KVM device, only the type is reported.
         return Ok(DeviceState {
             facts,
             acl: None,

@@ -46,7 +46,7 @@ pub enum Unseen {
     Rare,
     /// A source that the node probably has is not visible. It could override all sources after it.
     Before {
-        /// How many of [`GroupDb::files`] take precedence over it.
+        /// The number of [`GroupDb::files`] that take precedence over this source.
         files: usize,
         /// Path below the host root.
         name: &'static str,

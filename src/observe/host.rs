@@ -22,10 +22,9 @@ pub struct Host {
     pub group_files: Vec<Inode>,
     /// The file at dev/kvm below the host root.
     pub device: Option<DeviceStat>,
-    /// What the node's udev will do to the device.
+    /// The predicted effect of the node's udev on the device.
     pub udev: Predictions,
-    /// What the node's udev would do without the rule of an earlier `--persist`; `None` if there is no such
-    /// rule.
+    /// The same prediction without the rule of an earlier `--persist`; `None` if there is no such rule.
     pub others: Option<Predictions>,
     /// The place of that rule; inspected only if the run may write one.
     pub slot: Option<RuleFileSlot>,
@@ -73,7 +72,7 @@ impl Host {
         self.others = others.map(|files| self.predict(&files));
     }
 
-    /// What the node's udev would do with `own` as the rule of `--persist`.
+    /// The predicted effect of the node's udev on the device, with `own` as the rule of `--persist`.
     pub fn with_own(&self, own: &RuleFile) -> Predictions {
         self.predict(&self.rules.with(own))
     }

@@ -172,7 +172,10 @@ impl Candidate<Inspected> {
             seen.shares_user_namespace,
             seen.is_admin,
         ) {
-            log::debug!("{name} (pid {}) is no libvirtd: {seen:?}", seen.pid);
+            log::debug!(
+                "{name} (pid {}) does not count as libvirtd: {seen:?}",
+                seen.pid
+            );
             return None;
         }
         let device = device.to_string_lossy();

@@ -88,7 +88,7 @@ pub fn observe(sources: &Sources) -> Result<(Observation, Option<Device>)> {
     Ok((seen, device))
 }
 
-/// Updates only the device in an observation: it changes more often than the files that decide about it.
+/// Updates only the device in an observation: it changes more often than the files that determine its owner and mode.
 #[cfg(feature = "watch")]
 pub fn look_again(seen: &mut Observation, sources: &Sources) -> Result<Option<Device>> {
     let device = Device::find(&sources.device)?;

@@ -32,7 +32,7 @@ pub struct Request {
     pub sources: Sources,
     pub policy: Policy,
     pub proof: ProofKind,
-    /// How long to wait for the device to stop changing; zero for not at all.
+    /// Maximum time to wait for the device to stop changing; zero for no wait.
     pub settle: Duration,
     pub dry_run: bool,
 }

@@ -24,14 +24,14 @@ use crate::sys::settle::{self, Settled};
 use crate::text::join_first;
 use crate::verdict::Verdict;
 
-/// How many rounds `apply` makes if another process keeps changing the device, before it reports that. udevd
-/// handling a reloaded module takes one.
+/// Maximum number of rounds of `apply` while another process keeps changing the device; then it reports an error. The
+/// change that udevd makes after a module reload takes one round.
 const ROUNDS: usize = 5;
 
-/// How many rounds `check` makes in that case, before it reports the last observation.
+/// Maximum number of rounds of `check` in that case; then it reports the last observation.
 const LOOKS: usize = 3;
 
-/// How many rounds a run makes in total. Concurrent runs that each add another member to the group file all
+/// Maximum number of rounds in total. Concurrent runs that each add another member to the group file all
 /// succeed in the end, but each may have to repeat its round after every other one.
 const TURNS: usize = 100;
 
@@ -199,7 +199,7 @@ impl<'a> Run<'a> {
             self.changed |= is_done && matches!(plan.outcome, Outcome::Act(_));
             return Ok(Round::Again);
         }
-        // No file is written any more, and the proof can take up to 10 s.
+        // Release the locks: no file is written any more, and the proof can take up to 10 s.
         self.locks = Locks::default();
         self.prove(seen, plan, || {})
     }
@@ -224,7 +224,7 @@ impl<'a> Run<'a> {
         Ok(Round::Done(proof))
     }
 
-    /// How long to wait for a lock. `watch` waits less: it tries again later and must keep handling events.
+    /// Maximum time to wait for a lock. It is shorter for `watch`, which tries again later and has to handle events.
     fn patience(&self) -> Duration {
         match self.memory {
             Some(_) => LOCK_WAIT / 10,

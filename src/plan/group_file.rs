@@ -52,8 +52,8 @@ pub fn steps(
     };
     let has_step = !steps.is_empty();
     store_identities(context, user, &group_file, has_step, target, plan)?;
-    // If the pod's group file cannot be written, the device gets no GID that it does not contain. The node's own group
-    // file is not restricted in this way.
+    // If the pod's group file cannot be written, the device is set only to a GID that this file contains. The node's
+    // own group file is not restricted in this way.
     let is_known = || group::groups(&group_file).any(|group| group.gid == target);
     if let Some(state) = &seen.device
         && (!context.group_file_readonly() || pod.is_host || is_known())

@@ -129,7 +129,7 @@ fn unfinished(context: &Context<'_>, resolution: Resolution, rule: Option<&Plann
     }
 }
 
-/// What the node's events set on the device once the steps, and the planned rule, are done.
+/// The predicted effect of the node's events on the device after the steps and the planned rule.
 fn events_then<'a>(context: &Context<'a>, rule: Option<&'a Planned>) -> Option<&'a Predictions> {
     match rule {
         Some(planned) => Some(&planned.after),

@@ -16,7 +16,7 @@ use crate::observe::GROUP_FILE;
 /// A GID that could become the target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// [`resolve`] skips 0 and 4294967295.
+    /// Can be 0 or 4294967295, which [`resolve`] skips.
     pub gid: Gid,
     pub source: Source,
     /// Place for messages: file and line, option or path.

@@ -17,7 +17,7 @@ use crate::observe::udev_files::{Existing, RuleDirectory};
 #[derive(Debug)]
 pub struct Planned {
     pub step: RuleStep,
-    /// What the node's events set on the device once the rule is written.
+    /// The predicted effect of the node's events on the device once the rule is written.
     pub after: Predictions,
 }
 

@@ -150,7 +150,7 @@ fn open_failed(errno: Errno, context: &AccessContext<'_>) -> (Cause, Advice) {
 const BUSY: &str =
     "another hypervisor (VirtualBox, VMware, Xen) is using hardware virtualization; stop it";
 
-/// How many groups a message lists.
+/// Maximum number of groups that a message lists.
 const GROUPS: usize = 16;
 
 /// `EACCES` has five possible causes; the first one that the facts confirm is reported.

@@ -23,7 +23,7 @@ pub use probe::ProbeResult;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proof {
     pub result: ProofResult,
-    /// What owner, group, mode and ACL allow; `None` if they could not be determined.
+    /// Whether owner, group, mode and ACL allow access; `None` if that could not be determined.
     pub permission: Option<Permission>,
 }
 

@@ -18,7 +18,7 @@ const COLUMN: usize = 23;
 /// The only device of the node that is inspected, whatever `--device` is set to.
 const NODES: &str = "/dev/kvm";
 
-/// How many of QEMU's groups are listed.
+/// Maximum number of QEMU's groups that are listed.
 const GROUPS: usize = 16;
 
 /// The report as a table. `colour` marks the verdict with terminal colours.

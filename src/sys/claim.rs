@@ -3,8 +3,8 @@
 //!
 //! An OFD write lock (fcntl(2), `F_OFD_SETLK`) belongs to the open file description, so it is visible in every
 //! container regardless of PID namespaces, and requires a descriptor that is open for writing. A lock on byte 0 means
-//! that the process lives, one on byte 1 that its proof is ok. The lock needs no space in the file system, which may be
-//! full.
+//! that the process is alive, one on byte 1 that its proof is ok. The lock needs no space in the file system, which may
+//! be full.
 
 use std::fs::File;
 use std::os::fd::AsFd;

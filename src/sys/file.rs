@@ -28,7 +28,7 @@ use super::{Context, Inode, Result, progress, retry};
 pub use lock::LockFile;
 pub(in crate::sys) use lock::record;
 
-/// How long another run may hold the lock before this one gives up.
+/// Maximum time to wait for a lock that another process holds.
 pub const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// Attempts to create a file under a random name, or to open a lock file that other processes replace.
 const TRIES: usize = 16;
@@ -64,7 +64,7 @@ pub enum OwnerAndMode {
 }
 
 impl LockedDir {
-    /// `path` is only used in messages.
+    /// An open directory, not locked yet. `path` is only used in messages.
     pub fn new(fd: OwnedFd, path: PathBuf) -> Self {
         let lock = None;
         Self { fd, path, lock }

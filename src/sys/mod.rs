@@ -66,7 +66,7 @@ impl SyscallError {
         Self { hint, ..self }
     }
 
-    /// What the operator should do next, if the call or the errno determines it.
+    /// The next step for the operator, if the call or the errno determines it.
     pub fn advice(&self) -> Option<&'static str> {
         self.hint.or_else(|| match self.errno {
             Errno::EACCES | Errno::EPERM => Some("run as root (privileged: true)"),

@@ -45,7 +45,7 @@ impl Job {
 pub struct Need {
     pub capability: Capability,
     pub jobs: &'static [Job],
-    /// What the command does with it: a cell of the table in SECURITY.md.
+    /// The purpose of the capability: a cell of the table in SECURITY.md.
     pub why: &'static str,
 }
 

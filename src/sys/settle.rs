@@ -13,7 +13,7 @@ use super::inotify::Watcher;
 
 /// Polling interval if no inotify watch is left.
 const POLL: Duration = Duration::from_millis(50);
-/// How long the device must not change before it counts as settled.
+/// Time without a change after which the device counts as settled.
 pub const QUIET: Duration = Duration::from_millis(500);
 
 /// How the wait ended.

@@ -24,14 +24,14 @@ use super::file::record;
 use super::signals::{self, default_sigchld, restore_sigchld};
 use super::{Context, Result, SyscallError, progress, retry, syscalls};
 
-/// How long a worker may make no step before it is killed.
+/// Maximum time without a step; then the worker is killed.
 pub const LIMIT: Duration = Duration::from_secs(30);
 /// Interval between two checks of the worker's steps. It starts at the shortest after each step, so that this
 /// process soon notices a worker that waits and sleeps too, and doubles up to [`TICK`]. Time in which this process
 /// itself did not run (stopped, suspended) counts as at most one interval.
 const SHORTEST_TICK: Duration = Duration::from_millis(50);
 const TICK: Duration = Duration::from_secs(5);
-/// How long a killed worker, and the child that releases its locks, may take to end.
+/// Maximum time for a killed worker, and for the child that releases its locks, to end.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// How a worker ended.

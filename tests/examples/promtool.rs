@@ -122,7 +122,7 @@ fn dashboard_queries_are_valid_promql() {
 mod on_a_node {
     use super::*;
 
-    /// The metrics that `check` and `watch` write, in a right and in a wrong state, pass `promtool check metrics`.
+    /// The metrics that `check` and `watch` write, with and without drift, pass `promtool check metrics`.
     #[test]
     fn promtool_accepts_the_written_metrics() {
         in_namespace(|| {
@@ -169,7 +169,7 @@ mod on_a_node {
             ok(Command::new("kill").arg(child.id().to_string()));
             assert_eq!(child.wait().unwrap().code(), Some(0));
             promtool(&["check", "metrics"], Some(&text));
-            // The limits that the README assumes under «The fleet».
+            // Limits for the size of one node's metrics.
             let series = text.lines().filter(|line| !line.starts_with('#')).count();
             assert!(
                 series <= 26 && text.len() <= 2_500,

@@ -6,8 +6,8 @@
 //! are the start-up of Rust and the C library, which inspects the standard streams and makes a stack for signal
 //! handlers. If one of them fails, the start-up ends the process before the program has inspected or changed
 //! anything. A process without that start-up (`#![no_main]`) would have to do the same. strace counts the calls of
-//! each process separately, so the Nth call of a name is failed in the program and in its children alike. Where that
-//! would fail a call of the start-up it is left out here; `child` fails the calls of the proof's child alone.
+//! each process separately, so the Nth call of a name is failed in the program and in its children alike. A call is
+//! left out here if that would also fail a call of the start-up; `child` fails the calls of the proof's child alone.
 //!
 //! **How often.** One call is failed at each site (`trace::site`): the same call with the same path and flags in the
 //! same part of the run. Each site gets an I/O error in each part of the run in which it is called. The other errnos
@@ -18,7 +18,7 @@
 //! **Memory.** If the kernel refuses memory (mmap, brk) Rust ends the process with SIGABRT and its own message.
 //! This is accepted: the files are complete in this case as well, and the next run recovers.
 //!
-//! **In place.** A mounted file is written in place. It is one page at most here: a longer one can be torn by
+//! **In place.** A mounted file is written in place. The test uses at most one page: a longer file can be torn by
 //! SIGKILL, as docs/design.md documents.
 #![allow(clippy::disallowed_methods)]
 #![allow(
@@ -91,7 +91,7 @@ fn fail_once(stage: &Stage, call: &Call, had_begun: bool, kind: Kind) -> &'stati
     assert!(!err.contains("panicked"), "{shown}");
     if stage.case.watches && code == Ok(0) {
         assert!(went_on, "{shown}");
-        // It ends with 0 because of the signal; the result is in its report.
+        // `watch` ends with 0 because of the signal; the result is in its report.
         let lost = r#"{"exit_code": 4}"#;
         let report: serde_json::Value = serde_json::from_str(out.lines().next().unwrap_or(lost))
             .unwrap_or_else(|e| panic!("{e}: {shown}"));

@@ -81,7 +81,7 @@ fn calls() -> Vec<String> {
     entries.filter_map(call).collect()
 }
 
-/// The number of poll(2), or of ppoll(2) on architectures without it.
+/// The system call number of poll(2), or of ppoll(2) on architectures without poll(2).
 const fn poll_number() -> libc::c_long {
     #[cfg(target_arch = "x86_64")]
     return libc::SYS_poll;

@@ -30,9 +30,9 @@ pub struct Case {
     pub watches: bool,
     /// The name of the program's own first call.
     pub marker: &'static str,
-    /// The ways in which its calls are failed.
+    /// The kinds of failure that are injected.
     pub kinds: &'static [Kind],
-    /// How many runs are made at once.
+    /// The number of concurrent runs.
     pub workers: usize,
     /// Whether the group file is a mount point.
     pinned: bool,
@@ -43,7 +43,7 @@ pub struct Case {
 /// The files below the pod root in which `watch` publishes its state.
 const METRICS: &str = "state/kvm.prom";
 const STATUS: &str = "state/status.json";
-/// The files of an earlier run in which everything was right.
+/// The files of an earlier run whose proof was ok.
 const OLD_METRICS: &str = "# HELP libvirt_kvm_init_ready Of an earlier run.
 # TYPE libvirt_kvm_init_ready gauge
 libvirt_kvm_init_ready 1
@@ -219,7 +219,7 @@ impl Stage {
         }
     }
 
-    /// Asserts that everything is right and that the QEMU identity can open the device.
+    /// Asserts that files and device are in the target state and that the QEMU identity can open the device.
     pub fn assert_aligned(&self, shown: &str) {
         let file = if self.case.more {
             self.out()
@@ -256,8 +256,8 @@ impl Stage {
         assert_eq!(code, 0, "as nova: {err}{shown}");
     }
 
-    /// Everything that a refused run must not change: without the published files of an earlier run, and without the
-    /// times of the directory in which the lock was made and removed.
+    /// The state that a refused run must not change. It excludes the published files of an earlier run, and the
+    /// directory in which the lock file was created and removed.
     pub fn node_and_pod(&self) -> State {
         let mut state = self.scene.state();
         state.retain(|path, _| !path.starts_with(self.scene.pod.at("state")));
@@ -265,8 +265,8 @@ impl Stage {
         state
     }
 
-    /// Asserts that the published files are complete and that `ready` is right. Returns whether both files are of
-    /// this run.
+    /// Asserts that the published files are complete and that `ready` agrees with them. Returns whether both files are
+    /// of this run.
     ///
     /// `had_begun`: the run got as far as removing the status file of an earlier run.
     pub fn assert_published(&self, had_begun: bool, shown: &str) -> bool {

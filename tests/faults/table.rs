@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// How often each outcome followed, by the name of the call.
+/// The number of runs with each outcome, by the name of the failed call.
 #[derive(Default)]
 pub struct Table(BTreeMap<String, BTreeMap<String, u32>>);
 
@@ -34,7 +34,7 @@ impl Table {
     }
 }
 
-/// `outdated`: everything is right, but a published file is of an earlier run or missing.
+/// `outdated`: the state is correct, but a published file is missing or of an earlier run.
 const OUTCOMES: [&str; 10] = [
     "ok", "outdated", "usage", "refused", "failed", "unproven", "absent", "no-cmd", "killed",
     "abort",

@@ -78,7 +78,7 @@ const CANNOT_FAIL: [&str; 8] = [
     "umask",
 ];
 
-/// The way in which a call is failed.
+/// The kind of failure that is injected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// An errno without special handling.
@@ -94,7 +94,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The way in strace's syntax.
+    /// The action in the syntax of strace's option `inject`.
     pub fn injected(self) -> &'static str {
         match self {
             Self::Eio => "error=EIO",
@@ -118,14 +118,14 @@ impl Call {
         }
     }
 
-    /// One call is enough of those with an equal value. EIO and kills are injected in each part of the run, since
-    /// their consequences differ there; the handling at the site does not.
+    /// A key: of all calls with equal keys, only one is failed. EIO and kills are injected in each part of the run,
+    /// because their consequences depend on it; for the other kinds only the handling at the site counts.
     fn place(&self, kind: Kind) -> (Kind, String, Option<&BTreeSet<&'static str>>) {
         let position = matches!(kind, Kind::Eio | Kind::Kill).then_some(&self.position);
         (kind, self.site.clone(), position)
     }
 
-    /// The calls to fail, by index, and the way to fail them: the first one of equal calls.
+    /// The indexes of the calls to fail, each with the kind of failure. Of calls with equal keys, the first is chosen.
     pub fn chosen(all: &[Self], kinds: &'static [Kind]) -> Vec<(usize, Kind)> {
         let mut seen = BTreeSet::new();
         let pairs = (0..all.len()).flat_map(|index| kinds.iter().map(move |kind| (index, *kind)));
@@ -198,9 +198,9 @@ fn without_numbers(text: &str) -> String {
 pub struct Trace {
     /// The program's own calls, in their order.
     pub own: Vec<Call>,
-    /// How many of them cannot be failed without failing a call of the start-up as well.
+    /// The number of these calls that cannot be failed without also failing a call of the start-up.
     pub ambiguous: usize,
-    /// How many strace shows by number only and cannot fail.
+    /// The number of calls that strace shows only by number and cannot fail.
     pub unknown: usize,
 }
 
@@ -267,7 +267,7 @@ impl Trace {
         let mut seen = BTreeSet::new();
         let all = own.len();
         own.retain(|call| !call.name.starts_with("syscall_0x"));
-        // How often a supervisor wakes up depends on the time that its worker takes.
+        // The number of wake-ups of a supervisor depends on the time that its worker takes.
         let wakes_up =
             |call: &Call| call.name == "rt_sigtimedwait" || call.text.contains("WNOHANG");
         own.retain(|call| call.ordinal == 1 || !wakes_up(call));

@@ -277,7 +277,8 @@ fn existing_container_variables_are_kept() {
     }
 }
 
-/// The Component adds one more directory to the container that mounts the others, which only the way exec has.
+/// The Component adds one more directory to a container that mounts directories of the node. Only helm-patch/exec has
+/// such a container.
 #[test]
 fn flatcar_component_works_only_with_exec() {
     let nothing = "- {op: test, path: /spec/template/spec/containers/0/name, value: libvirt}";

@@ -183,7 +183,7 @@ fn advice_removes_a_denying_acl() {
     });
 }
 
-/// A wrong GID hides an ACL that denies QEMU with the right GID too.
+/// A wrong GID hides an ACL that denies QEMU access with the target GID too.
 #[test]
 fn partial_repair_is_reported_as_partial() {
     on_stage(|| {
@@ -195,7 +195,7 @@ fn partial_repair_is_reported_as_partial() {
         assert_eq!(report.verdict, Verdict::Unproven, "{report:#?}");
         let advice = report.proof.advice.unwrap();
         assert!(
-            advice.ends_with("`, which repairs a part and reports the rest"),
+            advice.ends_with("`, which repairs part of this and reports the rest"),
             "{advice}"
         );
         let after = scene.run("apply", &[]);

@@ -73,7 +73,7 @@ fn verdicts_match_qemu() {
             "check unproven",
             "the predicted drift happens",
         ] {
-            assert!(seen(word) >= 5, "the states are not various enough: {word}");
+            assert!(seen(word) >= 5, "the states are not diverse enough: {word}");
         }
     }
 }
@@ -85,7 +85,7 @@ struct Stamp {
     owner: (u32, u32),
     rdev: u64,
     inode: u64,
-    /// Also changes when the ACL changes.
+    /// The change time, which the kernel also updates when the ACL changes.
     ctime: (i64, i64),
     content: Option<Vec<u8>>,
 }

@@ -46,7 +46,7 @@ impl Mount {
     }
 }
 
-/// What is at dev/kvm in the host root.
+/// The file at dev/kvm in the host root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnHost {
     Nothing,
@@ -273,7 +273,7 @@ impl State {
             options: draw_options(random),
             dry_run_first: random.chance(50),
         };
-        // Otherwise hardly any state would be right from the start.
+        // Otherwise hardly any state would need no change.
         if random.chance(12) {
             state.made_right(random)
         } else {

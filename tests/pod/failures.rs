@@ -167,7 +167,7 @@ fn step_refuses_a_private_dev() {
         refuses(&pod, 3, "mount the node's /dev at /dev");
         assert!(!output(&pod).exists());
 
-        // The wrapper goes on, since libvirtd in the same container uses the same device. The node's /dev is not
+        // The wrapper continues, since libvirtd in the same container uses the same device. The node's /dev is not
         // mounted there, so the two devices cannot be compared.
         let mut pod = wrapped(node);
         pod.unmount("libvirt", "/dev");

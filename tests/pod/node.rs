@@ -114,7 +114,7 @@ impl Node {
         }
     }
 
-    /// Does the same in the background, 200 ms after the file `note` is created.
+    /// Lets the node handle an event in the background, 200 ms after the file `note` is created.
     pub fn answers(&self, note: &Path) -> Running {
         let answer = match &self.udev {
             Some((oracle, _)) => {

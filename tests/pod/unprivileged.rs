@@ -110,7 +110,7 @@ fn step_without_chown_fails() {
     });
 }
 
-/// As another user than root, the step can only confirm a state that is already right.
+/// As another user than root, the step can only confirm a state that is already correct.
 #[test]
 fn step_as_non_root_fails_or_is_unproven() {
     on_a_node(|node| {

@@ -228,8 +228,8 @@ fn advice_stays_short_with_70000_groups() {
     assert!(advice.contains("1000015 and 69984 more"), "{advice}");
 }
 
-/// A failure of the proof itself is retried once and then reported as failed. An answer of the kernel about the
-/// device or a missing privilege of this container is final.
+/// A failure of the proof itself is retried once and then reported as failed. An errno that results from the device or
+/// from a missing privilege of this container is final.
 #[test]
 fn only_failures_of_the_proof_itself_are_retried() {
     let undone = [

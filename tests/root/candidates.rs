@@ -135,7 +135,7 @@ fn node_group_is_found_in_every_known_group_database() {
             host.file("usr/lib/userdb/kvm.group", json);
         };
         assert_eq!(target(all, 424).0, 42);
-        // Without one the device's GID is used, then the pod's, and never GID 0.
+        // If no database has the name, the device's GID is used, then the pod's, and never GID 0.
         let none = |host: &Tree| {
             host.file("etc/group", "root:x:0:\n");
         };

@@ -244,7 +244,7 @@ fn advisory_findings_are_warnings_and_change_no_exit_code() {
     ];
     in_namespace(|| {
         for (code, change) in table {
-            // Where everything is right the exit code stays 0.
+            // Without drift the exit code stays 0.
             let scene = Scene::settled();
             assert_eq!(warnings(&report(&mut check(&scene)).1), [""; 0]);
             change(&scene);
@@ -254,7 +254,7 @@ fn advisory_findings_are_warnings_and_change_no_exit_code() {
                 (0, vec![code.to_owned()]),
                 "{found}"
             );
-            // On a drifted device it stays 1, except where the mode 0666 lets QEMU open the device.
+            // With drift the exit code stays 1, except where the mode 0666 lets QEMU open the device.
             let scene = Scene::with_device(0, 108, 0o660);
             assert_eq!(report(&mut check(&scene)).0, 1);
             change(&scene);
@@ -369,7 +369,7 @@ fn warning_lists_at_most_five_members() {
         );
         let text = found["warnings"][0]["text"].as_str().unwrap();
         assert!(text.contains("user4 and 2995 more;"), "{text}");
-        // If something is wrong the closing line names the repair only once.
+        // With drift the closing line names the command only once.
         let scene = Scene::with_device(0, 108, 0o660);
         let ran = go(&mut check(&scene)).code(1);
         let last = ran.err.lines().last().unwrap();

@@ -166,7 +166,7 @@ fn command_that_cannot_start_exits_with_126_or_127() {
         let path = format!("/nowhere:{}:{}", at("first"), at("bin"));
         let mut cmd = scene.exec(&["-q"]);
         assert_eq!(ok(cmd.arg("found").env("PATH", path)), "found\n");
-        // Neither does one that cannot be resolved: a link to itself, a name that is too long.
+        // Nor does an unresolvable directory in PATH hide the next one: a link to itself, a name that is too long.
         std::os::unix::fs::symlink("circle", scene.pod.at("circle")).unwrap();
         let long = "x".repeat(300);
         for directory in [at("circle"), at(&long)] {

@@ -1,4 +1,4 @@
-//! Guarded GIDs: no event, variable or missing device gives one to QEMU. User names with shell syntax are not
+//! Guarded GIDs: no event, variable or missing device grants one to QEMU. User names with shell syntax are not
 //! written.
 
 use std::fs;
@@ -225,7 +225,7 @@ fn user_name_with_shell_syntax_is_refused() {
             assert_eq!((code, text.as_str()), (3, ""), "{err}");
             assert_eq!(scene.state(), before, "{err}");
 
-            // A group file that is already right is accepted with such a name.
+            // A group file that is already aligned is accepted with such a name.
             let right = format!("root:x:0:\nkvm:x:108:{name}\nnova:x:42424:\n");
             scene.pod.file("etc/group", &right);
             set_owner(Path::new(KVM), 0, 108, 0o660);

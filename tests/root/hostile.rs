@@ -1,5 +1,5 @@
-//! Malicious trees, volumes and devices: a run with them is cheap, reads and writes nothing outside, and names the
-//! file that it refuses.
+//! Malicious trees, volumes and devices: a run needs little time and memory, neither reads nor writes files outside of
+//! the trees, and names the file that it refuses.
 
 use std::ffi::OsString;
 use std::fs;

@@ -17,7 +17,7 @@ type Setting = (&'static str, fn(&mut Command));
 
 /// Process settings that a container runtime, a shell or an operator may make.
 const SETTINGS: [Setting; 13] = [
-    // Without a closure between fork and exec Rust uses posix_spawn(3), in whose child glibc ignores its internal
+    // Without a closure between fork and exec Rust uses posix_spawn(3). In its child, glibc ignores its internal
     // signals.
     ("nothing", |cmd| before(cmd, || Ok(()))),
     ("SIGPIPE ignored", |cmd| ignore(cmd, &[libc::SIGPIPE])),

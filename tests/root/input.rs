@@ -436,7 +436,7 @@ fn root_as_qemu_user_needs_no_membership() {
         let (code, said) = report(&mut scene.apply());
         assert_eq!((code, &said["qemu"]["uid"]), (0, &0.into()));
         assert_eq!(scene.pod.read("etc/group"), "root:x:0:\nkvm:x:108:\n");
-        // Neither does a UID without a name, but its group must have access.
+        // A UID without a name needs no membership either, but its group must have access.
         scene.pod.file(
             "etc/libvirt/qemu.conf",
             "user = \"+4242\"\ngroup = \"kvm\"\n",

@@ -190,7 +190,7 @@ fn make_read_only_file_system(directory: &Path) {
     make_read_only(directory);
 }
 
-/// The advice to root is not to run it as root.
+/// If the program already runs as root, the advice must not be to run it as root.
 #[test]
 fn immutable_file_fails_with_the_advice_lsattr() {
     in_namespace(|| {

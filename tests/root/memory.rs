@@ -33,7 +33,7 @@ const FILES: [(bool, &str); 12] = [
     (true, "etc/userdb/kvm.group"),
 ];
 
-/// Runs `with` while the file that `make` makes replaces another one.
+/// Runs `with` while a file that `make` creates replaces the one at this name.
 fn with_file<T>(tree: &Tree, name: &str, make: impl Fn(&Path), with: impl FnOnce() -> T) -> T {
     let (at, kept) = (tree.at(name), tree.at("kept"));
     fs::create_dir_all(at.parent().unwrap()).unwrap();

@@ -292,7 +292,7 @@ fn impostor_libvirtd_is_neither_reported_nor_edited() {
 fn kill_and_wait(libvirtd: &Libvirtd) -> nix::Result<()> {
     let pid = nix::unistd::Pid::from_raw(libvirtd.child.id().cast_signed());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
-    // It stays a zombie until the value is dropped. Zombies do not count as libvirtd.
+    // The process stays a zombie until the value is dropped. Zombies do not count as libvirtd.
     let status = format!("/proc/{pid}/status");
     while !fs::read_to_string(&status)
         .unwrap_or_default()
@@ -322,7 +322,7 @@ fn node_device_proves_nothing_for_a_libvirtd_with_a_nodev_dev() {
     });
 }
 
-/// `apply` refuses a device that is not the node's, so the advice must not name it.
+/// `apply` refuses a device that is not the node's, so the advice must not be to run `apply`.
 #[test]
 fn drifted_pod_with_a_private_dev_is_not_reported_as_drift() {
     let _alone = alone();

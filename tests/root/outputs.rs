@@ -341,7 +341,7 @@ fn empty_dir_is_made_writable_for_root_only_and_used() {
             Ok(()) => Err(std::io::Error::other("another user could create a file")),
         });
         assert_eq!(names(&shared), ["group"]);
-        // Also if version 0.1.0 left the right file and nothing else is to be done.
+        // The mode is also changed if version 0.1.0 left a correct file and nothing else needs to change.
         set_owner(&shared, 0, 0, 0o777);
         go(&mut to(&scene, &inside.join("group"))).code(0);
         assert_eq!(owner(&shared), (0, 0, 0o755));

@@ -1,5 +1,5 @@
-//! A host root with only those directories of the node that the manifests mount: what is missing makes a prediction
-//! unclear, never wrong.
+//! A host root with only those directories of the node that the manifests mount: a missing directory can make a
+//! prediction unclear, but never wrong.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;

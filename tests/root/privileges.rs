@@ -395,7 +395,7 @@ fn failure_to_drop_capabilities_is_a_warning() {
     });
 }
 
-/// Gives the pod's etc to another user, with mode 0700.
+/// Changes the owner of the pod's etc to another user, and its mode to 0700.
 fn closed_etc(scene: &Scene) {
     let etc = scene.pod.at("etc");
     chown(&etc, Some(1234), Some(1234)).unwrap();

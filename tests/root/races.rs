@@ -275,7 +275,7 @@ fn apply_fails_after_repeated_external_changes() {
 }
 
 /// `watch` writes in place into a file of root that a container has mounted. A file that another user puts there
-/// between the check and the write is neither given to root nor written.
+/// between the check and the write neither gets root as its owner nor is written to.
 #[test]
 fn file_swapped_before_an_in_place_write_is_not_changed() {
     use libvirt_kvm_init::sys::file::{LockFile, OwnerAndMode};

@@ -32,7 +32,7 @@ fn commands_print_what_the_readme_shows() {
         }
         new.push_str(rest);
         assert_eq!(codes, [1, 1, 0], "check, logs, apply");
-        // What README.md says of the state after the repair.
+        // The state after the repair, as README.md describes it.
         let (code, out, _) = run(&mut shell(
             "libvirt-kvm-init check --host-root=/mnt/host-rootfs",
         ));

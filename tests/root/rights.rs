@@ -59,7 +59,7 @@ fn unprivileged_run_changes_nothing_and_names_the_failed_call() {
         let before = scene.state();
         let run = go(&mut behind(&scene, &NOBODY)).code(4);
         run.last_line_has(&["failed: ", "EACCES", "etc", "as root"]);
-        // With the right group file the next failure is at the device.
+        // With an aligned group file the next failure is at the device.
         assert_eq!(scene.state(), before);
         scene.pod.file("etc/group", ALIGNED);
         for (gid, mode, call) in [(424, 0o660, "fchownat("), (108, 0o640, "fchmodat(")] {

@@ -167,8 +167,8 @@ fn seen(version: u32) -> Observation {
     }
 }
 
-/// The events that make a right device wrong, with the state that they leave; `fresh` is an add event on a fresh
-/// device.
+/// The events after which a device in the state `right` differs from it, each with the resulting state; `fresh` is an
+/// add event on a fresh device.
 fn undone(oracle: &Oracle, right: State) -> Vec<(&'static str, State)> {
     let place = || support::set_owner(Path::new(NODE), right.0, right.1, right.2);
     place();
@@ -189,7 +189,7 @@ fn undone(oracle: &Oracle, right: State) -> Vec<(&'static str, State)> {
     found
 }
 
-/// How often a rule was written, not needed, and refused because another rule would override it; and the errors.
+/// The number of rules written, not needed, and refused because another rule would override them; and the errors.
 fn persist(sets: &[RuleSet]) -> ([usize; 3], Vec<String>) {
     let oracle = Oracle::new(rule_sets::GROUP, rule_sets::PASSWD);
     let version = ok(&mut oracle.udevadm("--version"));
@@ -256,7 +256,7 @@ fn persist(sets: &[RuleSet]) -> ([usize; 3], Vec<String>) {
 }
 
 /// A rule is only written if it then determines the result of every event, and if none is written no event changes
-/// the right state.
+/// the target state.
 #[test]
 fn persist_rule_is_written_where_needed_and_determines_every_event() {
     support::require_root();

@@ -12,8 +12,8 @@ use support::{mknod_char, scratch};
 /// The first request of a connection, the only one that is answered (linux/fuse.h).
 const FUSE_INIT: u32 = 26;
 
-/// The mounted file system. Drop aborts its connection, also after a failed test, and every call on it ends with
-/// `ENOTCONN`.
+/// The mounted file system. Dropping the value aborts its connection, also after a failed test, and every call on the
+/// file system ends with `ENOTCONN`.
 pub struct Unanswered {
     abort: PathBuf,
 }

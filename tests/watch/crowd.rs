@@ -19,7 +19,7 @@ fn run(scene: &Scene, n: u32) -> Command {
     let out = |name: String| scene.pod.at(&format!("volume/{name}"));
     match n % 4 {
         0 => {
-            // It has its own device, because it sets another GID.
+            // This run has its own device, because it sets another GID.
             let device = format!("/dev/kvm{n}");
             mknod_kvm(Path::new(&device), 0, 0, 0o600);
             cmd.arg("--device").arg(device);

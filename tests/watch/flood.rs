@@ -37,7 +37,7 @@ fn touch(path: &Path) {
     assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// Runs `once` repeatedly as a user, measures `watch` during this, and then makes drifts.
+/// Runs `once` repeatedly as a user, measures `watch` during this, and then causes drifts.
 fn flood(what: &str, watch: &Watch, user: (u32, u32), once: impl Fn() + Send + Sync) {
     let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -118,7 +118,7 @@ fn touching_the_device_as_the_qemu_user_costs_little() {
         let scene = Scene::settled();
         let watch = Watch::start(&mut watch(&scene));
         flood("the device", &watch, (42424, 108), || {
-            // It may fail: on the drifted device the user has no permission.
+            // The call may fail: on the drifted device the user has no permission.
             let path = CString::new(KVM).unwrap();
             // SAFETY: as in `touch`.
             unsafe { libc::utimensat(libc::AT_FDCWD, path.as_ptr(), std::ptr::null(), 0) };

@@ -1,4 +1,4 @@
-//! How often the processes of `watch` are woken up while nothing happens, in each lasting state.
+//! Counts the wake-ups of the processes of `watch` while nothing happens, in each steady state.
 
 use std::fs;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use support::{KVM, Scene, command, in_namespace, program};
 const FROM: Duration = Duration::from_secs(2);
 const FOR: Duration = Duration::from_secs(30);
 
-/// Starts `watch` in a state, and returns how often it was woken up.
+/// Starts `watch` in a state, and returns the number of its wake-ups.
 fn woken(verdict: &str, state: impl FnOnce(&Scene) -> std::process::Command + Send) -> u64 {
     in_namespace(|| {
         let scene = Scene::settled();

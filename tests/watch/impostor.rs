@@ -250,7 +250,7 @@ fn watch_without_libvirtd_is_not_ready() {
         assert_eq!(ready(&status), 5);
         wait_for_two_checks(&status);
         assert_eq!(ready(&status), 5);
-        // Its repairs do not make it ready either while another process reverts them at once.
+        // Repairs do not make `watch` ready either while another process reverts them at once.
         for _ in 0..60 {
             set_owner(Path::new(KVM), 0, 424, 0o660);
             std::thread::sleep(Duration::from_millis(5));
@@ -337,7 +337,7 @@ fn full_status_volume_does_not_affect_readiness() {
         wait_for_repair(RIGHT);
         running.is_idle();
         assert_eq!(ready(&status), 0, "{}", running.log());
-        // Without a successful proof it is not ready.
+        // Without a successful proof `watch` is not ready.
         fs::remove_file(KVM).unwrap();
         becomes(&status, 5);
         mknod_kvm(Path::new(KVM), 0, 0, 0o600);
@@ -365,7 +365,7 @@ fn libvirtd_with_a_nodev_dev_is_not_ready() {
             assert_eq!(ready(&status), 5, "{:?}", fs::read_to_string(&status));
             std::thread::sleep(Duration::from_millis(50));
         }
-        // A repair does not make it ready either.
+        // A repair does not make `watch` ready either.
         set_owner(Path::new(KVM), 0, 424, 0o660);
         wait_for_repair(RIGHT);
         wait_for_two_checks(&status);

@@ -53,7 +53,7 @@ fn device_keeps_the_working_gid_if_the_group_file_is_read_only() {
 fn device_keeps_the_working_gid_from_the_start_on() {
     in_namespace(|| {
         let scene = Scene::new();
-        // It works by the group of qemu.conf alone: the missing membership cannot be added either.
+        // QEMU can open the device only by the group of qemu.conf: the missing membership cannot be added either.
         scene
             .pod
             .file("etc/group", "root:x:0:\nkvm:x:424:\nnova:x:42424:\n");
@@ -66,7 +66,7 @@ fn device_keeps_the_working_gid_from_the_start_on() {
     });
 }
 
-/// The group file is complete and right before the device is changed.
+/// The group file is complete and aligned before the device is changed.
 #[test]
 fn group_file_is_aligned_before_the_device() {
     in_namespace(|| {

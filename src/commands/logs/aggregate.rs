@@ -12,16 +12,16 @@ use super::patterns::Form;
 use super::report::Guest;
 use super::time::{self, Time};
 
-/// How many incidents are kept to be joined with those of other streams. If more than half of them
+/// Maximum number of incidents kept for joining with those of other streams. If more than half of them
 /// remain after joining, the latest quarter is kept and the others are counted. Another stream's lines
 /// about a counted incident are counted again: avoiding that would take memory for each incident, or
 /// reading all streams at once in order of time.
 const MAX_KEPT: usize = 16_384;
-/// How many earlier incidents each incident is compared with.
+/// Maximum number of earlier incidents that each incident is compared with.
 const MAX_COMPARED: usize = 64;
-/// How many rows the report has at most.
+/// Maximum number of rows in the report.
 const MAX_ROWS: usize = 10_000;
-/// How many requests a row lists at most.
+/// Maximum number of requests in a row.
 const MAX_REQUESTS: usize = 5;
 
 #[derive(Debug)]

@@ -9,9 +9,9 @@
 use super::lines::{GuestId, Hit};
 use super::patterns::Form;
 
-/// Within how many seconds QEMU, libvirt and Nova print the same failure.
+/// Maximum number of seconds between the messages of QEMU, libvirt and Nova about the same failure.
 const NEAR: i64 = 10;
-/// For how many seconds after the failure a request may still print it.
+/// Maximum number of seconds after a failure in which its request can print it again.
 const REQUEST: i64 = 600;
 /// Seconds beyond which two times never belong together, even if their time zones are unknown.
 pub const DAY: i64 = 86_400 + REQUEST;
@@ -19,13 +19,13 @@ pub const DAY: i64 = 86_400 + REQUEST;
 /// One failed start.
 #[derive(Debug)]
 pub struct Incident {
-    /// The numbers of the streams that printed it.
+    /// The numbers of the streams that contain the incident.
     streams: Vec<u32>,
     /// The form nearest to the cause, with the guest, errno and times from all lines.
     pub hit: Hit,
     /// The set of forms in all lines, one bit for each.
     forms: u8,
-    /// The local time of the last line that joined it.
+    /// The local time of the last line that was added.
     latest: Option<i64>,
 }
 
@@ -52,7 +52,7 @@ impl Incident {
         same_time && later.hit.guest == GuestId::default()
     }
 
-    /// How many names both share, if `later`, from the same stream, belongs to this incident.
+    /// The number of names that both contain, if `later`, from the same stream, belongs to this incident.
     pub fn joins(&self, later: &Self) -> Option<u32> {
         let shared = self.hit.guest.shared(&later.hit.guest)?;
         let (start, later_start) = (self.hit.start, later.hit.start);

@@ -18,7 +18,7 @@ use crate::text::is_hidden;
 /// NAME_MAX of Linux: libvirt creates files with the names of domains, so no name is longer.
 const MAX_NAME: usize = 255;
 
-/// A UUID as a number, since a flood of failures compares very many.
+/// A UUID as a number, which is fast to compare: many failures need very many comparisons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Uuid(u128);
 
@@ -69,7 +69,7 @@ impl GuestId {
         self.request = self.request.or(other.request);
     }
 
-    /// How many of the three names both share; `None` if they differ in one.
+    /// The number of names that both contain and that are equal; `None` if one name differs.
     pub fn shared(&self, other: &Self) -> Option<u32> {
         fn same<T: PartialEq>(one: &Option<T>, other: &Option<T>) -> Option<u32> {
             match (one, other) {

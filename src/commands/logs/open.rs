@@ -23,9 +23,9 @@ use nix::unistd::dup;
 use crate::sys::root::kind;
 use crate::sys::{Inode, progress, retry};
 
-/// The most files that are opened, each with a descriptor of its own: more than any node has logs.
+/// Maximum number of files to open, each with its own descriptor; no node has that many logs.
 const MAX_FILES: usize = 100_000;
-/// The most levels of directories that are read.
+/// Maximum depth of directories to read.
 const MAX_DEPTH: usize = 32;
 const READ: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_CLOEXEC)

@@ -51,7 +51,7 @@ pub const PATTERNS: [(&str, &str, Form); 10] = [
     ("domaintype=", "kvm", Form::NoAccel),
 ];
 
-/// No message is longer, so none extends further than this to either side of its anchor.
+/// Upper limit for the length of a message, and so for its extent on either side of its anchor.
 pub const LONGEST: usize = 64;
 
 /// A message in a text. Positions are byte offsets into that text.
@@ -84,7 +84,7 @@ impl Searcher {
         text: &'a [u8],
         range: Range<usize>,
     ) -> impl Iterator<Item = Message> + 'a {
-        // An anchor is three bytes long: two bytes more to find one that begins at the end of the range.
+        // An anchor is three bytes long, so search two more bytes for one that begins at the end of the range.
         let end = text.len().min(range.end + 2);
         let part = text.get(range.start..end).unwrap_or_default();
         let mut upper = self.upper.find_iter(part).peekable();

@@ -71,7 +71,7 @@ pub struct Read {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unreadable {
-    /// Control characters are escaped.
+    /// The path, with control characters escaped.
     pub path: String,
     pub error: String,
 }

@@ -10,7 +10,7 @@ use super::lines::{Context, GuestId, Hit, domain_of_path};
 use super::scan::Match;
 use super::time::Time;
 
-/// How many incidents of one stream can be joined by further lines.
+/// Maximum number of incidents of one stream that further lines can join.
 const MAX_OPEN: usize = 16;
 
 /// One stream, with the facts from its earlier lines that apply to later ones.

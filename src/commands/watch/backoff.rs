@@ -18,7 +18,7 @@ pub const LONGEST: Duration = Duration::from_secs(30);
 pub struct Backoff {
     /// When this process last changed the device.
     repaired: Option<Duration>,
-    /// How many repairs in a row were reverted within [`SOON`].
+    /// The number of repairs in a row that were reverted within [`SOON`].
     reversals: u32,
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-/// How many lines may be logged in one burst.
+/// Maximum number of lines in one burst.
 pub const BURST: u32 = 20;
 /// The time after which one more line may be logged.
 pub const INTERVAL: Duration = Duration::from_secs(30);

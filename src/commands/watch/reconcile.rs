@@ -200,7 +200,7 @@ impl Reconciler {
             // A libvirtd that has ended is expected to start again.
             _ => self.libvirtd.take().filter(|_| lost),
         };
-        // Until then the device is repaired from the last observation for it.
+        // Until libvirtd has started again, the device is repaired from the last observation of its files.
         if seen.is_some() || !lost {
             self.seen = seen;
         }
@@ -226,7 +226,7 @@ impl Reconciler {
         }
         match self.repair_device(waited) {
             Ok(true) => {}
-            // A full check that has just failed to repair it is not repeated at every event.
+            // A full check that has just failed to repair the device is not repeated at every event.
             _ if self.since_reconciled(Instant::now()) < super::QUIET => {}
             Ok(false) => self.reconcile(ProofLevel::NoVm),
             Err(error) => {
@@ -236,8 +236,8 @@ impl Reconciler {
         }
     }
 
-    /// False if a full check is needed. A path that is no device, or not one that may be changed, is left to
-    /// the full check after the quiet period: it may be right again by then.
+    /// False if a full check is needed. A path that is not a device, or is a device that must not be changed, is
+    /// left to the full check after the quiet period, because the device may be back by then.
     fn repair_device(&mut self, waited: bool) -> Result<bool> {
         let Some(mut seen) = self.seen.take() else {
             return Ok(false);

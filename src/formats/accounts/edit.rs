@@ -16,7 +16,7 @@ use super::group::{Entry, first_entry};
 use super::line::{Line, lines};
 use super::strtoul::is_space;
 
-/// What the group file has to contain.
+/// The required group entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Want<'a> {
     pub group: &'a [u8],

@@ -16,7 +16,7 @@ pub enum Event {
     Change,
 }
 
-/// What a new 0:0 0600 device becomes. Fields that no rule sets are `None` and stay unchanged.
+/// Owner, group and mode that a new 0:0 0600 device gets. Fields that no rule sets are `None` and stay unchanged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
     pub uid: Option<Uid>,
@@ -97,7 +97,7 @@ impl Predictions {
     }
 }
 
-/// The most rules that each list of diagnostics contains; each of them is one line of the report.
+/// Maximum number of rules in each list of diagnostics; each rule is one line of the report.
 pub(super) const MOST: usize = 100;
 
 /// Collects the diagnostics, each once.

@@ -15,7 +15,7 @@ const OWNING_GROUP: u8 = 4;
 const MASK: u8 = 16;
 const RIGHT: (u32, u32) = (0, 108);
 
-/// A name, and a function that makes the device wrong and returns the time from which `watch` could repair it.
+/// A name, and a function that causes the drift and returns the time from which `watch` could repair it.
 pub type Drift = (&'static str, fn() -> Instant);
 
 fn acl(text: &[(u16, u16, u32)]) -> Vec<u8> {
@@ -126,7 +126,7 @@ pub fn right() -> bool {
     entries.all(|entry| !matches!(entry[..2], [OWNING_GROUP | MASK, 0]) || entry[2] & 6 == 6)
 }
 
-/// Causes a drift and returns the time until the state is right, measured by polling without a pause.
+/// Causes a drift and returns the time until it is repaired, measured by polling without a pause.
 pub fn time(drift: fn() -> Instant) -> Option<Duration> {
     let at = drift();
     while !right() {
