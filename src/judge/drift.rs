@@ -9,9 +9,10 @@ use super::{Ahead, Case, Judgement, fix_command};
 use crate::codes::Permission;
 use crate::plan::qemu_identity::Identity;
 use crate::plan::{GroupFile, Outcome, Step, is_private};
-use crate::prove::{ProofResult, allows, closed_directory};
+use crate::prove::{NextStep, ProofResult, allows, closed_directory};
 use crate::verdict::Verdict;
 
+const MOUNT_DEV: &str = "mount the node's /dev at /dev";
 const NOT_THE_NODES: &str =
     "this container's /dev is not the node's, and `apply` does not change its device";
 
@@ -64,21 +65,25 @@ impl Drift<'_> {
         let by_permission = is_denied(&proof.result)
             && proof.permission != Some(Permission::Allowed)
             && plan.excluded_by_device_acl.is_none();
+        // The summary names the next step, so the advice contains only the reason.
+        let reason = proof.result.advice().map(|advice| advice.reason.clone());
         if by_permission && self.is_left_alone() {
-            judgement.summary.push_str("; ");
-            judgement.summary.push_str(NOT_THE_NODES);
+            judgement.summary = format!("{}; {NOT_THE_NODES}; {MOUNT_DEV}", judgement.summary);
+            judgement.advice = reason;
         } else if by_permission && is_repaired {
             let next_step = fix_command(policy, self.place());
             let summary = format!("{}; {next_step}", judgement.summary);
             judgement.set(Verdict::Drift, summary);
-            // The summary names the command, so the advice contains only the reason.
-            judgement.advice = proof.result.advice().map(|advice| advice.text.clone());
+            judgement.advice = reason;
         } else if !self.steps().is_empty()
             && !is_repaired
-            && let Some(advice) = proof.result.advice().filter(|advice| advice.by_apply)
+            && let Some(advice) = proof
+                .result
+                .advice()
+                .filter(|advice| advice.next_step == NextStep::Apply)
         {
             let apply = policy.command(policy.persist);
-            let text = &advice.text;
+            let text = &advice.reason;
             judgement.advice = Some(format!(
                 "{text}; run {apply}, which repairs part of this and reports the rest"
             ));
@@ -133,7 +138,7 @@ impl Drift<'_> {
                 .any(|step| matches!(step, Step::UdevRule(_)))
         };
         if self.is_left_alone() {
-            format!("{NOT_THE_NODES}; mount the node's /dev at /dev")
+            format!("{NOT_THE_NODES}; {MOUNT_DEV}")
         } else if loss.by_udev && writes_rule() {
             format!(
                 "run {} to write a udev rule that prevents it",

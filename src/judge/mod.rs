@@ -10,7 +10,7 @@ use crate::config::{Missing, Policy};
 use crate::error::Error;
 use crate::observe::{DeviceState, Doubt, Observation, OtherDevice};
 use crate::plan::{Outcome, Plan};
-use crate::prove::{Advice, Directory, Proof, ProofResult};
+use crate::prove::{Advice, Directory, NextStep, Proof, ProofResult};
 use crate::sys::device::DeviceStat;
 use crate::verdict::Verdict;
 
@@ -152,24 +152,26 @@ fn of_proof(case: &Case<'_>) -> Judgement {
     let path = case.seen.device_path.display();
     let result = &case.proof.result;
     let (verdict, summary) = match result {
-        ProofResult::Ok(_) if identity.is_some_and(|identity| identity.placeholder) => (
-            Verdict::Ok,
-            format!(
-                "members of group {} can open {path} (tested as nobody, because this node has no QEMU \
-                 user)",
-                case.plan.group
+        ProofResult::Ok(_) => match identity.filter(|identity| identity.placeholder) {
+            Some(nobody) => (
+                Verdict::Ok,
+                format!(
+                    "a process with GID {} can open {path} (tested as nobody, because this node has no QEMU user)",
+                    nobody
+                        .groups
+                        .first()
+                        .map_or_else(String::new, ToString::to_string)
+                ),
             ),
-        ),
-        ProofResult::Ok(_) => (Verdict::Ok, format!("{qemu} can open {path}")),
+            None => (Verdict::Ok, format!("{qemu} can open {path}")),
+        },
         ProofResult::Off if has_pending_steps(case) => (
             Verdict::Ok,
             format!("changes are pending, and opening {path} was not tested (--proof off)"),
         ),
         ProofResult::Off => (
             Verdict::Ok,
-            format!(
-                "{path} has the target owner and mode; opening it was not tested (--proof off)"
-            ),
+            format!("no change is pending, and opening {path} was not tested (--proof off)"),
         ),
         ProofResult::NotDone { failed, .. } => match &case.plan.excluded_by_device_acl {
             Some(at) => (
@@ -213,9 +215,11 @@ fn has_pending_steps(case: &Case<'_>) -> bool {
 
 /// The advice, followed by the command if `apply` repairs the cause.
 fn with_command(advice: &Advice, policy: &Policy) -> String {
-    match advice.by_apply {
-        true => format!("{}; {}", advice.text, fix_command(policy, "")),
-        false => advice.text.clone(),
+    let reason = &advice.reason;
+    match &advice.next_step {
+        NextStep::Apply => format!("{reason}; {}", fix_command(policy, "")),
+        NextStep::Other(step) => format!("{reason}; {step}"),
+        NextStep::None => reason.clone(),
     }
 }
 

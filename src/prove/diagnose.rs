@@ -11,7 +11,7 @@ use nix::errno::Errno;
 
 use super::access::{AccessContext, Directory, allows, class, closed_directory};
 use super::probe::ProbeResult;
-use super::{Advice, ProofResult};
+use super::{Advice, NextStep, ProofResult};
 use crate::codes::Cause;
 use crate::formats::posix_acl::Acl;
 use crate::observe::{DeviceState, is_no_driver};
@@ -193,10 +193,13 @@ fn denied_by_directory((directory, state): &Directory, identity: &Identity) -> A
         Some(class) => format!("chmod {class}+x {directory}"),
         None => format!("setfacl -m u:{}:x {directory}", identity.uid),
     };
-    Advice::new(format!(
-        "QEMU has no search permission for the directory {directory} ({}:{} {:04o}); run `{command}`",
-        state.facts.uid, state.facts.gid, state.facts.mode
-    ))
+    Advice {
+        reason: format!(
+            "QEMU has no search permission for the directory {directory} ({}:{} {:04o})",
+            state.facts.uid, state.facts.gid, state.facts.mode
+        ),
+        next_step: NextStep::Other(format!("run `{command}`")),
+    }
 }
 
 fn denied_by_acl(context: &AccessContext<'_>, acl: &Acl) -> Advice {
@@ -215,15 +218,16 @@ fn denied_by_acl(context: &AccessContext<'_>, acl: &Acl) -> Advice {
         let mode = context.device.facts.mode;
         format!("run `setfacl -b {path} && chmod {mode:04o} {path}` to remove the ACL")
     };
-    Advice::new(format!(
-        "the ACL of {path} ({acl}) denies QEMU access; {next_step}"
-    ))
+    Advice {
+        reason: format!("the ACL of {path} ({acl}) denies QEMU access"),
+        next_step: NextStep::Other(next_step),
+    }
 }
 
 fn denied_by_owner_and_mode(context: &AccessContext<'_>) -> Advice {
     let facts = &context.device.facts;
     let groups = context.identity.groups.iter().map(ToString::to_string);
-    let text = format!(
+    let reason = format!(
         "{} is {}:{} {:04o}, and QEMU with the groups {} has no read and write permission for it",
         context.path.display(),
         facts.uid,
@@ -231,13 +235,11 @@ fn denied_by_owner_and_mode(context: &AccessContext<'_>) -> Advice {
         facts.mode,
         join_first(groups, GROUPS, ", ")
     );
-    match &context.remedy {
-        Some(remedy) => Advice::new(format!("{text}; {remedy}")),
-        None => Advice {
-            text,
-            by_apply: true,
-        },
-    }
+    let next_step = match &context.remedy {
+        Some(remedy) => NextStep::Other(remedy.clone()),
+        None => NextStep::Apply,
+    };
+    Advice { reason, next_step }
 }
 
 fn create_vm_failed(errno: Errno) -> (Cause, String) {

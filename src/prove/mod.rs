@@ -60,18 +60,28 @@ pub enum ProofResult {
 /// Why the proof failed, and the next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Advice {
-    /// The reason and the next step; the reason only if `by_apply` is set.
-    pub text: String,
-    /// Whether the next step is to run `apply`.
-    pub by_apply: bool,
+    /// The reason. It contains the next step as well unless `next_step` does.
+    pub reason: String,
+    pub next_step: NextStep,
+}
+
+/// The next step after a failed proof.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NextStep {
+    /// Run `apply`.
+    Apply,
+    /// Another step. It is not needed if `apply` repairs the cause as well.
+    Other(String),
+    /// None, or the reason contains it.
+    None,
 }
 
 impl Advice {
-    /// Advice whose next step is not `apply`.
+    /// Advice that is one text.
     pub fn new(text: impl Into<String>) -> Self {
         Self {
-            text: text.into(),
-            by_apply: false,
+            reason: text.into(),
+            next_step: NextStep::None,
         }
     }
 }

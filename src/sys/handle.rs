@@ -268,7 +268,7 @@ pub fn kind_name(kind: SFlag) -> &'static str {
         SFlag::S_IFSOCK => "a socket",
         SFlag::S_IFBLK => "a block device",
         SFlag::S_IFCHR => "a character device",
-        _ => "a file of unknown type",
+        _ => "a file of unknown kind",
     }
 }
 

@@ -175,7 +175,14 @@ fn advice_removes_a_denying_acl() {
             assert!(!qemu(&nova(108)).works, "{acl}");
             let report = scene.check();
             assert_eq!(report.proof.cause, Some(Cause::Acl), "{acl}: {report:#?}");
-            follow(&report.proof.advice.unwrap(), Path::new("/usr/bin"));
+            let advice = report.proof.advice.unwrap();
+            if report.verdict == Verdict::Drift {
+                // The summary names `apply`: a second command would contradict it.
+                assert!(!advice.contains('`'), "{acl}: {advice}");
+                scene.run("apply", &[]);
+            } else {
+                follow(&advice, Path::new("/usr/bin"));
+            }
             assert!(qemu(&nova(108)).works, "{acl}");
             assert_eq!(scene.check().verdict, Verdict::Ok, "{acl}");
             ok(Command::new("setfacl").args(["-b", NODE]));

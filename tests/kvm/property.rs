@@ -186,6 +186,11 @@ fn run(stage: &Stage, state: &State, command: &[&str]) -> Run {
             "the last line on stderr is not the closing line"
         );
     }
+    if report.verdict == Verdict::Drift {
+        // The summary names the command: a second one would contradict it.
+        let advice = report.proof.advice.as_deref().unwrap_or_default();
+        assert!(!advice.contains('`'), "{report:#?}");
+    }
     Run { code, report }
 }
 

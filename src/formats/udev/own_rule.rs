@@ -43,16 +43,28 @@ impl OwnRule {
         }
     }
 
-    /// The values that such a file sets; `None` if the file was edited.
+    /// The values that such a file sets; `None` if the file was edited. The words of the leading comments do not count:
+    /// they differ between versions of this program.
     pub fn of(content: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(content).ok()?;
+        let text = rule(std::str::from_utf8(content).ok()?);
         let value = |key: &str| Some(text.split_once(key)?.1.split_once('"')?.0);
         let own_rule = Self {
             gid: Gid::from_raw(value("GROUP=\"")?.parse().ok()?),
             mode: u16::from_str_radix(value("MODE=\"")?, 8).ok()?,
         };
-        (own_rule.file().content == content).then_some(own_rule)
+        let written = own_rule.file().content;
+        (rule(std::str::from_utf8(&written).ok()?) == text).then_some(own_rule)
     }
+}
+
+/// The file without the comment lines at its beginning.
+fn rule(mut text: &str) -> &str {
+    while let Some((comment, rest)) = text.split_once('\n')
+        && comment.starts_with('#')
+    {
+        text = rest;
+    }
+    text
 }
 
 /// Whether this program wrote the file.
@@ -97,6 +109,17 @@ mod tests {
     fn own_rule(gid: u32, mode: u16) -> OwnRule {
         let gid = Gid::from_raw(gid);
         OwnRule { gid, mode }
+    }
+
+    #[test]
+    fn reads_a_file_that_version_0_1_0_wrote() {
+        let content = "# Written by libvirt-kvm-init (--persist), which may write it anew. To take it out:\n\
+                       #   rm /etc/udev/rules.d/99-libvirt-kvm-init.rules\n\
+                       #   udevadm trigger --action=add --name-match=kvm\n\
+                       SUBSYSTEM==\"misc\", KERNEL==\"kvm\", OWNER=\"0\", GROUP=\"108\", MODE=\"0660\", \
+                       OPTIONS+=\"static_node=kvm\"\n";
+        assert!(is_own(content.as_bytes()));
+        assert_eq!(OwnRule::of(content.as_bytes()), Some(own_rule(108, 0o660)));
     }
 
     #[test]
