@@ -157,7 +157,7 @@ fn each_probe_result_maps_to_its_cause() {
             (result, Some(cause)),
             "{probe:?}"
         );
-        let advice = &proof.advice().unwrap().text;
+        let advice = &proof.advice().unwrap().reason;
         assert!(advice.contains(word), "{probe:?}: {advice}");
     }
     let proof = diagnosed(ProbeResult::Ok(12), &good, &[]);
@@ -212,7 +212,7 @@ fn eacces_maps_to_ownership_acl_nodev_or_security_module() {
     directory.facts.kind = SFlag::S_IFDIR;
     let proof = diagnosed(denied, &good, &[(PathBuf::from("/dev"), directory)]);
     assert_eq!(proof.cause(), Some(Cause::Ownership));
-    assert!(&proof.advice().unwrap().text.contains("/dev (0:0 0700)"));
+    assert!(&proof.advice().unwrap().reason.contains("/dev (0:0 0700)"));
 }
 
 /// Kubernetes limits a termination message to 4096 bytes, and to 2048 bytes if it is taken from the log.
@@ -223,7 +223,7 @@ fn advice_stays_short_with_70000_groups() {
     let device = device_state(0, 7, 0o660);
     let context = context(&device, &[], &nova);
     let proof = diagnose(ProbeResult::Open(Errno::EACCES), &context);
-    let advice = &proof.advice().unwrap().text;
+    let advice = &proof.advice().unwrap().reason;
     assert!(advice.len() < 300, "{advice}");
     assert!(advice.contains("1000015 and 69984 more"), "{advice}");
 }
