@@ -195,7 +195,7 @@ fn partial_repair_is_reported_as_partial() {
         assert_eq!(report.verdict, Verdict::Unproven, "{report:#?}");
         let advice = report.proof.advice.unwrap();
         assert!(
-            advice.ends_with("`, which repairs a part and reports the rest"),
+            advice.ends_with("`: it repairs part of the problem and reports what remains"),
             "{advice}"
         );
         let after = scene.run("apply", &[]);
