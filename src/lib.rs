@@ -1,4 +1,4 @@
-//! Makes `/dev/kvm` usable by the QEMU user of a libvirt pod, and proves it.
+//! Makes `/dev/kvm` usable by the QEMU user of a libvirt pod, tested as that user.
 //!
 //! The modules form a pipeline. Each imports only modules that are listed below it (tests/layers checks this).
 //!

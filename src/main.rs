@@ -96,8 +96,8 @@ fn command(reduced: &Reduced) -> u8 {
         }
         #[cfg(feature = "watch")]
         Command::Watch(options) => {
-            begin(options.0.verbose, options.0.quiet);
-            watch::run(&options.0.flags)
+            begin(options.verbose, options.quiet);
+            watch::run(&options.flags)
         }
         #[cfg(feature = "watch")]
         Command::Ready(options) => {
@@ -146,7 +146,7 @@ fn report_failure(text: String) -> u8 {
         }
         Ok(Command::Apply(options) | Command::Check(options)) => options.flags,
         #[cfg(feature = "watch")]
-        Ok(Command::Watch(options)) => options.0.flags,
+        Ok(Command::Watch(options)) => options.flags,
         _ => Flags::default(),
     };
     let format = noted_format(flags.get("format"));

@@ -10,14 +10,15 @@ pub enum Verdict {
     /// The state is correct and QEMU can open KVM; with `--proof off` or `--missing skip`, exit code 0 does not imply
     /// that. `watch`: ended by a signal. `logs`: no failures found.
     Ok,
-    /// `check` and `--dry-run`: QEMU cannot open KVM and `apply` would repair it; or QEMU can open KVM, but a step is
-    /// pending, or the node's next event or the chart's libvirt.sh will deny access. `logs`: failures found.
+    /// `check` and `--dry-run`: QEMU cannot open KVM and `apply` would repair it; or QEMU can open KVM, but the file of
+    /// `--group-file-out` is missing or out of date, or the node's next event or the chart's libvirt.sh will deny
+    /// access. `logs`: failures found.
     Drift,
     /// Invalid flag, environment variable or configuration; nothing was changed.
     Usage,
     /// Refused by a safety check; nothing was changed.
     Refused,
-    /// A system call failed; the message contains the call with its arguments. Also if the proof could not be run.
+    /// A system call failed (the message contains the call with its arguments), or the proof could not be run.
     Failed,
     /// The state is correct but QEMU cannot open KVM, or this container lacks the privilege to open the device.
     Unproven,

@@ -4,21 +4,16 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::options::{Flags, OPTIONS};
 
 mod help;
 
-/// Makes /dev/kvm usable by the QEMU user of a libvirt pod, and proves it.
+/// Makes /dev/kvm usable by the QEMU user of a libvirt pod, tested as that user.
 #[derive(Debug, Parser)]
-#[command(
-    version,
-    about,
-    disable_help_subcommand = true,
-    after_help = "Exit codes: 0 ok, 1 drift, 2 usage, 3 refused, 4 failed, 5 unproven, 6 absent"
-)]
+#[command(version, about, disable_help_subcommand = true, after_help = help::PROGRAM)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -41,8 +36,8 @@ pub enum Command {
     /// Run apply, then watch for drift and repair it
     #[cfg(feature = "watch")]
     #[command(after_help = help::WATCH, next_line_help = true)]
-    Watch(WatchOptions),
-    /// Readiness probe: exit 0 if `watch` runs and its last proof was ok
+    Watch(Options),
+    /// Readiness probe: exit 0 if QEMU can open KVM, as tested by `watch`
     #[cfg(feature = "watch")]
     #[command(after_help = help::READY)]
     Ready(ReadyOptions),
@@ -96,7 +91,7 @@ pub struct ReadyOptions {
     pub status_file: PathBuf,
 }
 
-/// The options of `apply`, `check` and `exec`, as text; an option that is not on the command line is unset.
+/// The options of `apply`, `check`, `exec` and `watch`, as text; an option that is not on the command line is unset.
 #[derive(Debug, Default)]
 pub struct Options {
     /// The options that can also be set by the environment or the configuration file.
@@ -109,7 +104,7 @@ pub struct Options {
 impl Args for Options {
     fn augment_args(command: clap::Command) -> clap::Command {
         // Deferred, so that clap builds the options only for the command that is used.
-        command.defer(|command| arguments(command, false))
+        command.defer(arguments)
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
@@ -117,19 +112,27 @@ impl Args for Options {
     }
 }
 
-fn arguments(command: clap::Command, of_watch: bool) -> clap::Command {
+/// Whether the command runs until a signal or becomes another program, and so cannot be a dry run.
+fn refuses_dry_run(command: &str) -> bool {
+    matches!(command, "exec" | "watch")
+}
+
+fn arguments(command: clap::Command) -> clap::Command {
+    let name = command.get_name().to_owned();
     let options = |only_watch: bool| {
         OPTIONS
             .iter()
             .filter(move |option| option.only_watch == only_watch)
     };
+    let shared = options(false);
+    let shared = shared.filter(|option| option.name != "dry-run" || !refuses_dry_run(&name));
     let verbose = Arg::new("verbose").short('v').long("verbose");
     let quiet = Arg::new("quiet").short('q').long("quiet");
     let command = command
-        .args(options(false).map(|option| option.arg()))
+        .args(shared.map(|option| option.arg()))
         .arg(verbose.action(ArgAction::Count).help("Log more on stderr"))
         .arg(quiet.action(ArgAction::SetTrue).help("Log less on stderr"));
-    match of_watch {
+    match name == "watch" {
         true => command.args(options(true).map(|option| option.arg())),
         false => command,
     }
@@ -150,43 +153,22 @@ impl FromArgMatches for Options {
     }
 }
 
-/// The options of `watch`: those of `apply`, and three more.
-#[cfg(feature = "watch")]
-#[derive(Debug, Default)]
-pub struct WatchOptions(pub Options);
-
-#[cfg(feature = "watch")]
-impl Args for WatchOptions {
-    fn augment_args(command: clap::Command) -> clap::Command {
-        command.defer(|command| arguments(command, true))
-    }
-
-    fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        Self::augment_args(command)
-    }
-}
-
-#[cfg(feature = "watch")]
-impl FromArgMatches for WatchOptions {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        Options::from_arg_matches(matches).map(Self)
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        self.0.update_from_arg_matches(matches)
-    }
-}
-
 /// The sentence for a command line that clap rejects: clap's message, its tips, and the help to read. `first` is the
 /// first argument of the command line, which names the command.
 pub fn usage_error(error: &clap::Error, first: Option<&OsStr>) -> String {
     let is_command = |name: &&str| Cli::command().find_subcommand(name).is_some();
-    let help = match first.and_then(OsStr::to_str).filter(is_command) {
+    let command = first.and_then(OsStr::to_str).filter(is_command);
+    let argument = error.get(ContextKind::InvalidArg);
+    let is_dry_run = argument == Some(&ContextValue::String("--dry-run".to_owned()));
+    if let Some(command) = command.filter(|name| is_dry_run && refuses_dry_run(name)) {
+        return format!("--dry-run cannot be used with {command}; use `check`");
+    }
+    let help = match command {
         Some(command) => format!("run `libvirt-kvm-init {command} --help` for the options"),
         None => "run `libvirt-kvm-init --help` for the commands".to_owned(),
     };
     if is_without_command(error) {
-        return format!("a command is missing; {help}");
+        return format!("no command given; {help}");
     }
     // clap separates its message, its tips, the usage and the pointer to --help by empty lines.
     let text = error.to_string();
@@ -278,7 +260,7 @@ mod tests {
             ),
             (&["frobnicate"], "unknown command 'frobnicate'", ""),
             (&["--foo", "apply"], "unexpected argument '--foo' found", ""),
-            (&[], "a command is missing", ""),
+            (&[], "no command given", ""),
         ];
         for (line, message, command) in table {
             let text = usage_error_of(line);
@@ -287,6 +269,23 @@ mod tests {
                 command => format!("run `libvirt-kvm-init {command} --help` for the options"),
             };
             assert_eq!(text, format!("{message}; {help}"), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn dry_run_is_no_option_of_exec_and_watch() {
+        let commands = [
+            "exec",
+            #[cfg(feature = "watch")]
+            "watch",
+        ];
+        for command in commands {
+            for flag in ["--dry-run", "--dry-run=true"] {
+                let want = format!("--dry-run cannot be used with {command}; use `check`");
+                assert_eq!(usage_error_of(&[command, flag]), want);
+            }
+            let help = Cli::try_parse_from(["libvirt-kvm-init", command, "--help"]).unwrap_err();
+            assert!(!help.to_string().contains("--dry-run[=<BOOL>]"), "{help}");
         }
     }
 

@@ -154,8 +154,11 @@ fn unfit(unfit: OutputDirError) -> Error {
         }
     };
     match error.errno {
-        Errno::ENOENT | Errno::ENOTDIR => Error::Usage(format!(
-            "{error}; use an existing directory, or mount the volume before this step"
+        Errno::ENOENT => Error::Usage(format!(
+            "the directory does not exist: {error}; create it, or mount the volume before this step"
+        )),
+        Errno::ENOTDIR => Error::Usage(format!(
+            "not a directory: {error}; use a directory, or mount the volume before this step"
         )),
         Errno::EROFS | Errno::EACCES | Errno::EPERM => Error::Syscall {
             error,

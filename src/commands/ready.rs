@@ -14,9 +14,6 @@ use crate::sys::claim::{Claim, claimed};
 use crate::sys::root::open_here;
 use crate::verdict::Verdict;
 
-/// Advice if the status file is missing or stale.
-const WATCH: &str = "check that `watch` is running with --status-file and this path";
-
 /// The parts of the report in the status file that `ready` uses.
 #[derive(Deserialize)]
 struct Status {
@@ -35,7 +32,7 @@ const ROUNDS: usize = 10;
 /// [`Verdict::Ok`] if the last proof of a running `watch` was ok, [`Verdict::Unproven`] if it was not,
 /// [`Verdict::Failed`] if the file is missing or invalid, or no `watch` maintains it.
 pub fn ready(status_file: &Path) -> Report {
-    let failed = |why: String| Report::new(Verdict::Failed, format!("{why}; {WATCH}"));
+    let failed = |why| failed(status_file, why);
     let mut last = None;
     for _ in 0..ROUNDS {
         let (file, content) = match open_here(status_file) {
@@ -61,10 +58,19 @@ pub fn ready(status_file: &Path) -> Report {
     ))
 }
 
+/// The report if the status file is missing, invalid or stale.
+fn failed(status_file: &Path, why: String) -> Report {
+    let next_step = format!(
+        "check that `watch` is running with --status-file={}",
+        status_file.display()
+    );
+    Report::new(Verdict::Failed, format!("{why}; {next_step}"))
+}
+
 /// The report for the content of a status file and the state of its lock.
 fn evaluate(status_file: &Path, claim: Claim, content: &[u8]) -> Report {
     let shown = status_file.display();
-    let failed = |why: String| Report::new(Verdict::Failed, format!("{why}; {WATCH}"));
+    let failed = |why| failed(status_file, why);
     if claim == Claim::Nobodys {
         return failed(format!(
             "no running `watch` maintains {shown}: no process holds its lock"
@@ -88,7 +94,8 @@ fn evaluate(status_file: &Path, claim: Claim, content: &[u8]) -> Report {
     let summary = match status {
         Some(status) if is_ok == (verdict == Verdict::Ok) => status.summary,
         _ if verdict == Verdict::Ok => "QEMU can open KVM".to_owned(),
-        _ => "the last proof of `watch` was not ok; see its log for the cause".to_owned(),
+        _ => "QEMU could not open KVM at the last test of `watch`; see its log for the cause"
+            .to_owned(),
     };
     Report::new(verdict, summary)
 }

@@ -105,17 +105,13 @@ pub const OPTIONS: [Spec; 21] = [
     value(
         "root",
         "DIR",
-        "Root directory with libvirtd's passwd, group, qemu.conf [default: /]",
+        "Root directory of libvirtd, with etc/passwd and etc/group [default: /]",
     ),
-    value(
-        "group",
-        "NAME",
-        "Group that should own the device [default: kvm]",
-    ),
+    value("group", "NAME", "Name of the device's group [default: kvm]"),
     value(
         "gid",
         "GID",
-        "GID of the device and of the pod's group [default: the node's GID]",
+        "GID of the device and the group [default: the group's GID on the node]",
     ),
     value(
         "mode",
@@ -145,7 +141,7 @@ pub const OPTIONS: [Spec; 21] = [
     value(
         "proof",
         "MODE",
-        "Proof to run: api-version, create-vm or off [default: api-version]",
+        "QEMU access test: api-version, create-vm or off [default: api-version]",
     )
     .one_of(&["api-version", "create-vm", "off"]),
     value(
@@ -157,16 +153,16 @@ pub const OPTIONS: [Spec; 21] = [
     value(
         "settle",
         "DURATION",
-        "Wait up to this long for the device to stop changing [default: 0s]",
+        "Maximum wait for the device to stop changing [default: 0s, no wait]",
     ),
     switch(
         "strict",
-        "Refuse to run if GIDs collide or disagree or the host root is unknown",
+        "Refuse, not just warn, on GID conflicts or an unreadable host root",
     ),
     // Not repeated: advice adds `--persist` where it is needed.
     switch(
         "persist",
-        "Also write a udev rule on the node if its udev would undo the result",
+        "Also write a udev rule on the node if udev would undo the result",
     )
     .not_repeated(),
     value(

@@ -16,7 +16,8 @@ const MOUNT_DEV: &str = "mount the node's /dev at /dev";
 const NOT_THE_NODES: &str =
     "this container's /dev is not the node's, and `apply` does not change its device";
 
-/// Changes the judgement on the proof to drift if `apply` would repair the state, or if an event will break it.
+/// Returns the judgement, changed to `drift` if `apply` would repair the state, or if a predicted event will deny
+/// access.
 pub fn judge(case: &Case<'_>, mut judgement: Judgement) -> Judgement {
     let Some(ahead) = case.ahead else {
         return judgement;
@@ -43,25 +44,27 @@ impl Drift<'_> {
         }
     }
 
-    /// The place where `apply` has to run, as text after the command; empty if it has to run here.
+    /// Text to append to the command: where to run `apply`. Empty if it can run in this place.
     fn place(&self) -> &'static str {
         let pod = &self.case.seen.pod;
         let is_here = pod.is_host || pod.root.path() != Path::new("/");
         if is_here { "" } else { " in the pod" }
     }
 
-    /// Whether `apply` does not change the device: it changes only the node's, unless `--device` is set.
+    /// Whether `apply` does not change the device, because it is private to this container and `--device` does not
+    /// name it.
     fn is_left_alone(&self) -> bool {
         is_private(self.case.seen) && !self.case.seen.device_explicit
     }
 
-    /// QEMU cannot open the device: names the command if `apply` would repair all of the cause or a part of it.
+    /// For a device that QEMU cannot open: adds the `apply` command if it would remove the cause, completely or in
+    /// part.
     fn of_unproven(&self, judgement: &mut Judgement) {
         let (plan, policy) = (self.case.plan, self.case.policy);
         let proof = self.case.proof;
         let then = plan.identity.as_ref();
         let is_repaired = then.is_some_and(|then| self.would_open(then));
-        // If the permissions already allow it, the cause is something that `apply` does not change.
+        // If owner, group, mode and ACL already allow access, the cause is something that `apply` does not change.
         let by_permission = is_denied(&proof.result)
             && proof.permission != Some(Permission::Allowed)
             && plan.excluded_by_device_acl.is_none();
@@ -85,12 +88,13 @@ impl Drift<'_> {
             let apply = policy.command(policy.persist);
             let text = &advice.reason;
             judgement.advice = Some(format!(
-                "{text}; run {apply}, which repairs part of this and reports the rest"
+                "{text}; run {apply}: it repairs part of the problem and reports what remains"
             ));
         }
     }
 
-    /// QEMU can open the device: checks for a pending `--group-file-out` and for events that will lock QEMU out.
+    /// For a device that QEMU can open: checks for a pending `--group-file-out` and for events that will deny QEMU
+    /// access.
     fn of_ok(&self, judgement: &mut Judgement) {
         let out = self.steps().iter().find_map(|step| match step {
             Step::GroupFile(step) => match &step.file {
@@ -127,7 +131,7 @@ impl Drift<'_> {
         }
     }
 
-    /// The step that prevents an event from locking QEMU out.
+    /// The advice that prevents an event from denying QEMU access.
     fn prevention(&self, loss: &NextEvent) -> String {
         let policy = self.case.policy;
         let then = self.case.plan.identity.as_ref();
@@ -145,7 +149,7 @@ impl Drift<'_> {
                 policy.command(true)
             )
         } else if loss.by_udev && !is_harmless() {
-            "`apply` cannot prevent it; change the rule on the node, or use `apply --persist`"
+            "`apply` alone cannot prevent it: change the rule on the node, or run `apply --persist`"
                 .to_owned()
         } else if policy.group != CHARTS_GROUP && !is_harmless() {
             "`apply` cannot prevent it, because libvirt.sh uses the group kvm; omit --group"
@@ -159,7 +163,8 @@ impl Drift<'_> {
         }
     }
 
-    /// Whether steps are pending after which owner, mode, ACL and mount options would let QEMU open the device.
+    /// Whether the pending steps would let QEMU open the device, as far as its owner, mode and ACL, the directories
+    /// above it and its mount options decide. False without pending steps.
     fn would_open(&self, then: &Identity) -> bool {
         let steps = self.steps();
         let device = self.case.seen.device.clone().filter(|_| !steps.is_empty());
@@ -182,7 +187,7 @@ impl Drift<'_> {
     }
 }
 
-/// Whether owner, mode or ACL can be what denies the open.
+/// Whether owner, mode or ACL may have caused the failure.
 fn is_denied(result: &ProofResult) -> bool {
     use nix::errno::Errno;
     match result {

@@ -1,7 +1,7 @@
 //! Chooses the target GID from the candidates.
 //!
-//! The pod follows the host: unless `--gid` is set, the GID that the node's udev sets on the device comes first, since
-//! its next event would undo any other. The GID in the pod's image comes last.
+//! The pod follows the node: unless `--gid` is set, the GID that the node's udev sets on the device has precedence,
+//! because the next udev event would undo any other GID. The GID in the pod's image comes last.
 #![forbid(unsafe_code)]
 
 use nix::unistd::Gid;
@@ -19,7 +19,7 @@ pub struct Candidate {
     /// Can be 0 or 4294967295, which [`resolve`] skips.
     pub gid: Gid,
     pub source: Source,
-    /// Place for messages: file and line, option or path.
+    /// Where the GID comes from, for messages: file and line, option or path.
     pub at: String,
 }
 
@@ -36,7 +36,7 @@ impl Candidate {
 /// The valid candidates, with warnings about invalid ones and disagreements.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolution {
-    /// Strongest first: the first is the target.
+    /// Highest precedence first: the first is the target.
     pub candidates: Vec<Candidate>,
     pub warnings: Vec<Warning>,
 }
@@ -53,8 +53,8 @@ impl Resolution {
     }
 }
 
-/// The predictions of the node's rules from which the target is chosen. With `--persist` they exclude the rule that this
-/// program wrote, which would otherwise confirm its own GID forever. Without `--persist` that rule counts like any other
+/// The predictions from the node's rules by which the target is chosen. With `--persist`, the rule that this program
+/// wrote is excluded; otherwise it would confirm its own GID forever. Without `--persist`, it counts like any other
 /// rule of the node, because it decides which GID udev sets.
 pub(super) fn rules_of_the_node<'a>(context: &Context<'a>) -> Option<&'a Predictions> {
     let host = context.seen.host.as_ref()?;
@@ -118,8 +118,8 @@ pub(super) fn candidates(context: &Context<'_>, udev: Option<&Predictions>) -> V
     list
 }
 
-/// Sorts the candidates by strength, skips invalid GIDs, and warns if `--gid`, the node's udev and its group database
-/// differ. A device or pod that differs is not a disagreement: the steps change it.
+/// Sorts the candidates by precedence, skips invalid GIDs, and warns if `--gid`, the node's udev and the node's group
+/// database differ. A different GID of the device or in the pod causes no warning: `apply` changes it.
 pub fn resolve(candidates: impl IntoIterator<Item = Candidate>) -> Resolution {
     let mut warnings = Vec::new();
     let mut usable = Vec::new();
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn the_strongest_valid_candidate_becomes_the_target() {
+    fn the_valid_candidate_with_the_highest_precedence_becomes_the_target() {
         use Source::{Device, Flag, HostGroup, PodGroup, Udev};
         type Row<'a> = (&'a [(u32, Source)], Option<u32>, &'a [WarningCode]);
         let table: [Row<'_>; 11] = [

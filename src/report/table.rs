@@ -185,10 +185,10 @@ fn permission(report: &Report) -> Option<String> {
     let proof = &report.proof;
     let acl = report.device.as_ref()?.acl.is_some();
     let by = match (proof.computed?, acl) {
-        (Permission::Allowed, false) => "owner, group and mode allow it",
-        (Permission::Allowed, true) => "owner, group, mode and ACL allow it",
-        (Permission::Denied, false) => "owner, group and mode deny it",
-        (Permission::Denied, true) => "owner, group, mode and ACL deny it",
+        (Permission::Allowed, false) => "owner, group and mode allow access",
+        (Permission::Allowed, true) => "owner, group, mode and ACL allow access",
+        (Permission::Denied, false) => "owner, group and mode deny access",
+        (Permission::Denied, true) => "owner, group, mode and ACL deny access",
     };
     let open = match &proof.result {
         ProofWord::Ok => "open(2) succeeds".to_owned(),

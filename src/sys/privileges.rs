@@ -65,8 +65,8 @@ pub const NEEDS: &[Need] = &[
     Need {
         capability: Capability::CAP_DAC_OVERRIDE,
         jobs: ALL,
-        why: "reads (and, in commands that write, writes) in directories that root does not own; the proof for a \
-              QEMU that runs as root needs it, because that QEMU has it",
+        why: "reads, and in commands that write also writes, in directories that root does not own; a QEMU that \
+              runs as root has this capability, so the proof for it needs it too",
     },
     Need {
         capability: Capability::CAP_DAC_READ_SEARCH,

@@ -202,7 +202,7 @@ fn partial_repair_is_reported_as_partial() {
         assert_eq!(report.verdict, Verdict::Unproven, "{report:#?}");
         let advice = report.proof.advice.unwrap();
         assert!(
-            advice.ends_with("`, which repairs part of this and reports the rest"),
+            advice.ends_with("`: it repairs part of the problem and reports what remains"),
             "{advice}"
         );
         let after = scene.run("apply", &[]);

@@ -116,7 +116,7 @@ fn zsh_completes_commands_and_values() {
         assert!(seen.contains(format), "{format}: {seen}");
     }
     for name in commands() {
-        let seen = zsh("", "last proof");
+        let seen = zsh("", "and repair it");
         assert!(seen.contains(&name), "{name}: {seen}");
     }
 }

@@ -266,7 +266,7 @@ fn table_fits_80_columns_with_any_path() {
 #[test]
 fn table_shows_the_computed_permission() {
     let mut report = stored();
-    let line = "permission owner, group and mode allow it; open(2) succeeds\n";
+    let line = "permission owner, group and mode allow access; open(2) succeeds\n";
     assert!(
         table(&report, false).contains(line),
         "{}",
@@ -274,7 +274,7 @@ fn table_shows_the_computed_permission() {
     );
     report.device.as_mut().unwrap().acl = Some("u::rw-,g::rw-,o::---".to_owned());
     report.proof.result = "EACCES".to_owned().into();
-    let line = "permission owner, group, mode and ACL allow it; open(2) fails: EACCES\n";
+    let line = "permission owner, group, mode and ACL allow access; open(2) fails: EACCES\n";
     assert!(
         table(&report, false).contains(line),
         "{}",

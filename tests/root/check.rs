@@ -279,21 +279,21 @@ fn report_shows_computed_permission_and_result_of_open() {
                 "api-version",
                 "ok",
                 "allowed",
-                "mode allow it; open(2) succeeds",
+                "mode allow access; open(2) succeeds",
             ),
             (
                 0o600,
                 "api-version",
                 "EACCES",
                 "denied",
-                "mode deny it; open(2) fails: EACCES",
+                "mode deny access; open(2) fails: EACCES",
             ),
             (
                 0o600,
                 "off",
                 "off",
                 "denied",
-                "mode deny it; open(2) was not tried",
+                "mode deny access; open(2) was not tried",
             ),
         ] {
             set_owner(Path::new(KVM), 0, 108, mode);

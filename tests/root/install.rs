@@ -229,10 +229,13 @@ fn full_volume_keeps_the_old_file() {
 #[test]
 fn missing_target_directory_is_a_usage_error() {
     let file = program();
-    for directory in [Path::new("/nowhere/at/all"), &file] {
+    for (directory, why) in [
+        (Path::new("/nowhere/at/all"), "the directory does not exist"),
+        (&file, "not a directory"),
+    ] {
         go(&mut install(directory))
             .code(2)
-            .last_line_has(&["usage: ", "mount the volume"]);
+            .last_line_has(&["usage: ", why, "mount the volume"]);
     }
     go(&mut command(&program(), &["install", ""]))
         .code(2)

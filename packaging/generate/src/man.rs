@@ -89,9 +89,11 @@ impl Manual<'_> {
         roff.control("SH", ["DESCRIPTION"]);
         let mut description = vec![about(command)];
         description.extend(help.paragraphs);
-        // The help of exec describes where its report goes.
-        if name != "exec" {
-            description.push(texts::REPORT.to_owned());
+        match name {
+            // The help of exec describes where its report goes.
+            "exec" => {}
+            "ready" => description.push(texts::NO_REPORT.to_owned()),
+            _ => description.push(texts::REPORT.to_owned()),
         }
         paragraphs(&mut roff, &description);
         roff.to_writer(&mut page)?;

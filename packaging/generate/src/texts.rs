@@ -13,10 +13,11 @@ pub const ABOUT: [&str; 4] = [
     "This program takes the GID that the node uses for kvm, sets the pod's group kvm to that GID, adds the QEMU \
      user to the group, and corrects owner, mode and ACL of the device if needed. It then opens the device \
      with the credentials that libvirt will give to QEMU. Correct settings are left untouched, and success is \
-     reported only after the device was opened.",
-    "On a node itself it changes only the device and, with --persist, a udev rule. If the device is not \
-     character device 10:232, if a GID would grant more than KVM access, or if the situation is ambiguous, it \
-     refuses to run before it changes anything.",
+     reported only after the device was opened (unless --proof=off).",
+    "On a node (not in a container), apply changes only the device and, with --persist, a udev rule. The program \
+     refuses to change anything if the device is not character device 10:232, if the target GID belongs to another \
+     group of the node or to a privileged group such as disk (unless --gid confirms it), or if no source sets a \
+     valid GID.",
     "Each command has its own page.",
 ];
 
@@ -24,13 +25,18 @@ pub const ABOUT: [&str; 4] = [
 pub const REPORT: &str = "The report goes to standard output. On failure, the last line on standard error \
      contains the reason and the next step.";
 
+/// The same for `ready`, which has no report.
+pub const NO_REPORT: &str = "Prints nothing on success. On failure, one line on standard error contains the reason \
+     and the next step.";
+
 /// Help of the two options of the program itself.
 pub const HELP: &str = "Print help; after a command, the help of that command.";
 pub const VERSION: &str = "Print the version.";
 
 /// Introduction to the exit codes on the overview page.
-pub const EXITS: &str = "Exit codes are the same for every command. For logs, 1 means that failures were found. exec returns \
-     the exit code of the command that it has started.";
+pub const EXITS: &str = "These exit codes apply to apply and check. Exceptions: logs exits with 1 if it found failures; \
+     watch exits with 0 when a signal ends it; exec exits with the code of the command that it started; \
+     --format=npd has codes of its own. The page of each command lists its codes.";
 
 pub fn exit(verdict: Verdict) -> &'static str {
     match verdict {
@@ -39,16 +45,17 @@ pub fn exit(verdict: Verdict) -> &'static str {
              imply that QEMU can open KVM."
         }
         Verdict::Drift => {
-            "QEMU cannot open KVM and apply would repair it; or QEMU can open KVM, but a step is pending, or \
-             the node's next event or the chart's libvirt.sh will deny access."
+            "QEMU cannot open KVM and apply would repair it; or QEMU can open KVM, but the file of \
+             --group-file-out is missing or out of date, or the node's next event or the chart's libvirt.sh will \
+             deny access."
         }
         Verdict::Usage => {
             "Invalid flag, environment variable or configuration; nothing was changed."
         }
         Verdict::Refused => "Refused by a safety check; nothing was changed.",
         Verdict::Failed => {
-            "A system call failed; the message contains the call with its arguments. Also if the proof could not \
-             be run."
+            "A system call failed (the message contains the call with its arguments), or the proof could not be \
+             run."
         }
         Verdict::Unproven => {
             "The state is correct but QEMU cannot open KVM, or this container lacks the privilege to open the \
@@ -78,7 +85,7 @@ pub const VARIABLES: [(&str, &[&str], &str); 3] = [
     (
         "NO_COLOR",
         &DEVICE,
-        "If set and not empty, the table has no colours on a terminal.",
+        "If set and not empty, the table has no colors on a terminal.",
     ),
     (
         "KUBERNETES_SERVICE_HOST, container",
@@ -107,7 +114,7 @@ pub const FILES: [(&str, &[&str], &str); 9] = [
         "/etc/group, /etc/passwd",
         &DEVICE,
         "Below the pod root (--root): the groups and users that libvirtd uses. In a container, apply, exec and \
-         watch change the group kvm.",
+         watch edit the group kvm in etc/group, unless --group-file-out is set.",
     ),
     (
         "/etc/libvirt/qemu.conf",
@@ -117,7 +124,7 @@ pub const FILES: [(&str, &[&str], &str); 9] = [
     (
         "/etc/group, /usr/lib/group, /usr/share/baselayout/group",
         &DEVICE,
-        "Below the host root (--host-root): the node's groups, also from userdb records. Read only.",
+        "Below the host root (--host-root): the node's groups (userdb records are read as well). Read only.",
     ),
     (
         "/etc/udev/rules.d, /run/udev/rules.d, /usr/local/lib/udev/rules.d, /usr/lib/udev/rules.d",
@@ -133,7 +140,7 @@ pub const FILES: [(&str, &[&str], &str); 9] = [
     (
         "/mnt/host-rootfs, /host, /proc/1/root",
         &DEVICE,
-        "Places where a container searches for the host root if --host-root is not set.",
+        "Where the program, in a container, searches for the host root if --host-root is not set.",
     ),
     (
         "/etc/default/libvirt-kvm-init",

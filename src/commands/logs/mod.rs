@@ -23,6 +23,8 @@ pub mod time;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+
 use crate::config;
 use crate::sys::identity::{DropStep, become_nobody};
 use crate::sys::progress::{self, Wait};
@@ -91,6 +93,19 @@ fn is_directory(place: &Path) -> bool {
     place.is_dir()
 }
 
+/// Describes an errno of open(2), followed by the next step if there is a typical one.
+fn with_advice(errno: Errno) -> String {
+    let text = errno_text(errno);
+    match errno {
+        Errno::ENOENT | Errno::ENOTDIR => format!("{text}; check the path"),
+        Errno::EACCES | Errno::EPERM => format!("{text}; run this command as root"),
+        Errno::EMFILE => {
+            format!("{text}; specify fewer files, or raise the limit on open files (ulimit -n)")
+        }
+        _ => text,
+    }
+}
+
 fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
@@ -105,7 +120,7 @@ fn read_all(logs: Logs, progress: bool) -> LogReport {
         progress: Progress::new(progress, total),
     };
     for (path, errno) in &logs.unreadable {
-        run.unreadable(path, errno_text(*errno));
+        run.unreadable(path, with_advice(*errno));
     }
     logs.open.into_iter().for_each(|log| run.read(&log));
     run.progress.clear();

@@ -14,16 +14,15 @@ use super::rule::Rule;
 use super::value::is_open;
 use super::version::Udevd;
 
-/// Memory limit, in bytes, for all rules that could affect kvm. It is enough for some ten thousand rules; a node
-/// has some thousand at most. A rule takes up to twenty times the memory of its text.
+/// Memory limit, in bytes, for all rules that could affect kvm. It is enough for about 10,000 rules; a node has a few
+/// thousand at most. A rule takes up to twenty times the memory of its text.
 const MOST_HELD: usize = 12 << 20;
 
 /// The rules of a file that udevd accepts, without those that cannot affect kvm.
 type Rules<'a> = Vec<AcceptedRule<'a>>;
 
 /// Predicts the effect of each event from the files that udevd reads, in udevd's order
-/// ([`select()`](super::select)). Everything is unclear if there are more rules than the memory limit
-/// allows.
+/// ([`select()`](super::select)). If the rules exceed the memory limit, all predictions are unclear.
 pub fn predict(files: &[&RuleFile], udevd: &Udevd, db: &Database<'_>) -> Predictions {
     let mut notes = Notes::default();
     let mut held = 0;
@@ -51,7 +50,7 @@ pub fn predict(files: &[&RuleFile], udevd: &Udevd, db: &Database<'_>) -> Predict
     }
 }
 
-/// Parses a file's rules up to the memory limit, and records those about kvm that udevd drops.
+/// Parses a file's rules up to the memory limit, and reports rules for kvm that udevd drops.
 fn read<'a>(
     file: &'a RuleFile,
     held: &mut usize,
@@ -98,7 +97,7 @@ fn read<'a>(
     rules
 }
 
-/// Resolves each `GOTO` to the next label of its name.
+/// Resolves each `GOTO` to the next rule whose `LABEL` has that name.
 fn link(rules: &mut Rules<'_>) {
     let mut labels = BTreeMap::new();
     for (place, rule) in rules.iter_mut().enumerate().rev() {
@@ -166,14 +165,15 @@ struct Run<'a> {
     ends: Vec<(Location<'a>, String)>,
     /// Rules that run a program after the event, with the text to report.
     programs: Vec<(Location<'a>, String)>,
+    /// Whether `RUN:=` has ended the list.
     programs_fixed: bool,
 }
 
 impl<'a> Run<'a> {
     /// Evaluates the rules of a file on every path that its `GOTO`s may take.
     fn file(&mut self, rules: &[AcceptedRule<'a>], notes: &mut Notes) {
-        // The rules that may be evaluated next (udevd evaluates one of them), and why it is uncertain that
-        // the first of them is.
+        // Rules that udevd may evaluate next; it evaluates exactly one of them. `reason` is why it may not be the
+        // first.
         let mut ways = BTreeSet::from([0]);
         let mut reason: Option<Doubt> = None;
         while let Some(at) = ways.pop_first() {
@@ -198,11 +198,12 @@ impl<'a> Run<'a> {
     }
 
     /// Applies a rule. Returns `None` if it does not match, `Some(None)` if it certainly does, and otherwise the
-    /// reason for doubt. `reached` is why the event may skip the rule, `own` why the rule itself is unclear.
+    /// reason for doubt. `skipped`: why the event may not reach the rule; `own`: why the effect of the rule itself is
+    /// unclear.
     fn rule(
         &mut self,
         rule: &AcceptedRule<'a>,
-        reached: Option<Doubt>,
+        skipped: Option<Doubt>,
         mut own: Option<Doubt>,
         notes: &mut Notes,
     ) -> Option<Option<Doubt>> {
@@ -224,16 +225,15 @@ impl<'a> Run<'a> {
         if is_dropped(rule, notes) {
             return None;
         }
-        let doubt = reached.as_ref().or(own.as_ref());
+        let doubt = skipped.as_ref().or(own.as_ref());
         for assignment in &rule.assignments {
             self.assign(assignment, rule.at, doubt, notes);
         }
         Some(own)
     }
 
-    /// Records rules that make udevd (observed with 252) abort the event, which discards everything that it
-    /// assigned: the import of a kernel parameter without a name, and reading properties after a tag with an
-    /// empty name was set.
+    /// Records rules that make udevd abort the event and discard all its assignments (observed with systemd 252): the
+    /// import of a kernel parameter without a name, and reading properties after a tag with an empty name was set.
     fn may_end(&mut self, pair: &Pair<'_>, at: Location<'a>) {
         let why = match (pair.key, &*pair.attr) {
             (Key::Import, b"cmdline") if pair.value.is_empty() => {
@@ -263,8 +263,8 @@ impl<'a> Run<'a> {
             }
             Assignment::Env(op, key, value) => self.device.set_property(*op, key, value, doubt),
             Assignment::Tag(op, tag) => {
-                // A tag with a substitution is usually set only after a test that it is not empty, as with
-                // systemd's own TAG+="$env{ID_SEAT}".
+                // A tag with a substitution may be empty. Rules usually test for that first, as systemd does before
+                // TAG+="$env{ID_SEAT}", and such a rule has a doubt here. So only a rule without doubt counts.
                 let open =
                     doubt.is_none() && is_open(tag) && matches!(tag.first(), Some(b'$' | b'%'));
                 self.nameless |= *op != Op::Remove && (tag.is_empty() || open);

@@ -1,4 +1,4 @@
-//! Creates a new file and links it under its name once it is complete.
+//! Creates a new file, and gives it its final name by rename(2) once it is complete.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -39,8 +39,8 @@ impl Drop for NewName<'_> {
 }
 
 impl LockedDir {
-    /// Removes temporary files of killed runs for `name`, as far as possible. `found` is the current file: leftovers
-    /// that belong to its owner are removed too.
+    /// Removes temporary files that killed runs left for `name`; errors are ignored. `found` is the current file:
+    /// temporary files that belong to its owner are removed too.
     pub fn clear(&self, name: &str, found: Option<&FileHandle>) {
         let owner = found.map(|found| found.stat.st_uid);
         for left in self.left_beside(name) {
@@ -77,7 +77,8 @@ impl LockedDir {
     }
 
     /// Replaces the file `found` at `name` by a new, complete and synced file. A rename is durable once the directory
-    /// is synced (fsync(2)). Afterwards `name` must lead to the file that was written.
+    /// is synced (fsync(2)). Finally checks that `name` is the file that was written; otherwise another process
+    /// replaced it.
     pub(super) fn write_new(
         &self,
         name: &str,
@@ -112,7 +113,7 @@ impl LockedDir {
         let path = syscalls::proc_path(&file);
         let call = || format!("open(the new {}, O_PATH)", self.path.join(name).display());
         let written = open(path.as_c_str(), OFlag::O_PATH).context(call)?;
-        // Close the file for writing before it gets its name (`ETXTBSY`).
+        // Close the file before the rename: a program that is open for writing cannot be executed (`ETXTBSY`).
         drop(file);
         self.rename(name, expected, &mut new)?;
         retry(|| fsync(&self.fd)).context(|| format!("fsync({})", self.path.display()))?;
@@ -166,7 +167,7 @@ impl LockedDir {
         }
     }
 
-    /// Links a new file without a name under a temporary one.
+    /// Gives a file without a name (`O_TMPFILE`) a temporary name.
     fn link(&self, name: &str, file: &File, new: &mut NewName<'_>) -> Result<()> {
         if new.name.is_none() {
             let path = syscalls::proc_path(file);
@@ -190,7 +191,7 @@ impl LockedDir {
     }
 
     /// Replaces the file at `name` by a new one with `content`, owned by root, mode 0644, without fsync(2). `prepare`
-    /// is called on the new file before it has its name. The returned file is open.
+    /// is called on the new file before the rename. The returned file is open.
     #[cfg(feature = "watch")]
     pub(in crate::sys) fn publish(
         &self,
@@ -225,7 +226,7 @@ pub(super) fn temporary(name: &str) -> nix::Result<String> {
     Ok(format!(".{name}.{random:016x}.{UNFINISHED}"))
 }
 
-/// Whether `entry` is a temporary name for `name`, with the random part or, as version 0.1.0 wrote it, without.
+/// Whether `entry` is a temporary name for `name`. Names of version 0.1.0 have no random part.
 fn is_temporary(entry: &str, name: &str) -> bool {
     let rest = entry
         .strip_prefix('.')
