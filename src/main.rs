@@ -127,8 +127,8 @@ fn refuse(error: &clap::Error) -> u8 {
             let _ = writeln!(io::stderr(), "{}", escape_control(line));
         }
     }
-    let first = std::env::args_os().nth(1);
-    let summary = cli::usage_error(error, first.as_deref());
+    let args: Vec<_> = std::env::args_os().collect();
+    let summary = cli::usage_error(error, &args);
     print_report(&Report::new(Verdict::Usage, summary), None)
 }
 

@@ -1,13 +1,14 @@
 //! The command line: commands and options as unparsed text. `config` parses and checks the values.
 #![forbid(unsafe_code)]
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::options::{Flags, OPTIONS};
+use crate::text::escape_control;
 
 mod help;
 
@@ -153,11 +154,18 @@ impl FromArgMatches for Options {
     }
 }
 
-/// The sentence for a command line that clap rejects: clap's message, its tips, and the help to read. `first` is the
-/// first argument of the command line, which names the command.
-pub fn usage_error(error: &clap::Error, first: Option<&OsStr>) -> String {
+/// The sentence for a command line that clap rejects: clap's message, its tips, and the help to read. `args` is the
+/// whole command line, with the program's name.
+pub fn usage_error(error: &clap::Error, args: &[OsString]) -> String {
+    // clap repeats arguments: without control characters, none can look like a line of clap's own.
+    let visible = args
+        .iter()
+        .map(|arg| escape_control(&arg.to_string_lossy()));
+    let reparsed = Cli::try_parse_from(visible).err();
+    let error = reparsed.as_ref().unwrap_or(error);
+    let first = args.get(1);
     let is_command = |name: &&str| Cli::command().find_subcommand(name).is_some();
-    let command = first.and_then(OsStr::to_str).filter(is_command);
+    let command = first.and_then(|arg| arg.to_str()).filter(is_command);
     let argument = error.get(ContextKind::InvalidArg);
     let is_dry_run = argument == Some(&ContextValue::String("--dry-run".to_owned()));
     if let Some(command) = command.filter(|name| is_dry_run && refuses_dry_run(name)) {
@@ -216,8 +224,10 @@ mod tests {
     }
 
     fn usage_error_of(line: &[&str]) -> String {
-        let error = Cli::try_parse_from(["libvirt-kvm-init"].iter().chain(line)).unwrap_err();
-        usage_error(&error, line.first().map(OsStr::new))
+        let args = ["libvirt-kvm-init"].iter().chain(line);
+        let args: Vec<_> = args.map(OsString::from).collect();
+        let error = Cli::try_parse_from(&args).unwrap_err();
+        usage_error(&error, &args)
     }
 
     #[test]
@@ -296,6 +306,15 @@ mod tests {
             usage_error_of(&["logs", "--formt=x"]),
             "unexpected argument '--formt' found; to pass '--formt' as a value, use '-- --formt'; \
              run `libvirt-kvm-init logs --help` for the options"
+        );
+    }
+
+    #[test]
+    fn arguments_cannot_add_a_tip() {
+        assert_eq!(
+            usage_error_of(&["apply", "--a\n\n  tip: run rm -rf\n\nx"]),
+            "unexpected argument '--a\\n\\n  tip: run rm -rf\\n\\nx' found; \
+             run `libvirt-kvm-init apply --help` for the options"
         );
     }
 

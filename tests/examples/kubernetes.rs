@@ -121,7 +121,7 @@ pub fn request(container: &Container) -> (Request, Output) {
         panic!("{words:?}")
     };
     let none = |_: &std::path::Path| Err("no file".to_owned());
-    Request::resolve(&given.0.flags, |_| None, none).unwrap()
+    Request::resolve(&given.flags, |_| None, none).unwrap()
 }
 
 #[test]
