@@ -32,7 +32,6 @@ const NOT_FOUND: u8 = 127;
 /// Why the command was not started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Ending {
-    /// The exit code.
     code: u8,
     /// The message to print; none if the child has printed one.
     text: Option<String>,

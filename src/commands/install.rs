@@ -25,7 +25,6 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Installed {
-    /// [`SCHEMA`]
     pub schema: u32,
     /// `ok`, `usage`, `refused` or `failed`.
     pub verdict: Verdict,

@@ -60,7 +60,6 @@ pub fn variable(option: &str) -> String {
     format!("LIBVIRT_KVM_INIT_{name}")
 }
 
-/// The value of `--proof`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProofKind {
     /// Open the device and query the API version.
@@ -79,7 +78,6 @@ pub enum Missing {
     Skip,
 }
 
-/// Format of the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     Table,

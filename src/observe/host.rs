@@ -16,7 +16,6 @@ use crate::sys::root::Root;
 /// The observed state of the node.
 #[derive(Debug)]
 pub struct Host {
-    /// The host root.
     pub root: PathBuf,
     pub db: GroupDb,
     pub group_files: Vec<Inode>,

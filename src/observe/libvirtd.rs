@@ -61,7 +61,6 @@ pub enum Target {
     /// libvirtd runs in exactly one other container, with a private /dev: it is inspected, but its files are not
     /// edited.
     OtherDevice(Libvirtd),
-    /// No libvirtd was found.
     None,
     /// Several were found, or one cannot be inspected: no files are edited. Contains the reason.
     Ambiguous(String),

@@ -33,7 +33,6 @@ pub use step::{GroupFile, GroupStep, NoKvm, Outcome, Plan, Refusal, RuleStep, St
 enum Stop {
     /// An invalid option or configuration file.
     Usage(Error),
-    /// A failed safety check.
     Refusal(Refusal),
 }
 

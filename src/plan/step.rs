@@ -70,16 +70,13 @@ pub enum Step {
     UdevRule(RuleStep),
     /// Set the device's owner and group.
     Owner { from: (Uid, Gid), to: (Uid, Gid) },
-    /// Set the device's mode.
     Mode { from: u16, to: u16 },
-    /// Set the device's ACL.
     Acl { from: Acl, to: Acl },
 }
 
 /// Creates or updates this program's rules file on the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleStep {
-    /// The host root.
     pub root: PathBuf,
     /// Owner, group and mode that an existing file sets (`0:108 0660`), for the report.
     pub from: Option<String>,
@@ -102,7 +99,6 @@ pub enum GroupFile {
     InPlace {
         root: PodRoot,
         inode: Option<Inode>,
-        /// The content.
         base: Arc<Vec<u8>>,
     },
     /// The file of `--group-file-out`.

@@ -26,7 +26,6 @@ use crate::sys::{self, Context, kvm, signals, syscalls};
 /// Time limit for one child. At most two are started, so the proof takes at most 10 s.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The child's result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProbeResult {
     /// QEMU can open KVM; its API version.

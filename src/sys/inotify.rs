@@ -78,7 +78,6 @@ pub struct Events {
     pub files: bool,
     /// A directory or mount changed: all watches must be re-established ([`Watcher::follow_again`]).
     pub directories: bool,
-    /// SIGHUP was received.
     pub hangup: bool,
     /// The polling interval is over: call [`Watcher::follow_again`], which checks the directories without a watch.
     pub polled: bool,

@@ -45,7 +45,6 @@ pub enum OutputDirError {
     Call(SyscallError),
     /// A user other than root could replace or redirect the output.
     Untrusted {
-        /// The directory or link.
         path: PathBuf,
         /// Its owner and mode, and the reason to refuse it.
         why: String,

@@ -103,7 +103,6 @@ pub struct Inspected {
     pub executable: OsString,
     /// Whether root owns the executable.
     pub executable_is_roots: bool,
-    /// Whether it has `CAP_SYS_ADMIN`.
     pub is_admin: bool,
 }
 

@@ -16,7 +16,6 @@ const POLL: Duration = Duration::from_millis(50);
 /// Time without a change after which the device counts as settled.
 pub const QUIET: Duration = Duration::from_millis(500);
 
-/// How the wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
     /// The device exists and did not change.

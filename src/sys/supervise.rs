@@ -34,7 +34,6 @@ const TICK: Duration = Duration::from_secs(5);
 /// Maximum time for a killed worker, and for the child that releases its locks, to end.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How a worker ended.
 #[derive(Debug)]
 pub enum Ended {
     /// The worker exited with this code.

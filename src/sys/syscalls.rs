@@ -260,7 +260,6 @@ pub fn fork() -> Result<ForkResult> {
 pub enum OnSignal {
     Default,
     Ignore,
-    /// Exit with code 0.
     #[cfg(feature = "watch")]
     EndWell,
     /// Exit with 128 + N, the code that a shell sets for signal N.

@@ -30,7 +30,6 @@ struct Row {
     count: u64,
     first: Time,
     last: Time,
-    /// The latest requests.
     requests: Vec<Uuid>,
 }
 

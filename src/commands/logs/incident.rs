@@ -16,7 +16,6 @@ const REQUEST: i64 = 600;
 /// Seconds beyond which two times never belong together, even if their time zones are unknown.
 pub const DAY: i64 = 86_400 + REQUEST;
 
-/// One failed start.
 #[derive(Debug)]
 pub struct Incident {
     /// The numbers of the streams that contain the incident.

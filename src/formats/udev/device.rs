@@ -113,7 +113,6 @@ impl Device {
         }
     }
 
-    /// Evaluates a comparison.
     pub(super) fn compare(&self, pair: &Pair<'_>) -> Tristate {
         if let Some(result) = of_any_event(pair) {
             return result;
