@@ -1,9 +1,9 @@
 //! Finds the libvirtd whose root is used if `--root` is not set; it can run in another container.
 //!
-//! Root will edit the group file of that libvirtd, so only facts from the kernel count: all four UIDs are 0,
-//! the process is in this process' user namespace, root owns its executable, it has `CAP_SYS_ADMIN`, and its
-//! root contains the node's own device. Its name and the other files in its root prove nothing, because any
-//! user can choose them.
+//! This program edits the group file of that libvirtd as root, so only facts from the kernel count: all four UIDs
+//! of the process are 0, it is in this process' user namespace, root owns its executable, it has `CAP_SYS_ADMIN`,
+//! and its root directory contains the node's own device. Its name and the other files in that directory prove
+//! nothing, because any user can choose them.
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
@@ -234,7 +234,8 @@ fn chosen<R>(
     const WAY_OUT: &str = "no group file is edited; set --root or --group-file-out";
     let is_nodes = |root: Inode| surroundings.nodes.contains(&Some(root));
     let is_own = |root: Inode| surroundings.own == Some(root);
-    // A libvirtd in this container. On the node, this is the node's own libvirtd.
+    // A libvirtd in this container. If this program runs on the node, that is the node's own libvirtd, which is
+    // handled below.
     if candidates
         .iter()
         .any(|one| is_own(one.root) && !is_nodes(one.root))

@@ -1,4 +1,5 @@
-//! One run: repeats its rounds until no step is left.
+//! One run, in rounds: each round observes, plans, and executes the steps that are due. The round in which no step
+//! is left runs the proof and ends the run.
 
 use super::{Daemons, Finished, Request, device_changed, no_device};
 use std::cell::LazyCell;
@@ -32,7 +33,7 @@ const ROUNDS: usize = 5;
 const LOOKS: usize = 3;
 
 /// Maximum number of rounds in total. Concurrent runs that each add another member to the group file all
-/// succeed in the end, but each may have to repeat its round after every other one.
+/// succeed in the end, but each may have to repeat its round once for every other run.
 const TURNS: usize = 100;
 
 /// Upper limit for the time in a guest start between libvirt's lookup of QEMU's groups (`virExec`) and its copy of
@@ -289,7 +290,8 @@ impl<'a> Run<'a> {
             if let Some(note) = changes::note(step) {
                 log::info!("{note}");
             }
-            // libvirt has already looked up the groups of a guest that is starting, so QEMU has only the old GID.
+            // A guest that is starting has the old groups, because libvirt has already looked them up. Wait until it
+            // has its copy of the device before the device gets another GID.
             if matches!(step, Step::GroupFile(_)) && self.leaves_good_gid(plan) {
                 self.locks.release_group();
                 std::thread::sleep(STARTS);

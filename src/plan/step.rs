@@ -69,9 +69,18 @@ pub enum Step {
     /// Write the rule for the node's udev.
     UdevRule(RuleStep),
     /// Set the device's owner and group.
-    Owner { from: (Uid, Gid), to: (Uid, Gid) },
-    Mode { from: u16, to: u16 },
-    Acl { from: Acl, to: Acl },
+    Owner {
+        from: (Uid, Gid),
+        to: (Uid, Gid),
+    },
+    Mode {
+        from: u16,
+        to: u16,
+    },
+    Acl {
+        from: Acl,
+        to: Acl,
+    },
 }
 
 /// Creates or updates this program's rules file on the node.

@@ -26,9 +26,10 @@ use super::{Context, Result, SyscallError, progress, retry, syscalls};
 
 /// Maximum time without a step; then the worker is killed.
 pub const LIMIT: Duration = Duration::from_secs(30);
-/// Interval between two checks of the worker's steps. It starts at the shortest after each step, so that this
-/// process soon notices a worker that waits and sleeps too, and doubles up to [`TICK`]. Time in which this process
-/// itself did not run (stopped, suspended) counts as at most one interval.
+/// Interval between two checks of the worker's steps. After each step it is [`SHORTEST_TICK`], and then doubles up
+/// to [`TICK`]. It starts short so that this process soon notices that the worker waits for an event, and then
+/// sleeps as well. Time in which this process itself did not run (stopped, suspended) counts as at most one
+/// interval.
 const SHORTEST_TICK: Duration = Duration::from_millis(50);
 const TICK: Duration = Duration::from_secs(5);
 /// Maximum time for a killed worker, and for the child that releases its locks, to end.

@@ -236,8 +236,8 @@ impl Reconciler {
         }
     }
 
-    /// False if a full check is needed. A path that is not a device, or is a device that must not be changed, is
-    /// left to the full check after the quiet period, because the device may be back by then.
+    /// Returns false if a full check is needed at once. True also if the path is not a device, or is a device that
+    /// must not be changed: the full check after the quiet period handles that, if the device is not back by then.
     fn repair_device(&mut self, waited: bool) -> Result<bool> {
         let Some(mut seen) = self.seen.take() else {
             return Ok(false);
