@@ -88,7 +88,7 @@ impl Page {
             "**missed**"
         };
         self.put(&format!(
-            "- {what}: {value:.2} (target: at most {at_most}, {verdict})\n"
+            "- {what}: {value:.2} (target: at most {at_most:.3}, {verdict})\n"
         ));
     }
 

@@ -204,7 +204,7 @@ fn group_file(page: &mut Page, setting: &Setting) {
     let stage = Stage::new();
     let (mut settled, mut renumbered) = (Vec::new(), Vec::new());
     // At most 8 MiB, the size limit of a group file.
-    for lines in [100, 1_000, 10_000, 100_000, 200_000_u64] {
+    for lines in [100, 1_000, 10_000, 100_000, 180_000_u64] {
         let others: String = (3..lines)
             .map(|n| format!("group{n}:x:{}:user{n},other{n}\n", 200_000 + n))
             .collect();
