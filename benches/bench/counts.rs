@@ -36,8 +36,9 @@ pub fn measure(page: &mut Page, setting: &Setting) {
         page.paragraph(&format!(
             "System calls of the command and its children are counted by `strace -f -c`; the column *for memory* \
              contains mmap, brk, mremap, munmap and mprotect. Page faults are counted by wait4(2), median of {} \
-             runs. Instructions in user space are counted by {method}. Peak memory is VmHWM of the command's own \
-             process when it ends, including the pages of its executable.",
+             runs. Instructions in user space are counted by {method}. Peak memory is the largest VmHWM of the \
+             command's own processes when they end, including the pages of the executable; programs that it starts do \
+             not count.",
             setting.rounds(21, 5)
         ));
         let mut failed = Vec::new();

@@ -36,27 +36,45 @@ fn wait(pid: i32) -> Option<(i32, i32)> {
     (got > 0).then_some((got, status))
 }
 
-/// The peak memory of the command's own process, without its children: `VmHWM` in KiB when it ends. `ru_maxrss`
-/// of wait4(2) would include the memory of the process that forked it.
+/// The peak memory of the command: the largest `VmHWM` in KiB of its processes that execute the same file as the first
+/// one (supervisor, worker and the proof's child), read when each ends. `ru_maxrss` of wait4(2) would include the memory of
+/// the process that forked it.
 pub fn peak(cmd: &mut Command) -> Option<u64> {
-    let pid = start(cmd)?;
+    let first = start(cmd)?;
     let at_end = libc::SIGTRAP | libc::PTRACE_EVENT_EXIT << 8;
-    let mut known = false;
+    let executable = |pid: i32| fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let mut alive = BTreeSet::new();
+    let mut own = None;
     let mut peak = None;
-    while let Some((_, status)) = wait(pid).filter(|(_, status)| libc::WIFSTOPPED(*status)) {
-        if !known {
-            let options = libc::PTRACE_O_TRACEEXIT | libc::PTRACE_O_EXITKILL;
-            ptrace(libc::PTRACE_SETOPTIONS, pid, options);
-            known = true;
+    // All children of this process are traced: it starts no other one during a measurement.
+    while let Some((pid, status)) = wait(-1) {
+        if !libc::WIFSTOPPED(status) {
+            alive.remove(&pid);
+            if alive.is_empty() {
+                break;
+            }
+            continue;
         }
-        let signal = match libc::WSTOPSIG(status) {
-            libc::SIGTRAP => 0,
-            other => other,
-        };
-        if status >> 8 == at_end {
+        let mut signal = libc::WSTOPSIG(status);
+        // The first stop of a process is not a signal for it.
+        if alive.insert(pid) || signal == libc::SIGTRAP {
+            signal = 0;
+        }
+        if pid == first && own.is_none() {
+            let family = libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK;
+            let family = family | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_EXITKILL;
+            ptrace(
+                libc::PTRACE_SETOPTIONS,
+                pid,
+                family | libc::PTRACE_O_TRACEEXIT,
+            );
+            own = executable(pid);
+        }
+        if status >> 8 == at_end && executable(pid) == own {
             let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
             let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-            peak = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+            let kib = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+            peak = peak.max(kib);
         }
         ptrace(libc::PTRACE_CONT, pid, signal);
     }
