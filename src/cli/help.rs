@@ -115,5 +115,5 @@ Examples:
   libvirt-kvm-init logs --format json /var/log/nova | jq '.guests[].instance'
       UUIDs of the affected Nova instances
 
-Exit codes: 0 no failures found, 1 failures found, 2 usage error, 4 no failures
-found but some input could not be read";
+Exit codes: 0 no failures found, 1 failures found, 2 usage error,
+4 no failures found, but some input could not be read";

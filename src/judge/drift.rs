@@ -1,5 +1,5 @@
-//! Detects drift: QEMU cannot open KVM and `apply` would repair it, or QEMU can open it until a predictable
-//! event changes the device. Pure.
+//! Detects drift: QEMU cannot open KVM and `apply` would repair it; or QEMU can open it, but only until a predictable
+//! event changes the device, or the file of `--group-file-out` is missing or out of date. Pure.
 #![forbid(unsafe_code)]
 
 use std::path::Path;
@@ -44,7 +44,8 @@ impl Drift<'_> {
         }
     }
 
-    /// Text to append to the command: where to run `apply`. Empty if it can run in this place.
+    /// Text to append to the command: where to run `apply`. Empty on the node, or if the pod root is not `/`: then the
+    /// command can run as printed.
     fn place(&self) -> &'static str {
         let pod = &self.case.seen.pod;
         let is_here = pod.is_host || pod.root.path() != Path::new("/");
@@ -57,8 +58,8 @@ impl Drift<'_> {
         is_private(self.case.seen) && !self.case.seen.device_explicit
     }
 
-    /// For a device that QEMU cannot open: adds the `apply` command if it would remove the cause, completely or in
-    /// part.
+    /// For a device that QEMU cannot open: adds the `apply` command if it would remove the cause, completely (then the
+    /// verdict is `drift`) or in part. For a device that `apply` leaves alone, adds how to mount the node's /dev.
     fn of_unproven(&self, judgement: &mut Judgement) {
         let (plan, policy) = (self.case.plan, self.case.policy);
         let proof = self.case.proof;
@@ -164,7 +165,8 @@ impl Drift<'_> {
     }
 
     /// Whether the pending steps would let QEMU open the device, as far as its owner, mode and ACL, the directories
-    /// above it and its mount options decide. False without pending steps.
+    /// above it and its mount options decide. `then` is the identity of QEMU after the steps, so it includes a pending
+    /// change of the group file. False without pending steps.
     fn would_open(&self, then: &Identity) -> bool {
         let steps = self.steps();
         let device = self.case.seen.device.clone().filter(|_| !steps.is_empty());
