@@ -147,7 +147,7 @@ pub const OPTIONS: [Spec; 21] = [
     value(
         "missing",
         "MODE",
-        "If the node has no KVM: fail, or skip (exit 0) [default: fail]",
+        "If the node has no KVM: fail, or skip (no error) [default: fail]",
     )
     .one_of(&["fail", "skip"]),
     value(
